@@ -1,0 +1,1 @@
+//! symroute: replies leave a node by the NIC the request came in by.

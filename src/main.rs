@@ -1,0 +1,3 @@
+//! The `symroute` program.
+
+fn main() {}
