@@ -1,1 +1,14 @@
-//! symroute: replies leave a node by the NIC the request came in by.
+//! symroute: replies leave a Kubernetes node by the NIC the request came in by.
+//!
+//! How a call flows: [`cni`] or [`cli`] take it in, [`node`] holds the one reconcile —
+//! [`gather`] reads [`facts`] from the kernel, [`plan`] makes the desired state and the steps
+//! towards it (pure), [`apply`] carries them out through [`netlink`]. What an ADD does on a node
+//! where everything is in place is in [`cni::add`] and [`fast`].
+
+pub mod config;
+pub mod facts;
+pub mod mark;
+pub mod names;
+pub mod netlink;
+pub mod plan;
+pub mod ruleset;

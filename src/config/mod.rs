@@ -1,0 +1,207 @@
+//! The public configuration: the plugin object of a conflist, checked and typed.
+
+mod parse;
+mod pattern;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+
+pub use parse::parse;
+pub use pattern::Pattern;
+
+use crate::mark::Field;
+use crate::names;
+use crate::ruleset::fingerprint::fnv;
+
+/// A wrong configuration value: CNI error 7.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// The key, with its place: `gateways.eth1`.
+    pub key: String,
+    /// The value as it was given.
+    pub value: String,
+    /// What is wrong and what to do instead.
+    pub hint: String,
+}
+
+impl Invalid {
+    /// A wrong value with what is allowed in its place.
+    pub fn new(key: impl Into<String>, value: &Value, hint: impl Into<String>) -> Self {
+        Self { key: key.into(), value: value.to_string(), hint: hint.into() }
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\": {}: {}", self.key, self.value, self.hint)
+    }
+}
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What holds for the node as a whole.
+    pub settings: Settings,
+    /// Where the data plane is built.
+    pub scope: Scope,
+    /// What is logged, and where.
+    pub log: Log,
+}
+
+/// Where the data plane is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// In the network namespace of the node.
+    Host,
+    /// In the network namespace of each pod.
+    Pod,
+}
+
+/// What is logged, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Least level that is written.
+    pub level: log::LevelFilter,
+    /// The file that lines are appended to.
+    pub file: PathBuf,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: log::LevelFilter::Warn, file: PathBuf::from(names::LOG_FILE) }
+    }
+}
+
+/// Which packets of a pod are steered to the uplink whose address they will be masqueraded with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Masquerade {
+    /// Where an uplink has no address of its own.
+    Auto,
+    /// Nowhere.
+    Off,
+    /// Packets with this mark (value, mask), whatever uplink they would leave by.
+    Mark {
+        /// Value and mask of the packet mark.
+        mark: (u32, u32),
+        /// Name of the uplink to leave by; none for that of main's default route.
+        via: Option<String>,
+    },
+}
+
+/// Who does the marking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// nftables where the kernel has it.
+    Auto,
+    /// nftables, over netlink.
+    Nftables,
+    /// iptables.
+    Iptables,
+}
+
+/// The settings that hold for a node as a whole: two networks on it have to agree on them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Which interfaces are uplinks.
+    pub uplinks: Vec<Pattern>,
+    /// Gateways by uplink name, where they can't be found.
+    pub gateways: BTreeMap<String, Vec<IpAddr>>,
+    /// Whether the node's own sockets and `NodePort`s with remote backends are served too.
+    pub host: bool,
+    /// Whether a local pod's address is accepted as a source on an uplink.
+    pub hairpin: bool,
+    /// Masquerade steering.
+    pub masquerade: Masquerade,
+    /// Who does the marking.
+    pub backend: Backend,
+    /// Our bits of the mark.
+    pub field: Field,
+    /// Priority of the first rule.
+    pub priority: u32,
+    /// Uplink `id` has table `table_base + id`.
+    pub table_base: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            uplinks: vec![Pattern::Auto],
+            gateways: BTreeMap::new(),
+            host: true,
+            hairpin: false,
+            masquerade: Masquerade::Auto,
+            backend: Backend::Auto,
+            // The default mask has five bits.
+            #[expect(clippy::unwrap_used, reason = "see above; a test covers it")]
+            field: Field::new(names::MARK_MASK).unwrap(),
+            priority: names::RULE_PRIORITY,
+            table_base: names::TABLE_BASE,
+        }
+    }
+}
+
+impl Settings {
+    /// The settings in the words of the public contract, all keys present.
+    #[must_use]
+    pub fn to_json(&self) -> Map<String, Value> {
+        let masquerade = match &self.masquerade {
+            Masquerade::Auto => json!("auto"),
+            Masquerade::Off => json!("off"),
+            Masquerade::Mark { mark: (value, mask), via } => {
+                let mut object = Map::new();
+                object.insert("mark".into(), json!(format!("{value:#x}/{mask:#x}")));
+                object.extend(via.iter().map(|via| ("via".into(), json!(via))));
+                Value::Object(object)
+            }
+        };
+        let uplinks: Vec<_> = self.uplinks.iter().map(ToString::to_string).collect();
+        let mut out = Map::new();
+        for (key, value) in [
+            ("uplinks", json!(uplinks)),
+            ("gateways", json!(self.gateways.iter().map(|(name, list)| {
+                (name.clone(), json!(list.iter().map(ToString::to_string).collect::<Vec<_>>()))
+            }).collect::<Map<_, _>>())),
+            ("host", json!(self.host)),
+            ("hairpin", json!(self.hairpin)),
+            ("masquerade", masquerade),
+            ("backend", json!(self.backend.to_string())),
+            ("markMask", json!(self.field.to_string())),
+            ("rulePriority", json!(self.priority)),
+            ("tableBase", json!(self.table_base)),
+        ] {
+            out.insert(key.to_string(), value);
+        }
+        out
+    }
+
+    /// A number that stands for these settings and the version of the ruleset. It lies in the
+    /// table as one element, so that an ADD sees in one look whether both are in force.
+    #[must_use]
+    pub fn fingerprint(&self) -> u32 {
+        let text = format!("{} {}", names::RULESET_VERSION, Value::Object(self.to_json()));
+        let hash = fnv(text.as_bytes());
+        #[expect(clippy::cast_possible_truncation, reason = "the two halves folded into one")]
+        let folded = (hash ^ hash >> 32) as u32;
+        folded
+    }
+
+    /// The table of the uplink with this id.
+    #[must_use]
+    pub fn table(&self, id: u32) -> u32 {
+        self.table_base + id
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        })
+    }
+}

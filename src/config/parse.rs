@@ -1,0 +1,244 @@
+//! From JSON to [`Config`]: unknown keys are ignored, a known key with a wrong value is an error
+//! that names the key, the value and what is allowed.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use super::{Backend, Config, Invalid, Log, Masquerade, Pattern, Scope, Settings};
+use crate::mark::Field;
+use crate::names;
+
+/// Longest interface name: `IFNAMSIZ` less the terminating zero.
+const NAME_MAX: usize = 15;
+/// Rule priorities that leave room for P to P+3 between `local` (0) and `main` (32766).
+const PRIORITIES: std::ops::RangeInclusive<u64> = 1..=32762;
+/// The tables `default`, `main` and `local` lie at 253 to 255.
+const LAST_SYSTEM_TABLE: u64 = 255;
+
+/// Reads the keys of the plugin object that are ours.
+///
+/// # Errors
+/// The first key with a wrong value.
+pub fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
+    let default = Settings::default();
+    let field = field(object)?;
+    let settings = Settings {
+        uplinks: uplinks(object)?,
+        gateways: gateways(object)?,
+        host: boolean(object, "host", default.host)?,
+        hairpin: boolean(object, "hairpin", default.hairpin)?,
+        masquerade: masquerade(object)?,
+        backend: backend(object)?,
+        field,
+        priority: number(object, "rulePriority", default.priority, &PRIORITIES)?,
+        table_base: number(
+            object,
+            "tableBase",
+            default.table_base,
+            &(LAST_SYSTEM_TABLE..=u64::from(u32::MAX - field.max_id())),
+        )?,
+    };
+    Ok(Config { settings, scope: scope(object)?, log: log(object)? })
+}
+
+fn boolean(object: &Map<String, Value>, key: &str, default: bool) -> Result<bool, Invalid> {
+    match object.get(key) {
+        None => Ok(default),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(other) => Err(Invalid::new(key, other, "allowed: true, false")),
+    }
+}
+
+fn number(
+    object: &Map<String, Value>,
+    key: &str,
+    default: u32,
+    allowed: &std::ops::RangeInclusive<u64>,
+) -> Result<u32, Invalid> {
+    let Some(value) = object.get(key) else { return Ok(default) };
+    value
+        .as_u64()
+        .filter(|n| allowed.contains(n))
+        .and_then(|n| u32::try_from(n).ok())
+        .ok_or_else(|| {
+            let hint = format!("allowed: a number from {} to {}", allowed.start(), allowed.end());
+            Invalid::new(key, value, hint)
+        })
+}
+
+fn field(object: &Map<String, Value>) -> Result<Field, Invalid> {
+    let Some(value) = object.get("markMask") else { return Ok(Settings::default().field) };
+    value.as_str().and_then(hex).and_then(Field::new).ok_or_else(|| {
+        Invalid::new("markMask", value, "allowed: a mask of at least 2 bits as text, like \"0x1f00\"")
+    })
+}
+
+/// A number of 32 bits, hexadecimal with `0x` or decimal.
+fn hex(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        // from_str_radix takes a sign, which no mark has.
+        Some(digits) if !digits.starts_with('+') => u32::from_str_radix(digits, 16).ok(),
+        None if !text.starts_with('+') => text.parse().ok(),
+        _ => None,
+    }
+}
+
+fn is_interface_name(name: &str) -> bool {
+    (1..=NAME_MAX).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
+}
+
+fn uplinks(object: &Map<String, Value>) -> Result<Vec<Pattern>, Invalid> {
+    const HINT: &str = "allowed: a list of \"auto\", names, globs (\"eth*\") and \"!name\" to \
+                        leave one out, with at least one that is no \"!name\"";
+    let Some(value) = object.get("uplinks") else { return Ok(Settings::default().uplinks) };
+    let wrong = |at: &Value| Invalid::new("uplinks", at, HINT);
+    let list = value.as_array().ok_or_else(|| wrong(value))?;
+    let mut patterns = Vec::with_capacity(list.len());
+    for item in list {
+        let text = item.as_str().ok_or_else(|| wrong(item))?;
+        let (not, name) = text.strip_prefix('!').map_or((false, text), |name| (true, name));
+        if !is_interface_name(name) {
+            return Err(wrong(item));
+        }
+        patterns.push(match (not, name) {
+            (false, "auto") => Pattern::Auto,
+            (false, name) => Pattern::Name(name.into()),
+            (true, name) => Pattern::Not(name.into()),
+        });
+    }
+    if patterns.iter().all(|p| matches!(p, Pattern::Not(_))) {
+        return Err(wrong(value));
+    }
+    Ok(patterns)
+}
+
+fn gateways(object: &Map<String, Value>) -> Result<BTreeMap<String, Vec<IpAddr>>, Invalid> {
+    const HINT: &str = "allowed: an object from uplink names to lists of addresses, at most one \
+                        of each family, like {\"eth1\": [\"10.0.1.1\", \"fe80::1\"]}";
+    let Some(value) = object.get("gateways") else { return Ok(BTreeMap::new()) };
+    let all = value.as_object().ok_or_else(|| Invalid::new("gateways", value, HINT))?;
+    let mut found = BTreeMap::new();
+    for (name, list) in all {
+        let key = format!("gateways.{name}");
+        if !is_interface_name(name) {
+            return Err(Invalid::new(key, list, HINT));
+        }
+        let mut addresses: Vec<IpAddr> = Vec::new();
+        for item in list.as_array().ok_or_else(|| Invalid::new(&key, list, HINT))? {
+            let ip: IpAddr = item
+                .as_str()
+                .and_then(|text| text.parse().ok())
+                .filter(usable_gateway)
+                .ok_or_else(|| Invalid::new(&key, item, HINT))?;
+            if addresses.iter().any(|a| a.is_ipv4() == ip.is_ipv4()) {
+                return Err(Invalid::new(&key, list, HINT));
+            }
+            addresses.push(ip);
+        }
+        found.insert(name.clone(), addresses);
+    }
+    Ok(found)
+}
+
+fn usable_gateway(ip: &IpAddr) -> bool {
+    !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast()
+}
+
+fn masquerade(object: &Map<String, Value>) -> Result<Masquerade, Invalid> {
+    const HINT: &str =
+        "allowed: \"auto\", \"off\" or {\"mark\": \"0x4000/0x4000\", \"via\": \"eth0\"}";
+    let key = "masquerade";
+    let wrong = |at: &Value| Invalid::new(key, at, HINT);
+    match object.get(key) {
+        None => Ok(Masquerade::Auto),
+        Some(Value::String(text)) if text == "auto" => Ok(Masquerade::Auto),
+        Some(Value::String(text)) if text == "off" => Ok(Masquerade::Off),
+        Some(whole @ Value::Object(object)) => {
+            let mark = match object.get("mark") {
+                None => names::KUBE_MASQUERADE,
+                Some(mark) => {
+                    let text = mark.as_str().ok_or_else(|| wrong(whole))?;
+                    mark_and_mask(text).ok_or_else(|| wrong(whole))?
+                }
+            };
+            let via = match object.get("via") {
+                None => None,
+                Some(Value::String(name)) if is_interface_name(name) => Some(name.clone()),
+                Some(_) => return Err(wrong(whole)),
+            };
+            if object.keys().any(|key| key != "mark" && key != "via") {
+                return Err(wrong(whole));
+            }
+            Ok(Masquerade::Mark { mark, via })
+        }
+        Some(other) => Err(wrong(other)),
+    }
+}
+
+/// `value/mask` with bits of the value inside the mask; a bare value is its own mask.
+fn mark_and_mask(text: &str) -> Option<(u32, u32)> {
+    let (value, mask) = text.split_once('/').unwrap_or((text, text));
+    let (value, mask) = (hex(value)?, hex(mask)?);
+    (mask != 0 && value & !mask == 0).then_some((value, mask))
+}
+
+fn backend(object: &Map<String, Value>) -> Result<Backend, Invalid> {
+    let Some(value) = object.get("backend") else { return Ok(Backend::Auto) };
+    match value.as_str() {
+        Some("auto") => Ok(Backend::Auto),
+        Some("nftables") => Ok(Backend::Nftables),
+        Some("iptables") => Ok(Backend::Iptables),
+        _ => Err(Invalid::new(
+            "backend",
+            value,
+            "allowed: \"auto\", \"nftables\", \"iptables\"",
+        )),
+    }
+}
+
+fn scope(object: &Map<String, Value>) -> Result<Scope, Invalid> {
+    match object.get("scope") {
+        None => Ok(Scope::Host),
+        Some(Value::String(text)) if text == "host" => Ok(Scope::Host),
+        Some(Value::String(text)) if text == "pod" => Ok(Scope::Pod),
+        Some(other) => Err(Invalid::new("scope", other, "allowed: \"host\", \"pod\"")),
+    }
+}
+
+fn log(object: &Map<String, Value>) -> Result<Log, Invalid> {
+    let mut log = Log::default();
+    let object = match object.get("log") {
+        None => return Ok(log),
+        Some(Value::Object(object)) => object,
+        Some(other) => {
+            return Err(Invalid::new(
+                "log",
+                other,
+                "allowed: an object like {\"level\": \"warn\", \"file\": \"/var/log/symroute.log\"}",
+            ));
+        }
+    };
+    if let Some(level) = object.get("level") {
+        log.level = level.as_str().and_then(|text| text.parse().ok()).ok_or_else(|| {
+            let hint = "allowed: \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\"";
+            Invalid::new("log.level", level, hint)
+        })?;
+    }
+    if let Some(file) = object.get("file") {
+        log.file = file
+            .as_str()
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+            .ok_or_else(|| Invalid::new("log.file", file, "allowed: an absolute path"))?;
+    }
+    Ok(log)
+}
+
+#[cfg(test)]
+mod tests {}

@@ -1,0 +1,269 @@
+//! Facts: what a node looks like at one moment, as plain values.
+//!
+//! [`crate::gather`] fills them from the kernel, [`crate::plan`] turns them into the desired
+//! state. Nothing here touches the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+/// IPv4 or IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    /// Both, in the order in which they are worked on.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    #[must_use]
+    pub fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// The number of the family in rtnetlink headers.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
+    }
+
+    /// The family with this number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        match number {
+            2 => Some(Self::V4),
+            10 => Some(Self::V6),
+            _ => None,
+        }
+    }
+
+    /// `0.0.0.0/0` or `::/0`.
+    #[must_use]
+    pub fn default_route(self) -> IpNetwork {
+        match self {
+            Self::V4 => IpNetwork::V4(std::net::Ipv4Addr::UNSPECIFIED.into()),
+            Self::V6 => IpNetwork::V6(std::net::Ipv6Addr::UNSPECIFIED.into()),
+        }
+    }
+
+    /// The prefix that holds just this address.
+    #[must_use]
+    pub fn host_route(ip: IpAddr) -> IpNetwork {
+        ip.into()
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// `IFLA_INFO_KIND`: "veth", "vlan", …; none for a physical device.
+    pub kind: Option<String>,
+    /// `IFLA_INFO_SLAVE_KIND`: what it is a port of ("bridge", "vrf", "bond"), if anything.
+    pub port_of: Option<String>,
+    /// Index of the master device.
+    pub master: Option<u32>,
+    /// The table of a VRF device.
+    pub vrf_table: Option<u32>,
+    /// `IFF_*`
+    pub flags: u32,
+    /// `ARPHRD_*`
+    pub hardware: u16,
+    /// Whether the link has carrier.
+    pub carrier: bool,
+}
+
+/// An address of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// Index of the interface.
+    pub link: u32,
+    /// The address with the length of its prefix. On point-to-point links the peer's prefix.
+    pub net: IpNetwork,
+    /// The node's own address.
+    pub ip: IpAddr,
+    /// `RT_SCOPE_*`: 0 is global.
+    pub scope: u8,
+}
+
+/// One way a route goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Nexthop {
+    /// Index of the outgoing interface.
+    pub link: u32,
+    /// The router, if the destination is not on the link itself.
+    pub gateway: Option<IpAddr>,
+}
+
+/// A route.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// The routing table.
+    pub table: u32,
+    /// Destination prefix.
+    pub dst: IpNetwork,
+    /// `RTN_*`: 1 is unicast.
+    pub kind: u8,
+    /// `RT_SCOPE_*` (IPv4; always 0 in IPv6).
+    pub scope: u8,
+    /// `RTPROT_*`: 2 is kernel.
+    pub protocol: u8,
+    /// Metric; lower wins. IPv6 has 1024 where nothing was set.
+    pub metric: u32,
+    /// Where it goes: one, or several for a multipath route.
+    pub nexthops: Vec<Nexthop>,
+    /// `RTA_METRICS` as the kernel gave them: MTU, window and so on.
+    pub metrics: Vec<u8>,
+}
+
+impl Route {
+    /// The family of the destination.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        Family::of(self.dst.ip())
+    }
+
+    /// Whether it matches every destination.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.dst.prefix() == 0
+    }
+}
+
+/// What a rule of the routing policy database does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Look the packet up in this table.
+    Lookup(u32),
+    /// Go on with the rule of this priority.
+    Goto(u32),
+    /// Nothing.
+    Nop,
+    /// Anything else, by its `FR_ACT_*` number.
+    Other(u8),
+}
+
+/// A rule of the routing policy database.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// Family whose packets it looks at.
+    pub family: Family,
+    /// Its place; lower comes first.
+    pub priority: u32,
+    /// What it does.
+    pub action: Action,
+    /// Packet mark and mask that it wants, if it asks for one.
+    pub mark: Option<(u32, u32)>,
+    /// Incoming interface that it wants.
+    pub iif: Option<String>,
+    /// Whether it asks for something that the fields above don't tell (source, ports, …).
+    pub other_selectors: bool,
+    /// `RTPROT_*`
+    pub protocol: u8,
+}
+
+/// A rule as the kernel gave it, with the bytes that delete exactly it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundRule {
+    /// What it says.
+    pub rule: Rule,
+    /// The body of the kernel's message.
+    pub message: Vec<u8>,
+}
+
+/// What the nftables table of ours holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Table {
+    /// Sets and maps by name.
+    pub sets: BTreeMap<String, FoundSet>,
+    /// Chains by name.
+    pub chains: BTreeMap<String, FoundChain>,
+}
+
+/// A set or map as found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FoundSet {
+    /// `NFT_SET_*`
+    pub flags: u32,
+    /// Number of the key's type, as nft has it.
+    pub key_type: u32,
+    /// Number of the data's type, 0 for a set.
+    pub data_type: u32,
+    /// Its elements.
+    pub elements: BTreeSet<(Vec<u8>, ElementData)>,
+}
+
+/// What an element of a map stands for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ElementData {
+    /// Nothing: the element of a set.
+    None,
+    /// A value.
+    Value(Vec<u8>),
+    /// `goto` this chain.
+    Goto(String),
+}
+
+/// A chain as found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FoundChain {
+    /// Type, hook number and priority of a base chain.
+    pub hook: Option<(String, u32, i32)>,
+    /// Fingerprint of each rule in order; `None` for a rule that does not carry one of ours.
+    pub rules: Vec<Option<u64>>,
+}
+
+/// Everything that reconcile looks at.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// All interfaces.
+    pub links: Vec<Link>,
+    /// All addresses.
+    pub addresses: Vec<Address>,
+    /// Unicast routes of all tables but `local`.
+    pub routes: Vec<Route>,
+    /// All rules of both families, in order.
+    pub rules: Vec<FoundRule>,
+    /// The table `inet symroute`, if it is there.
+    pub table: Option<Table>,
+    /// `src_valid_mark` of each interface, by index.
+    pub src_valid_mark: BTreeMap<u32, bool>,
+    /// Addresses of the enrolled pods.
+    pub pods: BTreeSet<IpAddr>,
+}
+
+impl Facts {
+    /// The interface with this index.
+    #[must_use]
+    pub fn link(&self, index: u32) -> Option<&Link> {
+        self.links.iter().find(|l| l.index == index)
+    }
+
+    /// The name of an interface, or its number where it has gone.
+    #[must_use]
+    pub fn link_name(&self, index: u32) -> String {
+        self.link(index).map_or_else(|| format!("#{index}"), |l| l.name.clone())
+    }
+}

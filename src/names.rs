@@ -1,0 +1,49 @@
+//! The one place for names and numbers that exist on a node: objects of ours in the kernel, and
+//! files.
+
+/// The nftables table, of family inet. Its name is its ownership: whatever stands in it is ours.
+pub const TABLE: &str = "symroute";
+
+/// Set with the fingerprint of the settings and the ruleset version in force; see
+/// [`crate::config::Settings::fingerprint`].
+pub const IN_FORCE: &str = "in_force";
+/// Map from an uplink's index to its id, as the conntrack mark carries it.
+pub const IDS: &str = "ids";
+/// Set of the uplinks' indexes.
+pub const UPLINKS: &str = "uplinks";
+/// Verdict map: what came in by an uplink goes to the uplink's chain.
+pub const ARRIVE: &str = "arrive";
+/// Verdict map: conntrack mark of a reply -> the uplink it leaves by.
+pub const REPLIES: &str = "replies";
+/// Verdict map: conntrack mark with D -> the uplink it is sent out by.
+pub const SENT: &str = "sent";
+/// Verdict map: the two above together, for what did not come in by an uplink.
+pub const BOUND: &str = "bound";
+/// Set of the conntrack marks of plain ids.
+pub const PLAIN: &str = "plain";
+/// Addresses of the enrolled pods.
+pub const PODS4: &str = "pods4";
+/// Addresses of the enrolled pods.
+pub const PODS6: &str = "pods6";
+/// Uplinks that a masqueraded connection of a pod must not leave by.
+pub const STEER4: &str = "steer4";
+/// Uplinks that a masqueraded connection of a pod must not leave by.
+pub const STEER6: &str = "steer6";
+
+/// Raised whenever the table's shape or its rules change between releases.
+pub const RULESET_VERSION: u32 = 1;
+
+/// Default of `markMask`: bits 8 to 12, which no neighbour uses as conntrack mark by default.
+pub const MARK_MASK: u32 = 0x1f00;
+/// Default of `rulePriority`: 300 to 499 are used by nobody we know of.
+pub const RULE_PRIORITY: u32 = 400;
+/// Default of `tableBase`.
+pub const TABLE_BASE: u32 = 47000;
+/// kube-proxy's mark of packets that it will masquerade, and its mask.
+pub const KUBE_MASQUERADE: (u32, u32) = (0x4000, 0x4000);
+
+/// State of this boot: attachments, the node record, the lock. A tmpfs on every system that has
+/// systemd, so it goes with the kernel's rules at a reboot.
+pub const STATE_DIR: &str = "/run/symroute";
+/// Default of `log.file`.
+pub const LOG_FILE: &str = "/var/log/symroute.log";

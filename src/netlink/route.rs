@@ -1,0 +1,358 @@
+//! rtnetlink messages: dumps of links, addresses, routes and rules; changes of routes and rules;
+//! the forwarding look-up.
+//!
+//! Layouts: `struct ifinfomsg`, `ifaddrmsg`, `rtmsg`, `rtnexthop` (`linux/rtnetlink.h`,
+//! `linux/if_addr.h`) and `struct fib_rule_hdr` (`linux/fib_rules.h`).
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+
+use super::uapi::{
+    FIB_RULE_CONDITION, FIB_RULE_INVERT, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, FRA_FWMARK,
+    FRA_FWMASK, FRA_GOTO, FRA_IIFNAME, FRA_PRIORITY, FRA_PROTOCOL, FRA_SUPPRESS_PREFIXLEN,
+    FRA_TABLE, IFA_ADDRESS, IFA_LOCAL, IFLA_CARRIER, IFLA_EXT_MASK, IFLA_IFNAME, IFLA_INFO_DATA,
+    IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_VRF_TABLE, NLM_F_ACK,
+    NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    RTA_DST, RTA_GATEWAY, RTA_IIF, RTA_MARK, RTA_METRICS, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY,
+    RTA_SRC, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_DELROUTE, RTM_DELRULE,
+    RTM_F_CLONED, RTM_F_LOOKUP_TABLE, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_GETRULE,
+    RTM_NEWROUTE, RTM_NEWRULE, RTN_UNICAST,
+};
+use super::wire::{Writer, attrs, find, ip, string, u16_at, u32_at};
+use super::{Error, Socket};
+use crate::facts::{Action, Address, Family, FoundRule, Link, Nexthop, Route, Rule};
+
+const IFINFOMSG: usize = 16;
+const IFADDRMSG: usize = 8;
+const RTMSG: usize = 12;
+const FIB_RULE_HDR: usize = 12;
+/// Bytes of `struct rtnexthop`.
+const RTNEXTHOP: usize = 8;
+
+fn dump_request(kind: u16, body: &[u8]) -> Writer {
+    let mut request = Writer::default();
+    request.message(kind, NLM_F_REQUEST | NLM_F_DUMP, body);
+    request
+}
+
+/// All interfaces.
+pub fn links(socket: &mut Socket) -> Result<Vec<Link>, Error> {
+    let mut request = dump_request(RTM_GETLINK, &[0; IFINFOMSG]);
+    request.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    socket.dump(&mut request, parse_link)
+}
+
+fn parse_link(body: &[u8]) -> Option<Link> {
+    let mut link = Link {
+        hardware: u16_at(body, 2)?,
+        index: u32_at(body, 4)?,
+        flags: u32_at(body, 8)?,
+        ..Link::default()
+    };
+    for (kind, payload) in attrs(body.get(IFINFOMSG..)?) {
+        match kind {
+            IFLA_IFNAME => link.name = string(payload),
+            IFLA_MASTER => link.master = u32_at(payload, 0),
+            IFLA_CARRIER => link.carrier = payload == [1],
+            IFLA_LINKINFO => {
+                link.kind = find(payload, IFLA_INFO_KIND).map(string);
+                link.port_of = find(payload, IFLA_INFO_SLAVE_KIND).map(string);
+                if link.kind.as_deref() == Some("vrf") {
+                    link.vrf_table = find(payload, IFLA_INFO_DATA)
+                        .and_then(|data| find(data, IFLA_VRF_TABLE))
+                        .and_then(|table| u32_at(table, 0));
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+/// All addresses of both families.
+pub fn addresses(socket: &mut Socket) -> Result<Vec<Address>, Error> {
+    socket.dump(&mut dump_request(RTM_GETADDR, &[0; IFADDRMSG]), parse_address)
+}
+
+fn parse_address(body: &[u8]) -> Option<Address> {
+    let (prefix, scope, link) = (*body.get(1)?, *body.get(3)?, u32_at(body, 4)?);
+    let rest = body.get(IFADDRMSG..)?;
+    let peer = find(rest, IFA_ADDRESS).and_then(ip)?;
+    let own = find(rest, IFA_LOCAL).and_then(ip).unwrap_or(peer);
+    Some(Address { link, net: IpNetwork::new(peer, prefix).ok()?, ip: own, scope })
+}
+
+/// All unicast routes of one family that `keep` wants, from every table.
+pub fn routes(
+    socket: &mut Socket,
+    family: Family,
+    keep: impl Fn(&Route) -> bool,
+) -> Result<Vec<Route>, Error> {
+    let mut body = [0; RTMSG];
+    body[0] = family.number();
+    socket.dump(&mut dump_request(RTM_GETROUTE, &body), |body| parse_route(body).filter(&keep))
+}
+
+fn parse_route(body: &[u8]) -> Option<Route> {
+    let family = Family::from_number(*body.first()?)?;
+    if u32_at(body, 8)? & RTM_F_CLONED != 0 || *body.get(7)? != RTN_UNICAST {
+        return None;
+    }
+    let mut route = Route {
+        table: u32::from(*body.get(4)?),
+        dst: family.default_route(),
+        kind: RTN_UNICAST,
+        scope: *body.get(6)?,
+        protocol: *body.get(5)?,
+        metric: 0,
+        nexthops: Vec::new(),
+        metrics: Vec::new(),
+    };
+    let (mut link, mut gateway) = (None, None);
+    for (kind, payload) in attrs(body.get(RTMSG..)?) {
+        match kind {
+            RTA_DST => route.dst = IpNetwork::new(ip(payload)?, *body.get(1)?).ok()?,
+            RTA_TABLE => route.table = u32_at(payload, 0)?,
+            RTA_PRIORITY => route.metric = u32_at(payload, 0)?,
+            RTA_METRICS => route.metrics = payload.to_vec(),
+            RTA_OIF => link = u32_at(payload, 0),
+            RTA_GATEWAY => gateway = ip(payload),
+            RTA_VIA => gateway = ip(payload.get(2..)?),
+            RTA_MULTIPATH => route.nexthops = parse_nexthops(payload),
+            _ => {}
+        }
+    }
+    if let Some(link) = link {
+        route.nexthops.push(Nexthop { link, gateway });
+    }
+    Some(route)
+}
+
+fn parse_nexthops(mut payload: &[u8]) -> Vec<Nexthop> {
+    let mut found = Vec::new();
+    while let (Some(len), Some(link)) = (u16_at(payload, 0), u32_at(payload, 4)) {
+        let len = usize::from(len);
+        let Some(rest) = payload.get(RTNEXTHOP..len) else { break };
+        let gateway = attrs(rest).find_map(|(kind, payload)| match kind {
+            RTA_GATEWAY => ip(payload),
+            RTA_VIA => payload.get(2..).and_then(ip),
+            _ => None,
+        });
+        found.push(Nexthop { link, gateway });
+        payload = payload.get((len + 3) & !3..).unwrap_or(&[]);
+    }
+    found
+}
+
+/// All rules of one family.
+pub fn rules(socket: &mut Socket, family: Family) -> Result<Vec<FoundRule>, Error> {
+    let mut body = [0; FIB_RULE_HDR];
+    body[0] = family.number();
+    socket.dump(&mut dump_request(RTM_GETRULE, &body), parse_rule)
+}
+
+fn parse_rule(body: &[u8]) -> Option<FoundRule> {
+    let family = Family::from_number(*body.first()?)?;
+    let flags = u32_at(body, 8)?;
+    let (mut table, mut target) = (u32::from(*body.get(4)?), 0);
+    let (mut mark, mut mask) = (None, None);
+    let mut rule = Rule {
+        family,
+        priority: 0,
+        action: Action::Nop,
+        mark: None,
+        iif: None,
+        // Source or destination prefix, TOS, or an inverted rule.
+        other_selectors: body.get(1..4)? != [0; 3] || flags & FIB_RULE_INVERT != 0,
+        protocol: 0,
+    };
+    for (kind, payload) in attrs(body.get(FIB_RULE_HDR..)?) {
+        match kind {
+            FRA_PRIORITY => rule.priority = u32_at(payload, 0)?,
+            FRA_TABLE => table = u32_at(payload, 0)?,
+            FRA_GOTO => target = u32_at(payload, 0)?,
+            FRA_FWMARK => mark = u32_at(payload, 0),
+            FRA_FWMASK => mask = u32_at(payload, 0),
+            FRA_IIFNAME => rule.iif = Some(string(payload)),
+            FRA_PROTOCOL => rule.protocol = *payload.first()?,
+            // -1: nothing is suppressed, which the kernel says for every rule.
+            FRA_SUPPRESS_PREFIXLEN => rule.other_selectors |= u32_at(payload, 0)? != u32::MAX,
+            _ => rule.other_selectors = true,
+        }
+    }
+    rule.action = match *body.get(7)? {
+        FR_ACT_TO_TBL => Action::Lookup(table),
+        FR_ACT_GOTO => Action::Goto(target),
+        FR_ACT_NOP => Action::Nop,
+        other => Action::Other(other),
+    };
+    if let Some(mask) = mask.filter(|&mask| mask != 0) {
+        rule.mark = Some((mark.unwrap_or(0), mask));
+    }
+    Some(FoundRule { rule, message: body.to_vec() })
+}
+
+/// Adds a route; a twin that is there already is left as it is.
+pub fn add_route(socket: &mut Socket, route: &Route) -> Result<(), Error> {
+    change_route(socket, route, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, &[Errno::EEXIST])
+}
+
+/// Puts a route in the place of the one with the same destination and metric, in one step.
+pub fn replace_route(socket: &mut Socket, route: &Route) -> Result<(), Error> {
+    change_route(socket, route, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &[])
+}
+
+/// Deletes a route; one that has gone already is no error.
+pub fn delete_route(socket: &mut Socket, route: &Route) -> Result<(), Error> {
+    change_route(socket, route, RTM_DELROUTE, 0, &[Errno::ESRCH, Errno::ENODEV])
+}
+
+fn change_route(
+    socket: &mut Socket,
+    route: &Route,
+    kind: u16,
+    flags: u16,
+    fine: &[Errno],
+) -> Result<(), Error> {
+    let mut body = [0; RTMSG];
+    body[0] = route.family().number();
+    body[1] = route.dst.prefix();
+    body[5] = route.protocol;
+    body[6] = route.scope;
+    body[7] = route.kind;
+    let mut request = Writer::default();
+    request.message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, &body);
+    if !route.is_default() {
+        request.ip(RTA_DST, route.dst.ip());
+    }
+    request.u32(RTA_TABLE, route.table);
+    if route.metric != 0 {
+        request.u32(RTA_PRIORITY, route.metric);
+    }
+    if !route.metrics.is_empty() && kind == RTM_NEWROUTE {
+        request.attr(RTA_METRICS | super::uapi::NLA_F_NESTED, &route.metrics);
+    }
+    // Routes of ours go one way: there is one uplink to a table.
+    for nexthop in route.nexthops.iter().take(1) {
+        request.u32(RTA_OIF, nexthop.link);
+        if let Some(gateway) = nexthop.gateway {
+            request.ip(RTA_GATEWAY, gateway);
+        }
+    }
+    forgive(socket.acknowledged(&mut request), fine)
+}
+
+/// Adds a rule; a twin that is there already is left as it is.
+pub fn add_rule(socket: &mut Socket, rule: &Rule) -> Result<(), Error> {
+    let mut body = [0; FIB_RULE_HDR];
+    body[0] = rule.family.number();
+    body[7] = match rule.action {
+        Action::Lookup(_) => FR_ACT_TO_TBL,
+        Action::Goto(_) => FR_ACT_GOTO,
+        Action::Nop => FR_ACT_NOP,
+        Action::Other(other) => other,
+    };
+    let mut request = Writer::default();
+    request.message(RTM_NEWRULE, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &body);
+    request.u32(FRA_PRIORITY, rule.priority);
+    request.attr(FRA_PROTOCOL, &[rule.protocol]);
+    match rule.action {
+        Action::Lookup(table) => request.u32(FRA_TABLE, table),
+        Action::Goto(target) => request.u32(FRA_GOTO, target),
+        Action::Nop | Action::Other(_) => {}
+    }
+    if let Some((mark, mask)) = rule.mark {
+        request.u32(FRA_FWMARK, mark);
+        request.u32(FRA_FWMASK, mask);
+    }
+    if let Some(iif) = &rule.iif {
+        request.str(FRA_IIFNAME, iif);
+    }
+    forgive(socket.acknowledged(&mut request), &[Errno::EEXIST])
+}
+
+/// Deletes exactly the rule that a dump gave: attributes left out would be wildcards.
+pub fn delete_rule(socket: &mut Socket, found: &FoundRule) -> Result<(), Error> {
+    let mut body = found.message.get(..FIB_RULE_HDR).unwrap_or(&[0; FIB_RULE_HDR]).to_vec();
+    let flags = u32_at(&body, 8).unwrap_or(0) & !FIB_RULE_CONDITION;
+    body[8..12].copy_from_slice(&flags.to_ne_bytes());
+    let mut request = Writer::default();
+    request.message(RTM_DELRULE, NLM_F_REQUEST | NLM_F_ACK, &body);
+    request.bytes(found.message.get(FIB_RULE_HDR..).unwrap_or(&[]));
+    forgive(socket.acknowledged(&mut request), &[Errno::ENOENT])
+}
+
+fn forgive(result: Result<(), Error>, fine: &[Errno]) -> Result<(), Error> {
+    match result {
+        Err(error) if fine.contains(&error.errno) => Ok(()),
+        other => other,
+    }
+}
+
+/// A question to the kernel's forwarding: where would such a packet go?
+#[derive(Debug, Clone, Copy)]
+pub struct Lookup {
+    /// Destination address.
+    pub to: IpAddr,
+    /// Source address and the interface it comes in by; none for the node's own packets.
+    pub from: Option<(IpAddr, u32)>,
+    /// Packet mark.
+    pub mark: u32,
+}
+
+/// The kernel's answer to a [`Lookup`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// `RTN_*`: 1 is unicast, 2 is local.
+    pub kind: u8,
+    /// The table that had the route.
+    pub table: u32,
+    /// Index of the outgoing interface.
+    pub link: u32,
+    /// The router, unless the destination is on the link.
+    pub gateway: Option<IpAddr>,
+}
+
+/// Asks the kernel where a packet would go, reverse path filter included (a martian is an
+/// error). `RTM_GETROUTE` reads one route and does not wait for the routing lock.
+pub fn lookup(socket: &mut Socket, question: &Lookup) -> Result<Way, Error> {
+    let family = Family::of(question.to);
+    let full: u8 = if family == Family::V4 { 32 } else { 128 };
+    let mut body = [0; RTMSG];
+    body[0] = family.number();
+    body[1] = full;
+    body[2] = if question.from.is_some() { full } else { 0 };
+    // Without this flag an IPv4 answer names table main whatever table was used. IPv6 always
+    // names the table and refuses the flag.
+    if family == Family::V4 {
+        body[8..12].copy_from_slice(&RTM_F_LOOKUP_TABLE.to_ne_bytes());
+    }
+    let mut request = Writer::with_capacity(128);
+    request.message(RTM_GETROUTE, NLM_F_REQUEST, &body);
+    request.ip(RTA_DST, question.to);
+    if let Some((source, iif)) = question.from {
+        request.ip(RTA_SRC, source);
+        request.u32(RTA_IIF, iif);
+    }
+    if question.mark != 0 {
+        request.u32(RTA_MARK, question.mark);
+    }
+    socket.query(&mut request, |message| {
+        let kind = *message.body.get(7)?;
+        let mut way =
+            Way { kind, table: u32::from(*message.body.get(4)?), link: 0, gateway: None };
+        for (attr, payload) in attrs(message.body.get(RTMSG..)?) {
+            match attr {
+                RTA_TABLE => way.table = u32_at(payload, 0)?,
+                RTA_OIF => way.link = u32_at(payload, 0)?,
+                RTA_GATEWAY => way.gateway = ip(payload),
+                RTA_VIA => way.gateway = ip(payload.get(2..)?),
+                _ => {}
+            }
+        }
+        Some(way)
+    })
+}
+

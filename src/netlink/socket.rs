@@ -1,0 +1,242 @@
+//! One small blocking netlink socket: requests, dumps and batches, with every error seen.
+//!
+//! What a general client tends to lose is kept here: the errno that ends a failed dump, dumps
+//! that the kernel marks as interrupted, truncated datagrams, the kernel's own error text.
+//! A socket belongs to the network namespace of the thread that opened it.
+
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+    setsockopt, socket, sockopt,
+};
+
+use super::uapi::{
+    NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR,
+    NLMSG_DONE, NLMSG_ERROR, NLMSGERR_ATTR_MSG, SOL_NETLINK,
+};
+use super::wire::{HEADER, Message, Writer, find, messages, string};
+
+/// Room for one reply of a single request.
+const REPLY: usize = 8 * 1024;
+/// Room for one datagram of a dump: the kernel fills at most 32 KiB.
+const DUMP: usize = 64 * 1024;
+/// How often a dump that changed under the reader is read again.
+const DUMP_TRIES: u32 = 16;
+/// Send buffers above this size are asked for explicitly (`wmem_default` is about 208 KiB).
+const LARGE: usize = 96 * 1024;
+
+/// What the kernel said no to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    /// The error number.
+    pub errno: Errno,
+    /// The kernel's explanation, where it gave one.
+    pub text: Option<String>,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.text {
+            Some(text) => write!(f, "{} ({})", self.errno.desc(), text),
+            None => f.write_str(self.errno.desc()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Errno> for Error {
+    fn from(errno: Errno) -> Self {
+        Self { errno, text: None }
+    }
+}
+
+/// A netlink socket.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    seq: u32,
+    buf: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens a socket to rtnetlink in the network namespace of this thread.
+    pub fn route() -> Result<Self, Error> {
+        Self::open(SockProtocol::NetlinkRoute)
+    }
+
+    /// Opens a socket to nfnetlink in the network namespace of this thread.
+    pub fn netfilter() -> Result<Self, Error> {
+        Self::open(SockProtocol::NetlinkNetFilter)
+    }
+
+    fn open(protocol: SockProtocol) -> Result<Self, Error> {
+        let fd =
+            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        let socket = Self { fd, seq: 1, buf: vec![0; REPLY] };
+        // Each is a help, none a need: kernels before 4.20 lack some.
+        for option in [NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK] {
+            let _ = socket.enable(option);
+        }
+        Ok(socket)
+    }
+
+    fn enable(&self, option: i32) -> Result<(), Errno> {
+        let on: libc::c_int = 1;
+        // SAFETY: the pointer and the length describe `on`, which outlives the call; the
+        // descriptor is open for as long as `self` lives.
+        let rc = unsafe {
+            libc::setsockopt(
+                self.fd.as_raw_fd(),
+                SOL_NETLINK,
+                option,
+                (&raw const on).cast(),
+                size_of_val(&on) as libc::socklen_t,
+            )
+        };
+        Errno::result(rc).map(drop)
+    }
+
+    fn send(&mut self, request: &mut Writer) -> Result<u32, Error> {
+        let last = request.number(self.seq);
+        self.seq = last.wrapping_add(1);
+        let bytes = request.as_bytes();
+        if bytes.len() > LARGE {
+            setsockopt(&self.fd, sockopt::SndBufForce, &(bytes.len() * 2))?;
+        }
+        loop {
+            match send(self.fd.as_raw_fd(), bytes, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+                Ok(_) => return Ok(last),
+            }
+        }
+    }
+
+    fn receive(&mut self) -> Result<usize, Error> {
+        loop {
+            match recv(self.fd.as_fd().as_raw_fd(), &mut self.buf, MsgFlags::MSG_TRUNC) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+                Ok(len) if len > self.buf.len() => return Err(Errno::EMSGSIZE.into()),
+                Ok(len) => return Ok(len),
+            }
+        }
+    }
+
+    /// Sends one message that asks for an acknowledgement, and waits for it.
+    pub fn acknowledged(&mut self, request: &mut Writer) -> Result<(), Error> {
+        let last = self.send(request)?;
+        self.wait(last, last)
+    }
+
+    /// Sends an nfnetlink batch whose last change (the message before the closing one) asks for
+    /// an acknowledgement. The first error is the answer; the kernel has then changed nothing.
+    pub fn batch(&mut self, request: &mut Writer) -> Result<(), Error> {
+        let first = self.seq;
+        let last = self.send(request)?;
+        self.wait(first, last.wrapping_sub(1))
+    }
+
+    /// Waits for an error of any message from `first` on, or for the answer to `last`.
+    fn wait(&mut self, first: u32, last: u32) -> Result<(), Error> {
+        loop {
+            let len = self.receive()?;
+            for message in messages(&self.buf[..len]) {
+                // Anything older is left over from a request that ended in an error.
+                let current = message.seq.wrapping_sub(first) <= last.wrapping_sub(first) + 1;
+                if message.kind == NLMSG_ERROR && current {
+                    let answer = outcome(message);
+                    if answer.is_err() || message.seq == last {
+                        return answer;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends one message that is answered by one message, and parses that.
+    pub fn query<T>(
+        &mut self,
+        request: &mut Writer,
+        parse: impl FnOnce(Message<'_>) -> Option<T>,
+    ) -> Result<T, Error> {
+        let last = self.send(request)?;
+        loop {
+            let len = self.receive()?;
+            for message in messages(&self.buf[..len]) {
+                if message.seq != last {
+                    continue;
+                }
+                if message.kind == NLMSG_ERROR {
+                    outcome(message)?;
+                    return Err(Errno::ENODATA.into());
+                }
+                return parse(message).ok_or_else(|| Errno::EBADMSG.into());
+            }
+        }
+    }
+
+    /// Sends a dump request and collects what `parse` makes of each message. A dump that the
+    /// kernel marks as interrupted is read again from the start.
+    pub fn dump<T>(
+        &mut self,
+        request: &mut Writer,
+        parse: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        self.buf.resize(DUMP, 0);
+        for _ in 0..DUMP_TRIES {
+            if let Some(found) = self.dump_once(request, &parse)? {
+                return Ok(found);
+            }
+        }
+        Err(Error {
+            errno: Errno::EINTR,
+            text: Some("the table changed each time it was read".into()),
+        })
+    }
+
+    fn dump_once<T>(
+        &mut self,
+        request: &mut Writer,
+        parse: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, Error> {
+        let last = self.send(request)?;
+        let (mut found, mut whole) = (Vec::new(), true);
+        loop {
+            let len = self.receive()?;
+            for message in messages(&self.buf[..len]) {
+                if message.seq != last {
+                    continue;
+                }
+                whole &= message.flags & NLM_F_DUMP_INTR == 0;
+                match message.kind {
+                    NLMSG_ERROR => return outcome(message).map(|()| Some(found)),
+                    // The kernel ends a failed dump with DONE and an error number.
+                    NLMSG_DONE => return outcome(message).map(|()| whole.then_some(found)),
+                    _ => found.extend(parse(message.body)),
+                }
+            }
+        }
+    }
+}
+
+/// The error number of an NLMSG_ERROR or NLMSG_DONE message, with the kernel's text.
+fn outcome(message: Message<'_>) -> Result<(), Error> {
+    let number = message.body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
+    if number == 0 {
+        return Ok(());
+    }
+    // With NETLINK_CAP_ACK only the header of the request is repeated before the attributes.
+    let at = if message.kind == NLMSG_ERROR { 4 + HEADER } else { 4 };
+    let text = (message.flags & NLM_F_ACK_TLVS != 0)
+        .then(|| message.body.get(at..))
+        .flatten()
+        .and_then(|attrs| find(attrs, NLMSGERR_ATTR_MSG))
+        .map(string);
+    Err(Error { errno: Errno::from_raw(-number), text })
+}

@@ -1,0 +1,244 @@
+//! The netlink wire format: messages and attributes, written and read.
+//!
+//! Layout: `struct nlmsghdr` and `struct nlattr` of `include/uapi/linux/netlink.h`; all header
+//! fields are in host byte order, everything is aligned to four bytes.
+
+use std::net::IpAddr;
+
+use super::uapi::{NLA_F_NESTED, NLA_TYPE_MASK};
+
+/// Bytes of `struct nlmsghdr`.
+pub const HEADER: usize = 16;
+/// Bytes of `struct nlattr`.
+const ATTR_HEADER: usize = 4;
+
+const fn align(len: usize) -> usize {
+    (len + 3) & !3
+}
+
+/// One or more netlink messages under construction, in one buffer.
+#[derive(Debug, Default, Clone)]
+pub struct Writer {
+    buf: Vec<u8>,
+    /// Offset of the message being written.
+    start: usize,
+}
+
+impl Writer {
+    /// An empty buffer with room for `capacity` bytes.
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { buf: Vec::with_capacity(capacity), start: 0 }
+    }
+
+    /// Starts a message: its header and `body`, the family's fixed header.
+    pub fn message(&mut self, kind: u16, flags: u16, body: &[u8]) {
+        self.start = self.buf.len();
+        self.buf.extend_from_slice(&[0; 4]);
+        self.buf.extend_from_slice(&kind.to_ne_bytes());
+        self.buf.extend_from_slice(&flags.to_ne_bytes());
+        self.buf.extend_from_slice(&[0; 8]);
+        self.bytes(body);
+    }
+
+    /// Appends raw bytes to the current message, padded to four.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.buf.extend_from_slice(bytes);
+        self.buf.resize(align(self.buf.len()), 0);
+        // A message of ours is far below 4 GiB: batches are split long before.
+        #[expect(clippy::cast_possible_truncation, reason = "see above")]
+        let len = (self.buf.len() - self.start) as u32;
+        self.buf[self.start..self.start + 4].copy_from_slice(&len.to_ne_bytes());
+    }
+
+    /// Appends one attribute.
+    pub fn attr(&mut self, kind: u16, payload: &[u8]) {
+        debug_assert!(payload.len() <= usize::from(u16::MAX) - ATTR_HEADER);
+        #[expect(clippy::cast_possible_truncation, reason = "callers split lists below 64 KiB")]
+        let len = (ATTR_HEADER + payload.len()) as u16;
+        self.buf.extend_from_slice(&len.to_ne_bytes());
+        self.buf.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes(payload);
+    }
+
+    /// A number in host byte order.
+    pub fn u32(&mut self, kind: u16, value: u32) {
+        self.attr(kind, &value.to_ne_bytes());
+    }
+
+    /// A number in network byte order, as nfnetlink wants its integers.
+    pub fn be32(&mut self, kind: u16, value: u32) {
+        self.attr(kind, &value.to_be_bytes());
+    }
+
+    /// A string with its terminating zero.
+    pub fn str(&mut self, kind: u16, value: &str) {
+        let mut bytes = Vec::with_capacity(value.len() + 1);
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.push(0);
+        self.attr(kind, &bytes);
+    }
+
+    /// An address in network byte order, 4 or 16 bytes.
+    pub fn ip(&mut self, kind: u16, ip: IpAddr) {
+        match ip {
+            IpAddr::V4(ip) => self.attr(kind, &ip.octets()),
+            IpAddr::V6(ip) => self.attr(kind, &ip.octets()),
+        }
+    }
+
+    /// An attribute whose payload is what `fill` writes.
+    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+        let at = self.buf.len();
+        self.attr(kind | NLA_F_NESTED, &[]);
+        fill(self);
+        #[expect(clippy::cast_possible_truncation, reason = "callers split lists below 64 KiB")]
+        let len = (self.buf.len() - at) as u16;
+        self.buf[at..at + 2].copy_from_slice(&len.to_ne_bytes());
+    }
+
+    /// Sets flags in the header of the last message.
+    pub fn add_flags(&mut self, flags: u16) {
+        let at = self.start + 6;
+        let old = u16::from_ne_bytes([self.buf[at], self.buf[at + 1]]);
+        self.buf[at..at + 2].copy_from_slice(&(old | flags).to_ne_bytes());
+    }
+
+    /// Writes `first`, `first + 1`, … into the messages; gives the last number used.
+    pub fn number(&mut self, first: u32) -> u32 {
+        let (mut at, mut next) = (0, first);
+        while at + HEADER <= self.buf.len() {
+            self.buf[at + 8..at + 12].copy_from_slice(&next.to_ne_bytes());
+            next = next.wrapping_add(1);
+            at += align(u32_at(&self.buf, at).unwrap_or(0) as usize).max(HEADER);
+        }
+        next.wrapping_sub(1)
+    }
+
+    /// The messages as they go to the kernel.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.buf
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.buf.len()
+    }
+
+    /// Whether nothing was written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.buf.is_empty()
+    }
+}
+
+/// One received message.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    /// `nlmsg_type`
+    pub kind: u16,
+    /// `nlmsg_flags`
+    pub flags: u16,
+    /// `nlmsg_seq`
+    pub seq: u32,
+    /// Everything behind the header.
+    pub body: &'a [u8],
+}
+
+/// The messages of one datagram. Stops at the first malformed one.
+pub fn messages(mut buf: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let len = u32_at(buf, 0)? as usize;
+        let body = buf.get(HEADER..len)?;
+        let message =
+            Message { kind: u16_at(buf, 4)?, flags: u16_at(buf, 6)?, seq: u32_at(buf, 8)?, body };
+        buf = buf.get(align(len)..).unwrap_or(&[]);
+        Some(message)
+    })
+}
+
+/// The attributes of `buf` as (type without flags, payload). Stops at the first malformed one.
+pub fn attrs(mut buf: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = usize::from(u16_at(buf, 0)?);
+        let kind = u16_at(buf, 2)? & NLA_TYPE_MASK;
+        let payload = buf.get(ATTR_HEADER..len)?;
+        buf = buf.get(align(len)..).unwrap_or(&[]);
+        Some((kind, payload))
+    })
+}
+
+/// The payload of the first attribute of this type.
+#[must_use]
+pub fn find(buf: &[u8], kind: u16) -> Option<&[u8]> {
+    attrs(buf).find_map(|(k, payload)| (k == kind).then_some(payload))
+}
+
+/// Two bytes in host byte order.
+#[must_use]
+pub fn u16_at(buf: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(buf.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// Four bytes in host byte order.
+#[must_use]
+pub fn u32_at(buf: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(buf.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// Four bytes in network byte order.
+#[must_use]
+pub fn be32_at(buf: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(buf.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// A string attribute, up to its terminating zero.
+#[must_use]
+pub fn string(payload: &[u8]) -> String {
+    let end = payload.iter().position(|&b| b == 0).unwrap_or(payload.len());
+    String::from_utf8_lossy(&payload[..end]).into_owned()
+}
+
+/// An address attribute of 4 or 16 bytes.
+#[must_use]
+pub fn ip(payload: &[u8]) -> Option<IpAddr> {
+    if let Ok(v4) = <[u8; 4]>::try_from(payload) {
+        return Some(v4.into());
+    }
+    <[u8; 16]>::try_from(payload).ok().map(IpAddr::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut w = Writer::default();
+        w.message(26, 1, &[9; 12]);
+        w.u32(4, 7);
+        w.nest(8, |w| w.str(1, "eth0"));
+        w.message(16, 0, &[]);
+        assert_eq!(w.number(5), 6);
+        let got: Vec<_> = messages(w.as_bytes()).collect();
+        assert_eq!(got.len(), 2);
+        assert_eq!((got[0].kind, got[0].flags, got[0].seq), (26, 1, 5));
+        assert_eq!((got[1].kind, got[1].seq), (16, 6));
+        let list: Vec<_> = attrs(&got[0].body[12..]).collect();
+        assert_eq!(list[0], (4, &7u32.to_ne_bytes()[..]));
+        assert_eq!(string(find(list[1].1, 1).unwrap()), "eth0");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn garbage_is_never_read_past_its_end(bytes: Vec<u8>) {
+            for m in messages(&bytes) {
+                for (_, payload) in attrs(m.body) {
+                    let _ = (ip(payload), string(payload), attrs(payload).count());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What others have on the node that would clash with ours: found before anything is changed.
+
+use serde_json::json;
+
+use super::uplinks::is_ours;
+use crate::config::{Invalid, Settings};
+use crate::facts::{Action, Facts, Family, Rule};
+use crate::mark::Field;
+use crate::netlink::uapi::{RT_TABLE_LOCAL, RTPROT_KERNEL};
+
+/// Masks to offer where ours is taken, each in bits that some widespread neighbours leave free.
+const OTHER_MASKS: [u32; 4] = [0x1f00, 0x0f_0000, 0x1f_0000, 0xf800_0000];
+
+/// Whether a rule has the shape of one of ours for these settings. The mask is not compared:
+/// after a change of `markMask` the old rules are still ours.
+#[must_use]
+pub fn is_our_rule(settings: &Settings, rule: &Rule) -> bool {
+    let (priority, end) = (settings.priority, settings.priority + 3);
+    if rule.protocol != RTPROT_KERNEL || rule.other_selectors {
+        return false;
+    }
+    let marked = rule.mark.is_some_and(|(mark, _)| mark != 0);
+    match rule.priority.checked_sub(priority) {
+        Some(0) => {
+            matches!(rule.mark, Some((0, _))) && rule.iif.is_none() && rule.action == Action::Goto(end)
+        }
+        Some(1) => marked && rule.iif.is_some() && rule.action == Action::Goto(end),
+        Some(2) => {
+            let ours = matches!(rule.action, Action::Lookup(table) if is_ours(settings, table));
+            marked && rule.iif.is_none() && ours
+        }
+        Some(3) => rule.mark.is_none() && rule.iif.is_none() && rule.action == Action::Nop,
+        _ => false,
+    }
+}
+
+/// Whether a rule is foreign to these settings: not one of ours.
+fn foreign<'a>(facts: &'a Facts, settings: &Settings) -> impl Iterator<Item = &'a Rule> {
+    facts.rules.iter().map(|found| &found.rule).filter(move |r| !is_our_rule(settings, r))
+}
+
+/// Finds what clashes with these settings.
+///
+/// # Errors
+/// The first setting that somebody else's state rules out.
+pub fn check(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
+    priorities(facts, settings)?;
+    local_first(facts, settings)?;
+    tables(facts, settings)?;
+    marks(facts, settings)
+}
+
+fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
+    let p = settings.priority;
+    match foreign(facts, settings).find(|r| (p..=p + 3).contains(&r.priority)) {
+        None => Ok(()),
+        Some(rule) => {
+            let free = free_priorities(facts, settings);
+            let hint = format!(
+                "{} to {} must be ours alone, but somebody else has a rule at {} ({}); set \
+                 rulePriority to four free numbers, for instance {free}",
+                p,
+                p + 3,
+                rule.priority,
+                describe(rule),
+            );
+            Err(Invalid::new("rulePriority", &json!(p), hint))
+        }
+    }
+}
+
+/// Four free priorities in a row, from our default on.
+fn free_priorities(facts: &Facts, settings: &Settings) -> u32 {
+    let taken = |p: u32| foreign(facts, settings).any(|r| (p..=p + 3).contains(&r.priority));
+    (300..500).rev().chain(1..300).find(|&p| !taken(p)).unwrap_or(settings.priority)
+}
+
+/// The table `local` has to come before ours, or the node would lose its own addresses.
+fn local_first(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
+    for family in Family::ALL {
+        let of_family = || facts.rules.iter().map(|f| &f.rule).filter(move |r| r.family == family);
+        if of_family().next().is_none() {
+            continue;
+        }
+        let first = of_family()
+            .filter(|r| r.action == Action::Lookup(RT_TABLE_LOCAL) && r.mark.is_none())
+            .filter(|r| r.iif.is_none() && !r.other_selectors)
+            .map(|r| r.priority)
+            .min();
+        if first.is_none_or(|first| first >= settings.priority) {
+            let place = first.map_or("nowhere".into(), |first| format!("at {first}"));
+            let hint = format!(
+                "has to come after the {family} rule that looks up table local, which stands \
+                 {place}; set rulePriority above it (and below every rule by a pod's address), \
+                 or move that rule back to 0"
+            );
+            return Err(Invalid::new("rulePriority", &json!(settings.priority), hint));
+        }
+    }
+    Ok(())
+}
+
+fn tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
+    let rule = foreign(facts, settings).find_map(|r| match r.action {
+        Action::Lookup(table) if is_ours(settings, table) => {
+            Some((table, format!("the rule at {} looks it up", r.priority)))
+        }
+        _ => None,
+    });
+    let vrf = facts.links.iter().find_map(|l| {
+        let table = l.vrf_table.filter(|&table| is_ours(settings, table))?;
+        Some((table, format!("the VRF {} has it", l.name)))
+    });
+    let route = facts
+        .routes
+        .iter()
+        .find(|r| is_ours(settings, r.table) && r.protocol != RTPROT_KERNEL)
+        .map(|r| (r.table, format!("it has a route to {} of protocol {}", r.dst, r.protocol)));
+    let Some((table, why)) = rule.or(vrf).or(route) else { return Ok(()) };
+    let hint = format!(
+        "tables {} to {} must be ours alone, but somebody else uses table {table} ({why}); set \
+         tableBase to a number with {} free tables behind it",
+        settings.table(1),
+        settings.table(settings.field.max_id()),
+        settings.field.max_id(),
+    );
+    Err(Invalid::new("tableBase", &json!(settings.table_base), hint))
+}
+
+/// Somebody who steers by part of the mark must not see our bits there, nor we theirs. Rules that
+/// compare the whole mark are no such thing: ours only keep a packet from matching them.
+fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
+    let field = settings.field;
+    let clash = foreign(facts, settings).find_map(|r| {
+        let (_, mask) = r.mark?;
+        (mask != u32::MAX && mask & field.mask() != 0).then_some((r, mask))
+    });
+    let Some((rule, mask)) = clash else { return Ok(()) };
+    let hint = format!(
+        "bits {:#x} are somebody else's: the rule at {} is {}; set markMask to free bits{}",
+        mask & field.mask(),
+        rule.priority,
+        describe(rule),
+        free_mask(facts, settings).map_or(String::new(), |free| format!(", for instance {free}")),
+    );
+    Err(Invalid::new("markMask", &json!(field.to_string()), hint))
+}
+
+fn free_mask(facts: &Facts, settings: &Settings) -> Option<Field> {
+    let used = foreign(facts, settings)
+        .filter_map(|r| r.mark)
+        .filter(|&(_, mask)| mask != u32::MAX)
+        .fold(0, |used, (_, mask)| used | mask);
+    OTHER_MASKS.into_iter().find(|mask| mask & used == 0).and_then(Field::new)
+}
+
+/// A rule in the words of `ip rule`, as far as we read it.
+fn describe(rule: &Rule) -> String {
+    let mark = rule.mark.map_or(String::new(), |(mark, mask)| format!("fwmark {mark:#x}/{mask:#x} "));
+    let iif = rule.iif.as_ref().map_or(String::new(), |iif| format!("iif {iif} "));
+    let action = match rule.action {
+        Action::Lookup(table) => format!("lookup {table}"),
+        Action::Goto(target) => format!("goto {target}"),
+        Action::Nop => "nop".into(),
+        Action::Other(number) => format!("action {number}"),
+    };
+    format!("{} {mark}{iif}{action}", rule.family)
+}

@@ -1,0 +1,236 @@
+//! The difference between what a node has and what it should have, as ordered operations.
+//!
+//! Order: tables and routes, rules, sysctls, nftables; then what is no longer wanted, the other
+//! way round. So a mark is never looked up in a table that is not filled, and nothing is marked
+//! before its rules are there.
+
+use std::collections::BTreeSet;
+
+use super::Plan;
+use super::conflicts::is_our_rule;
+use super::uplinks::is_ours;
+use crate::config::Settings;
+use crate::facts::{ElementData, Facts, FoundRule, FoundSet, Route, Rule, Table};
+use crate::ruleset::encode::{rule_body, set_numbers};
+use crate::ruleset::fingerprint;
+use crate::ruleset::model::{self, Chain, Ruleset, Set};
+
+/// One step. Each is a single request to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// Add a route.
+    AddRoute(Route),
+    /// Put a route in the place of another with the same destination and metric.
+    ReplaceRoute {
+        /// What is there.
+        old: Route,
+        /// What is wanted.
+        new: Route,
+    },
+    /// Delete a route.
+    DeleteRoute(Route),
+    /// Add a rule.
+    AddRule(Rule),
+    /// Delete a rule.
+    DeleteRule(FoundRule),
+    /// Set `src_valid_mark` of the interface with this index, or set it back.
+    SrcValidMark {
+        /// Index of the interface.
+        link: u32,
+        /// Whether we need it.
+        on: bool,
+    },
+    /// Change the nftables table, all at once.
+    Table(Vec<TableChange>),
+}
+
+/// One change of the nftables table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TableChange {
+    /// Remove the table with everything in it.
+    DeleteTable,
+    /// Make the table.
+    NewTable,
+    /// Make a set without its elements.
+    NewSet(Set),
+    /// Make a chain without its rules.
+    NewChain(Chain),
+    /// Remove all rules of a chain.
+    FlushChain(String),
+    /// Append a rule to a chain.
+    AppendRule(String, model::Rule),
+    /// Remove elements of a set.
+    DeleteElements(String, Elements),
+    /// Add elements to a set.
+    AddElements(String, Elements),
+    /// Remove an empty chain.
+    DeleteChain(String),
+    /// Remove an unused set.
+    DeleteSet(String),
+}
+
+type Elements = BTreeSet<(Vec<u8>, ElementData)>;
+
+/// The steps from these facts to this plan. `owned`: the settings in force and those of before,
+/// by which state of ours is told from that of others. `sysctls`: interfaces whose
+/// `src_valid_mark` was set by us.
+#[must_use]
+pub fn diff(
+    facts: &Facts,
+    plan: &Plan,
+    owned: &[&Settings],
+    sysctls: &BTreeSet<u32>,
+) -> Vec<Operation> {
+    let (mut steps, stale_routes) = routes(facts, plan, owned);
+    let (new_rules, stale_rules) = rules(facts, plan, owned);
+    steps.extend(new_rules);
+    let on = |link: &u32| facts.src_valid_mark.get(link).copied();
+    let wanted = plan.src_valid_mark.iter().filter(|&link| on(link) == Some(false));
+    steps.extend(wanted.map(|&link| Operation::SrcValidMark { link, on: true }));
+    let table = table(facts.table.as_ref(), plan.ruleset.as_ref());
+    if !table.is_empty() {
+        steps.push(Operation::Table(table));
+    }
+    let unwanted = sysctls.difference(&plan.src_valid_mark).filter(|&link| on(link) == Some(true));
+    steps.extend(unwanted.map(|&link| Operation::SrcValidMark { link, on: false }));
+    steps.extend(stale_rules);
+    steps.extend(stale_routes);
+    steps
+}
+
+/// Routes to add or replace, and routes to delete.
+fn routes(facts: &Facts, plan: &Plan, owned: &[&Settings]) -> (Vec<Operation>, Vec<Operation>) {
+    let mut there: Vec<&Route> = facts
+        .routes
+        .iter()
+        .filter(|r| owned.iter().any(|settings| is_ours(settings, r.table)))
+        .collect();
+    let mut steps = Vec::new();
+    for wanted in &plan.routes {
+        let place = |r: &&Route| (r.table, r.dst, r.metric) == (wanted.table, wanted.dst, wanted.metric);
+        if let Some(at) = there.iter().position(|r| *r == wanted) {
+            there.remove(at);
+        } else if let Some(at) = there.iter().position(place) {
+            let old = there.remove(at).clone();
+            steps.push(Operation::ReplaceRoute { old, new: wanted.clone() });
+        } else {
+            steps.push(Operation::AddRoute(wanted.clone()));
+        }
+    }
+    // Default routes go first: the gateway's own route is what they lean on.
+    there.sort_by_key(|r| std::cmp::Reverse((r.is_default(), r.nexthops.iter().any(|h| h.gateway.is_some()))));
+    (steps, there.into_iter().cloned().map(Operation::DeleteRoute).collect())
+}
+
+/// Rules to add, and rules to delete.
+fn rules(facts: &Facts, plan: &Plan, owned: &[&Settings]) -> (Vec<Operation>, Vec<Operation>) {
+    let mut there: Vec<&FoundRule> = facts
+        .rules
+        .iter()
+        .filter(|found| owned.iter().any(|settings| is_our_rule(settings, &found.rule)))
+        .collect();
+    let mut steps = Vec::new();
+    for wanted in &plan.rules {
+        match there.iter().position(|found| found.rule == *wanted) {
+            Some(at) => drop(there.remove(at)),
+            None => steps.push(Operation::AddRule(wanted.clone())),
+        }
+    }
+    // What steers goes first, its targets last.
+    there.sort_by_key(|found| {
+        let order = [2, 1, 0, 3];
+        let at = owned.iter().find_map(|s| found.rule.priority.checked_sub(s.priority));
+        at.and_then(|at| order.get(at as usize).copied())
+    });
+    (steps, there.into_iter().cloned().map(Operation::DeleteRule).collect())
+}
+
+fn table(there: Option<&Table>, wanted: Option<&Ruleset>) -> Vec<TableChange> {
+    let Some(wanted) = wanted else {
+        return there.map(|_| TableChange::DeleteTable).into_iter().collect();
+    };
+    match there {
+        Some(there) if !reshaped(there, wanted) => contents(there, wanted),
+        Some(_) => {
+            // Base chains are not made anew lightly: packets that wait in a queue of theirs are
+            // lost. It takes another release with another layout to get here.
+            let mut changes = vec![TableChange::DeleteTable, TableChange::NewTable];
+            changes.extend(contents(&Table::default(), wanted));
+            changes
+        }
+        None => {
+            let mut changes = vec![TableChange::NewTable];
+            changes.extend(contents(&Table::default(), wanted));
+            changes
+        }
+    }
+}
+
+/// Whether a set or base chain that is there has another type, hook or priority than the one
+/// that is wanted by its name.
+fn reshaped(there: &Table, wanted: &Ruleset) -> bool {
+    let set = |set: &Set| {
+        let numbers = set_numbers(set);
+        there.sets.get(&set.name).is_some_and(|found| {
+            (found.flags, found.key_type, found.data_type)
+                != (numbers.flags, numbers.key_type, numbers.data.map_or(0, |(kind, _)| kind))
+        })
+    };
+    let chain = |chain: &Chain| {
+        let hook = chain.hook.map(|h| (h.kind.to_string(), h.number, h.priority));
+        there.chains.get(&chain.name).is_some_and(|found| found.hook != hook)
+    };
+    wanted.sets.iter().any(set) || wanted.chains.iter().any(chain)
+}
+
+fn contents(there: &Table, wanted: &Ruleset) -> Vec<TableChange> {
+    let (mut off, mut on, mut stale) = (Vec::new(), Vec::new(), Vec::new());
+    for set in &wanted.sets {
+        let empty = FoundSet::default();
+        let found = there.sets.get(&set.name).unwrap_or_else(|| {
+            on.push(TableChange::NewSet(set.clone()));
+            &empty
+        });
+        let gone: Elements = found.elements.difference(&set.elements).cloned().collect();
+        if !gone.is_empty() {
+            off.push(TableChange::DeleteElements(set.name.clone(), gone));
+        }
+    }
+    let prints = |chain: &Chain| -> Vec<_> {
+        let print = |rule| Some(fingerprint::of_rule(rule, rule_body(rule).as_bytes()));
+        chain.rules.iter().map(print).collect()
+    };
+    let mut rewritten = Vec::new();
+    for chain in &wanted.chains {
+        match there.chains.get(&chain.name) {
+            Some(found) if found.rules == prints(chain) => continue,
+            Some(_) => off.push(TableChange::FlushChain(chain.name.clone())),
+            None => on.push(TableChange::NewChain(chain.clone())),
+        }
+        rewritten.push(chain);
+    }
+    for chain in rewritten {
+        let rules = chain.rules.iter().cloned();
+        on.extend(rules.map(|rule| TableChange::AppendRule(chain.name.clone(), rule)));
+    }
+    for set in &wanted.sets {
+        let there = there.sets.get(&set.name).map(|found| &found.elements);
+        let new: Elements =
+            set.elements.iter().filter(|e| there.is_none_or(|t| !t.contains(e))).cloned().collect();
+        if !new.is_empty() {
+            on.push(TableChange::AddElements(set.name.clone(), new));
+        }
+    }
+    let gone: Vec<&String> = there.chains.keys().filter(|n| wanted.chain(n).is_none()).collect();
+    off.extend(gone.iter().map(|&name| TableChange::FlushChain(name.clone())));
+    stale.extend(gone.iter().map(|&name| TableChange::DeleteChain(name.clone())));
+    let gone = there.sets.iter().filter(|(name, _)| wanted.set(name).is_none());
+    for (name, found) in gone {
+        // Elements of a verdict map hold the chains that they lead to.
+        if !found.elements.is_empty() {
+            off.push(TableChange::DeleteElements(name.clone(), found.elements.clone()));
+        }
+        stale.push(TableChange::DeleteSet(name.clone()));
+    }
+    [off, on, stale].concat()
+}

@@ -1,0 +1,152 @@
+//! How each uplink leads outside: its gateway, and where that was learned.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde_json::json;
+
+use super::uplinks::{has_address, is_ours};
+use super::{Note, Source, Uplink, Way};
+use crate::config::{Invalid, Settings};
+use crate::facts::{Facts, Family, Link, Route};
+use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_MAIN};
+
+/// The way out of an uplink for each family that it carries.
+///
+/// # Errors
+/// A configured gateway outside the uplink's subnets.
+pub fn ways(
+    facts: &Facts,
+    settings: &Settings,
+    link: &Link,
+) -> Result<BTreeMap<Family, Way>, Invalid> {
+    let mut ways = BTreeMap::new();
+    for family in Family::ALL {
+        if let Some(way) = way(facts, settings, link, family)? {
+            ways.insert(family, way);
+        }
+    }
+    Ok(ways)
+}
+
+fn way(
+    facts: &Facts,
+    settings: &Settings,
+    link: &Link,
+    family: Family,
+) -> Result<Option<Way>, Invalid> {
+    if let Some(ip) = configured(settings, &link.name, family) {
+        check(facts, settings, link, ip)?;
+        let metrics = Vec::new();
+        return Ok(Some(Way { gateway: Some(ip), source: Source::Configured, metrics }));
+    }
+    if !carries(facts, settings, link, family) {
+        return Ok(None);
+    }
+    let defaults = defaults(facts, settings, family);
+    let own = defaults.iter().find_map(|route| {
+        let hop = route.nexthops.iter().find(|hop| hop.link == link.index)?;
+        let source = match hop.gateway {
+            Some(_) => Source::DefaultRoute(route.table),
+            None => Source::PointToPoint,
+        };
+        Some(Way { gateway: hop.gateway, source, metrics: route.metrics.clone() })
+    });
+    if own.is_some() {
+        return Ok(own);
+    }
+    if link.flags & IFF_POINTOPOINT != 0 {
+        let source = Source::PointToPoint;
+        return Ok(Some(Way { gateway: None, source, metrics: Vec::new() }));
+    }
+    let inferred = defaults.iter().flat_map(|route| &route.nexthops).find_map(|hop| {
+        let ip = hop.gateway.filter(|&ip| in_subnet(facts, settings, link, ip))?;
+        let source = Source::Inferred(facts.link_name(hop.link));
+        Some(Way { gateway: Some(ip), source, metrics: Vec::new() })
+    });
+    let unknown = Way { gateway: None, source: Source::Unknown, metrics: Vec::new() };
+    Ok(Some(inferred.unwrap_or(unknown)))
+}
+
+fn configured(settings: &Settings, name: &str, family: Family) -> Option<IpAddr> {
+    settings.gateways.get(name)?.iter().copied().find(|&ip| Family::of(ip) == family)
+}
+
+/// Default routes outside our tables: main's first, then by metric, then by table.
+fn defaults<'a>(facts: &'a Facts, settings: &Settings, family: Family) -> Vec<&'a Route> {
+    let mut found: Vec<_> = facts
+        .routes
+        .iter()
+        .filter(|r| r.is_default() && r.family() == family && !is_ours(settings, r.table))
+        .collect();
+    found.sort_by_key(|r| (r.table != RT_TABLE_MAIN, r.metric, r.table));
+    found
+}
+
+/// Whether traffic of the family can come in by this uplink: it has a global address, or a route
+/// leads through it.
+fn carries(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> bool {
+    has_address(facts, link.index, family)
+        || facts.routes.iter().any(|r| {
+            r.family() == family
+                && !is_ours(settings, r.table)
+                && !is_link_local(r.dst.ip())
+                && r.nexthops.iter().any(|hop| hop.link == link.index)
+        })
+}
+
+/// `fe80::/10` and multicast destinations, which every IPv6 interface has.
+#[must_use]
+pub fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_multicast(),
+    }
+}
+
+/// Whether an address lies in a connected subnet of the interface.
+fn in_subnet(facts: &Facts, settings: &Settings, link: &Link, ip: IpAddr) -> bool {
+    let own = |a: &&crate::facts::Address| a.link == link.index;
+    facts.addresses.iter().filter(own).any(|a| a.net.contains(ip) && a.ip != ip)
+        || facts.routes.iter().any(|r| {
+            !r.is_default()
+                && !is_ours(settings, r.table)
+                && r.dst.contains(ip)
+                && r.nexthops.iter().any(|hop| hop.link == link.index && hop.gateway.is_none())
+        })
+}
+
+/// A configured gateway has to lie in a subnet of its uplink, where that has any.
+fn check(facts: &Facts, settings: &Settings, link: &Link, ip: IpAddr) -> Result<(), Invalid> {
+    let family = Family::of(ip);
+    if is_link_local(ip)
+        || !has_address(facts, link.index, family)
+        || in_subnet(facts, settings, link, ip)
+    {
+        return Ok(());
+    }
+    let subnets: Vec<_> = facts
+        .addresses
+        .iter()
+        .filter(|a| a.link == link.index && Family::of(a.ip) == family)
+        .map(|a| a.net.to_string())
+        .collect();
+    let hint = format!(
+        "lies outside every connected subnet of {} ({}); set a router of that subnet",
+        link.name,
+        subnets.join(", "),
+    );
+    Err(Invalid::new(format!("gateways.{}", link.name), &json!(ip.to_string()), hint))
+}
+
+/// A note for each configured gateway whose uplink is not there.
+#[must_use]
+pub fn unused(settings: &Settings, uplinks: &[Uplink]) -> Vec<Note> {
+    let absent = settings.gateways.keys().filter(|name| uplinks.iter().all(|u| u.name != **name));
+    absent
+        .map(|name| Note {
+            what: format!("gateways.{name} is set, but {name} is no uplink"),
+            way_out: format!("add \"{name}\" to \"uplinks\" or remove its gateway"),
+        })
+        .collect()
+}

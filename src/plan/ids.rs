@@ -1,0 +1,89 @@
+//! Which uplink has which id. An id is kept while its uplink exists: live connections carry it.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::config::{Invalid, Settings};
+use crate::facts::{Action, ElementData, Facts, Link};
+use crate::names;
+
+/// The ids of these uplinks, in the order of the ids. The kernel is the record: ids are read back
+/// from the map of ids, then from the rules, then from the tables; new uplinks get the lowest
+/// free ones.
+///
+/// # Errors
+/// More uplinks than the mask has ids.
+pub fn assign<'a>(
+    facts: &Facts,
+    settings: &Settings,
+    chosen: &[&'a Link],
+) -> Result<BTreeMap<u32, &'a Link>, Invalid> {
+    let max = settings.field.max_id();
+    if chosen.len() > max as usize {
+        let names: Vec<_> = chosen.iter().map(|l| l.name.as_str()).collect();
+        let hint = format!(
+            "{} uplinks, but markMask {} has ids for {max}; leave some out with \"!name\" or set \
+             a wider markMask",
+            names.len(),
+            settings.field,
+        );
+        return Err(Invalid::new("uplinks", &json!(names), hint));
+    }
+    let mut ids: BTreeMap<u32, &Link> = BTreeMap::new();
+    let mut without: Vec<&Link> = Vec::new();
+    for &link in chosen {
+        let known = [from_map, from_rules, from_tables]
+            .iter()
+            .find_map(|record| record(facts, settings, link))
+            .filter(|id| (1..=max).contains(id) && !ids.contains_key(id));
+        match known {
+            Some(id) => drop(ids.insert(id, link)),
+            None => without.push(link),
+        }
+    }
+    for link in without {
+        // There are at least as many ids as uplinks.
+        if let Some(id) = (1..=max).find(|id| !ids.contains_key(id)) {
+            ids.insert(id, link);
+        }
+    }
+    Ok(ids)
+}
+
+fn from_map(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
+    let key = link.index.to_ne_bytes();
+    let (_, data) =
+        facts.table.as_ref()?.sets.get(names::IDS)?.elements.iter().find(|(k, _)| *k == key)?;
+    match data {
+        ElementData::Value(mark) => {
+            let mark = u32::from_ne_bytes(mark.as_slice().try_into().ok()?);
+            // A mark outside the field was written under another markMask.
+            (mark & !settings.field.id_mask() == 0).then(|| settings.field.id(mark))
+        }
+        _ => None,
+    }
+}
+
+fn from_rules(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
+    facts.rules.iter().map(|found| &found.rule).find_map(|rule| match (&rule.iif, rule.mark) {
+        (Some(iif), Some((mark, mask)))
+            if *iif == link.name
+                && rule.priority == settings.priority + 1
+                && mask == settings.field.mask()
+                && rule.action == Action::Goto(settings.priority + 3) =>
+        {
+            Some(settings.field.id(mark))
+        }
+        _ => None,
+    })
+}
+
+fn from_tables(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
+    let ours = |table| super::uplinks::is_ours(settings, table);
+    let through = facts
+        .routes
+        .iter()
+        .find(|r| ours(r.table) && r.nexthops.iter().any(|hop| hop.link == link.index))?;
+    Some(through.table - settings.table_base)
+}

@@ -1,0 +1,212 @@
+//! The plan: from facts and settings to the desired state of a node. Pure: no kernel, no files.
+
+pub mod conflicts;
+pub mod diff;
+pub mod gateways;
+pub mod ids;
+pub mod routing;
+pub mod uplinks;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::config::{Invalid, Masquerade, Settings};
+use crate::facts::{Facts, Family, Route, Rule};
+use crate::netlink::uapi::RT_TABLE_MAIN;
+use crate::ruleset::build::{Spec, Steering, build};
+use crate::ruleset::model::Ruleset;
+
+/// The desired state of a node. The empty plan is the node without us.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The uplinks in the order of their ids.
+    pub uplinks: Vec<Uplink>,
+    /// Families that have rules.
+    pub families: BTreeSet<Family>,
+    /// The content of the uplinks' tables, in the order in which it can be made.
+    pub routes: Vec<Route>,
+    /// The rules, in the order in which they are made.
+    pub rules: Vec<Rule>,
+    /// Indexes of the interfaces that need `src_valid_mark`.
+    pub src_valid_mark: BTreeSet<u32>,
+    /// The nftables table; none for no table.
+    pub ruleset: Option<Ruleset>,
+    /// Masquerade steering of IPv4 and IPv6, for the status report.
+    pub steering: [Option<Steering>; 2],
+    /// What is off, with the way out.
+    pub notes: Vec<Note>,
+}
+
+/// One uplink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its id.
+    pub id: u32,
+    /// Index of the interface.
+    pub link: u32,
+    /// Name of the interface.
+    pub name: String,
+    /// Its table.
+    pub table: u32,
+    /// How each family that it carries gets out.
+    pub ways: BTreeMap<Family, Way>,
+}
+
+/// How an uplink leads outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// The router; none on a point-to-point device or where no router is known.
+    pub gateway: Option<IpAddr>,
+    /// How that was learned.
+    pub source: Source,
+    /// `RTA_METRICS` of the default route that it was taken from.
+    pub metrics: Vec<u8>,
+}
+
+/// How an uplink's gateway was learned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// From the key `gateways`.
+    Configured,
+    /// From a default route in this table.
+    DefaultRoute(u32),
+    /// From the default route of another interface, whose gateway lies in a subnet of this one.
+    Inferred(String),
+    /// None is needed: what is sent arrives at the other end.
+    PointToPoint,
+    /// Nowhere: only the connected subnets are reached.
+    Unknown,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configured => f.write_str("configured"),
+            Self::DefaultRoute(RT_TABLE_MAIN) => f.write_str("default route in main"),
+            Self::DefaultRoute(table) => write!(f, "default route in table {table}"),
+            Self::Inferred(from) => write!(f, "default route of {from}"),
+            Self::PointToPoint => f.write_str("point-to-point"),
+            Self::Unknown => f.write_str("not found"),
+        }
+    }
+}
+
+/// Something that is off, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// What is off.
+    pub what: String,
+    /// The way out.
+    pub way_out: String,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.way_out)
+    }
+}
+
+/// The desired state for these facts and settings.
+///
+/// # Errors
+/// The first setting that can't be kept on this node, with the way out.
+pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
+    conflicts::check(facts, settings)?;
+    let chosen = uplinks::choose(facts, settings)?;
+    let ids = ids::assign(facts, settings, &chosen)?;
+    let mut plan = Plan::default();
+    for (id, link) in ids {
+        let ways = gateways::ways(facts, settings, link)?;
+        let uplink =
+            Uplink { id, link: link.index, name: link.name.clone(), table: settings.table(id), ways };
+        plan.notes.extend(routing::notes(facts, &uplink));
+        plan.uplinks.push(uplink);
+    }
+    plan.notes.extend(gateways::unused(settings, &plan.uplinks));
+    plan.families = families(facts, &plan.uplinks);
+    plan.routes = plan.uplinks.iter().flat_map(|u| routing::routes(facts, u)).collect();
+    plan.rules = routing::rules(settings, &plan.uplinks, &plan.families);
+    plan.src_valid_mark = plan.uplinks.iter().map(|u| u.link).collect();
+    plan.steering = steering(facts, settings, &plan.uplinks)?;
+    let pairs: Vec<_> = plan.uplinks.iter().map(|u| (u.id, u.link)).collect();
+    plan.ruleset = Some(build(&Spec {
+        field: settings.field,
+        uplinks: &pairs,
+        host: settings.host,
+        hairpin: settings.hairpin,
+        steering: plan.steering.clone(),
+        pods: &facts.pods,
+        fingerprint: settings.fingerprint(),
+    }));
+    Ok(plan)
+}
+
+/// A family has rules where an uplink carries it or an enrolled pod speaks it.
+fn families(facts: &Facts, uplinks: &[Uplink]) -> BTreeSet<Family> {
+    let carried = uplinks.iter().flat_map(|u| u.ways.keys().copied());
+    carried.chain(facts.pods.iter().map(|&ip| Family::of(ip))).collect()
+}
+
+/// Masquerade steering: through the uplink whose address MASQUERADE will use.
+fn steering(
+    facts: &Facts,
+    settings: &Settings,
+    uplinks: &[Uplink],
+) -> Result<[Option<Steering>; 2], Invalid> {
+    let mut out = [None, None];
+    for (slot, family) in Family::ALL.into_iter().enumerate() {
+        out[slot] = match &settings.masquerade {
+            Masquerade::Off => None,
+            Masquerade::Auto => steer_auto(facts, settings, uplinks, family),
+            Masquerade::Mark { mark, via } => {
+                let chosen = match via {
+                    Some(name) => uplinks.iter().find(|u| u.name == *name),
+                    None => by_main_route(facts, uplinks, family),
+                };
+                let Some(via) = chosen else {
+                    if via.is_none() {
+                        continue;
+                    }
+                    let value = settings.to_json()["masquerade"].clone();
+                    let names: Vec<_> = uplinks.iter().map(|u| u.name.as_str()).collect();
+                    let hint = format!("\"via\" is not an uplink; uplinks are: {}", names.join(", "));
+                    return Err(Invalid::new("masquerade", &value, hint));
+                };
+                let away_from = uplinks.iter().map(|u| u.link).collect();
+                Some(Steering { mark: *mark, via: via.id, away_from })
+            }
+        };
+    }
+    Ok(out)
+}
+
+/// On where an uplink that carries the family has no address of its own in it.
+fn steer_auto(
+    facts: &Facts,
+    settings: &Settings,
+    uplinks: &[Uplink],
+    family: Family,
+) -> Option<Steering> {
+    debug_assert!(settings.masquerade == Masquerade::Auto);
+    let away_from: BTreeSet<u32> = uplinks
+        .iter()
+        .filter(|u| u.ways.contains_key(&family) && !uplinks::has_address(facts, u.link, family))
+        .map(|u| u.link)
+        .collect();
+    let via = by_main_route(facts, uplinks, family).filter(|u| !away_from.contains(&u.link))?;
+    let mark = crate::names::KUBE_MASQUERADE;
+    (!away_from.is_empty()).then_some(Steering { mark, via: via.id, away_from })
+}
+
+/// The uplink of main's default route with the lowest metric.
+fn by_main_route<'a>(facts: &Facts, uplinks: &'a [Uplink], family: Family) -> Option<&'a Uplink> {
+    facts
+        .routes
+        .iter()
+        .filter(|r| r.table == RT_TABLE_MAIN && r.is_default() && r.family() == family)
+        .min_by_key(|r| r.metric)?
+        .nexthops
+        .iter()
+        .find_map(|hop| uplinks.iter().find(|u| u.link == hop.link))
+}

@@ -1,0 +1,148 @@
+//! Tables and rules of the uplinks.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::gateways::is_link_local;
+use super::{Note, Source, Uplink, Way};
+use crate::config::Settings;
+use crate::facts::{Action, Facts, Family, Nexthop, Route, Rule};
+use crate::netlink::uapi::{
+    IFF_UP, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTN_UNICAST, RTPROT_KERNEL,
+};
+
+/// What the kernel makes of an IPv6 metric that is not set.
+const IPV6_METRIC: u32 = 1024;
+
+/// The routes of an uplink's table, those first that later ones need.
+#[must_use]
+pub fn routes(facts: &Facts, uplink: &Uplink) -> Vec<Route> {
+    // The kernel has no routes through an interface that is down.
+    if facts.link(uplink.link).is_none_or(|l| l.flags & IFF_UP == 0) {
+        return Vec::new();
+    }
+    let mut routes = Vec::new();
+    for (&family, way) in &uplink.ways {
+        let mut of_family = copies(facts, uplink, family);
+        if let Some(gateway) = way.gateway {
+            of_family.push(route(uplink, Family::host_route(gateway), None, &[]));
+        }
+        // What is on the link comes first: gateways are looked up in it.
+        of_family.sort_by_key(|r| r.nexthops.iter().any(|hop| hop.gateway.is_some()));
+        if way.source != Source::Unknown {
+            of_family.push(route(uplink, family.default_route(), way.gateway, &way.metrics));
+        }
+        let mut seen = BTreeSet::new();
+        of_family.retain(|r| seen.insert((r.dst, r.metric)));
+        routes.extend(of_family);
+    }
+    routes
+}
+
+fn route(uplink: &Uplink, dst: IpNetwork, gateway: Option<IpAddr>, metrics: &[u8]) -> Route {
+    let v4 = dst.is_ipv4();
+    Route {
+        table: uplink.table,
+        dst,
+        kind: RTN_UNICAST,
+        scope: if v4 && gateway.is_none() { RT_SCOPE_LINK } else { RT_SCOPE_UNIVERSE },
+        // systemd-networkd removes routes of any other protocol when it restarts.
+        protocol: RTPROT_KERNEL,
+        metric: if v4 { 0 } else { IPV6_METRIC },
+        nexthops: vec![Nexthop { link: uplink.link, gateway }],
+        metrics: metrics.to_vec(),
+    }
+}
+
+/// What main sends out of this uplink, default routes aside.
+fn copies(facts: &Facts, uplink: &Uplink, family: Family) -> Vec<Route> {
+    let of_main = facts.routes.iter().filter(|r| {
+        r.table == RT_TABLE_MAIN
+            && r.family() == family
+            && !r.is_default()
+            && !is_link_local(r.dst.ip())
+    });
+    of_main
+        .filter_map(|r| {
+            let hop = r.nexthops.iter().find(|hop| hop.link == uplink.link)?;
+            let copy = route(uplink, r.dst, hop.gateway, &r.metrics);
+            Some(Route { metric: r.metric, ..copy })
+        })
+        .collect()
+}
+
+/// The rules of all uplinks, in the order in which they have to be made: targets first, and what
+/// steers last.
+#[must_use]
+pub fn rules(settings: &Settings, uplinks: &[Uplink], families: &BTreeSet<Family>) -> Vec<Rule> {
+    let (field, priority) = (settings.field, settings.priority);
+    let end = priority + 3;
+    let mut rules = Vec::new();
+    for &family in families {
+        let rule = |priority, action| Rule {
+            family,
+            priority,
+            action,
+            mark: None,
+            iif: None,
+            other_selectors: false,
+            protocol: RTPROT_KERNEL,
+        };
+        rules.push(rule(end, Action::Nop));
+        let unmarked = rule(priority, Action::Goto(end));
+        rules.push(Rule { mark: Some((0, field.mask())), ..unmarked });
+        for uplink in uplinks {
+            let mark = field.of(uplink.id);
+            let request = rule(priority + 1, Action::Goto(end));
+            let iif = Some(uplink.name.clone());
+            rules.push(Rule { mark: Some((mark, field.mask())), iif, ..request });
+        }
+        for uplink in uplinks {
+            let bound = rule(priority + 2, Action::Lookup(uplink.table));
+            let mark = Some((field.of(uplink.id), field.id_mask()));
+            rules.push(Rule { mark, ..bound });
+        }
+    }
+    rules
+}
+
+/// What is off with an uplink.
+#[must_use]
+pub fn notes(facts: &Facts, uplink: &Uplink) -> Vec<Note> {
+    let mut notes = Vec::new();
+    let name = &uplink.name;
+    let link = facts.link(uplink.link);
+    if link.is_some_and(|l| l.flags & IFF_UP == 0) {
+        notes.push(Note {
+            what: format!("{name} is down: what came in by it is routed by the node's own tables"),
+            way_out: format!("ip link set {name} up"),
+        });
+    } else if link.is_some_and(|l| !l.carrier) {
+        notes.push(Note {
+            what: format!("{name} has no carrier"),
+            way_out: "look at its cable, port or hypervisor".into(),
+        });
+    }
+    if uplink.ways.is_empty() {
+        notes.push(Note {
+            what: format!("{name} carries neither IPv4 nor IPv6"),
+            way_out: format!(
+                "give it an address or a route, or leave it out: \"uplinks\": [\"!{name}\"]"
+            ),
+        });
+    }
+    notes.extend(uplink.ways.iter().filter_map(|(family, way)| no_gateway(name, *family, way)));
+    notes
+}
+
+fn no_gateway(name: &str, family: Family, way: &Way) -> Option<Note> {
+    let example = if family == Family::V4 { "192.0.2.1" } else { "fe80::1" };
+    (way.source == Source::Unknown).then(|| Note {
+        what: format!(
+            "{name} has no {family} gateway: only replies to its own subnets leave by it"
+        ),
+        way_out: format!("set \"gateways\": {{\"{name}\": [\"{example}\"]}}"),
+    })
+}

@@ -1,0 +1,96 @@
+//! Which interfaces are uplinks.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use crate::config::{Invalid, Pattern, Settings};
+use crate::facts::{Facts, Family, Link};
+use crate::netlink::uapi::IFF_LOOPBACK;
+
+/// Kinds of interface that `auto` never takes.
+const NEVER: [&str; 4] = ["veth", "bridge", "dummy", "vrf"];
+/// Kinds of interface that count as a NIC; a physical one has no kind.
+const NICS: [&str; 2] = ["bond", "vlan"];
+
+/// The interfaces that the settings name, in the order of their indexes.
+///
+/// # Errors
+/// A pattern that matches no interface.
+pub fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'a Link>, Invalid> {
+    let left_out = |link: &Link| {
+        settings.uplinks.iter().any(|p| matches!(p, Pattern::Not(g) if Pattern::fits(g, &link.name)))
+    };
+    let mut chosen = BTreeSet::new();
+    for pattern in &settings.uplinks {
+        let found: Vec<&Link> = match pattern {
+            Pattern::Not(_) => continue,
+            Pattern::Auto => facts.links.iter().filter(|l| leads_outside(facts, settings, l)).collect(),
+            Pattern::Name(glob) => facts
+                .links
+                .iter()
+                .filter(|l| l.flags & IFF_LOOPBACK == 0 && Pattern::fits(glob, &l.name))
+                .collect(),
+        };
+        if found.is_empty() {
+            return Err(nothing(facts, settings, pattern));
+        }
+        chosen.extend(found.iter().filter(|l| !left_out(l)).map(|l| l.index));
+    }
+    if chosen.is_empty() {
+        let hint = "everything that is named is left out again; name at least one uplink";
+        return Err(Invalid::new("uplinks", &settings.to_json()["uplinks"], hint));
+    }
+    Ok(facts.links.iter().filter(|l| chosen.contains(&l.index)).collect())
+}
+
+fn nothing(facts: &Facts, settings: &Settings, pattern: &Pattern) -> Invalid {
+    let hint = if *pattern == Pattern::Auto {
+        let carriers: Vec<_> = facts
+            .links
+            .iter()
+            .filter(|l| has_default_route(facts, settings, l))
+            .map(|l| format!("{} ({})", l.name, l.kind.as_deref().unwrap_or("port of a VRF")))
+            .collect();
+        let carriers = if carriers.is_empty() { "none".into() } else { carriers.join(", ") };
+        format!(
+            "no interface leads outside; those with a default route that \"auto\" never takes: \
+             {carriers}; name the uplinks: \"uplinks\": [\"eth0\"]"
+        )
+    } else {
+        let names: Vec<_> = facts.links.iter().map(|l| l.name.as_str()).collect();
+        format!("no interface matches; there are: {}", names.join(", "))
+    };
+    Invalid::new("uplinks", &json!(pattern.to_string()), hint)
+}
+
+/// What `auto` stands for: every interface that carries a default route in any table, and every
+/// NIC with a global address of its own that is no bridge port.
+fn leads_outside(facts: &Facts, settings: &Settings, link: &Link) -> bool {
+    let kind = link.kind.as_deref();
+    let port_of = link.port_of.as_deref();
+    let never = link.flags & IFF_LOOPBACK != 0
+        || kind.is_some_and(|k| NEVER.contains(&k))
+        || port_of == Some("vrf");
+    let nic = kind.is_none_or(|k| NICS.contains(&k)) && port_of != Some("bridge");
+    let addressed = || Family::ALL.into_iter().any(|f| has_address(facts, link.index, f));
+    !never && (has_default_route(facts, settings, link) || nic && addressed())
+}
+
+/// Whether a default route of any family leads through the interface, our own tables aside.
+fn has_default_route(facts: &Facts, settings: &Settings, link: &Link) -> bool {
+    let through = |r: &crate::facts::Route| r.nexthops.iter().any(|hop| hop.link == link.index);
+    facts.routes.iter().any(|r| r.is_default() && !is_ours(settings, r.table) && through(r))
+}
+
+/// Whether a table is one of those that uplinks get.
+#[must_use]
+pub fn is_ours(settings: &Settings, table: u32) -> bool {
+    (settings.table(1)..=settings.table(settings.field.max_id())).contains(&table)
+}
+
+/// Whether the interface has a global address of the family.
+#[must_use]
+pub fn has_address(facts: &Facts, link: u32, family: Family) -> bool {
+    facts.addresses.iter().any(|a| a.link == link && a.scope == 0 && Family::of(a.ip) == family)
+}

@@ -1,0 +1,357 @@
+//! The ruleset: how packets are marked. docs/design.md tells why each part is there.
+//!
+//! Rules never change while uplinks and pods come and go: what differs per node lies in sets and
+//! maps, and each uplink has a handful of chains of its own, since only constants can be merged
+//! into a mark on all kernels in use.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::model::{
+    Chain,
+    Expression::{self, *},
+    Hook, Rule, Ruleset, Set, Side, Type,
+};
+use crate::facts::{ElementData, Family};
+use crate::mark::Field;
+use crate::names;
+use crate::netlink::uapi::{
+    IPS_DST_NAT, IPS_SRC_NAT, NF_INET_FORWARD, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT,
+    NF_INET_POST_ROUTING, NF_INET_PRE_ROUTING,
+};
+
+/// After every DNAT: `dstnat` is -100, and AWS VPC CNI 1.23 overwrites the whole mark at -90.
+const PREROUTING: i32 = -80;
+/// `mangle`: before IPVS (98 to 100), which routes again by the mark.
+const MANGLE: i32 = -150;
+/// Just before `srcnat` (100), where exact comparers of marks sit.
+const POSTROUTING: i32 = 95;
+/// `fe80::/10`
+const LINK_LOCAL: ([u8; 16], [u8; 16]) = {
+    let (mut mask, mut value) = ([0; 16], [0; 16]);
+    (mask[0], mask[1]) = (0xff, 0xc0);
+    (value[0], value[1]) = (0xfe, 0x80);
+    (mask, value)
+};
+
+/// Masquerade steering of one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Steering {
+    /// Value and mask of the packet mark that says "will be masqueraded".
+    pub mark: (u32, u32),
+    /// Id of the uplink that owns the address used then.
+    pub via: u32,
+    /// Indexes of the uplinks that such packets must not leave by.
+    pub away_from: BTreeSet<u32>,
+}
+
+/// What the ruleset is built from.
+#[derive(Debug, Clone)]
+pub struct Spec<'a> {
+    /// Our bits of the mark.
+    pub field: Field,
+    /// (id, interface index) of each uplink.
+    pub uplinks: &'a [(u32, u32)],
+    /// Serve the node's own sockets and remote backends.
+    pub host: bool,
+    /// Accept a local pod's address as a source on an uplink.
+    pub hairpin: bool,
+    /// Masquerade steering of IPv4 and IPv6.
+    pub steering: [Option<Steering>; 2],
+    /// Addresses of the enrolled pods.
+    pub pods: &'a BTreeSet<IpAddr>,
+    /// See [`names::IN_FORCE`].
+    pub fingerprint: u32,
+}
+
+/// The name of the pods' set of a family.
+#[must_use]
+pub fn pods_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => names::PODS4,
+        Family::V6 => names::PODS6,
+    }
+}
+
+fn steer_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => names::STEER4,
+        Family::V6 => names::STEER6,
+    }
+}
+
+/// The bytes of an address as a set holds them.
+#[must_use]
+pub fn address_key(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// A number as a set of marks or interfaces holds it.
+#[must_use]
+pub fn number_key(number: u32) -> Vec<u8> {
+    number.to_ne_bytes().to_vec()
+}
+
+/// The desired table.
+#[must_use]
+pub fn build(spec: &Spec<'_>) -> Ruleset {
+    let mut chains = Vec::new();
+    for &(id, _) in spec.uplinks {
+        chains.extend(uplink_chains(spec, id));
+    }
+    chains.push(forget(spec));
+    chains.extend(base_chains(spec));
+    Ruleset { sets: sets(spec), chains }
+}
+
+fn set(
+    name: &str,
+    key: Type,
+    data: Option<Type>,
+    elements: impl IntoIterator<Item = (Vec<u8>, ElementData)>,
+) -> Set {
+    Set { name: name.into(), key, data, elements: elements.into_iter().collect() }
+}
+
+fn sets(spec: &Spec<'_>) -> Vec<Set> {
+    let field = spec.field;
+    let member = |key| (key, ElementData::None);
+    let goto = |mark, chain: &str, id| {
+        (number_key(mark), ElementData::Goto(format!("{chain}_{id}")))
+    };
+    let each = |f: &dyn Fn(u32, u32) -> (Vec<u8>, ElementData)| {
+        spec.uplinks.iter().map(|&(id, link)| f(id, link)).collect::<Vec<_>>()
+    };
+    let plain = each(&|id, _| goto(field.of(id), "via", id));
+    let sent = each(&|id, _| goto(field.of(id) | field.d(), "via", id));
+    let pods = |family| {
+        let of_family = spec.pods.iter().filter(move |&&ip| Family::of(ip) == family);
+        of_family.map(move |&ip| member(address_key(ip)))
+    };
+    let steer = |slot: usize| {
+        let links = spec.steering[slot].iter().flat_map(|s| &s.away_from);
+        links.map(|&link| member(number_key(link)))
+    };
+    let (verdict, interface) = (Some(Type::Verdict), Type::Interface);
+    vec![
+        set(names::IN_FORCE, Type::Mark, None, [member(number_key(spec.fingerprint))]),
+        set(
+            names::IDS,
+            interface,
+            Some(Type::Mark),
+            each(&|id, link| (number_key(link), ElementData::Value(number_key(field.of(id))))),
+        ),
+        set(names::UPLINKS, interface, None, each(&|_, link| member(number_key(link)))),
+        set(names::ARRIVE, interface, verdict, each(&|id, link| goto(link, "in", id))),
+        set(names::REPLIES, Type::Mark, verdict, plain.clone()),
+        set(names::SENT, Type::Mark, verdict, sent.clone()),
+        set(names::BOUND, Type::Mark, verdict, [plain, sent].concat()),
+        set(names::PLAIN, Type::Mark, None, each(&|id, _| member(number_key(field.of(id))))),
+        set(names::STEER4, interface, None, steer(0)),
+        set(names::STEER6, interface, None, steer(1)),
+        set(names::PODS4, Type::Ipv4, None, pods(Family::V4)),
+        set(names::PODS6, Type::Ipv6, None, pods(Family::V6)),
+    ]
+}
+
+fn rule(comment: &'static str, expressions: impl Into<Vec<Expression>>) -> Rule {
+    Rule { comment: Some(comment), expressions: expressions.into() }
+}
+
+fn plain(expressions: impl Into<Vec<Expression>>) -> Rule {
+    Rule { comment: None, expressions: expressions.into() }
+}
+
+fn goto(chain: &str, id: u32) -> Expression {
+    Goto(format!("{chain}_{id}"))
+}
+
+/// Keeps all bits but the field's, and puts `mark` there.
+fn merge(field: Field, mark: u32) -> Expression {
+    Bits { mask: !field.mask(), xor: mark }
+}
+
+/// Only the field's bits.
+fn ours(field: Field) -> Expression {
+    Bits { mask: field.mask(), xor: 0 }
+}
+
+fn equals(number: u32) -> Expression {
+    Equals(number_key(number))
+}
+
+fn chain(name: String, rules: Vec<Rule>) -> Chain {
+    Chain { name, hook: None, rules }
+}
+
+/// The chains of one uplink, those that others go to first.
+fn uplink_chains(spec: &Spec<'_>, id: u32) -> Vec<Chain> {
+    let field = spec.field;
+    let (mark, sent) = (field.of(id), field.of(id) | field.d());
+    let set_packet = |mark| plain([PacketMark, merge(field, mark), SetPacketMark]);
+    let set_conntrack = |mark| plain([ConntrackMark, merge(field, mark), SetConntrackMark]);
+    vec![
+        chain(format!("via_{id}"), vec![set_packet(mark)]),
+        chain(format!("uturn_{id}"), vec![set_packet(sent)]),
+        chain(format!("bind_{id}"), vec![set_conntrack(mark), plain([goto("via", id)])]),
+        chain(format!("send_{id}"), vec![set_conntrack(sent), plain([goto("via", id)])]),
+        chain(format!("reply_{id}"), reply(field, id)),
+        chain(format!("offer_{id}"), offer(spec, id)),
+        chain(format!("in_{id}"), arrive(spec, id)),
+    ]
+}
+
+/// A packet in the reply direction came in by this uplink.
+fn reply(field: Field, id: u32) -> Vec<Rule> {
+    vec![
+        rule(
+            "leaves by the uplink it came in on",
+            [ConntrackMark, ours(field), equals(field.of(id)), goto("uturn", id)],
+        ),
+        rule(
+            "leaves by the request's uplink",
+            [ConntrackMark, ours(field), VerdictMap(names::REPLIES)],
+        ),
+        rule(
+            "evidence for rp_filter: SNATed here, so conntrack knows it",
+            [ConntrackStatus, Bits { mask: IPS_SRC_NAT, xor: 0 }, Differs(vec![0; 4]), goto("via", id)],
+        ),
+    ]
+}
+
+/// A packet in the original direction came in by this uplink.
+fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
+    let field = spec.field;
+    let to_pod = |family, set| {
+        let load = LoadAddress(family, Side::Destination);
+        plain([FamilyIs(family), load, InSet { set, not: false }, goto("offer", id)])
+    };
+    let mut rules = vec![
+        rule(
+            "bound to this uplink",
+            [
+                DirectionIs { reply: false },
+                ConntrackMark,
+                ours(field),
+                equals(field.of(id)),
+                goto("via", id),
+            ],
+        ),
+        plain([DirectionIs { reply: true }, goto("reply", id)]),
+        to_pod(Family::V4, names::PODS4),
+        to_pod(Family::V6, names::PODS6),
+    ];
+    if spec.host {
+        rules.push(rule(
+            "NodePort, backend anywhere",
+            [ConntrackStatus, Bits { mask: IPS_DST_NAT, xor: 0 }, Differs(vec![0; 4]), goto("offer", id)],
+        ));
+        rules.push(rule("the node itself", [FibLocal(Side::Destination), goto("offer", id)]));
+    }
+    rules
+}
+
+/// Binds, unless the source is one that strict rp_filter has to drop.
+fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
+    let (mask, value) = LINK_LOCAL;
+    let link_local = [
+        FamilyIs(Family::V6),
+        LoadAddress(Family::V6, Side::Source),
+        Bits16(mask),
+        Equals(value.to_vec()),
+        Return,
+    ];
+    let mut rules = vec![plain(link_local)];
+    if spec.hairpin {
+        rules.push(plain([goto("bind", id)]));
+    } else {
+        rules.push(rule(
+            "source lies outside",
+            [FibInterface(Side::Source), InSet { set: names::UPLINKS, not: false }, goto("bind", id)],
+        ));
+        rules.push(rule("no route to it at all", [FibMissing(Side::Source), goto("bind", id)]));
+    }
+    rules
+}
+
+/// Takes the field off what was marked as evidence only, before IPVS routes by it.
+fn forget(spec: &Spec<'_>) -> Chain {
+    let field = spec.field;
+    let clear = || [PacketMark, merge(field, 0), SetPacketMark];
+    let original = [&[DirectionIs { reply: false }][..], &clear()[..]].concat();
+    let unbound = [
+        &[ConntrackMark, ours(field), InSet { set: names::PLAIN, not: true }][..],
+        &clear()[..],
+    ]
+    .concat();
+    chain(
+        "forget".into(),
+        vec![rule("a request", original), rule("a reply that is not bound", unbound)],
+    )
+}
+
+fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
+    let field = spec.field;
+    let hook = |name: &str, kind, number, priority, rules| Chain {
+        name: name.into(),
+        hook: Some(Hook { kind, number, priority }),
+        rules,
+    };
+    let forgetting = || {
+        let marked = [PacketMark, ours(field), Differs(vec![0; 4])];
+        let from_uplink = [Iif, InSet { set: names::UPLINKS, not: false }, Goto("forget".into())];
+        vec![plain([&marked[..], &from_uplink[..]].concat())]
+    };
+    let mut prerouting = vec![
+        plain([Iif, VerdictMap(names::ARRIVE)]),
+        plain([ConntrackMark, ours(field), VerdictMap(names::BOUND)]),
+    ];
+    prerouting.extend(steer(spec, FibInterface(Side::Destination)));
+    let directed = |reply, map| {
+        plain([DirectionIs { reply }, ConntrackMark, ours(field), VerdictMap(map)])
+    };
+    let mut output = vec![directed(true, names::REPLIES), directed(false, names::SENT)];
+    output.extend(steer(spec, Oif));
+    let clear = [
+        PacketMark,
+        ours(field),
+        Differs(vec![0; 4]),
+        PacketMark,
+        merge(field, 0),
+        SetPacketMark,
+    ];
+    vec![
+        hook("prerouting", "filter", NF_INET_PRE_ROUTING, PREROUTING, prerouting),
+        hook("input", "filter", NF_INET_LOCAL_IN, MANGLE, forgetting()),
+        hook("forward", "filter", NF_INET_FORWARD, MANGLE, forgetting()),
+        // A chain of type filter would not route again.
+        hook("output", "route", NF_INET_LOCAL_OUT, MANGLE, output),
+        hook("postrouting", "filter", NF_INET_POST_ROUTING, POSTROUTING, vec![plain(clear)]),
+    ]
+}
+
+/// Masquerade steering: `way_out` loads the interface by which the packet would leave.
+fn steer(spec: &Spec<'_>, way_out: Expression) -> Vec<Rule> {
+    let each = Family::ALL.into_iter().zip(&spec.steering);
+    each.filter_map(|(family, steering)| {
+        let Steering { mark: (value, mask), via, .. } = steering.as_ref()?;
+        Some(rule(
+            "a pod's packet that will be masqueraded: leave by the uplink of that address",
+            [
+                PacketMark,
+                Bits { mask: *mask, xor: 0 },
+                equals(*value),
+                FamilyIs(family),
+                LoadAddress(family, Side::Source),
+                InSet { set: pods_set(family), not: false },
+                way_out.clone(),
+                InSet { set: steer_set(family), not: false },
+                goto("send", *via),
+            ],
+        ))
+    })
+    .collect()
+}

@@ -1,0 +1,6 @@
+//! The nftables table: what stands in it, and how it is written on the wire.
+
+pub mod build;
+pub mod encode;
+pub mod fingerprint;
+pub mod model;
