@@ -50,10 +50,13 @@ impl Family {
     /// `0.0.0.0/0` or `::/0`.
     #[must_use]
     pub fn default_route(self) -> IpNetwork {
-        match self {
-            Self::V4 => IpNetwork::V4(std::net::Ipv4Addr::UNSPECIFIED.into()),
-            Self::V6 => IpNetwork::V6(std::net::Ipv6Addr::UNSPECIFIED.into()),
-        }
+        let unspecified = match self {
+            Self::V4 => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            Self::V6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        };
+        // A prefix length of 0 is valid in both families.
+        #[expect(clippy::unwrap_used, reason = "see above")]
+        IpNetwork::new(unspecified, 0).unwrap()
     }
 
     /// The prefix that holds just this address.
@@ -182,6 +185,26 @@ pub struct Rule {
     pub other_selectors: bool,
     /// `RTPROT_*`
     pub protocol: u8,
+}
+
+/// In the words of `ip rule`, as far as we read it.
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.priority)?;
+        if let Some((mark, mask)) = self.mark {
+            write!(f, "fwmark {mark:#x}/{mask:#x} ")?;
+        }
+        if let Some(iif) = &self.iif {
+            write!(f, "iif {iif} ")?;
+        }
+        match self.action {
+            Action::Lookup(table) => write!(f, "lookup {table}")?,
+            Action::Goto(target) => write!(f, "goto {target}")?,
+            Action::Nop => f.write_str("nop")?,
+            Action::Other(number) => write!(f, "action {number}")?,
+        }
+        write!(f, " ({})", self.family)
+    }
 }
 
 /// A rule as the kernel gave it, with the bytes that delete exactly it.

@@ -5,10 +5,19 @@
 //! towards it (pure), [`apply`] carries them out through [`netlink`]. What an ADD does on a node
 //! where everything is in place is in [`cni::add`] and [`fast`].
 
+pub mod apply;
+pub mod cli;
+pub mod cni;
 pub mod config;
+pub mod error;
 pub mod facts;
+pub mod fast;
+pub mod gather;
+pub mod logging;
 pub mod mark;
 pub mod names;
 pub mod netlink;
+pub mod node;
 pub mod plan;
 pub mod ruleset;
+pub mod state;

@@ -41,7 +41,9 @@ impl Field {
     /// The mark that carries `id` (1 to [`Field::max_id`]).
     #[must_use]
     pub fn of(self, id: u32) -> u32 {
-        self.id_bits().enumerate().fold(0, |mark, (n, bit)| mark | if id >> n & 1 == 1 { bit } else { 0 })
+        self.id_bits()
+            .enumerate()
+            .fold(0, |mark, (n, bit)| mark | if id >> n & 1 == 1 { bit } else { 0 })
     }
 
     /// The id that a mark carries; 0 for none.

@@ -7,7 +7,8 @@ pub const TABLE: &str = "symroute";
 /// Set with the fingerprint of the settings and the ruleset version in force; see
 /// [`crate::config::Settings::fingerprint`].
 pub const IN_FORCE: &str = "in_force";
-/// Map from an uplink's index to its id, as the conntrack mark carries it.
+/// Map from an uplink's index to its id, as the conntrack mark carries it. 0 stands for an
+/// interface that leads outside but is no uplink by the settings, so that an ADD knows it.
 pub const IDS: &str = "ids";
 /// Set of the uplinks' indexes.
 pub const UPLINKS: &str = "uplinks";

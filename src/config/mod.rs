@@ -162,9 +162,20 @@ impl Settings {
         let mut out = Map::new();
         for (key, value) in [
             ("uplinks", json!(uplinks)),
-            ("gateways", json!(self.gateways.iter().map(|(name, list)| {
-                (name.clone(), json!(list.iter().map(ToString::to_string).collect::<Vec<_>>()))
-            }).collect::<Map<_, _>>())),
+            (
+                "gateways",
+                json!(
+                    self.gateways
+                        .iter()
+                        .map(|(name, list)| {
+                            (
+                                name.clone(),
+                                json!(list.iter().map(ToString::to_string).collect::<Vec<_>>()),
+                            )
+                        })
+                        .collect::<Map<_, _>>()
+                ),
+            ),
             ("host", json!(self.host)),
             ("hairpin", json!(self.hairpin)),
             ("masquerade", masquerade),

@@ -42,10 +42,12 @@ pub fn table(socket: &mut Socket) -> Result<Option<Table>, Error> {
         other => other?,
     }
     let mut found = Table::default();
-    for (name, chain) in socket.dump(&mut get(NFT_MSG_GETCHAIN, NLM_F_DUMP, NFTA_CHAIN_TABLE), |b| {
-        let attrs = b.get(NFGENMSG..)?;
-        ours(b, attrs, NFTA_CHAIN_TABLE).then(|| parse_chain(attrs))
-    })? {
+    for (name, chain) in
+        socket.dump(&mut get(NFT_MSG_GETCHAIN, NLM_F_DUMP, NFTA_CHAIN_TABLE), |b| {
+            let attrs = b.get(NFGENMSG..)?;
+            ours(b, attrs, NFTA_CHAIN_TABLE).then(|| parse_chain(attrs))
+        })?
+    {
         found.chains.insert(name, chain);
     }
     let rules = socket.dump(&mut get(NFT_MSG_GETRULE, NLM_F_DUMP, NFTA_RULE_TABLE), |b| {
@@ -109,10 +111,7 @@ fn parse_set(body: &[u8]) -> (String, FoundSet) {
 }
 
 /// All elements of a set or map of ours.
-pub fn elements(
-    socket: &mut Socket,
-    set: &str,
-) -> Result<BTreeSet<(Vec<u8>, ElementData)>, Error> {
+pub fn elements(socket: &mut Socket, set: &str) -> Result<BTreeSet<(Vec<u8>, ElementData)>, Error> {
     let mut request = get(NFT_MSG_GETSETELEM, NLM_F_DUMP, NFTA_SET_ELEM_LIST_TABLE);
     request.str(NFTA_SET_ELEM_LIST_SET, set);
     let lists = socket.dump(&mut request, |b| Some(parse_elements(b.get(NFGENMSG..)?)))?;
@@ -120,7 +119,9 @@ pub fn elements(
 }
 
 fn parse_elements(body: &[u8]) -> Vec<(Vec<u8>, ElementData)> {
-    let Some(list) = find(body, NFTA_SET_ELEM_LIST_ELEMENTS) else { return Vec::new() };
+    let Some(list) = find(body, NFTA_SET_ELEM_LIST_ELEMENTS) else {
+        return Vec::new();
+    };
     attrs(list).filter_map(|(_, element)| parse_element(element)).collect()
 }
 

@@ -14,11 +14,11 @@ use super::uapi::{
     FRA_FWMASK, FRA_GOTO, FRA_IIFNAME, FRA_PRIORITY, FRA_PROTOCOL, FRA_SUPPRESS_PREFIXLEN,
     FRA_TABLE, IFA_ADDRESS, IFA_LOCAL, IFLA_CARRIER, IFLA_EXT_MASK, IFLA_IFNAME, IFLA_INFO_DATA,
     IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_VRF_TABLE, NLM_F_ACK,
-    NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    RTA_DST, RTA_GATEWAY, RTA_IIF, RTA_MARK, RTA_METRICS, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY,
-    RTA_SRC, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_DELROUTE, RTM_DELRULE,
-    RTM_F_CLONED, RTM_F_LOOKUP_TABLE, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_GETRULE,
-    RTM_NEWROUTE, RTM_NEWRULE, RTN_UNICAST,
+    NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, RTA_DST,
+    RTA_GATEWAY, RTA_IIF, RTA_MARK, RTA_METRICS, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_SRC,
+    RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_DELROUTE, RTM_DELRULE, RTM_F_CLONED,
+    RTM_F_LOOKUP_TABLE, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_GETRULE, RTM_NEWROUTE,
+    RTM_NEWRULE, RTN_UNICAST,
 };
 use super::wire::{Writer, attrs, find, ip, string, u16_at, u32_at};
 use super::{Error, Socket};
@@ -134,7 +134,9 @@ fn parse_nexthops(mut payload: &[u8]) -> Vec<Nexthop> {
     let mut found = Vec::new();
     while let (Some(len), Some(link)) = (u16_at(payload, 0), u32_at(payload, 4)) {
         let len = usize::from(len);
-        let Some(rest) = payload.get(RTNEXTHOP..len) else { break };
+        let Some(rest) = payload.get(RTNEXTHOP..len) else {
+            break;
+        };
         let gateway = attrs(rest).find_map(|(kind, payload)| match kind {
             RTA_GATEWAY => ip(payload),
             RTA_VIA => payload.get(2..).and_then(ip),
@@ -246,6 +248,15 @@ fn change_route(
 
 /// Adds a rule; a twin that is there already is left as it is.
 pub fn add_rule(socket: &mut Socket, rule: &Rule) -> Result<(), Error> {
+    let mut request = Writer::default();
+    let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    request.message(RTM_NEWRULE, flags, &rule_message(rule));
+    forgive(socket.acknowledged(&mut request), &[Errno::EEXIST])
+}
+
+/// The body of a message that adds or deletes exactly this rule.
+#[must_use]
+pub fn rule_message(rule: &Rule) -> Vec<u8> {
     let mut body = [0; FIB_RULE_HDR];
     body[0] = rule.family.number();
     body[7] = match rule.action {
@@ -254,33 +265,33 @@ pub fn add_rule(socket: &mut Socket, rule: &Rule) -> Result<(), Error> {
         Action::Nop => FR_ACT_NOP,
         Action::Other(other) => other,
     };
-    let mut request = Writer::default();
-    request.message(RTM_NEWRULE, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &body);
-    request.u32(FRA_PRIORITY, rule.priority);
-    request.attr(FRA_PROTOCOL, &[rule.protocol]);
+    let mut message = Writer::default();
+    message.bytes(&body);
+    message.u32(FRA_PRIORITY, rule.priority);
+    message.attr(FRA_PROTOCOL, &[rule.protocol]);
     match rule.action {
-        Action::Lookup(table) => request.u32(FRA_TABLE, table),
-        Action::Goto(target) => request.u32(FRA_GOTO, target),
+        Action::Lookup(table) => message.u32(FRA_TABLE, table),
+        Action::Goto(target) => message.u32(FRA_GOTO, target),
         Action::Nop | Action::Other(_) => {}
     }
     if let Some((mark, mask)) = rule.mark {
-        request.u32(FRA_FWMARK, mark);
-        request.u32(FRA_FWMASK, mask);
+        message.u32(FRA_FWMARK, mark);
+        message.u32(FRA_FWMASK, mask);
     }
     if let Some(iif) = &rule.iif {
-        request.str(FRA_IIFNAME, iif);
+        message.str(FRA_IIFNAME, iif);
     }
-    forgive(socket.acknowledged(&mut request), &[Errno::EEXIST])
+    message.as_bytes().to_vec()
 }
 
 /// Deletes exactly the rule that a dump gave: attributes left out would be wildcards.
 pub fn delete_rule(socket: &mut Socket, found: &FoundRule) -> Result<(), Error> {
-    let mut body = found.message.get(..FIB_RULE_HDR).unwrap_or(&[0; FIB_RULE_HDR]).to_vec();
-    let flags = u32_at(&body, 8).unwrap_or(0) & !FIB_RULE_CONDITION;
-    body[8..12].copy_from_slice(&flags.to_ne_bytes());
+    let mut body = found.message.clone();
+    if let Some(flags) = u32_at(&body, 8) {
+        body[8..12].copy_from_slice(&(flags & !FIB_RULE_CONDITION).to_ne_bytes());
+    }
     let mut request = Writer::default();
     request.message(RTM_DELRULE, NLM_F_REQUEST | NLM_F_ACK, &body);
-    request.bytes(found.message.get(FIB_RULE_HDR..).unwrap_or(&[]));
     forgive(socket.acknowledged(&mut request), &[Errno::ENOENT])
 }
 
@@ -341,8 +352,7 @@ pub fn lookup(socket: &mut Socket, question: &Lookup) -> Result<Way, Error> {
     }
     socket.query(&mut request, |message| {
         let kind = *message.body.get(7)?;
-        let mut way =
-            Way { kind, table: u32::from(*message.body.get(4)?), link: 0, gateway: None };
+        let mut way = Way { kind, table: u32::from(*message.body.get(4)?), link: 0, gateway: None };
         for (attr, payload) in attrs(message.body.get(RTMSG..)?) {
             match attr {
                 RTA_TABLE => way.table = u32_at(payload, 0)?,
@@ -355,4 +365,3 @@ pub fn lookup(socket: &mut Socket, question: &Lookup) -> Result<Way, Error> {
         Some(way)
     })
 }
-

@@ -74,8 +74,7 @@ impl Socket {
     }
 
     fn open(protocol: SockProtocol) -> Result<Self, Error> {
-        let fd =
-            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         let socket = Self { fd, seq: 1, buf: vec![0; REPLY] };
         // Each is a help, none a need: kernels before 4.20 lack some.
@@ -227,7 +226,8 @@ impl Socket {
 
 /// The error number of an NLMSG_ERROR or NLMSG_DONE message, with the kernel's text.
 fn outcome(message: Message<'_>) -> Result<(), Error> {
-    let number = message.body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
+    let number =
+        message.body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
     if number == 0 {
         return Ok(());
     }

@@ -16,24 +16,24 @@ const fn align(len: usize) -> usize {
     (len + 3) & !3
 }
 
-/// One or more netlink messages under construction, in one buffer.
+/// One or more netlink messages under construction, in one buffer; or attributes alone.
 #[derive(Debug, Default, Clone)]
 pub struct Writer {
     buf: Vec<u8>,
-    /// Offset of the message being written.
-    start: usize,
+    /// Offset of the message being written; none while there is none.
+    start: Option<usize>,
 }
 
 impl Writer {
     /// An empty buffer with room for `capacity` bytes.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { buf: Vec::with_capacity(capacity), start: 0 }
+        Self { buf: Vec::with_capacity(capacity), start: None }
     }
 
     /// Starts a message: its header and `body`, the family's fixed header.
     pub fn message(&mut self, kind: u16, flags: u16, body: &[u8]) {
-        self.start = self.buf.len();
+        self.start = Some(self.buf.len());
         self.buf.extend_from_slice(&[0; 4]);
         self.buf.extend_from_slice(&kind.to_ne_bytes());
         self.buf.extend_from_slice(&flags.to_ne_bytes());
@@ -41,14 +41,15 @@ impl Writer {
         self.bytes(body);
     }
 
-    /// Appends raw bytes to the current message, padded to four.
+    /// Appends raw bytes, padded to four.
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.buf.extend_from_slice(bytes);
         self.buf.resize(align(self.buf.len()), 0);
-        // A message of ours is far below 4 GiB: batches are split long before.
-        #[expect(clippy::cast_possible_truncation, reason = "see above")]
-        let len = (self.buf.len() - self.start) as u32;
-        self.buf[self.start..self.start + 4].copy_from_slice(&len.to_ne_bytes());
+        if let Some(start) = self.start {
+            #[expect(clippy::cast_possible_truncation, reason = "elements are sent in chunks")]
+            let len = (self.buf.len() - start) as u32;
+            self.buf[start..start + 4].copy_from_slice(&len.to_ne_bytes());
+        }
     }
 
     /// Appends one attribute.
@@ -99,7 +100,9 @@ impl Writer {
 
     /// Sets flags in the header of the last message.
     pub fn add_flags(&mut self, flags: u16) {
-        let at = self.start + 6;
+        let Some(at) = self.start.map(|start| start + 6) else {
+            return;
+        };
         let old = u16::from_ne_bytes([self.buf[at], self.buf[at + 1]]);
         self.buf[at..at + 2].copy_from_slice(&(old | flags).to_ne_bytes());
     }

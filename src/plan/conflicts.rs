@@ -22,7 +22,9 @@ pub fn is_our_rule(settings: &Settings, rule: &Rule) -> bool {
     let marked = rule.mark.is_some_and(|(mark, _)| mark != 0);
     match rule.priority.checked_sub(priority) {
         Some(0) => {
-            matches!(rule.mark, Some((0, _))) && rule.iif.is_none() && rule.action == Action::Goto(end)
+            matches!(rule.mark, Some((0, _)))
+                && rule.iif.is_none()
+                && rule.action == Action::Goto(end)
         }
         Some(1) => marked && rule.iif.is_some() && rule.action == Action::Goto(end),
         Some(2) => {
@@ -62,7 +64,7 @@ fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
                 p,
                 p + 3,
                 rule.priority,
-                describe(rule),
+                rule,
             );
             Err(Invalid::new("rulePriority", &json!(p), hint))
         }
@@ -116,7 +118,9 @@ fn tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
         .iter()
         .find(|r| is_ours(settings, r.table) && r.protocol != RTPROT_KERNEL)
         .map(|r| (r.table, format!("it has a route to {} of protocol {}", r.dst, r.protocol)));
-    let Some((table, why)) = rule.or(vrf).or(route) else { return Ok(()) };
+    let Some((table, why)) = rule.or(vrf).or(route) else {
+        return Ok(());
+    };
     let hint = format!(
         "tables {} to {} must be ours alone, but somebody else uses table {table} ({why}); set \
          tableBase to a number with {} free tables behind it",
@@ -135,12 +139,14 @@ fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
         let (_, mask) = r.mark?;
         (mask != u32::MAX && mask & field.mask() != 0).then_some((r, mask))
     });
-    let Some((rule, mask)) = clash else { return Ok(()) };
+    let Some((rule, mask)) = clash else {
+        return Ok(());
+    };
     let hint = format!(
         "bits {:#x} are somebody else's: the rule at {} is {}; set markMask to free bits{}",
         mask & field.mask(),
         rule.priority,
-        describe(rule),
+        rule,
         free_mask(facts, settings).map_or(String::new(), |free| format!(", for instance {free}")),
     );
     Err(Invalid::new("markMask", &json!(field.to_string()), hint))
@@ -152,17 +158,4 @@ fn free_mask(facts: &Facts, settings: &Settings) -> Option<Field> {
         .filter(|&(_, mask)| mask != u32::MAX)
         .fold(0, |used, (_, mask)| used | mask);
     OTHER_MASKS.into_iter().find(|mask| mask & used == 0).and_then(Field::new)
-}
-
-/// A rule in the words of `ip rule`, as far as we read it.
-fn describe(rule: &Rule) -> String {
-    let mark = rule.mark.map_or(String::new(), |(mark, mask)| format!("fwmark {mark:#x}/{mask:#x} "));
-    let iif = rule.iif.as_ref().map_or(String::new(), |iif| format!("iif {iif} "));
-    let action = match rule.action {
-        Action::Lookup(table) => format!("lookup {table}"),
-        Action::Goto(target) => format!("goto {target}"),
-        Action::Nop => "nop".into(),
-        Action::Other(number) => format!("action {number}"),
-    };
-    format!("{} {mark}{iif}{action}", rule.family)
 }

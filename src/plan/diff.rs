@@ -107,7 +107,8 @@ fn routes(facts: &Facts, plan: &Plan, owned: &[&Settings]) -> (Vec<Operation>, V
         .collect();
     let mut steps = Vec::new();
     for wanted in &plan.routes {
-        let place = |r: &&Route| (r.table, r.dst, r.metric) == (wanted.table, wanted.dst, wanted.metric);
+        let place =
+            |r: &&Route| (r.table, r.dst, r.metric) == (wanted.table, wanted.dst, wanted.metric);
         if let Some(at) = there.iter().position(|r| *r == wanted) {
             there.remove(at);
         } else if let Some(at) = there.iter().position(place) {
@@ -118,7 +119,9 @@ fn routes(facts: &Facts, plan: &Plan, owned: &[&Settings]) -> (Vec<Operation>, V
         }
     }
     // Default routes go first: the gateway's own route is what they lean on.
-    there.sort_by_key(|r| std::cmp::Reverse((r.is_default(), r.nexthops.iter().any(|h| h.gateway.is_some()))));
+    there.sort_by_key(|r| {
+        std::cmp::Reverse((r.is_default(), r.nexthops.iter().any(|h| h.gateway.is_some())))
+    });
     (steps, there.into_iter().cloned().map(Operation::DeleteRoute).collect())
 }
 

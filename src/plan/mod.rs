@@ -118,8 +118,13 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
     let mut plan = Plan::default();
     for (id, link) in ids {
         let ways = gateways::ways(facts, settings, link)?;
-        let uplink =
-            Uplink { id, link: link.index, name: link.name.clone(), table: settings.table(id), ways };
+        let uplink = Uplink {
+            id,
+            link: link.index,
+            name: link.name.clone(),
+            table: settings.table(id),
+            ways,
+        };
         plan.notes.extend(routing::notes(facts, &uplink));
         plan.uplinks.push(uplink);
     }
@@ -133,6 +138,7 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
     plan.ruleset = Some(build(&Spec {
         field: settings.field,
         uplinks: &pairs,
+        others: &uplinks::others(facts, settings, &plan.src_valid_mark),
         host: settings.host,
         hairpin: settings.hairpin,
         steering: plan.steering.clone(),
@@ -170,7 +176,8 @@ fn steering(
                     }
                     let value = settings.to_json()["masquerade"].clone();
                     let names: Vec<_> = uplinks.iter().map(|u| u.name.as_str()).collect();
-                    let hint = format!("\"via\" is not an uplink; uplinks are: {}", names.join(", "));
+                    let hint =
+                        format!("\"via\" is not an uplink; uplinks are: {}", names.join(", "));
                     return Err(Invalid::new("masquerade", &value, hint));
                 };
                 let away_from = uplinks.iter().map(|u| u.link).collect();

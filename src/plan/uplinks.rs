@@ -19,13 +19,18 @@ const NICS: [&str; 2] = ["bond", "vlan"];
 /// A pattern that matches no interface.
 pub fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'a Link>, Invalid> {
     let left_out = |link: &Link| {
-        settings.uplinks.iter().any(|p| matches!(p, Pattern::Not(g) if Pattern::fits(g, &link.name)))
+        settings
+            .uplinks
+            .iter()
+            .any(|p| matches!(p, Pattern::Not(g) if Pattern::fits(g, &link.name)))
     };
     let mut chosen = BTreeSet::new();
     for pattern in &settings.uplinks {
         let found: Vec<&Link> = match pattern {
             Pattern::Not(_) => continue,
-            Pattern::Auto => facts.links.iter().filter(|l| leads_outside(facts, settings, l)).collect(),
+            Pattern::Auto => {
+                facts.links.iter().filter(|l| leads_outside(facts, settings, l)).collect()
+            }
             Pattern::Name(glob) => facts
                 .links
                 .iter()
@@ -81,6 +86,13 @@ fn leads_outside(facts: &Facts, settings: &Settings, link: &Link) -> bool {
 fn has_default_route(facts: &Facts, settings: &Settings, link: &Link) -> bool {
     let through = |r: &crate::facts::Route| r.nexthops.iter().any(|hop| hop.link == link.index);
     facts.routes.iter().any(|r| r.is_default() && !is_ours(settings, r.table) && through(r))
+}
+
+/// Interfaces with a default route that are not among the chosen.
+#[must_use]
+pub fn others(facts: &Facts, settings: &Settings, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let carriers = facts.links.iter().filter(|l| has_default_route(facts, settings, l));
+    carriers.map(|l| l.index).filter(|index| !chosen.contains(index)).collect()
 }
 
 /// Whether a table is one of those that uplinks get.

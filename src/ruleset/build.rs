@@ -52,6 +52,8 @@ pub struct Spec<'a> {
     pub field: Field,
     /// (id, interface index) of each uplink.
     pub uplinks: &'a [(u32, u32)],
+    /// Indexes of interfaces that lead outside but are no uplinks by the settings.
+    pub others: &'a BTreeSet<u32>,
     /// Serve the node's own sockets and remote backends.
     pub host: bool,
     /// Accept a local pod's address as a source on an uplink.
@@ -119,9 +121,8 @@ fn set(
 fn sets(spec: &Spec<'_>) -> Vec<Set> {
     let field = spec.field;
     let member = |key| (key, ElementData::None);
-    let goto = |mark, chain: &str, id| {
-        (number_key(mark), ElementData::Goto(format!("{chain}_{id}")))
-    };
+    let goto =
+        |mark, chain: &str, id| (number_key(mark), ElementData::Goto(format!("{chain}_{id}")));
     let each = |f: &dyn Fn(u32, u32) -> (Vec<u8>, ElementData)| {
         spec.uplinks.iter().map(|&(id, link)| f(id, link)).collect::<Vec<_>>()
     };
@@ -142,7 +143,11 @@ fn sets(spec: &Spec<'_>) -> Vec<Set> {
             names::IDS,
             interface,
             Some(Type::Mark),
-            each(&|id, link| (number_key(link), ElementData::Value(number_key(field.of(id))))),
+            spec.uplinks
+                .iter()
+                .copied()
+                .chain(spec.others.iter().map(|&link| (0, link)))
+                .map(|(id, link)| (number_key(link), ElementData::Value(number_key(field.of(id))))),
         ),
         set(names::UPLINKS, interface, None, each(&|_, link| member(number_key(link)))),
         set(names::ARRIVE, interface, verdict, each(&|id, link| goto(link, "in", id))),
@@ -217,7 +222,12 @@ fn reply(field: Field, id: u32) -> Vec<Rule> {
         ),
         rule(
             "evidence for rp_filter: SNATed here, so conntrack knows it",
-            [ConntrackStatus, Bits { mask: IPS_SRC_NAT, xor: 0 }, Differs(vec![0; 4]), goto("via", id)],
+            [
+                ConntrackStatus,
+                Bits { mask: IPS_SRC_NAT, xor: 0 },
+                Differs(vec![0; 4]),
+                goto("via", id),
+            ],
         ),
     ]
 }
@@ -247,7 +257,12 @@ fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     if spec.host {
         rules.push(rule(
             "NodePort, backend anywhere",
-            [ConntrackStatus, Bits { mask: IPS_DST_NAT, xor: 0 }, Differs(vec![0; 4]), goto("offer", id)],
+            [
+                ConntrackStatus,
+                Bits { mask: IPS_DST_NAT, xor: 0 },
+                Differs(vec![0; 4]),
+                goto("offer", id),
+            ],
         ));
         rules.push(rule("the node itself", [FibLocal(Side::Destination), goto("offer", id)]));
     }
@@ -270,7 +285,11 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     } else {
         rules.push(rule(
             "source lies outside",
-            [FibInterface(Side::Source), InSet { set: names::UPLINKS, not: false }, goto("bind", id)],
+            [
+                FibInterface(Side::Source),
+                InSet { set: names::UPLINKS, not: false },
+                goto("bind", id),
+            ],
         ));
         rules.push(rule("no route to it at all", [FibMissing(Side::Source), goto("bind", id)]));
     }
@@ -282,11 +301,9 @@ fn forget(spec: &Spec<'_>) -> Chain {
     let field = spec.field;
     let clear = || [PacketMark, merge(field, 0), SetPacketMark];
     let original = [&[DirectionIs { reply: false }][..], &clear()[..]].concat();
-    let unbound = [
-        &[ConntrackMark, ours(field), InSet { set: names::PLAIN, not: true }][..],
-        &clear()[..],
-    ]
-    .concat();
+    let unbound =
+        [&[ConntrackMark, ours(field), InSet { set: names::PLAIN, not: true }][..], &clear()[..]]
+            .concat();
     chain(
         "forget".into(),
         vec![rule("a request", original), rule("a reply that is not bound", unbound)],
@@ -310,19 +327,12 @@ fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
         plain([ConntrackMark, ours(field), VerdictMap(names::BOUND)]),
     ];
     prerouting.extend(steer(spec, FibInterface(Side::Destination)));
-    let directed = |reply, map| {
-        plain([DirectionIs { reply }, ConntrackMark, ours(field), VerdictMap(map)])
-    };
+    let directed =
+        |reply, map| plain([DirectionIs { reply }, ConntrackMark, ours(field), VerdictMap(map)]);
     let mut output = vec![directed(true, names::REPLIES), directed(false, names::SENT)];
     output.extend(steer(spec, Oif));
-    let clear = [
-        PacketMark,
-        ours(field),
-        Differs(vec![0; 4]),
-        PacketMark,
-        merge(field, 0),
-        SetPacketMark,
-    ];
+    let clear =
+        [PacketMark, ours(field), Differs(vec![0; 4]), PacketMark, merge(field, 0), SetPacketMark];
     vec![
         hook("prerouting", "filter", NF_INET_PRE_ROUTING, PREROUTING, prerouting),
         hook("input", "filter", NF_INET_LOCAL_IN, MANGLE, forgetting()),

@@ -104,7 +104,7 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
         Expression::FibInterface(side) => fib(w, *side, NFT_FIB_RESULT_OIF, 0),
         Expression::FibMissing(side) => {
             fib(w, *side, NFT_FIB_RESULT_OIF, NFTA_FIB_F_PRESENT);
-            compare(w, NFT_CMP_EQ, &[0]);
+            compare(w, NFT_CMP_EQ, &[0; 4]);
         }
         Expression::FibLocal(side) => {
             fib(w, *side, NFT_FIB_RESULT_ADDRTYPE, 0);

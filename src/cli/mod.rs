@@ -1,0 +1,239 @@
+//! The command line tool: `symroute up`, `down`, `status`.
+
+mod configuration;
+mod report;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lexopt::Arg::{Long, Short, Value};
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::logging;
+use crate::node::Node;
+use configuration::Source;
+use report::{Health, Report};
+
+/// Name of the hold that `up` has on the node state.
+const HOLD: &str = "up";
+
+/// Something could not be done.
+const EXIT_FAILED: u8 = 1;
+/// The command line was wrong.
+const EXIT_USAGE: u8 = 2;
+/// `status`: not in force.
+const EXIT_NOT_IN_FORCE: u8 = 3;
+/// `status`: in force, but something is off.
+const EXIT_OFF: u8 = 4;
+
+const HELP: &str = "\
+symroute: replies leave this node by the NIC the request came in by
+
+Usage: symroute up [--config FILE]
+       symroute down
+       symroute status [--json]
+       symroute --help | --version
+
+Commands:
+  up      put rules, tables and marks in place now, without a pod, and hold them
+          until \"down\"; --config takes a conflist or a plugin object with the
+          settings, without it those in force or else the defaults are used
+  down    end that hold; with no pod enrolled, take everything away
+  status  show uplinks, gateways, tables, enrolled pods and what is off
+
+Options:
+  --config FILE  settings for \"up\"
+  --json         print \"status\" for programs
+  -h, --help     print this text
+  -V, --version  print the version
+
+Exit codes: 0 done (status: in force and well), 1 failed, 2 wrong usage,
+3 status: not in force, 4 status: in force, but something is off.
+
+Examples:
+  symroute up --config /etc/cni/net.d/10-aws.conflist
+  symroute status
+  symroute status --json | jq '.uplinks[].name'
+
+A container runtime runs symroute as a CNI plugin of type \"symroute\", listed in
+a conflist behind the primary plugin:
+  {\"type\": \"symroute\", \"uplinks\": [\"auto\"]}
+";
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    Help,
+    Version,
+    Up { config: Option<PathBuf> },
+    Down,
+    Status { json: bool },
+}
+
+/// Why a command was not carried out.
+#[derive(Debug)]
+enum Failure {
+    Usage(String),
+    Failed(String),
+}
+
+impl From<lexopt::Error> for Failure {
+    fn from(error: lexopt::Error) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Failed(match error.way_out() {
+            Some(way_out) => format!("{error}; {way_out}"),
+            None => error.to_string(),
+        })
+    }
+}
+
+impl From<crate::state::Error> for Failure {
+    fn from(error: crate::state::Error) -> Self {
+        Error::from(error).into()
+    }
+}
+
+/// Runs the command that these words ask for.
+pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let outcome = parse(words).and_then(|command| match command {
+        Command::Help => Ok((HELP.to_string(), 0)),
+        Command::Version => Ok((format!("symroute {}\n", env!("CARGO_PKG_VERSION")), 0)),
+        Command::Up { config } => up(config),
+        Command::Down => down(),
+        Command::Status { json } => status(json),
+    });
+    let (text, code) = match outcome {
+        Ok(done) => done,
+        Err(failure) => return complain(&failure),
+    };
+    // A reader that has gone away (status | head) is no failure.
+    let _ = io::stdout().lock().write_all(text.as_bytes());
+    ExitCode::from(code)
+}
+
+fn complain(failure: &Failure) -> ExitCode {
+    let (text, code) = match failure {
+        Failure::Usage(text) => (format!("{text}; see \"symroute --help\""), EXIT_USAGE),
+        Failure::Failed(text) => (text.clone(), EXIT_FAILED),
+    };
+    let _ = writeln!(io::stderr().lock(), "symroute: {text}");
+    ExitCode::from(code)
+}
+
+fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
+    let mut parser = lexopt::Parser::from_iter(words);
+    let (mut verb, mut config, mut json) = (None, None, false);
+    while let Some(word) = parser.next()? {
+        match word {
+            Short('h') | Long("help") => return Ok(Command::Help),
+            Short('V') | Long("version") => return Ok(Command::Version),
+            Long("config") => config = Some(PathBuf::from(parser.value()?)),
+            Long("json") => json = true,
+            Value(value) if verb.is_none() => verb = Some(value.to_string_lossy().into_owned()),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let command = match verb.as_deref() {
+        Some("up") => Command::Up { config: config.take() },
+        Some("down") => Command::Down,
+        Some("status") => Command::Status { json: std::mem::take(&mut json) },
+        Some("help") => Command::Help,
+        Some(other) => return Err(Failure::Usage(format!("no command \"{other}\""))),
+        None => return Err(Failure::Usage("a command is missing".into())),
+    };
+    if config.is_some() || json {
+        let text = "--config goes with \"up\", --json with \"status\"";
+        return Err(Failure::Usage(text.into()));
+    }
+    Ok(command)
+}
+
+fn up(file: Option<PathBuf>) -> Result<(String, u8), Failure> {
+    let given = file.map(|file| configuration::read(&file)).transpose()?;
+    if let Some(Source { config, .. }) = &given {
+        configuration::check_scope(config)?;
+    }
+    let mut node = Node::open()?;
+    let lock = node.lock()?;
+    let in_force = node.state.record()?.map(|r| Source {
+        network: r.network,
+        config: Config { settings: r.settings, ..configuration::default() },
+    });
+    let source = given.or(in_force).unwrap_or_else(|| Source {
+        network: configuration::OWN_NETWORK.into(),
+        config: configuration::default(),
+    });
+    logging::start(&source.config.log);
+    node.reconcile(&lock, &source.network, &source.config.settings)?;
+    node.state.hold(HOLD, &source.network)?;
+    drop(lock);
+    status(false).map(|(text, _)| (text, 0))
+}
+
+fn down() -> Result<(String, u8), Failure> {
+    let mut node = Node::open()?;
+    let lock = node.lock()?;
+    node.state.release(HOLD)?;
+    if node.tear_down_if_idle(&lock)? {
+        return Ok(("symroute is not in force: everything is as it was before\n".into(), 0));
+    }
+    let (pods, _) = node.state.attachments()?;
+    let holders: Vec<_> = node.state.holders()?.into_iter().map(|(name, _)| name).collect();
+    let mut text = format!("node state stays while it is needed: {} pod(s) enrolled", pods.len());
+    if !holders.is_empty() {
+        text.push_str(", held by ");
+        text.push_str(&holders.join(", "));
+    }
+    text.push_str("; the last of them takes it away\n");
+    Ok((text, 0))
+}
+
+fn status(json: bool) -> Result<(String, u8), Failure> {
+    let report = Report::of(&mut Node::open()?)?;
+    let text = if json { report.to_json() } else { report.to_table() };
+    let code = match report.health() {
+        Health::Well => 0,
+        Health::Off => EXIT_OFF,
+        Health::NotInForce => EXIT_NOT_IN_FORCE,
+    };
+    Ok((text, code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        let words = line.split_whitespace().map(OsString::from);
+        parse(words).map_err(|failure| format!("{failure:?}"))
+    }
+
+    #[test]
+    fn command_lines() {
+        assert_eq!(parsed("symroute status --json"), Ok(Command::Status { json: true }));
+        assert_eq!(parsed("symroute up"), Ok(Command::Up { config: None }));
+        let file = Some(PathBuf::from("a"));
+        assert_eq!(parsed("symroute up --config a"), Ok(Command::Up { config: file.clone() }));
+        assert_eq!(parsed("symroute --config=a up"), Ok(Command::Up { config: file }));
+        assert_eq!(parsed("symroute down -h"), Ok(Command::Help));
+        for wrong in [
+            "symroute",
+            "symroute fly",
+            "symroute up up",
+            "symroute status --config a",
+            "symroute down --json",
+            "symroute up --config",
+            "symroute --colour",
+        ] {
+            assert!(parsed(wrong).is_err(), "{wrong}");
+        }
+    }
+}

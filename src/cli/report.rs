@@ -1,0 +1,240 @@
+//! `status`: what is in force, what is off, and the way out; as a table and as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use crate::apply::describe;
+use crate::config::Settings;
+use crate::error::Error;
+use crate::facts::Family;
+use crate::node::Node;
+use crate::plan::{Note, Source, Uplink};
+use crate::state::{Attachment, Record};
+
+/// Raised when keys of the JSON report change their meaning or go away.
+const VERSION: u32 = 1;
+
+/// How a node fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Health {
+    NotInForce,
+    Well,
+    Off,
+}
+
+#[derive(Debug)]
+pub(super) struct Report {
+    record: Option<Record>,
+    settings: Settings,
+    uplinks: Vec<Uplink>,
+    pods: Vec<Attachment>,
+    holders: Vec<(String, String)>,
+    notes: Vec<Note>,
+    pending: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn of(node: &mut Node) -> Result<Self, Error> {
+        let (pods, unreadable) = node.state.attachments()?;
+        let holders = node.state.holders()?;
+        let mut notes: Vec<Note> = unreadable
+            .iter()
+            .map(|path| Note {
+                what: format!("{path} is empty or damaged: that pod is not enrolled"),
+                way_out: "restart the pod; the next reconcile removes the file".into(),
+            })
+            .collect();
+        let fallback = Settings::default();
+        let (mut uplinks, mut pending) = (Vec::new(), Vec::new());
+        let record = node.state.record()?;
+        match node.view(&fallback) {
+            Ok(view) => {
+                notes.extend(view.plan.notes);
+                uplinks = view.plan.uplinks;
+                if record.is_some() {
+                    let steps = view.steps.iter();
+                    pending = steps.map(|step| describe(step, &view.facts)).collect();
+                }
+            }
+            // What can't be kept is the very thing to report.
+            Err(Error::Config(invalid)) => notes.push(Note {
+                what: format!("the settings can't be kept: {invalid}"),
+                way_out: "mend that, then: symroute up".into(),
+            }),
+            Err(other) => return Err(other),
+        }
+        let settings = record.as_ref().map_or(fallback, |r| r.settings.clone());
+        Ok(Self { record, settings, uplinks, pods, holders, notes, pending })
+    }
+
+    pub(super) fn health(&self) -> Health {
+        match (&self.record, self.notes.is_empty() && self.pending.is_empty()) {
+            (None, _) => Health::NotInForce,
+            (Some(_), true) => Health::Well,
+            (Some(_), false) => Health::Off,
+        }
+    }
+
+    /// Number of enrolled pods by network.
+    fn networks(&self) -> BTreeMap<&str, usize> {
+        let mut networks = BTreeMap::new();
+        for pod in &self.pods {
+            *networks.entry(pod.key.network.as_str()).or_insert(0) += 1;
+        }
+        if let Some(record) = &self.record {
+            networks.entry(record.network.as_str()).or_insert(0);
+        }
+        networks
+    }
+
+    pub(super) fn to_json(&self) -> String {
+        let uplinks: Vec<_> = self.uplinks.iter().map(|u| self.uplink_json(u)).collect();
+        let pods: Vec<_> = self
+            .pods
+            .iter()
+            .map(|pod| {
+                json!({
+                    "network": pod.key.network,
+                    "container": pod.key.container,
+                    "ifname": pod.key.ifname,
+                    "addresses": pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                })
+            })
+            .collect();
+        let networks: Vec<_> = self
+            .networks()
+            .iter()
+            .map(|(name, pods)| json!({"name": name, "pods": pods}))
+            .collect();
+        let held_by: Vec<_> = self.holders.iter().map(|(name, _)| name).collect();
+        let off: Vec<_> =
+            self.notes.iter().map(|n| json!({"what": n.what, "wayOut": n.way_out})).collect();
+        let report = json!({
+            "version": VERSION,
+            "inForce": self.record.is_some(),
+            "network": self.record.as_ref().map(|r| &r.network),
+            "backend": self.record.is_some().then_some("nftables"),
+            "settings": self.settings.to_json(),
+            "uplinks": uplinks,
+            "networks": networks,
+            "pods": pods,
+            "heldBy": held_by,
+            "off": off,
+            "pending": self.pending,
+        });
+        format!("{report:#}\n")
+    }
+
+    fn uplink_json(&self, uplink: &Uplink) -> Value {
+        let mut object = Map::new();
+        object.insert("name".into(), json!(uplink.name));
+        object.insert("id".into(), json!(uplink.id));
+        object.insert("mark".into(), json!(format!("{:#x}", self.settings.field.of(uplink.id))));
+        object.insert("table".into(), json!(uplink.table));
+        for (family, way) in &uplink.ways {
+            let key = if *family == Family::V4 { "ipv4" } else { "ipv6" };
+            let gateway = way.gateway.map(|ip| ip.to_string());
+            let value = json!({"gateway": gateway, "learnedFrom": way.source.to_string()});
+            object.insert(key.into(), value);
+        }
+        Value::Object(object)
+    }
+
+    pub(super) fn to_table(&self) -> String {
+        let mut out = String::new();
+        let field = self.settings.field;
+        // Writing to a string does not fail.
+        let _ = match &self.record {
+            None => writeln!(
+                out,
+                "symroute is not in force on this node: no pod is enrolled, and \"symroute up\" \
+                 was not called.\nWith the default settings the uplinks would be:\n"
+            ),
+            Some(record) => writeln!(
+                out,
+                "symroute is in force: nftables, mark {field}, rules {} to {}, settings of \
+                 network \"{}\"\n",
+                self.settings.priority,
+                self.settings.priority + 3,
+                record.network,
+            ),
+        };
+        out.push_str(&columns(&self.uplink_rows()));
+        if self.record.is_some() {
+            out.push('\n');
+            let networks: Vec<_> =
+                self.networks().iter().map(|(name, pods)| format!("{name} ({pods})")).collect();
+            let holders: Vec<_> = self.holders.iter().map(|(name, _)| name.as_str()).collect();
+            let _ = writeln!(out, "pods enrolled  {}", self.pods.len());
+            let _ = writeln!(out, "networks       {}", or_none(&networks.join(", ")));
+            let _ = writeln!(out, "held by        {}", or_none(&self.held_text(&holders)));
+        }
+        self.write_off(&mut out);
+        out
+    }
+
+    fn held_text(&self, holders: &[&str]) -> String {
+        let mut parts: Vec<String> = holders.iter().map(ToString::to_string).collect();
+        if !self.pods.is_empty() {
+            parts.push(format!("{} pod(s)", self.pods.len()));
+        }
+        parts.join(", ")
+    }
+
+    fn uplink_rows(&self) -> Vec<Vec<String>> {
+        let head = ["UPLINK", "ID", "MARK", "TABLE", "FAMILY", "GATEWAY", "LEARNED FROM"];
+        let mut rows = vec![head.map(String::from).to_vec()];
+        for uplink in &self.uplinks {
+            let mark = format!("{:#x}", self.settings.field.of(uplink.id));
+            let lead = [uplink.name.clone(), uplink.id.to_string(), mark, uplink.table.to_string()];
+            if uplink.ways.is_empty() {
+                rows.push([&lead[..], &["-", "-", "-"].map(String::from)].concat());
+            }
+            for (family, way) in &uplink.ways {
+                let gateway = match (way.gateway, &way.source) {
+                    (Some(ip), _) => ip.to_string(),
+                    (None, Source::PointToPoint) => "(none needed)".into(),
+                    (None, _) => "-".into(),
+                };
+                let tail = [family.to_string(), gateway, way.source.to_string()];
+                rows.push([&lead[..], &tail].concat());
+            }
+        }
+        rows
+    }
+
+    fn write_off(&self, out: &mut String) {
+        if !self.pending.is_empty() {
+            out.push_str("\nNot as it should be; \"symroute up\" or the next pod mends it:\n");
+            for step in &self.pending {
+                let _ = writeln!(out, "  {step}");
+            }
+        }
+        if !self.notes.is_empty() {
+            out.push_str("\nWhat is off:\n");
+            for note in &self.notes {
+                let _ = writeln!(out, "  {}\n    -> {}", note.what, note.way_out);
+            }
+        }
+    }
+}
+
+fn or_none(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+/// Rows as left-aligned columns.
+fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(String::len).max();
+    let widths: Vec<usize> = (0..count).map(|at| width(at).unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells: Vec<_> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let _ = writeln!(out, "{}", cells.join("  ").trim_end());
+    }
+    out
+}

@@ -1,0 +1,100 @@
+//! ADD: enroll a pod.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use super::{Code, Failure, Request, result};
+use crate::config::{self, Config, Invalid, Scope};
+use crate::error::Error;
+use crate::fast;
+use crate::logging;
+use crate::node::Node;
+use crate::state::Attachment;
+
+/// Enrolls the pod and gives back `prevResult` byte for byte. A failed ADD leaves nothing of its
+/// own behind.
+pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
+    let config = config::parse(&request.config).map_err(Error::from)?;
+    logging::start(&config.log);
+    own_namespace(request.netns)?;
+    scope(&config)?;
+    let Some(prev_result) = request.prev_result else {
+        let msg = "missing \"prevResult\": symroute must be chained after a plugin that gives the \
+                   pod its interface";
+        return Err(Failure::new(Code::Config, msg)
+            .with("list it behind the primary plugin in \"plugins\" of a conflist"));
+    };
+    let addresses = result::addresses(prev_result)?;
+    let attachment = Attachment { key: request.key.clone(), addresses };
+    let mut node = Node::open()?;
+    let before = node.state.attachment(&attachment.key).map_err(Error::from)?;
+    if let Err(error) = enroll(&mut node, &config, &attachment) {
+        if before.is_none() {
+            node.remove(&attachment.key);
+        }
+        return Err(error.into());
+    }
+    // ADD twice with other addresses: the ones of before are no longer this attachment's.
+    let dropped: Vec<_> = before
+        .into_iter()
+        .flat_map(|before| before.addresses)
+        .filter(|address| !attachment.addresses.contains(address))
+        .collect();
+    node.withdraw(&dropped, &attachment.key);
+    Ok(prev_result.get().to_string())
+}
+
+fn enroll(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<(), Error> {
+    match fast::prove(&mut node.kernel, &config.settings, &attachment.addresses) {
+        Ok(()) => {
+            node.state.enroll(attachment)?;
+            match fast::enroll(&mut node.kernel.nftables, &attachment.addresses) {
+                Ok(()) => return Ok(()),
+                // The last pod before this one took the table with it just now.
+                Err(error) => log::info!("slow path: {error}"),
+            }
+        }
+        Err(fast::Surprise(why)) => log::info!("slow path: {why}"),
+    }
+    slow(node, config, attachment)
+}
+
+/// Reconciles the node; the pod is in its file, so it is part of the desired state.
+fn slow(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<(), Error> {
+    let lock = node.lock()?;
+    node.state.enroll(attachment)?;
+    let plan = node.reconcile(&lock, &attachment.key.network, &config.settings)?;
+    for note in &plan.notes {
+        log::warn!("{note}");
+    }
+    if let Err(fast::Surprise(why)) =
+        fast::prove(&mut node.kernel, &config.settings, &attachment.addresses)
+    {
+        log::warn!("the node is reconciled, but {why}; see \"symroute status\"");
+    }
+    Ok(())
+}
+
+/// The host scope leaves the pod's namespace alone; one that is the caller's own is a mistake of
+/// the runtime that must not be acted on.
+fn own_namespace(netns: &str) -> Result<(), Failure> {
+    let fail = |msg: String| Failure::new(Code::NetworkNamespace, msg);
+    let identity = |path: &str| fs::metadata(path).map(|m| (m.dev(), m.ino()));
+    let theirs = identity(netns)
+        .map_err(|error| fail(format!("open network namespace {netns}: {error}")))?;
+    let own = identity("/proc/self/ns/net")
+        .map_err(|error| fail(format!("open own network namespace: {error}")))?;
+    if theirs == own {
+        let msg = format!("CNI_NETNS {netns} is the network namespace of the node itself");
+        return Err(fail(msg).with("the runtime has to pass the pod's"));
+    }
+    Ok(())
+}
+
+fn scope(config: &Config) -> Result<(), Failure> {
+    if config.scope == Scope::Pod {
+        let hint = "this release serves the node's own data plane only; set \"host\"";
+        return Err(Error::from(Invalid::new("scope", &"pod".into(), hint)).into());
+    }
+    Ok(())
+}

@@ -1,0 +1,18 @@
+//! DEL: take a pod out again. A DEL that fails stops the chain and leaks the primary plugin's
+//! address, so nothing that goes wrong here is told to the runtime.
+
+use super::Request;
+use crate::config::{self, Log};
+use crate::logging;
+use crate::node::Node;
+
+/// Removes what the file of this attachment names, and only that. The configuration is not
+/// needed for it and may be any.
+pub(super) fn del(request: &Request<'_>) {
+    let log = config::parse(&request.config).map_or_else(|_| Log::default(), |c| c.log);
+    logging::start(&log);
+    match Node::open() {
+        Ok(mut node) => node.remove(&request.key),
+        Err(error) => log::error!("DEL {:?}: {error}", request.key),
+    }
+}

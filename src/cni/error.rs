@@ -1,0 +1,87 @@
+//! CNI errors: `{cniVersion, code, msg, details}` on stdout. A user sees `msg; details` in the
+//! pod's events and nothing else, so the cause and the way out are in there.
+
+use std::fmt;
+
+use serde_json::json;
+
+use crate::error::Error;
+
+/// Error codes. Source: CNI specification 1.1.0, section "Error"; 8 is libcni's
+/// `ErrInvalidNetNS`; 100 and above are ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// The version of the protocol is not one of ours.
+    IncompatibleVersion = 1,
+    /// A necessary variable is missing or wrong.
+    Environment = 4,
+    /// Reading or writing failed.
+    Io = 5,
+    /// The content can't be decoded.
+    Decode = 6,
+    /// The configuration is wrong.
+    Config = 7,
+    /// The network namespace is not the pod's.
+    NetworkNamespace = 8,
+    /// Something passing is in the way.
+    TryAgain = 11,
+    /// The kernel refused an operation.
+    Kernel = 100,
+    /// A file of ours could not be read or written.
+    State = 101,
+}
+
+/// A failed call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What kind of failure.
+    pub code: Code,
+    /// What went wrong.
+    pub msg: String,
+    /// The way out, or more about the cause.
+    pub details: String,
+}
+
+impl Failure {
+    /// A failure that needs no details.
+    pub fn new(code: Code, msg: impl Into<String>) -> Self {
+        Self { code, msg: msg.into(), details: String::new() }
+    }
+
+    /// The same with details.
+    #[must_use]
+    pub fn with(self, details: impl Into<String>) -> Self {
+        Self { details: details.into(), ..self }
+    }
+
+    /// The document for stdout.
+    #[must_use]
+    pub fn to_json(&self, version: &str) -> String {
+        json!({
+            "cniVersion": version,
+            "code": self.code as u32,
+            "msg": self.msg,
+            "details": self.details,
+        })
+        .to_string()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.msg)?;
+        if self.details.is_empty() { Ok(()) } else { write!(f, "; {}", self.details) }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            Error::Config(_) | Error::Disagreement { .. } => Code::Config,
+            Error::Kernel { .. } | Error::Sysctl { .. } => Code::Kernel,
+            Error::State(_) => Code::State,
+            Error::Busy { .. } => Code::TryAgain,
+        };
+        Self::new(code, format!("symroute: {error}")).with(error.way_out().unwrap_or_default())
+    }
+}

@@ -1,0 +1,116 @@
+//! What can go wrong on a node, in words that name the operation, the object and the way out.
+
+use std::fmt;
+
+use nix::errno::Errno;
+
+use crate::config::Invalid;
+use crate::netlink;
+use crate::state;
+
+/// Why something could not be done.
+#[derive(Debug)]
+pub enum Error {
+    /// A setting is wrong, or can't be kept on this node. Nothing was changed.
+    Config(Invalid),
+    /// Another network has the node configured otherwise. Nothing was changed.
+    Disagreement {
+        /// The key on which the two disagree.
+        key: String,
+        /// The network that asks, and its value.
+        asks: (String, String),
+        /// The network in force, and its value.
+        in_force: (String, String),
+    },
+    /// The kernel refused an operation.
+    Kernel {
+        /// The operation and its object: "add rule 402: …".
+        operation: String,
+        /// Its answer.
+        source: netlink::Error,
+    },
+    /// A sysctl could not be read or written.
+    Sysctl {
+        /// Its path.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of the state could not be read or written.
+    State(state::Error),
+    /// Somebody else is reconciling the node.
+    Busy {
+        /// Process id of the holder, if it can be known.
+        holder: Option<u32>,
+        /// How long was waited.
+        seconds: u64,
+    },
+}
+
+impl Error {
+    /// For `map_err`: the kernel refused `operation`.
+    pub fn kernel(operation: impl Into<String>) -> impl FnOnce(netlink::Error) -> Self {
+        let operation = operation.into();
+        move |source| Self::Kernel { operation, source }
+    }
+
+    /// What a person can do about it, where that is not part of the message.
+    #[must_use]
+    pub fn way_out(&self) -> Option<&'static str> {
+        match self {
+            Self::Kernel { source, .. } => match source.errno {
+                Errno::EPERM | Errno::EACCES => {
+                    Some("run as root, or with the capability CAP_NET_ADMIN")
+                }
+                Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT => {
+                    Some("the kernel lacks a part: it needs nf_tables with family inet, fib and ct")
+                }
+                Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR => Some("try again"),
+                _ => Some("see the kernel's message; \"symroute status\" shows what is there"),
+            },
+            Self::Sysctl { .. } => Some("mount /proc/sys writable and run as root"),
+            Self::State(_) => Some("make /run/symroute writable for root"),
+            Self::Busy { .. } => Some("try again; if it lasts, see what that process waits for"),
+            Self::Config(_) | Self::Disagreement { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(invalid) => invalid.fmt(f),
+            Self::Disagreement { key, asks, in_force } => write!(
+                f,
+                "network \"{}\" sets \"{key}\": {}, but network \"{}\" is in force on this node \
+                 with \"{key}\": {}; give both the same value",
+                asks.0, asks.1, in_force.0, in_force.1,
+            ),
+            Self::Kernel { operation, source } => write!(f, "{operation}: {source}"),
+            Self::Sysctl { path, source } => write!(f, "{path}: {source}"),
+            Self::State(error) => error.fmt(f),
+            Self::Busy { holder, seconds } => {
+                write!(f, "the node is being reconciled by ")?;
+                match holder {
+                    Some(pid) => write!(f, "process {pid}")?,
+                    None => write!(f, "another process")?,
+                }
+                write!(f, "; waited {seconds} s")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Invalid> for Error {
+    fn from(invalid: Invalid) -> Self {
+        Self::Config(invalid)
+    }
+}
+
+impl From<state::Error> for Error {
+    fn from(error: state::Error) -> Self {
+        Self::State(error)
+    }
+}

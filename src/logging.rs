@@ -1,0 +1,52 @@
+//! The log file. It is opened when the first line is written: an ADD that has nothing to say
+//! does not touch it.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock};
+use std::time::SystemTime;
+
+use log::{LevelFilter, Metadata, Record};
+
+use crate::config::Log;
+
+#[derive(Debug)]
+struct Logger {
+    path: PathBuf,
+    file: Mutex<Option<File>>,
+}
+
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+/// Sends log lines to the configured file from now on. The first call counts.
+pub fn start(log: &Log) {
+    let logger = LOGGER.get_or_init(|| Logger { path: log.file.clone(), file: Mutex::new(None) });
+    // An error means that a logger was set before: this function called twice.
+    if log::set_logger(logger).is_ok() {
+        log::set_max_level(log.level);
+    }
+}
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= LevelFilter::Trace && log::max_level() >= metadata.level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let Ok(mut file) = self.file.lock() else {
+            return;
+        };
+        if file.is_none() {
+            *file = OpenOptions::new().create(true).append(true).open(&self.path).ok();
+        }
+        let time = humantime::format_rfc3339_millis(SystemTime::now());
+        let line =
+            format!("{time} {:5} [{}] {}\n", record.level(), std::process::id(), record.args());
+        // One write to a line: calls in parallel append to the same file. A log that can't be
+        // written must not fail a pod.
+        let _ = file.as_mut().map(|file| file.write_all(line.as_bytes()));
+    }
+
+    fn flush(&self) {}
+}

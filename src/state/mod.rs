@@ -1,0 +1,174 @@
+//! State of this boot under `/run/symroute`: which attachments there are, what node state was
+//! made, who holds it.
+//!
+//! ```text
+//! pods/KEY       one file per attachment: its addresses
+//! gone/KEY       an attachment that is being removed
+//! owners/ADDRESS symbolic link to the KEY that an address belongs to now
+//! hold/NAME      who keeps node state beyond the last pod ("up", "agent")
+//! node.json      settings in force, the network that brought them, sysctls to put back
+//! ```
+//! The directory itself is the lock. Each file is written to a temporary name and renamed, so
+//! that a kill leaves the old or the new one.
+
+mod attachment;
+mod lock;
+mod owners;
+mod record;
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use attachment::{Attachment, Key};
+pub use lock::Lock;
+pub use record::Record;
+
+/// A file of the state could not be read or written.
+#[derive(Debug)]
+pub struct Error {
+    operation: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Error {
+    fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self { operation, path, source }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.operation, self.path.display(), self.source)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The state directory.
+#[derive(Debug, Clone)]
+pub struct State {
+    dir: PathBuf,
+}
+
+impl State {
+    /// The state in this directory, which need not exist yet.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    fn path(&self, parts: &[&str]) -> PathBuf {
+        let mut path = self.dir.clone();
+        path.extend(parts);
+        path
+    }
+
+    /// Writes a file so that a reader sees all of it or none.
+    fn write(&self, folder: &str, name: &str, content: &str) -> Result<(), Error> {
+        let path = self.path(&[folder, name]);
+        let temporary = self.path(&[folder, &format!(".{name}")]);
+        let attempt = || {
+            fs::write(&temporary, content)?;
+            fs::rename(&temporary, &path)
+        };
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let folder = self.path(&[folder]);
+                fs::create_dir_all(&folder).map_err(Error::at("make", &folder))?;
+                attempt().map_err(Error::at("write", &path))
+            }
+            other => other.map_err(Error::at("write", &path)),
+        }
+    }
+
+    /// Reads a file; none where there is none.
+    fn read(path: &Path) -> Result<Option<String>, Error> {
+        absent_is_none(fs::read_to_string(path)).map_err(Error::at("read", path))
+    }
+
+    /// Removes a file; one that has gone already is no error.
+    fn remove(path: &Path) -> Result<(), Error> {
+        absent_is_none(fs::remove_file(path)).map_err(Error::at("remove", path)).map(drop)
+    }
+
+    /// Names of the files in a folder, temporary ones left out.
+    fn list(&self, folder: &str) -> Result<Vec<String>, Error> {
+        let path = self.path(&[folder]);
+        let entries = match absent_is_none(fs::read_dir(&path)) {
+            Ok(None) => return Ok(Vec::new()),
+            Ok(Some(entries)) => entries,
+            Err(error) => return Err(Error::at("list", &path)(error)),
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        Ok(names.filter(|name| !name.starts_with('.')).collect())
+    }
+
+    /// Whether a folder has no file but temporary ones. Reads no more than the first few names.
+    fn is_empty(&self, folder: &str) -> Result<bool, Error> {
+        let path = self.path(&[folder]);
+        match absent_is_none(fs::read_dir(&path)) {
+            Ok(None) => Ok(true),
+            Ok(Some(mut entries)) => Ok(!entries
+                .any(|e| e.is_ok_and(|e| !e.file_name().as_encoded_bytes().starts_with(b".")))),
+            Err(error) => Err(Error::at("list", &path)(error)),
+        }
+    }
+
+    /// Makes `name` a holder of the node state, in the name of `network`.
+    pub fn hold(&self, name: &str, network: &str) -> Result<(), Error> {
+        self.write("hold", name, network)
+    }
+
+    /// Ends the hold of `name`.
+    pub fn release(&self, name: &str) -> Result<(), Error> {
+        Self::remove(&self.path(&["hold", name]))
+    }
+
+    /// Who holds the node state, with the network in whose name.
+    pub fn holders(&self) -> Result<Vec<(String, String)>, Error> {
+        let names = self.list("hold")?;
+        let with_network = names.into_iter().map(|name| {
+            let network = Self::read(&self.path(&["hold", &name]))?.unwrap_or_default();
+            Ok((name, network))
+        });
+        with_network.collect()
+    }
+
+    /// Whether neither a pod nor a holder needs the node state.
+    pub fn is_idle(&self) -> Result<bool, Error> {
+        Ok(self.is_empty("pods")? && self.is_empty("hold")?)
+    }
+
+    /// Removes what is left when the node state has gone: the record, temporary files of calls
+    /// that were killed, and empty folders. A writer that loses its temporary file writes again.
+    pub fn clear(&self) -> Result<(), Error> {
+        Self::remove(&self.path(&[record::FILE]))?;
+        for folder in ["", "pods", "gone", "owners", "hold"] {
+            let path = self.path(&[folder]);
+            let entries = fs::read_dir(&path).into_iter().flatten().flatten();
+            for entry in entries.filter(|e| e.file_name().as_encoded_bytes().starts_with(b".")) {
+                Self::remove(&entry.path())?;
+            }
+            if !folder.is_empty() {
+                // One that somebody has just put a file into stays.
+                let _ = fs::remove_dir(path);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

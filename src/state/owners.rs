@@ -1,0 +1,73 @@
+//! Which attachment an address belongs to now. A late DEL of the attachment that had it before
+//! must not take it from the pod that has it since.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::symlink;
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use super::{Error, State, absent_is_none};
+
+impl State {
+    /// Makes the attachment whose file has this name the owner of an address.
+    pub(super) fn own(&self, address: IpAddr, name: &str) -> Result<(), Error> {
+        let folder = self.path(&["owners"]);
+        let path = folder.join(address.to_string());
+        let temporary = folder.join(format!(".{name}"));
+        let attempt = || {
+            let _ = fs::remove_file(&temporary);
+            symlink(name, &temporary)?;
+            fs::rename(&temporary, &path)
+        };
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(&folder).map_err(Error::at("make", &folder))?;
+                attempt().map_err(Error::at("write", &path))
+            }
+            other => other.map_err(Error::at("write", &path)),
+        }
+    }
+
+    /// Ends an attachment's ownership. False if the address belongs to another one by now: then
+    /// it has to stay enrolled.
+    pub fn disown(&self, address: IpAddr, name: &str) -> Result<bool, Error> {
+        let folder = self.path(&["owners"]);
+        let path = folder.join(address.to_string());
+        // Looking and then removing would hit an owner that comes in between. So the link is
+        // taken away first, looked at, and put back if it is another's and no newer one came.
+        let taken = folder.join(format!(".taken-{name}-{address}"));
+        if absent_is_none(fs::rename(&path, &taken)).map_err(Error::at("move", &path))?.is_none() {
+            return Ok(true);
+        }
+        let owner = fs::read_link(&taken).map_err(Error::at("read", &taken))?;
+        let mine = owner.as_os_str() == name;
+        if !mine {
+            let _ = renameat2(AT_FDCWD, &taken, AT_FDCWD, &path, RenameFlags::RENAME_NOREPLACE);
+        }
+        Self::remove(&taken)?;
+        Ok(mine)
+    }
+
+    /// Whether an address belongs to an attachment.
+    #[must_use]
+    pub fn is_owned(&self, address: IpAddr) -> bool {
+        fs::symlink_metadata(self.path(&["owners", &address.to_string()])).is_ok()
+    }
+
+    /// Removes links to attachments that are no more.
+    pub(super) fn sweep_owners(&self) -> Result<(), Error> {
+        for address in self.list("owners")? {
+            let path = self.path(&["owners", &address]);
+            let Ok(owner) = fs::read_link(&path) else {
+                continue;
+            };
+            let gone = !self.path(&["pods"]).join(&owner).exists();
+            if let (true, Some(name), Ok(address)) = (gone, owner.to_str(), address.parse()) {
+                self.disown(address, name)?;
+            }
+        }
+        Ok(())
+    }
+}
