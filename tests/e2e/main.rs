@@ -1,0 +1,13 @@
+//! End-to-end tests: real packets between network namespaces, the real program in the middle.
+//!
+//! They need root. `tests/README.md` says how to run one of them and how to look inside.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops at the first thing that is not as expected, and prints its figures"
+)]
+
+mod lab;
+mod report_000_aws_nlb;
