@@ -10,4 +10,5 @@
 )]
 
 mod lab;
+mod lab_itself;
 mod report_000_aws_nlb;

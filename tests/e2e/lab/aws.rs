@@ -15,8 +15,10 @@ pub(crate) enum Snat {
     NoRules,
     /// `true`: the connection marks only.
     External,
-    /// `false`: connection marks and SNAT to the primary address.
-    ByNode(Flavour),
+    /// `false`: connection marks and SNAT to the primary address, by iptables.
+    ByIptables,
+    /// The same by nftables.
+    ByNftables,
 }
 
 impl Snat {
@@ -24,16 +26,16 @@ impl Snat {
         match self {
             Self::NoRules => "no-rules",
             Self::External => "externalsnat-true",
-            Self::ByNode(Flavour::Iptables) => "externalsnat-false-iptables",
-            Self::ByNode(Flavour::Nftables) => "externalsnat-false-nft",
+            Self::ByIptables => "externalsnat-false-iptables",
+            Self::ByNftables => "externalsnat-false-nft",
         }
     }
 
     /// The shape in which kube-proxy runs beside it.
     pub(crate) fn kube_proxy(self) -> Flavour {
         match self {
-            Self::ByNode(flavour) => flavour,
-            Self::NoRules | Self::External => Flavour::Iptables,
+            Self::NoRules | Self::External | Self::ByIptables => Flavour::Iptables,
+            Self::ByNftables => Flavour::Nftables,
         }
     }
 }
@@ -46,13 +48,13 @@ pub(crate) fn install(ns: &Netns, snat: Snat, vpc: &str, primary: Ipv4Addr) {
     ns.exec(&["iptables-nft-restore", "--noflush"], MANGLE);
     match snat {
         Snat::NoRules | Snat::External => {}
-        Snat::ByNode(Flavour::Iptables) => {
+        Snat::ByIptables => {
             ns.exec(
                 &["iptables-nft-restore", "--noflush"],
                 &nat_iptables(vpc, primary),
             );
         }
-        Snat::ByNode(Flavour::Nftables) => ns.nft(&nat_nftables(vpc, primary)),
+        Snat::ByNftables => ns.nft(&nat_nftables(vpc, primary)),
     }
 }
 

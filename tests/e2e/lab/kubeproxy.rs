@@ -1,4 +1,4 @@
-//! The NAT rules of kube-proxy for a handful of Services, in its iptables and its nftables shape.
+//! What kube-proxy writes for a handful of Services, in its iptables, nftables and IPVS shapes.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -10,6 +10,8 @@ use super::traffic::Proto;
 pub(crate) enum Flavour {
     Iptables,
     Nftables,
+    /// Addresses of Services only, over TCP and IPv4.
+    Ipvs,
 }
 
 /// `externalTrafficPolicy`.
@@ -46,10 +48,11 @@ pub(crate) fn install(ns: &Netns, flavour: Flavour, services: &[Service]) {
                 ("iptables-nft-restore", false),
                 ("ip6tables-nft-restore", true),
             ] {
-                ns.exec(&[restore, "--noflush"], &iptables(services, v6));
+                ns.exec(&[restore, "--noflush"], &iptables(services, v6, true));
             }
         }
         Flavour::Nftables => ns.nft(&nftables(services)),
+        Flavour::Ipvs => ipvs(ns, services),
     }
 }
 
@@ -60,7 +63,8 @@ fn protocol(proto: Proto) -> &'static str {
     }
 }
 
-fn iptables(services: &[Service], v6: bool) -> String {
+/// The marks and the masquerade, and with `dnat` the way to the backends too.
+fn iptables(services: &[Service], v6: bool, dnat: bool) -> String {
     let mut rules = String::from(
         "*nat
 :KUBE-SERVICES - [0:0]
@@ -91,13 +95,56 @@ fn iptables(services: &[Service], v6: bool) -> String {
         if service.policy == Policy::Cluster {
             let _ = writeln!(rules, "-A KUBE-SERVICES {frontend} -j KUBE-MARK-MASQ");
         }
-        let _ = writeln!(
-            rules,
-            "-A KUBE-SERVICES {frontend} -j DNAT --to-destination {backend}"
-        );
+        if dnat {
+            let _ = writeln!(
+                rules,
+                "-A KUBE-SERVICES {frontend} -j DNAT --to-destination {backend}"
+            );
+        }
     }
     rules.push_str("COMMIT\n");
     rules
+}
+
+/// Binds each address to `kube-ipvs0` and lets the kernel's balancer do the DNAT.
+fn ipvs(ns: &Netns, services: &[Service]) {
+    ns.ip("link add kube-ipvs0 type dummy");
+    ns.sysctl("ipv4/vs/conntrack", "1");
+    ns.exec(
+        &["iptables-nft-restore", "--noflush"],
+        &iptables(services, false, false),
+    );
+    for service in services {
+        let Frontend::Address(frontend) = service.frontend else {
+            panic!("IPVS in this lab balances addresses only");
+        };
+        let (frontend, backend) = (frontend.to_string(), service.backend.to_string());
+        let (address, _) = frontend.split_once(':').expect("an IPv4 address and port");
+        ns.ip(&format!("addr add {address}/32 dev kube-ipvs0"));
+        ns.exec(
+            &[
+                "ipvsadm",
+                "--add-service",
+                "--tcp-service",
+                &frontend,
+                "--scheduler",
+                "rr",
+            ],
+            "",
+        );
+        ns.exec(
+            &[
+                "ipvsadm",
+                "--add-server",
+                "--tcp-service",
+                &frontend,
+                "--real-server",
+                &backend,
+                "--masquerading",
+            ],
+            "",
+        );
+    }
 }
 
 fn nftables(services: &[Service]) -> String {

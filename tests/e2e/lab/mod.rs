@@ -10,6 +10,8 @@ pub(crate) mod kubeproxy;
 pub(crate) mod netns;
 pub(crate) mod node;
 pub(crate) mod plugin;
+pub(crate) mod proof;
 pub(crate) mod router;
 pub(crate) mod snapshot;
 pub(crate) mod traffic;
+pub(crate) mod two_nics;

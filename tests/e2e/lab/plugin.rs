@@ -10,11 +10,22 @@ use serde_json::{Value, json};
 use super::node::{Node, Pod};
 
 /// What one call of the program did.
-#[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) success: bool,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+}
+
+impl Ran {
+    /// Panics with both outputs unless the call succeeded.
+    pub(crate) fn assert_success(&self, what: &str) {
+        let Self {
+            success,
+            stdout,
+            stderr,
+        } = self;
+        assert!(success, "{what} failed\nstdout: {stdout}\nstderr: {stderr}");
+    }
 }
 
 impl Node {
@@ -69,7 +80,7 @@ impl Node {
     pub(crate) fn add(&self, settings: &Value, pod: &Pod) {
         let network = self.network(settings, Some(&pod.prev_result));
         let ran = self.cni("ADD", &network, &pod.id, &pod.ns.path(), "eth0");
-        assert!(ran.success, "ADD: {ran:?}");
+        ran.assert_success("ADD");
         assert_eq!(
             ran.stdout.trim_end_matches('\n'),
             pod.prev_result,
@@ -81,7 +92,8 @@ impl Node {
     pub(crate) fn del(&self, settings: &Value, pod: &Pod) {
         let network = self.network(settings, Some(&pod.prev_result));
         let ran = self.cni("DEL", &network, &pod.id, &pod.ns.path(), "eth0");
-        assert!(ran.success && ran.stdout.is_empty(), "DEL: {ran:?}");
+        ran.assert_success("DEL");
+        assert_eq!(ran.stdout, "", "DEL prints nothing");
     }
 
     /// `symroute up` with these settings.
@@ -89,13 +101,13 @@ impl Node {
         let file = self.dir.join("network.json");
         fs::write(&file, self.network(settings, None)).expect("write the configuration");
         let ran = self.symroute(&["up", "--config", file.to_str().expect("UTF-8")]);
-        assert!(ran.success, "up: {ran:?}");
+        ran.assert_success("up");
     }
 
     /// `symroute down`.
     pub(crate) fn down(&self) {
         let ran = self.symroute(&["down"]);
-        assert!(ran.success, "down: {ran:?}");
+        ran.assert_success("down");
     }
 
     /// Runs the program in the node's network namespace, with a `/run/symroute` of the node's own.

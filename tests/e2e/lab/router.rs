@@ -29,6 +29,8 @@ impl Router {
         let ns = Netns::new("router");
         ns.sysctl("ipv4/ip_forward", "1");
         ns.sysctl("ipv4/conf/default/proxy_arp", "1");
+        // Also for addresses behind the port that asks.
+        ns.sysctl("ipv4/conf/default/proxy_arp_pvlan", "1");
         ns.sysctl("ipv6/conf/all/forwarding", "1");
         ns.sysctl("ipv6/conf/default/proxy_ndp", "1");
         Self {
@@ -88,7 +90,8 @@ impl Router {
         let parsed: IpAddr = address.parse().expect("an address");
         let mut batch = String::new();
         for other in &mut self.ports {
-            if other.name == port {
+            let name = &other.name;
+            if name == port {
                 let mac = &other.peer_mac;
                 let _ = writeln!(batch, "route add {address} dev {port}");
                 let _ = writeln!(
@@ -96,8 +99,9 @@ impl Router {
                     "neigh add {address} dev {port} lladdr {mac} nud permanent"
                 );
                 other.addresses.push(parsed);
-            } else if parsed.is_ipv6() {
-                let _ = writeln!(batch, "neigh add proxy {address} dev {}", other.name);
+            }
+            if parsed.is_ipv6() {
+                let _ = writeln!(batch, "neigh add proxy {address} dev {name}");
             }
         }
         self.ns.ip(&batch);
