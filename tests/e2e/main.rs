@@ -12,3 +12,4 @@
 mod lab;
 mod lab_itself;
 mod report_000_aws_nlb;
+mod report_001_lb_ip_from_pod;
