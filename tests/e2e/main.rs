@@ -13,3 +13,4 @@ mod lab;
 mod lab_itself;
 mod report_000_aws_nlb;
 mod report_001_lb_ip_from_pod;
+mod report_002_lb_hairpin;
