@@ -14,3 +14,4 @@ mod lab_itself;
 mod report_000_aws_nlb;
 mod report_001_lb_ip_from_pod;
 mod report_002_lb_hairpin;
+mod report_003_flannel_tun;

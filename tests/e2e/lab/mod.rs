@@ -14,4 +14,5 @@ pub(crate) mod proof;
 pub(crate) mod router;
 pub(crate) mod snapshot;
 pub(crate) mod traffic;
+pub(crate) mod tun;
 pub(crate) mod two_nics;
