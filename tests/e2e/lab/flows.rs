@@ -1,0 +1,100 @@
+//! A matrix of flows that run side by side, and what became of each.
+
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::Duration;
+
+use super::netns::Netns;
+use super::traffic::{Answer, Proto, ask};
+
+/// How long a flow may take that is expected to fail: one SYN and one retransmission.
+const BASELINE: Duration = Duration::from_millis(1500);
+/// How long a flow may take that has to work.
+const PATIENT: Duration = Duration::from_secs(8);
+
+/// One question from `from` to `to`, and the answer it must get.
+pub(crate) struct Flow<'a> {
+    pub(crate) name: String,
+    from: &'a Netns,
+    proto: Proto,
+    to: SocketAddr,
+    who: &'a str,
+    seen_as: IpAddr,
+}
+
+impl<'a> Flow<'a> {
+    /// `to` is `address:port`; `answer` is `<who> <the client's address as the server sees it>`.
+    pub(crate) fn new(
+        name: &str,
+        from: &'a Netns,
+        proto: Proto,
+        to: &str,
+        answer: &'a str,
+    ) -> Self {
+        let (who, seen_as) = answer.split_once(' ').expect("who and an address");
+        Self {
+            name: name.to_owned(),
+            from,
+            proto,
+            to: to
+                .parse()
+                .unwrap_or_else(|error| panic!("{name}: {to}: {error}")),
+            who,
+            seen_as: seen_as
+                .parse()
+                .unwrap_or_else(|error| panic!("{name}: {seen_as}: {error}")),
+        }
+    }
+
+    /// Why the flow did not get its answer, if it did not.
+    fn failure(&self, deadline: Duration) -> Option<String> {
+        let wanted = Answer {
+            who: self.who.to_owned(),
+            seen_as: self.seen_as,
+        };
+        match ask(self.from, self.proto, self.to, deadline) {
+            Ok(answer) if answer == wanted => None,
+            Ok(answer) => Some(format!("{answer:?} instead of {wanted:?}")),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+}
+
+/// Runs all flows at once and panics unless those named in `broken`, and only those, fail.
+pub(crate) fn assert_only_these_fail(flows: &[Flow<'_>], broken: &[&str]) {
+    for name in broken {
+        assert!(
+            flows.iter().any(|flow| flow.name == *name),
+            "there is no flow {name:?}"
+        );
+    }
+    let surprise = |flow: &Flow<'_>| {
+        if broken.contains(&flow.name.as_str()) {
+            let works = flow.failure(BASELINE).is_none();
+            works.then(|| format!("{}: works, though it must not", flow.name))
+        } else {
+            Some(format!("{}: {}", flow.name, flow.failure(PATIENT)?))
+        }
+    };
+    let surprises: Vec<String> = thread::scope(|scope| {
+        let running: Vec<_> = flows
+            .iter()
+            .map(|flow| scope.spawn(move || surprise(flow)))
+            .collect();
+        running
+            .into_iter()
+            .filter_map(|flow| flow.join().expect("a flow does not panic"))
+            .collect()
+    });
+    let (count, all) = (surprises.len(), flows.len());
+    assert!(
+        surprises.is_empty(),
+        "{count} of {all} flows:\n{}",
+        surprises.join("\n")
+    );
+}
+
+/// Runs all flows at once and panics with the reasons unless every one of them works.
+pub(crate) fn assert_all_work(flows: &[Flow<'_>]) {
+    assert_only_these_fail(flows, &[]);
+}

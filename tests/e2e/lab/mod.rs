@@ -1,0 +1,18 @@
+//! A lab of network namespaces: a node with several NICs, the cloud around it, pods and clients.
+//!
+//! `tests/README.md` says how to run and debug; each file here holds one part of the lab.
+
+pub(crate) mod aws;
+pub(crate) mod capture;
+mod cmd;
+pub(crate) mod flows;
+pub(crate) mod kubeproxy;
+pub(crate) mod netns;
+pub(crate) mod node;
+pub(crate) mod plugin;
+pub(crate) mod proof;
+pub(crate) mod router;
+pub(crate) mod snapshot;
+pub(crate) mod traffic;
+pub(crate) mod tun;
+pub(crate) mod two_nics;

@@ -1,0 +1,137 @@
+//! A network namespace that lives as long as its value: unique name, no shared state, gone on drop.
+
+use std::fs::{self, File};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{env, panic, process, thread};
+
+use nix::sched::{CloneFlags, setns};
+
+use super::cmd;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A number no other namespace, MAC address or directory of this test run has.
+pub(crate) fn unique() -> u32 {
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Whether `SYMROUTE_KEEP=1` asks to leave namespaces and files behind for a look.
+pub(crate) fn keep() -> bool {
+    env::var_os("SYMROUTE_KEEP").is_some_and(|value| value == "1")
+}
+
+pub(crate) struct Netns {
+    name: String,
+    handle: File,
+}
+
+impl Netns {
+    /// A fresh namespace with `lo` up, duplicate address detection off and loose everything.
+    pub(crate) fn new(role: &str) -> Self {
+        let name = format!("sr{}-{}-{role}", process::id(), unique());
+        cmd::run(&["ip", "netns", "add", &name], "");
+        let handle = File::open(format!("/run/netns/{name}")).expect("open the new namespace");
+        let netns = Self { name, handle };
+        netns.run(|| {
+            for scope in ["all", "default"] {
+                sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0");
+                sysctl(&format!("ipv4/conf/{scope}/send_redirects"), "0");
+                sysctl(&format!("ipv6/conf/{scope}/accept_dad"), "0");
+                sysctl(&format!("ipv6/conf/{scope}/dad_transmits"), "0");
+                sysctl(&format!("ipv6/conf/{scope}/accept_ra"), "0");
+            }
+        });
+        netns.ip("link set lo up");
+        netns
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The path a container runtime would hand to a plugin.
+    pub(crate) fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+
+    /// Runs lines of `ip` commands (without the word `ip`) as one batch.
+    pub(crate) fn ip(&self, batch: &str) {
+        cmd::run(&["ip", "-n", &self.name, "-batch", "-"], &trimmed(batch));
+    }
+
+    /// The same with `ip -6`, for lines that do not tell the family, as rules never do.
+    pub(crate) fn ip6(&self, batch: &str) {
+        cmd::run(
+            &["ip", "-6", "-n", &self.name, "-batch", "-"],
+            &trimmed(batch),
+        );
+    }
+
+    /// Runs a tool inside the namespace.
+    pub(crate) fn exec(&self, argv: &[&str], input: &str) -> String {
+        let argv = [&["ip", "netns", "exec", &self.name], argv].concat();
+        cmd::run(&argv, input)
+    }
+
+    /// Applies a text of nft commands as one transaction.
+    pub(crate) fn nft(&self, ruleset: &str) {
+        self.exec(&["nft", "-f", "-"], ruleset);
+    }
+
+    /// Writes `/proc/sys/net/<key>` of this namespace.
+    pub(crate) fn sysctl(&self, key: &str, value: &str) {
+        self.run(|| sysctl(key, value));
+    }
+
+    /// A handle with which another thread can enter the namespace, for as long as it likes.
+    pub(crate) fn handle(&self) -> Handle {
+        Handle(self.handle.try_clone().expect("a second handle"))
+    }
+
+    /// Runs `work` on a thread inside the namespace; a panic in there is a panic here.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                setns(&self.handle, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+                work()
+            });
+            worker
+                .join()
+                .unwrap_or_else(|cause| panic::resume_unwind(cause))
+        })
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        if keep() {
+            println!("kept: ip netns exec {} sh", self.name);
+            return;
+        }
+        // Also runs while a test unwinds, so it must not panic.
+        let _ = process::Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
+    }
+}
+
+fn trimmed(batch: &str) -> String {
+    let lines: Vec<&str> = batch.lines().map(str::trim).collect();
+    lines.join("\n") + "\n"
+}
+
+/// Writes a sysctl of the calling thread's network namespace.
+fn sysctl(key: &str, value: &str) {
+    let path = format!("/proc/sys/net/{key}");
+    fs::write(&path, value).unwrap_or_else(|error| panic!("{path} = {value}: {error}"));
+}
+
+/// Keeps a namespace reachable for a thread of its own.
+pub(crate) struct Handle(File);
+
+impl Handle {
+    /// Moves the calling thread into the namespace for good.
+    pub(crate) fn enter(&self) {
+        setns(&self.0, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+    }
+}

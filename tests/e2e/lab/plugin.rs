@@ -1,0 +1,153 @@
+//! Calls the real `symroute` program on a node, as a runtime or an operator would.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::node::{Node, Pod};
+
+/// What one call of the program did.
+pub(crate) struct Ran {
+    pub(crate) success: bool,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    /// Panics with both outputs unless the call succeeded.
+    pub(crate) fn assert_success(&self, what: &str) {
+        let Self {
+            success,
+            stdout,
+            stderr,
+        } = self;
+        assert!(success, "{what} failed\nstdout: {stdout}\nstderr: {stderr}");
+    }
+}
+
+impl Node {
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir.join("symroute.log")
+    }
+
+    /// A network configuration: `settings` are the keys of ours, `prev_result` goes in as it is.
+    pub(crate) fn network(&self, settings: &Value, prev_result: Option<&str>) -> String {
+        let mut network = json!({"cniVersion": "1.0.0", "name": "lab", "type": "symroute"});
+        network["log"] = json!({"level": "debug", "file": self.log()});
+        for (key, value) in settings.as_object().expect("settings are an object") {
+            network[key] = value.clone();
+        }
+        let Some(prev_result) = prev_result else {
+            return network.to_string();
+        };
+        let parsed: Value = serde_json::from_str(prev_result).expect("prevResult is JSON");
+        network["cniVersion"] = parsed["cniVersion"].clone();
+        let text = network.to_string();
+        format!(
+            "{},\"prevResult\":{prev_result}}}",
+            text.strip_suffix('}').expect("an object")
+        )
+    }
+
+    /// One call of the plugin with the variables that a runtime sets.
+    pub(crate) fn cni(
+        &self,
+        verb: &str,
+        network: &str,
+        id: &str,
+        netns: &str,
+        ifname: &str,
+    ) -> Ran {
+        let variables = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", id),
+            ("CNI_NETNS", netns),
+            ("CNI_IFNAME", ifname),
+            ("CNI_PATH", "/opt/cni/bin"),
+        ];
+        self.program(&[], &variables, network)
+    }
+
+    /// One call of the command line tool.
+    pub(crate) fn symroute(&self, arguments: &[&str]) -> Ran {
+        self.program(arguments, &[], "")
+    }
+
+    /// ADD of the pod's `eth0`, which must succeed and print prevResult byte for byte.
+    pub(crate) fn add(&self, settings: &Value, pod: &Pod) {
+        let network = self.network(settings, Some(&pod.prev_result));
+        let ran = self.cni("ADD", &network, &pod.id, &pod.ns.path(), "eth0");
+        ran.assert_success("ADD");
+        assert_eq!(
+            ran.stdout.trim_end_matches('\n'),
+            pod.prev_result,
+            "ADD prints prevResult as it came"
+        );
+    }
+
+    /// DEL of the pod's `eth0`, which must succeed and print nothing.
+    pub(crate) fn del(&self, settings: &Value, pod: &Pod) {
+        let network = self.network(settings, Some(&pod.prev_result));
+        let ran = self.cni("DEL", &network, &pod.id, &pod.ns.path(), "eth0");
+        ran.assert_success("DEL");
+        assert_eq!(ran.stdout, "", "DEL prints nothing");
+    }
+
+    /// `symroute up` with these settings.
+    pub(crate) fn up(&self, settings: &Value) {
+        let file = self.dir.join("network.json");
+        fs::write(&file, self.network(settings, None)).expect("write the configuration");
+        let ran = self.symroute(&["up", "--config", file.to_str().expect("UTF-8")]);
+        ran.assert_success("up");
+    }
+
+    /// `symroute down`.
+    pub(crate) fn down(&self) {
+        let ran = self.symroute(&["down"]);
+        ran.assert_success("down");
+    }
+
+    /// Runs the program in the node's network namespace, with a `/run/symroute` of the node's own.
+    fn program(&self, arguments: &[&str], variables: &[(&str, &str)], input: &str) -> Ran {
+        // The mount point has to exist; the mount itself is private to `ip netns exec`.
+        fs::create_dir_all("/run/symroute").expect("make /run/symroute");
+        let private = "mount --bind \"$0\" /run/symroute && exec \"$@\"";
+        let mut child = Command::new("timeout")
+            .args([
+                "--kill-after=1",
+                "60",
+                "ip",
+                "netns",
+                "exec",
+                self.ns.name(),
+                "sh",
+                "-c",
+                private,
+            ])
+            .arg(self.dir.join("run"))
+            .arg(env!("CARGO_BIN_EXE_symroute"))
+            .args(arguments)
+            .env_remove("CNI_COMMAND")
+            .envs(variables.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start symroute");
+        // VERSION and the like may exit without reading: not an error of the caller.
+        let _ = child
+            .stdin
+            .take()
+            .expect("stdin was piped")
+            .write_all(input.as_bytes());
+        let output = child.wait_with_output().expect("wait for symroute");
+        Ran {
+            success: output.status.success(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}

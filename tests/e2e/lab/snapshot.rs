@@ -1,0 +1,99 @@
+//! Everything on a node that the plugin may change, for "as it was before".
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+
+use super::node::Node;
+
+/// Text by section, each line one rule, route, sysctl or file.
+pub(crate) struct Snapshot(BTreeMap<String, String>);
+
+impl Snapshot {
+    pub(crate) fn take(node: &Node) -> Self {
+        let commands: &[&[&str]] = &[
+            &["ip", "rule"],
+            &["ip", "-6", "rule"],
+            &["ip", "route", "show", "table", "all"],
+            &["ip", "-6", "route", "show", "table", "all"],
+            &["nft", "-s", "list", "ruleset"],
+            &["iptables-legacy-save"],
+            &["ip6tables-legacy-save"],
+            &["ipset", "list"],
+        ];
+        let mut sections: BTreeMap<String, String> = commands
+            .iter()
+            .map(|argv| (argv.join(" "), normalised(&node.ns.exec(argv, ""))))
+            .collect();
+        sections.insert("sysctls".into(), node.ns.run(sysctls));
+        sections.insert("/run/symroute".into(), files(node));
+        Self(sections)
+    }
+
+    /// Panics with a line-by-line difference unless `now` is the same.
+    pub(crate) fn assert_unchanged(&self, now: &Self) {
+        let mut difference = String::new();
+        for (section, before) in &self.0 {
+            let after = &now.0[section];
+            if before == after {
+                continue;
+            }
+            let _ = writeln!(difference, "{section}:");
+            for line in before
+                .lines()
+                .filter(|line| !after.lines().any(|other| other == *line))
+            {
+                let _ = writeln!(difference, "- {line}");
+            }
+            for line in after
+                .lines()
+                .filter(|line| !before.lines().any(|other| other == *line))
+            {
+                let _ = writeln!(difference, "+ {line}");
+            }
+        }
+        assert!(
+            difference.is_empty(),
+            "the node is not as it was before:\n{difference}"
+        );
+    }
+}
+
+/// Without what changes by itself: comments with the time of day, counters, ages of IPv6 routes.
+fn normalised(text: &str) -> String {
+    let mut kept = String::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let line = match line.split_once(" expires ") {
+            Some((before, after)) => format!(
+                "{before}{}",
+                after.split_once(' ').map_or("", |(_, rest)| rest)
+            ),
+            None => line.split(" [").next().unwrap_or(line).to_owned(),
+        };
+        let _ = writeln!(kept, "{}", line.trim_end());
+    }
+    kept
+}
+
+fn sysctls() -> String {
+    let mut lines = Vec::new();
+    for interface in fs::read_dir("/proc/sys/net/ipv4/conf").expect("list the interfaces") {
+        let interface = interface.expect("an interface").path();
+        for key in ["rp_filter", "src_valid_mark"] {
+            let path = interface.join(key);
+            let value = fs::read_to_string(&path).expect("read a sysctl");
+            lines.push(format!("{} = {}\n", path.display(), value.trim()));
+        }
+    }
+    lines.sort();
+    lines.concat()
+}
+
+fn files(node: &Node) -> String {
+    let mut names: Vec<String> = fs::read_dir(node.dir.join("run"))
+        .expect("list the node's /run/symroute")
+        .map(|entry| format!("{}\n", entry.expect("an entry").path().display()))
+        .collect();
+    names.sort();
+    names.concat()
+}

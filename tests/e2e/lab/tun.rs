@@ -1,0 +1,89 @@
+//! `flannel0` as flannel's UDP backend makes it: a TUN device whose packets travel in UDP.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::net::UdpSocket;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::thread;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
+
+use super::netns::Netns;
+
+/// `struct ifreq` of linux/if.h as far as TUNSETIFF reads it.
+#[repr(C)]
+struct Request {
+    name: [u8; libc::IFNAMSIZ],
+    flags: libc::c_short,
+    rest: [u8; 22],
+}
+
+/// One end of the tunnel; the device goes away when this is dropped.
+pub(crate) struct Tunnel(UdpSocket);
+
+impl Tunnel {
+    /// Creates `flannel0` in `ns`, whose packets go to the other end at `peer` from `local`.
+    pub(crate) fn open(ns: &Netns, local: &str, peer: &str) -> Self {
+        let (device, socket) = ns.run(|| (open_tun("flannel0"), UdpSocket::bind(local)));
+        let socket = socket.expect("bind the tunnel's socket");
+        socket.connect(peer).expect("connect the tunnel's socket");
+        let carrying = socket.try_clone().expect("a second handle");
+        thread::spawn(move || carry(device, &carrying));
+        Self(socket)
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        // Wakes the carrier, whose next read finds nothing and ends it.
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+fn open_tun(name: &str) -> File {
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .expect("open /dev/net/tun");
+    let flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).expect("flags fit");
+    let mut request = Request {
+        name: [0; libc::IFNAMSIZ],
+        flags,
+        rest: [0; 22],
+    };
+    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    // SAFETY: TUNSETIFF reads and writes one ifreq, and `request` has its size and layout.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    assert_eq!(result, 0, "TUNSETIFF: {}", std::io::Error::last_os_error());
+    device
+}
+
+/// Copies packets both ways until the socket is shut down.
+fn carry(mut device: File, socket: &UdpSocket) {
+    let mut buffer = [0; 2048];
+    loop {
+        let mut ready = [
+            PollFd::new(device.as_fd(), PollFlags::POLLIN),
+            PollFd::new(socket.as_fd(), PollFlags::POLLIN),
+        ];
+        poll(&mut ready, PollTimeout::NONE).expect("wait for packets");
+        let [from_device, from_socket] = ready.map(|fd| fd.any().unwrap_or(false));
+        if from_device {
+            let Ok(length) = device.read(&mut buffer) else {
+                return;
+            };
+            // The other end may not be there yet, or any more.
+            let _ = socket.send(&buffer[..length]);
+        }
+        if from_socket {
+            match socket.recv(&mut buffer) {
+                Ok(0) => return,
+                // The device refuses packets while it is down.
+                Ok(length) => drop(device.write_all(&buffer[..length])),
+                Err(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The plain layout that most tests start from: two NICs, each with a subnet and a pod of its own.
+//!
+//! ```text
+//!            client 203.0.113.9, 2001:db8:9::9
+//!                         |
+//!  +----------------------+----------------------+   10.20.0.1, 10.21.0.1, fe80::1,
+//!  |                   router                    |   a source check on both NICs
+//!  +-------+-----------------------------+-------+
+//!        eth0                          eth1
+//!        10.20.0.10/24                 10.21.0.10/24
+//!        2001:db8:20::10/64            2001:db8:21::10/64
+//!  +-------+-----------------------------+-------+
+//!  |     main: default                 table 101 |   node: strict rp_filter
+//!  +-------+-----------------------------+-------+
+//!       enipod0                       enipod1
+//!       10.20.0.50                    10.21.0.50
+//!       2001:db8:20::50               2001:db8:21::50
+//! ```
+//!
+//! Servers: the host on 10250, each pod and the client on 8080, over TCP and UDP.
+
+use super::netns::Netns;
+use super::node::{Node, Pod};
+use super::router::Router;
+use super::traffic::{Proto, Server};
+
+pub(crate) const NICS: [&str; 2] = ["eth0", "eth1"];
+pub(crate) const NODE: [&str; 2] = ["10.20.0.10", "10.21.0.10"];
+pub(crate) const NODE6: [&str; 2] = ["2001:db8:20::10", "2001:db8:21::10"];
+pub(crate) const POD: [&str; 2] = ["10.20.0.50", "10.21.0.50"];
+pub(crate) const POD6: [&str; 2] = ["2001:db8:20::50", "2001:db8:21::50"];
+pub(crate) const CLIENT: &str = "203.0.113.9";
+pub(crate) const CLIENT6: &str = "2001:db8:9::9";
+
+pub(crate) struct TwoNics {
+    pub(crate) router: Router,
+    pub(crate) node: Node,
+    pub(crate) client: Netns,
+    pub(crate) pods: [Pod; 2],
+    _servers: Vec<Server>,
+}
+
+pub(crate) fn two_nics() -> TwoNics {
+    let (mut router, node) = (Router::new(), Node::new("node"));
+    router.plug("eth0", &node.ns, "eth0", &["10.20.0.1"]);
+    router.plug("eth1", &node.ns, "eth1", &["10.21.0.1"]);
+    node.ns.ip("addr add 10.20.0.10/24 dev eth0
+         addr add 10.21.0.10/24 dev eth1
+         addr add 2001:db8:20::10/64 dev eth0 nodad
+         addr add 2001:db8:21::10/64 dev eth1 nodad
+         route add default via 10.20.0.1 dev eth0
+         route add default via fe80::1 dev eth0
+         route add default via 10.21.0.1 dev eth1 table 101
+         route add default via fe80::1 dev eth1 table 101
+         rule add pref 1536 from 10.21.0.50 lookup 101");
+    node.ns
+        .ip6("rule add pref 1536 from 2001:db8:21::50 lookup 101");
+    let pods = [0, 1].map(|i| {
+        for address in [NODE[i], NODE6[i], POD[i], POD6[i]] {
+            router.assign(NICS[i], address);
+        }
+        node.ns
+            .ip(&format!("rule add pref 512 to {} lookup main", POD[i]));
+        node.ns
+            .ip6(&format!("rule add pref 512 to {} lookup main", POD6[i]));
+        node.pod(&format!("pod{i}"), &[POD[i], POD6[i]])
+    });
+    let client = router.host("client", &[CLIENT, CLIENT6]);
+    router.check_sources(&NICS);
+    let mut servers = Vec::new();
+    for proto in [Proto::Tcp, Proto::Udp] {
+        servers.push(Server::start(&node.ns, proto, 10250, "host"));
+        servers.push(Server::start(&pods[0].ns, proto, 8080, "pod0"));
+        servers.push(Server::start(&pods[1].ns, proto, 8080, "pod1"));
+        servers.push(Server::start(&client, proto, 8080, "client"));
+    }
+    TwoNics {
+        router,
+        node,
+        client,
+        pods,
+        _servers: servers,
+    }
+}

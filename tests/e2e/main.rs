@@ -1,0 +1,18 @@
+//! End-to-end tests: real packets between network namespaces, the real program in the middle.
+//!
+//! They need root. `tests/README.md` says how to run one of them and how to look inside.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops at the first thing that is not as expected, and prints its figures"
+)]
+
+mod lab;
+mod lab_itself;
+mod report_000_aws_nlb;
+mod report_001_lb_ip_from_pod;
+mod report_002_lb_hairpin;
+mod report_003_flannel_tun;
+mod report_004_cluster_api_reboot;

@@ -1,0 +1,128 @@
+//! Field report 000: AWS VPC CNI behind a load balancer that keeps the client's address.
+//!
+//! ```text
+//!  client 203.0.113.9          remote pod 172.31.60.10
+//!          |                          |
+//!  +-------+--------------------------+-------+   the VPC: 172.31.48.1 on every port,
+//!  |                 router                   |   a source check on each NIC of the node
+//!  +---+----------------+----------------+----+
+//!    eth0             eth1             eth2
+//!    172.31.53.61/20  172.31.53.62     172.31.53.63     (only eth0's subnet is in main)
+//!  +---+----------------+----------------+----+
+//!  |   main             table 2          table 3   node: strict rp_filter,
+//!  +---+----------------+----------------+----+    kube-proxy, four states of AWS's rules
+//!    enipod0          enipod1          enipod2
+//!    172.31.49.222    172.31.49.111    172.31.50.208    (addresses of eth0, eth1, eth2)
+//! ```
+//!
+//! Without the plugin a request that came in by one NIC for a pod of another is dropped by strict
+//! `rp_filter`, or its reply leaves by a NIC that does not own the source address.
+
+mod layout;
+
+use serde_json::{Value, json};
+
+use crate::lab::aws::Snat;
+use crate::lab::flows::assert_only_these_fail;
+use crate::lab::proof::Proof;
+use layout::{Layout, NICS};
+
+/// What fails without the plugin in every state, in the order of the flows.
+const BROKEN: [&str; 14] = [
+    "NodePort on eth0 to pod2 over Tcp",
+    "NodePort on eth0 to pod2 over Udp",
+    "NodePort on eth1 to pod2 over Tcp",
+    "NodePort on eth1 to pod2 over Udp",
+    "NodePort on eth1 to pod0 over Tcp",
+    "NodePort on eth1 to pod0 over Udp",
+    "NodePort on eth1 to remote over Tcp",
+    "NodePort on eth1 to remote over Udp",
+    "host on eth1",
+    "NodePort on eth2 to pod0 over Tcp",
+    "NodePort on eth2 to pod0 over Udp",
+    "NodePort on eth2 to remote over Tcp",
+    "NodePort on eth2 to remote over Udp",
+    "host on eth2",
+];
+const BROKEN6: [&str; 6] = [
+    "NodePort on eth0 to pod2, IPv6",
+    "host on eth1, IPv6",
+    "NodePort on eth1 to pod0, IPv6",
+    "NodePort on eth1 to pod2, IPv6",
+    "host on eth2, IPv6",
+    "NodePort on eth2 to pod0, IPv6",
+];
+
+fn settings() -> Value {
+    json!({"uplinks": NICS})
+}
+
+/// Without the plugin: the named flows fail, over IPv4 in strict `rp_filter`, over IPv6 in the
+/// source check. Returns how many of the 27 work.
+fn baseline(layout: &Layout) -> usize {
+    let (mut flows, of4) = (layout.flows(), layout.flows().len());
+    flows.extend(layout.flows6());
+    let mut broken = BROKEN.to_vec();
+    if matches!(layout.snat, Snat::ByIptables | Snat::ByNftables) {
+        broken.push("pod egress");
+    }
+    assert_only_these_fail(&flows, &[broken.as_slice(), &BROKEN6].concat());
+    let (strict, source) = (layout.node.rp_filter_drops(), layout.router.dropped());
+    assert!(
+        strict >= broken.len() as u64,
+        "strict rp_filter dropped only {strict} packets"
+    );
+    assert!(
+        source >= BROKEN6.len() as u64,
+        "the source check dropped only {source} packets"
+    );
+    of4 - broken.len()
+}
+
+/// With the plugin: everything works, symmetrically, and the last DEL leaves nothing behind.
+/// Returns how many of the 27 work.
+fn with_symroute(layout: &Layout) -> usize {
+    let proof = Proof::begin(&layout.node, &layout.router);
+    for pod in &layout.pods {
+        layout.node.add(&settings(), pod);
+    }
+    let (mut flows, of4) = (layout.flows(), layout.flows().len());
+    flows.extend(layout.flows6());
+    // Pod to pod does not cross the router; the six NodePorts of the remote pod cross it twice.
+    proof.assert_flows_work(&flows, &NICS, flows.len() - 1 + 6);
+    for pod in &layout.pods {
+        layout.node.del(&settings(), pod);
+    }
+    proof.assert_as_before();
+    of4
+}
+
+fn field_report(snat: Snat) {
+    // A layout each: half-open connections of the first one would go on sending in the second.
+    let today = baseline(&Layout::build(snat));
+    let now = with_symroute(&Layout::build(snat));
+    println!(
+        "field report 000, AWS state {}: baseline {today} of 27, with symroute {now} of 27",
+        snat.name()
+    );
+}
+
+#[test]
+fn without_any_rules_of_aws() {
+    field_report(Snat::NoRules);
+}
+
+#[test]
+fn with_externalsnat_true() {
+    field_report(Snat::External);
+}
+
+#[test]
+fn with_externalsnat_false_by_iptables() {
+    field_report(Snat::ByIptables);
+}
+
+#[test]
+fn with_externalsnat_false_by_nftables() {
+    field_report(Snat::ByNftables);
+}

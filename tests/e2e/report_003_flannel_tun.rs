@@ -1,0 +1,154 @@
+//! Field report 003: flannel with its UDP backend; a node calls a Service whose pod is elsewhere.
+//!
+//! ```text
+//!  node A, 10.10.70.155                    node B, 10.10.67.156
+//!  calls the Service 10.12.164.251:5432    strict rp_filter
+//!  +------------------+                    +----------------------+
+//!  |   flannel0 (TUN) |                    | flannel0 (TUN)       |   17.0.0.0/16 dev flannel0
+//!  |       eth0       |                    |   eth0     docker0   |   17.0.51.0/24 dev docker0
+//!  +--------+---------+                    +-----+---------+------+
+//!           |                                    |        pod 17.0.51.13
+//!  +--------+------------------------------------+--------+
+//!  |          router, carries flannel's UDP               |
+//!  +------------------------------------------------------+
+//! ```
+//!
+//! Node A's DNAT makes the destination 17.0.51.13, but the source stays eth0's 10.10.70.155. Node
+//! B receives that on flannel0, its route back is eth0, and strict `rp_filter` drops it.
+
+use serde_json::{Value, json};
+
+use crate::lab::capture::{Capture, assert_replies_symmetric};
+use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
+use crate::lab::kubeproxy::{self, Flavour, Frontend, Policy, Service};
+use crate::lab::node::{Node, Pod};
+use crate::lab::proof::Proof;
+use crate::lab::router::Router;
+use crate::lab::traffic::{Proto, Server};
+use crate::lab::tun::Tunnel;
+
+struct Layout {
+    router: Router,
+    a: Node,
+    b: Node,
+    pod: Pod,
+    _servers: Vec<Server>,
+    _tunnel: [Tunnel; 2],
+}
+
+fn layout() -> Layout {
+    let (mut router, a, b) = (Router::new(), Node::new("node-a"), Node::new("node-b"));
+    for (port, node, address) in [
+        ("node-a", &a, "10.10.70.155"),
+        ("node-b", &b, "10.10.67.156"),
+    ] {
+        router.plug(port, &node.ns, "eth0", &["10.10.0.1"]);
+        node.ns.ip(&format!(
+            "addr add {address}/16 dev eth0
+             route add default via 10.10.0.1 dev eth0"
+        ));
+        router.assign(port, address);
+    }
+    router.check_sources(&["node-a", "node-b"]);
+    let tunnel = [
+        Tunnel::open(&a.ns, "10.10.70.155:8285", "10.10.67.156:8285"),
+        Tunnel::open(&b.ns, "10.10.67.156:8285", "10.10.70.155:8285"),
+    ];
+    for (node, address) in [(&a, "17.0.70.0"), (&b, "17.0.51.0")] {
+        node.ns.ip(&format!(
+            "addr add {address}/32 dev flannel0
+             link set flannel0 up mtu 1472
+             route add 17.0.0.0/16 dev flannel0"
+        ));
+    }
+    let pod = b.pod("pod", &["17.0.51.13"]);
+    b.ns.ip("link add docker0 type bridge
+         link set docker0 up
+         addr add 17.0.51.1/24 dev docker0
+         route del 17.0.51.13 dev enipod
+         link set enipod master docker0");
+    kubeproxy::install(
+        &a.ns,
+        Flavour::Iptables,
+        &[Proto::Tcp, Proto::Udp].map(service),
+    );
+    let servers = [Proto::Tcp, Proto::Udp].map(|proto| Server::start(&pod.ns, proto, 5432, "pod"));
+    Layout {
+        router,
+        a,
+        b,
+        pod,
+        _servers: servers.into(),
+        _tunnel: tunnel,
+    }
+}
+
+fn service(proto: Proto) -> Service {
+    Service {
+        frontend: Frontend::Address("10.12.164.251:5432".parse().expect("an address and port")),
+        proto,
+        backend: "17.0.51.13:5432".parse().expect("an address and port"),
+        // Traffic of the node itself is not masqueraded: the report's very point.
+        policy: Policy::Local,
+    }
+}
+
+fn flows(a: &Node) -> [Flow<'_>; 3] {
+    let flow = |name, proto, to, answer| Flow::new(name, &a.ns, proto, to, answer);
+    [
+        flow(
+            "node to Service over TCP",
+            Proto::Tcp,
+            "10.12.164.251:5432",
+            "pod 10.10.70.155",
+        ),
+        flow(
+            "node to Service over UDP",
+            Proto::Udp,
+            "10.12.164.251:5432",
+            "pod 10.10.70.155",
+        ),
+        flow(
+            "node to pod",
+            Proto::Tcp,
+            "17.0.51.13:5432",
+            "pod 17.0.70.0",
+        ),
+    ]
+}
+
+fn settings() -> Value {
+    json!({"uplinks": ["eth0", "flannel0"]})
+}
+
+#[test]
+fn service_reaches_the_pod_behind_flannel0() {
+    let today = layout();
+    assert_only_these_fail(
+        &flows(&today.a),
+        &["node to Service over TCP", "node to Service over UDP"],
+    );
+    assert!(
+        today.b.rp_filter_drops() >= 2,
+        "strict rp_filter drops both flows"
+    );
+    drop(today);
+
+    let Layout {
+        router, a, b, pod, ..
+    } = &layout();
+    let proof = Proof::begin(b, router);
+    b.add(&settings(), pod);
+    // The router sees UDP only; what flannel0 carries is seen on node B itself.
+    let capture = Capture::start(&b.ns);
+    assert_all_work(&flows(a));
+    let symmetric = assert_replies_symmetric(&capture.stop(), &["eth0", "flannel0"], false);
+    assert_eq!(
+        symmetric,
+        3 + 1,
+        "three flows on flannel0, and flannel's own on eth0"
+    );
+    proof.assert_nothing_dropped();
+    b.del(&settings(), pod);
+    proof.assert_as_before();
+}
