@@ -55,8 +55,7 @@ impl Family {
             Self::V6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
         };
         // A prefix length of 0 is valid in both families.
-        #[expect(clippy::unwrap_used, reason = "see above")]
-        IpNetwork::new(unspecified, 0).unwrap()
+        IpNetwork::new(unspecified, 0).unwrap_or(unspecified.into())
     }
 
     /// The prefix that holds just this address.

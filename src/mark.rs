@@ -23,7 +23,7 @@ impl Field {
     /// The bit D: the top bit of the field.
     #[must_use]
     pub fn d(self) -> u32 {
-        1 << (31 - self.0.leading_zeros())
+        1 << self.0.ilog2()
     }
 
     /// The bits that hold an id.

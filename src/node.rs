@@ -217,9 +217,10 @@ impl Node {
             Ok(None) => log::debug!("{key:?} has nothing to remove"),
             Err(error) => log::error!("{error}"),
         }
-        let idle = self.state.is_idle().unwrap_or(false);
-        if idle && let Err(error) = self.tear_down() {
-            log::error!("node state stays for now: {error}");
+        if self.state.is_idle().unwrap_or(false) {
+            if let Err(error) = self.tear_down() {
+                log::error!("node state stays for now: {error}");
+            }
         }
     }
 

@@ -21,6 +21,7 @@ const LATEST: &str = "1.1.0";
 const STDIN_MAX: u64 = 16 * 1024 * 1024;
 
 /// Answers one call of a runtime.
+#[must_use]
 pub fn run(environment: &Environment) -> ExitCode {
     let answer = read_stdin().and_then(|stdin| answer(environment, &stdin));
     let (text, code) = match answer {

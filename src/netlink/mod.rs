@@ -1,5 +1,5 @@
 //! The one netlink transport: a blocking socket, the wire format, and the messages of rtnetlink
-//! and nf_tables that symroute speaks.
+//! and `nf_tables` that symroute speaks.
 
 pub mod nft;
 pub mod route;

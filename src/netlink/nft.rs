@@ -1,4 +1,4 @@
-//! nf_tables messages: the table's content read, and batches that change it.
+//! `nf_tables` messages: the table's content read, and batches that change it.
 //!
 //! Layouts: `linux/netfilter/nf_tables.h`. Integers of nfnetlink are in network byte order;
 //! values that packets are compared with are in the byte order of what they are (marks and
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use nix::errno::Errno;
 
 use super::uapi::*;
-use super::wire::{Writer, attrs, be32_at, find, string};
+use super::wire::{Writer, attrs, be_i32_at, be32_at, find, string};
 use super::{Error, Socket};
 use crate::facts::{ElementData, FoundChain, FoundSet, Table};
 use crate::names::TABLE;
@@ -86,12 +86,12 @@ fn parse_chain(body: &[u8]) -> (String, FoundChain) {
             NFTA_CHAIN_HOOK => {
                 hook = find(payload, NFTA_HOOK_HOOKNUM)
                     .and_then(|p| be32_at(p, 0))
-                    .zip(find(payload, NFTA_HOOK_PRIORITY).and_then(|p| be32_at(p, 0)));
+                    .zip(find(payload, NFTA_HOOK_PRIORITY).and_then(|p| be_i32_at(p, 0)));
             }
             _ => {}
         }
     }
-    chain.hook = hook.map(|(number, priority)| (kind, number, priority.cast_signed()));
+    chain.hook = hook.map(|(number, priority)| (kind, number, priority));
     (name, chain)
 }
 
@@ -169,7 +169,7 @@ fn write_element(w: &mut Writer, key: &[u8], data: &ElementData) {
 /// A verdict that goes to a chain, as rules and map elements carry it.
 pub fn write_goto(w: &mut Writer, chain: &str) {
     w.nest(NFTA_DATA_VERDICT, |w| {
-        w.be32(NFTA_VERDICT_CODE, NFT_GOTO.cast_unsigned());
+        w.be_i32(NFTA_VERDICT_CODE, NFT_GOTO);
         w.str(NFTA_VERDICT_CHAIN, chain);
     });
 }
@@ -227,9 +227,9 @@ impl Batch {
         if let Some(hook) = chain.hook {
             w.nest(NFTA_CHAIN_HOOK, |w| {
                 w.be32(NFTA_HOOK_HOOKNUM, hook.number);
-                w.be32(NFTA_HOOK_PRIORITY, hook.priority.cast_unsigned());
+                w.be_i32(NFTA_HOOK_PRIORITY, hook.priority);
             });
-            w.be32(NFTA_CHAIN_POLICY, NF_ACCEPT.cast_unsigned());
+            w.be_i32(NFTA_CHAIN_POLICY, NF_ACCEPT);
             w.str(NFTA_CHAIN_TYPE, hook.kind);
         }
     }

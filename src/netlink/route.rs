@@ -159,7 +159,7 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
     let family = Family::from_number(*body.first()?)?;
     let flags = u32_at(body, 8)?;
     let (mut table, mut target) = (u32::from(*body.get(4)?), 0);
-    let (mut mark, mut mask) = (None, None);
+    let (mut mark, mut bits) = (None, None);
     let mut rule = Rule {
         family,
         priority: 0,
@@ -176,7 +176,7 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
             FRA_TABLE => table = u32_at(payload, 0)?,
             FRA_GOTO => target = u32_at(payload, 0)?,
             FRA_FWMARK => mark = u32_at(payload, 0),
-            FRA_FWMASK => mask = u32_at(payload, 0),
+            FRA_FWMASK => bits = u32_at(payload, 0),
             FRA_IIFNAME => rule.iif = Some(string(payload)),
             FRA_PROTOCOL => rule.protocol = *payload.first()?,
             // -1: nothing is suppressed, which the kernel says for every rule.
@@ -190,8 +190,8 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
         FR_ACT_NOP => Action::Nop,
         other => Action::Other(other),
     };
-    if let Some(mask) = mask.filter(|&mask| mask != 0) {
-        rule.mark = Some((mark.unwrap_or(0), mask));
+    if let Some(bits) = bits.filter(|&bits| bits != 0) {
+        rule.mark = Some((mark.unwrap_or(0), bits));
     }
     Some(FoundRule { rule, message: body.to_vec() })
 }

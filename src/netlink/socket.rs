@@ -86,16 +86,12 @@ impl Socket {
 
     fn enable(&self, option: i32) -> Result<(), Errno> {
         let on: libc::c_int = 1;
+        #[expect(clippy::cast_possible_truncation, reason = "four")]
+        let len = size_of_val(&on) as libc::socklen_t;
         // SAFETY: the pointer and the length describe `on`, which outlives the call; the
         // descriptor is open for as long as `self` lives.
         let rc = unsafe {
-            libc::setsockopt(
-                self.fd.as_raw_fd(),
-                SOL_NETLINK,
-                option,
-                (&raw const on).cast(),
-                size_of_val(&on) as libc::socklen_t,
-            )
+            libc::setsockopt(self.fd.as_raw_fd(), SOL_NETLINK, option, (&raw const on).cast(), len)
         };
         Errno::result(rc).map(drop)
     }
@@ -224,7 +220,7 @@ impl Socket {
     }
 }
 
-/// The error number of an NLMSG_ERROR or NLMSG_DONE message, with the kernel's text.
+/// The error number of an `NLMSG_ERROR` or `NLMSG_DONE` message, with the kernel's text.
 fn outcome(message: Message<'_>) -> Result<(), Error> {
     let number =
         message.body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);

@@ -72,6 +72,11 @@ impl Writer {
         self.attr(kind, &value.to_be_bytes());
     }
 
+    /// A signed number in network byte order.
+    pub fn be_i32(&mut self, kind: u16, value: i32) {
+        self.attr(kind, &value.to_be_bytes());
+    }
+
     /// A string with its terminating zero.
     pub fn str(&mut self, kind: u16, value: &str) {
         let mut bytes = Vec::with_capacity(value.len() + 1);
@@ -195,6 +200,12 @@ pub fn u32_at(buf: &[u8], at: usize) -> Option<u32> {
 #[must_use]
 pub fn be32_at(buf: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(buf.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// Four bytes in network byte order, signed.
+#[must_use]
+pub fn be_i32_at(buf: &[u8], at: usize) -> Option<i32> {
+    Some(i32::from_be_bytes(buf.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// A string attribute, up to its terminating zero.

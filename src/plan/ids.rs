@@ -67,10 +67,10 @@ fn from_map(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
 
 fn from_rules(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
     facts.rules.iter().map(|found| &found.rule).find_map(|rule| match (&rule.iif, rule.mark) {
-        (Some(iif), Some((mark, mask)))
+        (Some(iif), Some((mark, bits)))
             if *iif == link.name
                 && rule.priority == settings.priority + 1
-                && mask == settings.field.mask()
+                && bits == settings.field.mask()
                 && rule.action == Action::Goto(settings.priority + 3) =>
         {
             Some(settings.field.id(mark))

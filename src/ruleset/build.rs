@@ -269,7 +269,7 @@ fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     rules
 }
 
-/// Binds, unless the source is one that strict rp_filter has to drop.
+/// Binds, unless the source is one that strict `rp_filter` has to drop.
 fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     let (mask, value) = LINK_LOCAL;
     let link_local = [
@@ -326,11 +326,11 @@ fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
         plain([Iif, VerdictMap(names::ARRIVE)]),
         plain([ConntrackMark, ours(field), VerdictMap(names::BOUND)]),
     ];
-    prerouting.extend(steer(spec, FibInterface(Side::Destination)));
+    prerouting.extend(steer(spec, &FibInterface(Side::Destination)));
     let directed =
         |reply, map| plain([DirectionIs { reply }, ConntrackMark, ours(field), VerdictMap(map)]);
     let mut output = vec![directed(true, names::REPLIES), directed(false, names::SENT)];
-    output.extend(steer(spec, Oif));
+    output.extend(steer(spec, &Oif));
     let clear =
         [PacketMark, ours(field), Differs(vec![0; 4]), PacketMark, merge(field, 0), SetPacketMark];
     vec![
@@ -344,7 +344,7 @@ fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
 }
 
 /// Masquerade steering: `way_out` loads the interface by which the packet would leave.
-fn steer(spec: &Spec<'_>, way_out: Expression) -> Vec<Rule> {
+fn steer(spec: &Spec<'_>, way_out: &Expression) -> Vec<Rule> {
     let each = Family::ALL.into_iter().zip(&spec.steering);
     each.filter_map(|(family, steering)| {
         let Steering { mark: (value, mask), via, .. } = steering.as_ref()?;

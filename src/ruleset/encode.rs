@@ -1,4 +1,4 @@
-//! Rules and sets as nf_tables wants them on the wire.
+//! Rules and sets as `nf_tables` wants them on the wire.
 
 use super::model::{Expression, Rule, Set, Side, Type};
 use crate::facts::Family;
@@ -128,7 +128,7 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
         }),
         Expression::Goto(chain) => immediate(w, |w| write_goto(w, chain)),
         Expression::Return => immediate(w, |w| {
-            w.nest(NFTA_DATA_VERDICT, |w| w.be32(NFTA_VERDICT_CODE, NFT_RETURN.cast_unsigned()));
+            w.nest(NFTA_DATA_VERDICT, |w| w.be_i32(NFTA_VERDICT_CODE, NFT_RETURN));
         }),
     }
 }

@@ -19,13 +19,7 @@ fn capture_notices_a_reply_on_another_nic() {
     layout.router.check_sources(&[]);
     let capture = Capture::start(&layout.router.ns);
     let (to, answer) = (format!("[{}]:10250", NODE6[1]), format!("host {CLIENT6}"));
-    assert_all_work(&[Flow::new(
-        "host on eth1",
-        &layout.client,
-        Proto::Tcp,
-        &to,
-        &answer,
-    )]);
+    assert_all_work(&[Flow::new("host on eth1", &layout.client, Proto::Tcp, &to, &answer)]);
     assert_replies_symmetric(&capture.stop(), &NICS, true);
 }
 

@@ -68,14 +68,8 @@ fn baseline(layout: &Layout) -> usize {
     }
     assert_only_these_fail(&flows, &[broken.as_slice(), &BROKEN6].concat());
     let (strict, source) = (layout.node.rp_filter_drops(), layout.router.dropped());
-    assert!(
-        strict >= broken.len() as u64,
-        "strict rp_filter dropped only {strict} packets"
-    );
-    assert!(
-        source >= BROKEN6.len() as u64,
-        "the source check dropped only {source} packets"
-    );
+    assert!(strict >= broken.len() as u64, "strict rp_filter dropped only {strict} packets");
+    assert!(source >= BROKEN6.len() as u64, "the source check dropped only {source} packets");
     of4 - broken.len()
 }
 

@@ -67,22 +67,13 @@ fn layout(kube_proxy: Flavour, source_check: bool) -> Layout {
     };
     kubeproxy::install(&node.ns, kube_proxy, &[service]);
     let server = Server::start(&backend, Proto::Tcp, 8000, "backend");
-    Layout {
-        router,
-        node,
-        pod,
-        _backend: (backend, server),
-    }
+    Layout { router, node, pod, _backend: (backend, server) }
 }
 
 fn flows(pod: &Pod) -> [Flow<'_>; 2] {
     let flow = |name, to, answer| Flow::new(name, &pod.ns, Proto::Tcp, to, answer);
     [
-        flow(
-            "pod to load balancer address",
-            LOAD_BALANCER,
-            "backend 10.12.97.49",
-        ),
+        flow("pod to load balancer address", LOAD_BALANCER, "backend 10.12.97.49"),
         flow("pod to backend", BACKEND, "backend 10.12.192.44"),
     ]
 }
@@ -100,15 +91,10 @@ fn field_report(kube_proxy: Flavour, source_check: bool) {
             "the source check saw nothing wrong"
         );
     } else {
-        assert!(
-            today.node.rp_filter_drops() > 0,
-            "strict rp_filter saw nothing wrong"
-        );
+        assert!(today.node.rp_filter_drops() > 0, "strict rp_filter saw nothing wrong");
     }
 
-    let Layout {
-        router, node, pod, ..
-    } = &layout(kube_proxy, source_check);
+    let Layout { router, node, pod, .. } = &layout(kube_proxy, source_check);
     let proof = Proof::begin(node, router);
     node.add(&settings(), pod);
     proof.assert_flows_work(&flows(pod), &["eth0", "eth1"], 2);

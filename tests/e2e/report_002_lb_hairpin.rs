@@ -82,25 +82,13 @@ fn flows(layout: &TwoNics, policy: Policy) -> Vec<Flow<'_>> {
     for (nic, balancer) in NICS.iter().zip(BALANCERS) {
         for proto in [Proto::Tcp, Proto::Udp] {
             let name = format!("hairpin by {nic} over {proto:?}");
-            flows.push(Flow::new(
-                &name,
-                pod0,
-                proto,
-                &format!("{balancer}:80"),
-                answer,
-            ));
+            flows.push(Flow::new(&name, pod0, proto, &format!("{balancer}:80"), answer));
         }
     }
     for (nic, balancer) in NICS.iter().zip(BALANCERS6) {
         if let Some(answer6) = answer6 {
             let name = format!("hairpin by {nic} over IPv6");
-            flows.push(Flow::new(
-                &name,
-                pod0,
-                Proto::Tcp,
-                &format!("[{balancer}]:80"),
-                answer6,
-            ));
+            flows.push(Flow::new(&name, pod0, Proto::Tcp, &format!("[{balancer}]:80"), answer6));
         }
     }
     flows
@@ -116,10 +104,7 @@ fn assert_dropped(layout: &TwoNics, policy: Policy) {
     let names: Vec<&str> = flows.iter().map(|flow| flow.name.as_str()).collect();
     assert_only_these_fail(&flows, &names);
     let drops = layout.node.rp_filter_drops();
-    assert!(
-        drops >= 4,
-        "strict rp_filter dropped only {drops} packets of four flows"
-    );
+    assert!(drops >= 4, "strict rp_filter dropped only {drops} packets of four flows");
 }
 
 fn field_report(policy: Policy) {

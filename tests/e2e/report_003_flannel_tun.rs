@@ -38,10 +38,7 @@ struct Layout {
 
 fn layout() -> Layout {
     let (mut router, a, b) = (Router::new(), Node::new("node-a"), Node::new("node-b"));
-    for (port, node, address) in [
-        ("node-a", &a, "10.10.70.155"),
-        ("node-b", &b, "10.10.67.156"),
-    ] {
+    for (port, node, address) in [("node-a", &a, "10.10.70.155"), ("node-b", &b, "10.10.67.156")] {
         router.plug(port, &node.ns, "eth0", &["10.10.0.1"]);
         node.ns.ip(&format!(
             "addr add {address}/16 dev eth0
@@ -67,20 +64,9 @@ fn layout() -> Layout {
          addr add 17.0.51.1/24 dev docker0
          route del 17.0.51.13 dev enipod
          link set enipod master docker0");
-    kubeproxy::install(
-        &a.ns,
-        Flavour::Iptables,
-        &[Proto::Tcp, Proto::Udp].map(service),
-    );
+    kubeproxy::install(&a.ns, Flavour::Iptables, &[Proto::Tcp, Proto::Udp].map(service));
     let servers = [Proto::Tcp, Proto::Udp].map(|proto| Server::start(&pod.ns, proto, 5432, "pod"));
-    Layout {
-        router,
-        a,
-        b,
-        pod,
-        _servers: servers.into(),
-        _tunnel: tunnel,
-    }
+    Layout { router, a, b, pod, _servers: servers.into(), _tunnel: tunnel }
 }
 
 fn service(proto: Proto) -> Service {
@@ -96,24 +82,9 @@ fn service(proto: Proto) -> Service {
 fn flows(a: &Node) -> [Flow<'_>; 3] {
     let flow = |name, proto, to, answer| Flow::new(name, &a.ns, proto, to, answer);
     [
-        flow(
-            "node to Service over TCP",
-            Proto::Tcp,
-            "10.12.164.251:5432",
-            "pod 10.10.70.155",
-        ),
-        flow(
-            "node to Service over UDP",
-            Proto::Udp,
-            "10.12.164.251:5432",
-            "pod 10.10.70.155",
-        ),
-        flow(
-            "node to pod",
-            Proto::Tcp,
-            "17.0.51.13:5432",
-            "pod 17.0.70.0",
-        ),
+        flow("node to Service over TCP", Proto::Tcp, "10.12.164.251:5432", "pod 10.10.70.155"),
+        flow("node to Service over UDP", Proto::Udp, "10.12.164.251:5432", "pod 10.10.70.155"),
+        flow("node to pod", Proto::Tcp, "17.0.51.13:5432", "pod 17.0.70.0"),
     ]
 }
 
@@ -128,26 +99,17 @@ fn service_reaches_the_pod_behind_flannel0() {
         &flows(&today.a),
         &["node to Service over TCP", "node to Service over UDP"],
     );
-    assert!(
-        today.b.rp_filter_drops() >= 2,
-        "strict rp_filter drops both flows"
-    );
+    assert!(today.b.rp_filter_drops() >= 2, "strict rp_filter drops both flows");
     drop(today);
 
-    let Layout {
-        router, a, b, pod, ..
-    } = &layout();
+    let Layout { router, a, b, pod, .. } = &layout();
     let proof = Proof::begin(b, router);
     b.add(&settings(), pod);
     // The router sees UDP only; what flannel0 carries is seen on node B itself.
     let capture = Capture::start(&b.ns);
     assert_all_work(&flows(a));
     let symmetric = assert_replies_symmetric(&capture.stop(), &["eth0", "flannel0"], false);
-    assert_eq!(
-        symmetric,
-        3 + 1,
-        "three flows on flannel0, and flannel's own on eth0"
-    );
+    assert_eq!(symmetric, 3 + 1, "three flows on flannel0, and flannel's own on eth0");
     proof.assert_nothing_dropped();
     b.del(&settings(), pod);
     proof.assert_as_before();

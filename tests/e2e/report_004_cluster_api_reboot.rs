@@ -61,49 +61,24 @@ fn layout() -> Layout {
     let peer = router.host("peer", &["10.0.10.69", "2001:db8:10::69"]);
     router.check_sources(&NICS);
     let kubelet = Server::start(&node.ns, Proto::Tcp, 10250, "kubelet");
-    Layout {
-        router,
-        node,
-        client,
-        peer,
-        _kubelet: kubelet,
-    }
+    Layout { router, node, client, peer, _kubelet: kubelet }
 }
 
 fn flows(layout: &Layout) -> Vec<Flow<'_>> {
     let clients = [
-        (
-            "client",
-            &layout.client,
-            "kubelet 203.0.113.9",
-            "kubelet 2001:db8:9::9",
-        ),
-        (
-            "peer",
-            &layout.peer,
-            "kubelet 10.0.10.69",
-            "kubelet 2001:db8:10::69",
-        ),
+        ("client", &layout.client, "kubelet 203.0.113.9", "kubelet 2001:db8:9::9"),
+        ("peer", &layout.peer, "kubelet 10.0.10.69", "kubelet 2001:db8:10::69"),
     ];
     let mut flows = Vec::new();
-    for (nic, address, address6) in [
-        ("eth0", "10.0.10.207", "2001:db8:10::207"),
-        ("eth1", "10.0.10.190", "2001:db8:10::190"),
-    ] {
+    for (nic, address, address6) in
+        [("eth0", "10.0.10.207", "2001:db8:10::207"), ("eth1", "10.0.10.190", "2001:db8:10::190")]
+    {
         for (name, ns, answer, answer6) in clients {
             let mut flow = |name: String, to: String, answer| {
                 flows.push(Flow::new(&name, ns, Proto::Tcp, &to, answer));
             };
-            flow(
-                format!("{name} to {nic}"),
-                format!("{address}:10250"),
-                answer,
-            );
-            flow(
-                format!("{name} to {nic}, IPv6"),
-                format!("[{address6}]:10250"),
-                answer6,
-            );
+            flow(format!("{name} to {nic}"), format!("{address}:10250"), answer);
+            flow(format!("{name} to {nic}, IPv6"), format!("[{address6}]:10250"), answer6);
         }
     }
     flows
@@ -112,17 +87,9 @@ fn flows(layout: &Layout) -> Vec<Flow<'_>> {
 #[test]
 fn kubelet_is_reachable_on_both_nics() {
     let today = layout();
-    let broken = [
-        "client to eth0",
-        "client to eth0, IPv6",
-        "peer to eth0",
-        "peer to eth0, IPv6",
-    ];
+    let broken = ["client to eth0", "client to eth0, IPv6", "peer to eth0", "peer to eth0, IPv6"];
     assert_only_these_fail(&flows(&today), &broken);
-    assert!(
-        today.node.rp_filter_drops() >= 2,
-        "strict rp_filter drops both IPv4 flows"
-    );
+    assert!(today.node.rp_filter_drops() >= 2, "strict rp_filter drops both IPv4 flows");
     assert!(
         today.router.source_check_drops()["eth1"] >= 2,
         "the source check drops both replies over IPv6"

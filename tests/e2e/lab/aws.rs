@@ -49,10 +49,7 @@ pub(crate) fn install(ns: &Netns, snat: Snat, vpc: &str, primary: Ipv4Addr) {
     match snat {
         Snat::NoRules | Snat::External => {}
         Snat::ByIptables => {
-            ns.exec(
-                &["iptables-nft-restore", "--noflush"],
-                &nat_iptables(vpc, primary),
-            );
+            ns.exec(&["iptables-nft-restore", "--noflush"], &nat_iptables(vpc, primary));
         }
         Snat::ByNftables => ns.nft(&nat_nftables(vpc, primary)),
     }

@@ -33,18 +33,8 @@ pub(crate) struct Packet {
 impl fmt::Display for Packet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let way = if self.outgoing { "out" } else { "in " };
-        let Self {
-            port,
-            protocol,
-            from,
-            to,
-            tcp_flags,
-            ..
-        } = self;
-        write!(
-            f,
-            "{port:>8} {way} protocol {protocol:>2} {from} > {to} flags {tcp_flags:#04x}"
-        )
+        let Self { port, protocol, from, to, tcp_flags, .. } = self;
+        write!(f, "{port:>8} {way} protocol {protocol:>2} {from} > {to} flags {tcp_flags:#04x}")
     }
 }
 
@@ -109,10 +99,8 @@ fn read_until_marker(socket: &OwnedFd) -> Vec<Packet> {
         let address = address.expect("a link-layer address");
         let index = u32::try_from(address.ifindex()).expect("an interface index");
         let port = names.entry(index).or_insert_with(|| {
-            if_indextoname(index).map_or_else(
-                |_| format!("gone{index}"),
-                |name| name.to_string_lossy().into_owned(),
-            )
+            if_indextoname(index)
+                .map_or_else(|_| format!("gone{index}"), |name| name.to_string_lossy().into_owned())
         });
         let length = length.min(buffer.len());
         let Some(packet) = parse(&buffer[..length], port, address.pkttype() == OUTGOING) else {
@@ -130,24 +118,13 @@ fn parse(bytes: &[u8], port: &str, outgoing: bool) -> Option<Packet> {
     let (protocol, from, to, payload): (u8, IpAddr, IpAddr, &[u8]) = match bytes.first()? >> 4 {
         4 => {
             let header = usize::from(bytes[0] & 15) * 4;
-            let address = |at: usize| {
-                Some(IpAddr::from(
-                    <[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?,
-                ))
-            };
-            (
-                *bytes.get(9)?,
-                address(12)?,
-                address(16)?,
-                bytes.get(header..)?,
-            )
+            let address =
+                |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?));
+            (*bytes.get(9)?, address(12)?, address(16)?, bytes.get(header..)?)
         }
         6 => {
-            let address = |at: usize| {
-                Some(IpAddr::from(
-                    <[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?,
-                ))
-            };
+            let address =
+                |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?));
             (*bytes.get(6)?, address(8)?, address(24)?, bytes.get(40..)?)
         }
         _ => return None,
@@ -157,23 +134,9 @@ fn parse(bytes: &[u8], port: &str, outgoing: bool) -> Option<Packet> {
         Some(&[high, low]) if has_ports => u16::from_be_bytes([high, low]),
         _ => 0,
     };
-    let tcp_flags = if protocol == 6 {
-        payload.get(13).copied().unwrap_or(0)
-    } else {
-        0
-    };
-    let (from, to) = (
-        SocketAddr::new(from, number(0)),
-        SocketAddr::new(to, number(2)),
-    );
-    Some(Packet {
-        port: port.to_owned(),
-        outgoing,
-        protocol,
-        from,
-        to,
-        tcp_flags,
-    })
+    let tcp_flags = if protocol == 6 { payload.get(13).copied().unwrap_or(0) } else { 0 };
+    let (from, to) = (SocketAddr::new(from, number(0)), SocketAddr::new(to, number(2)));
+    Some(Packet { port: port.to_owned(), outgoing, protocol, from, to, tcp_flags })
 }
 
 /// Panics unless each flow that has packets both ways on `ports` used one and the same port for
@@ -188,19 +151,13 @@ pub(crate) fn assert_replies_symmetric(
 ) -> usize {
     let mut requests: BTreeMap<_, BTreeSet<&str>> = BTreeMap::new();
     let mut replies: BTreeMap<_, BTreeSet<&str>> = BTreeMap::new();
-    for packet in packets
-        .iter()
-        .filter(|packet| ports.contains(&packet.port.as_str()))
-    {
+    for packet in packets.iter().filter(|packet| ports.contains(&packet.port.as_str())) {
         let (table, node, peer) = if packet.outgoing == towards_node {
             (&mut requests, packet.to, packet.from)
         } else {
             (&mut replies, packet.from, packet.to)
         };
-        table
-            .entry((packet.protocol, node, peer))
-            .or_default()
-            .insert(&packet.port);
+        table.entry((packet.protocol, node, peer)).or_default().insert(&packet.port);
     }
     let mut flows = 0;
     for (flow, left_by) in &replies {

@@ -36,22 +36,15 @@ impl<'a> Flow<'a> {
             name: name.to_owned(),
             from,
             proto,
-            to: to
-                .parse()
-                .unwrap_or_else(|error| panic!("{name}: {to}: {error}")),
+            to: to.parse().unwrap_or_else(|error| panic!("{name}: {to}: {error}")),
             who,
-            seen_as: seen_as
-                .parse()
-                .unwrap_or_else(|error| panic!("{name}: {seen_as}: {error}")),
+            seen_as: seen_as.parse().unwrap_or_else(|error| panic!("{name}: {seen_as}: {error}")),
         }
     }
 
     /// Why the flow did not get its answer, if it did not.
     fn failure(&self, deadline: Duration) -> Option<String> {
-        let wanted = Answer {
-            who: self.who.to_owned(),
-            seen_as: self.seen_as,
-        };
+        let wanted = Answer { who: self.who.to_owned(), seen_as: self.seen_as };
         match ask(self.from, self.proto, self.to, deadline) {
             Ok(answer) if answer == wanted => None,
             Ok(answer) => Some(format!("{answer:?} instead of {wanted:?}")),
@@ -63,10 +56,7 @@ impl<'a> Flow<'a> {
 /// Runs all flows at once and panics unless those named in `broken`, and only those, fail.
 pub(crate) fn assert_only_these_fail(flows: &[Flow<'_>], broken: &[&str]) {
     for name in broken {
-        assert!(
-            flows.iter().any(|flow| flow.name == *name),
-            "there is no flow {name:?}"
-        );
+        assert!(flows.iter().any(|flow| flow.name == *name), "there is no flow {name:?}");
     }
     let surprise = |flow: &Flow<'_>| {
         if broken.contains(&flow.name.as_str()) {
@@ -77,21 +67,12 @@ pub(crate) fn assert_only_these_fail(flows: &[Flow<'_>], broken: &[&str]) {
         }
     };
     let surprises: Vec<String> = thread::scope(|scope| {
-        let running: Vec<_> = flows
-            .iter()
-            .map(|flow| scope.spawn(move || surprise(flow)))
-            .collect();
-        running
-            .into_iter()
-            .filter_map(|flow| flow.join().expect("a flow does not panic"))
-            .collect()
+        let running: Vec<_> =
+            flows.iter().map(|flow| scope.spawn(move || surprise(flow))).collect();
+        running.into_iter().filter_map(|flow| flow.join().expect("a flow does not panic")).collect()
     });
     let (count, all) = (surprises.len(), flows.len());
-    assert!(
-        surprises.is_empty(),
-        "{count} of {all} flows:\n{}",
-        surprises.join("\n")
-    );
+    assert!(surprises.is_empty(), "{count} of {all} flows:\n{}", surprises.join("\n"));
 }
 
 /// Runs all flows at once and panics with the reasons unless every one of them works.

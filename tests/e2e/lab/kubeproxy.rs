@@ -44,10 +44,8 @@ pub(crate) struct Service {
 pub(crate) fn install(ns: &Netns, flavour: Flavour, services: &[Service]) {
     match flavour {
         Flavour::Iptables => {
-            for (restore, v6) in [
-                ("iptables-nft-restore", false),
-                ("ip6tables-nft-restore", true),
-            ] {
+            for (restore, v6) in [("iptables-nft-restore", false), ("ip6tables-nft-restore", true)]
+            {
                 ns.exec(&[restore, "--noflush"], &iptables(services, v6, true));
             }
         }
@@ -79,10 +77,7 @@ fn iptables(services: &[Service], v6: bool, dnat: bool) -> String {
 -A KUBE-POSTROUTING -j MASQUERADE --random-fully
 ",
     );
-    for service in services
-        .iter()
-        .filter(|service| service.backend.is_ipv6() == v6)
-    {
+    for service in services.iter().filter(|service| service.backend.is_ipv6() == v6) {
         let (proto, backend) = (protocol(service.proto), service.backend);
         let frontend = match service.frontend {
             Frontend::NodePort(port) => {
@@ -96,10 +91,8 @@ fn iptables(services: &[Service], v6: bool, dnat: bool) -> String {
             let _ = writeln!(rules, "-A KUBE-SERVICES {frontend} -j KUBE-MARK-MASQ");
         }
         if dnat {
-            let _ = writeln!(
-                rules,
-                "-A KUBE-SERVICES {frontend} -j DNAT --to-destination {backend}"
-            );
+            let _ =
+                writeln!(rules, "-A KUBE-SERVICES {frontend} -j DNAT --to-destination {backend}");
         }
     }
     rules.push_str("COMMIT\n");
@@ -110,10 +103,7 @@ fn iptables(services: &[Service], v6: bool, dnat: bool) -> String {
 fn ipvs(ns: &Netns, services: &[Service]) {
     ns.ip("link add kube-ipvs0 type dummy");
     ns.sysctl("ipv4/vs/conntrack", "1");
-    ns.exec(
-        &["iptables-nft-restore", "--noflush"],
-        &iptables(services, false, false),
-    );
+    ns.exec(&["iptables-nft-restore", "--noflush"], &iptables(services, false, false));
     for service in services {
         let Frontend::Address(frontend) = service.frontend else {
             panic!("IPVS in this lab balances addresses only");
@@ -121,17 +111,7 @@ fn ipvs(ns: &Netns, services: &[Service]) {
         let (frontend, backend) = (frontend.to_string(), service.backend.to_string());
         let (address, _) = frontend.split_once(':').expect("an IPv4 address and port");
         ns.ip(&format!("addr add {address}/32 dev kube-ipvs0"));
-        ns.exec(
-            &[
-                "ipvsadm",
-                "--add-service",
-                "--tcp-service",
-                &frontend,
-                "--scheduler",
-                "rr",
-            ],
-            "",
-        );
+        ns.exec(&["ipvsadm", "--add-service", "--tcp-service", &frontend, "--scheduler", "rr"], "");
         ns.exec(
             &[
                 "ipvsadm",
@@ -169,17 +149,12 @@ chain services {
             Frontend::NodePort(port) => {
                 format!("meta nfproto {nfproto} fib daddr type local {proto} dport {port}")
             }
-            Frontend::Address(address) => format!(
-                "{family} daddr {} {proto} dport {}",
-                address.ip(),
-                address.port()
-            ),
+            Frontend::Address(address) => {
+                format!("{family} daddr {} {proto} dport {}", address.ip(), address.port())
+            }
         };
-        let mark = if service.policy == Policy::Cluster {
-            "meta mark set meta mark | 0x4000"
-        } else {
-            ""
-        };
+        let mark =
+            if service.policy == Policy::Cluster { "meta mark set meta mark | 0x4000" } else { "" };
         let _ = writeln!(rules, "{frontend} {mark} dnat {family} to {backend}");
     }
     rules.push_str("}\n}\n");

@@ -61,10 +61,7 @@ impl Netns {
 
     /// The same with `ip -6`, for lines that do not tell the family, as rules never do.
     pub(crate) fn ip6(&self, batch: &str) {
-        cmd::run(
-            &["ip", "-6", "-n", &self.name, "-batch", "-"],
-            &trimmed(batch),
-        );
+        cmd::run(&["ip", "-6", "-n", &self.name, "-batch", "-"], &trimmed(batch));
     }
 
     /// Runs a tool inside the namespace.
@@ -95,9 +92,7 @@ impl Netns {
                 setns(&self.handle, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
                 work()
             });
-            worker
-                .join()
-                .unwrap_or_else(|cause| panic::resume_unwind(cause))
+            worker.join().unwrap_or_else(|cause| panic::resume_unwind(cause))
         })
     }
 }
@@ -109,9 +104,7 @@ impl Drop for Netns {
             return;
         }
         // Also runs while a test unwinds, so it must not panic.
-        let _ = process::Command::new("ip")
-            .args(["netns", "del", &self.name])
-            .status();
+        let _ = process::Command::new("ip").args(["netns", "del", &self.name]).status();
     }
 }
 

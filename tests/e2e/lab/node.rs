@@ -39,10 +39,7 @@ impl Node {
     /// static neighbour as gateway, and a host route to each address over `eni<name>`.
     pub(crate) fn pod(&self, name: &str, addresses: &[&str]) -> Pod {
         let (ns, veth) = (Netns::new(name), format!("eni{name}"));
-        let number = unique()
-            .to_be_bytes()
-            .map(|byte| format!("{byte:02x}"))
-            .join(":");
+        let number = unique().to_be_bytes().map(|byte| format!("{byte:02x}")).join(":");
         let gateway = format!("02:03:{number}");
         self.ns.ip(&format!(
             "link add {veth} address {gateway} type veth peer name eth0 netns {}
@@ -57,17 +54,12 @@ impl Node {
         for address in addresses {
             let nodad = if address.contains(':') { "nodad" } else { "" };
             ns.ip(&format!("addr add {address} dev eth0 {nodad}"));
-            self.ns
-                .ip(&format!("route add {address} dev {veth} scope link"));
+            self.ns.ip(&format!("route add {address} dev {veth} scope link"));
         }
         ns.ip("route add default via 169.254.1.1 dev eth0 onlink
              route add default via fe80::1 dev eth0");
         let prev_result = standard_result(&veth, &ns.path(), addresses);
-        Pod {
-            ns,
-            id: format!("{name}-{}", unique()),
-            prev_result,
-        }
+        Pod { ns, id: format!("{name}-{}", unique()), prev_result }
     }
 
     /// `TcpExtIPReversePathFilter`: packets that strict `rp_filter` has dropped.
@@ -78,16 +70,9 @@ impl Node {
             .expect("read netstat");
         let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
         let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-        let position = names
-            .split(' ')
-            .position(|name| name == "IPReversePathFilter")
-            .expect("the counter");
-        values
-            .split(' ')
-            .nth(position)
-            .expect("a value")
-            .parse()
-            .expect("a number")
+        let position =
+            names.split(' ').position(|name| name == "IPReversePathFilter").expect("the counter");
+        values.split(' ').nth(position).expect("a value").parse().expect("a number")
     }
 }
 

@@ -19,11 +19,7 @@ pub(crate) struct Ran {
 impl Ran {
     /// Panics with both outputs unless the call succeeded.
     pub(crate) fn assert_success(&self, what: &str) {
-        let Self {
-            success,
-            stdout,
-            stderr,
-        } = self;
+        let Self { success, stdout, stderr } = self;
         assert!(success, "{what} failed\nstdout: {stdout}\nstderr: {stderr}");
     }
 }
@@ -46,10 +42,7 @@ impl Node {
         let parsed: Value = serde_json::from_str(prev_result).expect("prevResult is JSON");
         network["cniVersion"] = parsed["cniVersion"].clone();
         let text = network.to_string();
-        format!(
-            "{},\"prevResult\":{prev_result}}}",
-            text.strip_suffix('}').expect("an object")
-        )
+        format!("{},\"prevResult\":{prev_result}}}", text.strip_suffix('}').expect("an object"))
     }
 
     /// One call of the plugin with the variables that a runtime sets.
@@ -138,11 +131,7 @@ impl Node {
             .spawn()
             .expect("start symroute");
         // VERSION and the like may exit without reading: not an error of the caller.
-        let _ = child
-            .stdin
-            .take()
-            .expect("stdin was piped")
-            .write_all(input.as_bytes());
+        let _ = child.stdin.take().expect("stdin was piped").write_all(input.as_bytes());
         let output = child.wait_with_output().expect("wait for symroute");
         Ran {
             success: output.status.success(),

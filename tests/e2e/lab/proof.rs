@@ -19,13 +19,7 @@ impl<'a> Proof<'a> {
     /// Remembers the node as it is before the plugin runs.
     pub(crate) fn begin(node: &'a Node, router: &'a Router) -> Self {
         let (strict, source) = (node.rp_filter_drops(), router.dropped());
-        Self {
-            node,
-            router,
-            before: Snapshot::take(node),
-            strict,
-            source,
-        }
+        Self { node, router, before: Snapshot::take(node), strict, source }
     }
 
     /// Runs the flows at once. `both_ways` is how many address and port pairs the router must see
@@ -40,16 +34,8 @@ impl<'a> Proof<'a> {
 
     /// Neither strict `rp_filter` nor the source check has dropped anything since the beginning.
     pub(crate) fn assert_nothing_dropped(&self) {
-        assert_eq!(
-            self.node.rp_filter_drops(),
-            self.strict,
-            "drops of strict rp_filter"
-        );
-        assert_eq!(
-            self.router.dropped(),
-            self.source,
-            "drops of the source check"
-        );
+        assert_eq!(self.node.rp_filter_drops(), self.strict, "drops of strict rp_filter");
+        assert_eq!(self.router.dropped(), self.source, "drops of the source check");
     }
 
     /// The plugin has left: rules, routes, tables, sysctls and files are those of the beginning.

@@ -33,20 +33,14 @@ impl Router {
         ns.sysctl("ipv4/conf/default/proxy_arp_pvlan", "1");
         ns.sysctl("ipv6/conf/all/forwarding", "1");
         ns.sysctl("ipv6/conf/default/proxy_ndp", "1");
-        Self {
-            ns,
-            ports: Vec::new(),
-        }
+        Self { ns, ports: Vec::new() }
     }
 
     /// Plugs `ifname` of `peer` into a new port, which has `gateways` and `fe80::1` as addresses.
     pub(crate) fn plug(&mut self, port: &str, peer: &Netns, ifname: &str, gateways: &[&str]) {
         let number = unique();
         let mac = |side: u8| {
-            format!(
-                "02:{side:02x}:{}",
-                number.to_be_bytes().map(|b| format!("{b:02x}")).join(":")
-            )
+            format!("02:{side:02x}:{}", number.to_be_bytes().map(|b| format!("{b:02x}")).join(":"))
         };
         let (ours, theirs) = (mac(1), mac(2));
         self.ns.ip(&format!(
@@ -57,29 +51,19 @@ impl Router {
         ));
         peer.ip(&format!("link set {ifname} up"));
         // A proxy answer waits up to 0.8 s by default.
-        self.ns
-            .sysctl(&format!("ipv4/neigh/{port}/proxy_delay"), "0");
-        self.ns
-            .sysctl(&format!("ipv6/neigh/{port}/proxy_delay"), "0");
+        self.ns.sysctl(&format!("ipv4/neigh/{port}/proxy_delay"), "0");
+        self.ns.sysctl(&format!("ipv6/neigh/{port}/proxy_delay"), "0");
         let mut batch = String::new();
         for gateway in gateways {
             let nodad = if gateway.contains(':') { "nodad" } else { "" };
             let _ = writeln!(batch, "addr add {gateway} dev {port} {nodad}");
         }
-        for address in self
-            .ports
-            .iter()
-            .flat_map(|other| &other.addresses)
-            .filter(|a| a.is_ipv6())
+        for address in self.ports.iter().flat_map(|other| &other.addresses).filter(|a| a.is_ipv6())
         {
             let _ = writeln!(batch, "neigh add proxy {address} dev {port}");
         }
         self.ns.ip(&batch);
-        self.ports.push(Port {
-            name: port.to_owned(),
-            peer_mac: theirs,
-            addresses: Vec::new(),
-        });
+        self.ports.push(Port { name: port.to_owned(), peer_mac: theirs, addresses: Vec::new() });
     }
 
     /// Tells the fabric that `address` sits behind `port`.
@@ -94,10 +78,8 @@ impl Router {
             if name == port {
                 let mac = &other.peer_mac;
                 let _ = writeln!(batch, "route add {address} dev {port}");
-                let _ = writeln!(
-                    batch,
-                    "neigh add {address} dev {port} lladdr {mac} nud permanent"
-                );
+                let _ =
+                    writeln!(batch, "neigh add {address} dev {port} lladdr {mac} nud permanent");
                 other.addresses.push(parsed);
             }
             if parsed.is_ipv6() {
@@ -130,30 +112,16 @@ impl Router {
         }
         ruleset.push_str("chain source_check {\n");
         ruleset.push_str("type filter hook prerouting priority raw; policy accept;\n");
-        for port in self
-            .ports
-            .iter()
-            .filter(|port| nics.contains(&port.name.as_str()))
-        {
+        for port in self.ports.iter().filter(|port| nics.contains(&port.name.as_str())) {
             let nic = &port.name;
             let of = |family: fn(&IpAddr) -> bool, none: &str| {
-                let own: Vec<String> = port
-                    .addresses
-                    .iter()
-                    .filter(|a| family(a))
-                    .map(IpAddr::to_string)
-                    .collect();
-                if own.is_empty() {
-                    none.to_owned()
-                } else {
-                    own.join(", ")
-                }
+                let own: Vec<String> =
+                    port.addresses.iter().filter(|a| family(a)).map(IpAddr::to_string).collect();
+                if own.is_empty() { none.to_owned() } else { own.join(", ") }
             };
             let (v4, v6) = (of(IpAddr::is_ipv4, "0.0.0.0"), of(IpAddr::is_ipv6, "::"));
-            let _ = writeln!(
-                ruleset,
-                "iifname {nic} ip saddr != {{ {v4} }} counter name {nic} drop"
-            );
+            let _ =
+                writeln!(ruleset, "iifname {nic} ip saddr != {{ {v4} }} counter name {nic} drop");
             let _ = writeln!(
                 ruleset,
                 "iifname {nic} ip6 saddr != fe80::/10 ip6 saddr != :: ip6 saddr != {{ {v6} }} counter name {nic} drop"

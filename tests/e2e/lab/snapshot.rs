@@ -39,23 +39,14 @@ impl Snapshot {
                 continue;
             }
             let _ = writeln!(difference, "{section}:");
-            for line in before
-                .lines()
-                .filter(|line| !after.lines().any(|other| other == *line))
-            {
+            for line in before.lines().filter(|line| !after.lines().any(|other| other == *line)) {
                 let _ = writeln!(difference, "- {line}");
             }
-            for line in after
-                .lines()
-                .filter(|line| !before.lines().any(|other| other == *line))
-            {
+            for line in after.lines().filter(|line| !before.lines().any(|other| other == *line)) {
                 let _ = writeln!(difference, "+ {line}");
             }
         }
-        assert!(
-            difference.is_empty(),
-            "the node is not as it was before:\n{difference}"
-        );
+        assert!(difference.is_empty(), "the node is not as it was before:\n{difference}");
     }
 }
 
@@ -64,10 +55,9 @@ fn normalised(text: &str) -> String {
     let mut kept = String::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let line = match line.split_once(" expires ") {
-            Some((before, after)) => format!(
-                "{before}{}",
-                after.split_once(' ').map_or("", |(_, rest)| rest)
-            ),
+            Some((before, after)) => {
+                format!("{before}{}", after.split_once(' ').map_or("", |(_, rest)| rest))
+            }
             None => line.split(" [").next().unwrap_or(line).to_owned(),
         };
         let _ = writeln!(kept, "{}", line.trim_end());

@@ -35,24 +35,17 @@ pub(crate) enum Server {
 
 impl Server {
     pub(crate) fn start(ns: &Netns, proto: Proto, port: u16, who: &str) -> Self {
-        let (address, who) = (
-            SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
-            who.to_owned(),
-        );
+        let (address, who) = (SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), who.to_owned());
         // A socket stays in the namespace it was made in, whatever thread uses it.
         match proto {
             Proto::Tcp => {
-                let listener = ns
-                    .run(|| TcpListener::bind(address))
-                    .expect("bind a TCP server");
+                let listener = ns.run(|| TcpListener::bind(address)).expect("bind a TCP server");
                 let accepting = listener.try_clone().expect("a second handle");
                 thread::spawn(move || serve_tcp(&accepting, &who));
                 Self::Tcp(listener)
             }
             Proto::Udp => {
-                let socket = ns
-                    .run(|| UdpSocket::bind(address))
-                    .expect("bind a UDP server");
+                let socket = ns.run(|| UdpSocket::bind(address)).expect("bind a UDP server");
                 let receiving = socket.try_clone().expect("a second handle");
                 thread::spawn(move || serve_udp(&receiving, &who));
                 Self::Udp(socket)
@@ -129,11 +122,8 @@ pub(crate) fn ask(
 }
 
 fn ask_udp(ns: &Netns, to: SocketAddr, deadline: Duration) -> io::Result<Answer> {
-    let any: IpAddr = if to.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
+    let any: IpAddr =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = ns.run(|| UdpSocket::bind((any, 0)))?;
     // Connected, so that a reply from another address than `to` does not count.
     socket.connect(to)?;
@@ -151,13 +141,7 @@ fn ask_udp(ns: &Netns, to: SocketAddr, deadline: Duration) -> io::Result<Answer>
 }
 
 fn parse(line: &str) -> io::Result<Answer> {
-    let (who, address) = line
-        .trim()
-        .split_once(' ')
-        .ok_or(io::ErrorKind::UnexpectedEof)?;
+    let (who, address) = line.trim().split_once(' ').ok_or(io::ErrorKind::UnexpectedEof)?;
     let seen_as = address.parse().map_err(|_| io::ErrorKind::InvalidData)?;
-    Ok(Answer {
-        who: who.to_owned(),
-        seen_as,
-    })
+    Ok(Answer { who: who.to_owned(), seen_as })
 }

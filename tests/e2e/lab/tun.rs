@@ -42,17 +42,10 @@ impl Drop for Tunnel {
 }
 
 fn open_tun(name: &str) -> File {
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .expect("open /dev/net/tun");
+    let device =
+        OpenOptions::new().read(true).write(true).open("/dev/net/tun").expect("open /dev/net/tun");
     let flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).expect("flags fit");
-    let mut request = Request {
-        name: [0; libc::IFNAMSIZ],
-        flags,
-        rest: [0; 22],
-    };
+    let mut request = Request { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
     request.name[..name.len()].copy_from_slice(name.as_bytes());
     // SAFETY: TUNSETIFF reads and writes one ifreq, and `request` has its size and layout.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };

@@ -53,16 +53,13 @@ pub(crate) fn two_nics() -> TwoNics {
          route add default via 10.21.0.1 dev eth1 table 101
          route add default via fe80::1 dev eth1 table 101
          rule add pref 1536 from 10.21.0.50 lookup 101");
-    node.ns
-        .ip6("rule add pref 1536 from 2001:db8:21::50 lookup 101");
+    node.ns.ip6("rule add pref 1536 from 2001:db8:21::50 lookup 101");
     let pods = [0, 1].map(|i| {
         for address in [NODE[i], NODE6[i], POD[i], POD6[i]] {
             router.assign(NICS[i], address);
         }
-        node.ns
-            .ip(&format!("rule add pref 512 to {} lookup main", POD[i]));
-        node.ns
-            .ip6(&format!("rule add pref 512 to {} lookup main", POD6[i]));
+        node.ns.ip(&format!("rule add pref 512 to {} lookup main", POD[i]));
+        node.ns.ip6(&format!("rule add pref 512 to {} lookup main", POD6[i]));
         node.pod(&format!("pod{i}"), &[POD[i], POD6[i]])
     });
     let client = router.host("client", &[CLIENT, CLIENT6]);
@@ -74,11 +71,5 @@ pub(crate) fn two_nics() -> TwoNics {
         servers.push(Server::start(&pods[1].ns, proto, 8080, "pod1"));
         servers.push(Server::start(&client, proto, 8080, "client"));
     }
-    TwoNics {
-        router,
-        node,
-        client,
-        pods,
-        _servers: servers,
-    }
+    TwoNics { router, node, client, pods, _servers: servers }
 }

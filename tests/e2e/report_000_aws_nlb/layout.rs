@@ -45,8 +45,7 @@ impl Layout {
         let mut pods = Vec::new();
         for device in 0..3 {
             let nic = NICS[device];
-            node.ns
-                .ip(&format!("addr add {} dev {nic} nodad", NODE6[device]));
+            node.ns.ip(&format!("addr add {} dev {nic} nodad", NODE6[device]));
             pods.push(add_pod(&node, device));
             for address in [NODE[device], NODE6[device], POD[device], POD6[device]] {
                 router.assign(nic, address);
@@ -55,12 +54,7 @@ impl Layout {
         let client = router.host("client", &[CLIENT, CLIENT6]);
         let remote = router.host("remote", &[REMOTE]);
         router.check_sources(&NICS);
-        aws::install(
-            &node.ns,
-            snat,
-            "172.31.0.0/16",
-            NODE[0].parse().expect("an address"),
-        );
+        aws::install(&node.ns, snat, "172.31.0.0/16", NODE[0].parse().expect("an address"));
         kubeproxy::install(&node.ns, snat.kube_proxy(), &services());
 
         let mut servers = vec![Server::start(&node.ns, Proto::Tcp, HOST_PORT, "host")];
@@ -70,15 +64,7 @@ impl Layout {
             servers.push(Server::start(ns, Proto::Tcp, POD_PORT, who));
             servers.push(Server::start(ns, Proto::Udp, POD_PORT, who));
         }
-        Self {
-            router,
-            node,
-            client,
-            _remote: remote,
-            pods,
-            snat,
-            _servers: servers,
-        }
+        Self { router, node, client, _remote: remote, pods, snat, _servers: servers }
     }
 
     /// The 27 flows of the report.
@@ -113,8 +99,7 @@ impl Layout {
             ));
         }
         for (pod, answer) in
-            POD.iter()
-                .zip(["pod0 203.0.113.9", "pod1 203.0.113.9", "pod2 203.0.113.9"])
+            POD.iter().zip(["pod0 203.0.113.9", "pod1 203.0.113.9", "pod2 203.0.113.9"])
         {
             let name = format!("direct to {answer}");
             flows.push(Flow::new(
@@ -130,13 +115,7 @@ impl Layout {
             Snat::ByIptables | Snat::ByNftables => "client 172.31.53.61",
         };
         let pod2 = &self.pods[2].ns;
-        flows.push(Flow::new(
-            "pod egress",
-            pod2,
-            Proto::Tcp,
-            "203.0.113.9:8080",
-            egress,
-        ));
+        flows.push(Flow::new("pod egress", pod2, Proto::Tcp, "203.0.113.9:8080", egress));
         flows.push(Flow::new(
             "pod to pod",
             pod2,
@@ -157,11 +136,7 @@ impl Layout {
     /// The same over IPv6, where nothing but the source check stops a reply on the wrong NIC.
     pub(super) fn flows6(&self) -> Vec<Flow<'_>> {
         let mut flows = Vec::new();
-        let direct = [
-            "pod0 2001:db8:9::9",
-            "pod1 2001:db8:9::9",
-            "pod2 2001:db8:9::9",
-        ];
+        let direct = ["pod0 2001:db8:9::9", "pod1 2001:db8:9::9", "pod2 2001:db8:9::9"];
         for device in 0..3 {
             let (nic, node, pod) = (NICS[device], NODE6[device], POD6[device]);
             let mut flow = |name: String, to: String, answer| {
@@ -177,16 +152,8 @@ impl Layout {
                 format!("[{pod}]:{POD_PORT}"),
                 direct[device],
             );
-            flow(
-                format!("NodePort on {nic} to pod0, IPv6"),
-                format!("[{node}]:30000"),
-                direct[0],
-            );
-            flow(
-                format!("NodePort on {nic} to pod2, IPv6"),
-                format!("[{node}]:30002"),
-                direct[2],
-            );
+            flow(format!("NodePort on {nic} to pod0, IPv6"), format!("[{node}]:30000"), direct[0]);
+            flow(format!("NodePort on {nic} to pod2, IPv6"), format!("[{node}]:30002"), direct[2]);
         }
         flows
     }
@@ -198,12 +165,8 @@ fn add_pod(node: &Node, device: usize) -> Pod {
     let mut pod = node.pod(&name, &addresses);
     let number = u8::try_from(device).expect("a small number");
     aws::hand_over(&mut pod, &name, number, &addresses);
-    node.ns
-        .ip(&format!("rule add pref 512 to {} lookup main", POD[device]));
-    node.ns.ip6(&format!(
-        "rule add pref 512 to {} lookup main",
-        POD6[device]
-    ));
+    node.ns.ip(&format!("rule add pref 512 to {} lookup main", POD[device]));
+    node.ns.ip6(&format!("rule add pref 512 to {} lookup main", POD6[device]));
     if device > 0 {
         let (nic, table) = (NICS[device], device + 1);
         node.ns.ip(&format!(
@@ -211,14 +174,8 @@ fn add_pod(node: &Node, device: usize) -> Pod {
              route add default via 172.31.48.1 dev {nic} table {table}
              route add default via fe80::1 dev {nic} table {table}"
         ));
-        node.ns.ip(&format!(
-            "rule add pref 1536 from {} lookup {table}",
-            POD[device]
-        ));
-        node.ns.ip6(&format!(
-            "rule add pref 1536 from {} lookup {table}",
-            POD6[device]
-        ));
+        node.ns.ip(&format!("rule add pref 1536 from {} lookup {table}", POD[device]));
+        node.ns.ip6(&format!("rule add pref 1536 from {} lookup {table}", POD6[device]));
     }
     pod
 }
@@ -237,21 +194,11 @@ fn services() -> Vec<Service> {
             (30000, POD[0], Policy::Local),
             (30009, REMOTE, Policy::Cluster),
         ] {
-            services.push(service(
-                port,
-                proto,
-                format!("{address}:{POD_PORT}"),
-                policy,
-            ));
+            services.push(service(port, proto, format!("{address}:{POD_PORT}"), policy));
         }
     }
     for (port, address) in [(30002, POD6[2]), (30000, POD6[0])] {
-        services.push(service(
-            port,
-            Proto::Tcp,
-            format!("[{address}]:{POD_PORT}"),
-            Policy::Local,
-        ));
+        services.push(service(port, Proto::Tcp, format!("[{address}]:{POD_PORT}"), Policy::Local));
     }
     services
 }
