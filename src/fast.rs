@@ -29,9 +29,10 @@ impl From<Error> for Surprise {
     }
 }
 
-/// Proves that the node state serves pods with these addresses: the settings are in force, and a
-/// packet that is bound to the uplink by which the pod's own packets leave finds that uplink's
-/// table and gateway.
+/// Proves that the node state serves pods with these addresses: the settings are in force, and
+/// for the uplink by which the pod's own packets leave, a reply that is bound to it finds its
+/// table and gateway, and a request that came in by it passes the reverse path filter and finds
+/// the pod.
 pub fn prove(kernel: &mut Kernel, settings: &Settings, pod: &[IpAddr]) -> Result<(), Surprise> {
     let Kernel { rtnetlink, nftables } = kernel;
     let in_force = number_key(settings.fingerprint());
@@ -77,8 +78,14 @@ fn prove_address(
     }
     let bound = way(rtnetlink, &Lookup { to: outside, from, mark: settings.field.of(id) })?;
     match bound {
-        Some(bound) if bound.link == out.link && bound.table == settings.table(id) => Ok(()),
-        other => Err(Surprise(format!("a packet bound to uplink {id} goes {other:?}"))),
+        Some(bound) if bound.link == out.link && bound.table == settings.table(id) => {}
+        other => return Err(Surprise(format!("a reply bound to uplink {id} goes {other:?}"))),
+    }
+    // The request on its way in. The kernel checks the way back too, as strict rp_filter would.
+    let from = Some((outside, out.link));
+    match way(rtnetlink, &Lookup { to: pod, from, mark: settings.field.of(id) })? {
+        Some(request) if request.link == side.link => Ok(()),
+        other => Err(Surprise(format!("a request from uplink {id} goes {other:?}"))),
     }
 }
 

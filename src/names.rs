@@ -12,6 +12,9 @@ pub const IN_FORCE: &str = "in_force";
 pub const IDS: &str = "ids";
 /// Set of the uplinks' indexes.
 pub const UPLINKS: &str = "uplinks";
+/// Set of the interfaces that lead outside, uplinks or not: a source that is routed there is no
+/// local pod's.
+pub const OUTSIDE: &str = "outside";
 /// Verdict map: what came in by an uplink goes to the uplink's chain.
 pub const ARRIVE: &str = "arrive";
 /// Verdict map: conntrack mark of a reply -> the uplink it leaves by.

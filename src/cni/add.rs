@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::fast;
 use crate::logging;
 use crate::node::Node;
-use crate::state::Attachment;
+use crate::state::{Attachment, Lock};
 
 /// Enrolls the pod and gives back `prevResult` byte for byte. A failed ADD leaves nothing of its
 /// own behind.
@@ -45,25 +45,42 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
 }
 
 fn enroll(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<(), Error> {
+    if quickly(node, config, attachment)? {
+        return Ok(());
+    }
+    let lock = node.lock()?;
+    // Of many pods that start on a new node, the first has done the work for the others.
+    if quickly(node, config, attachment)? {
+        return Ok(());
+    }
+    slowly(node, config, attachment, &lock)
+}
+
+/// The fast path; false where it does not do.
+fn quickly(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<bool, Error> {
     match fast::prove(&mut node.kernel, &config.settings, &attachment.addresses) {
         Ok(()) => {
             node.state.enroll(attachment)?;
             match fast::enroll(&mut node.kernel.nftables, &attachment.addresses) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(true),
                 // The last pod before this one took the table with it just now.
                 Err(error) => log::info!("slow path: {error}"),
             }
         }
         Err(fast::Surprise(why)) => log::info!("slow path: {why}"),
     }
-    slow(node, config, attachment)
+    Ok(false)
 }
 
 /// Reconciles the node; the pod is in its file, so it is part of the desired state.
-fn slow(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<(), Error> {
-    let lock = node.lock()?;
+fn slowly(
+    node: &mut Node,
+    config: &Config,
+    attachment: &Attachment,
+    lock: &Lock,
+) -> Result<(), Error> {
     node.state.enroll(attachment)?;
-    let plan = node.reconcile(&lock, &attachment.key.network, &config.settings)?;
+    let plan = node.reconcile(lock, &attachment.key.network, &config.settings)?;
     for note in &plan.notes {
         log::warn!("{note}");
     }

@@ -138,6 +138,7 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
     plan.ruleset = Some(build(&Spec {
         field: settings.field,
         uplinks: &pairs,
+        outside: &uplinks::outside(facts, settings, &plan.src_valid_mark),
         others: &uplinks::others(facts, settings, &plan.src_valid_mark),
         host: settings.host,
         hairpin: settings.hairpin,

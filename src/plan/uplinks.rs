@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::config::{Invalid, Pattern, Settings};
-use crate::facts::{Facts, Family, Link};
-use crate::netlink::uapi::IFF_LOOPBACK;
+use crate::facts::{Facts, Family, Link, Route};
+use crate::netlink::uapi::{IFF_LOOPBACK, RT_TABLE_MAIN};
 
 /// Kinds of interface that `auto` never takes.
 const NEVER: [&str; 4] = ["veth", "bridge", "dummy", "vrf"];
@@ -84,7 +84,7 @@ fn leads_outside(facts: &Facts, settings: &Settings, link: &Link) -> bool {
 
 /// Whether a default route of any family leads through the interface, our own tables aside.
 fn has_default_route(facts: &Facts, settings: &Settings, link: &Link) -> bool {
-    let through = |r: &crate::facts::Route| r.nexthops.iter().any(|hop| hop.link == link.index);
+    let through = |r: &Route| r.nexthops.iter().any(|hop| hop.link == link.index);
     facts.routes.iter().any(|r| r.is_default() && !is_ours(settings, r.table) && through(r))
 }
 
@@ -93,6 +93,19 @@ fn has_default_route(facts: &Facts, settings: &Settings, link: &Link) -> bool {
 pub fn others(facts: &Facts, settings: &Settings, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
     let carriers = facts.links.iter().filter(|l| has_default_route(facts, settings, l));
     carriers.map(|l| l.index).filter(|index| !chosen.contains(index)).collect()
+}
+
+/// Interfaces that lead outside: the chosen, those that `auto` would take, and those that main
+/// has a default route through. A source that the node routes there may be bound. Without the
+/// ones that are not chosen, a node that names only its second NIC would bind no client that is
+/// reached by the first.
+#[must_use]
+pub fn outside(facts: &Facts, settings: &Settings, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let main = |r: &&Route| r.is_default() && r.table == RT_TABLE_MAIN;
+    let by_main = facts.routes.iter().filter(main).flat_map(|r| &r.nexthops).map(|hop| hop.link);
+    let candidates = facts.links.iter().filter(|l| leads_outside(facts, settings, l));
+    let all = candidates.map(|l| l.index).chain(by_main).chain(chosen.iter().copied());
+    all.collect()
 }
 
 /// Whether a table is one of those that uplinks get.

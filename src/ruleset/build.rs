@@ -52,8 +52,10 @@ pub struct Spec<'a> {
     pub field: Field,
     /// (id, interface index) of each uplink.
     pub uplinks: &'a [(u32, u32)],
-    /// Indexes of interfaces that lead outside but are no uplinks by the settings.
+    /// Indexes of interfaces with a default route that are no uplinks by the settings.
     pub others: &'a BTreeSet<u32>,
+    /// Indexes of all interfaces that lead outside.
+    pub outside: &'a BTreeSet<u32>,
     /// Serve the node's own sockets and remote backends.
     pub host: bool,
     /// Accept a local pod's address as a source on an uplink.
@@ -150,6 +152,12 @@ fn sets(spec: &Spec<'_>) -> Vec<Set> {
                 .map(|(id, link)| (number_key(link), ElementData::Value(number_key(field.of(id))))),
         ),
         set(names::UPLINKS, interface, None, each(&|_, link| member(number_key(link)))),
+        set(
+            names::OUTSIDE,
+            interface,
+            None,
+            spec.outside.iter().map(|&link| member(number_key(link))),
+        ),
         set(names::ARRIVE, interface, verdict, each(&|id, link| goto(link, "in", id))),
         set(names::REPLIES, Type::Mark, verdict, plain.clone()),
         set(names::SENT, Type::Mark, verdict, sent.clone()),
@@ -287,7 +295,7 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
             "source lies outside",
             [
                 FibInterface(Side::Source),
-                InSet { set: names::UPLINKS, not: false },
+                InSet { set: names::OUTSIDE, not: false },
                 goto("bind", id),
             ],
         ));

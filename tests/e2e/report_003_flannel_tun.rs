@@ -88,10 +88,6 @@ fn flows(a: &Node) -> [Flow<'_>; 3] {
     ]
 }
 
-fn settings() -> Value {
-    json!({"uplinks": ["eth0", "flannel0"]})
-}
-
 #[test]
 fn service_reaches_the_pod_behind_flannel0() {
     let today = layout();
@@ -101,16 +97,25 @@ fn service_reaches_the_pod_behind_flannel0() {
     );
     assert!(today.b.rp_filter_drops() >= 2, "strict rp_filter drops both flows");
     drop(today);
+    works_with(&json!({"uplinks": ["eth0", "flannel0"]}));
+}
 
+/// The source's own way back, eth0, is then no uplink; it leads outside all the same.
+#[test]
+fn flannel0_may_be_the_only_uplink() {
+    works_with(&json!({"uplinks": ["flannel0"]}));
+}
+
+fn works_with(settings: &Value) {
     let Layout { router, a, b, pod, .. } = &layout();
     let proof = Proof::begin(b, router);
-    b.add(&settings(), pod);
+    b.add(settings, pod);
     // The router sees UDP only; what flannel0 carries is seen on node B itself.
     let capture = Capture::start(&b.ns);
     assert_all_work(&flows(a));
     let symmetric = assert_replies_symmetric(&capture.stop(), &["eth0", "flannel0"], false);
     assert_eq!(symmetric, 3 + 1, "three flows on flannel0, and flannel's own on eth0");
     proof.assert_nothing_dropped();
-    b.del(&settings(), pod);
+    b.del(settings, pod);
     proof.assert_as_before();
 }
