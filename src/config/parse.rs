@@ -30,7 +30,7 @@ pub fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
         gateways: gateways(object)?,
         host: boolean(object, "host", default.host)?,
         hairpin: boolean(object, "hairpin", default.hairpin)?,
-        masquerade: masquerade(object)?,
+        masquerade: masquerade(object, field)?,
         backend: backend(object)?,
         field,
         priority: number(object, "rulePriority", default.priority, &PRIORITIES)?,
@@ -160,7 +160,7 @@ fn usable_gateway(ip: &IpAddr) -> bool {
     !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast()
 }
 
-fn masquerade(object: &Map<String, Value>) -> Result<Masquerade, Invalid> {
+fn masquerade(object: &Map<String, Value>, field: Field) -> Result<Masquerade, Invalid> {
     const HINT: &str =
         "allowed: \"auto\", \"off\" or {\"mark\": \"0x4000/0x4000\", \"via\": \"eth0\"}";
     let key = "masquerade";
@@ -184,6 +184,10 @@ fn masquerade(object: &Map<String, Value>) -> Result<Masquerade, Invalid> {
             };
             if object.keys().any(|key| key != "mark" && key != "via") {
                 return Err(wrong(whole));
+            }
+            if mark.1 & field.mask() != 0 {
+                let hint = format!("\"mark\" must lie outside of markMask {field}");
+                return Err(Invalid::new(key, whole, hint));
             }
             Ok(Masquerade::Mark { mark, via })
         }
@@ -249,4 +253,4 @@ fn log(object: &Map<String, Value>) -> Result<Log, Invalid> {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

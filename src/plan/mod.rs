@@ -218,3 +218,6 @@ fn by_main_route<'a>(facts: &Facts, uplinks: &'a [Uplink], family: Family) -> Op
         .iter()
         .find_map(|hop| uplinks.iter().find(|u| u.link == hop.link))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! Tests of the configuration contract.
+
+use serde_json::json;
+
+use super::*;
+
+fn parsed(value: Value) -> Result<Config, Invalid> {
+    let Value::Object(object) = value else { panic!("not an object") };
+    parse(&object)
+}
+
+#[test]
+fn nothing_set_is_the_default() {
+    let config = parsed(json!({"type": "symroute", "unknown": [1, 2]})).unwrap();
+    assert_eq!(config.settings, Settings::default());
+    assert_eq!((config.scope, config.log), (Scope::Host, Log::default()));
+    assert_eq!(config.settings.field.mask(), 0x1f00);
+}
+
+#[test]
+fn every_key_is_read() {
+    let config = parsed(json!({
+        "uplinks": ["auto", "eth*", "!eth2"],
+        "gateways": {"eth1": ["10.0.1.1", "fe80::1"]},
+        "host": false,
+        "hairpin": true,
+        "masquerade": {"mark": "0x4000/0x4000", "via": "eth0"},
+        "backend": "nftables",
+        "markMask": "0xF0000",
+        "rulePriority": 32762,
+        "tableBase": 255,
+        "scope": "pod",
+        "log": {"level": "DEBUG", "file": "/tmp/x"}
+    }))
+    .unwrap();
+    let settings = &config.settings;
+    let not = Pattern::Not("eth2".into());
+    assert_eq!(settings.uplinks, [Pattern::Auto, Pattern::Name("eth*".into()), not]);
+    assert_eq!(settings.gateways["eth1"].len(), 2);
+    assert_eq!((settings.host, settings.hairpin), (false, true));
+    let via = Some("eth0".to_string());
+    assert_eq!(settings.masquerade, Masquerade::Mark { mark: (0x4000, 0x4000), via });
+    assert_eq!((settings.backend, settings.field.mask()), (Backend::Nftables, 0xf_0000));
+    assert_eq!((settings.priority, settings.table_base), (32762, 255));
+    assert_eq!(config.scope, Scope::Pod);
+    assert_eq!(config.log.level, log::LevelFilter::Debug);
+}
+
+#[test]
+fn settings_survive_their_own_words() {
+    for value in [
+        json!({}),
+        json!({"masquerade": "off", "hairpin": true, "gateways": {"a": ["::1:1"], "b": []}}),
+        json!({"masquerade": {"mark": "0x8"}, "uplinks": ["x?", "!y"], "markMask": "3"}),
+    ] {
+        let settings = parsed(value).unwrap().settings;
+        let again = parse(&settings.to_json()).unwrap().settings;
+        assert_eq!(again, settings);
+        assert_eq!(again.fingerprint(), settings.fingerprint());
+    }
+    let other = Settings { hairpin: true, ..Settings::default() };
+    assert_ne!(other.fingerprint(), Settings::default().fingerprint());
+}
+
+#[test]
+fn wrong_values_are_named_with_their_key() {
+    for (key, value) in [
+        ("uplinks", json!("eth0")),
+        ("uplinks", json!([])),
+        ("uplinks", json!(["!eth0"])),
+        ("uplinks", json!([7])),
+        ("uplinks", json!(["an-interface-name"])),
+        ("uplinks", json!(["a b"])),
+        ("uplinks", json!([""])),
+        ("gateways", json!([])),
+        ("gateways.eth1", json!({"eth1": "10.0.0.1"})),
+        ("gateways.eth1", json!({"eth1": ["10.0.0.256"]})),
+        ("gateways.eth1", json!({"eth1": ["0.0.0.0"]})),
+        ("gateways.eth1", json!({"eth1": ["10.0.0.1", "10.0.0.2"]})),
+        ("host", json!("true")),
+        ("hairpin", json!(1)),
+        ("masquerade", json!(true)),
+        ("masquerade", json!({"mark": "0x4001/0x4000"})),
+        ("masquerade", json!({"mark": "0x100/0x100"})),
+        ("masquerade", json!({"mark": 16384})),
+        ("masquerade", json!({"via": ""})),
+        ("masquerade", json!({"by": "eth0"})),
+        ("backend", json!("nft")),
+        ("backend", json!(null)),
+        ("markMask", json!("0x100")),
+        ("markMask", json!("0x0")),
+        ("markMask", json!("0x100000000")),
+        ("markMask", json!("0x+f")),
+        ("markMask", json!(7936)),
+        ("rulePriority", json!(0)),
+        ("rulePriority", json!(32763)),
+        ("rulePriority", json!(-1)),
+        ("rulePriority", json!("400")),
+        ("tableBase", json!(254)),
+        ("tableBase", json!(4_294_967_295_u64)),
+        ("scope", json!("node")),
+        ("log", json!("debug")),
+        ("log.level", json!({"level": "loud"})),
+        ("log.file", json!({"file": "relative"})),
+    ] {
+        let top = key.split('.').next().unwrap();
+        let Err(invalid) = parsed(json!({ top: value.clone() })) else {
+            panic!("{top}: {value} was taken");
+        };
+        assert_eq!(invalid.key, key, "{value}");
+        assert!(!invalid.hint.is_empty());
+        let shown = invalid.to_string();
+        assert!(shown.starts_with(&format!("\"{key}\": ")), "{shown}");
+    }
+}

@@ -1,0 +1,319 @@
+//! Properties of the plan and of the steps towards it, on random nodes.
+//!
+//! A model of the kernel carries the steps out, so that every moment in between can be looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::diff::{Operation, TableChange, diff};
+use super::*;
+use crate::config::Pattern;
+use crate::facts::{
+    Action, Address, ElementData, FoundChain, FoundRule, FoundSet, Link, Nexthop, Table,
+};
+use crate::mark::Field;
+use crate::names;
+use crate::netlink::uapi::{IFF_POINTOPOINT, IFF_UP, RT_TABLE_LOCAL};
+use crate::ruleset::encode::{rule_body, set_numbers};
+use crate::ruleset::fingerprint;
+use crate::ruleset::model::Expression;
+
+/// Carries a step out, as the kernel would.
+fn execute(facts: &mut Facts, step: &Operation) {
+    match step {
+        Operation::AddRoute(route) => facts.routes.push(route.clone()),
+        Operation::ReplaceRoute { old, new } => {
+            let at = facts.routes.iter().position(|r| r == old).expect("a route to replace");
+            facts.routes[at] = new.clone();
+        }
+        Operation::DeleteRoute(route) => {
+            let at = facts.routes.iter().position(|r| r == route).expect("a route to delete");
+            facts.routes.remove(at);
+        }
+        Operation::AddRule(rule) => {
+            facts.rules.push(FoundRule { rule: rule.clone(), message: Vec::new() });
+        }
+        Operation::DeleteRule(found) => {
+            let at = facts.rules.iter().position(|r| r == found).expect("a rule to delete");
+            facts.rules.remove(at);
+        }
+        Operation::SrcValidMark { link, on } => drop(facts.src_valid_mark.insert(*link, *on)),
+        Operation::Table(changes) => changes.iter().for_each(|c| change(&mut facts.table, c)),
+    }
+}
+
+fn change(table: &mut Option<Table>, change: &TableChange) {
+    if *change == TableChange::DeleteTable {
+        assert!(table.take().is_some(), "a table to delete");
+        return;
+    }
+    let table = table.get_or_insert_default();
+    let there = "made before it is used";
+    match change {
+        TableChange::DeleteTable | TableChange::NewTable => {}
+        TableChange::NewSet(set) => {
+            let numbers = set_numbers(set);
+            let data_type = numbers.data.map_or(0, |(kind, _)| kind);
+            let (flags, key_type) = (numbers.flags, numbers.key_type);
+            let found = FoundSet { flags, key_type, data_type, elements: BTreeSet::new() };
+            assert!(table.sets.insert(set.name.clone(), found).is_none());
+        }
+        TableChange::NewChain(chain) => {
+            let hook = chain.hook.map(|h| (h.kind.to_string(), h.number, h.priority));
+            let found = FoundChain { hook, rules: Vec::new() };
+            assert!(table.chains.insert(chain.name.clone(), found).is_none());
+        }
+        TableChange::FlushChain(name) => {
+            table.chains.get_mut(name).expect(there).rules.clear();
+        }
+        TableChange::AppendRule(name, rule) => {
+            for expression in &rule.expressions {
+                match expression {
+                    Expression::Goto(chain) => assert!(table.chains.contains_key(chain)),
+                    Expression::VerdictMap(set) | Expression::InSet { set, .. } => {
+                        assert!(table.sets.contains_key(*set));
+                    }
+                    _ => {}
+                }
+            }
+            let print = fingerprint::of_rule(rule, rule_body(rule).as_bytes());
+            table.chains.get_mut(name).expect(there).rules.push(Some(print));
+        }
+        TableChange::DeleteElements(name, elements) => {
+            let set = table.sets.get_mut(name).expect(there);
+            elements.iter().for_each(|e| assert!(set.elements.remove(e)));
+        }
+        TableChange::AddElements(name, elements) => {
+            for (_, data) in elements {
+                if let ElementData::Goto(chain) = data {
+                    assert!(table.chains.contains_key(chain), "{chain}");
+                }
+            }
+            let set = table.sets.get_mut(name).expect(there);
+            elements.iter().for_each(|e| assert!(set.elements.insert(e.clone())));
+            let keys: BTreeSet<_> = set.elements.iter().map(|(key, _)| key).collect();
+            assert_eq!(keys.len(), set.elements.len(), "{name} has one element to a key");
+        }
+        TableChange::DeleteChain(name) => {
+            let into = |set: &FoundSet| {
+                set.elements.iter().any(|(_, data)| *data == ElementData::Goto(name.clone()))
+            };
+            assert!(!table.sets.values().any(into), "{name} is still in a map");
+            assert!(table.chains.remove(name).expect(there).rules.is_empty());
+        }
+        TableChange::DeleteSet(name) => drop(table.sets.remove(name).expect(there)),
+    }
+}
+
+/// What must hold at every moment: whatever is marked finds its rule, and its rule finds a table
+/// that is as full as it will be.
+fn assert_safe(facts: &Facts, settings: &Settings, goal: &Plan) {
+    let arrivals: BTreeSet<u32> = facts
+        .table
+        .iter()
+        .filter_map(|table| table.sets.get(names::ARRIVE))
+        .flat_map(|set| &set.elements)
+        .map(|(key, _)| u32::from_ne_bytes(key.as_slice().try_into().unwrap()))
+        .collect();
+    for uplink in goal.uplinks.iter().filter(|u| arrivals.contains(&u.link)) {
+        for &family in &goal.families {
+            let has = |wanted: &dyn Fn(&Rule) -> bool| {
+                facts.rules.iter().any(|f| f.rule.family == family && wanted(&f.rule))
+            };
+            let (mark, mask) = (settings.field.of(uplink.id), settings.field.mask());
+            assert!(has(&|r| r.action == Action::Lookup(uplink.table)), "402 of {}", uplink.name);
+            assert!(has(&|r| r.iif.as_ref() == Some(&uplink.name) && r.mark == Some((mark, mask))));
+            assert!(has(&|r| r.priority == settings.priority + 3));
+        }
+    }
+    for found in &facts.rules {
+        let Action::Lookup(table) = found.rule.action else { continue };
+        let wanted = |r: &&Route| r.table == table && r.family() == found.rule.family;
+        for route in goal.routes.iter().filter(wanted) {
+            let same = |r: &Route| (r.table, r.dst) == (route.table, route.dst);
+            assert!(facts.routes.iter().any(same), "{route:?} is there when its rule is");
+        }
+    }
+}
+
+fn base_rules() -> Vec<FoundRule> {
+    let mut rules = Vec::new();
+    for family in Family::ALL {
+        for (priority, table) in [(0, RT_TABLE_LOCAL), (1536, 2), (32766, RT_TABLE_MAIN)] {
+            let rule = Rule {
+                family,
+                priority,
+                action: Action::Lookup(table),
+                mark: None,
+                iif: None,
+                other_selectors: priority == 1536,
+                protocol: 2,
+            };
+            rules.push(FoundRule { rule, message: Vec::new() });
+        }
+    }
+    rules
+}
+
+fn nic(index: u32, kind: u8) -> Link {
+    let kinds = [None, None, None, Some("veth"), Some("tun"), Some("bond"), Some("bridge")];
+    let kind = kinds[usize::from(kind) % kinds.len()];
+    let tunnel = if kind == Some("tun") { IFF_POINTOPOINT } else { 0 };
+    Link {
+        index,
+        name: format!("eth{index}"),
+        kind: kind.map(Into::into),
+        flags: IFF_UP | tunnel,
+        carrier: true,
+        ..Link::default()
+    }
+}
+
+fn net(link: u32, v6: bool) -> (IpAddr, IpNetwork, IpAddr) {
+    let text = if v6 { format!("2001:db8:{link}::") } else { format!("10.{link}.0.") };
+    let at = |n: u8| format!("{text}{n}").parse::<IpAddr>().unwrap();
+    (at(10), IpNetwork::new(at(10), if v6 { 64 } else { 24 }).unwrap(), at(1))
+}
+
+fn route(table: u32, dst: IpNetwork, link: u32, gateway: Option<IpAddr>) -> Route {
+    let metric = if dst.is_ipv4() { 0 } else { 1024 };
+    let nexthops = vec![Nexthop { link, gateway }];
+    let scope = if gateway.is_none() && dst.is_ipv4() { 253 } else { 0 };
+    Route { table, dst, kind: 1, scope, protocol: 3, metric, nexthops, metrics: Vec::new() }
+}
+
+prop_compose! {
+    /// A node with some interfaces; each has addresses, a connected route and default routes or
+    /// not.
+    fn any_facts()(nics in vec((any::<u8>(), any::<u8>(), 1u32..4), 1..8), pods in 0u8..5)
+        -> Facts
+    {
+        let mut facts = Facts { rules: base_rules(), ..Facts::default() };
+        for (index, (kind, has, table)) in (2..).zip(nics) {
+            facts.links.push(nic(index, kind));
+            facts.src_valid_mark.insert(index, has & 64 != 0);
+            for (v6, bits) in [(false, has), (true, has >> 3)] {
+                let (ip, subnet, gateway) = net(index, v6);
+                let family = Family::of(ip);
+                if bits & 1 != 0 {
+                    facts.addresses.push(Address { link: index, net: subnet, ip, scope: 0 });
+                    let dst = IpNetwork::new(subnet.network(), subnet.prefix()).unwrap();
+                    facts.routes.push(route(RT_TABLE_MAIN, dst, index, None));
+                }
+                if bits & 2 != 0 {
+                    let in_main = bits & 4 != 0;
+                    let table = if in_main { RT_TABLE_MAIN } else { 100 + table };
+                    let mut default = route(table, family.default_route(), index, Some(gateway));
+                    default.metric += index;
+                    facts.routes.push(default);
+                }
+            }
+        }
+        facts.pods = (0..pods).map(|n| format!("10.99.0.{n}").parse().unwrap()).collect();
+        facts
+    }
+}
+
+fn any_settings() -> impl Strategy<Value = Settings> {
+    let masks = prop_oneof![Just(0x1f00), Just(0x0f_0000), Just(0x8000_0107)];
+    (masks, any::<[bool; 4]>(), 300u32..500, 40_000u32..50_000).prop_map(
+        |(mask, [host, hairpin, auto, off], priority, table_base)| Settings {
+            uplinks: vec![if auto { Pattern::Auto } else { Pattern::Name("eth*".into()) }],
+            field: Field::new(mask).unwrap(),
+            masquerade: if off { Masquerade::Off } else { Masquerade::Auto },
+            host,
+            hairpin,
+            priority,
+            table_base,
+            ..Settings::default()
+        },
+    )
+}
+
+/// Carries all steps to a plan out, looking at every moment in between. Gives back which sysctls
+/// are ours.
+fn advance(
+    facts: &mut Facts,
+    goal: &Plan,
+    settings: &Settings,
+    owned: &[&Settings],
+    sysctls: &mut BTreeSet<u32>,
+) {
+    for step in diff(facts, goal, owned, sysctls) {
+        execute(facts, &step);
+        assert_safe(facts, settings, goal);
+        if let Operation::SrcValidMark { link, on } = step {
+            if on {
+                sysctls.insert(link)
+            } else {
+                sysctls.remove(&link)
+            };
+        }
+    }
+}
+
+fn foreign(facts: &Facts) -> (Vec<Route>, Vec<FoundRule>, BTreeMap<u32, bool>, bool) {
+    let (routes, rules) = (facts.routes.clone(), facts.rules.clone());
+    (routes, rules, facts.src_valid_mark.clone(), facts.table.is_none())
+}
+
+proptest! {
+    #[test]
+    fn steps_lead_to_the_plan_and_back(mut facts in any_facts(), settings in any_settings()) {
+        let before = foreign(&facts);
+        let Ok(goal) = plan(&facts, &settings) else { return Ok(()) };
+        let mut sysctls = BTreeSet::new();
+        advance(&mut facts, &goal, &settings, &[&settings], &mut sysctls);
+        // What we made does not change what we want: ids, uplinks and gateways are kept.
+        let again = plan(&facts, &settings).unwrap();
+        prop_assert_eq!(&again, &goal);
+        prop_assert_eq!(diff(&facts, &again, &[&settings], &sysctls), vec![]);
+        for step in diff(&facts, &Plan::default(), &[&settings], &sysctls) {
+            execute(&mut facts, &step);
+        }
+        prop_assert_eq!(foreign(&facts), before);
+    }
+
+    #[test]
+    fn other_settings_leave_nothing_of_the_old(
+        mut facts in any_facts(), old in any_settings(), new in any_settings()
+    ) {
+        let before = foreign(&facts);
+        let mut sysctls = BTreeSet::new();
+        let Ok(goal) = plan(&facts, &old) else { return Ok(()) };
+        advance(&mut facts, &goal, &old, &[&old], &mut sysctls);
+        // The two blocks of rules may overlap; that is refused with a way out.
+        let Ok(goal) = plan(&facts, &new) else { return Ok(()) };
+        for step in diff(&facts, &goal, &[&new, &old], &sysctls) {
+            execute(&mut facts, &step);
+            if let Operation::SrcValidMark { link, on } = step {
+                if on { sysctls.insert(link) } else { sysctls.remove(&link) };
+            }
+        }
+        for step in diff(&facts, &Plan::default(), &[&new], &sysctls) {
+            execute(&mut facts, &step);
+        }
+        prop_assert_eq!(foreign(&facts), before);
+    }
+
+    #[test]
+    fn ids_stay_when_an_uplink_comes(mut facts in any_facts(), settings in any_settings()) {
+        let Ok(goal) = plan(&facts, &settings) else { return Ok(()) };
+        advance(&mut facts, &goal, &settings, &[&settings], &mut BTreeSet::new());
+        // An interface that sorts before all others.
+        facts.links.insert(0, Link { index: 1, name: "eth1".into(), flags: IFF_UP, ..nic(1, 0) });
+        facts.routes.push(route(77, Family::V4.default_route(), 1, "10.1.0.1".parse().ok()));
+        facts.src_valid_mark.insert(1, false);
+        let Ok(next) = plan(&facts, &settings) else { return Ok(()) };
+        for uplink in &goal.uplinks {
+            let kept = next.uplinks.iter().find(|u| u.link == uplink.link).unwrap();
+            prop_assert_eq!(kept.id, uplink.id);
+        }
+        let ids: BTreeSet<_> = next.uplinks.iter().map(|u| u.id).collect();
+        prop_assert_eq!(ids.len(), next.uplinks.len());
+    }
+}
