@@ -11,6 +11,7 @@
 
 mod lab;
 mod lab_itself;
+mod remote_backend;
 mod report_000_aws_nlb;
 mod report_001_lb_ip_from_pod;
 mod report_002_lb_hairpin;
