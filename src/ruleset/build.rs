@@ -103,8 +103,8 @@ pub fn number_key(number: u32) -> Vec<u8> {
 #[must_use]
 pub fn build(spec: &Spec<'_>) -> Ruleset {
     let mut chains = Vec::new();
-    for &(id, _) in spec.uplinks {
-        chains.extend(uplink_chains(spec, id));
+    for &(id, link) in spec.uplinks {
+        chains.extend(uplink_chains(spec, id, link));
     }
     chains.push(forget(spec));
     chains.extend(base_chains(spec));
@@ -201,7 +201,7 @@ fn chain(name: String, rules: Vec<Rule>) -> Chain {
 }
 
 /// The chains of one uplink, those that others go to first.
-fn uplink_chains(spec: &Spec<'_>, id: u32) -> Vec<Chain> {
+fn uplink_chains(spec: &Spec<'_>, id: u32, link: u32) -> Vec<Chain> {
     let field = spec.field;
     let (mark, sent) = (field.of(id), field.of(id) | field.d());
     let set_packet = |mark| plain([PacketMark, merge(field, mark), SetPacketMark]);
@@ -209,7 +209,9 @@ fn uplink_chains(spec: &Spec<'_>, id: u32) -> Vec<Chain> {
     vec![
         chain(format!("via_{id}"), vec![set_packet(mark)]),
         chain(format!("uturn_{id}"), vec![set_packet(sent)]),
-        chain(format!("bind_{id}"), vec![set_conntrack(mark), plain([goto("via", id)])]),
+        chain(format!("forwarded_{id}"), forwarded(id, link)),
+        chain(format!("request_{id}"), request(id)),
+        chain(format!("bind_{id}"), vec![set_conntrack(mark), plain([goto("request", id)])]),
         chain(format!("send_{id}"), vec![set_conntrack(sent), plain([goto("via", id)])]),
         chain(format!("reply_{id}"), reply(field, id)),
         chain(format!("offer_{id}"), offer(spec, id)),
@@ -240,6 +242,38 @@ fn reply(field: Field, id: u32) -> Vec<Rule> {
     ]
 }
 
+/// A bound request. One that is not DNATed ends here.
+fn request(id: u32) -> Vec<Rule> {
+    vec![
+        plain([
+            ConntrackStatus,
+            Bits { mask: IPS_DST_NAT, xor: 0 },
+            Differs(vec![0; 4]),
+            goto("forwarded", id),
+        ]),
+        plain([goto("via", id)]),
+    ]
+}
+
+/// A bound request whose destination was rewritten. Where the backend lies behind the very uplink
+/// that the request came in by, the way back that `rp_filter` looks up has the same incoming
+/// interface and mark as the way there, so the mark has to say which way it turns.
+fn forwarded(id: u32, link: u32) -> Vec<Rule> {
+    let to_pod = |family, set| {
+        let load = LoadAddress(family, Side::Destination);
+        plain([FamilyIs(family), load, InSet { set, not: false }, goto("via", id)])
+    };
+    vec![
+        to_pod(Family::V4, names::PODS4),
+        to_pod(Family::V6, names::PODS6),
+        rule(
+            "to a backend behind this uplink",
+            [FibInterface(Side::Destination), equals(link), goto("uturn", id)],
+        ),
+        plain([goto("via", id)]),
+    ]
+}
+
 /// A packet in the original direction came in by this uplink.
 fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     let field = spec.field;
@@ -255,7 +289,7 @@ fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
                 ConntrackMark,
                 ours(field),
                 equals(field.of(id)),
-                goto("via", id),
+                goto("request", id),
             ],
         ),
         plain([DirectionIs { reply: true }, goto("reply", id)]),
