@@ -257,6 +257,17 @@ pub struct FoundChain {
     pub rules: Vec<Option<u64>>,
 }
 
+/// What is on the node because we made it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ours {
+    /// Routes of the uplinks' tables.
+    pub routes: Vec<Route>,
+    /// Rules.
+    pub rules: Vec<FoundRule>,
+    /// The table `inet symroute`, if it is there.
+    pub table: Option<Table>,
+}
+
 /// Everything that reconcile looks at.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
@@ -264,12 +275,12 @@ pub struct Facts {
     pub links: Vec<Link>,
     /// All addresses.
     pub addresses: Vec<Address>,
-    /// Unicast routes of all tables but `local`.
+    /// Unicast routes of others, of all tables but `local`.
     pub routes: Vec<Route>,
-    /// All rules of both families, in order.
+    /// Rules of others of both families, in order.
     pub rules: Vec<FoundRule>,
-    /// The table `inet symroute`, if it is there.
-    pub table: Option<Table>,
+    /// What we made before.
+    pub ours: Ours,
     /// `src_valid_mark` of each interface, by index.
     pub src_valid_mark: BTreeMap<u32, bool>,
     /// Addresses of the enrolled pods.

@@ -1,10 +1,9 @@
 //! Facts from the kernel and from the state directory. Slow: it dumps tables. Never on the fast
 //! path.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 
 use nix::errno::Errno;
 
@@ -13,9 +12,9 @@ use crate::error::Error;
 use crate::facts::{Facts, Family, Link, Route};
 use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN};
 use crate::netlink::{self, Socket, nft, route};
-use crate::plan::uplinks::is_ours;
+use crate::plan::ours;
 
-/// Everything that reconcile looks at. `owned`: the settings whose tables are read too.
+/// Everything that reconcile looks at. `owned`: the settings by which state is known as ours.
 ///
 /// The enrolled addresses are left out: see [`crate::node`] for the order in which they are read.
 pub fn facts(
@@ -26,7 +25,6 @@ pub fn facts(
     let mut facts = Facts {
         links: route::links(rtnetlink).map_err(Error::kernel("list interfaces"))?,
         addresses: route::addresses(rtnetlink).map_err(Error::kernel("list addresses"))?,
-        table: nft::table(nftables).map_err(Error::kernel("read table inet symroute"))?,
         ..Facts::default()
     };
     for family in Family::ALL {
@@ -38,6 +36,8 @@ pub fn facts(
             .map_err(Error::kernel(format!("list {family} rules")))?;
         facts.rules.extend(rules);
     }
+    facts.ours = ours::take(owned, &facts.links, &mut facts.routes, &mut facts.rules);
+    facts.ours.table = nft::table(nftables).map_err(Error::kernel("read table inet symroute"))?;
     facts.src_valid_mark = src_valid_mark(&facts.links)?;
     Ok(facts)
 }
@@ -61,7 +61,7 @@ fn supported<T>(
 /// Default routes of any table, what main has, what our tables have, and what lies on a link.
 /// Of a large routing table elsewhere nothing else is kept.
 fn matters(route: &Route, owned: &[&Settings]) -> bool {
-    let ours = || owned.iter().any(|settings| is_ours(settings, route.table));
+    let ours = || owned.iter().any(|settings| ours::is_table(settings, route.table));
     let on_link = || route.nexthops.iter().any(|hop| hop.gateway.is_none());
     route.table != RT_TABLE_LOCAL
         && (route.is_default() || route.table == RT_TABLE_MAIN || on_link() || ours())
@@ -85,14 +85,4 @@ fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, bool>, Error> {
         }
     }
     Ok(found)
-}
-
-/// The elements of the pods' sets as addresses.
-#[must_use]
-pub fn enrolled(facts: &Facts) -> BTreeSet<IpAddr> {
-    let sets = facts.table.iter().flat_map(|table| &table.sets);
-    sets.filter(|(name, _)| [crate::names::PODS4, crate::names::PODS6].contains(&name.as_str()))
-        .flat_map(|(_, set)| &set.elements)
-        .filter_map(|(key, _)| netlink::wire::ip(key))
-        .collect()
 }

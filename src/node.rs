@@ -102,7 +102,7 @@ impl Node {
         let plan = plan(&facts, settings)?;
         let mut set_by_us =
             record.as_ref().map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
-        let steps = diff(&facts, &plan, &owned, &set_by_us);
+        let steps = diff(&facts, &plan, &set_by_us);
         if steps.is_empty() {
             self.state.sweep(&unreadable)?;
             set_by_us.retain(|link| plan.src_valid_mark.contains(link));
@@ -188,7 +188,7 @@ impl Node {
             };
             let owned = record.owned();
             let (facts, unreadable) = self.look(&owned)?;
-            let steps = diff(&facts, &Plan::default(), &owned, &record.src_valid_mark);
+            let steps = diff(&facts, &Plan::default(), &record.src_valid_mark);
             let failures = self.kernel.apply_all(&steps, &facts);
             if let Some(error) = failures.into_iter().next() {
                 return Err(error);
@@ -262,7 +262,7 @@ impl Node {
         let (facts, _) = self.look(&owned)?;
         let plan = plan(&facts, &settings)?;
         let set_by_us = record.as_ref().map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
-        let steps = diff(&facts, &plan, &owned, &set_by_us);
+        let steps = diff(&facts, &plan, &set_by_us);
         Ok(View { facts, record, plan, steps })
     }
 }

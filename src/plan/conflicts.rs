@@ -2,43 +2,17 @@
 
 use serde_json::json;
 
-use super::uplinks::is_ours;
+use super::ours::is_table;
 use crate::config::{Invalid, Settings};
 use crate::facts::{Action, Facts, Family, Rule};
 use crate::mark::Field;
-use crate::netlink::uapi::{RT_TABLE_LOCAL, RTPROT_KERNEL};
+use crate::netlink::uapi::RT_TABLE_LOCAL;
 
 /// Masks to offer where ours is taken, each in bits that some widespread neighbours leave free.
 const OTHER_MASKS: [u32; 4] = [0x1f00, 0x0f_0000, 0x1f_0000, 0xf800_0000];
 
-/// Whether a rule has the shape of one of ours for these settings. The mask is not compared:
-/// after a change of `markMask` the old rules are still ours.
-#[must_use]
-pub fn is_our_rule(settings: &Settings, rule: &Rule) -> bool {
-    let (priority, end) = (settings.priority, settings.priority + 3);
-    if rule.protocol != RTPROT_KERNEL || rule.other_selectors {
-        return false;
-    }
-    let marked = rule.mark.is_some_and(|(mark, _)| mark != 0);
-    match rule.priority.checked_sub(priority) {
-        Some(0) => {
-            matches!(rule.mark, Some((0, _)))
-                && rule.iif.is_none()
-                && rule.action == Action::Goto(end)
-        }
-        Some(1) => marked && rule.iif.is_some() && rule.action == Action::Goto(end),
-        Some(2) => {
-            let ours = matches!(rule.action, Action::Lookup(table) if is_ours(settings, table));
-            marked && rule.iif.is_none() && ours
-        }
-        Some(3) => rule.mark.is_none() && rule.iif.is_none() && rule.action == Action::Nop,
-        _ => false,
-    }
-}
-
-/// Whether a rule is foreign to these settings: not one of ours.
-fn foreign<'a>(facts: &'a Facts, settings: &Settings) -> impl Iterator<Item = &'a Rule> {
-    facts.rules.iter().map(|found| &found.rule).filter(move |r| !is_our_rule(settings, r))
+fn rules(facts: &Facts) -> impl Iterator<Item = &Rule> {
+    facts.rules.iter().map(|found| &found.rule)
 }
 
 /// Finds what clashes with these settings.
@@ -54,7 +28,7 @@ pub fn check(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 
 fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     let p = settings.priority;
-    match foreign(facts, settings).find(|r| (p..=p + 3).contains(&r.priority)) {
+    match rules(facts).find(|r| (p..=p + 3).contains(&r.priority)) {
         None => Ok(()),
         Some(rule) => {
             let free = free_priorities(facts, settings);
@@ -73,14 +47,14 @@ fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 
 /// Four free priorities in a row, from our default on.
 fn free_priorities(facts: &Facts, settings: &Settings) -> u32 {
-    let taken = |p: u32| foreign(facts, settings).any(|r| (p..=p + 3).contains(&r.priority));
+    let taken = |p: u32| rules(facts).any(|r| (p..=p + 3).contains(&r.priority));
     (300..500).rev().chain(1..300).find(|&p| !taken(p)).unwrap_or(settings.priority)
 }
 
 /// The table `local` has to come before ours, or the node would lose its own addresses.
 fn local_first(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     for family in Family::ALL {
-        let of_family = || facts.rules.iter().map(|f| &f.rule).filter(move |r| r.family == family);
+        let of_family = || rules(facts).filter(move |r| r.family == family);
         if of_family().next().is_none() {
             continue;
         }
@@ -103,20 +77,20 @@ fn local_first(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 }
 
 fn tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
-    let rule = foreign(facts, settings).find_map(|r| match r.action {
-        Action::Lookup(table) if is_ours(settings, table) => {
+    let rule = rules(facts).find_map(|r| match r.action {
+        Action::Lookup(table) if is_table(settings, table) => {
             Some((table, format!("the rule at {} looks it up", r.priority)))
         }
         _ => None,
     });
     let vrf = facts.links.iter().find_map(|l| {
-        let table = l.vrf_table.filter(|&table| is_ours(settings, table))?;
+        let table = l.vrf_table.filter(|&table| is_table(settings, table))?;
         Some((table, format!("the VRF {} has it", l.name)))
     });
     let route = facts
         .routes
         .iter()
-        .find(|r| is_ours(settings, r.table) && r.protocol != RTPROT_KERNEL)
+        .find(|r| is_table(settings, r.table))
         .map(|r| (r.table, format!("it has a route to {} of protocol {}", r.dst, r.protocol)));
     let Some((table, why)) = rule.or(vrf).or(route) else {
         return Ok(());
@@ -135,7 +109,7 @@ fn tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 /// compare the whole mark are no such thing: ours only keep a packet from matching them.
 fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     let field = settings.field;
-    let clash = foreign(facts, settings).find_map(|r| {
+    let clash = rules(facts).find_map(|r| {
         let (_, mask) = r.mark?;
         (mask != u32::MAX && mask & field.mask() != 0).then_some((r, mask))
     });
@@ -147,13 +121,13 @@ fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
         mask & field.mask(),
         rule.priority,
         rule,
-        free_mask(facts, settings).map_or(String::new(), |free| format!(", for instance {free}")),
+        free_mask(facts).map_or(String::new(), |free| format!(", for instance {free}")),
     );
     Err(Invalid::new("markMask", &json!(field.to_string()), hint))
 }
 
-fn free_mask(facts: &Facts, settings: &Settings) -> Option<Field> {
-    let used = foreign(facts, settings)
+fn free_mask(facts: &Facts) -> Option<Field> {
+    let used = rules(facts)
         .filter_map(|r| r.mark)
         .filter(|&(_, mask)| mask != u32::MAX)
         .fold(0, |used, (_, mask)| used | mask);

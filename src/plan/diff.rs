@@ -7,10 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::Plan;
-use super::conflicts::is_our_rule;
-use super::uplinks::is_ours;
-use crate::config::Settings;
-use crate::facts::{ElementData, Facts, FoundRule, FoundSet, Route, Rule, Table};
+use crate::facts::{Action, ElementData, Facts, FoundRule, FoundSet, Route, Rule, Table};
 use crate::ruleset::encode::{rule_body, set_numbers};
 use crate::ruleset::fingerprint;
 use crate::ruleset::model::{self, Chain, Ruleset, Set};
@@ -71,23 +68,17 @@ pub enum TableChange {
 
 type Elements = BTreeSet<(Vec<u8>, ElementData)>;
 
-/// The steps from these facts to this plan. `owned`: the settings in force and those of before,
-/// by which state of ours is told from that of others. `sysctls`: interfaces whose
-/// `src_valid_mark` was set by us.
+/// The steps from these facts to this plan. `sysctls`: interfaces whose `src_valid_mark` was set by
+/// us.
 #[must_use]
-pub fn diff(
-    facts: &Facts,
-    plan: &Plan,
-    owned: &[&Settings],
-    sysctls: &BTreeSet<u32>,
-) -> Vec<Operation> {
-    let (mut steps, stale_routes) = routes(facts, plan, owned);
-    let (new_rules, stale_rules) = rules(facts, plan, owned);
+pub fn diff(facts: &Facts, plan: &Plan, sysctls: &BTreeSet<u32>) -> Vec<Operation> {
+    let (mut steps, stale_routes) = routes(facts, plan);
+    let (new_rules, stale_rules) = rules(facts, plan);
     steps.extend(new_rules);
     let on = |link: &u32| facts.src_valid_mark.get(link).copied();
     let wanted = plan.src_valid_mark.iter().filter(|&link| on(link) == Some(false));
     steps.extend(wanted.map(|&link| Operation::SrcValidMark { link, on: true }));
-    let table = table(facts.table.as_ref(), plan.ruleset.as_ref());
+    let table = table(facts.ours.table.as_ref(), plan.ruleset.as_ref());
     if !table.is_empty() {
         steps.push(Operation::Table(table));
     }
@@ -99,12 +90,8 @@ pub fn diff(
 }
 
 /// Routes to add or replace, and routes to delete.
-fn routes(facts: &Facts, plan: &Plan, owned: &[&Settings]) -> (Vec<Operation>, Vec<Operation>) {
-    let mut there: Vec<&Route> = facts
-        .routes
-        .iter()
-        .filter(|r| owned.iter().any(|settings| is_ours(settings, r.table)))
-        .collect();
+fn routes(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
+    let mut there: Vec<&Route> = facts.ours.routes.iter().collect();
     let mut steps = Vec::new();
     for wanted in &plan.routes {
         let place =
@@ -126,12 +113,8 @@ fn routes(facts: &Facts, plan: &Plan, owned: &[&Settings]) -> (Vec<Operation>, V
 }
 
 /// Rules to add, and rules to delete.
-fn rules(facts: &Facts, plan: &Plan, owned: &[&Settings]) -> (Vec<Operation>, Vec<Operation>) {
-    let mut there: Vec<&FoundRule> = facts
-        .rules
-        .iter()
-        .filter(|found| owned.iter().any(|settings| is_our_rule(settings, &found.rule)))
-        .collect();
+fn rules(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
+    let mut there: Vec<&FoundRule> = facts.ours.rules.iter().collect();
     let mut steps = Vec::new();
     for wanted in &plan.rules {
         match there.iter().position(|found| found.rule == *wanted) {
@@ -140,10 +123,10 @@ fn rules(facts: &Facts, plan: &Plan, owned: &[&Settings]) -> (Vec<Operation>, Ve
         }
     }
     // What steers goes first, its targets last.
-    there.sort_by_key(|found| {
-        let order = [2, 1, 0, 3];
-        let at = owned.iter().find_map(|s| found.rule.priority.checked_sub(s.priority));
-        at.and_then(|at| order.get(at as usize).copied())
+    there.sort_by_key(|found| match found.rule.action {
+        Action::Lookup(_) => 0,
+        Action::Goto(_) => 1,
+        Action::Nop | Action::Other(_) => 2,
     });
     (steps, there.into_iter().cloned().map(Operation::DeleteRule).collect())
 }

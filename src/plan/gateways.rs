@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde_json::json;
 
-use super::uplinks::{has_address, is_ours};
+use super::uplinks::has_address;
 use super::{Note, Source, Uplink, Way};
 use crate::config::{Invalid, Settings};
 use crate::facts::{Facts, Family, Link, Route};
@@ -36,14 +36,14 @@ fn way(
     family: Family,
 ) -> Result<Option<Way>, Invalid> {
     if let Some(ip) = configured(settings, &link.name, family) {
-        check(facts, settings, link, ip)?;
+        check(facts, link, ip)?;
         let metrics = Vec::new();
         return Ok(Some(Way { gateway: Some(ip), source: Source::Configured, metrics }));
     }
-    if !carries(facts, settings, link, family) {
+    if !carries(facts, link, family) {
         return Ok(None);
     }
-    let defaults = defaults(facts, settings, family);
+    let defaults = defaults(facts, family);
     let own = defaults.iter().find_map(|route| {
         let hop = route.nexthops.iter().find(|hop| hop.link == link.index)?;
         let source = match hop.gateway {
@@ -60,7 +60,7 @@ fn way(
         return Ok(Some(Way { gateway: None, source, metrics: Vec::new() }));
     }
     let inferred = defaults.iter().flat_map(|route| &route.nexthops).find_map(|hop| {
-        let ip = hop.gateway.filter(|&ip| in_subnet(facts, settings, link, ip))?;
+        let ip = hop.gateway.filter(|&ip| in_subnet(facts, link, ip))?;
         let source = Source::Inferred(facts.link_name(hop.link));
         Some(Way { gateway: Some(ip), source, metrics: Vec::new() })
     });
@@ -72,24 +72,20 @@ fn configured(settings: &Settings, name: &str, family: Family) -> Option<IpAddr>
     settings.gateways.get(name)?.iter().copied().find(|&ip| Family::of(ip) == family)
 }
 
-/// Default routes outside our tables: main's first, then by metric, then by table.
-fn defaults<'a>(facts: &'a Facts, settings: &Settings, family: Family) -> Vec<&'a Route> {
-    let mut found: Vec<_> = facts
-        .routes
-        .iter()
-        .filter(|r| r.is_default() && r.family() == family && !is_ours(settings, r.table))
-        .collect();
+/// Default routes: main's first, then by metric, then by table.
+fn defaults(facts: &Facts, family: Family) -> Vec<&Route> {
+    let mut found: Vec<_> =
+        facts.routes.iter().filter(|r| r.is_default() && r.family() == family).collect();
     found.sort_by_key(|r| (r.table != RT_TABLE_MAIN, r.metric, r.table));
     found
 }
 
 /// Whether traffic of the family can come in by this uplink: it has a global address, or a route
 /// leads through it.
-fn carries(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> bool {
+fn carries(facts: &Facts, link: &Link, family: Family) -> bool {
     has_address(facts, link.index, family)
         || facts.routes.iter().any(|r| {
             r.family() == family
-                && !is_ours(settings, r.table)
                 && !is_link_local(r.dst.ip())
                 && r.nexthops.iter().any(|hop| hop.link == link.index)
         })
@@ -105,24 +101,20 @@ pub fn is_link_local(ip: IpAddr) -> bool {
 }
 
 /// Whether an address lies in a connected subnet of the interface.
-fn in_subnet(facts: &Facts, settings: &Settings, link: &Link, ip: IpAddr) -> bool {
+fn in_subnet(facts: &Facts, link: &Link, ip: IpAddr) -> bool {
     let own = |a: &&crate::facts::Address| a.link == link.index;
     facts.addresses.iter().filter(own).any(|a| a.net.contains(ip) && a.ip != ip)
         || facts.routes.iter().any(|r| {
             !r.is_default()
-                && !is_ours(settings, r.table)
                 && r.dst.contains(ip)
                 && r.nexthops.iter().any(|hop| hop.link == link.index && hop.gateway.is_none())
         })
 }
 
 /// A configured gateway has to lie in a subnet of its uplink, where that has any.
-fn check(facts: &Facts, settings: &Settings, link: &Link, ip: IpAddr) -> Result<(), Invalid> {
+fn check(facts: &Facts, link: &Link, ip: IpAddr) -> Result<(), Invalid> {
     let family = Family::of(ip);
-    if is_link_local(ip)
-        || !has_address(facts, link.index, family)
-        || in_subnet(facts, settings, link, ip)
-    {
+    if is_link_local(ip) || !has_address(facts, link.index, family) || in_subnet(facts, link, ip) {
         return Ok(());
     }
     let subnets: Vec<_> = facts

@@ -53,8 +53,15 @@ pub fn assign<'a>(
 
 fn from_map(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
     let key = link.index.to_ne_bytes();
-    let (_, data) =
-        facts.table.as_ref()?.sets.get(names::IDS)?.elements.iter().find(|(k, _)| *k == key)?;
+    let (_, data) = facts
+        .ours
+        .table
+        .as_ref()?
+        .sets
+        .get(names::IDS)?
+        .elements
+        .iter()
+        .find(|(k, _)| *k == key)?;
     match data {
         ElementData::Value(mark) => {
             let mark = u32::from_ne_bytes(mark.as_slice().try_into().ok()?);
@@ -66,7 +73,7 @@ fn from_map(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
 }
 
 fn from_rules(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
-    facts.rules.iter().map(|found| &found.rule).find_map(|rule| match (&rule.iif, rule.mark) {
+    facts.ours.rules.iter().map(|found| &found.rule).find_map(|rule| match (&rule.iif, rule.mark) {
         (Some(iif), Some((mark, bits)))
             if *iif == link.name
                 && rule.priority == settings.priority + 1
@@ -80,8 +87,9 @@ fn from_rules(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
 }
 
 fn from_tables(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
-    let ours = |table| super::uplinks::is_ours(settings, table);
+    let ours = |table| super::ours::is_table(settings, table);
     let through = facts
+        .ours
         .routes
         .iter()
         .find(|r| ours(r.table) && r.nexthops.iter().any(|hop| hop.link == link.index))?;

@@ -4,6 +4,7 @@ pub mod conflicts;
 pub mod diff;
 pub mod gateways;
 pub mod ids;
+pub mod ours;
 pub mod routing;
 pub mod uplinks;
 
@@ -138,8 +139,8 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
     plan.ruleset = Some(build(&Spec {
         field: settings.field,
         uplinks: &pairs,
-        outside: &uplinks::outside(facts, settings, &plan.src_valid_mark),
-        others: &uplinks::others(facts, settings, &plan.src_valid_mark),
+        outside: &uplinks::outside(facts, &plan.src_valid_mark),
+        others: &uplinks::others(facts, &plan.src_valid_mark),
         host: settings.host,
         hairpin: settings.hairpin,
         steering: plan.steering.clone(),

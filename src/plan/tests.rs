@@ -13,7 +13,7 @@ use super::diff::{Operation, TableChange, diff};
 use super::*;
 use crate::config::Pattern;
 use crate::facts::{
-    Action, Address, ElementData, FoundChain, FoundRule, FoundSet, Link, Nexthop, Table,
+    Action, Address, ElementData, FoundChain, FoundRule, FoundSet, Link, Nexthop, Ours, Table,
 };
 use crate::mark::Field;
 use crate::names;
@@ -25,24 +25,24 @@ use crate::ruleset::model::Expression;
 /// Carries a step out, as the kernel would.
 fn execute(facts: &mut Facts, step: &Operation) {
     match step {
-        Operation::AddRoute(route) => facts.routes.push(route.clone()),
+        Operation::AddRoute(route) => facts.ours.routes.push(route.clone()),
         Operation::ReplaceRoute { old, new } => {
-            let at = facts.routes.iter().position(|r| r == old).expect("a route to replace");
-            facts.routes[at] = new.clone();
+            let at = facts.ours.routes.iter().position(|r| r == old).expect("a route to replace");
+            facts.ours.routes[at] = new.clone();
         }
         Operation::DeleteRoute(route) => {
-            let at = facts.routes.iter().position(|r| r == route).expect("a route to delete");
-            facts.routes.remove(at);
+            let at = facts.ours.routes.iter().position(|r| r == route).expect("a route to delete");
+            facts.ours.routes.remove(at);
         }
         Operation::AddRule(rule) => {
-            facts.rules.push(FoundRule { rule: rule.clone(), message: Vec::new() });
+            facts.ours.rules.push(FoundRule { rule: rule.clone(), message: Vec::new() });
         }
         Operation::DeleteRule(found) => {
-            let at = facts.rules.iter().position(|r| r == found).expect("a rule to delete");
-            facts.rules.remove(at);
+            let at = facts.ours.rules.iter().position(|r| r == found).expect("a rule to delete");
+            facts.ours.rules.remove(at);
         }
         Operation::SrcValidMark { link, on } => drop(facts.src_valid_mark.insert(*link, *on)),
-        Operation::Table(changes) => changes.iter().for_each(|c| change(&mut facts.table, c)),
+        Operation::Table(changes) => changes.iter().for_each(|c| change(&mut facts.ours.table, c)),
     }
 }
 
@@ -85,7 +85,9 @@ fn change(table: &mut Option<Table>, change: &TableChange) {
         }
         TableChange::DeleteElements(name, elements) => {
             let set = table.sets.get_mut(name).expect(there);
-            elements.iter().for_each(|e| assert!(set.elements.remove(e)));
+            for element in elements {
+                assert!(set.elements.remove(element));
+            }
         }
         TableChange::AddElements(name, elements) => {
             for (_, data) in elements {
@@ -94,7 +96,9 @@ fn change(table: &mut Option<Table>, change: &TableChange) {
                 }
             }
             let set = table.sets.get_mut(name).expect(there);
-            elements.iter().for_each(|e| assert!(set.elements.insert(e.clone())));
+            for element in elements {
+                assert!(set.elements.insert(element.clone()));
+            }
             let keys: BTreeSet<_> = set.elements.iter().map(|(key, _)| key).collect();
             assert_eq!(keys.len(), set.elements.len(), "{name} has one element to a key");
         }
@@ -113,6 +117,7 @@ fn change(table: &mut Option<Table>, change: &TableChange) {
 /// that is as full as it will be.
 fn assert_safe(facts: &Facts, settings: &Settings, goal: &Plan) {
     let arrivals: BTreeSet<u32> = facts
+        .ours
         .table
         .iter()
         .filter_map(|table| table.sets.get(names::ARRIVE))
@@ -122,20 +127,21 @@ fn assert_safe(facts: &Facts, settings: &Settings, goal: &Plan) {
     for uplink in goal.uplinks.iter().filter(|u| arrivals.contains(&u.link)) {
         for &family in &goal.families {
             let has = |wanted: &dyn Fn(&Rule) -> bool| {
-                facts.rules.iter().any(|f| f.rule.family == family && wanted(&f.rule))
+                facts.ours.rules.iter().any(|f| f.rule.family == family && wanted(&f.rule))
             };
-            let (mark, mask) = (settings.field.of(uplink.id), settings.field.mask());
+            let mark = settings.field.of(uplink.id);
             assert!(has(&|r| r.action == Action::Lookup(uplink.table)), "402 of {}", uplink.name);
-            assert!(has(&|r| r.iif.as_ref() == Some(&uplink.name) && r.mark == Some((mark, mask))));
+            assert!(has(&|r| r.iif.as_ref() == Some(&uplink.name)
+                && r.mark == Some((mark, settings.field.mask()))));
             assert!(has(&|r| r.priority == settings.priority + 3));
         }
     }
-    for found in &facts.rules {
+    for found in &facts.ours.rules {
         let Action::Lookup(table) = found.rule.action else { continue };
         let wanted = |r: &&Route| r.table == table && r.family() == found.rule.family;
         for route in goal.routes.iter().filter(wanted) {
             let same = |r: &Route| (r.table, r.dst) == (route.table, route.dst);
-            assert!(facts.routes.iter().any(same), "{route:?} is there when its rule is");
+            assert!(facts.ours.routes.iter().any(same), "{route:?} is there when its rule is");
         }
     }
 }
@@ -236,14 +242,8 @@ fn any_settings() -> impl Strategy<Value = Settings> {
 
 /// Carries all steps to a plan out, looking at every moment in between. Gives back which sysctls
 /// are ours.
-fn advance(
-    facts: &mut Facts,
-    goal: &Plan,
-    settings: &Settings,
-    owned: &[&Settings],
-    sysctls: &mut BTreeSet<u32>,
-) {
-    for step in diff(facts, goal, owned, sysctls) {
+fn advance(facts: &mut Facts, goal: &Plan, settings: &Settings, sysctls: &mut BTreeSet<u32>) {
+    for step in diff(facts, goal, sysctls) {
         execute(facts, &step);
         assert_safe(facts, settings, goal);
         if let Operation::SrcValidMark { link, on } = step {
@@ -256,54 +256,54 @@ fn advance(
     }
 }
 
-fn foreign(facts: &Facts) -> (Vec<Route>, Vec<FoundRule>, BTreeMap<u32, bool>, bool) {
+/// Everything but what is ours, and whether there is anything of ours.
+fn others(facts: &Facts) -> (Vec<Route>, Vec<FoundRule>, BTreeMap<u32, bool>, bool) {
     let (routes, rules) = (facts.routes.clone(), facts.rules.clone());
-    (routes, rules, facts.src_valid_mark.clone(), facts.table.is_none())
+    (routes, rules, facts.src_valid_mark.clone(), facts.ours == Ours::default())
 }
 
 proptest! {
     #[test]
     fn steps_lead_to_the_plan_and_back(mut facts in any_facts(), settings in any_settings()) {
-        let before = foreign(&facts);
+        let before = others(&facts);
         let Ok(goal) = plan(&facts, &settings) else { return Ok(()) };
         let mut sysctls = BTreeSet::new();
-        advance(&mut facts, &goal, &settings, &[&settings], &mut sysctls);
+        advance(&mut facts, &goal, &settings, &mut sysctls);
         // What we made does not change what we want: ids, uplinks and gateways are kept.
         let again = plan(&facts, &settings).unwrap();
         prop_assert_eq!(&again, &goal);
-        prop_assert_eq!(diff(&facts, &again, &[&settings], &sysctls), vec![]);
-        for step in diff(&facts, &Plan::default(), &[&settings], &sysctls) {
+        prop_assert_eq!(diff(&facts, &again, &sysctls), vec![]);
+        for step in diff(&facts, &Plan::default(), &sysctls) {
             execute(&mut facts, &step);
         }
-        prop_assert_eq!(foreign(&facts), before);
+        prop_assert_eq!(others(&facts), before);
     }
 
     #[test]
     fn other_settings_leave_nothing_of_the_old(
         mut facts in any_facts(), old in any_settings(), new in any_settings()
     ) {
-        let before = foreign(&facts);
+        let before = others(&facts);
         let mut sysctls = BTreeSet::new();
         let Ok(goal) = plan(&facts, &old) else { return Ok(()) };
-        advance(&mut facts, &goal, &old, &[&old], &mut sysctls);
-        // The two blocks of rules may overlap; that is refused with a way out.
+        advance(&mut facts, &goal, &old, &mut sysctls);
         let Ok(goal) = plan(&facts, &new) else { return Ok(()) };
-        for step in diff(&facts, &goal, &[&new, &old], &sysctls) {
+        for step in diff(&facts, &goal, &sysctls) {
             execute(&mut facts, &step);
             if let Operation::SrcValidMark { link, on } = step {
                 if on { sysctls.insert(link) } else { sysctls.remove(&link) };
             }
         }
-        for step in diff(&facts, &Plan::default(), &[&new], &sysctls) {
+        for step in diff(&facts, &Plan::default(), &sysctls) {
             execute(&mut facts, &step);
         }
-        prop_assert_eq!(foreign(&facts), before);
+        prop_assert_eq!(others(&facts), before);
     }
 
     #[test]
     fn ids_stay_when_an_uplink_comes(mut facts in any_facts(), settings in any_settings()) {
         let Ok(goal) = plan(&facts, &settings) else { return Ok(()) };
-        advance(&mut facts, &goal, &settings, &[&settings], &mut BTreeSet::new());
+        advance(&mut facts, &goal, &settings, &mut BTreeSet::new());
         // An interface that sorts before all others.
         facts.links.insert(0, Link { index: 1, name: "eth1".into(), flags: IFF_UP, ..nic(1, 0) });
         facts.routes.push(route(77, Family::V4.default_route(), 1, "10.1.0.1".parse().ok()));

@@ -28,9 +28,7 @@ pub fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'a Link>
     for pattern in &settings.uplinks {
         let found: Vec<&Link> = match pattern {
             Pattern::Not(_) => continue,
-            Pattern::Auto => {
-                facts.links.iter().filter(|l| leads_outside(facts, settings, l)).collect()
-            }
+            Pattern::Auto => facts.links.iter().filter(|l| leads_outside(facts, l)).collect(),
             Pattern::Name(glob) => facts
                 .links
                 .iter()
@@ -38,7 +36,7 @@ pub fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'a Link>
                 .collect(),
         };
         if found.is_empty() {
-            return Err(nothing(facts, settings, pattern));
+            return Err(nothing(facts, pattern));
         }
         chosen.extend(found.iter().filter(|l| !left_out(l)).map(|l| l.index));
     }
@@ -49,12 +47,12 @@ pub fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'a Link>
     Ok(facts.links.iter().filter(|l| chosen.contains(&l.index)).collect())
 }
 
-fn nothing(facts: &Facts, settings: &Settings, pattern: &Pattern) -> Invalid {
+fn nothing(facts: &Facts, pattern: &Pattern) -> Invalid {
     let hint = if *pattern == Pattern::Auto {
         let carriers: Vec<_> = facts
             .links
             .iter()
-            .filter(|l| has_default_route(facts, settings, l))
+            .filter(|l| has_default_route(facts, l))
             .map(|l| format!("{} ({})", l.name, l.kind.as_deref().unwrap_or("port of a VRF")))
             .collect();
         let carriers = if carriers.is_empty() { "none".into() } else { carriers.join(", ") };
@@ -71,7 +69,7 @@ fn nothing(facts: &Facts, settings: &Settings, pattern: &Pattern) -> Invalid {
 
 /// What `auto` stands for: every interface that carries a default route in any table, and every
 /// NIC with a global address of its own that is no bridge port.
-fn leads_outside(facts: &Facts, settings: &Settings, link: &Link) -> bool {
+fn leads_outside(facts: &Facts, link: &Link) -> bool {
     let kind = link.kind.as_deref();
     let port_of = link.port_of.as_deref();
     let never = link.flags & IFF_LOOPBACK != 0
@@ -79,19 +77,19 @@ fn leads_outside(facts: &Facts, settings: &Settings, link: &Link) -> bool {
         || port_of == Some("vrf");
     let nic = kind.is_none_or(|k| NICS.contains(&k)) && port_of != Some("bridge");
     let addressed = || Family::ALL.into_iter().any(|f| has_address(facts, link.index, f));
-    !never && (has_default_route(facts, settings, link) || nic && addressed())
+    !never && (has_default_route(facts, link) || nic && addressed())
 }
 
-/// Whether a default route of any family leads through the interface, our own tables aside.
-fn has_default_route(facts: &Facts, settings: &Settings, link: &Link) -> bool {
+/// Whether a default route of any family and any table leads through the interface.
+fn has_default_route(facts: &Facts, link: &Link) -> bool {
     let through = |r: &Route| r.nexthops.iter().any(|hop| hop.link == link.index);
-    facts.routes.iter().any(|r| r.is_default() && !is_ours(settings, r.table) && through(r))
+    facts.routes.iter().any(|r| r.is_default() && through(r))
 }
 
 /// Interfaces with a default route that are not among the chosen.
 #[must_use]
-pub fn others(facts: &Facts, settings: &Settings, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
-    let carriers = facts.links.iter().filter(|l| has_default_route(facts, settings, l));
+pub fn others(facts: &Facts, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let carriers = facts.links.iter().filter(|l| has_default_route(facts, l));
     carriers.map(|l| l.index).filter(|index| !chosen.contains(index)).collect()
 }
 
@@ -100,18 +98,12 @@ pub fn others(facts: &Facts, settings: &Settings, chosen: &BTreeSet<u32>) -> BTr
 /// ones that are not chosen, a node that names only its second NIC would bind no client that is
 /// reached by the first.
 #[must_use]
-pub fn outside(facts: &Facts, settings: &Settings, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
+pub fn outside(facts: &Facts, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
     let main = |r: &&Route| r.is_default() && r.table == RT_TABLE_MAIN;
     let by_main = facts.routes.iter().filter(main).flat_map(|r| &r.nexthops).map(|hop| hop.link);
-    let candidates = facts.links.iter().filter(|l| leads_outside(facts, settings, l));
+    let candidates = facts.links.iter().filter(|l| leads_outside(facts, l));
     let all = candidates.map(|l| l.index).chain(by_main).chain(chosen.iter().copied());
     all.collect()
-}
-
-/// Whether a table is one of those that uplinks get.
-#[must_use]
-pub fn is_ours(settings: &Settings, table: u32) -> bool {
-    (settings.table(1)..=settings.table(settings.field.max_id())).contains(&table)
 }
 
 /// Whether the interface has a global address of the family.

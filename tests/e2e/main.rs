@@ -9,11 +9,16 @@
     reason = "a test stops at the first thing that is not as expected, and prints its figures"
 )]
 
+mod discovery;
 mod lab;
 mod lab_itself;
+mod living;
+mod neighbours;
+mod refusals;
 mod remote_backend;
 mod report_000_aws_nlb;
 mod report_001_lb_ip_from_pod;
 mod report_002_lb_hairpin;
 mod report_003_flannel_tun;
 mod report_004_cluster_api_reboot;
+mod text;

@@ -1,0 +1,150 @@
+//! Established connections survive whatever happens to the node state.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::lab::netns::Netns;
+use crate::lab::proof::Proof;
+use crate::lab::traffic::Connection;
+use crate::lab::two_nics::{NICS, NODE, NODE6, POD, POD6, two_nics};
+
+const PATIENT: Duration = Duration::from_secs(8);
+const PACE: Duration = Duration::from_millis(2);
+
+/// A connection that asks again and again for as long as this value lives.
+struct Transfer {
+    name: String,
+    answers: Receiver<()>,
+    _running: Sender<()>,
+}
+
+impl Transfer {
+    fn start(client: &Netns, address: &str, port: u16) -> Self {
+        let (answered, answers) = channel();
+        let (running, stopped) = channel();
+        let mut connection = open(client, address, port);
+        thread::spawn(move || {
+            // A moment's pause, so that eight of these leave the machine something.
+            while stopped.recv_timeout(PACE) == Err(RecvTimeoutError::Timeout) {
+                // Whoever waits for answers sees the end of the channel.
+                if connection.ask().is_err() || answered.send(()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { name: address.to_string(), answers, _running: running }
+    }
+
+    /// Waits for answers to questions of from now on.
+    fn assert_goes_on(&self, after: &str) {
+        while self.answers.try_recv().is_ok() {}
+        for _ in 0..20 {
+            let answer = self.answers.recv_timeout(PATIENT);
+            assert!(answer.is_ok(), "{} stopped after {after}", self.name);
+        }
+    }
+}
+
+fn open(client: &Netns, address: &str, port: u16) -> Connection {
+    let ip = address.parse().expect("an address");
+    Connection::open(client, std::net::SocketAddr::new(ip, port), PATIENT)
+        .unwrap_or_else(|error| panic!("{address}: {error}"))
+}
+
+#[test]
+fn connections_survive_everything_that_happens_to_the_node() {
+    let layout = two_nics();
+    let start = |address: &str, port| Transfer::start(&layout.client, address, port);
+    // These work without us: they are adopted, not only left alone.
+    let mut transfers: Vec<_> =
+        [POD[0], POD6[0], POD[1], POD6[1]].map(|address| start(address, 8080)).into();
+    let goes_on = |transfers: &[Transfer], after: &str| {
+        for transfer in transfers {
+            transfer.assert_goes_on(after);
+        }
+    };
+    goes_on(&transfers, "nothing");
+    let proof = Proof::begin(&layout.node, &layout.router);
+    let node = &layout.node;
+    node.up(&json!({"uplinks": NICS}));
+    goes_on(&transfers, "up");
+    // These need us.
+    transfers.extend([NODE[1], NODE6[1]].map(|address| start(address, 10250)));
+    node.up(&json!({"uplinks": NICS}));
+    goes_on(&transfers, "up again");
+    for pod in &layout.pods {
+        node.add(&json!({"uplinks": NICS}), pod);
+    }
+    goes_on(&transfers, "ADD");
+    node.up(&json!({"uplinks": NICS, "hairpin": true}));
+    goes_on(&transfers, "new settings");
+    node.up(&json!({"uplinks": NICS, "hairpin": true, "rulePriority": 300, "tableBase": 9000}));
+    goes_on(&transfers, "other priorities and tables");
+    older_ruleset(node);
+    node.up(&json!({"uplinks": NICS}));
+    goes_on(&transfers, "an upgrade of the ruleset");
+    node.ns.ip("link add eth2 type veth peer name peer2
+         addr add 10.22.0.10/24 dev eth2
+         link set eth2 up
+         link set peer2 up");
+    node.up(&json!({"uplinks": ["eth*"]}));
+    goes_on(&transfers, "a third uplink");
+    let table = node.ns.exec(&["ip", "route", "show", "table", "47003"], "");
+    assert!(table.contains("10.22.0.0/24 dev eth2"), "{table}");
+    node.ns.ip("link del eth2");
+    node.up(&json!({"uplinks": NICS}));
+    goes_on(&transfers, "its removal");
+    // Without us, the host's replies by eth1 leave by eth0: only the pods' go on.
+    transfers.truncate(4);
+    proof.assert_nothing_dropped();
+    for pod in &layout.pods {
+        node.del(&json!({"uplinks": NICS}), pod);
+    }
+    node.down();
+    goes_on(&transfers, "down");
+    proof.assert_as_before();
+}
+
+/// Makes the table look as if another release had written it: rules that carry no fingerprint of
+/// this one, a chain and a set that this one does not have.
+fn older_ruleset(node: &crate::lab::node::Node) {
+    let text = node.ns.exec(&["nft", "list", "table", "inet", "symroute"], "");
+    node.ns.nft(&format!("delete table inet symroute\n{text}"));
+    node.ns.nft(
+        "table inet symroute {
+            set legacy { type mark; elements = { 7 } }
+            map older { type mark : verdict; elements = { 7 : goto old } }
+            chain old {
+                counter
+            }
+            chain via_1 {
+                meta mark 7 counter
+            }
+        }",
+    );
+    let rules = node.ns.exec(&["nft", "list", "chain", "inet", "symroute", "via_1"], "");
+    assert!(rules.contains("counter packets"), "a changed chain: {rules}");
+}
+
+/// The same on the way back: a table with an unknown layout is made anew.
+#[test]
+fn a_table_of_another_layout_is_replaced() {
+    let layout = two_nics();
+    layout.node.ns.nft(
+        "table inet symroute {
+            set pods4 { type ipv6_addr; }
+            chain prerouting { type filter hook prerouting priority 17; policy accept; }
+        }",
+    );
+    let mut connection = open(&layout.client, POD[1], 8080);
+    layout.node.up(&json!({"uplinks": NICS}));
+    connection.ask().expect("the connection goes on");
+    let text = layout.node.ns.exec(&["nft", "list", "table", "inet", "symroute"], "");
+    assert!(text.contains("priority -80") && !text.contains("priority 17"), "{text}");
+    layout.node.down();
+    let tables = layout.node.ns.exec(&["nft", "list", "tables"], "");
+    assert!(!tables.contains("symroute"), "{tables}");
+}

@@ -1,0 +1,96 @@
+//! The node state as people read it: what `nft` and `ip` print, and what the documents say.
+
+use std::env;
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::lab::netns::Netns;
+use crate::lab::two_nics::{NICS, two_nics};
+
+/// nft prints our table cleanly, and its text makes the same table elsewhere.
+#[test]
+fn the_table_survives_as_text() {
+    let layout = two_nics();
+    let settings = json!({"uplinks": NICS, "masquerade": {"mark": "0x4000", "via": "eth0"}});
+    for pod in &layout.pods {
+        layout.node.add(&settings, pod);
+    }
+    let list = ["nft", "-s", "list", "table", "inet", "symroute"];
+    let text = layout.node.ns.exec(&list, "");
+    for wanted in ["10.20.0.50", "2001:db8:21::50", "\"eth1\" : 0x00000200", "goto send_1"] {
+        assert!(text.contains(wanted), "{wanted} in {text}");
+    }
+    let elsewhere = Netns::new("elsewhere");
+    // The text names interfaces, so they have to be there.
+    elsewhere.ip("link add eth0 type veth peer name eth1");
+    elsewhere.nft(&text);
+    assert_eq!(in_order(&elsewhere.exec(&list, "")), in_order(&text));
+}
+
+/// The elements of a hash come in any order, on one line or on several.
+fn in_order(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("elements = { ") {
+        let (list, after) = after.split_once(" }").expect("an end of the elements");
+        let mut elements: Vec<&str> = list.split(',').map(str::trim).collect();
+        elements.sort_unstable();
+        out.push_str(before);
+        out.push_str("elements = { ");
+        out.push_str(&elements.join(", "));
+        out.push_str(" }");
+        rest = after;
+    }
+    out + rest
+}
+
+/// Where the block behind `<!-- printed: COMMAND -->` lies in a document.
+fn block(document: &str, command: &str) -> Range<usize> {
+    let marker = format!("<!-- printed: {command} -->\n```text\n");
+    let start = document.find(&marker).unwrap_or_else(|| panic!("{marker} is in the document"));
+    let start = start + marker.len();
+    start..start + document[start..].find("```").expect("an end of the block")
+}
+
+/// What a command prints, less the blanks that ip leaves at the ends of lines.
+fn printed(ns: &Netns, command: &str) -> String {
+    let argv: Vec<&str> = command.split(' ').collect();
+    let text = ns.exec(&argv, "");
+    text.lines().flat_map(|line| [line.trim_end(), "\n"]).collect()
+}
+
+/// `SYMROUTE_BLESS=1` writes what is printed now into the document, to be looked at and committed.
+#[test]
+fn the_documents_show_what_the_node_prints() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/node-state.md");
+    let mut document = fs::read_to_string(&path).expect("read the document");
+    let layout = two_nics();
+    for pod in &layout.pods {
+        layout.node.add(&json!({"uplinks": NICS}), pod);
+    }
+    let commands = [
+        "ip rule",
+        "ip route show table 47001",
+        "ip -6 route show table 47001",
+        "ip route show table 47002",
+        "nft -s list table inet symroute",
+    ];
+    let mut shown = commands.map(|c| (c, printed(&layout.node.ns, c))).to_vec();
+    shown.push(("symroute status", layout.node.symroute(&["status"]).stdout));
+    let bless = env::var_os("SYMROUTE_BLESS").is_some();
+    for (command, now) in shown {
+        let now = in_order(&now);
+        let range = block(&document, command);
+        if bless {
+            document.replace_range(range, &now);
+        } else {
+            assert_eq!(document[range], now, "docs/node-state.md, {command}");
+        }
+    }
+    if bless {
+        fs::write(&path, document).expect("write the document");
+    }
+}
