@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::lab::netns::Netns;
+use crate::lab::proof::Proof;
 use crate::lab::two_nics::{NICS, two_nics};
 
 /// nft prints our table cleanly, and its text makes the same table elsewhere.
@@ -93,4 +94,47 @@ fn the_documents_show_what_the_node_prints() {
     if bless {
         fs::write(&path, document).expect("write the document");
     }
+}
+
+/// The text of the fenced blocks of a language in a document.
+fn fenced<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
+    let opening = format!("```{language}\n");
+    let blocks = document.split(opening.as_str()).skip(1);
+    blocks.map(|rest| rest.split("```").next().expect("an end")).collect()
+}
+
+/// Every command of the README runs: those of the program here, with the README's own conflist;
+/// the others in `tests/run`.
+#[test]
+fn every_command_of_the_readme_runs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).expect("read the README");
+    let run = fs::read_to_string(root.join("tests/run")).expect("read tests/run");
+    let layout = two_nics();
+    let proof = Proof::begin(&layout.node, &layout.router);
+    let conflist = layout.node.dir.join("10-k8s.conflist");
+    // The lab's NICs are veths, which "auto" never takes.
+    let json = fenced(&readme, "json")[0].replace("\"auto\"", "\"eth0\", \"eth1\"");
+    fs::write(&conflist, json).expect("write the conflist");
+    let (mut own, mut others) = (0, 0);
+    for line in fenced(&readme, "sh").into_iter().flat_map(str::lines) {
+        let command = line.strip_prefix("sudo ").unwrap_or(line);
+        if let Some(arguments) = command.strip_prefix("symroute ") {
+            let arguments: Vec<&str> = arguments
+                .split(' ')
+                .map(|word| match word.strip_prefix("/etc/cni/net.d/") {
+                    Some(_) => conflist.to_str().expect("UTF-8"),
+                    None => word,
+                })
+                .collect();
+            layout.node.symroute(&arguments).assert_success(line);
+            own += 1;
+        } else {
+            let known = command == "./tests/run" || run.contains(command);
+            assert!(known, "tests/run runs {command}");
+            others += 1;
+        }
+    }
+    assert_eq!((own, others), (4, 3), "commands in the README");
+    proof.assert_as_before();
 }
