@@ -80,14 +80,12 @@ demo() {
 }
 
 [ $# -ge 1 ] || wrong_usage "nothing to do"
-word=$1
-shift
-case $word in
-    -h | --help | help) usage && exit ;;
-    build | --demo) ;;
+[ $# -eq 1 ] || wrong_usage "one word at a time, not \"$*\""
+case $1 in
+    -h | --help | help) usage ;;
+    build) build ;;
+    --demo) demo ;;
     demo) wrong_usage "unknown word \"demo\", did you mean \"--demo\"?" ;;
     --build) wrong_usage "unknown word \"--build\", did you mean \"build\"?" ;;
-    *) wrong_usage "unknown word \"$word\"" ;;
+    *) wrong_usage "unknown word \"$1\"" ;;
 esac
-[ $# -eq 0 ] || wrong_usage "too many words: $*"
-"${word#--}"

@@ -20,6 +20,10 @@ cd "$(dirname "$0")/.."
 . scripts/common.sh
 . demo/chain.sh
 
+for applet in httpd wget; do
+    busybox --list | grep -qx "$applet" || die "this busybox has no $applet" "Install the package busybox-static."
+done
+
 # Directories with symroute and the plugins before it.
 CNI_PATH=$(cd "${1%%:*}" && pwd):${1#*:}
 CONFLIST=conf/demo.conflist
