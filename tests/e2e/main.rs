@@ -9,8 +9,12 @@
     reason = "a test stops at the first thing that is not as expected, and prints its figures"
 )]
 
+mod bad_input;
+mod fast_path;
+mod interrupted;
 mod lab;
 mod lab_itself;
+mod lifecycle;
 mod report_000_aws_nlb;
 mod report_001_lb_ip_from_pod;
 mod report_002_lb_hairpin;
