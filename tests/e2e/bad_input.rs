@@ -94,7 +94,6 @@ fn refuses_settings(start: Start, table: &[(Value, &'static [&'static str])]) {
 }
 
 /// Settings with one wrong value each, and what has to be said.
-#[expect(clippy::too_many_lines, reason = "a table")]
 fn wrong_values() -> Vec<(Value, &'static [&'static str])> {
     vec![
         (json!({"uplinks": "eth0"}), &["\"uplinks\"", "\"eth0\"", "allowed: a list"]),

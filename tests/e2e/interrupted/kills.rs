@@ -60,6 +60,8 @@ fn the_first_add_then_add() {
     );
 }
 
+// SHOWS A BUG while it fails with temporary files or empty folders left below /run/symroute:
+// what a killed call left there is swept only where there is a record of node state.
 #[test]
 fn the_first_add_then_del() {
     kill(nothing, |scene| scene.call("ADD"), bare_del);
@@ -83,6 +85,8 @@ fn the_first_add_then_up_and_down() {
     );
 }
 
+// SHOWS A BUG while it fails with temporary files or empty folders left below /run/symroute:
+// what a killed call left there is swept only where there is a record of node state.
 #[test]
 fn the_last_del_then_del() {
     kill(Scene::add, |scene| scene.call("DEL"), bare_del);
@@ -102,6 +106,8 @@ fn the_last_del_then_add() {
 }
 
 /// A DEL of another pod goes on where the last one was killed.
+// SHOWS A BUG while it fails with temporary files or empty folders left below /run/symroute:
+// what a killed call left there is swept only where there is a record of node state.
 #[test]
 fn the_last_del_then_another_pods_del() {
     kill(
@@ -114,6 +120,8 @@ fn the_last_del_then_another_pods_del() {
     );
 }
 
+// SHOWS A BUG while it fails with temporary files or empty folders left below /run/symroute:
+// what a killed call left there is swept only where there is a record of node state.
 #[test]
 fn up_then_down() {
     kill(nothing, up_call, |scene| scene.node().down());
@@ -138,6 +146,8 @@ fn up_then_a_pod() {
     });
 }
 
+// SHOWS A BUG while it fails with temporary files or empty folders left below /run/symroute:
+// what a killed call left there is swept only where there is a record of node state.
 #[test]
 fn down_then_down() {
     kill(Scene::up, |_| Call::tool(&["down"]), |scene| scene.node().down());
@@ -180,11 +190,12 @@ fn a_late_del_then_another() {
         prepare();
         scene.strike(&old("DEL"), step, Blow::Kill);
         scene.node().call(&old("DEL")).assert_success("the second DEL");
-        let set = scene.node().ns.exec(&["nft", "list", "set", "inet", "symroute", "pods4"], "");
-        if set.contains("10.21.0.101") {
+        let status = scene.node().symroute(&["status"]);
+        if status.code == Some(0) {
             scene.assert_served();
         } else {
-            findings.note(step, "the pod that has the address now is not enrolled any more");
+            let what = format!("the pod of now is not enrolled as it was:\n{}", status.stdout);
+            findings.note(step, &what);
         }
         del(&scene);
         findings.note(step, &scene.leftovers());

@@ -41,7 +41,9 @@ impl Syscall {
 
     /// Whether the call asks netlink for something or waits for a lock.
     pub(crate) fn is_request(&self) -> bool {
-        ["sendto", "sendmsg", "flock"].contains(&self.name.as_str())
+        // Unlocking can't fail.
+        let locks = self.name == "flock" && !self.line.contains("LOCK_UN");
+        locks || ["sendto", "sendmsg"].contains(&self.name.as_str())
     }
 
     /// Whether the call reads an answer of netlink.
