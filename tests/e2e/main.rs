@@ -9,9 +9,13 @@
     reason = "a test stops at the first thing that is not as expected, and prints its figures"
 )]
 
+mod bad_input;
 mod discovery;
+mod fast_path;
+mod interrupted;
 mod lab;
 mod lab_itself;
+mod lifecycle;
 mod living;
 mod neighbours;
 mod refusals;

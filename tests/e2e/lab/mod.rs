@@ -13,6 +13,7 @@ pub(crate) mod plugin;
 pub(crate) mod proof;
 pub(crate) mod router;
 pub(crate) mod snapshot;
+pub(crate) mod strace;
 pub(crate) mod traffic;
 pub(crate) mod tun;
 pub(crate) mod two_nics;

@@ -9,9 +9,53 @@ use serde_json::{Value, json};
 
 use super::node::{Node, Pod};
 
+/// One call of the program: what a runtime or an operator would pass.
+#[derive(Clone)]
+pub(crate) struct Call {
+    arguments: Vec<String>,
+    variables: Vec<(&'static str, String)>,
+    input: String,
+}
+
+impl Call {
+    /// A call of the plugin with the variables that a runtime sets.
+    pub(crate) fn cni(verb: &str, network: &str, id: &str, netns: &str, ifname: &str) -> Self {
+        let variables = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", id),
+            ("CNI_NETNS", netns),
+            ("CNI_IFNAME", ifname),
+            ("CNI_PATH", "/opt/cni/bin"),
+        ];
+        Self {
+            arguments: Vec::new(),
+            variables: variables.map(|(name, value)| (name, value.to_owned())).to_vec(),
+            input: network.to_owned(),
+        }
+    }
+
+    /// A call of the command line tool.
+    pub(crate) fn tool(arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        Self { arguments, variables: Vec::new(), input: String::new() }
+    }
+
+    pub(crate) fn has_stdin(&self) -> bool {
+        !self.input.is_empty()
+    }
+
+    /// The same with another value of a variable; an empty one counts as unset.
+    pub(crate) fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.variables.push((name, value.to_owned()));
+        self
+    }
+}
+
 /// What one call of the program did.
 pub(crate) struct Ran {
     pub(crate) success: bool,
+    /// The exit code; none when a signal ended it.
+    pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
@@ -19,7 +63,7 @@ pub(crate) struct Ran {
 impl Ran {
     /// Panics with both outputs unless the call succeeded.
     pub(crate) fn assert_success(&self, what: &str) {
-        let Self { success, stdout, stderr } = self;
+        let Self { success, stdout, stderr, .. } = self;
         assert!(success, "{what} failed\nstdout: {stdout}\nstderr: {stderr}");
     }
 }
@@ -54,19 +98,22 @@ impl Node {
         netns: &str,
         ifname: &str,
     ) -> Ran {
-        let variables = [
-            ("CNI_COMMAND", verb),
-            ("CNI_CONTAINERID", id),
-            ("CNI_NETNS", netns),
-            ("CNI_IFNAME", ifname),
-            ("CNI_PATH", "/opt/cni/bin"),
-        ];
-        self.program(&[], &variables, network)
+        self.call(&Call::cni(verb, network, id, netns, ifname))
     }
 
     /// One call of the command line tool.
     pub(crate) fn symroute(&self, arguments: &[&str]) -> Ran {
-        self.program(arguments, &[], "")
+        self.call(&Call::tool(arguments))
+    }
+
+    pub(crate) fn call(&self, call: &Call) -> Ran {
+        self.call_under(&[], call)
+    }
+
+    /// The call of an ADD or DEL of the pod's `eth0`.
+    pub(crate) fn call_of(&self, verb: &str, settings: &Value, pod: &Pod) -> Call {
+        let network = self.network(settings, Some(&pod.prev_result));
+        Call::cni(verb, &network, &pod.id, &pod.ns.path(), "eth0")
     }
 
     /// ADD of the pod's `eth0`, which must succeed and print prevResult byte for byte.
@@ -104,7 +151,8 @@ impl Node {
     }
 
     /// Runs the program in the node's network namespace, with a `/run/symroute` of the node's own.
-    fn program(&self, arguments: &[&str], variables: &[(&str, &str)], input: &str) -> Ran {
+    /// `prefix` is what its command line begins with, for instance strace.
+    pub(crate) fn call_under(&self, prefix: &[&str], call: &Call) -> Ran {
         // The mount point has to exist; the mount itself is private to `ip netns exec`.
         fs::create_dir_all("/run/symroute").expect("make /run/symroute");
         let private = "mount --bind \"$0\" /run/symroute && exec \"$@\"";
@@ -121,20 +169,22 @@ impl Node {
                 private,
             ])
             .arg(self.dir.join("run"))
+            .args(prefix)
             .arg(env!("CARGO_BIN_EXE_symroute"))
-            .args(arguments)
+            .args(&call.arguments)
             .env_remove("CNI_COMMAND")
-            .envs(variables.iter().copied())
+            .envs(call.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("start symroute");
         // VERSION and the like may exit without reading: not an error of the caller.
-        let _ = child.stdin.take().expect("stdin was piped").write_all(input.as_bytes());
+        let _ = child.stdin.take().expect("stdin was piped").write_all(call.input.as_bytes());
         let output = child.wait_with_output().expect("wait for symroute");
         Ran {
             success: output.status.success(),
+            code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
 
 use super::node::Node;
 
@@ -32,6 +33,12 @@ impl Snapshot {
 
     /// Panics with a line-by-line difference unless `now` is the same.
     pub(crate) fn assert_unchanged(&self, now: &Self) {
+        let difference = self.difference(now);
+        assert!(difference.is_empty(), "the node is not as it was before:\n{difference}");
+    }
+
+    /// The lines that are not the same; empty when all are.
+    pub(crate) fn difference(&self, now: &Self) -> String {
         let mut difference = String::new();
         for (section, before) in &self.0 {
             let after = &now.0[section];
@@ -46,7 +53,7 @@ impl Snapshot {
                 let _ = writeln!(difference, "+ {line}");
             }
         }
-        assert!(difference.is_empty(), "the node is not as it was before:\n{difference}");
+        difference
     }
 }
 
@@ -79,11 +86,30 @@ fn sysctls() -> String {
     lines.concat()
 }
 
+/// Everything below the node's `/run/symroute`, with its content. Empty folders count only where
+/// nothing of ours is in force: there they are leftovers.
 fn files(node: &Node) -> String {
-    let mut names: Vec<String> = fs::read_dir(node.dir.join("run"))
-        .expect("list the node's /run/symroute")
-        .map(|entry| format!("{}\n", entry.expect("an entry").path().display()))
-        .collect();
-    names.sort();
-    names.concat()
+    let mut lines = Vec::new();
+    collect(&node.dir.join("run"), &mut lines);
+    if node.dir.join("run/node.json").exists() {
+        lines.retain(|line| !line.ends_with("/\n"));
+    }
+    lines.sort();
+    lines.concat()
+}
+
+fn collect(folder: &Path, lines: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).expect("list a folder of the node's /run/symroute") {
+        let path = entry.expect("an entry").path();
+        if path.is_symlink() {
+            let target = fs::read_link(&path).expect("read a link");
+            lines.push(format!("{} -> {}\n", path.display(), target.display()));
+        } else if path.is_dir() {
+            lines.push(format!("{}/\n", path.display()));
+            collect(&path, lines);
+        } else {
+            let content = fs::read(&path).expect("read a file");
+            lines.push(format!("{}: {}\n", path.display(), String::from_utf8_lossy(&content)));
+        }
+    }
 }

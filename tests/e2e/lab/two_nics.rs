@@ -19,6 +19,7 @@
 //!
 //! Servers: the host on 10250, each pod and the client on 8080, over TCP and UDP.
 
+use super::flows::Flow;
 use super::netns::Netns;
 use super::node::{Node, Pod};
 use super::router::Router;
@@ -37,7 +38,40 @@ pub(crate) struct TwoNics {
     pub(crate) node: Node,
     pub(crate) client: Netns,
     pub(crate) pods: [Pod; 2],
-    _servers: Vec<Server>,
+    servers: Vec<Server>,
+}
+
+impl TwoNics {
+    /// One more pod, with addresses behind eth1 and without a rule of its own: what comes in for
+    /// it is dropped by strict `rp_filter` until the plugin enrolls it. `number`: 1 to 99.
+    pub(crate) fn pod_behind_eth1(&mut self, number: u8) -> Pod {
+        let addresses = [Self::address_behind_eth1(number), format!("2001:db8:21::1{number:02}")];
+        let name = format!("pod1{number:02}");
+        for address in &addresses {
+            self.router.assign("eth1", address);
+        }
+        self.router.check_sources(&NICS);
+        let pod = self.node.pod(&name, &addresses.each_ref().map(String::as_str));
+        self.servers.push(Server::start(&pod.ns, Proto::Tcp, 8080, &name));
+        pod
+    }
+
+    /// The IPv4 address of [`Self::pod_behind_eth1`].
+    pub(crate) fn address_behind_eth1(number: u8) -> String {
+        format!("10.21.0.{}", 100 + number)
+    }
+
+    /// The client asks the host on eth1, which strict `rp_filter` drops without the plugin.
+    pub(crate) fn flow_to_host(&self) -> Flow<'_> {
+        let to = format!("{}:10250", NODE[1]);
+        Flow::new("host on eth1", &self.client, Proto::Tcp, &to, "host 203.0.113.9")
+    }
+
+    /// The client asks a pod made by [`Self::pod_behind_eth1`], which works while it is enrolled.
+    pub(crate) fn flow_to_pod<'a>(&'a self, number: u8, answer: &'a str) -> Flow<'a> {
+        let to = format!("{}:8080", Self::address_behind_eth1(number));
+        Flow::new(&format!("pod {to}"), &self.client, Proto::Tcp, &to, answer)
+    }
 }
 
 pub(crate) fn two_nics() -> TwoNics {
@@ -71,5 +105,5 @@ pub(crate) fn two_nics() -> TwoNics {
         servers.push(Server::start(&pods[1].ns, proto, 8080, "pod1"));
         servers.push(Server::start(&client, proto, 8080, "client"));
     }
-    TwoNics { router, node, client, pods, _servers: servers }
+    TwoNics { router, node, client, pods, servers }
 }

@@ -1,0 +1,100 @@
+//! Runs the program under strace: what it asks of the kernel, and what becomes of it when the
+//! kernel says no or when it is killed.
+
+use std::fs;
+
+use super::node::Node;
+use super::plugin::{Call, Ran};
+
+/// One system call of a run.
+#[derive(Clone)]
+pub(crate) struct Syscall {
+    pub(crate) name: String,
+    /// Which call of this name it is, from 1 on.
+    pub(crate) nth: usize,
+    /// As strace prints it.
+    pub(crate) line: String,
+}
+
+/// What is done to a run at a system call.
+#[derive(Clone, Copy)]
+pub(crate) enum Blow {
+    /// The call is not made and fails with this error.
+    Error(&'static str),
+    /// The program dies before the call is made.
+    Kill,
+}
+
+impl Syscall {
+    /// Whether the call changes something that outlives the program.
+    pub(crate) fn is_change(&self) -> bool {
+        let any = |words: &[&str]| words.iter().any(|word| self.line.contains(word));
+        match self.name.as_str() {
+            "sendto" | "sendmsg" => any(&["RTM_NEW", "RTM_DEL", "NFNL_MSG_BATCH_BEGIN"]),
+            "openat" => any(&["O_CREAT", "O_WRONLY", "O_RDWR"]),
+            name => {
+                let kinds = ["write", "rename", "mkdir", "rmdir", "link", "truncate"];
+                name != "readlink" && kinds.iter().any(|kind| name.contains(kind))
+            }
+        }
+    }
+
+    /// Whether the call asks netlink for something or waits for a lock.
+    pub(crate) fn is_request(&self) -> bool {
+        // Unlocking can't fail.
+        let locks = self.name == "flock" && !self.line.contains("LOCK_UN");
+        locks || ["sendto", "sendmsg"].contains(&self.name.as_str())
+    }
+
+    /// Whether the call reads an answer of netlink.
+    pub(crate) fn is_answer(&self) -> bool {
+        ["recvfrom", "recvmsg"].contains(&self.name.as_str())
+    }
+}
+
+impl Node {
+    /// One call of the program, and every system call that it makes.
+    pub(crate) fn traced(&self, call: &Call) -> (Ran, Vec<Syscall>) {
+        let (ran, text) = self.under_strace(&[], call);
+        (ran, parse(&text))
+    }
+
+    /// One call of the program that is struck at this system call of an earlier, equal run.
+    pub(crate) fn struck(&self, call: &Call, at: &Syscall, blow: Blow) -> Ran {
+        let Syscall { name, nth, line } = at;
+        let what = match blow {
+            Blow::Error(error) => format!("error={error}"),
+            Blow::Kill => "signal=SIGKILL".into(),
+        };
+        let inject = format!("inject={name}:{what}:when={nth}");
+        let (ran, text) = self.under_strace(&["-e", &format!("trace={name}"), "-e", &inject], call);
+        let (killed, refused) = (text.contains("killed by SIGKILL"), text.contains("(INJECTED)"));
+        let struck = if matches!(blow, Blow::Kill) { killed } else { refused };
+        assert!(struck, "{inject} did not come about, wanted at:\n{line}\n{text}");
+        ran
+    }
+
+    fn under_strace(&self, options: &[&str], call: &Call) -> (Ran, String) {
+        let file = self.dir.join("strace");
+        let path = file.to_str().expect("UTF-8");
+        let ran = self.call_under(&[&["strace", "-f", "-y", "-o", path], options].concat(), call);
+        (ran, fs::read_to_string(&file).expect("strace wrote its file"))
+    }
+}
+
+/// Lines like `4711 rename("a", "b") = 0`; others tell of signals and exits.
+fn parse(text: &str) -> Vec<Syscall> {
+    let mut found: Vec<Syscall> = Vec::new();
+    for line in text.lines() {
+        let line = line.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start();
+        let Some((name, _)) = line.split_once('(') else {
+            continue;
+        };
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            continue;
+        }
+        let nth = 1 + found.iter().filter(|call| call.name == name).count();
+        found.push(Syscall { name: name.into(), nth, line: line.into() });
+    }
+    found
+}
