@@ -208,14 +208,12 @@ impl Node {
     /// reconcile.
     pub fn remove(&mut self, key: &Key) {
         match self.state.begin_removal(key) {
-            Ok(Some(attachment)) => {
-                self.withdraw(&attachment.addresses, key);
-                if let Err(error) = self.state.end_removal(key) {
-                    log::error!("{error}");
-                }
-            }
+            Ok(Some(attachment)) => self.withdraw(&attachment.addresses, key),
             Ok(None) => log::debug!("{key:?} has nothing to remove"),
             Err(error) => log::error!("{error}"),
+        }
+        if let Err(error) = self.state.end_removal(key) {
+            log::error!("{error}");
         }
         if self.state.is_idle().unwrap_or(false) {
             if let Err(error) = self.tear_down() {
@@ -247,7 +245,8 @@ impl Node {
 
     /// Takes all node state away if it is idle, without a long wait for another's reconcile.
     fn tear_down(&mut self) -> Result<(), Error> {
-        if self.state.record()?.is_some() {
+        // A node that never had a pod gets no directory by a DEL.
+        if self.state.exists() {
             let lock = self.state.lock(IMPATIENCE)?;
             self.tear_down_if_idle(&lock)?;
         }

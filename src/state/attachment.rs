@@ -107,9 +107,13 @@ impl State {
         Ok(Self::read(&to)?.and_then(|text| Attachment::from_json(&text)))
     }
 
-    /// Ends a removal.
+    /// Ends a removal, and clears what a killed call for this attachment may have left.
     pub fn end_removal(&self, key: &Key) -> Result<(), Error> {
-        Self::remove(&self.path(&["gone", &key.file_name()]))
+        let name = key.file_name();
+        for folder in ["pods", "owners"] {
+            Self::remove(&self.path(&[folder, &format!(".{name}")]))?;
+        }
+        Self::remove(&self.path(&["gone", &name]))
     }
 
     /// All enrolled attachments, and the names of files that can't be read as one.

@@ -72,8 +72,11 @@ impl State {
         let path = self.path(&[folder, name]);
         let temporary = self.path(&[folder, &format!(".{name}")]);
         let attempt = || {
-            fs::write(&temporary, content)?;
-            fs::rename(&temporary, &path)
+            let done = fs::write(&temporary, content).and_then(|()| fs::rename(&temporary, &path));
+            if done.is_err() {
+                let _ = fs::remove_file(&temporary);
+            }
+            done
         };
         match attempt() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -136,6 +139,12 @@ impl State {
             Ok((name, network))
         });
         with_network.collect()
+    }
+
+    /// Whether there is a state directory at all.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.dir.is_dir()
     }
 
     /// Whether neither a pod nor a holder needs the node state.

@@ -19,7 +19,11 @@ impl State {
         let attempt = || {
             let _ = fs::remove_file(&temporary);
             symlink(name, &temporary)?;
-            fs::rename(&temporary, &path)
+            let done = fs::rename(&temporary, &path);
+            if done.is_err() {
+                let _ = fs::remove_file(&temporary);
+            }
+            done
         };
         match attempt() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -35,13 +39,25 @@ impl State {
     pub fn disown(&self, address: IpAddr, name: &str) -> Result<bool, Error> {
         let folder = self.path(&["owners"]);
         let path = folder.join(address.to_string());
-        // Looking and then removing would hit an owner that comes in between. So the link is
-        // taken away first, looked at, and put back if it is another's and no newer one came.
-        let taken = folder.join(format!(".taken-{name}-{address}"));
-        if absent_is_none(fs::rename(&path, &taken)).map_err(Error::at("move", &path))?.is_none() {
-            return Ok(true);
+        // Removing what was looked at would hit an owner that comes in between. So the link is
+        // taken away first, looked at again, and put back if it is another's by then.
+        let taken = folder.join(format!(".{name}-{address}"));
+        match absent_is_none(fs::read_link(&path)).map_err(Error::at("read", &path))? {
+            Some(owner) if owner.as_os_str() != name => return Ok(false),
+            Some(_) => {
+                let moved = absent_is_none(fs::rename(&path, &taken));
+                if moved.map_err(Error::at("move", &path))?.is_none() {
+                    return Ok(true);
+                }
+            }
+            // Nothing to take, unless a call like this one was killed half-way.
+            None => {}
         }
-        let owner = fs::read_link(&taken).map_err(Error::at("read", &taken))?;
+        let Some(owner) =
+            absent_is_none(fs::read_link(&taken)).map_err(Error::at("read", &taken))?
+        else {
+            return Ok(true);
+        };
         let mine = owner.as_os_str() == name;
         if !mine {
             let _ = renameat2(AT_FDCWD, &taken, AT_FDCWD, &path, RenameFlags::RENAME_NOREPLACE);
