@@ -2,12 +2,23 @@
 
 use std::fs;
 
+use nix::errno::Errno;
+
 use crate::error::Error;
 use crate::facts::{Facts, FoundRule, Route};
 use crate::gather::src_valid_mark_path;
 use crate::netlink::nft::Batch;
 use crate::netlink::{Socket, route};
 use crate::plan::diff::{Operation, TableChange};
+
+/// What became of a list of operations that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// At least one was carried out.
+    Something,
+    /// None was: there were none, or none that can be.
+    Nothing,
+}
 
 /// Where operations go.
 #[derive(Debug)]
@@ -29,17 +40,20 @@ impl Kernel {
 
     /// Carries out the operations in order. After a failure those done are undone, the last
     /// first, and the failure is returned.
-    pub fn apply(&mut self, operations: &[Operation], facts: &Facts) -> Result<(), Error> {
-        for (at, operation) in operations.iter().enumerate() {
+    pub fn apply(&mut self, operations: &[Operation], facts: &Facts) -> Result<Applied, Error> {
+        let mut done: Vec<&Operation> = Vec::new();
+        for operation in operations {
             log::debug!("{}", describe(operation, facts));
-            if let Err(error) = self.execute(operation, facts) {
-                for done in operations[..at].iter().rev() {
-                    self.undo(done, facts);
+            match self.execute(operation, facts) {
+                Ok(()) => done.push(operation),
+                Err(error) if is_dispensable(operation, &error) => log::warn!("left out: {error}"),
+                Err(error) => {
+                    done.into_iter().rev().for_each(|operation| self.undo(operation, facts));
+                    return Err(error);
                 }
-                return Err(error);
             }
         }
-        Ok(())
+        Ok(if done.is_empty() { Applied::Nothing } else { Applied::Something })
     }
 
     /// Carries out all operations, whatever fails, and returns what failed.
@@ -88,6 +102,18 @@ impl Kernel {
             log::warn!("undo: {error}");
         }
     }
+}
+
+/// A route of main that leads to some place by another router than the uplink's gateway is copied
+/// for that place's sake. One that the kernel does not take in another table is no reason to fail.
+fn is_dispensable(operation: &Operation, error: &Error) -> bool {
+    let (Operation::AddRoute(route) | Operation::ReplaceRoute { new: route, .. }) = operation
+    else {
+        return false;
+    };
+    let refused = matches!(error, Error::Kernel { source, .. }
+        if matches!(source.errno, Errno::EINVAL | Errno::ENETUNREACH | Errno::EHOSTUNREACH));
+    refused && !route.is_default() && route.nexthops.iter().any(|hop| hop.gateway.is_some())
 }
 
 fn set_src_valid_mark(facts: &Facts, link: u32, on: bool) -> Result<(), Error> {

@@ -85,14 +85,10 @@ pub struct Link {
     pub kind: Option<String>,
     /// `IFLA_INFO_SLAVE_KIND`: what it is a port of ("bridge", "vrf", "bond"), if anything.
     pub port_of: Option<String>,
-    /// Index of the master device.
-    pub master: Option<u32>,
     /// The table of a VRF device.
     pub vrf_table: Option<u32>,
     /// `IFF_*`
     pub flags: u32,
-    /// `ARPHRD_*`
-    pub hardware: u16,
     /// Whether the link has carrier.
     pub carrier: bool,
 }
@@ -115,8 +111,11 @@ pub struct Address {
 pub struct Nexthop {
     /// Index of the outgoing interface.
     pub link: u32,
-    /// The router, if the destination is not on the link itself.
+    /// The router, if the destination is not on the link itself. It may be of the other family
+    /// (RFC 5549).
     pub gateway: Option<IpAddr>,
+    /// `RTNH_F_ONLINK`: the router is taken to be on the link, whatever other routes say.
+    pub onlink: bool,
 }
 
 /// A route.
@@ -138,6 +137,9 @@ pub struct Route {
     pub nexthops: Vec<Nexthop>,
     /// `RTA_METRICS` as the kernel gave them: MTU, window and so on.
     pub metrics: Vec<u8>,
+    /// Whether it is for some packets only (TOS, source prefix) or does more than forward
+    /// (encapsulation): such a route is neither copied nor asked for a gateway.
+    pub special: bool,
 }
 
 impl Route {
@@ -147,10 +149,17 @@ impl Route {
         Family::of(self.dst.ip())
     }
 
-    /// Whether it matches every destination.
+    /// Whether it matches every destination of every packet.
     #[must_use]
     pub fn is_default(&self) -> bool {
-        self.dst.prefix() == 0
+        self.dst.prefix() == 0 && !self.special
+    }
+
+    /// Whether it leads to the wide world: a default route, or one of the two halves that VPNs
+    /// put in its place.
+    #[must_use]
+    pub fn is_wide(&self) -> bool {
+        self.dst.prefix() <= 1
     }
 }
 
@@ -218,6 +227,8 @@ pub struct FoundRule {
 /// What the nftables table of ours holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Table {
+    /// Whether it is switched off as a whole.
+    pub dormant: bool,
     /// Sets and maps by name.
     pub sets: BTreeMap<String, FoundSet>,
     /// Chains by name.
@@ -282,7 +293,9 @@ pub struct Facts {
     /// What we made before.
     pub ours: Ours,
     /// `src_valid_mark` of each interface, by index.
-    pub src_valid_mark: BTreeMap<u32, bool>,
+    pub src_valid_mark: BTreeMap<u32, u32>,
+    /// Indexes of the interfaces whose `src_valid_mark` was set by us.
+    pub restore: BTreeSet<u32>,
     /// Addresses of the enrolled pods.
     pub pods: BTreeSet<IpAddr>,
 }

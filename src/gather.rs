@@ -73,12 +73,12 @@ pub fn src_valid_mark_path(name: &str) -> String {
     format!("/proc/sys/net/ipv4/conf/{name}/src_valid_mark")
 }
 
-fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, bool>, Error> {
+fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, u32>, Error> {
     let mut found = BTreeMap::new();
     for link in links {
         let path = src_valid_mark_path(&link.name);
         match fs::read_to_string(&path) {
-            Ok(text) => drop(found.insert(link.index, text.trim() != "0")),
+            Ok(text) => drop(found.insert(link.index, text.trim().parse().unwrap_or(0))),
             // The interface went away since it was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(Error::Sysctl { path, source }),

@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 use std::time::SystemTime;
@@ -38,7 +39,10 @@ impl log::Log for Logger {
             return;
         };
         if file.is_none() {
-            *file = OpenOptions::new().create(true).append(true).open(&self.path).ok();
+            // A FIFO that nobody reads must not hold up a pod.
+            let mut options = OpenOptions::new();
+            options.create(true).append(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+            *file = options.open(&self.path).ok();
         }
         let time = humantime::format_rfc3339_millis(SystemTime::now());
         let line =

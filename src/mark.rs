@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// No node has more uplinks than this.
+const ID_MAX: u32 = 255;
+
 /// The field of the mark that is ours. Its top bit is D ("is sent out by"), the others hold the
 /// id of an uplink, lowest bit first. The bits need not lie side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,10 +35,11 @@ impl Field {
         self.0 & !self.d()
     }
 
-    /// The largest id: how many uplinks can be told apart.
+    /// The largest id: how many uplinks can be told apart. Wide fields are not used up: each id
+    /// claims a routing table.
     #[must_use]
     pub fn max_id(self) -> u32 {
-        u32::MAX >> (32 - self.id_mask().count_ones())
+        (u32::MAX >> (32 - self.id_mask().count_ones())).min(ID_MAX)
     }
 
     /// The mark that carries `id` (1 to [`Field::max_id`]).

@@ -7,6 +7,17 @@ pub const TABLE: &str = "symroute";
 /// Set with the fingerprint of the settings and the ruleset version in force; see
 /// [`crate::config::Settings::fingerprint`].
 pub const IN_FORCE: &str = "in_force";
+/// Map with the numbers by which state of ours is known: [`LAYOUT_MASK`], [`LAYOUT_PRIORITY`],
+/// [`LAYOUT_TABLES`]. With [`RESTORE`] it lets the node be cleaned up when the files are lost.
+pub const LAYOUT: &str = "layout";
+/// Key of `markMask` in [`LAYOUT`].
+pub const LAYOUT_MASK: u32 = 1;
+/// Key of `rulePriority` in [`LAYOUT`].
+pub const LAYOUT_PRIORITY: u32 = 2;
+/// Key of `tableBase` in [`LAYOUT`].
+pub const LAYOUT_TABLES: u32 = 3;
+/// Set of the interfaces whose `src_valid_mark` was 0 before us.
+pub const RESTORE: &str = "restore";
 /// Map from an uplink's index to its id, as the conntrack mark carries it. 0 stands for an
 /// interface that leads outside but is no uplink by the settings, so that an ADD knows it.
 pub const IDS: &str = "ids";

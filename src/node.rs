@@ -8,14 +8,15 @@ use std::time::Duration;
 use nix::errno::Errno;
 use serde_json::json;
 
-use crate::apply::Kernel;
+use crate::apply::{Applied, Kernel};
 use crate::config::{Backend, Invalid, Settings};
 use crate::error::Error;
 use crate::facts::Facts;
 use crate::fast;
 use crate::gather;
 use crate::names;
-use crate::plan::diff::{Operation, diff};
+use crate::netlink::nft;
+use crate::plan::diff::{Operation, TableChange, diff};
 use crate::plan::{Plan, plan};
 use crate::state::{Key, Lock, Record, State};
 
@@ -68,89 +69,114 @@ impl Node {
         settings: &Settings,
     ) -> Result<Plan, Error> {
         check_backend(settings)?;
-        let before = self.state.record()?;
-        if let Some(record) = &before {
+        let record = self.record()?;
+        if let Some(record) = &record {
             self.check_agreement(record, network, settings)?;
         }
-        for _ in 0..ROUNDS {
-            match self.round(before.as_ref(), network, settings) {
-                Ok((plan, true)) => return Ok(plan),
-                Ok((_, false)) => {}
-                // A pod was removed between the look and the change.
-                Err(Error::Kernel { source, .. }) if source.errno == Errno::ENOENT => {}
-                Err(error) => return Err(error),
+        let network = self.leader(record.as_ref(), network)?;
+        let mut rounds = 1..ROUNDS;
+        loop {
+            let last = rounds.next().is_none();
+            match self.round(&network, settings) {
+                Ok(Round::Settled(plan)) => return Ok(plan),
+                Ok(Round::Changed(plan)) if last => return Ok(plan),
+                Ok(Round::Changed(_)) => {}
+                Err(Interrupted::Passing(error)) if last => return Err(error),
+                Err(Interrupted::Passing(error)) => log::info!("once more: {error}"),
+                Err(Interrupted::For(error)) => return Err(error),
             }
         }
-        let (plan, _) = self.round(before.as_ref(), network, settings)?;
-        Ok(plan)
     }
 
-    /// One round; true when there was nothing (left) to do.
-    fn round(
-        &mut self,
-        before: Option<&Record>,
-        network: &str,
-        settings: &Settings,
-    ) -> Result<(Plan, bool), Error> {
-        let record = self.state.record()?;
-        let previous = record.as_ref().map(|r| r.settings.clone()).filter(|old| old != settings);
-        let owned: Vec<&Settings> = std::iter::once(settings)
-            .chain(&previous)
-            .chain(record.iter().flat_map(|r| &r.previous))
-            .collect();
-        let (facts, unreadable) = self.look(&owned)?;
-        let plan = plan(&facts, settings)?;
-        let mut set_by_us =
-            record.as_ref().map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
-        let steps = diff(&facts, &plan, &set_by_us);
-        if steps.is_empty() {
-            self.state.sweep(&unreadable)?;
-            set_by_us.retain(|link| plan.src_valid_mark.contains(link));
-            let settled = Record {
-                network: network.into(),
-                settings: settings.clone(),
-                previous: None,
-                src_valid_mark: set_by_us,
-            };
-            if record.as_ref() != Some(&settled) {
-                self.state.set_record(&settled)?;
+    /// One look and the steps that it asks for.
+    fn round(&mut self, network: &str, settings: &Settings) -> Result<Round, Interrupted> {
+        let record = self.record()?;
+        let mut previous: Vec<Settings> = Vec::new();
+        for old in record.iter().flat_map(|r| std::iter::once(&r.settings).chain(&r.previous)) {
+            if old != settings && !previous.contains(old) {
+                previous.push(old.clone());
             }
-            return Ok((plan, true));
         }
-        set_by_us.extend(steps.iter().filter_map(|step| match step {
-            Operation::SrcValidMark { link, on: true } => Some(link),
-            _ => None,
-        }));
-        // Before the kernel is touched, so that a kill at any point leaves a trace to clean up by.
-        self.state.set_record(&Record {
+        let owned: Vec<&Settings> = std::iter::once(settings).chain(&previous).collect();
+        let (facts, unreadable) = self.look(&owned, record.as_ref())?;
+        let plan = plan(&facts, settings).map_err(Error::from)?;
+        let steps = diff(&facts, &plan);
+        let mut next = Record {
             network: network.into(),
             settings: settings.clone(),
-            previous: previous.or_else(|| record.and_then(|r| r.previous)),
-            src_valid_mark: set_by_us,
-        })?;
-        if let Err(error) = self.kernel.apply(&steps, &facts) {
-            match before {
-                Some(before) => self.state.set_record(before)?,
-                None => self.state.clear()?,
+            previous,
+            src_valid_mark: facts.restore.union(&plan.restore).copied().collect(),
+        };
+        // Before the kernel is touched, so that a kill at any point leaves a trace to clean up by.
+        if !steps.is_empty() {
+            self.state.set_record(&next)?;
+            match self.kernel.apply(&steps, &facts) {
+                Ok(Applied::Something) => return Ok(Round::Changed(plan)),
+                // What is left to do can't be done.
+                Ok(Applied::Nothing) => {}
+                Err(error) => {
+                    match record {
+                        Some(record) => self.state.set_record(&record)?,
+                        None => self.state.clear()?,
+                    }
+                    return Err(Interrupted::by(error, &steps));
+                }
             }
-            return Err(error);
         }
-        Ok((plan, false))
+        self.state.sweep(&unreadable)?;
+        next.previous.clear();
+        next.src_valid_mark.clone_from(&plan.restore);
+        if self.state.record()?.as_ref() != Some(&next) {
+            self.state.set_record(&next)?;
+        }
+        Ok(Round::Settled(plan))
+    }
+
+    /// The record, from its file or else from the table itself.
+    fn record(&mut self) -> Result<Option<Record>, Error> {
+        if let Some(record) = self.state.record()? {
+            return Ok(Some(record));
+        }
+        let mut read = |set| match nft::elements(&mut self.kernel.nftables, set) {
+            Err(error) if error.errno == Errno::ENOENT => Ok(BTreeSet::new()),
+            other => other.map_err(Error::kernel(format!("read {set} of table inet symroute"))),
+        };
+        Ok(Record::recover(&read(names::LAYOUT)?, &read(names::RESTORE)?))
     }
 
     /// The facts, with the enrolled addresses of now, and the attachments that can't be read.
     ///
     /// The files are read after the sets: an address gets its file before its element, so an
     /// element without a file is one that is being removed.
-    fn look(&mut self, owned: &[&Settings]) -> Result<(Facts, Vec<String>), Error> {
+    fn look(
+        &mut self,
+        owned: &[&Settings],
+        record: Option<&Record>,
+    ) -> Result<(Facts, Vec<String>), Error> {
         let Kernel { rtnetlink, nftables } = &mut self.kernel;
         let mut facts = gather::facts(rtnetlink, nftables, owned)?;
+        facts.restore = record.map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
         let (attachments, unreadable) = self.state.attachments()?;
         for path in &unreadable {
             log::warn!("{path}: empty or damaged; the attachment is taken as absent");
         }
         facts.pods = attachments.iter().flat_map(|a| a.addresses.iter().copied()).collect();
         Ok((facts, unreadable))
+    }
+
+    /// In whose name the settings are: of the network that brought them, while it is in use.
+    fn leader(&self, record: Option<&Record>, network: &str) -> Result<String, Error> {
+        let others = self.others(network)?;
+        let leader = record.map(|r| &r.network).filter(|leader| others.contains(*leader));
+        Ok(leader.map_or_else(|| network.to_string(), Clone::clone))
+    }
+
+    /// The other networks that have pods here or hold the node state.
+    fn others(&self, network: &str) -> Result<BTreeSet<String>, Error> {
+        let (attachments, _) = self.state.attachments()?;
+        let holders = self.state.holders()?.into_iter().map(|(_, network)| network);
+        let networks = attachments.into_iter().map(|a| a.key.network).chain(holders);
+        Ok(networks.filter(|other| other != network).collect())
     }
 
     /// Another network that is in force must have the same settings.
@@ -160,21 +186,20 @@ impl Node {
         network: &str,
         settings: &Settings,
     ) -> Result<(), Error> {
-        if record.network == network || record.settings == *settings {
+        // A record without a network was recovered and does not know all settings.
+        let same = record.network == network || record.network.is_empty();
+        if same || record.settings == *settings || self.others(network)?.is_empty() {
             return Ok(());
         }
-        let (attachments, _) = self.state.attachments()?;
-        let in_use = attachments.iter().any(|a| a.key.network != network)
-            || self.state.holders()?.iter().any(|(_, holder)| holder != network);
         let (asks, in_force) = (settings.to_json(), record.settings.to_json());
         let differing = asks.iter().find(|(key, value)| in_force.get(*key) != Some(*value));
         match differing {
-            Some((key, value)) if in_use => Err(Error::Disagreement {
+            Some((key, value)) => Err(Error::Disagreement {
                 key: key.clone(),
                 asks: (network.into(), value.to_string()),
                 in_force: (record.network.clone(), in_force[key].to_string()),
             }),
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -183,12 +208,12 @@ impl Node {
     pub fn tear_down_if_idle(&mut self, lock: &Lock) -> Result<bool, Error> {
         // A pod that comes while the table goes is seen by the second look.
         while self.state.is_idle()? {
-            let Some(record) = self.state.record()? else {
+            let Some(record) = self.record()? else {
+                self.state.clear()?;
                 return Ok(true);
             };
-            let owned = record.owned();
-            let (facts, unreadable) = self.look(&owned)?;
-            let steps = diff(&facts, &Plan::default(), &record.src_valid_mark);
+            let (facts, unreadable) = self.look(&record.owned(), Some(&record))?;
+            let steps = diff(&facts, &Plan::default());
             let failures = self.kernel.apply_all(&steps, &facts);
             if let Some(error) = failures.into_iter().next() {
                 return Err(error);
@@ -255,15 +280,58 @@ impl Node {
 
     /// Looks at the node without changing it, by the settings in force or else by `fallback`.
     pub fn view(&mut self, fallback: &Settings) -> Result<View, Error> {
-        let record = self.state.record()?;
+        let record = self.record()?;
         let settings = record.as_ref().map_or_else(|| fallback.clone(), |r| r.settings.clone());
         let owned = record.as_ref().map_or_else(|| vec![&settings], Record::owned);
-        let (facts, _) = self.look(&owned)?;
+        let (facts, _) = self.look(&owned, record.as_ref())?;
         let plan = plan(&facts, &settings)?;
-        let set_by_us = record.as_ref().map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
-        let steps = diff(&facts, &plan, &set_by_us);
+        let steps = diff(&facts, &plan);
         Ok(View { facts, record, plan, steps })
     }
+}
+
+/// What one look led to.
+enum Round {
+    /// There is nothing (more) to do.
+    Settled(Plan),
+    /// Something was done; another look shows whether that was all.
+    Changed(Plan),
+}
+
+/// Why a round was not finished.
+enum Interrupted {
+    /// The node changed between the look and the steps: worth another look.
+    Passing(Error),
+    /// This.
+    For(Error),
+}
+
+impl<E: Into<Error>> From<E> for Interrupted {
+    fn from(error: E) -> Self {
+        Self::For(error.into())
+    }
+}
+
+impl Interrupted {
+    fn by(error: Error, steps: &[Operation]) -> Self {
+        let Error::Kernel { source, .. } = &error else { return Self::For(error) };
+        let passing = match source.errno {
+            // An interface went away or down.
+            Errno::ENETDOWN | Errno::ENODEV | Errno::ENETUNREACH => true,
+            // A pod that was to be taken out was taken out by its own DEL.
+            Errno::ENOENT => steps.iter().any(takes_pods_out),
+            _ => false,
+        };
+        if passing { Self::Passing(error) } else { Self::For(error) }
+    }
+}
+
+fn takes_pods_out(step: &Operation) -> bool {
+    let Operation::Table(changes) = step else { return false };
+    changes.iter().any(|change| {
+        matches!(change, TableChange::DeleteElements(set, _)
+            if [names::PODS4, names::PODS6].contains(&set.as_str()))
+    })
 }
 
 fn check_backend(settings: &Settings) -> Result<(), Error> {

@@ -1,6 +1,7 @@
 //! ADD: enroll a pod.
 
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 
 use super::{Code, Failure, Request, result};
@@ -18,7 +19,7 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
     logging::start(&config.log);
     own_namespace(request.netns)?;
     scope(&config)?;
-    let Some(prev_result) = request.prev_result else {
+    let Some(prev_result) = &request.prev_result else {
         let msg = "missing \"prevResult\": symroute must be chained after a plugin that gives the \
                    pod its interface";
         return Err(Failure::new(Code::Config, msg)
@@ -28,20 +29,26 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
     let attachment = Attachment { key: request.key.clone(), addresses };
     let mut node = Node::open()?;
     let before = node.state.attachment(&attachment.key).map_err(Error::from)?;
-    if let Err(error) = enroll(&mut node, &config, &attachment) {
-        if before.is_none() {
+    match (enroll(&mut node, &config, &attachment), before) {
+        (Ok(()), None) => {}
+        // ADD twice, with other addresses the second time.
+        (Ok(()), Some(before)) => node.withdraw(&only_in(&before, &attachment), &attachment.key),
+        (Err(error), None) => {
             node.remove(&attachment.key);
+            return Err(error.into());
         }
-        return Err(error.into());
+        (Err(error), Some(before)) => {
+            node.state.enroll(&before).map_err(Error::from)?;
+            node.withdraw(&only_in(&attachment, &before), &attachment.key);
+            return Err(error.into());
+        }
     }
-    // ADD twice with other addresses: the ones of before are no longer this attachment's.
-    let dropped: Vec<_> = before
-        .into_iter()
-        .flat_map(|before| before.addresses)
-        .filter(|address| !attachment.addresses.contains(address))
-        .collect();
-    node.withdraw(&dropped, &attachment.key);
     Ok(prev_result.get().to_string())
+}
+
+/// The addresses that the one has and the other has not.
+fn only_in(one: &Attachment, other: &Attachment) -> Vec<IpAddr> {
+    one.addresses.iter().copied().filter(|ip| !other.addresses.contains(ip)).collect()
 }
 
 fn enroll(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<(), Error> {
@@ -58,6 +65,9 @@ fn enroll(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<(
 
 /// The fast path; false where it does not do.
 fn quickly(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<bool, Error> {
+    if !node.state.has_record() {
+        return Ok(false);
+    }
     match fast::prove(&mut node.kernel, &config.settings, &attachment.addresses) {
         Ok(()) => {
             node.state.enroll(attachment)?;

@@ -1,6 +1,7 @@
 //! A call of a runtime: its environment and its configuration, checked in the order in which
 //! libcni's own plugins check.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::env;
 
@@ -8,6 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::{Code, Failure, LATEST, VERSIONS};
+use crate::config;
 use crate::state::Key;
 
 /// The version that a configuration without `cniVersion` has.
@@ -120,7 +122,7 @@ pub struct Request<'a> {
     /// The plugin's configuration, `prevResult` left out.
     pub config: Map<String, Value>,
     /// `prevResult` byte for byte.
-    pub prev_result: Option<&'a RawValue>,
+    pub prev_result: Option<Box<RawValue>>,
 }
 
 impl<'a> Request<'a> {
@@ -128,17 +130,24 @@ impl<'a> Request<'a> {
     pub(super) fn parse(
         command: Command,
         environment: &'a Environment,
-        stdin: &'a [u8],
+        stdin: &[u8],
     ) -> Result<Self, (&'static str, Failure)> {
         let told = |failure| (LATEST, failure);
         let decode = |error: String| {
             told(Failure::new(Code::Decode, format!("decode the configuration on stdin: {error}")))
         };
-        let text = std::str::from_utf8(stdin).map_err(|error| decode(error.to_string()))?;
-        let mut raw: BTreeMap<String, &'a RawValue> =
-            serde_json::from_str(text).map_err(|error| decode(error.to_string()))?;
+        let text = match std::str::from_utf8(stdin) {
+            Ok(text) => Cow::Borrowed(text),
+            // Of a DEL only the names matter, and those are ASCII.
+            Err(_) if command == Command::Del => String::from_utf8_lossy(stdin),
+            Err(error) => return Err(decode(error.to_string())),
+        };
+        let mut raw: BTreeMap<String, Box<RawValue>> =
+            serde_json::from_str(&text).map_err(|error| decode(error.to_string()))?;
         let prev_result = raw.remove("prevResult").filter(|raw| raw.get() != "null");
         let mut config = Map::new();
+        // Keys of others are not looked into: they may hold what we can't read.
+        raw.retain(|key, _| key == "name" || key == "cniVersion" || config::KEYS.contains(&&**key));
         for (key, value) in raw {
             let value = serde_json::from_str(value.get()).map_err(|e| decode(e.to_string()))?;
             config.insert(key, value);
@@ -150,7 +159,6 @@ impl<'a> Request<'a> {
             container: environment.container.clone(),
             ifname: environment.ifname.clone(),
         };
-        debug_assert!(matches!(command, Command::Add | Command::Del));
         Ok(Self { version, key, netns: &environment.netns, config, prev_result })
     }
 }

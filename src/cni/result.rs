@@ -1,10 +1,10 @@
 //! What is read from `prevResult`: the pod's addresses. The document itself is passed on as it
 //! came, since other plugins put things into it that only they understand.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::{Code, Failure};
@@ -16,24 +16,25 @@ pub(super) fn addresses(result: &RawValue) -> Result<Vec<IpAddr>, Failure> {
         Failure::new(Code::Config, format!("\"prevResult\": {what}"))
             .with("the plugin before this one in the chain has to give a valid result")
     };
-    let value: Value =
-        serde_json::from_str(result.get()).map_err(|error| wrong(error.to_string()))?;
-    if !value.is_object() {
-        return Err(wrong("not an object".into()));
-    }
-    let ips = match value.get("ips") {
-        None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(Value::Array(ips)) => ips,
-        Some(other) => return Err(wrong(format!("\"ips\" is no list: {other}"))),
+    let object = |text: &str| -> Result<BTreeMap<String, Box<RawValue>>, Failure> {
+        serde_json::from_str(text).map_err(|error| wrong(error.to_string()))
+    };
+    // Only what is needed is read: other keys may hold what only other plugins understand.
+    let ips: Option<Vec<Box<RawValue>>> = match object(result.get())?.get("ips") {
+        None => None,
+        Some(list) => serde_json::from_str(list.get())
+            .map_err(|_| wrong(format!("\"ips\" is no list: {list}")))?,
     };
     let mut found = Vec::new();
-    for (at, entry) in ips.iter().enumerate() {
-        let text = entry.get("address").and_then(Value::as_str);
-        let net: IpNetwork = text
-            .and_then(|text| text.parse().ok())
+    for (at, entry) in ips.unwrap_or_default().iter().enumerate() {
+        let address = object(entry.get()).ok().and_then(|mut entry| entry.remove("address"));
+        let net: IpNetwork = address
+            .and_then(|raw| serde_json::from_str::<String>(raw.get()).ok()?.parse().ok())
             .ok_or_else(|| wrong(format!("ips[{at}].address is no address: {entry}")))?;
-        if is_reachable(net.ip()) && !found.contains(&net.ip()) {
-            found.push(net.ip());
+        // An IPv4 address in IPv6's clothes is one on the wire all the same.
+        let ip = net.ip().to_canonical();
+        if is_reachable(ip) && !found.contains(&ip) {
+            found.push(ip);
         }
     }
     Ok(found)

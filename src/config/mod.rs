@@ -17,6 +17,21 @@ use crate::mark::Field;
 use crate::names;
 use crate::ruleset::fingerprint::fnv;
 
+/// The keys of the plugin object that are ours.
+pub const KEYS: [&str; 11] = [
+    "uplinks",
+    "gateways",
+    "host",
+    "hairpin",
+    "masquerade",
+    "backend",
+    "markMask",
+    "rulePriority",
+    "tableBase",
+    "scope",
+    "log",
+];
+
 /// A wrong configuration value: CNI error 7.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {

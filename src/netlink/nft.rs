@@ -37,11 +37,14 @@ fn get(message: u16, flags: u16, table_attr: u16) -> Writer {
 
 /// Everything in our table, or none where it does not exist.
 pub fn table(socket: &mut Socket) -> Result<Option<Table>, Error> {
-    match socket.query(&mut get(NFT_MSG_GETTABLE, 0, NFTA_TABLE_NAME), |_| Some(())) {
+    let flags = socket.query(&mut get(NFT_MSG_GETTABLE, 0, NFTA_TABLE_NAME), |message| {
+        be32_at(find(message.body.get(NFGENMSG..)?, NFTA_TABLE_FLAGS)?, 0)
+    });
+    let flags = match flags {
         Err(error) if error.errno == Errno::ENOENT => return Ok(None),
         other => other?,
-    }
-    let mut found = Table::default();
+    };
+    let mut found = Table { dormant: flags & NFT_TABLE_F_DORMANT != 0, ..Table::default() };
     for (name, chain) in
         socket.dump(&mut get(NFT_MSG_GETCHAIN, NLM_F_DUMP, NFTA_CHAIN_TABLE), |b| {
             let attrs = b.get(NFGENMSG..)?;
@@ -63,7 +66,8 @@ pub fn table(socket: &mut Socket) -> Result<Option<Table>, Error> {
         let attrs = b.get(NFGENMSG..)?;
         ours(b, attrs, NFTA_SET_TABLE).then(|| parse_set(attrs))
     })?;
-    for (name, mut set) in sets {
+    // An anonymous set belongs to its rule and goes with it.
+    for (name, mut set) in sets.into_iter().filter(|(_, s)| s.flags & NFT_SET_ANONYMOUS == 0) {
         set.elements = elements(socket, &name)?;
         found.sets.insert(name, set);
     }

@@ -13,12 +13,12 @@ use super::uapi::{
     FIB_RULE_CONDITION, FIB_RULE_INVERT, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, FRA_FWMARK,
     FRA_FWMASK, FRA_GOTO, FRA_IIFNAME, FRA_PRIORITY, FRA_PROTOCOL, FRA_SUPPRESS_PREFIXLEN,
     FRA_TABLE, IFA_ADDRESS, IFA_LOCAL, IFLA_CARRIER, IFLA_EXT_MASK, IFLA_IFNAME, IFLA_INFO_DATA,
-    IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_VRF_TABLE, NLM_F_ACK,
-    NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, RTA_DST,
+    IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, IFLA_VRF_TABLE, NLM_F_ACK, NLM_F_APPEND,
+    NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, RTA_DST, RTA_ENCAP_TYPE,
     RTA_GATEWAY, RTA_IIF, RTA_MARK, RTA_METRICS, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_SRC,
     RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_DELROUTE, RTM_DELRULE, RTM_F_CLONED,
     RTM_F_LOOKUP_TABLE, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_GETRULE, RTM_NEWROUTE,
-    RTM_NEWRULE, RTN_UNICAST,
+    RTM_NEWRULE, RTN_UNICAST, RTNH_F_ONLINK,
 };
 use super::wire::{Writer, attrs, find, ip, string, u16_at, u32_at};
 use super::{Error, Socket};
@@ -45,16 +45,10 @@ pub fn links(socket: &mut Socket) -> Result<Vec<Link>, Error> {
 }
 
 fn parse_link(body: &[u8]) -> Option<Link> {
-    let mut link = Link {
-        hardware: u16_at(body, 2)?,
-        index: u32_at(body, 4)?,
-        flags: u32_at(body, 8)?,
-        ..Link::default()
-    };
+    let mut link = Link { index: u32_at(body, 4)?, flags: u32_at(body, 8)?, ..Link::default() };
     for (kind, payload) in attrs(body.get(IFINFOMSG..)?) {
         match kind {
             IFLA_IFNAME => link.name = string(payload),
-            IFLA_MASTER => link.master = u32_at(payload, 0),
             IFLA_CARRIER => link.carrier = payload == [1],
             IFLA_LINKINFO => {
                 link.kind = find(payload, IFLA_INFO_KIND).map(string);
@@ -109,7 +103,10 @@ fn parse_route(body: &[u8]) -> Option<Route> {
         metric: 0,
         nexthops: Vec::new(),
         metrics: Vec::new(),
+        // Source prefix or TOS.
+        special: body.get(2..4)? != [0; 2],
     };
+    let onlink = u32_at(body, 8)? & RTNH_F_ONLINK != 0;
     let (mut link, mut gateway) = (None, None);
     for (kind, payload) in attrs(body.get(RTMSG..)?) {
         match kind {
@@ -121,11 +118,12 @@ fn parse_route(body: &[u8]) -> Option<Route> {
             RTA_GATEWAY => gateway = ip(payload),
             RTA_VIA => gateway = ip(payload.get(2..)?),
             RTA_MULTIPATH => route.nexthops = parse_nexthops(payload),
+            RTA_ENCAP_TYPE => route.special = true,
             _ => {}
         }
     }
     if let Some(link) = link {
-        route.nexthops.push(Nexthop { link, gateway });
+        route.nexthops.push(Nexthop { link, gateway, onlink });
     }
     Some(route)
 }
@@ -142,7 +140,9 @@ fn parse_nexthops(mut payload: &[u8]) -> Vec<Nexthop> {
             RTA_VIA => payload.get(2..).and_then(ip),
             _ => None,
         });
-        found.push(Nexthop { link, gateway });
+        // `rtnh_flags` is the byte behind the length.
+        let onlink = u32::from(payload[2]) & RTNH_F_ONLINK != 0;
+        found.push(Nexthop { link, gateway, onlink });
         payload = payload.get((len + 3) & !3..).unwrap_or(&[]);
     }
     found
@@ -224,6 +224,11 @@ fn change_route(
     body[5] = route.protocol;
     body[6] = route.scope;
     body[7] = route.kind;
+    // Routes of ours go one way: there is one uplink to a table.
+    let nexthop = route.nexthops.first();
+    if nexthop.is_some_and(|hop| hop.onlink) {
+        body[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
+    }
     let mut request = Writer::default();
     request.message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, &body);
     if !route.is_default() {
@@ -236,14 +241,26 @@ fn change_route(
     if !route.metrics.is_empty() && kind == RTM_NEWROUTE {
         request.attr(RTA_METRICS | super::uapi::NLA_F_NESTED, &route.metrics);
     }
-    // Routes of ours go one way: there is one uplink to a table.
-    for nexthop in route.nexthops.iter().take(1) {
+    if let Some(nexthop) = nexthop {
         request.u32(RTA_OIF, nexthop.link);
         if let Some(gateway) = nexthop.gateway {
-            request.ip(RTA_GATEWAY, gateway);
+            write_gateway(&mut request, route.family(), gateway);
         }
     }
     forgive(socket.acknowledged(&mut request), fine)
+}
+
+/// A router of the other family goes into `RTA_VIA`: a family of two bytes and the address.
+fn write_gateway(request: &mut Writer, family: Family, gateway: IpAddr) {
+    if Family::of(gateway) == family {
+        return request.ip(RTA_GATEWAY, gateway);
+    }
+    let mut via = u16::from(Family::of(gateway).number()).to_ne_bytes().to_vec();
+    match gateway {
+        IpAddr::V4(ip) => via.extend_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => via.extend_from_slice(&ip.octets()),
+    }
+    request.attr(RTA_VIA, &via);
 }
 
 /// Adds a rule; a twin that is there already is left as it is.

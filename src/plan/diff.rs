@@ -4,10 +4,11 @@
 //! way round. So a mark is never looked up in a table that is not filled, and nothing is marked
 //! before its rules are there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Plan;
 use crate::facts::{Action, ElementData, Facts, FoundRule, FoundSet, Route, Rule, Table};
+use crate::netlink::uapi::NFT_SET_MAP;
 use crate::ruleset::encode::{rule_body, set_numbers};
 use crate::ruleset::fingerprint;
 use crate::ruleset::model::{self, Chain, Ruleset, Set};
@@ -68,21 +69,22 @@ pub enum TableChange {
 
 type Elements = BTreeSet<(Vec<u8>, ElementData)>;
 
-/// The steps from these facts to this plan. `sysctls`: interfaces whose `src_valid_mark` was set by
-/// us.
+/// The steps from these facts to this plan.
 #[must_use]
-pub fn diff(facts: &Facts, plan: &Plan, sysctls: &BTreeSet<u32>) -> Vec<Operation> {
+pub fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
     let (mut steps, stale_routes) = routes(facts, plan);
     let (new_rules, stale_rules) = rules(facts, plan);
     steps.extend(new_rules);
-    let on = |link: &u32| facts.src_valid_mark.get(link).copied();
-    let wanted = plan.src_valid_mark.iter().filter(|&link| on(link) == Some(false));
+    let value = |link: &u32| facts.src_valid_mark.get(link).copied();
+    let wanted = plan.src_valid_mark.iter().filter(|&link| value(link) == Some(0));
     steps.extend(wanted.map(|&link| Operation::SrcValidMark { link, on: true }));
     let table = table(facts.ours.table.as_ref(), plan.ruleset.as_ref());
     if !table.is_empty() {
         steps.push(Operation::Table(table));
     }
-    let unwanted = sysctls.difference(&plan.src_valid_mark).filter(|&link| on(link) == Some(true));
+    // Another value than ours was set by somebody else meanwhile.
+    let unwanted =
+        facts.restore.difference(&plan.src_valid_mark).filter(|&link| value(link) == Some(1));
     steps.extend(unwanted.map(|&link| Operation::SrcValidMark { link, on: false }));
     steps.extend(stale_rules);
     steps.extend(stale_routes);
@@ -91,25 +93,29 @@ pub fn diff(facts: &Facts, plan: &Plan, sysctls: &BTreeSet<u32>) -> Vec<Operatio
 
 /// Routes to add or replace, and routes to delete.
 fn routes(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
-    let mut there: Vec<&Route> = facts.ours.routes.iter().collect();
+    let place = |r: &Route| (r.table, r.dst, r.metric);
+    // A place has several routes only where somebody appended one.
+    let mut there: BTreeMap<_, Vec<&Route>> = BTreeMap::new();
+    for route in &facts.ours.routes {
+        there.entry(place(route)).or_default().push(route);
+    }
     let mut steps = Vec::new();
     for wanted in &plan.routes {
-        let place =
-            |r: &&Route| (r.table, r.dst, r.metric) == (wanted.table, wanted.dst, wanted.metric);
-        if let Some(at) = there.iter().position(|r| *r == wanted) {
-            there.remove(at);
-        } else if let Some(at) = there.iter().position(place) {
-            let old = there.remove(at).clone();
-            steps.push(Operation::ReplaceRoute { old, new: wanted.clone() });
-        } else {
+        let found = there.entry(place(wanted)).or_default();
+        if let Some(at) = found.iter().position(|r| *r == wanted) {
+            found.remove(at);
+        } else if found.is_empty() {
             steps.push(Operation::AddRoute(wanted.clone()));
+        } else {
+            let old = found.remove(0).clone();
+            steps.push(Operation::ReplaceRoute { old, new: wanted.clone() });
         }
     }
+    let mut stale: Vec<&Route> = there.into_values().flatten().collect();
     // Default routes go first: the gateway's own route is what they lean on.
-    there.sort_by_key(|r| {
-        std::cmp::Reverse((r.is_default(), r.nexthops.iter().any(|h| h.gateway.is_some())))
-    });
-    (steps, there.into_iter().cloned().map(Operation::DeleteRoute).collect())
+    let leans = |r: &Route| r.nexthops.iter().any(|hop| hop.gateway.is_some());
+    stale.sort_by_key(|r| std::cmp::Reverse((r.is_default(), leans(r))));
+    (steps, stale.into_iter().cloned().map(Operation::DeleteRoute).collect())
 }
 
 /// Rules to add, and rules to delete.
@@ -152,9 +158,14 @@ fn table(there: Option<&Table>, wanted: Option<&Ruleset>) -> Vec<TableChange> {
     }
 }
 
-/// Whether a set or base chain that is there has another type, hook or priority than the one
-/// that is wanted by its name.
+/// Whether the table can't be changed into the one that is wanted: a set or base chain that is
+/// there has another type, hook or priority than the one that is wanted by its name, somebody has
+/// put a kind of set into it that we can't take apart, or it is switched off.
 fn reshaped(there: &Table, wanted: &Ruleset) -> bool {
+    let simple = |set: &FoundSet| set.flags & !NFT_SET_MAP == 0;
+    if there.dormant || !there.sets.values().all(simple) {
+        return true;
+    }
     let set = |set: &Set| {
         let numbers = set_numbers(set);
         there.sets.get(&set.name).is_some_and(|found| {

@@ -86,6 +86,7 @@ fn carries(facts: &Facts, link: &Link, family: Family) -> bool {
     has_address(facts, link.index, family)
         || facts.routes.iter().any(|r| {
             r.family() == family
+                && !r.special
                 && !is_link_local(r.dst.ip())
                 && r.nexthops.iter().any(|hop| hop.link == link.index)
         })
@@ -111,9 +112,23 @@ fn in_subnet(facts: &Facts, link: &Link, ip: IpAddr) -> bool {
         })
 }
 
+/// An address of the node itself, or the first or last of an IPv4 subnet of its.
+fn is_own(facts: &Facts, ip: IpAddr) -> bool {
+    let edge = |net: ipnetwork::IpNetwork| {
+        net.is_ipv4() && net.prefix() < 31 && (ip == net.network() || ip == net.broadcast())
+    };
+    facts.addresses.iter().any(|a| a.ip == ip || edge(a.net))
+}
+
 /// A configured gateway has to lie in a subnet of its uplink, where that has any.
 fn check(facts: &Facts, link: &Link, ip: IpAddr) -> Result<(), Invalid> {
     let family = Family::of(ip);
+    let wrong = |hint: String| {
+        Err(Invalid::new(format!("gateways.{}", link.name), &json!(ip.to_string()), hint))
+    };
+    if is_own(facts, ip) {
+        return wrong("is the node's own address, or one of all hosts; set its router".into());
+    }
     if is_link_local(ip) || !has_address(facts, link.index, family) || in_subnet(facts, link, ip) {
         return Ok(());
     }
@@ -123,12 +138,11 @@ fn check(facts: &Facts, link: &Link, ip: IpAddr) -> Result<(), Invalid> {
         .filter(|a| a.link == link.index && Family::of(a.ip) == family)
         .map(|a| a.net.to_string())
         .collect();
-    let hint = format!(
+    wrong(format!(
         "lies outside every connected subnet of {} ({}); set a router of that subnet",
         link.name,
         subnets.join(", "),
-    );
-    Err(Invalid::new(format!("gateways.{}", link.name), &json!(ip.to_string()), hint))
+    ))
 }
 
 /// A note for each configured gateway whose uplink is not there.

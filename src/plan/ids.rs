@@ -1,6 +1,6 @@
 //! Which uplink has which id. An id is kept while its uplink exists: live connections carry it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
@@ -42,34 +42,41 @@ pub fn assign<'a>(
             None => without.push(link),
         }
     }
+    // Connections of an uplink that has just gone still carry its id.
+    let stale = recorded(facts, settings);
     for link in without {
+        let free = |id: &u32| !ids.contains_key(id);
+        let fresh = (1..=max).find(|id| free(id) && !stale.contains(id));
         // There are at least as many ids as uplinks.
-        if let Some(id) = (1..=max).find(|id| !ids.contains_key(id)) {
+        if let Some(id) = fresh.or_else(|| (1..=max).find(free)) {
             ids.insert(id, link);
         }
     }
     Ok(ids)
 }
 
+/// The elements of the map of ids.
+fn elements(facts: &Facts) -> impl Iterator<Item = &(Vec<u8>, ElementData)> {
+    facts.ours.table.iter().filter_map(|t| t.sets.get(names::IDS)).flat_map(|set| &set.elements)
+}
+
+/// The id that an element of the map stands for.
+fn id_of(data: &ElementData, settings: &Settings) -> Option<u32> {
+    let ElementData::Value(mark) = data else { return None };
+    let mark = u32::from_ne_bytes(mark.as_slice().try_into().ok()?);
+    // A mark outside the field was written under another markMask.
+    (mark & !settings.field.id_mask() == 0).then(|| settings.field.id(mark))
+}
+
+/// All ids that the map knows, whether their uplinks are still there or not.
+fn recorded(facts: &Facts, settings: &Settings) -> BTreeSet<u32> {
+    elements(facts).filter_map(|(_, data)| id_of(data, settings)).collect()
+}
+
 fn from_map(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
     let key = link.index.to_ne_bytes();
-    let (_, data) = facts
-        .ours
-        .table
-        .as_ref()?
-        .sets
-        .get(names::IDS)?
-        .elements
-        .iter()
-        .find(|(k, _)| *k == key)?;
-    match data {
-        ElementData::Value(mark) => {
-            let mark = u32::from_ne_bytes(mark.as_slice().try_into().ok()?);
-            // A mark outside the field was written under another markMask.
-            (mark & !settings.field.id_mask() == 0).then(|| settings.field.id(mark))
-        }
-        _ => None,
-    }
+    let (_, data) = elements(facts).find(|(k, _)| *k == key)?;
+    id_of(data, settings)
 }
 
 fn from_rules(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {

@@ -31,10 +31,10 @@ pub struct Plan {
     pub rules: Vec<Rule>,
     /// Indexes of the interfaces that need `src_valid_mark`.
     pub src_valid_mark: BTreeSet<u32>,
+    /// Of those, the ones that have to be put back one day.
+    pub restore: BTreeSet<u32>,
     /// The nftables table; none for no table.
     pub ruleset: Option<Ruleset>,
-    /// Masquerade steering of IPv4 and IPv6, for the status report.
-    pub steering: [Option<Steering>; 2],
     /// What is off, with the way out.
     pub notes: Vec<Note>,
 }
@@ -134,7 +134,10 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
     plan.routes = plan.uplinks.iter().flat_map(|u| routing::routes(facts, u)).collect();
     plan.rules = routing::rules(settings, &plan.uplinks, &plan.families);
     plan.src_valid_mark = plan.uplinks.iter().map(|u| u.link).collect();
-    plan.steering = steering(facts, settings, &plan.uplinks)?;
+    let zero = |link: &u32| facts.src_valid_mark.get(link) == Some(&0);
+    let restore = |link: &&u32| zero(link) || facts.restore.contains(link);
+    plan.restore = plan.src_valid_mark.iter().filter(restore).copied().collect();
+    let steering = steering(facts, settings, &plan.uplinks)?;
     let pairs: Vec<_> = plan.uplinks.iter().map(|u| (u.id, u.link)).collect();
     plan.ruleset = Some(build(&Spec {
         field: settings.field,
@@ -143,11 +146,21 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
         others: &uplinks::others(facts, &plan.src_valid_mark),
         host: settings.host,
         hairpin: settings.hairpin,
-        steering: plan.steering.clone(),
+        steering,
+        routeless: &routeless(facts),
         pods: &facts.pods,
         fingerprint: settings.fingerprint(),
+        layout: (settings.priority, settings.table_base),
+        restore: &plan.restore,
     }));
     Ok(plan)
+}
+
+/// The families in which main has no default route.
+fn routeless(facts: &Facts) -> Vec<Family> {
+    let main = |r: &Route| r.table == RT_TABLE_MAIN && r.is_wide();
+    let has = |family| facts.routes.iter().any(|r| main(r) && r.family() == family);
+    Family::ALL.into_iter().filter(|&family| !has(family)).collect()
 }
 
 /// A family has rules where an uplink carries it or an enrolled pod speaks it.

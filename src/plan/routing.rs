@@ -26,9 +26,7 @@ pub fn routes(facts: &Facts, uplink: &Uplink) -> Vec<Route> {
     let mut routes = Vec::new();
     for (&family, way) in &uplink.ways {
         let mut of_family = copies(facts, uplink, family);
-        if let Some(gateway) = way.gateway {
-            of_family.push(route(uplink, Family::host_route(gateway), None, &[]));
-        }
+        of_family.extend(way.gateway.and_then(|gateway| to_gateway(uplink, family, gateway)));
         // What is on the link comes first: gateways are looked up in it.
         of_family.sort_by_key(|r| r.nexthops.iter().any(|hop| hop.gateway.is_some()));
         if way.source != Source::Unknown {
@@ -51,9 +49,16 @@ fn route(uplink: &Uplink, dst: IpNetwork, gateway: Option<IpAddr>, metrics: &[u8
         // systemd-networkd removes routes of any other protocol when it restarts.
         protocol: RTPROT_KERNEL,
         metric: if v4 { 0 } else { IPV6_METRIC },
-        nexthops: vec![Nexthop { link: uplink.link, gateway }],
+        nexthops: vec![Nexthop { link: uplink.link, gateway, onlink: false }],
         metrics: metrics.to_vec(),
+        special: false,
     }
+}
+
+/// The link-scope route to the router, without which the default route is refused: a secondary
+/// NIC often has no connected route. A router of the other family needs none in this one.
+fn to_gateway(uplink: &Uplink, family: Family, gateway: IpAddr) -> Option<Route> {
+    (Family::of(gateway) == family).then(|| route(uplink, Family::host_route(gateway), None, &[]))
 }
 
 /// What main sends out of this uplink, default routes aside.
@@ -61,14 +66,15 @@ fn copies(facts: &Facts, uplink: &Uplink, family: Family) -> Vec<Route> {
     let of_main = facts.routes.iter().filter(|r| {
         r.table == RT_TABLE_MAIN
             && r.family() == family
-            && !r.is_default()
+            && r.dst.prefix() != 0
+            && !r.special
             && !is_link_local(r.dst.ip())
     });
     of_main
         .filter_map(|r| {
             let hop = r.nexthops.iter().find(|hop| hop.link == uplink.link)?;
             let copy = route(uplink, r.dst, hop.gateway, &r.metrics);
-            Some(Route { metric: r.metric, ..copy })
+            Some(Route { metric: r.metric, nexthops: vec![*hop], ..copy })
         })
         .collect()
 }
@@ -133,7 +139,10 @@ pub fn notes(facts: &Facts, uplink: &Uplink) -> Vec<Note> {
             ),
         });
     }
-    notes.extend(uplink.ways.iter().filter_map(|(family, way)| no_gateway(name, *family, way)));
+    // An interface that is down has lost its routes, and the gateway with them.
+    if notes.is_empty() {
+        notes.extend(uplink.ways.iter().filter_map(|(family, way)| no_gateway(name, *family, way)));
+    }
     notes
 }
 

@@ -41,9 +41,19 @@ fn execute(facts: &mut Facts, step: &Operation) {
             let at = facts.ours.rules.iter().position(|r| r == found).expect("a rule to delete");
             facts.ours.rules.remove(at);
         }
-        Operation::SrcValidMark { link, on } => drop(facts.src_valid_mark.insert(*link, *on)),
+        Operation::SrcValidMark { link, on } => set_sysctl(facts, *link, *on),
         Operation::Table(changes) => changes.iter().for_each(|c| change(&mut facts.ours.table, c)),
     }
+}
+
+/// The record of what has to be put back is written before the kernel is touched.
+fn set_sysctl(facts: &mut Facts, link: u32, on: bool) {
+    if on {
+        facts.restore.insert(link)
+    } else {
+        facts.restore.remove(&link)
+    };
+    facts.src_valid_mark.insert(link, u32::from(on));
 }
 
 fn change(table: &mut Option<Table>, change: &TableChange) {
@@ -187,9 +197,10 @@ fn net(link: u32, v6: bool) -> (IpAddr, IpNetwork, IpAddr) {
 
 fn route(table: u32, dst: IpNetwork, link: u32, gateway: Option<IpAddr>) -> Route {
     let metric = if dst.is_ipv4() { 0 } else { 1024 };
-    let nexthops = vec![Nexthop { link, gateway }];
+    let nexthops = vec![Nexthop { link, gateway, onlink: false }];
     let scope = if gateway.is_none() && dst.is_ipv4() { 253 } else { 0 };
-    Route { table, dst, kind: 1, scope, protocol: 3, metric, nexthops, metrics: Vec::new() }
+    let metrics = Vec::new();
+    Route { table, dst, kind: 1, scope, protocol: 3, metric, nexthops, metrics, special: false }
 }
 
 prop_compose! {
@@ -201,7 +212,7 @@ prop_compose! {
         let mut facts = Facts { rules: base_rules(), ..Facts::default() };
         for (index, (kind, has, table)) in (2..).zip(nics) {
             facts.links.push(nic(index, kind));
-            facts.src_valid_mark.insert(index, has & 64 != 0);
+            facts.src_valid_mark.insert(index, u32::from(has >> 6 & 1));
             for (v6, bits) in [(false, has), (true, has >> 3)] {
                 let (ip, subnet, gateway) = net(index, v6);
                 let family = Family::of(ip);
@@ -240,24 +251,16 @@ fn any_settings() -> impl Strategy<Value = Settings> {
     )
 }
 
-/// Carries all steps to a plan out, looking at every moment in between. Gives back which sysctls
-/// are ours.
-fn advance(facts: &mut Facts, goal: &Plan, settings: &Settings, sysctls: &mut BTreeSet<u32>) {
-    for step in diff(facts, goal, sysctls) {
+/// Carries all steps to a plan out, looking at every moment in between.
+fn advance(facts: &mut Facts, goal: &Plan, settings: &Settings) {
+    for step in diff(facts, goal) {
         execute(facts, &step);
         assert_safe(facts, settings, goal);
-        if let Operation::SrcValidMark { link, on } = step {
-            if on {
-                sysctls.insert(link)
-            } else {
-                sysctls.remove(&link)
-            };
-        }
     }
 }
 
 /// Everything but what is ours, and whether there is anything of ours.
-fn others(facts: &Facts) -> (Vec<Route>, Vec<FoundRule>, BTreeMap<u32, bool>, bool) {
+fn others(facts: &Facts) -> (Vec<Route>, Vec<FoundRule>, BTreeMap<u32, u32>, bool) {
     let (routes, rules) = (facts.routes.clone(), facts.rules.clone());
     (routes, rules, facts.src_valid_mark.clone(), facts.ours == Ours::default())
 }
@@ -267,13 +270,12 @@ proptest! {
     fn steps_lead_to_the_plan_and_back(mut facts in any_facts(), settings in any_settings()) {
         let before = others(&facts);
         let Ok(goal) = plan(&facts, &settings) else { return Ok(()) };
-        let mut sysctls = BTreeSet::new();
-        advance(&mut facts, &goal, &settings, &mut sysctls);
+        advance(&mut facts, &goal, &settings);
         // What we made does not change what we want: ids, uplinks and gateways are kept.
         let again = plan(&facts, &settings).unwrap();
         prop_assert_eq!(&again, &goal);
-        prop_assert_eq!(diff(&facts, &again, &sysctls), vec![]);
-        for step in diff(&facts, &Plan::default(), &sysctls) {
+        prop_assert_eq!(diff(&facts, &again), vec![]);
+        for step in diff(&facts, &Plan::default()) {
             execute(&mut facts, &step);
         }
         prop_assert_eq!(others(&facts), before);
@@ -284,17 +286,13 @@ proptest! {
         mut facts in any_facts(), old in any_settings(), new in any_settings()
     ) {
         let before = others(&facts);
-        let mut sysctls = BTreeSet::new();
         let Ok(goal) = plan(&facts, &old) else { return Ok(()) };
-        advance(&mut facts, &goal, &old, &mut sysctls);
+        advance(&mut facts, &goal, &old);
         let Ok(goal) = plan(&facts, &new) else { return Ok(()) };
-        for step in diff(&facts, &goal, &sysctls) {
+        for step in diff(&facts, &goal) {
             execute(&mut facts, &step);
-            if let Operation::SrcValidMark { link, on } = step {
-                if on { sysctls.insert(link) } else { sysctls.remove(&link) };
-            }
         }
-        for step in diff(&facts, &Plan::default(), &sysctls) {
+        for step in diff(&facts, &Plan::default()) {
             execute(&mut facts, &step);
         }
         prop_assert_eq!(others(&facts), before);
@@ -303,11 +301,11 @@ proptest! {
     #[test]
     fn ids_stay_when_an_uplink_comes(mut facts in any_facts(), settings in any_settings()) {
         let Ok(goal) = plan(&facts, &settings) else { return Ok(()) };
-        advance(&mut facts, &goal, &settings, &mut BTreeSet::new());
+        advance(&mut facts, &goal, &settings);
         // An interface that sorts before all others.
         facts.links.insert(0, Link { index: 1, name: "eth1".into(), flags: IFF_UP, ..nic(1, 0) });
         facts.routes.push(route(77, Family::V4.default_route(), 1, "10.1.0.1".parse().ok()));
-        facts.src_valid_mark.insert(1, false);
+        facts.src_valid_mark.insert(1, 0);
         let Ok(next) = plan(&facts, &settings) else { return Ok(()) };
         for uplink in &goal.uplinks {
             let kept = next.uplinks.iter().find(|u| u.link == uplink.link).unwrap();

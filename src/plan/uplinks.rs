@@ -89,8 +89,8 @@ fn has_default_route(facts: &Facts, link: &Link) -> bool {
 /// Interfaces with a default route that are not among the chosen.
 #[must_use]
 pub fn others(facts: &Facts, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
-    let carriers = facts.links.iter().filter(|l| has_default_route(facts, l));
-    carriers.map(|l| l.index).filter(|index| !chosen.contains(index)).collect()
+    let wide = facts.routes.iter().filter(|r| r.is_wide()).flat_map(|r| &r.nexthops);
+    wide.map(|hop| hop.link).filter(|index| !chosen.contains(index)).collect()
 }
 
 /// Interfaces that lead outside: the chosen, those that `auto` would take, and those that main
@@ -99,7 +99,7 @@ pub fn others(facts: &Facts, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
 /// reached by the first.
 #[must_use]
 pub fn outside(facts: &Facts, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
-    let main = |r: &&Route| r.is_default() && r.table == RT_TABLE_MAIN;
+    let main = |r: &&Route| r.is_wide() && r.table == RT_TABLE_MAIN;
     let by_main = facts.routes.iter().filter(main).flat_map(|r| &r.nexthops).map(|hop| hop.link);
     let candidates = facts.links.iter().filter(|l| leads_outside(facts, l));
     let all = candidates.map(|l| l.index).chain(by_main).chain(chosen.iter().copied());

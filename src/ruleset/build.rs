@@ -62,10 +62,17 @@ pub struct Spec<'a> {
     pub hairpin: bool,
     /// Masquerade steering of IPv4 and IPv6.
     pub steering: [Option<Steering>; 2],
+    /// Families in which main has no default route, so that a source without a route may come
+    /// from outside.
+    pub routeless: &'a [Family],
     /// Addresses of the enrolled pods.
     pub pods: &'a BTreeSet<IpAddr>,
     /// See [`names::IN_FORCE`].
     pub fingerprint: u32,
+    /// See [`names::LAYOUT`]: priority and tables.
+    pub layout: (u32, u32),
+    /// See [`names::RESTORE`].
+    pub restore: &'a BTreeSet<u32>,
 }
 
 /// The name of the pods' set of a family.
@@ -139,8 +146,17 @@ fn sets(spec: &Spec<'_>) -> Vec<Set> {
         links.map(|&link| member(number_key(link)))
     };
     let (verdict, interface) = (Some(Type::Verdict), Type::Interface);
+    let layout = [
+        (names::LAYOUT_MASK, field.mask()),
+        (names::LAYOUT_PRIORITY, spec.layout.0),
+        (names::LAYOUT_TABLES, spec.layout.1),
+    ]
+    .map(|(key, value)| (number_key(key), ElementData::Value(number_key(value))));
+    let restore = spec.restore.iter().map(|&link| member(number_key(link)));
     vec![
         set(names::IN_FORCE, Type::Mark, None, [member(number_key(spec.fingerprint))]),
+        set(names::LAYOUT, Type::Mark, Some(Type::Mark), layout),
+        set(names::RESTORE, interface, None, restore),
         set(
             names::IDS,
             interface,
@@ -293,6 +309,11 @@ fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
             ],
         ),
         plain([DirectionIs { reply: true }, goto("reply", id)]),
+        rule(
+            "an ICMP error binds nothing: anybody can send one",
+            [IcmpError(Family::V4), goto("via", id)],
+        ),
+        plain([IcmpError(Family::V6), goto("via", id)]),
         to_pod(Family::V4, names::PODS4),
         to_pod(Family::V6, names::PODS6),
     ];
@@ -333,7 +354,10 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
                 goto("bind", id),
             ],
         ));
-        rules.push(rule("no route to it at all", [FibMissing(Side::Source), goto("bind", id)]));
+        rules.extend(spec.routeless.iter().map(|&family| {
+            let missing = [FamilyIs(family), FibMissing(Side::Source), goto("bind", id)];
+            rule("main has no default route", missing)
+        }));
     }
     rules
 }
@@ -373,8 +397,10 @@ fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
         |reply, map| plain([DirectionIs { reply }, ConntrackMark, ours(field), VerdictMap(map)]);
     let mut output = vec![directed(true, names::REPLIES), directed(false, names::SENT)];
     output.extend(steer(spec, &Oif));
-    let clear =
-        [PacketMark, ours(field), Differs(vec![0; 4]), PacketMark, merge(field, 0), SetPacketMark];
+    let marked = [PacketMark, ours(field), Differs(vec![0; 4])];
+    // A mark on a packet of no connection of ours is somebody else's, whole-mark writers' say.
+    let connected = [ConntrackMark, ours(field), Differs(vec![0; 4])];
+    let clear = [marked, connected, [PacketMark, merge(field, 0), SetPacketMark]].concat();
     vec![
         hook("prerouting", "filter", NF_INET_PRE_ROUTING, PREROUTING, prerouting),
         hook("input", "filter", NF_INET_LOCAL_IN, MANGLE, forgetting()),

@@ -95,6 +95,14 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
             ct(w, NFT_CT_DIRECTION);
             compare(w, NFT_CMP_EQ, &[if *reply { IP_CT_DIR_REPLY } else { IP_CT_DIR_ORIGINAL }]);
         }
+        Expression::IcmpError(family) => {
+            let protocol = if *family == Family::V4 { IPPROTO_ICMP } else { IPPROTO_ICMPV6 };
+            meta(w, NFT_META_L4PROTO);
+            compare(w, NFT_CMP_EQ, &[protocol]);
+            ct(w, NFT_CT_STATE);
+            bitwise(w, &NF_CT_STATE_RELATED.to_ne_bytes(), &[0; 4]);
+            compare(w, NFT_CMP_NEQ, &[0; 4]);
+        }
         Expression::FamilyIs(family) => {
             let number = if *family == Family::V4 { NFPROTO_IPV4 } else { NFPROTO_IPV6 };
             meta(w, NFT_META_NFPROTO);

@@ -116,6 +116,8 @@ pub enum Expression {
         /// `true` for the reply direction.
         reply: bool,
     },
+    /// The packet is an ICMP or ICMPv6 error about a connection.
+    IcmpError(Family),
     /// The packet is of this family.
     FamilyIs(Family),
     /// Address -> register; ask [`Expression::FamilyIs`] first.

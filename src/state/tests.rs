@@ -99,7 +99,7 @@ fn the_record_survives_a_round_trip() {
     let record = Record {
         network: "k8s".into(),
         settings: Settings::default(),
-        previous: Some(Settings { host: false, ..Settings::default() }),
+        previous: vec![Settings { host: false, ..Settings::default() }],
         src_valid_mark: [3, 7].into(),
     };
     state.set_record(&record).unwrap();

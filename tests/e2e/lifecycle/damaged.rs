@@ -88,8 +88,7 @@ fn an_attachment_is_gone() {
     before.assert_unchanged(&Snapshot::take(&layout.node));
 }
 
-// SHOWS A BUG while it fails: without a readable node.json status says "not in force", and the
-// last DEL, down and up do not know any more what is to be taken away.
+/// The table itself remembers enough to take all away.
 #[test]
 fn the_record_is_damaged() {
     let (layout, pod, before) = scene();
@@ -106,7 +105,6 @@ fn the_record_is_damaged() {
     }
 }
 
-// SHOWS A BUG while it fails, see above.
 #[test]
 fn the_record_is_damaged_and_the_last_pod_goes() {
     let (layout, pod, before) = scene();
@@ -119,7 +117,6 @@ fn the_record_is_damaged_and_the_last_pod_goes() {
 }
 
 /// Everything below /run/symroute is gone while the kernel's state is there.
-// SHOWS A BUG while it fails, see above.
 #[test]
 fn all_files_are_gone() {
     let (layout, pod, before) = scene();
