@@ -185,6 +185,7 @@ fn a_late_del_then_another() {
     };
     prepare();
     let steps = scene.steps(&old("DEL"), Syscall::is_change);
+    del(&scene);
     let mut findings = Findings::default();
     for step in &steps {
         prepare();

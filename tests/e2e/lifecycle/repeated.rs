@@ -88,9 +88,7 @@ fn add_twice_with_other_settings() {
         ("markMask", json!("0x700")),
         ("markMask", json!("0x1f0000")),
         ("rulePriority", json!(300)),
-        ("rulePriority", json!(401)),
         ("tableBase", json!(48000)),
-        ("tableBase", json!(47002)),
     ] {
         let mut other = settings();
         other[key] = value.clone();
