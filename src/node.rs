@@ -41,8 +41,6 @@ pub struct Node {
 pub struct View {
     /// What is there.
     pub facts: Facts,
-    /// The record of the node state, if any.
-    pub record: Option<Record>,
     /// What should be there for the settings asked for.
     pub plan: Plan,
     /// Steps that lead from one to the other; none when all is well.
@@ -117,7 +115,7 @@ impl Node {
                 Err(error) => {
                     match record {
                         Some(record) => self.state.set_record(&record)?,
-                        None => self.state.clear()?,
+                        None => self.undo_all(&next)?,
                     }
                     return Err(Interrupted::by(error, &steps));
                 }
@@ -132,8 +130,18 @@ impl Node {
         Ok(Round::Settled(plan))
     }
 
-    /// The record, from its file or else from the table itself.
-    fn record(&mut self) -> Result<Option<Record>, Error> {
+    /// After a failed first reconcile. What failed is taken away too: the kernel may have done it
+    /// and only the answer was lost.
+    fn undo_all(&mut self, made: &Record) -> Result<(), Error> {
+        let (facts, _) = self.look(&made.owned(), Some(made))?;
+        for error in self.kernel.apply_all(&diff(&facts, &Plan::default()), &facts) {
+            log::error!("undo: {error}");
+        }
+        Ok(self.state.clear()?)
+    }
+
+    /// The record, from its file or else from the table itself; then it has no network.
+    pub fn record(&mut self) -> Result<Option<Record>, Error> {
         if let Some(record) = self.state.record()? {
             return Ok(Some(record));
         }
@@ -213,6 +221,13 @@ impl Node {
                 return Ok(true);
             };
             let (facts, unreadable) = self.look(&record.owned(), Some(&record))?;
+            // An ADD on the fast path writes its file and then asks whether its settings are in
+            // force. So either it is seen here, or it sees this and waits for the lock.
+            self.kernel.apply_all(&not_in_force(&facts), &facts);
+            if !self.state.is_idle()? {
+                self.reconcile(lock, &record.network, &record.settings)?;
+                continue;
+            }
             let steps = diff(&facts, &Plan::default());
             let failures = self.kernel.apply_all(&steps, &facts);
             if let Some(error) = failures.into_iter().next() {
@@ -286,7 +301,7 @@ impl Node {
         let (facts, _) = self.look(&owned, record.as_ref())?;
         let plan = plan(&facts, &settings)?;
         let steps = diff(&facts, &plan);
-        Ok(View { facts, record, plan, steps })
+        Ok(View { facts, plan, steps })
     }
 }
 
@@ -324,6 +339,17 @@ impl Interrupted {
         };
         if passing { Self::Passing(error) } else { Self::For(error) }
     }
+}
+
+/// The step that tells every ADD to wait for the lock.
+fn not_in_force(facts: &Facts) -> Vec<Operation> {
+    let sets = facts.ours.table.iter().filter_map(|table| table.sets.get(names::IN_FORCE));
+    let elements = sets.map(|set| set.elements.clone()).filter(|elements| !elements.is_empty());
+    elements
+        .map(|elements| {
+            Operation::Table(vec![TableChange::DeleteElements(names::IN_FORCE.into(), elements)])
+        })
+        .collect()
 }
 
 fn takes_pods_out(step: &Operation) -> bool {

@@ -48,20 +48,20 @@ impl Report {
             .collect();
         let fallback = Settings::default();
         let (mut uplinks, mut pending) = (Vec::new(), Vec::new());
-        let mut record = node.state.record()?;
+        let record = node.record()?;
+        let lost = record.as_ref().is_some_and(|r| r.network.is_empty());
+        if lost {
+            notes.push(Note {
+                what: "/run/symroute/node.json is lost or damaged: which settings are in force is \
+                       not known"
+                    .into(),
+                way_out: "symroute up --config FILE; if pods are missing below, restart them"
+                    .into(),
+            });
+        }
         match node.view(&fallback) {
+            _ if lost => {}
             Ok(view) => {
-                if record.is_none() && view.record.is_some() {
-                    notes.push(Note {
-                        what: "/run/symroute/node.json is lost or damaged: which settings are in \
-                               force is not known"
-                            .into(),
-                        way_out:
-                            "symroute up --config FILE; if pods are missing below, restart them"
-                                .into(),
-                    });
-                }
-                record = view.record;
                 notes.extend(view.plan.notes);
                 uplinks = view.plan.uplinks;
                 if record.is_some() {

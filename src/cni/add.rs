@@ -68,9 +68,10 @@ fn quickly(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<
     if !node.state.has_record() {
         return Ok(false);
     }
+    // The file comes first: a DEL that is about to take the table away looks for files last.
+    node.state.enroll(attachment)?;
     match fast::prove(&mut node.kernel, &config.settings, &attachment.addresses) {
         Ok(()) => {
-            node.state.enroll(attachment)?;
             match fast::enroll(&mut node.kernel.nftables, &attachment.addresses) {
                 Ok(()) => return Ok(true),
                 // The last pod before this one took the table with it just now.

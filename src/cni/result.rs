@@ -17,7 +17,7 @@ pub(super) fn addresses(result: &RawValue) -> Result<Vec<IpAddr>, Failure> {
             .with("the plugin before this one in the chain has to give a valid result")
     };
     let object = |text: &str| -> Result<BTreeMap<String, Box<RawValue>>, Failure> {
-        serde_json::from_str(text).map_err(|error| wrong(error.to_string()))
+        serde_json::from_str(text).map_err(|_| wrong(format!("not an object: {text}")))
     };
     // Only what is needed is read: other keys may hold what only other plugins understand.
     let ips: Option<Vec<Box<RawValue>>> = match object(result.get())?.get("ips") {

@@ -171,15 +171,11 @@ fn wrong_values() -> Vec<(Value, &'static [&'static str])> {
     ]
 }
 
-// SHOWS A BUG while it fails with "+ …/run/pods/": an ADD that fails after it has written its file
-// leaves empty folders behind where nothing is in force.
 #[test]
 fn a_wrong_value_on_an_empty_node() {
     refuses_settings(Start::Empty, &wrong_values());
 }
 
-// SHOWS A BUG while it fails with "somebody else has a rule at 402": rules by the settings in force
-// are taken for another's when the network asks for a markMask with fewer ids.
 #[test]
 fn a_wrong_value_on_a_node_in_use() {
     refuses_settings(Start::InUse, &wrong_values());

@@ -60,8 +60,6 @@ fn the_first_add_then_add() {
     );
 }
 
-// SHOWS A BUG while it fails with temporary files or empty folders left below /run/symroute:
-// what a killed call left there is swept only where there is a record of node state.
 #[test]
 fn the_first_add_then_del() {
     kill(nothing, |scene| scene.call("ADD"), bare_del);
@@ -85,8 +83,6 @@ fn the_first_add_then_up_and_down() {
     );
 }
 
-// SHOWS A BUG while it fails with temporary files or empty folders left below /run/symroute:
-// what a killed call left there is swept only where there is a record of node state.
 #[test]
 fn the_last_del_then_del() {
     kill(Scene::add, |scene| scene.call("DEL"), bare_del);
@@ -106,8 +102,6 @@ fn the_last_del_then_add() {
 }
 
 /// A DEL of another pod goes on where the last one was killed.
-// SHOWS A BUG while it fails with temporary files or empty folders left below /run/symroute:
-// what a killed call left there is swept only where there is a record of node state.
 #[test]
 fn the_last_del_then_another_pods_del() {
     kill(
@@ -120,8 +114,6 @@ fn the_last_del_then_another_pods_del() {
     );
 }
 
-// SHOWS A BUG while it fails with temporary files or empty folders left below /run/symroute:
-// what a killed call left there is swept only where there is a record of node state.
 #[test]
 fn up_then_down() {
     kill(nothing, up_call, |scene| scene.node().down());
@@ -146,8 +138,6 @@ fn up_then_a_pod() {
     });
 }
 
-// SHOWS A BUG while it fails with temporary files or empty folders left below /run/symroute:
-// what a killed call left there is swept only where there is a record of node state.
 #[test]
 fn down_then_down() {
     kill(Scene::up, |_| Call::tool(&["down"]), |scene| scene.node().down());
@@ -169,8 +159,6 @@ fn down_then_a_pod() {
 
 /// A late DEL, whose pod's address went to a pod that is there: killed and sent again, it leaves
 /// that pod alone.
-// SHOWS A BUG while it fails at the unlink of owners/.taken-…: the link that says whom the address
-// belongs to is lost then, and the second DEL takes the address of the living pod away.
 #[test]
 fn a_late_del_then_another() {
     let scene = Scene::new();
@@ -185,6 +173,7 @@ fn a_late_del_then_another() {
     };
     prepare();
     let steps = scene.steps(&old("DEL"), Syscall::is_change);
+    del(&scene);
     let mut findings = Findings::default();
     for step in &steps {
         prepare();

@@ -22,7 +22,8 @@ const HIDDEN: [Damage; 3] = [
     }),
 ];
 
-const DAMAGES: [Damage; 4] = [
+/// What every ADD needs.
+const SHARED: [Damage; 2] = [
     ("nft flush ruleset", |layout| layout.node.ns.nft("flush ruleset")),
     ("ip rule flush, and the rules of others made again", |layout| {
         layout.node.ns.ip(&format!(
@@ -35,6 +36,10 @@ const DAMAGES: [Damage; 4] = [
             POD[0], POD[1], POD[1]
         ));
     }),
+];
+
+/// What is of one uplink, and seen by the ADD of a pod that leaves by it.
+const OF_UPLINK: [Damage; 2] = [
     ("table of eth1 flushed", |layout| layout.node.ns.ip("route flush table 47002")),
     ("default route of eth1's table deleted", |layout| {
         layout.node.ns.ip("route del default table 47002");
@@ -69,13 +74,21 @@ fn heals(damages: &[Damage], heal: impl Fn(&TwoNics, &Pod)) {
 
 #[test]
 fn by_up() {
-    heals(&[&HIDDEN[..], &DAMAGES].concat(), |layout, _| layout.node.up(&settings()));
+    let all = [&HIDDEN[..], &SHARED, &OF_UPLINK].concat();
+    heals(&all, |layout, _| layout.node.up(&settings()));
 }
 
 /// By the ADD of another pod, which leaves by the uplink that was damaged.
 #[test]
 fn by_the_next_add() {
-    heals(&DAMAGES, |layout, _| layout.node.add(&settings(), &layout.pods[1]));
+    let damages = [&SHARED[..], &OF_UPLINK].concat();
+    heals(&damages, |layout, _| layout.node.add(&settings(), &layout.pods[1]));
+}
+
+/// By the ADD of a pod that leaves by eth0, though it is reached by eth1.
+#[test]
+fn by_any_add() {
+    heals(&SHARED, |layout, pod| layout.node.add(&settings(), pod));
 }
 
 /// Each interface gets back what it had, and what somebody sets meanwhile stays.

@@ -1,6 +1,7 @@
 //! Many pods at once.
 
 use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{assert_silent, call, is_enrolled};
 use crate::lab::flows::assert_all_work;
@@ -22,7 +23,11 @@ fn for_each_pod(work: impl Fn(&str, &str) + Sync) {
 
 fn add(layout: &TwoNics, id: &str, address: &str) {
     layout.node.call(&call(layout, "ADD", id, &[address])).assert_success(id);
-    assert!(is_enrolled(&layout.node, address), "{id} is enrolled when its ADD has succeeded");
+    // A DEL that takes everything away at this moment looks again and puts it back.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_enrolled(&layout.node, address) {
+        assert!(Instant::now() < deadline, "{id} is enrolled after its ADD has succeeded");
+    }
 }
 
 fn del(layout: &TwoNics, id: &str, address: &str) {
