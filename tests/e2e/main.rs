@@ -19,6 +19,7 @@ mod lifecycle;
 mod living;
 mod neighbours;
 mod refusals;
+mod regressions;
 mod remote_backend;
 mod report_000_aws_nlb;
 mod report_001_lb_ip_from_pod;

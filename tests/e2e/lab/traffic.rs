@@ -100,6 +100,11 @@ impl Connection {
         Ok(Self(BufReader::new(stream)))
     }
 
+    /// The client's end.
+    pub(crate) fn local(&self) -> SocketAddr {
+        self.0.get_ref().local_addr().expect("a connected socket")
+    }
+
     pub(crate) fn ask(&mut self) -> io::Result<Answer> {
         self.0.get_mut().write_all(b"who\n")?;
         let mut line = String::new();
