@@ -18,6 +18,7 @@ mod lab_itself;
 mod lifecycle;
 mod living;
 mod neighbours;
+mod protocol;
 mod refusals;
 mod regressions;
 mod remote_backend;

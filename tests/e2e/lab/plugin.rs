@@ -153,6 +153,11 @@ impl Node {
     /// Runs the program in the node's network namespace, with a `/run/symroute` of the node's own.
     /// `prefix` is what its command line begins with, for instance strace.
     pub(crate) fn call_under(&self, prefix: &[&str], call: &Call) -> Ran {
+        self.call_program(&[prefix, &[env!("CARGO_BIN_EXE_symroute")]].concat(), call)
+    }
+
+    /// Any program with the variables and the stdin of the call, for instance another plugin.
+    pub(crate) fn call_program(&self, argv: &[&str], call: &Call) -> Ran {
         // The mount point has to exist; the mount itself is private to `ip netns exec`.
         fs::create_dir_all("/run/symroute").expect("make /run/symroute");
         let private = "mount --bind \"$0\" /run/symroute && exec \"$@\"";
@@ -169,8 +174,7 @@ impl Node {
                 private,
             ])
             .arg(self.dir.join("run"))
-            .args(prefix)
-            .arg(env!("CARGO_BIN_EXE_symroute"))
+            .args(argv)
             .args(&call.arguments)
             .env_remove("CNI_COMMAND")
             .envs(call.variables.iter().map(|(name, value)| (name, value)))
@@ -178,10 +182,10 @@ impl Node {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("start symroute");
+            .expect("start the program");
         // VERSION and the like may exit without reading: not an error of the caller.
         let _ = child.stdin.take().expect("stdin was piped").write_all(call.input.as_bytes());
-        let output = child.wait_with_output().expect("wait for symroute");
+        let output = child.wait_with_output().expect("wait for the program");
         Ran {
             success: output.status.success(),
             code: output.status.code(),
