@@ -35,7 +35,7 @@ pub(super) fn complaints(case: &Case, ours: &Answer, peers: &[&Answer; 3]) -> Ve
     // Where the same is said, it is said in the same words.
     if case.verb == "ADD" && !failed && ours.outcome == theirs[0] {
         let [a, b] = [&ours.document, &peers[0].document].map(plain);
-        if a != b {
+        if !holds(&a, &b) {
             wrong.push(format!("the result differs from {}'s:\n{a}\n{b}", PLUGINS[1]));
         }
     }
@@ -56,6 +56,16 @@ fn plain(value: &Value) -> Value {
     }
 }
 
+/// Whether all of `part` stands in `whole`, which may hold keys that the peers do not know.
+fn holds(whole: &Value, part: &Value) -> bool {
+    match (whole, part) {
+        (Value::Object(whole), Value::Object(part)) => part
+            .iter()
+            .all(|(key, value)| whole.get(key).is_some_and(|found| holds(found, value))),
+        _ => whole == part,
+    }
+}
+
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -68,7 +78,7 @@ fn is_empty(value: &Value) -> bool {
 
 /// A row of the table of differences; cases that differ alike share one.
 struct Row<'a> {
-    what: &'a str,
+    whats: Vec<&'a str>,
     verbs: Vec<&'a str>,
     versions: Vec<&'a str>,
     ours: &'a str,
@@ -82,19 +92,15 @@ pub(super) fn table(cases: &[Case], peers: &[[&Answer; 3]]) -> String {
     for (case, peers) in cases.iter().zip(peers) {
         let Some((ours, reason)) = &case.differs else { continue };
         let (ours, theirs) = (kind(ours, case), peers.map(|answer| kind(&answer.outcome, case)));
-        let same = |row: &&mut Row<'_>| {
-            row.what == case.what
-                && row.ours == ours
-                && row.theirs == theirs
-                && row.reason == *reason
-        };
-        match rows.iter_mut().find(same) {
+        let answered =
+            |row: &Row<'_>| row.ours == ours && row.theirs == theirs && row.reason == *reason;
+        match rows.iter_mut().find(|row| row.whats == [&case.what] && answered(row)) {
             Some(row) => {
-                row.verbs.push(case.verb);
-                row.versions.push(case.version);
+                add(&mut row.verbs, case.verb);
+                add(&mut row.versions, case.version);
             }
             None => rows.push(Row {
-                what: &case.what,
+                whats: vec![&case.what],
                 verbs: vec![case.verb],
                 versions: vec![case.version],
                 ours,
@@ -103,9 +109,23 @@ pub(super) fn table(cases: &[Case], peers: &[[&Answer; 3]]) -> String {
             }),
         }
     }
+    let mut merged: Vec<Row<'_>> = Vec::new();
+    for row in rows {
+        let same = |other: &&mut Row<'_>| {
+            other.verbs == row.verbs
+                && other.versions == row.versions
+                && other.ours == row.ours
+                && other.theirs == row.theirs
+                && other.reason == row.reason
+        };
+        match merged.iter_mut().find(same) {
+            Some(other) => other.whats.extend(row.whats),
+            None => merged.push(row),
+        }
+    }
     let mut text = String::from("| call | verbs | cniVersion | symroute | peers | reason |\n");
     text.push_str("|---|---|---|---|---|---|\n");
-    for row in rows {
+    for row in merged {
         let theirs = match row.theirs {
             [one, two, three] if one == two && two == three => one.to_owned(),
             all => {
@@ -114,8 +134,14 @@ pub(super) fn table(cases: &[Case], peers: &[[&Answer; 3]]) -> String {
                 named.collect::<Vec<_>>().join(", ")
             }
         };
-        let cells =
-            [row.what, &listed(row.verbs), &listed(row.versions), row.ours, &theirs, row.reason];
+        let cells = [
+            &row.whats.join("; "),
+            &row.verbs.join(" "),
+            &row.versions.join(" "),
+            row.ours,
+            &theirs,
+            row.reason,
+        ];
         let _ = writeln!(text, "| {} |", cells.join(" | "));
     }
     text
@@ -126,12 +152,8 @@ fn kind<'a>(outcome: &'a str, case: &Case) -> &'a str {
     if outcome.strip_prefix("ok ") == Some(case.version) { "ok" } else { outcome }
 }
 
-fn listed(mut words: Vec<&str>) -> String {
-    let mut seen = Vec::new();
-    words.retain(|word| {
-        let new = !seen.contains(word);
-        seen.push(word);
-        new
-    });
-    words.join(" ")
+fn add<'a>(words: &mut Vec<&'a str>, word: &'a str) {
+    if !words.contains(&word) {
+        words.push(word);
+    }
 }
