@@ -298,6 +298,8 @@ pub struct Facts {
     pub restore: BTreeSet<u32>,
     /// Addresses of the enrolled pods.
     pub pods: BTreeSet<IpAddr>,
+    /// Of those, the ones that accept a local pod's address as a source.
+    pub hairpins: BTreeSet<IpAddr>,
 }
 
 impl Facts {

@@ -13,7 +13,8 @@ use crate::netlink::nft::{self, Batch};
 use crate::netlink::route::{Lookup, Way, lookup};
 use crate::netlink::uapi::RTN_UNICAST;
 use crate::netlink::{Error, Socket};
-use crate::ruleset::build::{address_key, number_key, pods_set};
+use crate::ruleset::build::{address_key, hairpin_set, number_key, pods_set};
+use crate::state::Attachment;
 
 /// Addresses outside of any cluster (RFC 5737, RFC 3849), to ask for the way to the outside.
 const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
@@ -115,33 +116,48 @@ fn way(rtnetlink: &mut Socket, question: &Lookup) -> Result<Option<Way>, Error> 
     }
 }
 
+/// An address in one of the pods' sets.
+pub type Membership = (&'static str, IpAddr);
+
+/// The sets that an attachment's addresses belong in.
+#[must_use]
+pub fn memberships(attachment: &Attachment) -> Vec<Membership> {
+    attachment.addresses.iter().flat_map(|&ip| memberships_of(ip, attachment.hairpin)).collect()
+}
+
+/// The sets that an address belongs in.
+pub fn memberships_of(ip: IpAddr, hairpin: bool) -> impl Iterator<Item = Membership> {
+    let family = Family::of(ip);
+    let extra = hairpin.then(|| (hairpin_set(family), ip));
+    std::iter::once((pods_set(family), ip)).chain(extra)
+}
+
+/// Whether an address is in a set.
+pub fn is_enrolled(nftables: &mut Socket, set: &str, ip: IpAddr) -> Result<bool, Error> {
+    Ok(nft::element(nftables, set, &address_key(ip))?.is_some())
+}
+
 /// Enrolls addresses: one batch that only adds, so it costs the same on an empty and a full node.
-pub fn enroll(nftables: &mut Socket, addresses: &[IpAddr]) -> Result<(), Error> {
+pub fn enroll(nftables: &mut Socket, members: &[Membership]) -> Result<(), Error> {
     let mut batch = Batch::default();
-    for_each_set(addresses, |set, elements| batch.add_elements(set, elements));
+    for (set, ip) in members {
+        batch.add_elements(set, &[(address_key(*ip), ElementData::None)]);
+    }
     batch.commit(nftables)
 }
 
 /// Takes addresses out again. What is not enrolled, or has no table any more, is no error.
-pub fn withdraw(nftables: &mut Socket, addresses: &[IpAddr]) -> Result<(), Error> {
+pub fn withdraw(nftables: &mut Socket, members: &[Membership]) -> Result<(), Error> {
     let mut batch = Batch::default();
-    for_each_set(addresses, |set, elements| batch.delete_elements(set, elements));
+    for (set, ip) in members {
+        batch.delete_elements(set, &[(address_key(*ip), ElementData::None)]);
+    }
     match batch.commit(nftables) {
         // One element that is not there fails the whole batch.
-        Err(error) if error.errno == Errno::ENOENT && addresses.len() > 1 => {
-            addresses.iter().try_for_each(|&address| withdraw(nftables, &[address]))
+        Err(error) if error.errno == Errno::ENOENT && members.len() > 1 => {
+            members.iter().try_for_each(|member| withdraw(nftables, &[*member]))
         }
         Err(error) if error.errno == Errno::ENOENT => Ok(()),
         other => other,
-    }
-}
-
-fn for_each_set(addresses: &[IpAddr], mut change: impl FnMut(&str, &[(Vec<u8>, ElementData)])) {
-    for family in Family::ALL {
-        let of_family = addresses.iter().filter(|&&ip| Family::of(ip) == family);
-        let elements: Vec<_> = of_family.map(|&ip| (address_key(ip), ElementData::None)).collect();
-        if !elements.is_empty() {
-            change(pods_set(family), &elements);
-        }
     }
 }

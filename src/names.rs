@@ -40,6 +40,12 @@ pub const PLAIN: &str = "plain";
 pub const PODS4: &str = "pods4";
 /// Addresses of the enrolled pods.
 pub const PODS6: &str = "pods6";
+/// Addresses of the pods that accept a local pod's address as a source.
+pub const HAIRPIN4: &str = "hairpin4";
+/// Addresses of the pods that accept a local pod's address as a source.
+pub const HAIRPIN6: &str = "hairpin6";
+/// The sets that hold pods.
+pub const OF_PODS: [&str; 4] = [PODS4, PODS6, HAIRPIN4, HAIRPIN6];
 /// Uplinks that a masqueraded connection of a pod must not leave by.
 pub const STEER4: &str = "steer4";
 /// Uplinks that a masqueraded connection of a pod must not leave by.

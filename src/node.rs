@@ -2,7 +2,6 @@
 //! of ADD, by DEL of the last pod, by `up`, `down` and `status`.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -11,14 +10,15 @@ use serde_json::json;
 use crate::apply::{Applied, Kernel};
 use crate::config::{Backend, Invalid, Settings};
 use crate::error::Error;
-use crate::facts::Facts;
+use crate::facts::{Facts, Family};
 use crate::fast;
 use crate::gather;
 use crate::names;
 use crate::netlink::nft;
 use crate::plan::diff::{Operation, TableChange, diff};
 use crate::plan::{Plan, plan};
-use crate::state::{Key, Lock, Record, State};
+use crate::ruleset::build::hairpin_set;
+use crate::state::{Attachment, Key, Lock, Record, State};
 
 /// How long a caller waits for another's reconcile.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -168,7 +168,9 @@ impl Node {
         for path in &unreadable {
             log::warn!("{path}: empty or damaged; the attachment is taken as absent");
         }
-        facts.pods = attachments.iter().flat_map(|a| a.addresses.iter().copied()).collect();
+        let addresses = |a: &Attachment| a.addresses.clone();
+        facts.pods = attachments.iter().flat_map(addresses).collect();
+        facts.hairpins = attachments.iter().filter(|a| a.hairpin).flat_map(addresses).collect();
         Ok((facts, unreadable))
     }
 
@@ -244,43 +246,53 @@ impl Node {
     }
 
     /// Removes an attachment: what its file names, less what belongs to another attachment by
-    /// now, and with the last one the node state. What goes wrong is logged and healed by the next
-    /// reconcile.
-    pub fn remove(&mut self, key: &Key) {
+    /// now, and with the last one the node state. Goes on after a failure; the next reconcile
+    /// heals what is left.
+    pub fn remove(&mut self, key: &Key) -> Vec<Error> {
+        let mut failures = Vec::new();
         match self.state.begin_removal(key) {
-            Ok(Some(attachment)) => self.withdraw(&attachment.addresses, key),
+            Ok(Some(attachment)) => failures.extend(self.withdraw(&attachment, None)),
             Ok(None) => log::debug!("{key:?} has nothing to remove"),
-            Err(error) => log::error!("{error}"),
+            Err(error) => failures.push(error.into()),
         }
-        if let Err(error) = self.state.end_removal(key) {
-            log::error!("{error}");
-        }
+        failures.extend(self.state.end_removal(key).err().map(Error::from));
         if self.state.is_idle().unwrap_or(false) {
-            if let Err(error) = self.tear_down() {
-                log::error!("node state stays for now: {error}");
-            }
+            failures.extend(self.tear_down().err());
         }
+        failures
     }
 
-    /// Takes addresses out of the pods' sets, unless they belong to another attachment.
-    pub fn withdraw(&mut self, addresses: &[IpAddr], key: &Key) {
-        let name = key.file_name();
-        let mut mine = Vec::new();
-        for &address in addresses {
-            match self.state.disown(address, &name) {
-                Ok(true) => mine.push(address),
-                Ok(false) => log::info!("{address} belongs to another attachment by now"),
-                Err(error) => log::error!("{error}"),
+    /// Takes out of the pods' sets what an attachment had and does not keep, unless it belongs to
+    /// another attachment.
+    pub fn withdraw(&mut self, had: &Attachment, keeps: Option<&Attachment>) -> Vec<Error> {
+        let name = had.key.file_name();
+        let (mut failures, mut members, mut given_up) = (Vec::new(), Vec::new(), Vec::new());
+        for &ip in &had.addresses {
+            match keeps.filter(|kept| kept.addresses.contains(&ip)) {
+                Some(kept) if had.hairpin && !kept.hairpin => {
+                    members.push((hairpin_set(Family::of(ip)), ip));
+                }
+                Some(_) => {}
+                None => match self.state.disown(ip, &name) {
+                    Ok(true) => {
+                        members.extend(fast::memberships_of(ip, had.hairpin));
+                        given_up.push(ip);
+                    }
+                    Ok(false) => log::info!("{ip} belongs to another attachment by now"),
+                    Err(error) => failures.push(error.into()),
+                },
             }
         }
-        if let Err(error) = fast::withdraw(&mut self.kernel.nftables, &mine) {
-            log::error!("take {mine:?} out of table inet symroute: {error}");
-        }
+        let sockets = &mut self.kernel.nftables;
+        let taken = fast::withdraw(sockets, &members);
+        failures.extend(taken.map_err(Error::kernel(format!("take {members:?} out"))).err());
         // An attachment that got an address in between wrote itself down before it enrolled it.
-        mine.retain(|&address| self.state.is_owned(address));
-        if let Err(error) = fast::enroll(&mut self.kernel.nftables, &mine) {
-            log::error!("put {mine:?} back: {error}");
-        }
+        let owners = given_up.into_iter().filter_map(|ip| Some((ip, self.state.owner(ip)?)));
+        let back: Vec<_> =
+            owners.flat_map(|(ip, owner)| fast::memberships_of(ip, owner.hairpin)).collect();
+        let put = fast::enroll(sockets, &back);
+        failures.extend(put.map_err(Error::kernel(format!("put {back:?} back"))).err());
+        failures
     }
 
     /// Takes all node state away if it is idle, without a long wait for another's reconcile.
@@ -356,7 +368,7 @@ fn takes_pods_out(step: &Operation) -> bool {
     let Operation::Table(changes) = step else { return false };
     changes.iter().any(|change| {
         matches!(change, TableChange::DeleteElements(set, _)
-            if [names::PODS4, names::PODS6].contains(&set.as_str()))
+            if names::OF_PODS.contains(&set.as_str()))
     })
 }
 

@@ -1,10 +1,11 @@
 //! ADD: enroll a pod.
 
 use std::fs;
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 
-use super::{Code, Failure, Request, result};
+use serde_json::value::RawValue;
+
+use super::{Code, Failure, Request, annotations, result, version};
 use crate::config::{self, Config, Invalid, Scope};
 use crate::error::Error;
 use crate::fast;
@@ -12,43 +13,66 @@ use crate::logging;
 use crate::node::Node;
 use crate::state::{Attachment, Lock};
 
-/// Enrolls the pod and gives back `prevResult` byte for byte. A failed ADD leaves nothing of its
-/// own behind.
+/// What ADD and CHECK are about.
+pub(super) struct Pod<'a> {
+    pub(super) config: Config,
+    pub(super) prev_result: &'a RawValue,
+    /// What is to be enrolled; none for a pod that its annotation leaves out.
+    pub(super) attachment: Option<Attachment>,
+}
+
+impl<'a> Pod<'a> {
+    /// Reads settings, annotations and the result before ours.
+    pub(super) fn of(request: &'a Request<'_>) -> Result<Self, Failure> {
+        let config = config::parse(&request.config).map_err(Error::from)?;
+        let own = annotations::read(&request.config).map_err(Error::from)?;
+        if config.scope == Scope::Pod {
+            let hint = "this release serves the node's own data plane only; set \"host\"";
+            return Err(Error::from(Invalid::new("scope", &"pod".into(), hint)).into());
+        }
+        let Some(prev_result) = request.prev_result.as_deref() else {
+            let msg = "missing \"prevResult\": symroute must be chained after a plugin that gives \
+                       the pod its interface";
+            return Err(Failure::new(Code::Config, msg)
+                .with("list it behind the primary plugin in \"plugins\" of a conflist"));
+        };
+        let addresses = result::addresses(prev_result)?;
+        let attachment = Attachment { key: request.key.clone(), addresses, hairpin: own.hairpin };
+        Ok(Self { config, prev_result, attachment: own.enabled.then_some(attachment) })
+    }
+}
+
+/// Enrolls the pod and gives back `prevResult`. A failed ADD leaves nothing of its own behind.
 pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
-    let config = config::parse(&request.config).map_err(Error::from)?;
-    logging::start(&config.log);
     own_namespace(request.netns)?;
-    scope(&config)?;
-    let Some(prev_result) = &request.prev_result else {
-        let msg = "missing \"prevResult\": symroute must be chained after a plugin that gives the \
-                   pod its interface";
-        return Err(Failure::new(Code::Config, msg)
-            .with("list it behind the primary plugin in \"plugins\" of a conflist"));
-    };
-    let addresses = result::addresses(prev_result)?;
-    let attachment = Attachment { key: request.key.clone(), addresses };
+    let pod = Pod::of(request)?;
+    logging::start(&pod.config.log);
+    // Before anything is enrolled: this may fail, too.
+    let answer = version::answer(pod.prev_result, &request.version)?;
+    let Some(attachment) = pod.attachment else { return Ok(answer) };
     let mut node = Node::open()?;
     let before = node.state.attachment(&attachment.key).map_err(Error::from)?;
-    match (enroll(&mut node, &config, &attachment), before) {
+    match (enroll(&mut node, &pod.config, &attachment), before) {
         (Ok(()), None) => {}
         // ADD twice, with other addresses the second time.
-        (Ok(()), Some(before)) => node.withdraw(&only_in(&before, &attachment), &attachment.key),
+        (Ok(()), Some(before)) => report(&node.withdraw(&before, Some(&attachment))),
         (Err(error), None) => {
-            node.remove(&attachment.key);
+            report(&node.remove(&attachment.key));
             return Err(error.into());
         }
         (Err(error), Some(before)) => {
             node.state.enroll(&before).map_err(Error::from)?;
-            node.withdraw(&only_in(&attachment, &before), &attachment.key);
+            report(&node.withdraw(&attachment, Some(&before)));
             return Err(error.into());
         }
     }
-    Ok(prev_result.get().to_string())
+    Ok(answer)
 }
 
-/// The addresses that the one has and the other has not.
-fn only_in(one: &Attachment, other: &Attachment) -> Vec<IpAddr> {
-    one.addresses.iter().copied().filter(|ip| !other.addresses.contains(ip)).collect()
+fn report(failures: &[Error]) {
+    for error in failures {
+        log::error!("{error}");
+    }
 }
 
 fn enroll(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<(), Error> {
@@ -71,13 +95,11 @@ fn quickly(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<
     // The file comes first: a DEL that is about to take the table away looks for files last.
     node.state.enroll(attachment)?;
     match fast::prove(&mut node.kernel, &config.settings, &attachment.addresses) {
-        Ok(()) => {
-            match fast::enroll(&mut node.kernel.nftables, &attachment.addresses) {
-                Ok(()) => return Ok(true),
-                // The last pod before this one took the table with it just now.
-                Err(error) => log::info!("slow path: {error}"),
-            }
-        }
+        Ok(()) => match fast::enroll(&mut node.kernel.nftables, &fast::memberships(attachment)) {
+            Ok(()) => return Ok(true),
+            // The last pod before this one took the table with it just now.
+            Err(error) => log::info!("slow path: {error}"),
+        },
         Err(fast::Surprise(why)) => log::info!("slow path: {why}"),
     }
     Ok(false)
@@ -105,7 +127,7 @@ fn slowly(
 
 /// The host scope leaves the pod's namespace alone; one that is the caller's own is a mistake of
 /// the runtime that must not be acted on.
-fn own_namespace(netns: &str) -> Result<(), Failure> {
+pub(super) fn own_namespace(netns: &str) -> Result<(), Failure> {
     let fail = |msg: String| Failure::new(Code::NetworkNamespace, msg);
     let identity = |path: &str| fs::metadata(path).map(|m| (m.dev(), m.ino()));
     let theirs = identity(netns)
@@ -115,14 +137,6 @@ fn own_namespace(netns: &str) -> Result<(), Failure> {
     if theirs == own {
         let msg = format!("CNI_NETNS {netns} is the network namespace of the node itself");
         return Err(fail(msg).with("the runtime has to pass the pod's"));
-    }
-    Ok(())
-}
-
-fn scope(config: &Config) -> Result<(), Failure> {
-    if config.scope == Scope::Pod {
-        let hint = "this release serves the node's own data plane only; set \"host\"";
-        return Err(Error::from(Invalid::new("scope", &"pod".into(), hint)).into());
     }
     Ok(())
 }

@@ -11,8 +11,11 @@ use crate::node::Node;
 pub(super) fn del(request: &Request<'_>) {
     let log = config::parse(&request.config).map_or_else(|_| Log::default(), |c| c.log);
     logging::start(&log);
-    match Node::open() {
+    let failures = match Node::open() {
         Ok(mut node) => node.remove(&request.key),
-        Err(error) => log::error!("DEL {:?}: {error}", request.key),
+        Err(error) => vec![error],
+    };
+    for error in failures {
+        log::error!("DEL of {} ({}): {error}", request.key.container, request.key.ifname);
     }
 }

@@ -25,10 +25,14 @@ pub enum Code {
     NetworkNamespace = 8,
     /// Something passing is in the way.
     TryAgain = 11,
+    /// No ADD could succeed (answer to STATUS).
+    Unavailable = 50,
     /// The kernel refused an operation.
     Kernel = 100,
     /// A file of ours could not be read or written.
     State = 101,
+    /// The pod is not served as ADD left it (answer to CHECK).
+    NotAsAdded = 102,
 }
 
 /// A failed call.

@@ -2,21 +2,25 @@
 //! an exit code out. Specification: CNI 1.1.0; the order of checks is in docs/design.md.
 
 mod add;
+mod annotations;
+mod check;
 mod del;
 mod error;
+mod gc;
 mod request;
 mod result;
+mod status;
+mod version;
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
 
 pub use error::{Code, Failure};
 pub use request::{Command, Environment, Request};
+pub use version::VERSIONS;
 
-/// Versions of the protocol that we speak, oldest first.
-pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-/// The version of an answer to a request whose own version is not known.
-const LATEST: &str = "1.1.0";
+use version::LATEST;
+
 /// Most that is read from stdin.
 const STDIN_MAX: u64 = 16 * 1024 * 1024;
 
@@ -56,27 +60,32 @@ fn read_stdin() -> Result<Vec<u8>, Versioned> {
 
 fn answer(environment: &Environment, stdin: &[u8]) -> Result<String, Versioned> {
     if environment.command == "VERSION" {
-        return Ok(version(stdin));
+        return Ok(versions(stdin));
     }
     let with = |version: &str| {
         let version = version.to_string();
         move |failure| (version, failure)
     };
-    let command = environment.check().map_err(with(LATEST))?;
-    let request = Request::parse(command, environment, stdin).map_err(|f| with(f.0)(f.1))?;
+    environment.check_presence().map_err(with(LATEST))?;
+    let request = Request::parse(environment, stdin).map_err(with(LATEST))?;
     let told = with(&request.version);
-    match command {
-        Command::Add => add::add(&request).map_err(told),
+    let silent = |outcome: Result<(), Failure>| outcome.map(|()| String::new());
+    let outcome = request.command().and_then(|command| match command {
+        Command::Add => add::add(&request),
+        Command::Check => silent(check::check(&request)),
+        Command::Gc => silent(gc::gc(&request)),
+        Command::Status => silent(status::status(&request)),
         Command::Del => {
             del::del(&request);
             Ok(String::new())
         }
-    }
+    });
+    outcome.map_err(told)
 }
 
 /// The answer to VERSION: the version asked for, and all that we speak. Looks at nothing else and
 /// takes an empty stdin.
-fn version(stdin: &[u8]) -> String {
+fn versions(stdin: &[u8]) -> String {
     let asked = serde_json::from_slice::<serde_json::Value>(stdin)
         .ok()
         .and_then(|value| value.get("cniVersion")?.as_str().map(str::to_string));

@@ -8,7 +8,8 @@ use std::env;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::{Code, Failure, LATEST, VERSIONS};
+use super::version::at_least;
+use super::{Code, Failure, VERSIONS};
 use crate::config;
 use crate::state::Key;
 
@@ -22,6 +23,39 @@ pub enum Command {
     Add,
     /// Take it out again.
     Del,
+    /// See whether it is served.
+    Check,
+    /// Take out what the runtime does not know any more.
+    Gc,
+    /// See whether an ADD could succeed.
+    Status,
+}
+
+impl Command {
+    fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "ADD" => Self::Add,
+            "DEL" => Self::Del,
+            "CHECK" => Self::Check,
+            "GC" => Self::Gc,
+            "STATUS" => Self::Status,
+            _ => return None,
+        })
+    }
+
+    /// Whether it is about one attachment.
+    fn is_about_pod(self) -> bool {
+        matches!(self, Self::Add | Self::Del | Self::Check)
+    }
+
+    /// The version that brought it.
+    fn since(self) -> &'static str {
+        match self {
+            Self::Add | Self::Del => OLDEST,
+            Self::Check => "0.4.0",
+            Self::Gc | Self::Status => "1.1.0",
+        }
+    }
 }
 
 /// The variables of a call; empty where unset.
@@ -54,20 +88,15 @@ impl Environment {
         })
     }
 
-    /// The verb, if all that it needs is there.
-    pub(super) fn check(&self) -> Result<Command, Failure> {
-        let command = match self.command.as_str() {
-            "ADD" => Command::Add,
-            "DEL" => Command::Del,
-            other => {
-                let msg = format!("unknown CNI_COMMAND: {other}");
-                return Err(Failure::new(Code::Environment, msg).with("known: ADD, DEL, VERSION"));
-            }
-        };
+    /// Finds variables that are missing, all of them at once. An unknown verb needs none: it is
+    /// told only when the configuration can be read.
+    pub(super) fn check_presence(&self) -> Result<(), Failure> {
+        let Some(command) = Command::named(&self.command) else { return Ok(()) };
+        let pod = command.is_about_pod();
         let needed = [
-            ("CNI_CONTAINERID", &self.container, true),
-            ("CNI_NETNS", &self.netns, command == Command::Add),
-            ("CNI_IFNAME", &self.ifname, true),
+            ("CNI_CONTAINERID", &self.container, pod),
+            ("CNI_NETNS", &self.netns, pod && command != Command::Del),
+            ("CNI_IFNAME", &self.ifname, pod),
             ("CNI_PATH", &self.path, true),
         ];
         let missing: Vec<_> = needed
@@ -75,26 +104,24 @@ impl Environment {
             .filter(|(_, value, needed)| *needed && value.is_empty())
             .map(|(name, ..)| *name)
             .collect();
-        if !missing.is_empty() {
-            let msg = format!("required env variables [{}] missing", missing.join(","));
-            return Err(Failure::new(Code::Environment, msg));
+        if missing.is_empty() {
+            return Ok(());
         }
-        self.check_values()?;
-        Ok(command)
+        let msg = format!("required env variables [{}] missing", missing.join(","));
+        Err(Failure::new(Code::Environment, msg))
     }
 
     fn check_values(&self) -> Result<(), Failure> {
+        if !Command::named(&self.command).is_some_and(Command::is_about_pod) {
+            return Ok(());
+        }
         let wrong = |name: &str, value: &str, rule: &str| {
             Failure::new(Code::Environment, format!("invalid {name}: {value:?}")).with(rule)
         };
         if !is_name(&self.container) {
             return Err(wrong("CNI_CONTAINERID", &self.container, NAME_RULE));
         }
-        let bad = |c: char| c == '/' || c == ':' || c.is_whitespace();
-        if self.ifname.len() > 15
-            || [".", ".."].contains(&&*self.ifname)
-            || self.ifname.contains(bad)
-        {
+        if !config::is_interface_name(&self.ifname) {
             let rule = "1 to 15 bytes without '/', ':' or white space, and not '.' or '..'";
             return Err(wrong("CNI_IFNAME", &self.ifname, rule));
         }
@@ -115,7 +142,9 @@ fn is_name(text: &str) -> bool {
 pub struct Request<'a> {
     /// `cniVersion` of the configuration.
     pub version: String,
-    /// Which attachment it is about.
+    /// `CNI_COMMAND`
+    verb: &'a str,
+    /// Which attachment it is about; of GC and STATUS only the network counts.
     pub key: Key,
     /// Path of the pod's network namespace; may be empty for DEL.
     pub netns: &'a str,
@@ -126,20 +155,15 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Decodes the configuration. A failure comes with the version in which it is to be told.
-    pub(super) fn parse(
-        command: Command,
-        environment: &'a Environment,
-        stdin: &[u8],
-    ) -> Result<Self, (&'static str, Failure)> {
-        let told = |failure| (LATEST, failure);
+    /// Decodes the configuration and finds wrong values of the environment.
+    pub(super) fn parse(environment: &'a Environment, stdin: &[u8]) -> Result<Self, Failure> {
         let decode = |error: String| {
-            told(Failure::new(Code::Decode, format!("decode the configuration on stdin: {error}")))
+            Failure::new(Code::Decode, format!("decode the configuration on stdin: {error}"))
         };
         let text = match std::str::from_utf8(stdin) {
             Ok(text) => Cow::Borrowed(text),
             // Of a DEL only the names matter, and those are ASCII.
-            Err(_) if command == Command::Del => String::from_utf8_lossy(stdin),
+            Err(_) if environment.command == "DEL" => String::from_utf8_lossy(stdin),
             Err(error) => return Err(decode(error.to_string())),
         };
         let mut raw: BTreeMap<String, Box<RawValue>> =
@@ -147,21 +171,39 @@ impl<'a> Request<'a> {
         let prev_result = raw.remove("prevResult").filter(|raw| raw.get() != "null");
         let mut config = Map::new();
         // Keys of others are not looked into: they may hold what we can't read.
-        raw.retain(|key, _| key == "name" || key == "cniVersion" || config::KEYS.contains(&&**key));
+        raw.retain(|key, _| PROTOCOL.contains(&&**key) || config::KEYS.contains(&&**key));
         for (key, value) in raw {
             let value = serde_json::from_str(value.get()).map_err(|e| decode(e.to_string()))?;
             config.insert(key, value);
         }
-        let network = name(&config).map_err(told)?;
-        let version = version(&config).map_err(told)?;
-        let key = Key {
-            network,
-            container: environment.container.clone(),
-            ifname: environment.ifname.clone(),
-        };
-        Ok(Self { version, key, netns: &environment.netns, config, prev_result })
+        let network = name(&config)?;
+        environment.check_values()?;
+        let version = version(&config)?;
+        let (container, ifname) = (environment.container.clone(), environment.ifname.clone());
+        let key = Key { network, container, ifname };
+        let verb = environment.command.as_str();
+        Ok(Self { version, verb, key, netns: &environment.netns, config, prev_result })
+    }
+
+    /// The verb, if it is known and the version has it.
+    pub(super) fn command(&self) -> Result<Command, Failure> {
+        let verb = self.verb;
+        let command = Command::named(verb).ok_or_else(|| {
+            Failure::new(Code::Environment, format!("unknown CNI_COMMAND: {verb}"))
+                .with("known: ADD, DEL, CHECK, GC, STATUS, VERSION")
+        })?;
+        if at_least(&self.version, command.since()) {
+            return Ok(command);
+        }
+        let msg =
+            format!("{verb} came with CNI {}, \"cniVersion\" is {}", command.since(), self.version);
+        Err(Failure::new(Code::IncompatibleVersion, msg).with("raise \"cniVersion\""))
     }
 }
+
+/// Keys that the protocol itself puts into a configuration.
+const PROTOCOL: [&str; 5] =
+    ["name", "cniVersion", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments"];
 
 fn name(config: &Map<String, Value>) -> Result<String, Failure> {
     match config.get("name") {

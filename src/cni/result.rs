@@ -9,28 +9,32 @@ use serde_json::value::RawValue;
 
 use super::{Code, Failure};
 
-/// The addresses of a result of version 0.3.0 or later (`ips[].address`), each once. Addresses
-/// that no packet from outside can have are left out.
+/// Keys of an object with their values unread.
+pub(super) type Fields<'a> = BTreeMap<String, &'a RawValue>;
+
+fn wrong(what: &str) -> Failure {
+    Failure::new(Code::Config, format!("\"prevResult\": {what}"))
+        .with("the plugin before this one in the chain has to give a valid result")
+}
+
+/// The keys of a result. Only what is needed is read: other keys may hold what only other plugins
+/// understand.
+pub(super) fn fields(result: &RawValue) -> Result<Fields<'_>, Failure> {
+    serde_json::from_str(result.get())
+        .map_err(|_| wrong(&format!("not an object: {}", result.get())))
+}
+
+/// The addresses of a result of any version (`ips[].address`, `ip4.ip`, `ip6.ip`), each once.
+/// Addresses that no packet from outside can have are left out.
 pub(super) fn addresses(result: &RawValue) -> Result<Vec<IpAddr>, Failure> {
-    let wrong = |what: String| {
-        Failure::new(Code::Config, format!("\"prevResult\": {what}"))
-            .with("the plugin before this one in the chain has to give a valid result")
-    };
-    let object = |text: &str| -> Result<BTreeMap<String, Box<RawValue>>, Failure> {
-        serde_json::from_str(text).map_err(|_| wrong(format!("not an object: {text}")))
-    };
-    // Only what is needed is read: other keys may hold what only other plugins understand.
-    let ips: Option<Vec<Box<RawValue>>> = match object(result.get())?.get("ips") {
-        None => None,
-        Some(list) => serde_json::from_str(list.get())
-            .map_err(|_| wrong(format!("\"ips\" is no list: {list}")))?,
-    };
+    let all = fields(result)?;
     let mut found = Vec::new();
-    for (at, entry) in ips.unwrap_or_default().iter().enumerate() {
-        let address = object(entry.get()).ok().and_then(|mut entry| entry.remove("address"));
-        let net: IpNetwork = address
+    for (name, entry, key) in entries(&all)? {
+        let text = serde_json::from_str::<Fields<'_>>(entry.get()).ok();
+        let net: IpNetwork = text
+            .and_then(|mut entry| entry.remove(key))
             .and_then(|raw| serde_json::from_str::<String>(raw.get()).ok()?.parse().ok())
-            .ok_or_else(|| wrong(format!("ips[{at}].address is no address: {entry}")))?;
+            .ok_or_else(|| wrong(&format!("{name}.{key} is no address: {entry}")))?;
         // An IPv4 address in IPv6's clothes is one on the wire all the same.
         let ip = net.ip().to_canonical();
         if is_reachable(ip) && !found.contains(&ip) {
@@ -38,6 +42,22 @@ pub(super) fn addresses(result: &RawValue) -> Result<Vec<IpAddr>, Failure> {
         }
     }
     Ok(found)
+}
+
+/// Where a result has addresses: the place's name, what stands there, and the key in it.
+fn entries<'a>(all: &Fields<'a>) -> Result<Vec<(String, &'a RawValue, &'static str)>, Failure> {
+    let mut entries = Vec::new();
+    if let Some(list) = all.get("ips") {
+        let ips: Option<Vec<&'a RawValue>> = serde_json::from_str(list.get())
+            .map_err(|_| wrong(&format!("\"ips\" is no list: {list}")))?;
+        let named = ips.unwrap_or_default().into_iter().enumerate();
+        entries.extend(named.map(|(at, entry)| (format!("ips[{at}]"), entry, "address")));
+    }
+    for name in ["ip4", "ip6"] {
+        let entry = all.get(name).filter(|raw| raw.get() != "null");
+        entries.extend(entry.map(|entry| (name.to_string(), *entry, "ip")));
+    }
+    Ok(entries)
 }
 
 fn is_reachable(ip: IpAddr) -> bool {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
-pub use parse::parse;
+pub use parse::{is_interface_name, parse};
 pub use pattern::Pattern;
 
 use crate::mark::Field;

@@ -92,7 +92,9 @@ fn hex(text: &str) -> Option<u32> {
     }
 }
 
-fn is_interface_name(name: &str) -> bool {
+/// Whether the kernel would take a name for an interface (`dev_valid_name`, net/core/dev.c).
+#[must_use]
+pub fn is_interface_name(name: &str) -> bool {
     (1..=NAME_MAX).contains(&name.len())
         && name != "."
         && name != ".."

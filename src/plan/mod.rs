@@ -149,6 +149,7 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
         steering,
         routeless: &routeless(facts),
         pods: &facts.pods,
+        hairpins: &facts.hairpins,
         fingerprint: settings.fingerprint(),
         layout: (settings.priority, settings.table_base),
         restore: &plan.restore,

@@ -67,6 +67,8 @@ pub struct Spec<'a> {
     pub routeless: &'a [Family],
     /// Addresses of the enrolled pods.
     pub pods: &'a BTreeSet<IpAddr>,
+    /// Of those, the ones that accept a local pod's address as a source.
+    pub hairpins: &'a BTreeSet<IpAddr>,
     /// See [`names::IN_FORCE`].
     pub fingerprint: u32,
     /// See [`names::LAYOUT`]: priority and tables.
@@ -81,6 +83,15 @@ pub fn pods_set(family: Family) -> &'static str {
     match family {
         Family::V4 => names::PODS4,
         Family::V6 => names::PODS6,
+    }
+}
+
+/// The name of the set of a family's pods that accept hairpin.
+#[must_use]
+pub fn hairpin_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => names::HAIRPIN4,
+        Family::V6 => names::HAIRPIN6,
     }
 }
 
@@ -137,9 +148,9 @@ fn sets(spec: &Spec<'_>) -> Vec<Set> {
     };
     let plain = each(&|id, _| goto(field.of(id), "via", id));
     let sent = each(&|id, _| goto(field.of(id) | field.d(), "via", id));
-    let pods = |family| {
-        let of_family = spec.pods.iter().filter(move |&&ip| Family::of(ip) == family);
-        of_family.map(move |&ip| member(address_key(ip)))
+    let addresses = |all: &BTreeSet<IpAddr>, family| {
+        let of_family = all.iter().filter(|&&ip| Family::of(ip) == family);
+        of_family.map(|&ip| member(address_key(ip))).collect::<Vec<_>>()
     };
     let steer = |slot: usize| {
         let links = spec.steering[slot].iter().flat_map(|s| &s.away_from);
@@ -181,8 +192,10 @@ fn sets(spec: &Spec<'_>) -> Vec<Set> {
         set(names::PLAIN, Type::Mark, None, each(&|id, _| member(number_key(field.of(id))))),
         set(names::STEER4, interface, None, steer(0)),
         set(names::STEER6, interface, None, steer(1)),
-        set(names::PODS4, Type::Ipv4, None, pods(Family::V4)),
-        set(names::PODS6, Type::Ipv6, None, pods(Family::V6)),
+        set(names::PODS4, Type::Ipv4, None, addresses(spec.pods, Family::V4)),
+        set(names::PODS6, Type::Ipv6, None, addresses(spec.pods, Family::V6)),
+        set(names::HAIRPIN4, Type::Ipv4, None, addresses(spec.hairpins, Family::V4)),
+        set(names::HAIRPIN6, Type::Ipv6, None, addresses(spec.hairpins, Family::V6)),
     ]
 }
 
@@ -354,6 +367,11 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
                 goto("bind", id),
             ],
         ));
+        rules.extend(Family::ALL.map(|family| {
+            let load = LoadAddress(family, Side::Destination);
+            let set = hairpin_set(family);
+            plain([FamilyIs(family), load, InSet { set, not: false }, goto("bind", id)])
+        }));
         rules.extend(spec.routeless.iter().map(|&family| {
             let missing = [FamilyIs(family), FibMissing(Side::Source), goto("bind", id)];
             rule("main has no default route", missing)

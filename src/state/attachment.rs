@@ -43,6 +43,8 @@ pub struct Attachment {
     pub key: Key,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
+    /// Whether a local pod's address is accepted as a source for this pod.
+    pub hairpin: bool,
 }
 
 impl Attachment {
@@ -54,12 +56,13 @@ impl Attachment {
             "container": self.key.container,
             "ifname": self.key.ifname,
             "addresses": addresses,
+            "hairpin": self.hairpin,
         })
         .to_string()
     }
 
     /// None for what is empty or no attachment: a file cut short by a full disk, say.
-    fn from_json(text: &str) -> Option<Self> {
+    pub(super) fn from_json(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
         let part = |name: &str| value.get(name)?.as_str().map(str::to_string);
         let key = Key {
@@ -69,7 +72,8 @@ impl Attachment {
         };
         let list = value.get("addresses")?.as_array()?;
         let addresses = list.iter().map(|a| a.as_str()?.parse().ok()).collect::<Option<_>>()?;
-        Some(Self { key, addresses })
+        let hairpin = value.get("hairpin").and_then(Value::as_bool).unwrap_or(false);
+        Some(Self { key, addresses, hairpin })
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use super::{Error, State, absent_is_none};
+use super::{Attachment, Error, State, absent_is_none};
 
 impl State {
     /// Makes the attachment whose file has this name the owner of an address.
@@ -66,10 +66,12 @@ impl State {
         Ok(mine)
     }
 
-    /// Whether an address belongs to an attachment.
+    /// The attachment that an address belongs to.
     #[must_use]
-    pub fn is_owned(&self, address: IpAddr) -> bool {
-        fs::symlink_metadata(self.path(&["owners", &address.to_string()])).is_ok()
+    pub fn owner(&self, address: IpAddr) -> Option<Attachment> {
+        let name = fs::read_link(self.path(&["owners", &address.to_string()])).ok()?;
+        let text = Self::read(&self.path(&["pods"]).join(name)).ok()??;
+        Attachment::from_json(&text)
     }
 
     /// Removes links to attachments that are no more.

@@ -29,6 +29,7 @@ fn pod(container: &str, addresses: &[&str]) -> Attachment {
     Attachment {
         key: Key { network: "net".into(), container: container.into(), ifname: "eth0".into() },
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        hairpin: false,
     }
 }
 
@@ -63,9 +64,9 @@ fn a_late_removal_leaves_the_new_owner_alone() {
     state.enroll(&old).unwrap();
     state.enroll(&new).unwrap();
     assert!(!state.disown(address, &old.key.file_name()).unwrap());
-    assert!(state.is_owned(address));
+    assert_eq!(state.owner(address).as_ref(), Some(&new));
     assert!(state.disown(address, &new.key.file_name()).unwrap());
-    assert!(!state.is_owned(address));
+    assert_eq!(state.owner(address), None);
 }
 
 #[test]

@@ -109,19 +109,32 @@ fn assert_dropped(layout: &TwoNics, policy: Policy) {
 
 fn field_report(policy: Policy) {
     assert_dropped(&layout(policy), policy);
+    works_with(policy, &settings(true), &settings(true));
+}
 
+/// `caller` and `backend`: with what each of the two pods is added.
+fn works_with(policy: Policy, caller: &Value, backend: &Value) {
     let layout = &layout(policy);
     let proof = Proof::begin(&layout.node, &layout.router);
-    for pod in &layout.pods {
-        layout.node.add(&settings(true), pod);
-    }
+    layout.node.add(caller, &layout.pods[0]);
+    layout.node.add(backend, &layout.pods[1]);
     let flows = flows(layout, policy);
     // Each flow crosses the router twice: caller to balancer, and balancer to NodePort.
     proof.assert_flows_work(&flows, &NICS, 2 * flows.len());
-    for pod in &layout.pods {
-        layout.node.del(&settings(true), pod);
-    }
+    layout.node.del(caller, &layout.pods[0]);
+    layout.node.del(backend, &layout.pods[1]);
     proof.assert_as_before();
+}
+
+/// A pod may ask for it by its own annotation; the caller need not.
+#[test]
+fn by_the_annotation_of_the_backend() {
+    let plain = settings(false);
+    let mut annotated = settings(false);
+    annotated["runtimeConfig"] = json!({
+        "io.kubernetes.cri.pod-annotations": {"symroute.io/hairpin": "true"}
+    });
+    works_with(Policy::Local, &plain, &annotated);
 }
 
 #[test]

@@ -43,7 +43,6 @@ impl Node {
         let gateway = format!("02:03:{number}");
         self.ns.ip(&format!(
             "link add {veth} address {gateway} type veth peer name eth0 netns {}
-             link set {veth} addrgenmode none
              link set {veth} up",
             ns.name()
         ));

@@ -60,10 +60,12 @@ impl Snapshot {
     }
 }
 
-/// Without what changes by itself: comments with the time of day, counters, ages of IPv6 routes.
+/// Without what changes by itself: comments with the time of day, counters, ages of IPv6 routes,
+/// and the kernel's own table, which follows link-local addresses that come up late.
 fn normalised(text: &str) -> String {
     let mut kept = String::new();
-    for line in text.lines().filter(|line| !line.starts_with('#')) {
+    let own = |line: &&str| line.starts_with('#') || line.contains(" table local ");
+    for line in text.lines().filter(|line| !own(line)) {
         let line = match line.split_once(" expires ") {
             Some((before, after)) => {
                 format!("{before}{}", after.split_once(' ').map_or("", |(_, rest)| rest))

@@ -1,0 +1,67 @@
+//! What a pod's own annotations say, handed over by the runtime when the conflist entry has
+//! `"capabilities": {"io.kubernetes.cri.pod-annotations": true}`.
+
+use serde_json::{Map, Value};
+
+use crate::config::Invalid;
+
+/// The capability of the runtime, and the key of `runtimeConfig`.
+pub(super) const CAPABILITY: &str = "io.kubernetes.cri.pod-annotations";
+const PREFIX: &str = "symroute.io/";
+
+/// Settings of one pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Annotations {
+    /// `symroute.io/enabled`: whether the pod is enrolled.
+    pub(super) enabled: bool,
+    /// `symroute.io/hairpin`: whether a local pod's address is accepted as a source for this pod.
+    pub(super) hairpin: bool,
+}
+
+/// Reads them from the plugin's configuration.
+pub(super) fn read(config: &Map<String, Value>) -> Result<Annotations, Invalid> {
+    let mut found = Annotations { enabled: true, hairpin: false };
+    let given = config.get("runtimeConfig").and_then(|all| all.get(CAPABILITY));
+    for (name, value) in given.and_then(Value::as_object).into_iter().flatten() {
+        let Some(own) = name.strip_prefix(PREFIX) else { continue };
+        let place = match own {
+            "enabled" => &mut found.enabled,
+            "hairpin" => &mut found.hairpin,
+            _ => {
+                let hint = "unknown annotation; known: symroute.io/enabled, symroute.io/hairpin";
+                return Err(Invalid::new(name, value, hint));
+            }
+        };
+        *place = match value.as_str() {
+            Some("true") => true,
+            Some("false") => false,
+            _ => return Err(Invalid::new(name, value, "allowed: \"true\", \"false\"")),
+        };
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn of(annotations: &Value) -> Result<Annotations, Invalid> {
+        let config = json!({ "runtimeConfig": { CAPABILITY: annotations } });
+        read(config.as_object().unwrap())
+    }
+
+    #[test]
+    fn annotations_are_read_and_wrong_ones_named() {
+        let default = Annotations { enabled: true, hairpin: false };
+        assert_eq!(read(&Map::new()), Ok(default));
+        assert_eq!(of(&json!({"a/b": "c"})), Ok(default));
+        let both = json!({"symroute.io/enabled": "false", "symroute.io/hairpin": "true"});
+        assert_eq!(of(&both), Ok(Annotations { enabled: false, hairpin: true }));
+        for wrong in [json!({"symroute.io/enabled": "no"}), json!({"symroute.io/hairpin": true})] {
+            assert!(of(&wrong).unwrap_err().to_string().contains("allowed"));
+        }
+        let unknown = of(&json!({"symroute.io/mark": "1"})).unwrap_err();
+        assert_eq!(unknown.key, "symroute.io/mark");
+    }
+}

@@ -1,0 +1,36 @@
+//! CHECK: is the pod served as ADD left it?
+
+use super::add::{Pod, own_namespace};
+use super::{Code, Failure, Request};
+use crate::error::Error;
+use crate::fast;
+use crate::logging;
+use crate::node::Node;
+
+/// Looks the pod up as ADD enrolled it, and proves that packets find their way. It holds right
+/// after ADD and goes on to hold when later plugins change routes.
+pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
+    let pod = Pod::of(request)?;
+    logging::start(&pod.config.log);
+    own_namespace(request.netns)?;
+    let Some(wanted) = pod.attachment else { return Ok(()) };
+    let mut node = Node::open()?;
+    let way_out = "restart the pod, or see \"symroute status\" and run \"symroute up\"";
+    let off =
+        |what: String| Failure::new(Code::NotAsAdded, format!("symroute: {what}")).with(way_out);
+    let found = node.state.attachment(&wanted.key).map_err(Error::from)?;
+    if found.as_ref() != Some(&wanted) {
+        let addresses: Vec<_> = wanted.addresses.iter().map(ToString::to_string).collect();
+        return Err(off(format!("the pod is not enrolled with {}", addresses.join(", "))));
+    }
+    fast::prove(&mut node.kernel, &pod.config.settings, &wanted.addresses)
+        .map_err(|fast::Surprise(why)| off(why))?;
+    for (set, address) in fast::memberships(&wanted) {
+        let member = fast::is_enrolled(&mut node.kernel.nftables, set, address)
+            .map_err(Error::kernel(format!("look {address} up in set {set}")))?;
+        if !member {
+            return Err(off(format!("{address} is missing in set {set} of table inet symroute")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! GC: take out what the runtime does not know any more.
+
+use serde_json::Value;
+
+use super::{Code, Failure, Request};
+use crate::error::Error;
+use crate::node::Node;
+use crate::state::Key;
+
+/// Where the runtime lists what is still valid; the second is the name of older libraries.
+const LISTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+
+/// Removes attachments of this network that are not in the list. Without a list nothing is known,
+/// and nothing removed. Goes on after an error and tells all at the end.
+pub(super) fn gc(request: &Request<'_>) -> Result<(), Failure> {
+    let Some(list) = LISTS.iter().find_map(|key| request.config.get(*key)) else { return Ok(()) };
+    let network = &request.key.network;
+    let valid = valid(list, network)?;
+    let mut node = Node::open()?;
+    let (attachments, _) = node.state.attachments().map_err(Error::from)?;
+    let gone = attachments.into_iter().map(|a| a.key);
+    let gone = gone.filter(|key| key.network == *network && !valid.contains(key));
+    let mut failures: Vec<String> = Vec::new();
+    for key in gone.collect::<Vec<_>>() {
+        failures.extend(node.remove(&key).iter().map(ToString::to_string));
+    }
+    if failures.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(Code::Kernel, "symroute: not all could be removed").with(failures.join("; ")))
+}
+
+/// The attachments in the list. `null` is a list of none.
+fn valid(list: &Value, network: &str) -> Result<Vec<Key>, Failure> {
+    let wrong = |at: &Value| {
+        Failure::new(Code::Decode, format!("decode the list of valid attachments: {at}"))
+            .with("wanted: a list of {\"containerID\": \"…\", \"ifname\": \"…\"}")
+    };
+    let entries = match list {
+        Value::Null => return Ok(Vec::new()),
+        Value::Array(entries) => entries,
+        other => return Err(wrong(other)),
+    };
+    entries
+        .iter()
+        .map(|entry| {
+            let part = |name: &str| entry.get(name)?.as_str().map(str::to_string);
+            part("containerID")
+                .zip(part("ifname"))
+                .map(|(container, ifname)| Key { network: network.to_string(), container, ifname })
+                .ok_or_else(|| wrong(entry))
+        })
+        .collect()
+}

@@ -1,0 +1,180 @@
+//! CHECK, GC, STATUS, and what a pod's annotations do.
+
+use serde_json::{Value, json};
+
+use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
+use crate::lab::node::{Node, Pod};
+use crate::lab::plugin::{Call, Ran};
+use crate::lab::proof::Proof;
+use crate::lab::traffic::Proto;
+use crate::lab::two_nics::{NICS, TwoNics, two_nics};
+
+fn settings() -> Value {
+    json!({"uplinks": NICS})
+}
+
+fn check(node: &Node, settings: &Value, pod: &Pod) -> Ran {
+    let network = node.network(settings, Some(&pod.prev_result));
+    node.cni("CHECK", &network, &pod.id, &pod.ns.path(), "eth0")
+}
+
+/// The code and the message of a failed call.
+fn failure(ran: &Ran) -> (u64, String) {
+    assert_eq!(ran.code, Some(1), "it fails: {}", ran.stdout);
+    let error: Value = serde_json::from_str(&ran.stdout).expect("a CNI error");
+    (error["code"].as_u64().expect("a code"), format!("{}; {}", error["msg"], error["details"]))
+}
+
+#[test]
+fn check_holds_after_add_and_sees_what_is_missing() {
+    let layout = two_nics();
+    let (node, pod) = (&layout.node, &layout.pods[1]);
+    let (code, msg) = failure(&check(node, &settings(), pod));
+    assert!(code == 102 && msg.contains("not enrolled with 10.21.0.50"), "{code}: {msg}");
+    node.add(&settings(), pod);
+    let ran = check(node, &settings(), pod);
+    ran.assert_success("CHECK right after ADD");
+    assert_eq!(ran.stdout, "");
+    // What later plugins and operators do to routes.
+    node.ns.ip("route add 198.51.100.0/24 via 10.20.0.1 dev eth0
+         route replace default via 10.20.0.1 dev eth0 metric 50
+         rule add pref 900 from 10.99.0.0/16 lookup main");
+    check(node, &settings(), pod).assert_success("CHECK after others changed routes");
+    let damages: [(&str, &dyn Fn()); 5] = [
+        ("missing in set pods4", &|| node.ns.nft("flush set inet symroute pods4")),
+        ("not in force", &|| node.ns.nft("flush ruleset")),
+        ("a reply bound to uplink 2", &|| node.ns.ip("route flush table 47002")),
+        ("a reply bound to uplink 2", &|| node.ns.ip("rule del pref 402 fwmark 0x200/0xf00")),
+        ("a request from uplink 2", &|| {
+            node.ns.ip("rule del pref 401 iif eth1");
+        }),
+    ];
+    for (what, damage) in damages {
+        damage();
+        let (code, msg) = failure(&check(node, &settings(), pod));
+        assert!(code == 102 && msg.contains(what) && msg.contains("symroute up"), "{what}: {msg}");
+        node.up(&settings());
+        check(node, &settings(), pod).assert_success(what);
+        node.down();
+    }
+    let (code, _) = failure(&check(node, &json!({"uplinks": NICS, "hairpin": true}), pod));
+    assert_eq!(code, 102, "other settings are not in force");
+    node.del(&settings(), pod);
+    assert_eq!(failure(&check(node, &settings(), pod)).0, 102);
+}
+
+/// GC of a network with this list of valid attachments; `Null` is a list, `None` is none.
+fn gc(node: &Node, network: &str, key: &str, list: Option<&Value>) -> Ran {
+    let mut text = json!({"cniVersion": "1.1.0", "name": network, "type": "symroute"});
+    if let Some(list) = list {
+        text[key] = list.clone();
+    }
+    node.cni("GC", &text.to_string(), "", "", "")
+}
+
+fn enrolled(node: &Node) -> Vec<String> {
+    let ran = node.symroute(&["status", "--json"]);
+    let report: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    let pods = report["pods"].as_array().expect("a list").iter();
+    let mut names: Vec<String> =
+        pods.map(|p| format!("{} {}", p["network"], p["container"]).replace('"', "")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn gc_takes_out_what_the_runtime_does_not_know() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let proof = Proof::begin(node, &layout.router);
+    let add = |network: &str, id: &str, address: &str| {
+        let prev = format!(r#"{{"cniVersion":"1.0.0","ips":[{{"address":"{address}/32"}}]}}"#);
+        let text = node.network(&settings(), Some(&prev));
+        let text = text.replace("\"lab\"", &format!("\"{network}\""));
+        node.cni("ADD", &text, id, &layout.pods[0].ns.path(), "eth0").assert_success("ADD");
+    };
+    add("one", "a", "10.20.1.1");
+    add("one", "b", "10.20.1.2");
+    add("two", "a", "10.20.1.3");
+    let valid = "cni.dev/valid-attachments";
+    gc(node, "one", valid, None).assert_success("GC without a list");
+    assert_eq!(enrolled(node), ["one a", "one b", "two a"]);
+    let list = json!([{"containerID": "a", "ifname": "eth0"}, {"containerID": "b", "ifname": "e"}]);
+    gc(node, "one", valid, Some(&list)).assert_success("GC with a list");
+    assert_eq!(enrolled(node), ["one a", "two a"], "b has another interface in the list");
+    let set = node.ns.exec(&["nft", "list", "set", "inet", "symroute", "pods4"], "");
+    assert!(set.contains("10.20.1.1") && !set.contains("10.20.1.2"), "{set}");
+    let (code, msg) = failure(&gc(node, "one", valid, Some(&json!([{"containerID": 7}]))));
+    assert!(code == 6 && msg.contains("containerID"), "{code}: {msg}");
+    gc(node, "one", "cni.dev/attachments", Some(&Value::Null)).assert_success("GC with null");
+    assert_eq!(enrolled(node), ["two a"]);
+    gc(node, "two", valid, Some(&json!([]))).assert_success("GC with an empty list");
+    proof.assert_as_before();
+}
+
+#[test]
+fn status_says_whether_an_add_could_succeed() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let text = |settings: Value| {
+        let mut text = json!({"cniVersion": "1.1.0", "name": "lab", "type": "symroute"});
+        text.as_object_mut().expect("an object").extend(settings.as_object().expect("one").clone());
+        text.to_string()
+    };
+    let status = |text: &str| node.cni("STATUS", text, "", "", "");
+    let ran = status(&text(settings()));
+    ran.assert_success("STATUS on an empty node");
+    assert_eq!(ran.stdout, "");
+    node.up(&settings());
+    status(&text(settings())).assert_success("STATUS with node state");
+    let (code, msg) = failure(&status(&text(json!({"markMask": "0x1"}))));
+    assert!(code == 50 && msg.contains("markMask"), "{code}: {msg}");
+    let without = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"];
+    let ran = node.call_under(&without, &Call::cni("STATUS", &text(settings()), "", "", ""));
+    let (code, msg) = failure(&ran);
+    assert!(code == 50 && msg.contains("CAP_NET_ADMIN"), "{code}: {msg}");
+    node.down();
+}
+
+fn flow_to_pod<'a>(layout: &'a TwoNics, name: &str) -> Flow<'a> {
+    let unenrolled = "[2001:db8:21::50]:8080";
+    Flow::new(name, &layout.client, Proto::Tcp, unenrolled, "pod1 2001:db8:9::9")
+}
+
+/// A pod that its annotation leaves out has neither file nor element; ADD, CHECK and DEL succeed.
+#[test]
+fn an_annotation_leaves_a_pod_out() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let annotated = |name: &str, value: &str| {
+        let mut settings = settings();
+        let annotations = json!({ name: value, "kubernetes.io/other": "x" });
+        settings["runtimeConfig"] = json!({ "io.kubernetes.cri.pod-annotations": annotations });
+        settings
+    };
+    let out = annotated("symroute.io/enabled", "false");
+    let proof = Proof::begin(node, &layout.router);
+    node.add(&out, &layout.pods[1]);
+    check(node, &out, &layout.pods[1]).assert_success("CHECK");
+    proof.assert_as_before();
+    node.add(&settings(), &layout.pods[0]);
+    node.add(&out, &layout.pods[1]);
+    assert_eq!(enrolled(node).len(), 1);
+    // With host off, a pod that is left out is left to the node's own routing.
+    assert_all_work(&[flow_to_pod(&layout, "by its own rule")]);
+    node.ns.ip6("rule del pref 1536");
+    assert_only_these_fail(&[flow_to_pod(&layout, "left out")], &["left out"]);
+    node.add(&settings(), &layout.pods[1]);
+    assert_all_work(&[flow_to_pod(&layout, "enrolled")]);
+    node.ns.ip6("rule add pref 1536 from 2001:db8:21::50 lookup 101");
+    for (name, value) in [("symroute.io/enabled", "yes"), ("symroute.io/colour", "true")] {
+        let network = node.network(&annotated(name, value), Some(&layout.pods[1].prev_result));
+        let pod = &layout.pods[1];
+        let ran = node.cni("ADD", &network, &pod.id, &pod.ns.path(), "eth0");
+        let (code, msg) = failure(&ran);
+        assert!(code == 7 && msg.contains(name) && msg.contains(value), "{code}: {msg}");
+    }
+    for pod in &layout.pods {
+        node.del(&settings(), pod);
+    }
+}
