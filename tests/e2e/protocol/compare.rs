@@ -59,9 +59,9 @@ fn plain(value: &Value) -> Value {
 /// Whether all of `part` stands in `whole`, which may hold keys that the peers do not know.
 fn holds(whole: &Value, part: &Value) -> bool {
     match (whole, part) {
-        (Value::Object(whole), Value::Object(part)) => part
-            .iter()
-            .all(|(key, value)| whole.get(key).is_some_and(|found| holds(found, value))),
+        (Value::Object(whole), Value::Object(part)) => {
+            part.iter().all(|(key, value)| whole.get(key).is_some_and(|found| holds(found, value)))
+        }
         _ => whole == part,
     }
 }
