@@ -13,7 +13,7 @@ use crate::netlink::nft::{self, Batch};
 use crate::netlink::route::{Lookup, Way, lookup};
 use crate::netlink::uapi::RTN_UNICAST;
 use crate::netlink::{Error, Socket};
-use crate::ruleset::build::{address_key, hairpin_set, number_key, pods_set};
+use crate::ruleset::sets::{address_key, hairpin_set, number_key, pods_set};
 use crate::state::Attachment;
 
 /// Addresses outside of any cluster (RFC 5737, RFC 3849), to ask for the way to the outside.

@@ -17,7 +17,7 @@ use crate::names;
 use crate::netlink::nft;
 use crate::plan::diff::{Operation, TableChange, diff};
 use crate::plan::{Plan, plan};
-use crate::ruleset::build::hairpin_set;
+use crate::ruleset::sets::hairpin_set;
 use crate::state::{Attachment, Key, Lock, Record, State};
 
 /// How long a caller waits for another's reconcile.

@@ -7,7 +7,7 @@ use crate::config;
 use crate::error::Error;
 use crate::names;
 use crate::netlink::{Socket, nft};
-use crate::ruleset::build::number_key;
+use crate::ruleset::sets::number_key;
 
 /// Succeeds if the settings can be read, the kernel has `nf_tables` and we may use it.
 pub(super) fn status(request: &Request<'_>) -> Result<(), Failure> {

@@ -13,7 +13,7 @@ use super::wire::{Writer, attrs, be_i32_at, be32_at, find, string};
 use super::{Error, Socket};
 use crate::facts::{ElementData, FoundChain, FoundSet, Table};
 use crate::names::TABLE;
-use crate::ruleset::encode::{rule_body, set_numbers, set_userdata};
+use crate::ruleset::encode::{rule_body, set_numbers, set_userdata, write_goto};
 use crate::ruleset::fingerprint;
 use crate::ruleset::model::{Chain, Rule, Set};
 
@@ -167,14 +167,6 @@ fn write_element(w: &mut Writer, key: &[u8], data: &ElementData) {
             }
             ElementData::Goto(chain) => w.nest(NFTA_SET_ELEM_DATA, |w| write_goto(w, chain)),
         }
-    });
-}
-
-/// A verdict that goes to a chain, as rules and map elements carry it.
-pub fn write_goto(w: &mut Writer, chain: &str) {
-    w.nest(NFTA_DATA_VERDICT, |w| {
-        w.be_i32(NFTA_VERDICT_CODE, NFT_GOTO);
-        w.str(NFTA_VERDICT_CHAIN, chain);
     });
 }
 

@@ -2,7 +2,6 @@
 
 use super::model::{Expression, Rule, Set, Side, Type};
 use crate::facts::Family;
-use crate::netlink::nft::write_goto;
 use crate::netlink::uapi::*;
 use crate::netlink::wire::Writer;
 
@@ -139,6 +138,14 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
             w.nest(NFTA_DATA_VERDICT, |w| w.be_i32(NFTA_VERDICT_CODE, NFT_RETURN));
         }),
     }
+}
+
+/// A verdict that goes to a chain, as rules and map elements carry it.
+pub fn write_goto(w: &mut Writer, chain: &str) {
+    w.nest(NFTA_DATA_VERDICT, |w| {
+        w.be_i32(NFTA_VERDICT_CODE, NFT_GOTO);
+        w.str(NFTA_VERDICT_CHAIN, chain);
+    });
 }
 
 fn meta(w: &mut Writer, key: u32) {

@@ -4,3 +4,4 @@ pub mod build;
 pub mod encode;
 pub mod fingerprint;
 pub mod model;
+pub mod sets;
