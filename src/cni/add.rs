@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use nix::sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, statfs};
 use serde_json::value::RawValue;
 
 use super::{Code, Failure, Request, annotations, result, version};
@@ -130,8 +131,13 @@ fn slowly(
 pub(super) fn own_namespace(netns: &str) -> Result<(), Failure> {
     let fail = |msg: String| Failure::new(Code::NetworkNamespace, msg);
     let identity = |path: &str| fs::metadata(path).map(|m| (m.dev(), m.ino()));
-    let theirs = identity(netns)
-        .map_err(|error| fail(format!("open network namespace {netns}: {error}")))?;
+    let open = |error: &dyn std::fmt::Display| format!("open network namespace {netns}: {error}");
+    let theirs = identity(netns).map_err(|error| fail(open(&error)))?;
+    let kind = statfs(netns).map_err(|error| fail(open(&error)))?.filesystem_type();
+    if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
+        return Err(fail(format!("CNI_NETNS {netns} is no network namespace"))
+            .with("the runtime has to pass a path like /run/netns/NAME or /proc/PID/ns/net"));
+    }
     let own = identity("/proc/self/ns/net")
         .map_err(|error| fail(format!("open own network namespace: {error}")))?;
     if theirs == own {

@@ -217,9 +217,15 @@ fn steer_auto(
         .filter(|u| u.ways.contains_key(&family) && !uplinks::has_address(facts, u.link, family))
         .map(|u| u.link)
         .collect();
+    if away_from.is_empty() {
+        return None;
+    }
     let via = by_main_route(facts, uplinks, family).filter(|u| !away_from.contains(&u.link))?;
     let mark = crate::names::KUBE_MASQUERADE;
-    (!away_from.is_empty()).then_some(Steering { mark, via: via.id, away_from })
+    // Also what seems to leave by it already: IPVS routes without the source, and NAT routes again
+    // with it, behind our chains.
+    let away_from = away_from.into_iter().chain([via.link]).collect();
+    Some(Steering { mark, via: via.id, away_from })
 }
 
 /// The uplink of main's default route with the lowest metric.

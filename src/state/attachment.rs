@@ -6,11 +6,11 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::{Error, State, absent_is_none};
+use super::{Error, State, absent_is_none, readable};
 use crate::ruleset::fingerprint::fnv;
 
 /// Raised when the content of an attachment's file changes so that older releases misread it.
-const VERSION: u32 = 1;
+const VERSION: u64 = 1;
 /// Characters of the container id that a file's name shows.
 const SHOWN: usize = 64;
 
@@ -63,7 +63,7 @@ impl Attachment {
 
     /// None for what is empty or no attachment: a file cut short by a full disk, say.
     pub(super) fn from_json(text: &str) -> Option<Self> {
-        let value: Value = serde_json::from_str(text).ok()?;
+        let value = readable(text, VERSION)?;
         let part = |name: &str| value.get(name)?.as_str().map(str::to_string);
         let key = Key {
             network: part("network")?,

@@ -21,6 +21,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 pub use attachment::{Attachment, Key};
 pub use lock::Lock;
 pub use record::Record;
@@ -169,6 +171,13 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// The content of a file; none where it is damaged, or written by a release whose format this one
+/// does not know.
+fn readable(text: &str, newest: u64) -> Option<Value> {
+    let value: Value = serde_json::from_str(text).ok()?;
+    (value.get("version")?.as_u64()? <= newest).then_some(value)
 }
 
 fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{Error, State};
+use super::{Error, State, readable};
 use crate::config::{self, Settings};
 use crate::facts::ElementData;
 use crate::mark::Field;
@@ -13,7 +13,7 @@ use crate::names;
 /// Name of the record's file.
 pub(super) const FILE: &str = "node.json";
 /// Raised when the record changes so that older releases misread it.
-const VERSION: u32 = 1;
+const VERSION: u64 = 1;
 
 /// What was made on the node. Written before the kernel is touched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Record {
     }
 
     fn from_json(text: &str) -> Option<Self> {
-        let value: Value = serde_json::from_str(text).ok()?;
+        let value = readable(text, VERSION)?;
         let settings = |value: &Value| Some(config::parse(value.as_object()?).ok()?.settings);
         let previous = value.get("previous")?.as_array()?;
         let indexes = value.get("srcValidMark")?.as_array()?;

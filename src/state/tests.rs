@@ -82,11 +82,13 @@ fn damaged_files_are_reported_and_swept() {
     let state = &temporary.0;
     let good = pod("good", &["10.0.0.1"]);
     state.enroll(&good).unwrap();
-    for (name, text) in [("empty", ""), ("cut", "{\"version\":1,"), ("other", "[]")] {
+    for (name, text) in
+        [("empty", ""), ("cut", "{\"version\":1,"), ("other", "[]"), ("newer", "{\"version\":2}")]
+    {
         state.write("pods", name, text).unwrap();
     }
     let (found, unreadable) = state.attachments().unwrap();
-    assert_eq!((found, unreadable.len()), (vec![good], 3));
+    assert_eq!((found, unreadable.len()), (vec![good], 4));
     state.sweep(&unreadable).unwrap();
     assert_eq!(state.list("pods").unwrap().len(), 1);
     state.write("", record::FILE, "{").unwrap();

@@ -16,7 +16,7 @@ fn status(node: &Node) -> Value {
 }
 
 /// name, id, table, IPv4 gateway and source of each uplink.
-fn uplinks(node: &Node) -> Vec<String> {
+pub(crate) fn uplinks(node: &Node) -> Vec<String> {
     let report = status(node);
     let list = report["uplinks"].as_array().expect("a list").iter();
     list.map(|u| {

@@ -13,6 +13,7 @@ mod bad_input;
 mod discovery;
 mod fast_path;
 mod interrupted;
+mod kinds;
 mod lab;
 mod lab_itself;
 mod lifecycle;

@@ -122,15 +122,50 @@ fn kube_proxy_in_nftables_without_source_check() {
     field_report(Flavour::Nftables, false);
 }
 
+/// Whether the kernel has IPVS; without it the test says that it has not run.
+fn has_ipvs(what: &str) -> bool {
+    // Where ip_vs is a module it may not be loaded yet; where it is missing this fails, rightly.
+    let _ = Command::new("modprobe").arg("ip_vs").status();
+    let found = Path::new("/proc/net/ip_vs").exists();
+    if !found {
+        println!("field report 001, {what}: NOT RUN, this kernel has no ip_vs");
+    }
+    found
+}
+
 /// The report itself is about IPVS, which only some kernels have.
 #[test]
 fn kube_proxy_in_ipvs() {
-    // Where ip_vs is a module it may not be loaded yet; where it is missing this fails, rightly.
-    let _ = Command::new("modprobe").arg("ip_vs").status();
-    if !Path::new("/proc/net/ip_vs").exists() {
-        println!("field report 001, kube-proxy in IPVS: NOT RUN, this kernel has no ip_vs");
+    if has_ipvs("kube-proxy in IPVS") {
+        field_report(Flavour::Ipvs, true);
+        field_report(Flavour::Ipvs, false);
+    }
+}
+
+/// IPVS takes a request out of the input hook and routes it anew. Were its mark still on it, which
+/// is for `rp_filter` only, it would leave by the NIC it came in by, with the other one's address.
+#[test]
+fn kube_proxy_in_ipvs_for_a_client_behind_eth1() {
+    if !has_ipvs("a client of kube-proxy in IPVS") {
         return;
     }
-    field_report(Flavour::Ipvs, true);
-    field_report(Flavour::Ipvs, false);
+    let layout = || {
+        let mut layout = layout(Flavour::Ipvs, false);
+        layout.router.assign("eth1", "10.12.115.101");
+        let client = layout.router.host("client", &["203.0.113.9"]);
+        layout.router.check_sources(&["eth0", "eth1"]);
+        (layout, client)
+    };
+    let flow =
+        |client| [Flow::new("client", client, Proto::Tcp, LOAD_BALANCER, "backend 10.12.97.49")];
+    let (today, client) = layout();
+    assert_only_these_fail(&flow(&client), &["client"]);
+    assert!(today.node.rp_filter_drops() > 0, "strict rp_filter saw nothing wrong");
+
+    let (Layout { router, node, pod, .. }, client) = &layout();
+    let proof = Proof::begin(node, router);
+    node.add(&settings(), pod);
+    proof.assert_flows_work(&flow(client), &["eth0", "eth1"], 2);
+    node.del(&settings(), pod);
+    proof.assert_as_before();
 }

@@ -178,3 +178,53 @@ fn an_annotation_leaves_a_pod_out() {
         node.del(&settings(), pod);
     }
 }
+
+/// Every verb, with a result of 64 KiB, in 8 MiB of memory for data.
+#[test]
+fn every_verb_stays_small() {
+    let layout = two_nics();
+    let (node, pod) = (&layout.node, &layout.pods[1]);
+    let mut result: Value = serde_json::from_str(&pod.prev_result).expect("JSON");
+    result["cniVersion"] = json!("1.1.0");
+    result["padding"] = json!("x".repeat(64 * 1024));
+    let network = node.network(&settings(), Some(&result.to_string()));
+    let small = ["sh", "-c", "ulimit -d 8192 && exec \"$@\"", "sh"];
+    for verb in ["STATUS", "ADD", "CHECK", "GC", "DEL", "VERSION"] {
+        let call = Call::cni(verb, &network, &pod.id, &pod.ns.path(), "eth0");
+        node.call_under(&small, &call).assert_success(verb);
+    }
+}
+
+/// 16 MiB are read, and not a byte more.
+#[test]
+fn stdin_has_a_limit() {
+    const LIMIT: usize = 16 * 1024 * 1024;
+    let layout = two_nics();
+    let (node, pod) = (&layout.node, &layout.pods[1]);
+    let proof = Proof::begin(node, &layout.router);
+    let network = node.network(&settings(), Some(&pod.prev_result));
+    let padded = |length: usize| format!("{network}{}", " ".repeat(length - network.len()));
+    let call = |verb, text: &str| node.cni(verb, text, &pod.id, &pod.ns.path(), "eth0");
+    let (code, msg) = failure(&call("ADD", &padded(LIMIT + 1)));
+    assert!(code == 6 && msg.contains("16 MiB"), "{code}: {msg}");
+    proof.assert_as_before();
+    call("ADD", &padded(LIMIT)).assert_success("ADD");
+    call("DEL", &padded(LIMIT)).assert_success("DEL");
+    proof.assert_as_before();
+}
+
+/// A DEL must not fail by bytes that nobody needs to understand.
+#[test]
+fn del_takes_what_add_refuses() {
+    let layout = two_nics();
+    let (node, pod) = (&layout.node, &layout.pods[1]);
+    let proof = Proof::begin(node, &layout.router);
+    node.add(&settings(), pod);
+    let odd = format!(
+        "{{\"cniVersion\":\"1.0.0\",\"name\":\"lab\",\"a\":\"\\ud800\",\"b\":{}1{},\"c\":1e999}}",
+        "[".repeat(300),
+        "]".repeat(300)
+    );
+    node.cni("DEL", &odd, &pod.id, "", "eth0").assert_success("DEL of odd JSON");
+    proof.assert_as_before();
+}
