@@ -32,15 +32,21 @@ pub enum Command {
 }
 
 impl Command {
+    /// All of them.
+    const ALL: [Self; 5] = [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status];
+
     fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "ADD" => Self::Add,
-            "DEL" => Self::Del,
-            "CHECK" => Self::Check,
-            "GC" => Self::Gc,
-            "STATUS" => Self::Status,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|command| command.name() == name)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+        }
     }
 
     /// Whether it is about one attachment.
@@ -143,7 +149,7 @@ pub struct Request<'a> {
     /// `cniVersion` of the configuration.
     pub version: String,
     /// `CNI_COMMAND`
-    verb: &'a str,
+    command: Command,
     /// Which attachment it is about; of GC and STATUS only the network counts.
     pub key: Key,
     /// Path of the pod's network namespace; may be empty for DEL.
@@ -178,25 +184,27 @@ impl<'a> Request<'a> {
         }
         let network = name(&config)?;
         environment.check_values()?;
+        let command = Command::named(&environment.command).ok_or_else(|| {
+            let msg = format!("unknown CNI_COMMAND: {}", environment.command);
+            Failure::new(Code::Environment, msg).with("known: ADD, DEL, CHECK, GC, STATUS, VERSION")
+        })?;
         let version = version(&config)?;
         let (container, ifname) = (environment.container.clone(), environment.ifname.clone());
         let key = Key { network, container, ifname };
-        let verb = environment.command.as_str();
-        Ok(Self { version, verb, key, netns: &environment.netns, config, prev_result })
+        Ok(Self { version, command, key, netns: &environment.netns, config, prev_result })
     }
 
-    /// The verb, if it is known and the version has it.
+    /// The verb, if the version has it.
     pub(super) fn command(&self) -> Result<Command, Failure> {
-        let verb = self.verb;
-        let command = Command::named(verb).ok_or_else(|| {
-            Failure::new(Code::Environment, format!("unknown CNI_COMMAND: {verb}"))
-                .with("known: ADD, DEL, CHECK, GC, STATUS, VERSION")
-        })?;
-        if at_least(&self.version, command.since()) {
-            return Ok(command);
+        let since = self.command.since();
+        if at_least(&self.version, since) {
+            return Ok(self.command);
         }
-        let msg =
-            format!("{verb} came with CNI {}, \"cniVersion\" is {}", command.since(), self.version);
+        let msg = format!(
+            "{} came with CNI {since}, \"cniVersion\" is {}",
+            self.command.name(),
+            self.version
+        );
         Err(Failure::new(Code::IncompatibleVersion, msg).with("raise \"cniVersion\""))
     }
 }

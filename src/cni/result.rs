@@ -33,7 +33,9 @@ pub(super) fn addresses(result: &RawValue) -> Result<Vec<IpAddr>, Failure> {
         let text = serde_json::from_str::<Fields<'_>>(entry.get()).ok();
         let net: IpNetwork = text
             .and_then(|mut entry| entry.remove(key))
-            .and_then(|raw| serde_json::from_str::<String>(raw.get()).ok()?.parse().ok())
+            .and_then(|raw| serde_json::from_str::<String>(raw.get()).ok())
+            // A prefix is part of it: without one, libraries refuse the result as we pass it on.
+            .and_then(|text| text.contains('/').then(|| text.parse().ok())?)
             .ok_or_else(|| wrong(&format!("{name}.{key} is no address: {entry}")))?;
         // An IPv4 address in IPv6's clothes is one on the wire all the same.
         let ip = net.ip().to_canonical();

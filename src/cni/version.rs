@@ -43,7 +43,12 @@ pub(super) fn at_least(version: &str, least: &str) -> bool {
 pub(super) fn answer(result: &RawValue, version: &str) -> Result<String, Failure> {
     let text = result.get();
     let all = fields(result)?;
-    let Some(raw) = all.get("cniVersion") else { return Ok(text.to_string()) };
+    let Some(raw) = all.get("cniVersion") else {
+        // Libraries take a result without one for the oldest, and would lose its addresses.
+        let rest = text.trim_start().strip_prefix('{').unwrap_or(text);
+        let comma = if all.is_empty() { "" } else { "," };
+        return Ok(format!("{{\"cniVersion\":\"{version}\"{comma}{rest}"));
+    };
     let own: String = serde_json::from_str(raw.get()).unwrap_or_default();
     if own == version {
         return Ok(text.to_string());
@@ -181,8 +186,8 @@ mod tests {
     fn inside_a_family_nothing_but_the_version_changes() {
         assert_eq!(answered(LISTED, "0.4.0"), LISTED);
         assert_eq!(answered(LISTED, "0.3.1"), LISTED.replace("0.4.0", "0.3.1"));
-        let without = r#"{"ips":[ ]}"#;
-        assert_eq!(answered(without, "1.0.0"), without);
+        assert_eq!(answered(r#"{"ips":[ ]}"#, "1.0.0"), r#"{"cniVersion":"1.0.0","ips":[ ]}"#);
+        assert_eq!(answered("{ }", "1.0.0"), r#"{"cniVersion":"1.0.0" }"#);
     }
 
     #[test]
