@@ -56,7 +56,6 @@ fn results_that_are_none() {
 /// Results with the addresses that each of them enrolls.
 const SHAPES: &[(&str, &[&str])] = &[
     ("{\"cniVersion\":\"1.0.0\"}", &[]),
-    ("{\"cniVersion\":\"1.0.0\"}", &[]),
     ("{\"cniVersion\":\"1.0.0\",\"interfaces\":null,\"ips\":null,\"dns\":{}}", &[]),
     ("{\"cniVersion\":\"1.0.0\",\"interfaces\":null,\"ips\":[],\"routes\":null}", &[]),
     ("{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"10.20.0.50/32\"}]}", &["10.20.0.50"]),
