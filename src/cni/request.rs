@@ -241,3 +241,42 @@ fn version(config: &Map<String, Value>) -> Result<String, Failure> {
     let details = format!("supported: {}", VERSIONS.join(", "));
     Err(Failure::new(Code::IncompatibleVersion, msg).with(details))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn environment(command: &str) -> Environment {
+        let text = |text: &str| text.to_string();
+        Environment {
+            command: text(command),
+            container: text("c1"),
+            netns: text("/run/netns/x"),
+            ifname: text("eth0"),
+            path: text("/opt/cni/bin"),
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_fail_all_but_del() {
+        let stdin = b"{\"cniVersion\":\"1.0.0\",\"name\":\"lab\",\"other\":\"\xff\xfe\"}";
+        for command in ["ADD", "CHECK", "GC", "STATUS"] {
+            let environment = environment(command);
+            let failure = Request::parse(&environment, stdin).unwrap_err();
+            assert_eq!(failure.code, Code::Decode, "{command}");
+        }
+        let del = environment("DEL");
+        assert_eq!(Request::parse(&del, stdin).unwrap().key.network, "lab");
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics(stdin: Vec<u8>, text: String, command in "(ADD|DEL|GC|[A-Z]{0,3})") {
+            let environment = environment(&command);
+            let _ = Request::parse(&environment, &stdin);
+            let wrapped = format!("{{\"name\":\"lab\",\"cniVersion\":{text:?},\"prevResult\":{text:?}}}");
+            let _ = Request::parse(&environment, wrapped.as_bytes());
+        }
+    }
+}
