@@ -253,7 +253,7 @@ fn namespaces() -> Vec<Case> {
     for verb in VERBS {
         let files = [
             ("is the caller's own", "NODE", OWN_NAMESPACE),
-            ("is not there", "NETNS-gone", BAD_NAMESPACE),
+            ("is not there", "/run/no-such-folder/netns", BAD_NAMESPACE),
             ("is no network namespace", "/dev/null", BAD_NAMESPACE),
             ("is a folder", "/", BAD_NAMESPACE),
         ];
