@@ -116,6 +116,17 @@ fn equals(number: u32) -> Expression {
     Equals(number_key(number))
 }
 
+/// The connection has this bit of `enum ip_conntrack_status`.
+fn has_status(bit: u32, then: Expression) -> [Expression; 4] {
+    [ConntrackStatus, Bits { mask: bit, xor: 0 }, Differs(vec![0; 4]), then]
+}
+
+/// The destination is in a set of addresses.
+fn destination_in(family: Family, set: &'static str, then: Expression) -> Rule {
+    let load = LoadAddress(family, Side::Destination);
+    plain([FamilyIs(family), load, InSet { set, not: false }, then])
+}
+
 fn chain(name: String, rules: Vec<Rule>) -> Chain {
     Chain { name, hook: None, rules }
 }
@@ -152,40 +163,23 @@ fn reply(field: Field, id: u32) -> Vec<Rule> {
         ),
         rule(
             "evidence for rp_filter: SNATed here, so conntrack knows it",
-            [
-                ConntrackStatus,
-                Bits { mask: IPS_SRC_NAT, xor: 0 },
-                Differs(vec![0; 4]),
-                goto("via", id),
-            ],
+            has_status(IPS_SRC_NAT, goto("via", id)),
         ),
     ]
 }
 
 /// A bound request. One that is not DNATed ends here.
 fn request(id: u32) -> Vec<Rule> {
-    vec![
-        plain([
-            ConntrackStatus,
-            Bits { mask: IPS_DST_NAT, xor: 0 },
-            Differs(vec![0; 4]),
-            goto("forwarded", id),
-        ]),
-        plain([goto("via", id)]),
-    ]
+    vec![plain(has_status(IPS_DST_NAT, goto("forwarded", id))), plain([goto("via", id)])]
 }
 
 /// A bound request whose destination was rewritten. Where the backend lies behind the very uplink
 /// that the request came in by, the way back that `rp_filter` looks up has the same incoming
 /// interface and mark as the way there, so the mark has to say which way it turns.
 fn forwarded(id: u32, link: u32) -> Vec<Rule> {
-    let to_pod = |family, set| {
-        let load = LoadAddress(family, Side::Destination);
-        plain([FamilyIs(family), load, InSet { set, not: false }, goto("via", id)])
-    };
     vec![
-        to_pod(Family::V4, names::PODS4),
-        to_pod(Family::V6, names::PODS6),
+        destination_in(Family::V4, names::PODS4, goto("via", id)),
+        destination_in(Family::V6, names::PODS6, goto("via", id)),
         rule(
             "to a backend behind this uplink",
             [FibInterface(Side::Destination), equals(link), goto("uturn", id)],
@@ -197,10 +191,6 @@ fn forwarded(id: u32, link: u32) -> Vec<Rule> {
 /// A packet in the original direction came in by this uplink.
 fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     let field = spec.field;
-    let to_pod = |family, set| {
-        let load = LoadAddress(family, Side::Destination);
-        plain([FamilyIs(family), load, InSet { set, not: false }, goto("offer", id)])
-    };
     let mut rules = vec![
         rule(
             "bound to this uplink",
@@ -218,19 +208,11 @@ fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
             [IcmpError(Family::V4), goto("via", id)],
         ),
         plain([IcmpError(Family::V6), goto("via", id)]),
-        to_pod(Family::V4, names::PODS4),
-        to_pod(Family::V6, names::PODS6),
+        destination_in(Family::V4, names::PODS4, goto("offer", id)),
+        destination_in(Family::V6, names::PODS6, goto("offer", id)),
     ];
     if spec.host {
-        rules.push(rule(
-            "NodePort, backend anywhere",
-            [
-                ConntrackStatus,
-                Bits { mask: IPS_DST_NAT, xor: 0 },
-                Differs(vec![0; 4]),
-                goto("offer", id),
-            ],
-        ));
+        rules.push(rule("NodePort, backend anywhere", has_status(IPS_DST_NAT, goto("offer", id))));
         rules.push(rule("the node itself", [FibLocal(Side::Destination), goto("offer", id)]));
     }
     rules
@@ -258,11 +240,9 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
                 goto("bind", id),
             ],
         ));
-        rules.extend(Family::ALL.map(|family| {
-            let load = LoadAddress(family, Side::Destination);
-            let set = hairpin_set(family);
-            plain([FamilyIs(family), load, InSet { set, not: false }, goto("bind", id)])
-        }));
+        rules.extend(
+            Family::ALL.map(|family| destination_in(family, hairpin_set(family), goto("bind", id))),
+        );
         rules.extend(spec.routeless.iter().map(|&family| {
             let missing = [FamilyIs(family), FibMissing(Side::Source), goto("bind", id)];
             rule("main has no default route", missing)
