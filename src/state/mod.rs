@@ -71,10 +71,21 @@ impl State {
 
     /// Writes a file so that a reader sees all of it or none.
     fn write(&self, folder: &str, name: &str, content: &str) -> Result<(), Error> {
+        self.place(folder, name, name, |temporary| fs::write(temporary, content))
+    }
+
+    /// Puts what `make` makes into its place by a rename. `maker` is part of the temporary name.
+    fn place(
+        &self,
+        folder: &str,
+        name: &str,
+        maker: &str,
+        make: impl Fn(&Path) -> io::Result<()>,
+    ) -> Result<(), Error> {
         let path = self.path(&[folder, name]);
-        let temporary = self.path(&[folder, &format!(".{name}")]);
+        let temporary = self.path(&[folder, &format!(".{maker}")]);
         let attempt = || {
-            let done = fs::write(&temporary, content).and_then(|()| fs::rename(&temporary, &path));
+            let done = make(&temporary).and_then(|()| fs::rename(&temporary, &path));
             if done.is_err() {
                 let _ = fs::remove_file(&temporary);
             }

@@ -2,7 +2,6 @@
 //! must not take it from the pod that has it since.
 
 use std::fs;
-use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 
@@ -13,25 +12,11 @@ use super::{Attachment, Error, State, absent_is_none};
 impl State {
     /// Makes the attachment whose file has this name the owner of an address.
     pub(super) fn own(&self, address: IpAddr, name: &str) -> Result<(), Error> {
-        let folder = self.path(&["owners"]);
-        let path = folder.join(address.to_string());
-        let temporary = folder.join(format!(".{name}"));
-        let attempt = || {
-            let _ = fs::remove_file(&temporary);
-            symlink(name, &temporary)?;
-            let done = fs::rename(&temporary, &path);
-            if done.is_err() {
-                let _ = fs::remove_file(&temporary);
-            }
-            done
-        };
-        match attempt() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(&folder).map_err(Error::at("make", &folder))?;
-                attempt().map_err(Error::at("write", &path))
-            }
-            other => other.map_err(Error::at("write", &path)),
-        }
+        self.place("owners", &address.to_string(), name, |temporary| {
+            // A call that was killed may have left one.
+            let _ = fs::remove_file(temporary);
+            symlink(name, temporary)
+        })
     }
 
     /// Ends an attachment's ownership. False if the address belongs to another one by now: then
