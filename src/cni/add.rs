@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use nix::sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, statfs};
 use serde_json::value::RawValue;
 
-use super::{Code, Failure, Request, annotations, result, version};
+use super::{Code, Failure, Request, annotations, log_failures, result, version};
 use crate::config::{self, Config, Invalid, Scope};
 use crate::error::Error;
 use crate::fast;
@@ -23,9 +23,12 @@ pub(super) struct Pod<'a> {
 }
 
 impl<'a> Pod<'a> {
-    /// Reads settings, annotations and the result before ours.
+    /// Looks at the namespace before anything else, then reads settings, annotations and the result
+    /// before ours.
     pub(super) fn of(request: &'a Request<'_>) -> Result<Self, Failure> {
+        own_namespace(request.netns)?;
         let config = config::parse(&request.config).map_err(Error::from)?;
+        logging::start(&config.log);
         let own = annotations::read(&request.config).map_err(Error::from)?;
         if config.scope == Scope::Pod {
             let hint = "this release serves the node's own data plane only; set \"host\"";
@@ -45,9 +48,7 @@ impl<'a> Pod<'a> {
 
 /// Enrolls the pod and gives back `prevResult`. A failed ADD leaves nothing of its own behind.
 pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
-    own_namespace(request.netns)?;
     let pod = Pod::of(request)?;
-    logging::start(&pod.config.log);
     // Before anything is enrolled: this may fail, too.
     let answer = version::answer(pod.prev_result, &request.version)?;
     let Some(attachment) = pod.attachment else { return Ok(answer) };
@@ -56,24 +57,20 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
     match (enroll(&mut node, &pod.config, &attachment), before) {
         (Ok(()), None) => {}
         // ADD twice, with other addresses the second time.
-        (Ok(()), Some(before)) => report(&node.withdraw(&before, Some(&attachment))),
+        (Ok(()), Some(before)) => {
+            log_failures(request, &node.withdraw(&before, Some(&attachment)));
+        }
         (Err(error), None) => {
-            report(&node.remove(&attachment.key));
+            log_failures(request, &node.remove(&attachment.key));
             return Err(error.into());
         }
         (Err(error), Some(before)) => {
             node.state.enroll(&before).map_err(Error::from)?;
-            report(&node.withdraw(&attachment, Some(&before)));
+            log_failures(request, &node.withdraw(&attachment, Some(&before)));
             return Err(error.into());
         }
     }
     Ok(answer)
-}
-
-fn report(failures: &[Error]) {
-    for error in failures {
-        log::error!("{error}");
-    }
 }
 
 fn enroll(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<(), Error> {
@@ -128,7 +125,7 @@ fn slowly(
 
 /// The host scope leaves the pod's namespace alone; one that is the caller's own is a mistake of
 /// the runtime that must not be acted on.
-pub(super) fn own_namespace(netns: &str) -> Result<(), Failure> {
+fn own_namespace(netns: &str) -> Result<(), Failure> {
     let fail = |msg: String| Failure::new(Code::NetworkNamespace, msg);
     let identity = |path: &str| fs::metadata(path).map(|m| (m.dev(), m.ino()));
     let open = |error: &dyn std::fmt::Display| format!("open network namespace {netns}: {error}");

@@ -1,18 +1,15 @@
 //! CHECK: is the pod served as ADD left it?
 
-use super::add::{Pod, own_namespace};
+use super::add::Pod;
 use super::{Code, Failure, Request};
 use crate::error::Error;
 use crate::fast;
-use crate::logging;
 use crate::node::Node;
 
 /// Looks the pod up as ADD enrolled it, and proves that packets find their way. It holds right
 /// after ADD and goes on to hold when later plugins change routes.
 pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
     let pod = Pod::of(request)?;
-    logging::start(&pod.config.log);
-    own_namespace(request.netns)?;
     let Some(wanted) = pod.attachment else { return Ok(()) };
     let mut node = Node::open()?;
     let way_out = "restart the pod, or see \"symroute status\" and run \"symroute up\"";

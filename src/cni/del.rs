@@ -1,7 +1,7 @@
 //! DEL: take a pod out again. A DEL that fails stops the chain and leaks the primary plugin's
 //! address, so nothing that goes wrong here is told to the runtime.
 
-use super::Request;
+use super::{Request, log_failures};
 use crate::config::{self, Log};
 use crate::logging;
 use crate::node::Node;
@@ -15,7 +15,5 @@ pub(super) fn del(request: &Request<'_>) {
         Ok(mut node) => node.remove(&request.key),
         Err(error) => vec![error],
     };
-    for error in failures {
-        log::error!("DEL of {} ({}): {error}", request.key.container, request.key.ifname);
-    }
+    log_failures(request, &failures);
 }

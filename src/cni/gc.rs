@@ -8,7 +8,7 @@ use crate::node::Node;
 use crate::state::Key;
 
 /// Where the runtime lists what is still valid; the second is the name of older libraries.
-const LISTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+pub(super) const LISTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// Removes attachments of this network that are not in the list. Without a list nothing is known,
 /// and nothing removed. Goes on after an error and tells all at the end.

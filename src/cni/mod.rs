@@ -41,6 +41,13 @@ pub fn run(environment: &Environment) -> ExitCode {
     code
 }
 
+/// For what must not, or can't, be told to the runtime.
+fn log_failures(request: &Request<'_>, failures: &[crate::error::Error]) {
+    for error in failures {
+        log::error!("{} ({}): {error}", request.key.container, request.key.ifname);
+    }
+}
+
 /// A failure with the version in which it is to be told.
 type Versioned = (String, Failure);
 

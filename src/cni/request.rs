@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::version::at_least;
-use super::{Code, Failure, VERSIONS};
+use super::{Code, Failure, VERSIONS, gc};
 use crate::config;
 use crate::state::Key;
 
@@ -210,8 +210,7 @@ impl<'a> Request<'a> {
 }
 
 /// Keys that the protocol itself puts into a configuration.
-const PROTOCOL: [&str; 5] =
-    ["name", "cniVersion", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments"];
+const PROTOCOL: [&str; 5] = ["name", "cniVersion", "runtimeConfig", gc::LISTS[0], gc::LISTS[1]];
 
 fn name(config: &Map<String, Value>) -> Result<String, Failure> {
     match config.get("name") {
