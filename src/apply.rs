@@ -1,6 +1,8 @@
 //! Operations carried out. What was done can be undone, so that a failing step leaves nothing.
 
 use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
@@ -8,8 +10,18 @@ use crate::error::Error;
 use crate::facts::{Facts, FoundRule, Route};
 use crate::gather::src_valid_mark_path;
 use crate::netlink::nft::Batch;
-use crate::netlink::{Socket, route};
+use crate::netlink::{self, Socket, ipset, route};
 use crate::plan::diff::{Operation, TableChange};
+use crate::xtables::diff::SetChange;
+use crate::xtables::script::Script;
+use crate::xtables::tools::Tools;
+
+/// How long a call waits for what others hold, in total.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long rules that are gone may hold on to their sets.
+const FREED: Duration = Duration::from_secs(2);
+/// Pause between two tries.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What became of a list of operations that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +37,10 @@ pub enum Applied {
 pub struct Kernel {
     /// Links, addresses, routes, rules.
     pub rtnetlink: Socket,
-    /// The nftables table.
-    pub nftables: Socket,
+    /// The nftables table and ipsets.
+    pub netfilter: Socket,
+    /// The programs of iptables.
+    pub iptables: Tools,
 }
 
 impl Kernel {
@@ -34,7 +48,8 @@ impl Kernel {
     pub fn open() -> Result<Self, Error> {
         Ok(Self {
             rtnetlink: Socket::route().map_err(Error::kernel("open a socket to rtnetlink"))?,
-            nftables: Socket::netfilter().map_err(Error::kernel("open a socket to nf_tables"))?,
+            netfilter: Socket::netfilter().map_err(Error::kernel("open a socket to netfilter"))?,
+            iptables: Tools::patient(PATIENCE),
         })
     }
 
@@ -73,9 +88,35 @@ impl Kernel {
             Operation::AddRule(r) => route::add_rule(&mut self.rtnetlink, r),
             Operation::DeleteRule(found) => route::delete_rule(&mut self.rtnetlink, found),
             Operation::SrcValidMark { link, on } => return set_src_valid_mark(facts, *link, *on),
-            Operation::Table(changes) => batch(changes).commit(&mut self.nftables),
+            Operation::Table(changes) => batch(changes).commit(&mut self.netfilter),
+            Operation::Sets(changes) => {
+                changes.iter().try_for_each(|change| self.change_set(change))
+            }
+            Operation::Mangle(scripts) => return self.iptables.run(scripts),
         };
         result.map_err(|source| Error::Kernel { operation: describe(operation, facts), source })
+    }
+
+    fn change_set(&mut self, change: &SetChange) -> Result<(), netlink::Error> {
+        let socket = &mut self.netfilter;
+        match change {
+            SetChange::Create(set) => ipset::create(socket, set),
+            SetChange::Add(set, members) => ipset::add(socket, set, members),
+            SetChange::Remove(set, members) => ipset::remove(socket, set, members),
+            SetChange::Destroy(set) => {
+                // nf_tables frees rules, and what they refer to, some time after they are gone
+                // (`nf_tables_trans_destroy_work`).
+                let deadline = Instant::now() + FREED;
+                loop {
+                    match ipset::destroy(socket, set) {
+                        Err(error) if error.errno == Errno::EBUSY && Instant::now() < deadline => {
+                            thread::sleep(PAUSE);
+                        }
+                        other => return other,
+                    }
+                }
+            }
+        }
     }
 
     /// Undoes an operation as well as it can be: the failure that led here is what is reported.
@@ -93,6 +134,17 @@ impl Kernel {
             Operation::DeleteRule(found) => Operation::AddRule(found.rule.clone()),
             Operation::SrcValidMark { link, on } => {
                 Operation::SrcValidMark { link: *link, on: !on }
+            }
+            Operation::Sets(changes) => {
+                Operation::Sets(changes.iter().rev().filter_map(SetChange::inverse).collect())
+            }
+            Operation::Mangle(scripts) => {
+                let back = |s: &Script| Script {
+                    change: s.undo.clone(),
+                    undo: s.change.clone(),
+                    ..s.clone()
+                };
+                Operation::Mangle(scripts.iter().rev().map(back).collect())
             }
             // One batch, after which there are removals only; what is left is healed by the next
             // reconcile.
@@ -160,6 +212,13 @@ pub fn describe(operation: &Operation, facts: &Facts) -> String {
         Operation::DeleteRule(found) => format!("delete rule {}", found.rule),
         Operation::SrcValidMark { link, on } => {
             format!("set src_valid_mark of {} to {}", facts.link_name(*link), u8::from(*on))
+        }
+        Operation::Sets(changes) => {
+            changes.iter().map(SetChange::text).collect::<Vec<_>>().join(", ")
+        }
+        Operation::Mangle(scripts) => {
+            let text = |s: &Script| format!("{} {}: {}", s.variant, s.family, s.what.join(", "));
+            scripts.iter().map(text).collect::<Vec<_>>().join("; ")
         }
         Operation::Table(changes) => format!(
             "change table inet symroute ({} change{})",

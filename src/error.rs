@@ -36,6 +36,20 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A program of iptables failed.
+    Iptables {
+        /// What it was asked to do.
+        operation: String,
+        /// What it said.
+        message: String,
+    },
+    /// Somebody else holds the lock of iptables-legacy.
+    XtablesLock {
+        /// Process id of the holder, if it can be known.
+        holder: Option<u32>,
+        /// How long was waited.
+        seconds: u64,
+    },
     /// A file of the state could not be read or written.
     State(state::Error),
     /// Somebody else is reconciling the node.
@@ -62,15 +76,20 @@ impl Error {
                 Errno::EPERM | Errno::EACCES => {
                     Some("run as root, or with the capability CAP_NET_ADMIN")
                 }
-                Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT => {
-                    Some("the kernel lacks a part: it needs nf_tables with family inet, fib and ct")
-                }
+                Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT => Some(
+                    "the kernel lacks a part: it needs nf_tables with family inet, fib and ct, or \
+                     else ip_set with hash:ip and hash:net, and \"backend\": \"iptables\"",
+                ),
                 Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR => Some("try again"),
                 _ => Some("see the kernel's message; \"symroute status\" shows what is there"),
             },
             Self::Sysctl { .. } => Some("mount /proc/sys writable and run as root"),
             Self::State(_) => Some("make /run/symroute writable for root"),
-            Self::Busy { .. } => Some("try again; if it lasts, see what that process waits for"),
+            Self::Iptables { .. } => Some(
+                "install iptables and the kernel's parts for set, conntrack, mark and connmark, \
+                 or set \"backend\": \"nftables\"",
+            ),
+            Self::Busy { .. } | Self::XtablesLock { .. } => Some("try again; if it lasts, see what that process waits for"),
             Self::Config(_) | Self::Disagreement { .. } => None,
         }
     }
@@ -89,16 +108,21 @@ impl fmt::Display for Error {
             Self::Kernel { operation, source } => write!(f, "{operation}: {source}"),
             Self::Sysctl { path, source } => write!(f, "{path}: {source}"),
             Self::State(error) => error.fmt(f),
+            Self::Iptables { operation, message } => write!(f, "{operation}: {message}"),
             Self::Busy { holder, seconds } => {
-                write!(f, "the node is being reconciled by ")?;
-                match holder {
-                    Some(pid) => write!(f, "process {pid}")?,
-                    None => write!(f, "another process")?,
-                }
-                write!(f, "; waited {seconds} s")
+                let by = by(*holder);
+                write!(f, "the node is being reconciled by {by}; waited {seconds} s")
+            }
+            Self::XtablesLock { holder, seconds } => {
+                let by = by(*holder);
+                write!(f, "the lock of iptables is held by {by}; waited {seconds} s")
             }
         }
     }
+}
+
+fn by(process: Option<u32>) -> String {
+    process.map_or_else(|| "another process".into(), |pid| format!("process {pid}"))
 }
 
 impl std::error::Error for Error {}

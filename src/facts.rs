@@ -125,7 +125,7 @@ pub struct Route {
     pub table: u32,
     /// Destination prefix.
     pub dst: IpNetwork,
-    /// `RTN_*`: 1 is unicast.
+    /// `RTN_*`: 1 is unicast. In [`Facts::routes`] there is nothing else.
     pub kind: u8,
     /// `RT_SCOPE_*` (IPv4; always 0 in IPv6).
     pub scope: u8,
@@ -268,6 +268,89 @@ pub struct FoundChain {
     pub rules: Vec<Option<u64>>,
 }
 
+/// An ipset as found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FoundIpset {
+    /// Its type: "hash:ip", "hash:net".
+    pub kind: String,
+    /// Number of its family.
+    pub family: u8,
+    /// How many rules refer to it.
+    pub references: u32,
+    /// Its members.
+    pub members: BTreeSet<Member>,
+}
+
+/// A member of an ipset.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Member {
+    /// The address, or the first of a prefix.
+    pub address: IpAddr,
+    /// Length of the prefix; that of the whole address in a set of addresses.
+    pub prefix: u8,
+    /// Whether it is an exception from a shorter prefix.
+    pub nomatch: bool,
+    /// What stands beside it.
+    pub comment: Option<String>,
+}
+
+/// The two programs that call themselves iptables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Variant {
+    /// iptables on top of `nf_tables`.
+    Nft,
+    /// iptables on top of `ip_tables`.
+    Legacy,
+}
+
+impl Variant {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Nft => "iptables-nft",
+            Self::Legacy => "iptables-legacy",
+        })
+    }
+}
+
+/// Table mangle of one variant and family, as far as it concerns us. Rules are lines as
+/// `iptables -S` prints them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Mangle {
+    /// All rules of the built-in chains.
+    pub builtin: BTreeMap<String, Vec<String>>,
+    /// The rules of our chains.
+    pub chains: BTreeMap<String, Vec<String>>,
+}
+
+/// What a variant of iptables is to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Footing {
+    /// Whether the kubelet or kube-proxy has left its mark there.
+    pub hinted: bool,
+    /// How many rules of others there are.
+    pub rules: usize,
+}
+
+/// What there is on a node to mark packets with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tooling {
+    /// Whether the kernel has `nf_tables`.
+    pub nftables: bool,
+    /// The variants of iptables that are installed. Not looked for where it does not matter.
+    pub iptables: BTreeMap<Variant, Footing>,
+}
+
+impl Default for Tooling {
+    fn default() -> Self {
+        Self { nftables: true, iptables: BTreeMap::new() }
+    }
+}
+
 /// What is on the node because we made it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ours {
@@ -277,6 +360,10 @@ pub struct Ours {
     pub rules: Vec<FoundRule>,
     /// The table `inet symroute`, if it is there.
     pub table: Option<Table>,
+    /// The ipsets by name.
+    pub ipsets: BTreeMap<String, FoundIpset>,
+    /// The tables mangle that were looked at.
+    pub mangle: BTreeMap<(Variant, Family), Mangle>,
 }
 
 /// Everything that reconcile looks at.
@@ -288,10 +375,14 @@ pub struct Facts {
     pub addresses: Vec<Address>,
     /// Unicast routes of others, of all tables but `local`.
     pub routes: Vec<Route>,
+    /// Prefixes that main leads nowhere: blackhole, unreachable, prohibit.
+    pub nowhere: BTreeSet<IpNetwork>,
     /// Rules of others of both families, in order.
     pub rules: Vec<FoundRule>,
     /// What we made before.
     pub ours: Ours,
+    /// What there is to mark packets with.
+    pub tooling: Tooling,
     /// `src_valid_mark` of each interface, by index.
     pub src_valid_mark: BTreeMap<u32, u32>,
     /// Indexes of the interfaces whose `src_valid_mark` was set by us.

@@ -7,21 +7,27 @@ use std::io;
 
 use nix::errno::Errno;
 
-use crate::config::Settings;
+use crate::apply::Kernel;
+use crate::config::{Backend, Settings};
 use crate::error::Error;
-use crate::facts::{Facts, Family, Link, Route};
-use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN};
-use crate::netlink::{self, Socket, nft, route};
+use crate::facts::{Facts, Family, Footing, Link, Route};
+use crate::names;
+use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST};
+use crate::netlink::{self, ipset, nft, route};
 use crate::plan::ours;
+use crate::state::Marking;
+use crate::xtables::tools::Tools;
 
-/// Everything that reconcile looks at. `owned`: the settings by which state is known as ours.
+/// Everything that reconcile looks at. `owned`: the settings by which state is known as ours,
+/// first those that are wanted. `marking`: where addresses are enrolled.
 ///
 /// The enrolled addresses are left out: see [`crate::node`] for the order in which they are read.
 pub fn facts(
-    rtnetlink: &mut Socket,
-    nftables: &mut Socket,
+    kernel: &mut Kernel,
     owned: &[&Settings],
+    marking: Option<Marking>,
 ) -> Result<Facts, Error> {
+    let Kernel { rtnetlink, netfilter, .. } = &mut *kernel;
     let mut facts = Facts {
         links: route::links(rtnetlink).map_err(Error::kernel("list interfaces"))?,
         addresses: route::addresses(rtnetlink).map_err(Error::kernel("list addresses"))?,
@@ -31,15 +37,71 @@ pub fn facts(
         let keep = |r: &Route| matters(r, owned);
         let routes = supported(route::routes(rtnetlink, family, keep), family)
             .map_err(Error::kernel(format!("list {family} routes")))?;
-        facts.routes.extend(routes);
+        let (forward, nowhere): (Vec<Route>, _) =
+            routes.into_iter().partition(|r| r.kind == RTN_UNICAST);
+        facts.routes.extend(forward);
+        let main = nowhere.into_iter().filter(|r| r.table == RT_TABLE_MAIN);
+        facts.nowhere.extend(main.map(|r| r.dst));
         let rules = supported(route::rules(rtnetlink, family), family)
             .map_err(Error::kernel(format!("list {family} rules")))?;
         facts.rules.extend(rules);
     }
     facts.ours = ours::take(owned, &facts.links, &mut facts.routes, &mut facts.rules);
-    facts.ours.table = nft::table(nftables).map_err(Error::kernel("read table inet symroute"))?;
+    match nft::table(netfilter) {
+        Err(error) if is_missing(&error) => facts.tooling.nftables = false,
+        other => {
+            facts.ours.table = other.map_err(Error::kernel("read table inet symroute"))?;
+        }
+    }
+    if marking == Some(Marking::Iptables) || owned.iter().any(|s| may_use_iptables(s, &facts)) {
+        iptables(kernel, owned, &mut facts)?;
+    }
     facts.src_valid_mark = src_valid_mark(&facts.links)?;
     Ok(facts)
+}
+
+/// There is nothing behind the number of the subsystem, or no nfnetlink at all.
+#[must_use]
+pub fn is_missing(error: &netlink::Error) -> bool {
+    matches!(error.errno, Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT)
+}
+
+fn may_use_iptables(settings: &Settings, facts: &Facts) -> bool {
+    match settings.backend {
+        Backend::Nftables => false,
+        Backend::Auto => !facts.tooling.nftables,
+        Backend::Iptables | Backend::Variant(_) => true,
+    }
+}
+
+/// What iptables has of ours, and what it is to the node.
+fn iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Result<(), Error> {
+    let Kernel { netfilter, iptables, .. } = kernel;
+    for name in names::ALL_IPSETS {
+        let found = ipset::set(netfilter, name);
+        let found = found.map_err(Error::kernel(format!("read ipset {name}")))?;
+        facts.ours.ipsets.extend(found.map(|set| (name.into(), set)));
+    }
+    // The variant is open: it takes a look at the rules of others.
+    let open = owned.first().is_some_and(|s| {
+        matches!(s.backend, Backend::Auto | Backend::Iptables) && may_use_iptables(s, facts)
+    });
+    for variant in Tools::installed() {
+        for family in Family::ALL {
+            let mangle = match iptables.mangle(variant, family) {
+                // Where one can't look, there is nothing of ours: an IPv6 that the kernel lacks.
+                Err(Error::Iptables { operation, message }) => {
+                    log::debug!("{operation}: {message}");
+                    continue;
+                }
+                other => other?,
+            };
+            facts.ours.mangle.insert((variant, family), mangle);
+        }
+        let footing = if open { iptables.footing(variant)? } else { Footing::default() };
+        facts.tooling.iptables.insert(variant, footing);
+    }
+    Ok(())
 }
 
 /// A kernel without IPv6 has none of its objects.

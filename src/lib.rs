@@ -21,3 +21,4 @@ pub mod node;
 pub mod plan;
 pub mod ruleset;
 pub mod state;
+pub mod xtables;

@@ -51,6 +51,32 @@ pub const STEER4: &str = "steer4";
 /// Uplinks that a masqueraded connection of a pod must not leave by.
 pub const STEER6: &str = "steer6";
 
+/// Chains in the tables mangle are ours if their name begins with this.
+pub const CHAIN_PREFIX: &str = "symroute-";
+/// The ipset that tells what is in force with iptables, in comments.
+pub const NODE_SET: &str = "symroute";
+/// ipset of the prefixes that the node leads to something that is not outside.
+pub const INSIDE4: &str = "symroute-inside4";
+/// ipset of the prefixes that the node leads to something that is not outside.
+pub const INSIDE6: &str = "symroute-inside6";
+/// ipset of the same name as the set of the table, with a prefix.
+pub const IPSETS: [(&str, &str); 4] = [
+    (PODS4, "symroute-pods4"),
+    (PODS6, "symroute-pods6"),
+    (HAIRPIN4, "symroute-hairpin4"),
+    (HAIRPIN6, "symroute-hairpin6"),
+];
+/// All ipsets of ours.
+pub const ALL_IPSETS: [&str; 7] = [
+    NODE_SET,
+    IPSETS[0].1,
+    IPSETS[1].1,
+    IPSETS[2].1,
+    IPSETS[3].1,
+    INSIDE4,
+    INSIDE6,
+];
+
 /// Raised whenever the table's shape or its rules change between releases.
 pub const RULESET_VERSION: u32 = 1;
 

@@ -5,23 +5,22 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use serde_json::json;
-
-use crate::apply::{Applied, Kernel};
-use crate::config::{Backend, Invalid, Settings};
+use crate::apply::{Applied, Kernel, PATIENCE};
+use crate::config::Settings;
 use crate::error::Error;
 use crate::facts::{Facts, Family};
-use crate::fast;
+use crate::fast::{self, Enrolled};
 use crate::gather;
 use crate::names;
-use crate::netlink::nft;
+use crate::netlink::{ipset, nft};
 use crate::plan::diff::{Operation, TableChange, diff};
 use crate::plan::{Plan, plan};
 use crate::ruleset::sets::hairpin_set;
-use crate::state::{Attachment, Key, Lock, Record, State};
+use crate::state::{Attachment, Key, Lock, Marking, Record, State};
+use crate::xtables::diff::SetChange;
+use crate::xtables::notes;
+use crate::xtables::tools::Tools;
 
-/// How long a caller waits for another's reconcile.
-pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a DEL does: the pod must not wait, and whoever reconciles now can clean up next time.
 const IMPATIENCE: Duration = Duration::from_secs(1);
 /// How often the sets of pods are brought in line with files that change meanwhile.
@@ -53,9 +52,19 @@ impl Node {
         Ok(Self { state: State::new(names::STATE_DIR), kernel: Kernel::open()? })
     }
 
-    /// Waits for the lock.
-    pub fn lock(&self) -> Result<Lock, Error> {
-        self.state.lock(PATIENCE)
+    /// Waits for the lock. What is left of the patience is for the lock of iptables.
+    pub fn lock(&mut self) -> Result<Lock, Error> {
+        self.lock_within(PATIENCE)
+    }
+
+    fn lock_within(&mut self, patience: Duration) -> Result<Lock, Error> {
+        self.kernel.iptables = Tools::patient(patience);
+        self.state.lock(patience)
+    }
+
+    /// Where addresses are enrolled.
+    pub fn marking(&self) -> Marking {
+        self.state.marking().unwrap_or_default()
     }
 
     /// Brings the node to what `settings` say, in the name of `network`. Atomic for traffic;
@@ -66,7 +75,6 @@ impl Node {
         network: &str,
         settings: &Settings,
     ) -> Result<Plan, Error> {
-        check_backend(settings)?;
         let record = self.record()?;
         if let Some(record) = &record {
             self.check_agreement(record, network, settings)?;
@@ -122,6 +130,7 @@ impl Node {
             }
         }
         self.state.sweep(&unreadable)?;
+        self.state.set_marking(plan.marking())?;
         next.previous.clear();
         next.src_valid_mark.clone_from(&plan.restore);
         if self.state.record()?.as_ref() != Some(&next) {
@@ -140,16 +149,25 @@ impl Node {
         Ok(self.state.clear()?)
     }
 
-    /// The record, from its file or else from the table itself; then it has no network.
+    /// The record, from its file or else from the table or ipset itself; then it has no network.
     pub fn record(&mut self) -> Result<Option<Record>, Error> {
         if let Some(record) = self.state.record()? {
             return Ok(Some(record));
         }
-        let mut read = |set| match nft::elements(&mut self.kernel.nftables, set) {
-            Err(error) if error.errno == Errno::ENOENT => Ok(BTreeSet::new()),
+        let socket = &mut self.kernel.netfilter;
+        let mut read = |set| match nft::elements(socket, set) {
+            Err(error) if gather::is_missing(&error) || error.errno == Errno::ENOENT => {
+                Ok(BTreeSet::new())
+            }
             other => other.map_err(Error::kernel(format!("read {set} of table inet symroute"))),
         };
-        Ok(Record::recover(&read(names::LAYOUT)?, &read(names::RESTORE)?))
+        let recovered = Record::recover(&read(names::LAYOUT)?, &read(names::RESTORE)?);
+        if recovered.is_some() {
+            return Ok(recovered);
+        }
+        let notes = ipset::set(socket, names::NODE_SET)
+            .map_err(Error::kernel(format!("read ipset {}", names::NODE_SET)))?;
+        Ok(notes.and_then(|set| Record::recover_noted(notes::read(&set.members))))
     }
 
     /// The facts, with the enrolled addresses of now, and the attachments that can't be read.
@@ -161,8 +179,8 @@ impl Node {
         owned: &[&Settings],
         record: Option<&Record>,
     ) -> Result<(Facts, Vec<String>), Error> {
-        let Kernel { rtnetlink, nftables } = &mut self.kernel;
-        let mut facts = gather::facts(rtnetlink, nftables, owned)?;
+        let marking = self.state.marking();
+        let mut facts = gather::facts(&mut self.kernel, owned, marking)?;
         facts.restore = record.map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
         let (attachments, unreadable) = self.state.attachments()?;
         for path in &unreadable {
@@ -283,14 +301,14 @@ impl Node {
                 },
             }
         }
-        let sockets = &mut self.kernel.nftables;
-        let taken = fast::withdraw(sockets, &members);
+        let mut sets = Enrolled::at(self.marking(), &mut self.kernel.netfilter);
+        let taken = sets.withdraw(&members);
         failures.extend(taken.map_err(Error::kernel(format!("take {members:?} out"))).err());
         // An attachment that got an address in between wrote itself down before it enrolled it.
         let owners = given_up.into_iter().filter_map(|ip| Some((ip, self.state.owner(ip)?)));
         let back: Vec<_> =
             owners.flat_map(|(ip, owner)| fast::memberships_of(ip, owner.hairpin)).collect();
-        let put = fast::enroll(sockets, &back);
+        let put = sets.enroll(&back);
         failures.extend(put.map_err(Error::kernel(format!("put {back:?} back"))).err());
         failures
     }
@@ -299,7 +317,7 @@ impl Node {
     fn tear_down(&mut self) -> Result<(), Error> {
         // A node that never had a pod gets no directory by a DEL.
         if self.state.exists() {
-            let lock = self.state.lock(IMPATIENCE)?;
+            let lock = self.lock_within(IMPATIENCE)?;
             self.tear_down_if_idle(&lock)?;
         }
         Ok(())
@@ -357,11 +375,14 @@ impl Interrupted {
 fn not_in_force(facts: &Facts) -> Vec<Operation> {
     let sets = facts.ours.table.iter().filter_map(|table| table.sets.get(names::IN_FORCE));
     let elements = sets.map(|set| set.elements.clone()).filter(|elements| !elements.is_empty());
-    elements
-        .map(|elements| {
-            Operation::Table(vec![TableChange::DeleteElements(names::IN_FORCE.into(), elements)])
-        })
-        .collect()
+    let of_table = elements.map(|elements| {
+        Operation::Table(vec![TableChange::DeleteElements(names::IN_FORCE.into(), elements)])
+    });
+    let notes = facts.ours.ipsets.get(names::NODE_SET).into_iter().flat_map(|set| &set.members);
+    let said: Vec<_> = notes.filter(|note| notes::says_in_force(note)).cloned().collect();
+    let of_ipset = (!said.is_empty())
+        .then(|| Operation::Sets(vec![SetChange::Remove(names::NODE_SET.into(), said)]));
+    of_table.chain(of_ipset).collect()
 }
 
 fn takes_pods_out(step: &Operation) -> bool {
@@ -370,12 +391,4 @@ fn takes_pods_out(step: &Operation) -> bool {
         matches!(change, TableChange::DeleteElements(set, _)
             if names::OF_PODS.contains(&set.as_str()))
     })
-}
-
-fn check_backend(settings: &Settings) -> Result<(), Error> {
-    if settings.backend == Backend::Iptables {
-        let hint = "this release marks with nftables only; set \"auto\" or \"nftables\"";
-        return Err(Invalid::new("backend", &json!("iptables"), hint).into());
-    }
-    Ok(())
 }

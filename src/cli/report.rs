@@ -33,6 +33,8 @@ pub(super) struct Report {
     holders: Vec<(String, String)>,
     notes: Vec<Note>,
     pending: Vec<String>,
+    /// Who marks.
+    backend: Option<String>,
 }
 
 impl Report {
@@ -47,7 +49,7 @@ impl Report {
             })
             .collect();
         let fallback = Settings::default();
-        let (mut uplinks, mut pending) = (Vec::new(), Vec::new());
+        let (mut uplinks, mut pending, mut backend) = (Vec::new(), Vec::new(), None);
         let record = node.record()?;
         let lost = record.as_ref().is_some_and(|r| r.network.is_empty());
         if lost {
@@ -62,6 +64,7 @@ impl Report {
         match node.view(&fallback) {
             _ if lost => {}
             Ok(view) => {
+                backend = record.is_some().then(|| view.plan.backend());
                 notes.extend(view.plan.notes);
                 uplinks = view.plan.uplinks;
                 if record.is_some() {
@@ -77,7 +80,7 @@ impl Report {
             Err(other) => return Err(other),
         }
         let settings = record.as_ref().map_or(fallback, |r| r.settings.clone());
-        Ok(Self { record, settings, uplinks, pods, holders, notes, pending })
+        Ok(Self { record, settings, uplinks, pods, holders, notes, pending, backend })
     }
 
     pub(super) fn health(&self) -> Health {
@@ -126,7 +129,7 @@ impl Report {
             "version": VERSION,
             "inForce": self.record.is_some(),
             "network": self.record.as_ref().map(|r| &r.network),
-            "backend": self.record.is_some().then_some("nftables"),
+            "backend": self.backend,
             "settings": self.settings.to_json(),
             "uplinks": uplinks,
             "networks": networks,
@@ -165,8 +168,9 @@ impl Report {
             ),
             Some(record) => writeln!(
                 out,
-                "symroute is in force: nftables, mark {field}, rules {} to {}, settings of \
-                 network \"{}\"\n",
+                "symroute is in force: {}, mark {field}, rules {} to {}, settings of network \
+                 \"{}\"\n",
+                self.backend.as_deref().unwrap_or("backend not known"),
                 self.settings.priority,
                 self.settings.priority + 3,
                 record.network,

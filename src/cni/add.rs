@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::{Code, Failure, Request, annotations, log_failures, result, version};
 use crate::config::{self, Config, Invalid, Scope};
 use crate::error::Error;
-use crate::fast;
+use crate::fast::{self, Enrolled};
 use crate::logging;
 use crate::node::Node;
 use crate::state::{Attachment, Lock};
@@ -87,17 +87,18 @@ fn enroll(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<(
 
 /// The fast path; false where it does not do.
 fn quickly(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<bool, Error> {
-    if !node.state.has_record() {
-        return Ok(false);
-    }
+    let Some(marking) = node.state.marking() else { return Ok(false) };
     // The file comes first: a DEL that is about to take the table away looks for files last.
     node.state.enroll(attachment)?;
-    match fast::prove(&mut node.kernel, &config.settings, &attachment.addresses) {
-        Ok(()) => match fast::enroll(&mut node.kernel.nftables, &fast::memberships(attachment)) {
-            Ok(()) => return Ok(true),
-            // The last pod before this one took the table with it just now.
-            Err(error) => log::info!("slow path: {error}"),
-        },
+    match fast::prove(&mut node.kernel, marking, &config.settings, &attachment.addresses) {
+        Ok(()) => {
+            let mut enrolled = Enrolled::at(marking, &mut node.kernel.netfilter);
+            match enrolled.enroll(&fast::memberships(attachment)) {
+                Ok(()) => return Ok(true),
+                // The last pod before this one took the table with it just now.
+                Err(error) => log::info!("slow path: {error}"),
+            }
+        }
         Err(fast::Surprise(why)) => log::info!("slow path: {why}"),
     }
     Ok(false)
@@ -115,8 +116,9 @@ fn slowly(
     for note in &plan.notes {
         log::warn!("{note}");
     }
+    let marking = node.marking();
     if let Err(fast::Surprise(why)) =
-        fast::prove(&mut node.kernel, &config.settings, &attachment.addresses)
+        fast::prove(&mut node.kernel, marking, &config.settings, &attachment.addresses)
     {
         log::warn!("the node is reconciled, but {why}; see \"symroute status\"");
     }

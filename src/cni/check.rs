@@ -3,7 +3,7 @@
 use super::add::Pod;
 use super::{Code, Failure, Request};
 use crate::error::Error;
-use crate::fast;
+use crate::fast::{self, Enrolled};
 use crate::node::Node;
 
 /// Looks the pod up as ADD enrolled it, and proves that packets find their way. It holds right
@@ -20,13 +20,17 @@ pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
         let addresses: Vec<_> = wanted.addresses.iter().map(ToString::to_string).collect();
         return Err(off(format!("the pod is not enrolled with {}", addresses.join(", "))));
     }
-    fast::prove(&mut node.kernel, &pod.config.settings, &wanted.addresses)
+    let marking = node.marking();
+    fast::prove(&mut node.kernel, marking, &pod.config.settings, &wanted.addresses)
         .map_err(|fast::Surprise(why)| off(why))?;
+    let mut enrolled = Enrolled::at(marking, &mut node.kernel.netfilter);
     for (set, address) in fast::memberships(&wanted) {
-        let member = fast::is_enrolled(&mut node.kernel.nftables, set, address)
-            .map_err(Error::kernel(format!("look {address} up in set {set}")))?;
+        let name = enrolled.name(set);
+        let member = enrolled
+            .contains(set, address)
+            .map_err(Error::kernel(format!("look {address} up in {name}")))?;
         if !member {
-            return Err(off(format!("{address} is missing in set {set} of table inet symroute")));
+            return Err(off(format!("{address} is missing in {name}")));
         }
     }
     Ok(())

@@ -82,9 +82,9 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match &error {
             Error::Config(_) | Error::Disagreement { .. } => Code::Config,
-            Error::Kernel { .. } | Error::Sysctl { .. } => Code::Kernel,
+            Error::Kernel { .. } | Error::Sysctl { .. } | Error::Iptables { .. } => Code::Kernel,
             Error::State(_) => Code::State,
-            Error::Busy { .. } => Code::TryAgain,
+            Error::Busy { .. } | Error::XtablesLock { .. } => Code::TryAgain,
         };
         Self::new(code, format!("symroute: {error}")).with(error.way_out().unwrap_or_default())
     }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 pub use parse::{is_interface_name, parse};
 pub use pattern::Pattern;
 
+use crate::facts::Variant;
 use crate::mark::Field;
 use crate::names;
 use crate::ruleset::fingerprint::fnv;
@@ -114,8 +115,10 @@ pub enum Backend {
     Auto,
     /// nftables, over netlink.
     Nftables,
-    /// iptables.
+    /// iptables, in the variant that the node's other rules are in.
     Iptables,
+    /// iptables, in this variant.
+    Variant(Variant),
 }
 
 /// The settings that hold for a node as a whole: two networks on it have to agree on them.
@@ -228,6 +231,7 @@ impl fmt::Display for Backend {
             Self::Auto => "auto",
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Variant(variant) => return variant.fmt(f),
         })
     }
 }

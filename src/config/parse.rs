@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use super::{Backend, Config, Invalid, Log, Masquerade, Pattern, Scope, Settings};
+use crate::facts::Variant;
 use crate::mark::Field;
 use crate::names;
 
@@ -212,7 +213,13 @@ fn backend(object: &Map<String, Value>) -> Result<Backend, Invalid> {
         Some("auto") => Ok(Backend::Auto),
         Some("nftables") => Ok(Backend::Nftables),
         Some("iptables") => Ok(Backend::Iptables),
-        _ => Err(Invalid::new("backend", value, "allowed: \"auto\", \"nftables\", \"iptables\"")),
+        Some("iptables-nft") => Ok(Backend::Variant(Variant::Nft)),
+        Some("iptables-legacy") => Ok(Backend::Variant(Variant::Legacy)),
+        _ => {
+            let hint = "allowed: \"auto\", \"nftables\", \"iptables\", \"iptables-nft\", \
+                        \"iptables-legacy\"";
+            Err(Invalid::new("backend", value, hint))
+        }
     }
 }
 

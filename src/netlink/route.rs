@@ -18,12 +18,14 @@ use super::uapi::{
     RTA_GATEWAY, RTA_IIF, RTA_MARK, RTA_METRICS, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_SRC,
     RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_DELROUTE, RTM_DELRULE, RTM_F_CLONED,
     RTM_F_LOOKUP_TABLE, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_GETRULE, RTM_NEWROUTE,
-    RTM_NEWRULE, RTN_UNICAST, RTNH_F_ONLINK,
+    RTM_NEWRULE, RTN_BLACKHOLE, RTN_PROHIBIT, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
 use super::wire::{Writer, attrs, find, ip, string, u16_at, u32_at};
 use super::{Error, Socket};
 use crate::facts::{Action, Address, Family, FoundRule, Link, Nexthop, Route, Rule};
 
+/// Kinds of route that are read.
+const KINDS: [u8; 4] = [RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT];
 const IFINFOMSG: usize = 16;
 const IFADDRMSG: usize = 8;
 const RTMSG: usize = 12;
@@ -78,7 +80,7 @@ fn parse_address(body: &[u8]) -> Option<Address> {
     Some(Address { link, net: IpNetwork::new(peer, prefix).ok()?, ip: own, scope })
 }
 
-/// All unicast routes of one family that `keep` wants, from every table.
+/// All routes of one family that forward or lead nowhere and that `keep` wants, from every table.
 pub fn routes(
     socket: &mut Socket,
     family: Family,
@@ -91,13 +93,14 @@ pub fn routes(
 
 fn parse_route(body: &[u8]) -> Option<Route> {
     let family = Family::from_number(*body.first()?)?;
-    if u32_at(body, 8)? & RTM_F_CLONED != 0 || *body.get(7)? != RTN_UNICAST {
+    let kind = *body.get(7)?;
+    if u32_at(body, 8)? & RTM_F_CLONED != 0 || !KINDS.contains(&kind) {
         return None;
     }
     let mut route = Route {
         table: u32::from(*body.get(4)?),
         dst: family.default_route(),
-        kind: RTN_UNICAST,
+        kind,
         scope: *body.get(6)?,
         protocol: *body.get(5)?,
         metric: 0,

@@ -14,7 +14,8 @@ use nix::sys::socket::{
 };
 
 use super::uapi::{
-    NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR,
+    IPSET_ERR_BUSY, IPSET_ERR_EXIST, IPSET_ERR_FIND_TYPE, IPSET_ERR_PRIVATE, IPSET_ERR_REFERENCED,
+    IPSET_ERR_TYPE_MISMATCH, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR,
     NLMSG_DONE, NLMSG_ERROR, NLMSGERR_ATTR_MSG, SOL_NETLINK,
 };
 use super::wire::{HEADER, Message, Writer, find, messages, string};
@@ -234,5 +235,18 @@ fn outcome(message: Message<'_>) -> Result<(), Error> {
         .flatten()
         .and_then(|attrs| find(attrs, NLMSGERR_ATTR_MSG))
         .map(string);
-    Err(Error { errno: Errno::from_raw(-number), text })
+    Err(numbered(-number, text))
+}
+
+/// ipset answers with numbers of its own, above all of errno's.
+fn numbered(number: i32, text: Option<String>) -> Error {
+    let errno = match number {
+        IPSET_ERR_EXIST => Errno::EEXIST,
+        IPSET_ERR_BUSY | IPSET_ERR_REFERENCED => Errno::EBUSY,
+        IPSET_ERR_FIND_TYPE => Errno::EOPNOTSUPP,
+        IPSET_ERR_TYPE_MISMATCH => Errno::EINVAL,
+        _ => Errno::from_raw(number),
+    };
+    let own = || (number > IPSET_ERR_PRIVATE).then(|| format!("ipset error {number}"));
+    Error { errno, text: text.or_else(own) }
 }

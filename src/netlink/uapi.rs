@@ -1,7 +1,7 @@
 //! Numbers of the kernel's netlink interfaces, named as the kernel's headers name them.
 //!
 //! Sources: `include/uapi/linux/{netlink,rtnetlink,if_link,fib_rules}.h` and
-//! `include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h`. They are kept here rather than
+//! `include/uapi/linux/netfilter/{nfnetlink,nf_tables,ipset/ip_set}.h`. They are kept here rather than
 //! taken from libc, which has only part of them and in several integer types.
 #![allow(missing_docs, reason = "the names are the kernel's own, documented in its headers")]
 
@@ -23,6 +23,7 @@ pub const NETLINK_CAP_ACK: i32 = 10;
 pub const NETLINK_EXT_ACK: i32 = 11;
 pub const NETLINK_GET_STRICT_CHK: i32 = 12;
 pub const NLA_F_NESTED: u16 = 0x8000;
+pub const NLA_F_NET_BYTEORDER: u16 = 0x4000;
 pub const NLA_TYPE_MASK: u16 = 0x3fff;
 
 // rtnetlink.h
@@ -49,6 +50,9 @@ pub const RTA_ENCAP_TYPE: u16 = 21;
 pub const RTNH_F_ONLINK: u32 = 4;
 pub const RTN_UNICAST: u8 = 1;
 pub const RTN_LOCAL: u8 = 2;
+pub const RTN_BLACKHOLE: u8 = 6;
+pub const RTN_UNREACHABLE: u8 = 7;
+pub const RTN_PROHIBIT: u8 = 8;
 pub const RTPROT_KERNEL: u8 = 2;
 pub const RT_SCOPE_UNIVERSE: u8 = 0;
 pub const RT_SCOPE_LINK: u8 = 253;
@@ -90,6 +94,7 @@ pub const FIB_RULE_INVERT: u32 = 0x2;
 pub const FIB_RULE_CONDITION: u32 = 0x4 | 0x8 | 0x10;
 
 // nfnetlink.h
+pub const NFNL_SUBSYS_IPSET: u16 = 6;
 pub const NFNL_SUBSYS_NFTABLES: u16 = 10;
 pub const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 pub const NFNL_MSG_BATCH_END: u16 = 0x11;
@@ -214,3 +219,40 @@ pub const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 pub const NFTA_FIB_F_SADDR: u32 = 1;
 pub const NFTA_FIB_F_DADDR: u32 = 2;
 pub const NFTA_FIB_F_PRESENT: u32 = 32;
+
+// ipset/ip_set.h
+/// `IPSET_PROTOCOL_MIN`: what every kernel understands.
+pub const IPSET_PROTOCOL: u8 = 6;
+pub const IPSET_CMD_PROTOCOL: u16 = 1;
+pub const IPSET_CMD_CREATE: u16 = 2;
+pub const IPSET_CMD_DESTROY: u16 = 3;
+pub const IPSET_CMD_LIST: u16 = 7;
+pub const IPSET_CMD_ADD: u16 = 9;
+pub const IPSET_CMD_DEL: u16 = 10;
+pub const IPSET_CMD_TEST: u16 = 11;
+pub const IPSET_ATTR_PROTOCOL: u16 = 1;
+pub const IPSET_ATTR_SETNAME: u16 = 2;
+pub const IPSET_ATTR_TYPENAME: u16 = 3;
+pub const IPSET_ATTR_REVISION: u16 = 4;
+pub const IPSET_ATTR_FAMILY: u16 = 5;
+pub const IPSET_ATTR_FLAGS: u16 = 6;
+pub const IPSET_ATTR_DATA: u16 = 7;
+pub const IPSET_ATTR_ADT: u16 = 8;
+pub const IPSET_ATTR_LINENO: u16 = 9;
+pub const IPSET_ATTR_IP: u16 = 1;
+pub const IPSET_ATTR_CIDR: u16 = 3;
+pub const IPSET_ATTR_CADT_FLAGS: u16 = 8;
+pub const IPSET_ATTR_MAXELEM: u16 = 19;
+pub const IPSET_ATTR_REFERENCES: u16 = 25;
+pub const IPSET_ATTR_COMMENT: u16 = 26;
+pub const IPSET_ATTR_IPADDR_IPV4: u16 = 1;
+pub const IPSET_ATTR_IPADDR_IPV6: u16 = 2;
+pub const IPSET_FLAG_LIST_HEADER: u32 = 1 << 2;
+pub const IPSET_FLAG_NOMATCH: u32 = 1 << 2;
+pub const IPSET_FLAG_WITH_COMMENT: u32 = 1 << 4;
+pub const IPSET_ERR_PRIVATE: i32 = 4096;
+pub const IPSET_ERR_FIND_TYPE: i32 = 4098;
+pub const IPSET_ERR_BUSY: i32 = 4100;
+pub const IPSET_ERR_TYPE_MISMATCH: i32 = 4102;
+pub const IPSET_ERR_EXIST: i32 = 4103;
+pub const IPSET_ERR_REFERENCED: i32 = 4108;

@@ -1,17 +1,23 @@
 //! The difference between what a node has and what it should have, as ordered operations.
 //!
-//! Order: tables and routes, rules, sysctls, nftables; then what is no longer wanted, the other
+//! Order: tables and routes, rules, sysctls, marking; then what is no longer wanted, the other
 //! way round. So a mark is never looked up in a table that is not filled, and nothing is marked
 //! before its rules are there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Plan;
-use crate::facts::{Action, ElementData, Facts, FoundRule, FoundSet, Route, Rule, Table};
+use crate::facts::{
+    Action, ElementData, Facts, Family, FoundRule, FoundSet, Mangle, Route, Rule, Table, Variant,
+};
+use crate::names;
 use crate::netlink::uapi::NFT_SET_MAP;
 use crate::ruleset::encode::{rule_body, set_numbers};
 use crate::ruleset::fingerprint;
 use crate::ruleset::model::{self, Chain, Ruleset, Set};
+use crate::xtables::diff::{SetChange, fill};
+use crate::xtables::model::{Ipset, Xtables};
+use crate::xtables::script::{Script, script};
 
 /// One step. Each is a single request to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +46,10 @@ pub enum Operation {
     },
     /// Change the nftables table, all at once.
     Table(Vec<TableChange>),
+    /// Change ipsets.
+    Sets(Vec<SetChange>),
+    /// Change tables mangle, each at once.
+    Mangle(Vec<Script>),
 }
 
 /// One change of the nftables table.
@@ -78,10 +88,9 @@ pub fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
     let value = |link: &u32| facts.src_valid_mark.get(link).copied();
     let wanted = plan.src_valid_mark.iter().filter(|&link| value(link) == Some(0));
     steps.extend(wanted.map(|&link| Operation::SrcValidMark { link, on: true }));
-    let table = table(facts.ours.table.as_ref(), plan.ruleset.as_ref());
-    if !table.is_empty() {
-        steps.push(Operation::Table(table));
-    }
+    let (new_marking, stale_marking) = marking(facts, plan);
+    steps.extend(new_marking);
+    steps.extend(stale_marking);
     // Another value than ours was set by somebody else meanwhile.
     let unwanted =
         facts.restore.difference(&plan.src_valid_mark).filter(|&link| value(link) == Some(1));
@@ -89,6 +98,59 @@ pub fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
     steps.extend(stale_rules);
     steps.extend(stale_routes);
     steps
+}
+
+/// What marks from now on, and what no longer does. Where the backend changes, both mark for a
+/// moment, and with the same ids.
+fn marking(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
+    let (mut new, mut stale) = (Vec::new(), Vec::new());
+    let ours = &facts.ours;
+    let table = table(ours.table.as_ref(), plan.ruleset.as_ref());
+    let of_node = |set: &&Ipset| set.name == names::NODE_SET;
+    let wanted = plan.xtables.as_ref();
+    let sets = || wanted.into_iter().flat_map(|x| &x.sets);
+    new.push(Operation::Sets(fill(&ours.ipsets, sets().filter(|set| !of_node(set)))));
+    let (kept, gone) = scripts(&ours.mangle, wanted);
+    new.push(Operation::Mangle(kept));
+    // What tells an ADD that all is in place comes last, and goes first.
+    new.push(Operation::Sets(fill(&ours.ipsets, sets().filter(of_node))));
+    if plan.ruleset.is_some() { &mut new } else { &mut stale }.push(Operation::Table(table));
+    let unwanted = ours.ipsets.keys().filter(|name| !sets().any(|set| set.name == *name));
+    let (node, others): (Vec<&String>, _) = unwanted.partition(|name| *name == names::NODE_SET);
+    let destroy = |names: Vec<&String>| {
+        Operation::Sets(names.into_iter().cloned().map(SetChange::Destroy).collect())
+    };
+    stale.extend([destroy(node), Operation::Mangle(gone), destroy(others)]);
+    let does_something = |operation: &Operation| match operation {
+        Operation::Table(changes) => !changes.is_empty(),
+        Operation::Sets(changes) => !changes.is_empty(),
+        Operation::Mangle(scripts) => !scripts.is_empty(),
+        _ => true,
+    };
+    new.retain(does_something);
+    stale.retain(does_something);
+    (new, stale)
+}
+
+/// Scripts for the tables mangle that are wanted, and for those that are not.
+fn scripts(
+    found: &BTreeMap<(Variant, Family), Mangle>,
+    wanted: Option<&Xtables>,
+) -> (Vec<Script>, Vec<Script>) {
+    let nothing = Mangle::default();
+    let kept = wanted.into_iter().flat_map(|xtables| {
+        let found = |family| found.get(&(xtables.variant, family)).unwrap_or(&nothing);
+        let each = xtables.chains.iter();
+        each.filter_map(move |(&family, chains)| {
+            script(xtables.variant, family, found(family), chains)
+        })
+    });
+    let is_wanted = |variant, family| {
+        wanted.is_some_and(|x| x.variant == variant && x.chains.contains_key(&family))
+    };
+    let gone = found.iter().filter(|((variant, family), _)| !is_wanted(*variant, *family));
+    let gone = gone.filter_map(|(&(variant, family), found)| script(variant, family, found, &[]));
+    (kept.collect(), gone.collect())
 }
 
 /// Routes to add or replace, and routes to delete.

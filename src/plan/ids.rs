@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::config::{Invalid, Settings};
 use crate::facts::{Action, ElementData, Facts, Link};
 use crate::names;
+use crate::xtables::notes;
 
 /// The ids of these uplinks, in the order of the ids. The kernel is the record: ids are read back
 /// from the map of ids, then from the rules, then from the tables; new uplinks get the lowest
@@ -55,9 +56,14 @@ pub fn assign<'a>(
     Ok(ids)
 }
 
-/// The elements of the map of ids.
-fn elements(facts: &Facts) -> impl Iterator<Item = &(Vec<u8>, ElementData)> {
-    facts.ours.table.iter().filter_map(|t| t.sets.get(names::IDS)).flat_map(|set| &set.elements)
+/// Interface index and id, as the table or the ipset says; 0 for no uplink.
+fn written(facts: &Facts, settings: &Settings) -> Vec<(u32, u32)> {
+    let maps = facts.ours.table.iter().filter_map(|t| t.sets.get(names::IDS));
+    let in_table = maps.flat_map(|set| &set.elements).filter_map(|(key, data)| {
+        Some((u32::from_ne_bytes(key.as_slice().try_into().ok()?), id_of(data, settings)?))
+    });
+    let notes = facts.ours.ipsets.get(names::NODE_SET).map(|set| notes::read(&set.members));
+    in_table.chain(notes.into_iter().flat_map(|notes| notes.ids)).collect()
 }
 
 /// The id that an element of the map stands for.
@@ -70,13 +76,12 @@ fn id_of(data: &ElementData, settings: &Settings) -> Option<u32> {
 
 /// All ids that the map knows, whether their uplinks are still there or not.
 fn recorded(facts: &Facts, settings: &Settings) -> BTreeSet<u32> {
-    elements(facts).filter_map(|(_, data)| id_of(data, settings)).collect()
+    written(facts, settings).into_iter().map(|(_, id)| id).collect()
 }
 
 fn from_map(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
-    let key = link.index.to_ne_bytes();
-    let (_, data) = elements(facts).find(|(k, _)| *k == key)?;
-    id_of(data, settings)
+    let written = written(facts, settings);
+    written.into_iter().find_map(|(index, id)| (index == link.index).then_some(id))
 }
 
 fn from_rules(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {

@@ -1,5 +1,6 @@
 //! The plan: from facts and settings to the desired state of a node. Pure: no kernel, no files.
 
+pub mod backend;
 pub mod conflicts;
 pub mod diff;
 pub mod gateways;
@@ -17,6 +18,10 @@ use crate::facts::{Facts, Family, Route, Rule};
 use crate::netlink::uapi::RT_TABLE_MAIN;
 use crate::ruleset::build::{Spec, Steering, build};
 use crate::ruleset::model::Ruleset;
+use crate::state::Marking;
+use crate::xtables::model::Xtables;
+use crate::xtables::{self, inside};
+use backend::Chosen;
 
 /// The desired state of a node. The empty plan is the node without us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,8 +40,24 @@ pub struct Plan {
     pub restore: BTreeSet<u32>,
     /// The nftables table; none for no table.
     pub ruleset: Option<Ruleset>,
+    /// What is there instead with iptables.
+    pub xtables: Option<Xtables>,
     /// What is off, with the way out.
     pub notes: Vec<Note>,
+}
+
+impl Plan {
+    /// Where addresses are enrolled.
+    #[must_use]
+    pub fn marking(&self) -> Marking {
+        if self.xtables.is_some() { Marking::Iptables } else { Marking::Nftables }
+    }
+
+    /// Who marks, for a person.
+    #[must_use]
+    pub fn backend(&self) -> String {
+        self.xtables.as_ref().map_or_else(|| "nftables".into(), |x| x.variant.to_string())
+    }
 }
 
 /// One uplink.
@@ -137,12 +158,18 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
     let zero = |link: &u32| facts.src_valid_mark.get(link) == Some(&0);
     let restore = |link: &&u32| zero(link) || facts.restore.contains(link);
     plan.restore = plan.src_valid_mark.iter().filter(restore).copied().collect();
-    let steering = steering(facts, settings, &plan.uplinks)?;
+    let chosen = backend::choose(facts, settings)?;
+    let mut steering = steering(facts, settings, &plan.uplinks)?;
+    if let Chosen::Iptables(variant) = chosen {
+        backend::check_names(&plan.uplinks)?;
+        plan.notes.extend(backend::without_steering(settings, variant, &mut steering)?);
+    }
     let pairs: Vec<_> = plan.uplinks.iter().map(|u| (u.id, u.link)).collect();
-    plan.ruleset = Some(build(&Spec {
+    let outside = uplinks::outside(facts, &plan.src_valid_mark);
+    let spec = Spec {
         field: settings.field,
         uplinks: &pairs,
-        outside: &uplinks::outside(facts, &plan.src_valid_mark),
+        outside: &outside,
         others: &uplinks::others(facts, &plan.src_valid_mark),
         host: settings.host,
         hairpin: settings.hairpin,
@@ -153,7 +180,16 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
         fingerprint: settings.fingerprint(),
         layout: (settings.priority, settings.table_base),
         restore: &plan.restore,
-    }));
+    };
+    match chosen {
+        Chosen::Nftables => plan.ruleset = Some(build(&spec)),
+        Chosen::Iptables(variant) => {
+            let names: Vec<_> = plan.uplinks.iter().map(|u| (u.id, u.name.clone())).collect();
+            let inside = |family| inside::members(facts, &outside, family);
+            let families = plan.families.iter().copied();
+            plan.xtables = Some(xtables::build::build(&spec, variant, families, &names, inside));
+        }
+    }
     Ok(plan)
 }
 

@@ -50,7 +50,7 @@ pub fn take(
             && owned.iter().any(|settings| is_table(settings, r.table))
     };
     let rule = |found: &FoundRule| owned.iter().any(|s| is_rule(s, &found.rule));
-    Ours { routes: extract(routes, route), rules: extract(rules, rule), table: None }
+    Ours { routes: extract(routes, route), rules: extract(rules, rule), ..Ours::default() }
 }
 
 fn extract<T>(all: &mut Vec<T>, ours: impl Fn(&T) -> bool) -> Vec<T> {

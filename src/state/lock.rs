@@ -41,8 +41,10 @@ impl State {
     }
 }
 
-/// The process that has the lock, by `/proc/locks`: "1: FLOCK  ADVISORY  WRITE PID MAJ:MIN:INODE …".
-fn holder(dir: &Path) -> Option<u32> {
+/// The process that has locked a file or directory, by `/proc/locks`:
+/// "1: FLOCK  ADVISORY  WRITE PID MAJ:MIN:INODE …".
+#[must_use]
+pub fn holder(dir: &Path) -> Option<u32> {
     let inode = format!(":{}", fs::metadata(dir).ok()?.ino());
     fs::read_to_string("/proc/locks").ok()?.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);

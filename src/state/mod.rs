@@ -7,6 +7,7 @@
 //! owners/ADDRESS symbolic link to the KEY that an address belongs to now
 //! hold/NAME      who keeps node state beyond the last pod ("up", "agent")
 //! node.json      settings in force, the network that brought them, sysctls to put back
+//! marking        symbolic link to "nftables" or "iptables": where addresses are enrolled
 //! ```
 //! The directory itself is the lock. Each file is written to a temporary name and renamed, so
 //! that a kill leaves the old or the new one.
@@ -24,8 +25,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 pub use attachment::{Attachment, Key};
-pub use lock::Lock;
-pub use record::Record;
+pub use lock::{Lock, holder};
+pub use record::{Marking, Record};
 
 /// A file of the state could not be read or written.
 #[derive(Debug)]
@@ -169,6 +170,7 @@ impl State {
     /// that were killed, and empty folders. A writer that loses its temporary file writes again.
     pub fn clear(&self) -> Result<(), Error> {
         Self::remove(&self.path(&[record::FILE]))?;
+        Self::remove(&self.path(&[record::MARKING]))?;
         for folder in ["", "pods", "gone", "owners", "hold"] {
             let path = self.path(&[folder]);
             let entries = fs::read_dir(&path).into_iter().flatten().flatten();

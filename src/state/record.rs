@@ -1,19 +1,45 @@
 //! The record of the node state: what is in force, and what has to be put back.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::{Error, State, readable};
-use crate::config::{self, Settings};
+use crate::config::{self, Backend, Settings};
 use crate::facts::ElementData;
 use crate::mark::Field;
 use crate::names;
+use crate::xtables::notes::Notes;
 
 /// Name of the record's file.
 pub(super) const FILE: &str = "node.json";
 /// Raised when the record changes so that older releases misread it.
 const VERSION: u64 = 1;
+
+/// Name of the link that tells a pod's call where addresses are enrolled, in one system call.
+pub(super) const MARKING: &str = "marking";
+
+/// Where addresses are enrolled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Marking {
+    /// In sets of the nftables table.
+    #[default]
+    Nftables,
+    /// In ipsets that rules of iptables look into.
+    Iptables,
+}
+
+impl Marking {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        }
+    }
+}
 
 /// What was made on the node. Written before the kernel is touched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,18 +97,29 @@ impl Record {
                 _ => None,
             })
         };
-        let settings = Settings {
-            field: Field::new(value(names::LAYOUT_MASK)?)?,
-            priority: value(names::LAYOUT_PRIORITY)?,
-            table_base: value(names::LAYOUT_TABLES)?,
-            ..Settings::default()
-        };
-        Some(Self {
-            network: String::new(),
-            settings,
-            previous: Vec::new(),
-            src_valid_mark: restore.iter().filter_map(|(key, _)| number(key)).collect(),
-        })
+        let layout = (
+            value(names::LAYOUT_MASK)?,
+            value(names::LAYOUT_PRIORITY)?,
+            value(names::LAYOUT_TABLES)?,
+        );
+        let restore = restore.iter().filter_map(|(key, _)| number(key)).collect();
+        Self::recovered(layout, Backend::Auto, restore)
+    }
+
+    /// The same from the ipset of a node that is marked by iptables.
+    #[must_use]
+    pub fn recover_noted(notes: Notes) -> Option<Self> {
+        Self::recovered(notes.layout?, Backend::Iptables, notes.restore)
+    }
+
+    fn recovered(
+        (mask, priority, table_base): (u32, u32, u32),
+        backend: Backend,
+        src_valid_mark: BTreeSet<u32>,
+    ) -> Option<Self> {
+        let field = Field::new(mask)?;
+        let settings = Settings { field, priority, table_base, backend, ..Settings::default() };
+        Some(Self { network: String::new(), settings, previous: Vec::new(), src_valid_mark })
     }
 }
 
@@ -95,10 +132,25 @@ impl State {
         Ok(Self::read(&self.path(&[FILE]))?.and_then(|text| Record::from_json(&text)))
     }
 
-    /// Whether there is a record, readable or not.
+    /// Where addresses are enrolled; none where nothing is in force, or where an older release
+    /// has put it in force.
     #[must_use]
-    pub fn has_record(&self) -> bool {
-        self.path(&[FILE]).exists()
+    pub fn marking(&self) -> Option<Marking> {
+        let said = fs::read_link(self.path(&[MARKING])).ok()?;
+        [Marking::Nftables, Marking::Iptables].into_iter().find(|m| said == Path::new(m.name()))
+    }
+
+    /// Says where addresses are enrolled from now on.
+    pub fn set_marking(&self, marking: Marking) -> Result<(), Error> {
+        if self.marking() == Some(marking) {
+            return Ok(());
+        }
+        let link = |at: &Path| {
+            // Of a call that was killed.
+            let _ = fs::remove_file(at);
+            symlink(marking.name(), at)
+        };
+        self.place("", MARKING, MARKING, link)
     }
 
     /// Writes the record.

@@ -1,0 +1,109 @@
+//! Who does the marking: nftables, or iptables in one of its variants.
+
+use serde_json::json;
+
+use super::{Note, Uplink};
+use crate::config::{Backend, Invalid, Masquerade, Settings};
+use crate::facts::{Facts, Footing, Variant};
+use crate::ruleset::build::Steering;
+
+/// Who does the marking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chosen {
+    /// A table of nftables.
+    Nftables,
+    /// Chains of iptables.
+    Iptables(Variant),
+}
+
+/// Chooses by the settings and by what there is on the node.
+///
+/// # Errors
+/// The node does not have what is asked for.
+pub fn choose(facts: &Facts, settings: &Settings) -> Result<Chosen, Invalid> {
+    let asked = settings.backend;
+    let missing = |hint: &str| Err(Invalid::new("backend", &json!(asked.to_string()), hint));
+    match asked {
+        Backend::Nftables if !facts.tooling.nftables => {
+            missing("this kernel has no nf_tables; set \"auto\" or \"iptables\"")
+        }
+        Backend::Auto if facts.tooling.nftables => Ok(Chosen::Nftables),
+        Backend::Nftables => Ok(Chosen::Nftables),
+        Backend::Auto | Backend::Iptables => match variant(facts) {
+            Some(variant) => Ok(Chosen::Iptables(variant)),
+            None if facts.tooling.nftables => {
+                missing("iptables is not installed on this node; install it, or set \"nftables\"")
+            }
+            None => missing("neither nf_tables nor iptables is on this node; install iptables"),
+        },
+        Backend::Variant(variant) if facts.tooling.iptables.contains_key(&variant) => {
+            Ok(Chosen::Iptables(variant))
+        }
+        Backend::Variant(_) => missing("that program is not installed on this node"),
+    }
+}
+
+/// The variant that the node's other rules are in: where the kubelet or kube-proxy has left its
+/// mark; else where ours are already; else where more rules are. It is how the images of
+/// Kubernetes choose, so that all programs of a node agree.
+fn variant(facts: &Facts) -> Option<Variant> {
+    let there = &facts.tooling.iptables;
+    let hinted = |variant: &Variant| there.get(variant).is_some_and(|f| f.hinted);
+    let ours = |variant: &Variant| {
+        let of = facts.ours.mangle.iter().filter(|((v, _), _)| v == variant);
+        there.contains_key(variant) && of.into_iter().any(|(_, mangle)| !mangle.chains.is_empty())
+    };
+    let rules = |variant: Variant| there.get(&variant).map(|footing: &Footing| footing.rules);
+    let by_rules = || match (rules(Variant::Nft), rules(Variant::Legacy)) {
+        (Some(nft), Some(legacy)) if legacy > nft => Some(Variant::Legacy),
+        (Some(_), _) => Some(Variant::Nft),
+        (None, Some(_)) => Some(Variant::Legacy),
+        (None, None) => None,
+    };
+    let all = || Variant::ALL.into_iter();
+    all().find(hinted).or_else(|| all().find(ours)).or_else(by_rules)
+}
+
+/// Table mangle comes before NAT, so nothing can be steered there by what NAT will do.
+pub(super) fn without_steering(
+    settings: &Settings,
+    variant: Variant,
+    steering: &mut [Option<Steering>; 2],
+) -> Result<Option<Note>, Invalid> {
+    if let Masquerade::Mark { .. } = settings.masquerade {
+        let value = settings.to_json()["masquerade"].clone();
+        let hint = format!(
+            "cannot be done by {variant}, whose table mangle comes before NAT; set \"backend\": \
+             \"nftables\", or \"masquerade\": \"off\""
+        );
+        return Err(Invalid::new("masquerade", &value, hint));
+    }
+    if steering.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    *steering = [None, None];
+    Ok(Some(Note {
+        what: format!(
+            "masquerade steering is off, since {variant} cannot do it: a pod's connection that is \
+             masqueraded may leave by an uplink that has no address of its own"
+        ),
+        way_out: "set \"backend\": \"nftables\" or give each uplink an address; \
+                  \"masquerade\": \"off\" silences this"
+            .into(),
+    }))
+}
+
+/// iptables gives some characters of a name a meaning of their own.
+pub(super) fn check_names(uplinks: &[Uplink]) -> Result<(), Invalid> {
+    let odd = |name: &str| {
+        name.ends_with('+') || name.starts_with(['-', '!']) || name.contains(['"', '\'', '\\'])
+    };
+    match uplinks.iter().find(|uplink| odd(&uplink.name)) {
+        None => Ok(()),
+        Some(uplink) => {
+            let hint = "iptables cannot name this interface: rename it, leave it out with \
+                        \"!name\", or set \"backend\": \"nftables\"";
+            Err(Invalid::new("uplinks", &json!(uplink.name), hint))
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What is in force, written where the kernel keeps it: in the comments of an ipset of its own.
+//! With nftables the same stands in the table (`in_force`, `layout`, `ids`, `restore`).
+//!
+//! ```text
+//! 0.0.0.1  "in force: 3735928559"
+//! 0.0.0.2  "mask 7936, priority 400, tables 47000"
+//! 1.0.0.3  "interface 3 has id 1"            (0: leads outside, but is no uplink)
+//! 2.0.0.3  "restore src_valid_mark of interface 3"
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::facts::Member;
+use crate::ruleset::build::Spec;
+
+const IN_FORCE: u32 = 1;
+const LAYOUT: u32 = 2;
+/// Above the key of an interface, whose index is kept in 24 bits of the key for a person's eyes;
+/// what counts is the comment.
+const HAS_ID: u32 = 1 << 24;
+const RESTORE: u32 = 2 << 24;
+const INDEX: u32 = HAS_ID - 1;
+
+/// What the notes say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Notes {
+    /// Fingerprint of the settings in force.
+    pub in_force: Option<u32>,
+    /// `markMask`, `rulePriority` and `tableBase`.
+    pub layout: Option<(u32, u32, u32)>,
+    /// Id by interface index.
+    pub ids: BTreeMap<u32, u32>,
+    /// Indexes of the interfaces whose `src_valid_mark` was 0 before us.
+    pub restore: BTreeSet<u32>,
+}
+
+fn note(key: u32, comment: String) -> Member {
+    let address = IpAddr::V4(Ipv4Addr::from(key));
+    Member { address, prefix: 32, nomatch: false, comment: Some(comment) }
+}
+
+/// The notes for these marks.
+#[must_use]
+pub fn write(spec: &Spec<'_>) -> BTreeSet<Member> {
+    let (priority, tables) = spec.layout;
+    let mask = spec.field.mask();
+    let mut out = BTreeSet::from([
+        note(IN_FORCE, format!("in force: {}", spec.fingerprint)),
+        note(LAYOUT, format!("mask {mask}, priority {priority}, tables {tables}")),
+    ]);
+    let others = spec.others.iter().map(|&link| (0, link));
+    out.extend(spec.uplinks.iter().copied().chain(others).map(|(id, link)| {
+        note(HAS_ID | link & INDEX, format!("interface {link} has id {id}"))
+    }));
+    out.extend(spec.restore.iter().map(|link| {
+        note(RESTORE | link & INDEX, format!("restore src_valid_mark of interface {link}"))
+    }));
+    out
+}
+
+/// Whether this note says which settings are in force.
+#[must_use]
+pub fn says_in_force(member: &Member) -> bool {
+    key(member) == Some(IN_FORCE)
+}
+
+fn key(member: &Member) -> Option<u32> {
+    match member.address {
+        IpAddr::V4(ip) => Some(ip.into()),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// Reads the notes. What is none of ours is passed over.
+#[must_use]
+pub fn read(members: &BTreeSet<Member>) -> Notes {
+    let mut notes = Notes::default();
+    for member in members {
+        let (Some(key), Some(comment)) = (key(member), &member.comment) else { continue };
+        let words = comment.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty());
+        let numbers: Vec<u32> = words.filter_map(|word| word.parse().ok()).collect();
+        match (key, key & !INDEX, &numbers[..]) {
+            (IN_FORCE, _, &[number]) => notes.in_force = Some(number),
+            (LAYOUT, _, &[mask, priority, tables]) => {
+                notes.layout = Some((mask, priority, tables));
+            }
+            (_, HAS_ID, &[link, id]) => drop(notes.ids.insert(link, id)),
+            (_, RESTORE, &[link]) => drop(notes.restore.insert(link)),
+            _ => {}
+        }
+    }
+    notes
+}
