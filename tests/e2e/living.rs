@@ -1,12 +1,11 @@
 //! Established connections survive whatever happens to the node state.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
 
 use crate::lab::backend::Backend;
+use crate::lab::load::Load;
 use crate::lab::netns::Netns;
 use crate::lab::node::Node;
 use crate::lab::proof::Proof;
@@ -14,41 +13,6 @@ use crate::lab::traffic::Connection;
 use crate::lab::two_nics::{NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 
 const PATIENT: Duration = Duration::from_secs(8);
-const PACE: Duration = Duration::from_millis(2);
-
-/// A connection that asks again and again for as long as this value lives.
-struct Transfer {
-    name: String,
-    answers: Receiver<()>,
-    _running: Sender<()>,
-}
-
-impl Transfer {
-    fn start(client: &Netns, address: &str, port: u16) -> Self {
-        let (answered, answers) = channel();
-        let (running, stopped) = channel();
-        let mut connection = open(client, address, port);
-        thread::spawn(move || {
-            // A moment's pause, so that eight of these leave the machine something.
-            while stopped.recv_timeout(PACE) == Err(RecvTimeoutError::Timeout) {
-                // Whoever waits for answers sees the end of the channel.
-                if connection.ask().is_err() || answered.send(()).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { name: address.to_string(), answers, _running: running }
-    }
-
-    /// Waits for answers to questions of from now on.
-    fn assert_goes_on(&self, after: &str) {
-        while self.answers.try_recv().is_ok() {}
-        for _ in 0..20 {
-            let answer = self.answers.recv_timeout(PATIENT);
-            assert!(answer.is_ok(), "{} stopped after {after}", self.name);
-        }
-    }
-}
 
 fn open(client: &Netns, address: &str, port: u16) -> Connection {
     let ip = address.parse().expect("an address");
@@ -59,11 +23,11 @@ fn open(client: &Netns, address: &str, port: u16) -> Connection {
 #[test]
 fn connections_survive_everything_that_happens_to_the_node() {
     let layout = two_nics();
-    let start = |address: &str, port| Transfer::start(&layout.client, address, port);
+    let start = |address: &str, port| Load::kept(&layout.client, address, port);
     // These work without us: they are adopted, not only left alone.
     let mut transfers: Vec<_> =
         [POD[0], POD6[0], POD[1], POD6[1]].map(|address| start(address, 8080)).into();
-    let goes_on = |transfers: &[Transfer], after: &str| {
+    let goes_on = |transfers: &[Load], after: &str| {
         for transfer in transfers {
             transfer.assert_goes_on(after);
         }

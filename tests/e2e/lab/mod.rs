@@ -8,6 +8,7 @@ pub(crate) mod capture;
 mod cmd;
 pub(crate) mod flows;
 pub(crate) mod kubeproxy;
+pub(crate) mod load;
 pub(crate) mod netns;
 pub(crate) mod node;
 pub(crate) mod plugin;

@@ -14,7 +14,7 @@ pub(crate) struct Node {
     /// What the plugin sees as `/run/symroute`, and its log and configuration files.
     pub(crate) dir: PathBuf,
     /// Whether iptables-legacy has been asked for on this node, see [`super::snapshot`].
-    pub(super) legacy: AtomicBool,
+    pub(crate) legacy: AtomicBool,
 }
 
 pub(crate) struct Pod {
