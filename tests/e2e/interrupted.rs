@@ -73,7 +73,11 @@ impl Scene {
         let (ran, calls) = self.node().traced(call);
         ran.assert_success("the run without a blow");
         let main = calls.iter().position(|call| call.name == "sigaltstack").unwrap_or(0);
-        let steps: Vec<_> = calls.into_iter().skip(main).filter(of_interest).collect();
+        let steps: Vec<_> = calls
+            .into_iter()
+            .skip(main)
+            .filter(|step| !step.of_tool && of_interest(step))
+            .collect();
         assert!(!steps.is_empty(), "the run has steps");
         steps
     }

@@ -24,12 +24,6 @@ fn call(layout: &TwoNics, verb: &str, id: &str, addresses: &[&str]) -> Call {
     Call::cni(verb, &network, id, &layout.pods[0].ns.path(), "eth0")
 }
 
-/// Whether an IPv4 address is in the set of pods; not if there is no set.
-fn is_enrolled(node: &Node, address: &str) -> bool {
-    let ruleset = node.ns.exec(&["nft", "-j", "list", "ruleset"], "");
-    ruleset.contains(&format!("\"{address}\""))
-}
-
 /// A successful call that prints nothing, as DEL has to be whatever it is given.
 fn assert_silent(node: &Node, call: &Call, what: &str) {
     let ran = node.call(call);

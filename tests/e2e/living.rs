@@ -1,52 +1,18 @@
 //! Established connections survive whatever happens to the node state.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
 
+use crate::lab::backend::Backend;
+use crate::lab::load::Load;
 use crate::lab::netns::Netns;
+use crate::lab::node::Node;
 use crate::lab::proof::Proof;
 use crate::lab::traffic::Connection;
-use crate::lab::two_nics::{NICS, NODE, NODE6, POD, POD6, two_nics};
+use crate::lab::two_nics::{NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 
 const PATIENT: Duration = Duration::from_secs(8);
-const PACE: Duration = Duration::from_millis(2);
-
-/// A connection that asks again and again for as long as this value lives.
-struct Transfer {
-    name: String,
-    answers: Receiver<()>,
-    _running: Sender<()>,
-}
-
-impl Transfer {
-    fn start(client: &Netns, address: &str, port: u16) -> Self {
-        let (answered, answers) = channel();
-        let (running, stopped) = channel();
-        let mut connection = open(client, address, port);
-        thread::spawn(move || {
-            // A moment's pause, so that eight of these leave the machine something.
-            while stopped.recv_timeout(PACE) == Err(RecvTimeoutError::Timeout) {
-                // Whoever waits for answers sees the end of the channel.
-                if connection.ask().is_err() || answered.send(()).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { name: address.to_string(), answers, _running: running }
-    }
-
-    /// Waits for answers to questions of from now on.
-    fn assert_goes_on(&self, after: &str) {
-        while self.answers.try_recv().is_ok() {}
-        for _ in 0..20 {
-            let answer = self.answers.recv_timeout(PATIENT);
-            assert!(answer.is_ok(), "{} stopped after {after}", self.name);
-        }
-    }
-}
 
 fn open(client: &Netns, address: &str, port: u16) -> Connection {
     let ip = address.parse().expect("an address");
@@ -57,11 +23,11 @@ fn open(client: &Netns, address: &str, port: u16) -> Connection {
 #[test]
 fn connections_survive_everything_that_happens_to_the_node() {
     let layout = two_nics();
-    let start = |address: &str, port| Transfer::start(&layout.client, address, port);
+    let start = |address: &str, port| Load::kept(&layout.client, address, port);
     // These work without us: they are adopted, not only left alone.
     let mut transfers: Vec<_> =
         [POD[0], POD6[0], POD[1], POD6[1]].map(|address| start(address, 8080)).into();
-    let goes_on = |transfers: &[Transfer], after: &str| {
+    let goes_on = |transfers: &[Load], after: &str| {
         for transfer in transfers {
             transfer.assert_goes_on(after);
         }
@@ -108,9 +74,22 @@ fn connections_survive_everything_that_happens_to_the_node() {
     proof.assert_as_before();
 }
 
-/// Makes the table look as if another release had written it: rules that carry no fingerprint of
+/// Makes the rules look as if another release had written them: rules that carry no fingerprint of
 /// this one, a chain and a set that this one does not have.
-fn older_ruleset(node: &crate::lab::node::Node) {
+fn older_ruleset(node: &Node) {
+    let backend = Backend::of_run();
+    if backend.is_iptables() {
+        for rule in [
+            "-N symroute-old",
+            "-A symroute-old -m mark --mark 7 -j ACCEPT",
+            "-I symroute-prerouting -m mark --mark 7 -j symroute-old",
+            "-A symroute-via-1 -m mark --mark 7 -j RETURN",
+        ] {
+            node.ns.iptables(backend, &format!("-t mangle {rule}"));
+        }
+        node.ns.exec(&["ipset", "create", "symroute-old", "hash:ip"], "");
+        return;
+    }
     let text = node.ns.exec(&["nft", "list", "table", "inet", "symroute"], "");
     node.ns.nft(&format!("delete table inet symroute\n{text}"));
     node.ns.nft(
@@ -133,6 +112,11 @@ fn older_ruleset(node: &crate::lab::node::Node) {
 #[test]
 fn a_table_of_another_layout_is_replaced() {
     let layout = two_nics();
+    let backend = Backend::of_run();
+    if backend.is_iptables() {
+        chains_of_another_layout_are_replaced(&layout, backend);
+        return;
+    }
     layout.node.ns.nft(
         "table inet symroute {
             set pods4 { type ipv6_addr; }
@@ -145,6 +129,26 @@ fn a_table_of_another_layout_is_replaced() {
     let text = layout.node.ns.exec(&["nft", "list", "table", "inet", "symroute"], "");
     assert!(text.contains("priority -80") && !text.contains("priority 17"), "{text}");
     layout.node.down();
-    let tables = layout.node.ns.exec(&["nft", "list", "tables"], "");
-    assert!(!tables.contains("symroute"), "{tables}");
+    assert_eq!(layout.node.ns.backends(), []);
+}
+
+fn chains_of_another_layout_are_replaced(layout: &TwoNics, backend: Backend) {
+    let node = &layout.node;
+    node.ns.exec(&["ipset", "create", "symroute-pods4", "hash:net", "family", "inet"], "");
+    for rule in [
+        "-N symroute-prerouting",
+        "-N symroute-old",
+        "-A symroute-prerouting -m mark --mark 7 -j symroute-old",
+        "-A PREROUTING -j symroute-prerouting",
+    ] {
+        node.ns.iptables(backend, &format!("-t mangle {rule}"));
+    }
+    let mut connection = open(&layout.client, POD[1], 8080);
+    node.up(&json!({"uplinks": NICS}));
+    connection.ask().expect("the connection goes on");
+    let (rules, sets) = (node.ns.mangle(backend), node.ns.exec(&["ipset", "save"], ""));
+    assert!(!rules.contains("symroute-old") && !rules.contains("--mark 0x7 "), "{rules}");
+    assert!(sets.contains("create symroute-pods4 hash:ip "), "{sets}");
+    node.down();
+    assert_eq!(node.ns.backends(), []);
 }

@@ -10,9 +10,11 @@ use nix::sys::socket::{
 };
 use serde_json::{Value, json};
 
+use crate::lab::backend::Backend;
 use crate::lab::flows::{Flow, assert_all_work};
 use crate::lab::node::Node;
 use crate::lab::proof::Proof;
+use crate::lab::snapshot::Snapshot;
 use crate::lab::traffic::{Connection, Proto};
 use crate::lab::two_nics::{NICS, TwoNics, two_nics};
 
@@ -186,35 +188,70 @@ fn a_whole_mark_of_another_keeps_its_bits() {
     layout.node.del(&settings(), &layout.pods[1]);
 }
 
-/// Whatever somebody puts into our table, the next reconcile brings it back to what it should be.
+type Stranger = (&'static str, fn(&Node, &str));
+
+/// What somebody may put into the run's kind of rules of ours, and how.
+fn strangers(backend: Backend) -> Vec<Stranger> {
+    if !backend.is_iptables() {
+        let nft: fn(&Node, &str) = |node, stranger| node.ns.nft(stranger);
+        return NFT_STRANGERS.map(|stranger| (stranger, nft)).to_vec();
+    }
+    let iptables: fn(&Node, &str) = |node, stranger| {
+        for rule in stranger.split("; ") {
+            node.ns.iptables(Backend::of_run(), &format!("-t mangle {rule}"));
+        }
+    };
+    let ipset: fn(&Node, &str) = |node, stranger| {
+        let argv: Vec<&str> = stranger.split(' ').collect();
+        node.ns.exec(&[&["ipset"], argv.as_slice()].concat(), "");
+    };
+    vec![
+        ("-A symroute-in-2 -m mark --mark 7", iptables),
+        ("-I symroute-prerouting -p tcp -j RETURN", iptables),
+        ("-N symroute-more; -A FORWARD -j symroute-more", iptables),
+        ("-D symroute-prerouting 1", iptables),
+        ("-D POSTROUTING -j symroute-postrouting", iptables),
+        ("create symroute-ranges hash:net", ipset),
+        ("add symroute-pods4 192.0.2.7", ipset),
+        ("flush symroute", ipset),
+    ]
+}
+
+const NFT_STRANGERS: [&str; 6] = [
+    "add rule inet symroute in_2 ip saddr { 1.2.3.4, 5.6.7.8 } counter",
+    "add set inet symroute range { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }; }",
+    "add map inet symroute ways { type mark : verdict; elements = { 1 : accept, 2 : goto via_1 }; }",
+    "add chain inet symroute more { type filter hook forward priority 7; }",
+    "add table inet symroute { flags dormant; }",
+    "delete element inet symroute arrive { \"eth1\" : goto in_2 }",
+];
+
+/// Whatever somebody puts into our rules, the next reconcile brings them back to what they should
+/// be.
 #[test]
-fn strangers_in_our_table() {
+fn strangers_among_our_rules() {
     let layout = two_nics();
     let node = &layout.node;
+    let before = Snapshot::take(node);
     node.up(&settings());
-    let list = ["nft", "-s", "list", "table", "inet", "symroute"];
-    let sorted = || {
-        let text = node.ns.exec(&list, "");
-        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        lines.retain(|line| !line.contains("elements"));
-        lines
-    };
-    let before = sorted();
-    for stranger in [
-        "add rule inet symroute in_2 ip saddr { 1.2.3.4, 5.6.7.8 } counter",
-        "add set inet symroute range { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }; }",
-        "add map inet symroute ways { type mark : verdict; elements = { 1 : accept, 2 : goto via_1 }; }",
-        "add chain inet symroute more { type filter hook forward priority 7; }",
-        "add table inet symroute { flags dormant; }",
-        "delete element inet symroute arrive { \"eth1\" : goto in_2 }",
-    ] {
-        node.ns.nft(stranger);
-        assert_eq!(node.symroute(&["status"]).code, Some(4), "{stranger} is seen");
+    let ours = Snapshot::take(node);
+    let mut wrong = Vec::new();
+    for (stranger, come) in strangers(Backend::of_run()) {
+        come(node, stranger);
+        let status = node.symroute(&["status"]);
+        if status.code != Some(4) {
+            wrong.push(format!("{stranger} is not seen:\n{}", status.stdout));
+        }
         node.up(&settings());
-        assert_eq!(sorted(), before, "after {stranger}");
+        let left = ours.difference(&Snapshot::take(node));
+        if !left.is_empty() {
+            wrong.push(format!("after {stranger}:\n{left}"));
+        }
         assert_all_work(&host_flows(&layout));
     }
     node.down();
+    wrong.extend(Some(before.difference(&Snapshot::take(node))).filter(|left| !left.is_empty()));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 fn add_in(node: &Node, network: &str, id: &str, settings: &Value) -> Option<i32> {
@@ -231,7 +268,7 @@ fn the_second_network_does_not_take_over() {
     let node = &layout.node;
     let other = json!({"uplinks": NICS, "hairpin": true});
     assert_eq!(add_in(node, "one", "a", &settings()), Some(0));
-    node.ns.nft("flush ruleset");
+    node.lose_all_rules();
     assert_eq!(add_in(node, "two", "b", &settings()), Some(0));
     assert_eq!(add_in(node, "two", "c", &other), Some(1), "the second can't change settings");
     assert_eq!(add_in(node, "one", "d", &settings()), Some(0), "the first goes on");

@@ -18,6 +18,7 @@
 
 use serde_json::{Value, json};
 
+use crate::lab::backend::Backend;
 use crate::lab::flows::{Flow, assert_only_these_fail};
 use crate::lab::kubeproxy::{self, Flavour, Frontend, Policy, Service};
 use crate::lab::proof::Proof;
@@ -126,15 +127,58 @@ fn works_with(policy: Policy, caller: &Value, backend: &Value) {
     proof.assert_as_before();
 }
 
-/// A pod may ask for it by its own annotation; the caller need not.
-#[test]
-fn by_the_annotation_of_the_backend() {
-    let plain = settings(false);
-    let mut annotated = settings(false);
-    annotated["runtimeConfig"] = json!({
+fn annotated() -> Value {
+    let mut settings = settings(false);
+    settings["runtimeConfig"] = json!({
         "io.kubernetes.cri.pod-annotations": {"symroute.io/hairpin": "true"}
     });
-    works_with(Policy::Local, &plain, &annotated);
+    settings
+}
+
+/// A pod may ask for it by its own annotation; the caller need not. iptables tells whether a packet
+/// is accepted before it is known that the `NodePort` leads to that pod.
+#[test]
+fn by_the_annotation_of_the_backend() {
+    if !Backend::of_run().is_iptables() {
+        works_with(Policy::Local, &settings(false), &annotated());
+        return;
+    }
+    let layout = layout(Policy::Local);
+    layout.node.add(&settings(false), &layout.pods[0]);
+    layout.node.add(&annotated(), &layout.pods[1]);
+    assert_dropped(&layout, Policy::Local);
+}
+
+/// The balancer sends to the pod itself, as those of clouds do that have pods as targets.
+#[test]
+fn by_the_annotation_of_the_pod_that_is_the_target() {
+    let layout = two_nics();
+    layout.router.ns.nft(&format!(
+        "table inet balancer {{
+         chain balance {{
+         type nat hook prerouting priority dstnat; policy accept;
+         ip daddr 10.99.0.11 tcp dport 80 dnat ip to {}:8080
+         ip6 daddr 2001:db8:99::11 tcp dport 80 dnat ip6 to [{}]:8080
+         }}
+         }}
+         ",
+        POD[1], POD6[1]
+    ));
+    let flow = |to, answer| Flow::new(to, &layout.pods[0].ns, Proto::Tcp, to, answer);
+    let flows = || {
+        let over6 = flow("[2001:db8:99::11]:80", "pod1 2001:db8:20::50");
+        [flow("10.99.0.11:80", "pod1 10.20.0.50"), over6]
+    };
+    layout.node.add(&settings(false), &layout.pods[0]);
+    layout.node.add(&settings(false), &layout.pods[1]);
+    assert_only_these_fail(&flows(), &["10.99.0.11:80", "[2001:db8:99::11]:80"]);
+    layout.node.ns.exec(&["conntrack", "-F"], "");
+    layout.node.del(&settings(false), &layout.pods[1]);
+    let proof = Proof::begin(&layout.node, &layout.router);
+    layout.node.add(&annotated(), &layout.pods[1]);
+    proof.assert_flows_work(&flows(), &NICS, 4);
+    layout.node.del(&annotated(), &layout.pods[1]);
+    proof.assert_as_before();
 }
 
 #[test]

@@ -41,8 +41,8 @@ fn check_holds_after_add_and_sees_what_is_missing() {
          rule add pref 900 from 10.99.0.0/16 lookup main");
     check(node, &settings(), pod).assert_success("CHECK after others changed routes");
     let damages: [(&str, &dyn Fn()); 5] = [
-        ("missing in set pods4", &|| node.ns.nft("flush set inet symroute pods4")),
-        ("not in force", &|| node.ns.nft("flush ruleset")),
+        ("pods4", &|| node.lose_the_pods()),
+        ("not in force", &|| node.lose_all_rules()),
         ("a reply bound to uplink 2", &|| node.ns.ip("route flush table 47002")),
         ("a reply bound to uplink 2", &|| node.ns.ip("rule del pref 402 fwmark 0x200/0xf00")),
         ("a request from uplink 2", &|| {
@@ -102,8 +102,7 @@ fn gc_takes_out_what_the_runtime_does_not_know() {
     let list = json!([{"containerID": "a", "ifname": "eth0"}, {"containerID": "b", "ifname": "e"}]);
     gc(node, "one", valid, Some(&list)).assert_success("GC with a list");
     assert_eq!(enrolled(node), ["one a", "two a"], "b has another interface in the list");
-    let set = node.ns.exec(&["nft", "list", "set", "inet", "symroute", "pods4"], "");
-    assert!(set.contains("10.20.1.1") && !set.contains("10.20.1.2"), "{set}");
+    assert!(node.is_enrolled("10.20.1.1") && !node.is_enrolled("10.20.1.2"), "b is out of the set");
     let (code, msg) = failure(&gc(node, "one", valid, Some(&json!([{"containerID": 7}]))));
     assert!(code == 6 && msg.contains("containerID"), "{code}: {msg}");
     gc(node, "one", "cni.dev/attachments", Some(&Value::Null)).assert_success("GC with null");

@@ -12,6 +12,8 @@ fn error_of(step: &Syscall) -> Blow {
     Blow::Error(match step.name.as_str() {
         "sendto" | "sendmsg" | "recvfrom" | "recvmsg" => "ENOBUFS",
         "flock" => "ENOLCK",
+        "clone" | "clone3" | "fork" | "vfork" => "EAGAIN",
+        "wait4" | "waitid" => "ECHILD",
         "openat" if step.line.contains("/proc/sys") => "EROFS",
         "write" if step.line.contains("/proc/sys") => "EACCES",
         "write" => "ENOSPC",

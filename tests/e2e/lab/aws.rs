@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::json;
 
+use super::backend::Backend;
 use super::kubeproxy::Flavour;
 use super::netns::Netns;
 use super::node::{Pod, with_prefix};
@@ -45,11 +46,12 @@ pub(crate) fn install(ns: &Netns, snat: Snat, vpc: &str, primary: Ipv4Addr) {
     if snat == Snat::NoRules {
         return;
     }
-    ns.exec(&["iptables-nft-restore", "--noflush"], MANGLE);
+    let restore = Backend::of_run().tool(false, "-restore");
+    ns.exec(&[&restore, "--noflush"], MANGLE);
     match snat {
         Snat::NoRules | Snat::External => {}
         Snat::ByIptables => {
-            ns.exec(&["iptables-nft-restore", "--noflush"], &nat_iptables(vpc, primary));
+            ns.exec(&[&restore, "--noflush"], &nat_iptables(vpc, primary));
         }
         Snat::ByNftables => ns.nft(&nat_nftables(vpc, primary)),
     }

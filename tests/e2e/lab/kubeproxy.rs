@@ -1,8 +1,10 @@
-//! What kube-proxy writes for a handful of Services, in its iptables, nftables and IPVS shapes.
+//! What kube-proxy writes for a handful of Services, in its iptables, nftables and IPVS shapes; with
+//! iptables in the variant that the run's backend has.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
+use super::backend::Backend;
 use super::netns::Netns;
 use super::traffic::Proto;
 
@@ -44,9 +46,9 @@ pub(crate) struct Service {
 pub(crate) fn install(ns: &Netns, flavour: Flavour, services: &[Service]) {
     match flavour {
         Flavour::Iptables => {
-            for (restore, v6) in [("iptables-nft-restore", false), ("ip6tables-nft-restore", true)]
-            {
-                ns.exec(&[restore, "--noflush"], &iptables(services, v6, true));
+            for v6 in [false, true] {
+                let restore = Backend::of_run().tool(v6, "-restore");
+                ns.exec(&[&restore, "--noflush"], &iptables(services, v6, true));
             }
         }
         Flavour::Nftables => ns.nft(&nftables(services)),
@@ -103,7 +105,8 @@ fn iptables(services: &[Service], v6: bool, dnat: bool) -> String {
 fn ipvs(ns: &Netns, services: &[Service]) {
     ns.ip("link add kube-ipvs0 type dummy");
     ns.sysctl("ipv4/vs/conntrack", "1");
-    ns.exec(&["iptables-nft-restore", "--noflush"], &iptables(services, false, false));
+    let restore = Backend::of_run().tool(false, "-restore");
+    ns.exec(&[&restore, "--noflush"], &iptables(services, false, false));
     for service in services {
         let Frontend::Address(frontend) = service.frontend else {
             panic!("IPVS in this lab balances addresses only");

@@ -3,10 +3,12 @@
 //! `tests/README.md` says how to run and debug; each file here holds one part of the lab.
 
 pub(crate) mod aws;
+pub(crate) mod backend;
 pub(crate) mod capture;
 mod cmd;
 pub(crate) mod flows;
 pub(crate) mod kubeproxy;
+pub(crate) mod load;
 pub(crate) mod netns;
 pub(crate) mod node;
 pub(crate) mod plugin;

@@ -1,6 +1,7 @@
 //! A network namespace that lives as long as its value: unique name, no shared state, gone on drop.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, panic, process, thread};
 
@@ -20,9 +21,13 @@ pub(crate) fn keep() -> bool {
     env::var_os("SYMROUTE_KEEP").is_some_and(|value| value == "1")
 }
 
+/// Mounts a lock file, `$0`, and becomes the program. The mount is private to `ip netns exec`.
+const BEHIND_LOCK: &str = "mount --bind \"$0\" /run/xtables.lock && exec \"$@\"";
+
 pub(crate) struct Netns {
     name: String,
     handle: File,
+    lock: PathBuf,
 }
 
 impl Netns {
@@ -31,7 +36,8 @@ impl Netns {
         let name = format!("sr{}-{}-{role}", process::id(), unique());
         cmd::run(&["ip", "netns", "add", &name], "");
         let handle = File::open(format!("/run/netns/{name}")).expect("open the new namespace");
-        let netns = Self { name, handle };
+        let lock = env::temp_dir().join(format!("{name}.xtables.lock"));
+        let netns = Self { name, handle, lock };
         netns.run(|| {
             for scope in ["all", "default"] {
                 sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0");
@@ -66,8 +72,24 @@ impl Netns {
 
     /// Runs a tool inside the namespace.
     pub(crate) fn exec(&self, argv: &[&str], input: &str) -> String {
-        let argv = [&["ip", "netns", "exec", &self.name], argv].concat();
-        cmd::run(&argv, input)
+        let inside = ["ip", "netns", "exec", &self.name];
+        if !argv[0].contains("tables-legacy") {
+            return cmd::run(&[&inside, argv].concat(), input);
+        }
+        let lock = self.xtables_lock();
+        let lock = lock.to_str().expect("UTF-8");
+        cmd::run(&[&inside, &["sh", "-c", BEHIND_LOCK, lock], argv].concat(), input)
+    }
+
+    /// What programs in here see as `/run/xtables.lock`. The real one is the machine's: tests that
+    /// run side by side would wait for each other, and for whatever else the machine does.
+    pub(crate) fn xtables_lock(&self) -> PathBuf {
+        // Both the mount point and the file that is mounted have to exist.
+        for file in [Path::new("/run/xtables.lock"), &self.lock] {
+            let opened = OpenOptions::new().append(true).create(true).open(file);
+            opened.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        }
+        self.lock.clone()
     }
 
     /// Applies a text of nft commands as one transaction.
@@ -105,6 +127,7 @@ impl Drop for Netns {
         }
         // Also runs while a test unwinds, so it must not panic.
         let _ = process::Command::new("ip").args(["netns", "del", &self.name]).status();
+        let _ = fs::remove_file(&self.lock);
     }
 }
 

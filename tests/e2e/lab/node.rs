@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::{env, process, thread};
 
 use serde_json::json;
@@ -12,6 +13,8 @@ pub(crate) struct Node {
     pub(crate) ns: Netns,
     /// What the plugin sees as `/run/symroute`, and its log and configuration files.
     pub(crate) dir: PathBuf,
+    /// Whether iptables-legacy has been asked for on this node, see [`super::snapshot`].
+    pub(crate) legacy: AtomicBool,
 }
 
 pub(crate) struct Pod {
@@ -32,7 +35,7 @@ impl Node {
         ns.sysctl("ipv6/conf/all/forwarding", "1");
         let dir = env::temp_dir().join(format!("symroute-e2e-{}-{}", process::id(), unique()));
         fs::create_dir_all(dir.join("run")).expect("make the node's directory");
-        Self { ns, dir }
+        Self { ns, dir, legacy: AtomicBool::new(false) }
     }
 
     /// A pod as the AWS and flannel primaries leave it: addresses without a subnet on `eth0`, a

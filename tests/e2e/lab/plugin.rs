@@ -4,9 +4,11 @@ use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
+use super::backend::Backend;
 use super::node::{Node, Pod};
 
 /// One call of the program: what a runtime or an operator would pass.
@@ -80,6 +82,10 @@ impl Node {
         for (key, value) in settings.as_object().expect("settings are an object") {
             network[key] = value.clone();
         }
+        Backend::of_run().into_settings(&mut network);
+        if network["backend"] == Backend::IptablesLegacy.name() {
+            self.legacy.store(true, Ordering::Relaxed);
+        }
         let Some(prev_result) = prev_result else {
             return network.to_string();
         };
@@ -150,7 +156,8 @@ impl Node {
         ran.assert_success("down");
     }
 
-    /// Runs the program in the node's network namespace, with a `/run/symroute` of the node's own.
+    /// Runs the program in the node's network namespace, with a `/run/symroute` and a
+    /// `/run/xtables.lock` of the node's own.
     /// `prefix` is what its command line begins with, for instance strace.
     pub(crate) fn call_under(&self, prefix: &[&str], call: &Call) -> Ran {
         self.call_program(&[prefix, &[env!("CARGO_BIN_EXE_symroute")]].concat(), call)
@@ -160,7 +167,7 @@ impl Node {
     pub(crate) fn call_program(&self, argv: &[&str], call: &Call) -> Ran {
         // The mount point has to exist; the mount itself is private to `ip netns exec`.
         fs::create_dir_all("/run/symroute").expect("make /run/symroute");
-        let private = "mount --bind \"$0\" /run/symroute && exec \"$@\"";
+        let private = "mount --bind \"$0\" /run/symroute && mount --bind \"$1\" /run/xtables.lock && shift && exec \"$@\"";
         let mut child = Command::new("timeout")
             .args([
                 "--kill-after=1",
@@ -174,6 +181,7 @@ impl Node {
                 private,
             ])
             .arg(self.dir.join("run"))
+            .arg(self.ns.xtables_lock())
             .args(argv)
             .args(&call.arguments)
             .env_remove("CNI_COMMAND")

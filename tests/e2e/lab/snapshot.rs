@@ -1,14 +1,22 @@
 //! Everything on a node that the plugin may change, for "as it was before".
+//!
+//! The rules of iptables are there twice: as nft prints them, which is blind for matches like `set`,
+//! and as iptables-save does. A table of iptables-legacy can't be removed once a tool has looked at
+//! it. Where that variant was asked for, and only there, an empty one counts as none.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use super::node::Node;
 
-/// Text by section, each line one rule, route, sysctl or file.
-pub(crate) struct Snapshot(BTreeMap<String, String>);
+pub(crate) struct Snapshot {
+    /// Text by section, each line one rule, route, sysctl or file.
+    sections: BTreeMap<String, String>,
+    legacy: bool,
+}
 
 impl Snapshot {
     pub(crate) fn take(node: &Node) -> Self {
@@ -18,9 +26,11 @@ impl Snapshot {
             &["ip", "route", "show", "table", "all"],
             &["ip", "-6", "route", "show", "table", "all"],
             &["nft", "-s", "list", "ruleset"],
+            &["iptables-nft-save"],
+            &["ip6tables-nft-save"],
             &["iptables-legacy-save"],
             &["ip6tables-legacy-save"],
-            &["ipset", "list"],
+            &["ipset", "save", "-sorted"],
         ];
         // One entry into the namespace for all of them: tests take hundreds of snapshots.
         let names = commands.iter().map(|argv| argv.join(" ")).collect::<Vec<_>>();
@@ -31,7 +41,7 @@ impl Snapshot {
         assert_eq!(sections.len(), commands.len(), "an output of each command");
         sections.insert("sysctls".into(), node.ns.run(sysctls));
         sections.insert("/run/symroute".into(), files(node));
-        Self(sections)
+        Self { sections, legacy: node.legacy.load(Ordering::Relaxed) }
     }
 
     /// Panics with a line-by-line difference unless `now` is the same.
@@ -43,8 +53,11 @@ impl Snapshot {
     /// The lines that are not the same; empty when all are.
     pub(crate) fn difference(&self, now: &Self) -> String {
         let mut difference = String::new();
-        for (section, before) in &self.0 {
-            let after = &now.0[section];
+        for (section, before) in &self.sections {
+            let after = &now.sections[section];
+            let empty_counts = !now.legacy || !section.contains("tables-legacy");
+            let [before, after] = [before, after]
+                .map(|text| if empty_counts { text.clone() } else { without_empty_tables(text) });
             if before == after {
                 continue;
             }
@@ -60,8 +73,17 @@ impl Snapshot {
     }
 }
 
+/// What iptables-save prints, less the tables without rules, chains and policies of anybody.
+fn without_empty_tables(text: &str) -> String {
+    let tables = text.split_inclusive("COMMIT\n");
+    let is_of_anybody = |line: &str| line.starts_with('-') || !line.ends_with(" ACCEPT");
+    let of_kernel = |line: &str| line.starts_with('*') || line == "COMMIT";
+    tables.filter(|table| table.lines().any(|l| !of_kernel(l) && is_of_anybody(l))).collect()
+}
+
 /// Without what changes by itself: comments with the time of day, counters, ages of IPv6 routes,
-/// and the kernel's own table, which follows link-local addresses that come up late.
+/// the size and the random start of a set's hash, and the kernel's own table, which follows
+/// link-local addresses that come up late.
 fn normalised(text: &str) -> String {
     let mut kept = String::new();
     let own = |line: &&str| line.starts_with('#') || line.contains(" table local ");
@@ -69,6 +91,9 @@ fn normalised(text: &str) -> String {
         let line = match line.split_once(" expires ") {
             Some((before, after)) => {
                 format!("{before}{}", after.split_once(' ').map_or("", |(_, rest)| rest))
+            }
+            None if line.starts_with("create ") => {
+                line.split(" hashsize ").next().unwrap_or(line).to_owned()
             }
             None => line.split(" [").next().unwrap_or(line).to_owned(),
         };

@@ -1,8 +1,11 @@
 //! Runs the program under strace: what it asks of the kernel, and what becomes of it when the
-//! kernel says no or when it is killed.
+//! kernel says no or when it is killed. Blows hit the program alone, not the tools that it starts.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
 
+use super::cmd;
 use super::node::Node;
 use super::plugin::{Call, Ran};
 
@@ -10,8 +13,10 @@ use super::plugin::{Call, Ran};
 #[derive(Clone)]
 pub(crate) struct Syscall {
     pub(crate) name: String,
-    /// Which call of this name it is, from 1 on.
+    /// Which call of this name by the same process it is, from 1 on.
     pub(crate) nth: usize,
+    /// Made by a tool that the program has started.
+    pub(crate) of_tool: bool,
     /// As strace prints it.
     pub(crate) line: String,
 }
@@ -35,6 +40,8 @@ impl Syscall {
         match self.name.as_str() {
             "sendto" | "sendmsg" => any(&["RTM_NEW", "RTM_DEL", "NFNL_MSG_BATCH_BEGIN"]),
             "openat" => any(&["O_CREAT", "O_WRONLY", "O_RDWR"]),
+            // A tool is about to be started, or has been and may be anywhere in its work.
+            "clone" | "clone3" | "fork" | "vfork" | "wait4" | "waitid" => true,
             name => {
                 let kinds = ["write", "rename", "mkdir", "rmdir", "link", "truncate"];
                 name != "readlink" && kinds.iter().any(|kind| name.contains(kind))
@@ -58,46 +65,66 @@ impl Syscall {
 impl Node {
     /// One call of the program, and every system call that it makes.
     pub(crate) fn traced(&self, call: &Call) -> (Ran, Vec<Syscall>) {
-        let (ran, text) = self.under_strace(&[], call);
+        let (ran, text) = self.under_strace(&["-f"], call);
         (ran, parse(&text))
     }
 
     /// One call of the program that is struck at this system call of an earlier, equal run.
     pub(crate) fn struck(&self, call: &Call, at: &Syscall, blow: Blow) -> Ran {
-        let Syscall { name, nth, line } = at;
+        let Syscall { name, nth, line, .. } = at;
         let what = match blow {
             Blow::Error(error) => format!("error={error}"),
             Blow::Kill => "signal=SIGKILL".into(),
         };
         let inject = format!("inject={name}:{what}:when={nth}");
         let (ran, text) = self.under_strace(&["-e", &format!("trace={name}"), "-e", &inject], call);
+        self.await_tools();
         let (killed, refused) = (text.contains("killed by SIGKILL"), text.contains("(INJECTED)"));
         let struck = if matches!(blow, Blow::Kill) { killed } else { refused };
         assert!(struck, "{inject} did not come about, wanted at:\n{line}\n{text}");
         ran
     }
 
+    /// Waits for the tools that a killed program has left behind.
+    fn await_tools(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let left = cmd::run(&["ip", "netns", "pids", self.ns.name()], "");
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "tools that do not end: {left}");
+            thread::yield_now();
+        }
+    }
+
     fn under_strace(&self, options: &[&str], call: &Call) -> (Ran, String) {
         let file = self.dir.join("strace");
         let path = file.to_str().expect("UTF-8");
-        let ran = self.call_under(&[&["strace", "-f", "-y", "-o", path], options].concat(), call);
+        let ran = self.call_under(&[&["strace", "-y", "-o", path], options].concat(), call);
         (ran, fs::read_to_string(&file).expect("strace wrote its file"))
     }
 }
 
-/// Lines like `4711 rename("a", "b") = 0`; others tell of signals and exits.
+/// Lines like `4711 rename("a", "b") = 0`; others tell of signals and exits, or how a call goes on
+/// that another process has interrupted.
 fn parse(text: &str) -> Vec<Syscall> {
     let mut found: Vec<Syscall> = Vec::new();
+    let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    let program = text.split(' ').next().unwrap_or_default();
     for line in text.lines() {
-        let line = line.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start();
+        let (process, line) = line.split_once(' ').unwrap_or_default();
+        let line = line.trim_start();
         let Some((name, _)) = line.split_once('(') else {
             continue;
         };
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             continue;
         }
-        let nth = 1 + found.iter().filter(|call| call.name == name).count();
-        found.push(Syscall { name: name.into(), nth, line: line.into() });
+        let nth = counts.entry((process, name)).or_default();
+        *nth += 1;
+        let of_tool = process != program;
+        found.push(Syscall { name: name.into(), nth: *nth, of_tool, line: line.into() });
     }
     found
 }

@@ -95,7 +95,12 @@ pub(crate) struct Connection(BufReader<TcpStream>);
 
 impl Connection {
     pub(crate) fn open(ns: &Netns, to: SocketAddr, deadline: Duration) -> io::Result<Self> {
-        let stream = ns.run(|| TcpStream::connect_timeout(&to, deadline))?;
+        ns.run(|| Self::open_here(to, deadline))
+    }
+
+    /// From the namespace that the calling thread is in.
+    pub(crate) fn open_here(to: SocketAddr, deadline: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, deadline)?;
         stream.set_read_timeout(Some(deadline))?;
         Ok(Self(BufReader::new(stream)))
     }

@@ -14,17 +14,13 @@ const HIDDEN: [Damage; 3] = [
     ("src_valid_mark of eth1 reset", |layout| {
         layout.node.ns.sysctl("ipv4/conf/eth1/src_valid_mark", "0");
     }),
-    ("nft flush chain", |layout| {
-        layout.node.ns.nft("flush chain inet symroute prerouting");
-    }),
-    ("nft delete element of a pod that is there", |layout| {
-        layout.node.ns.nft("flush set inet symroute pods4");
-    }),
+    ("a chain flushed", |layout| layout.node.lose_a_chain()),
+    ("element of a pod that is there deleted", |layout| layout.node.lose_the_pods()),
 ];
 
 /// What every ADD needs.
 const SHARED: [Damage; 2] = [
-    ("nft flush ruleset", |layout| layout.node.ns.nft("flush ruleset")),
+    ("all rules flushed", |layout| layout.node.lose_all_rules()),
     ("ip rule flush, and the rules of others made again", |layout| {
         layout.node.ns.ip(&format!(
             "rule flush

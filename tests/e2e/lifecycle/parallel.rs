@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{assert_silent, call, is_enrolled};
+use super::{assert_silent, call};
 use crate::lab::flows::assert_all_work;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{TwoNics, two_nics};
@@ -25,7 +25,7 @@ fn add(layout: &TwoNics, id: &str, address: &str) {
     layout.node.call(&call(layout, "ADD", id, &[address])).assert_success(id);
     // A DEL that takes everything away at this moment looks again and puts it back.
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !is_enrolled(&layout.node, address) {
+    while !layout.node.is_enrolled(address) {
         assert!(Instant::now() < deadline, "{id} is enrolled after its ADD has succeeded");
     }
 }
@@ -101,7 +101,7 @@ fn two_late_dels_at_once() {
         layout.node.call(&old("ADD")).assert_success("ADD of the old pod");
         layout.node.add(&settings, &pod);
         for_each_pod(|_, _| assert_silent(&layout.node, &old("DEL"), "a late DEL"));
-        assert!(is_enrolled(&layout.node, "10.21.0.101"), "the pod of now stays enrolled");
+        assert!(layout.node.is_enrolled("10.21.0.101"), "the pod of now stays enrolled");
         assert_all_work(&[layout.flow_to_pod(1, "pod101 203.0.113.9")]);
         layout.node.del(&settings, &pod);
     }

@@ -1,8 +1,9 @@
 //! Asks a plugin all the cases, and puts each answer into a few words.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::cases::Case;
+use crate::lab::backend::Backend;
 use crate::lab::node::{Node, Pod};
 use crate::lab::plugin::{Call, Ran};
 use crate::lab::two_nics::two_nics;
@@ -58,13 +59,19 @@ pub(super) fn answers(plugin: &str, cases: &[Case]) -> Vec<Answer> {
         "symroute" => env!("CARGO_BIN_EXE_symroute").to_owned(),
         peer => format!("/usr/lib/cni/{peer}"),
     };
+    let mut kind = json!({"type": plugin});
+    if plugin == "symroute" {
+        Backend::of_run().into_settings(&mut kind);
+    }
+    let kind = kind.to_string().trim_matches(['{', '}']).to_owned();
     let mut number = 1;
     let mut of_now = pod(node, number);
     let mut answers = Vec::new();
     for case in cases {
         let filled = |text: &str| {
             let [v4, v6] = addresses(number);
-            text.replace("NETNS", &of_now.ns.path())
+            text.replace("\"type\":\"PLUGIN\"", &kind)
+                .replace("NETNS", &of_now.ns.path())
                 .replace("NODE", &node.ns.path())
                 .replace("IPV4", &v4)
                 .replace("IPV6", &v6)

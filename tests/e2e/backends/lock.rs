@@ -1,0 +1,177 @@
+//! The lock that programs of iptables-legacy take before they change anything.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{bare_del, failure, settings};
+use crate::lab::flows::assert_all_work;
+use crate::lab::node::Node;
+use crate::lab::snapshot::Snapshot;
+use crate::lab::two_nics::two_nics;
+
+const LEGACY: &str = "iptables-legacy";
+/// Far more than the ten seconds that are waited for, on a machine that has other things to do.
+const BOUND: Duration = Duration::from_secs(30);
+
+/// Holds the node's lock, as another program of the node would; this process is the holder.
+fn hold(node: &Node) -> Flock<File> {
+    let file = OpenOptions::new().write(true).open(node.ns.xtables_lock()).expect("the lock file");
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).expect("a free lock")
+}
+
+#[test]
+fn an_add_that_does_not_get_it() {
+    let layout = two_nics();
+    let (node, pod, settings) = (&layout.node, &layout.pods[1], settings(LEGACY));
+    let before = Snapshot::take(node);
+    let held = hold(node);
+    let begin = Instant::now();
+    let ran = node.call(&node.call_of("ADD", &settings, pod));
+    let took = begin.elapsed();
+    let (code, text) = failure(&ran);
+    let holder = std::process::id().to_string();
+    assert_eq!(code, 11, "try again later: {text}");
+    assert!(text.contains("xtables.lock") && text.contains(&holder), "no {holder} in {text}");
+    assert!(took < BOUND, "ADD gave up after {took:?}");
+    before.assert_unchanged(&Snapshot::take(node));
+    drop(held);
+    node.add(&settings, pod);
+    assert_all_work(&[layout.flow_to_host()]);
+    node.del(&settings, pod);
+    before.assert_unchanged(&Snapshot::take(node));
+}
+
+/// The operator's commands say the same.
+#[test]
+fn an_up_and_a_down_that_do_not_get_it() {
+    let layout = two_nics();
+    let (node, settings) = (&layout.node, settings(LEGACY));
+    let before = Snapshot::take(node);
+    node.up(&settings);
+    let up = Snapshot::take(node);
+    node.down();
+    let file = node.dir.join("network.json");
+    let holder = std::process::id().to_string();
+    let held = hold(node);
+    let ran = node.symroute(&["up", "--config", file.to_str().expect("UTF-8")]);
+    assert!(!ran.success && ran.stderr.contains(&holder), "up: {}{}", ran.stdout, ran.stderr);
+    before.assert_unchanged(&Snapshot::take(node));
+    drop(held);
+    node.up(&settings);
+    let held = hold(node);
+    let ran = node.symroute(&["down"]);
+    assert!(!ran.success && ran.stderr.contains(&holder), "down: {}{}", ran.stdout, ran.stderr);
+    drop(held);
+    node.up(&settings);
+    up.assert_unchanged(&Snapshot::take(node));
+    node.down();
+    before.assert_unchanged(&Snapshot::take(node));
+}
+
+/// A DEL never fails; what it could not do is done by the next.
+#[test]
+fn the_last_del_does_not_get_it() {
+    let layout = two_nics();
+    let (node, pod, settings) = (&layout.node, &layout.pods[1], settings(LEGACY));
+    let before = Snapshot::take(node);
+    node.add(&settings, pod);
+    let held = hold(node);
+    let begin = Instant::now();
+    node.del(&settings, pod);
+    assert!(begin.elapsed() < BOUND, "DEL gave up after {:?}", begin.elapsed());
+    drop(held);
+    node.call(&bare_del(node, &settings, pod)).assert_success("another DEL");
+    before.assert_unchanged(&Snapshot::take(node));
+}
+
+/// Whether another process has the node's lock file open, to wait for the lock.
+fn is_wanted(node: &Node) -> bool {
+    let lock = fs::metadata(node.ns.xtables_lock()).expect("the lock file");
+    let own = std::process::id().to_string();
+    let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    folders(Path::new("/proc"))
+        .filter(|process| {
+            let name = process.file_name();
+            name != *own && name.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit())
+        })
+        .flat_map(|process| folders(&process.path().join("fd")))
+        // Follows the link to what is open. Processes come and go meanwhile.
+        .filter_map(|open| fs::metadata(open.path()).ok())
+        .any(|open| (open.dev(), open.ino()) == (lock.dev(), lock.ino()))
+}
+
+#[test]
+fn an_add_that_gets_it_in_the_end() {
+    let layout = two_nics();
+    let (node, pod, settings) = (&layout.node, &layout.pods[1], settings(LEGACY));
+    let before = Snapshot::take(node);
+    let held = hold(node);
+    thread::scope(|scope| {
+        let adding = scope.spawn(|| node.add(&settings, pod));
+        while !is_wanted(node) {
+            assert!(!adding.is_finished(), "ADD ended before the lock was free");
+            thread::yield_now();
+        }
+        drop(held);
+    });
+    assert_all_work(&[layout.flow_to_host()]);
+    node.del(&settings, pod);
+    before.assert_unchanged(&Snapshot::take(node));
+}
+
+/// With pods on the node, ADD and DEL do not need it: they change a set.
+#[test]
+fn the_fast_path_does_not_need_it() {
+    let mut layout = two_nics();
+    let pod = layout.pod_behind_eth1(1);
+    let (node, settings) = (&layout.node, settings(LEGACY));
+    let before = Snapshot::take(node);
+    node.add(&settings, &layout.pods[1]);
+    let held = hold(node);
+    node.add(&settings, &pod);
+    assert_all_work(&[layout.flow_to_pod(1, "pod101 203.0.113.9")]);
+    node.del(&settings, &pod);
+    drop(held);
+    node.del(&settings, &layout.pods[1]);
+    before.assert_unchanged(&Snapshot::take(node));
+}
+
+/// The kernel keeps changes by nft apart; nobody has to wait for a lock there.
+#[test]
+fn nft_does_not_need_it() {
+    for backend in ["nftables", "iptables-nft"] {
+        let layout = two_nics();
+        let (node, pod, settings) = (&layout.node, &layout.pods[1], settings(backend));
+        let before = Snapshot::take(node);
+        let held = hold(node);
+        node.add(&settings, pod);
+        assert_all_work(&[layout.flow_to_host()]);
+        node.del(&settings, pod);
+        drop(held);
+        before.assert_unchanged(&Snapshot::take(node));
+    }
+}
+
+/// The lab's own lock is the one that programs on the node take.
+#[test]
+fn the_lab_holds_what_iptables_waits_for() {
+    let layout = two_nics();
+    let lock = layout.node.ns.xtables_lock();
+    let script = "mount --bind \"$0\" /run/xtables.lock && exec iptables-legacy -t mangle -N probe";
+    let probe = || {
+        let command = ["netns", "exec", layout.node.ns.name(), "sh", "-c", script];
+        let output = Command::new("ip").args(command).arg(&lock).output().expect("start ip");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let held = hold(&layout.node);
+    let (code, error) = probe();
+    assert!(code == Some(4) && error.contains("xtables lock"), "{code:?}: {error}");
+    drop(held);
+    assert_eq!(probe(), (Some(0), String::new()));
+}

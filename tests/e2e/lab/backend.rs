@@ -1,0 +1,158 @@
+//! Which backend the tests run with, and what of each backend stands on a node.
+//!
+//! `SYMROUTE_BACKEND=nftables|iptables-nft|iptables-legacy` chooses it for a whole run. Without the
+//! variable, and with `nftables`, the settings name no backend, as most users' do.
+
+use std::panic::Location;
+use std::{env, thread};
+
+use serde_json::Value;
+
+use super::netns::Netns;
+use super::node::Node;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Backend {
+    Nftables,
+    IptablesNft,
+    IptablesLegacy,
+}
+
+impl Backend {
+    pub(crate) const ALL: [Self; 3] = [Self::Nftables, Self::IptablesNft, Self::IptablesLegacy];
+
+    /// The one that this run is about.
+    pub(crate) fn of_run() -> Self {
+        let Some(name) = env::var_os("SYMROUTE_BACKEND") else {
+            return Self::Nftables;
+        };
+        let known = Self::ALL.into_iter().find(|backend| name == backend.name());
+        known.unwrap_or_else(|| panic!("SYMROUTE_BACKEND={name:?}: there are {:?}", Self::ALL))
+    }
+
+    /// As settings spell it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::IptablesNft => "iptables-nft",
+            Self::IptablesLegacy => "iptables-legacy",
+        }
+    }
+
+    pub(crate) fn is_iptables(self) -> bool {
+        self != Self::Nftables
+    }
+
+    /// What iptables itself is called where this backend is in use, for instance
+    /// `ip6tables-legacy-restore`; neighbours of the nftables backend are those of today.
+    pub(crate) fn tool(self, v6: bool, job: &str) -> String {
+        let (family, variant) = (if v6 { "ip6tables" } else { "iptables" }, self.variant());
+        format!("{family}-{variant}{job}")
+    }
+
+    fn variant(self) -> &'static str {
+        if self == Self::IptablesLegacy { "legacy" } else { "nft" }
+    }
+
+    /// Puts the run's backend into settings that name none.
+    pub(crate) fn into_settings(self, settings: &mut Value) {
+        if self.is_iptables() && settings.get("backend").is_none() {
+            settings["backend"] = self.name().into();
+        }
+    }
+}
+
+/// Whether the run is about nftables. If not, tells that the test does not run, and why.
+#[track_caller]
+pub(crate) fn only_nftables(reason: &str) -> bool {
+    let backend = Backend::of_run();
+    if backend.is_iptables() {
+        let place = Location::caller();
+        let thread = thread::current();
+        let test = thread.name().filter(|name| *name != "main").unwrap_or(place.file());
+        println!("NOT RUN: {test} with {}: {reason}", backend.name());
+    }
+    !backend.is_iptables()
+}
+
+impl Netns {
+    /// `iptables` and `ip6tables` of the variant with these arguments, one after the other.
+    pub(crate) fn iptables(&self, backend: Backend, arguments: &str) {
+        for v6 in [false, true] {
+            let tool = backend.tool(v6, "");
+            let argv: Vec<&str> = [tool.as_str()].into_iter().chain(arguments.split(' ')).collect();
+            self.exec(&argv, "");
+        }
+    }
+
+    /// What `iptables-save` of the variant prints of the table mangle, of both families.
+    pub(crate) fn mangle(&self, backend: Backend) -> String {
+        [false, true]
+            .map(|v6| {
+                let text = self.exec(&[&backend.tool(v6, "-save")], "");
+                let table = text.split_once("*mangle\n").map(|(_, rest)| rest);
+                let rules = table.and_then(|rest| rest.split("COMMIT\n").next());
+                rules.unwrap_or_default().to_owned()
+            })
+            .concat()
+    }
+
+    /// The names of our ipsets.
+    pub(crate) fn ipsets(&self) -> Vec<String> {
+        let names = self.exec(&["ipset", "list", "-name"], "");
+        names.lines().filter(|name| name.starts_with("symroute")).map(str::to_owned).collect()
+    }
+
+    /// The backends of which anything stands here.
+    pub(crate) fn backends(&self) -> Vec<Backend> {
+        let nft = self.exec(&["nft", "list", "tables"], "").contains("table inet symroute");
+        let chains = |backend| self.mangle(backend).contains("symroute");
+        let sets = !self.ipsets().is_empty();
+        let (on_nft, on_legacy) = (chains(Backend::IptablesNft), chains(Backend::IptablesLegacy));
+        // Sets without chains are a leftover of either.
+        let stand = [nft, on_nft || (sets && !on_legacy), on_legacy];
+        Backend::ALL.into_iter().zip(stand).filter_map(|(b, there)| there.then_some(b)).collect()
+    }
+}
+
+impl Node {
+    /// Whether an address is in the set of pods; not if there is no set.
+    pub(crate) fn is_enrolled(&self, address: &str) -> bool {
+        if Backend::of_run().is_iptables() {
+            let sets = self.ns.exec(&["ipset", "save"], "");
+            let mut lines = sets.lines().filter(|line| line.starts_with("add symroute-pods"));
+            return lines.any(|line| line.split(' ').nth(2) == Some(address));
+        }
+        let ruleset = self.ns.exec(&["nft", "-j", "list", "ruleset"], "");
+        ruleset.contains(&format!("\"{address}\""))
+    }
+
+    /// Somebody takes all rules of the run's kind away, ours and everybody else's.
+    pub(crate) fn lose_all_rules(&self) {
+        match Backend::of_run() {
+            Backend::Nftables | Backend::IptablesNft => self.ns.nft("flush ruleset"),
+            Backend::IptablesLegacy => {
+                for table in ["mangle", "nat", "filter"] {
+                    self.ns.iptables(Backend::IptablesLegacy, &format!("-t {table} -F"));
+                    self.ns.iptables(Backend::IptablesLegacy, &format!("-t {table} -X"));
+                }
+            }
+        }
+    }
+
+    /// Somebody empties our chain of prerouting.
+    pub(crate) fn lose_a_chain(&self) {
+        match Backend::of_run() {
+            Backend::Nftables => self.ns.nft("flush chain inet symroute prerouting"),
+            variant => self.ns.iptables(variant, "-t mangle -F symroute-prerouting"),
+        }
+    }
+
+    /// Somebody empties the set of the pods' IPv4 addresses.
+    pub(crate) fn lose_the_pods(&self) {
+        match Backend::of_run() {
+            Backend::Nftables => self.ns.nft("flush set inet symroute pods4"),
+            _ => drop(self.ns.exec(&["ipset", "flush", "symroute-pods4"], "")),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Traffic that goes on while something else happens to the node.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use super::netns::Netns;
+use super::traffic::Connection;
+
+const PATIENT: Duration = Duration::from_secs(8);
+/// A moment's pause, so that eight of these leave the machine something.
+const PACE: Duration = Duration::from_millis(2);
+
+/// Questions that are asked again and again for as long as this value lives.
+pub(crate) struct Load {
+    name: String,
+    answers: Receiver<io::Result<()>>,
+    _running: Sender<()>,
+}
+
+impl Load {
+    /// By one connection.
+    pub(crate) fn kept(client: &Netns, address: &str, port: u16) -> Self {
+        let mut connection = Connection::open(client, at(address, port), PATIENT)
+            .unwrap_or_else(|error| panic!("{address}: {error}"));
+        Self::start(client, format!("a connection to {address}"), move || connection.ask())
+    }
+
+    /// By a new connection for each question.
+    pub(crate) fn anew(client: &Netns, address: &str, port: u16) -> Self {
+        let to = at(address, port);
+        Self::start(client, format!("connections to {address}"), move || {
+            Connection::open_here(to, PATIENT)?.ask()
+        })
+    }
+
+    fn start<T>(
+        client: &Netns,
+        name: String,
+        mut ask: impl FnMut() -> io::Result<T> + Send + 'static,
+    ) -> Self {
+        let (answered, answers) = channel();
+        let (running, stopped) = channel();
+        let client = client.handle();
+        thread::spawn(move || {
+            client.enter();
+            while stopped.recv_timeout(PACE) == Err(RecvTimeoutError::Timeout) {
+                let answer = ask().map(drop);
+                let failed = answer.is_err();
+                // Whoever waits for answers sees the end of the channel.
+                if answered.send(answer).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Self { name, answers, _running: running }
+    }
+
+    /// Waits for answers to questions of from now on.
+    pub(crate) fn assert_goes_on(&self, after: &str) {
+        let look = |answer: io::Result<()>| {
+            answer.unwrap_or_else(|error| panic!("{} stopped after {after}: {error}", self.name));
+        };
+        while let Ok(answer) = self.answers.try_recv() {
+            look(answer);
+        }
+        for _ in 0..20 {
+            let answer = self.answers.recv_timeout(PATIENT * 2);
+            look(answer.unwrap_or_else(|_| panic!("{} stopped after {after}", self.name)));
+        }
+    }
+}
+
+fn at(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(address.parse().expect("an address"), port)
+}
