@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::facts::{Facts, FoundRule, Route};
 use crate::gather::src_valid_mark_path;
 use crate::netlink::nft::Batch;
-use crate::netlink::{self, Socket, ipset, route};
+use crate::netlink::{self, Socket, base_chains, ipset, route};
 use crate::plan::diff::{Operation, TableChange};
 use crate::xtables::diff::SetChange;
 use crate::xtables::script::Script;
@@ -93,6 +93,9 @@ impl Kernel {
                 changes.iter().try_for_each(|change| self.change_set(change))
             }
             Operation::Mangle(scripts) => return self.iptables.run(scripts),
+            Operation::RemoveEmpty(family, chains) => {
+                base_chains::remove_empty(&mut self.netfilter, *family, chains)
+            }
         };
         result.map_err(|source| Error::Kernel { operation: describe(operation, facts), source })
     }
@@ -146,9 +149,8 @@ impl Kernel {
                 };
                 Operation::Mangle(scripts.iter().rev().map(back).collect())
             }
-            // One batch, after which there are removals only; what is left is healed by the next
-            // reconcile.
-            Operation::Table(_) => return,
+            // What comes after is removals only; what is left is healed by the next reconcile.
+            Operation::Table(_) | Operation::RemoveEmpty(..) => return,
         };
         if let Err(error) = self.execute(&inverse, facts) {
             log::warn!("undo: {error}");
@@ -219,6 +221,10 @@ pub fn describe(operation: &Operation, facts: &Facts) -> String {
         Operation::Mangle(scripts) => {
             let text = |s: &Script| format!("{} {}: {}", s.variant, s.family, s.what.join(", "));
             scripts.iter().map(text).collect::<Vec<_>>().join("; ")
+        }
+        Operation::RemoveEmpty(family, chains) => {
+            let chains: Vec<_> = chains.iter().map(String::as_str).collect();
+            format!("remove what is empty of {} in {family} table mangle", chains.join(", "))
         }
         Operation::Table(changes) => format!(
             "change table inet symroute ({} change{})",

@@ -89,7 +89,9 @@ impl Error {
                 "install iptables and the kernel's parts for set, conntrack, mark and connmark, \
                  or set \"backend\": \"nftables\"",
             ),
-            Self::Busy { .. } | Self::XtablesLock { .. } => Some("try again; if it lasts, see what that process waits for"),
+            Self::Busy { .. } | Self::XtablesLock { .. } => {
+                Some("try again; if it lasts, see what that process waits for")
+            }
             Self::Config(_) | Self::Disagreement { .. } => None,
         }
     }

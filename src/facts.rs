@@ -325,6 +325,8 @@ pub struct Mangle {
     pub builtin: BTreeMap<String, Vec<String>>,
     /// The rules of our chains.
     pub chains: BTreeMap<String, Vec<String>>,
+    /// The built-in chains that exist. iptables-nft makes them when it is first used.
+    pub existing: BTreeSet<String>,
 }
 
 /// What a variant of iptables is to a node.
@@ -387,6 +389,8 @@ pub struct Facts {
     pub src_valid_mark: BTreeMap<u32, u32>,
     /// Indexes of the interfaces whose `src_valid_mark` was set by us.
     pub restore: BTreeSet<u32>,
+    /// Built-in chains of iptables-nft that came with us.
+    pub made: BTreeSet<(Family, String)>,
     /// Addresses of the enrolled pods.
     pub pods: BTreeSet<IpAddr>,
     /// Of those, the ones that accept a local pod's address as a source.

@@ -1,7 +1,7 @@
 //! Facts from the kernel and from the state directory. Slow: it dumps tables. Never on the fast
 //! path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 
@@ -10,10 +10,10 @@ use nix::errno::Errno;
 use crate::apply::Kernel;
 use crate::config::{Backend, Settings};
 use crate::error::Error;
-use crate::facts::{Facts, Family, Footing, Link, Route};
+use crate::facts::{Facts, Family, Footing, Link, Mangle, Route, Variant};
 use crate::names;
 use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST};
-use crate::netlink::{self, ipset, nft, route};
+use crate::netlink::{self, base_chains, ipset, nft, route};
 use crate::plan::ours;
 use crate::state::Marking;
 use crate::xtables::tools::Tools;
@@ -88,13 +88,19 @@ fn iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Resu
     });
     for variant in Tools::installed() {
         for family in Family::ALL {
+            // First, since an old iptables-nft makes them when it is asked what there is.
+            let existing = match variant {
+                Variant::Nft => base_chains::existing(netfilter, family)
+                    .map_err(Error::kernel(format!("list {family} chains of table mangle")))?,
+                Variant::Legacy => BTreeSet::new(),
+            };
             let mangle = match iptables.mangle(variant, family) {
                 // Where one can't look, there is nothing of ours: an IPv6 that the kernel lacks.
                 Err(Error::Iptables { operation, message }) => {
                     log::debug!("{operation}: {message}");
                     continue;
                 }
-                other => other?,
+                other => Mangle { existing, ..other? },
             };
             facts.ours.mangle.insert((variant, family), mangle);
         }

@@ -67,15 +67,8 @@ pub const IPSETS: [(&str, &str); 4] = [
     (HAIRPIN6, "symroute-hairpin6"),
 ];
 /// All ipsets of ours.
-pub const ALL_IPSETS: [&str; 7] = [
-    NODE_SET,
-    IPSETS[0].1,
-    IPSETS[1].1,
-    IPSETS[2].1,
-    IPSETS[3].1,
-    INSIDE4,
-    INSIDE6,
-];
+pub const ALL_IPSETS: [&str; 7] =
+    [NODE_SET, IPSETS[0].1, IPSETS[1].1, IPSETS[2].1, IPSETS[3].1, INSIDE4, INSIDE6];
 
 /// Raised whenever the table's shape or its rules change between releases.
 pub const RULESET_VERSION: u32 = 1;

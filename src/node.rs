@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use crate::apply::{Applied, Kernel, PATIENCE};
 use crate::config::Settings;
 use crate::error::Error;
@@ -20,6 +19,7 @@ use crate::state::{Attachment, Key, Lock, Marking, Record, State};
 use crate::xtables::diff::SetChange;
 use crate::xtables::notes;
 use crate::xtables::tools::Tools;
+use nix::errno::Errno;
 
 /// How long a DEL does: the pod must not wait, and whoever reconciles now can clean up next time.
 const IMPATIENCE: Duration = Duration::from_secs(1);
@@ -63,6 +63,7 @@ impl Node {
     }
 
     /// Where addresses are enrolled.
+    #[must_use]
     pub fn marking(&self) -> Marking {
         self.state.marking().unwrap_or_default()
     }
@@ -112,6 +113,7 @@ impl Node {
             settings: settings.clone(),
             previous,
             src_valid_mark: facts.restore.union(&plan.restore).copied().collect(),
+            made: facts.made.union(&plan.made).cloned().collect(),
         };
         // Before the kernel is touched, so that a kill at any point leaves a trace to clean up by.
         if !steps.is_empty() {
@@ -133,6 +135,7 @@ impl Node {
         self.state.set_marking(plan.marking())?;
         next.previous.clear();
         next.src_valid_mark.clone_from(&plan.restore);
+        next.made.clone_from(&plan.made);
         if self.state.record()?.as_ref() != Some(&next) {
             self.state.set_record(&next)?;
         }
@@ -182,6 +185,7 @@ impl Node {
         let marking = self.state.marking();
         let mut facts = gather::facts(&mut self.kernel, owned, marking)?;
         facts.restore = record.map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
+        facts.made = record.map_or_else(BTreeSet::new, |r| r.made.clone());
         let (attachments, unreadable) = self.state.attachments()?;
         for path in &unreadable {
             log::warn!("{path}: empty or damaged; the attachment is taken as absent");

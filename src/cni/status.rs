@@ -9,7 +9,7 @@ use crate::netlink::{Socket, ipset, nft};
 use crate::ruleset::sets::number_key;
 use crate::xtables::tools::Tools;
 
-/// Succeeds if the settings can be read, and the kernel has `nf_tables`, or else ip_set beside an
+/// Succeeds if the settings can be read, and the kernel has `nf_tables`, or else `ip_set` beside an
 /// iptables that is installed, and we may use it.
 pub(super) fn status(request: &Request<'_>) -> Result<(), Failure> {
     let unavailable = |error: Error| {

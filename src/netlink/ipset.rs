@@ -109,7 +109,7 @@ pub fn references(socket: &mut Socket, name: &str) -> Result<Option<u32>, Error>
 /// Makes a set without members.
 pub fn create(socket: &mut Socket, set: &Ipset) -> Result<(), Error> {
     let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK;
-    let mut request = request(IPSET_CMD_CREATE, flags, Some(&set.name));
+    let mut request = request(IPSET_CMD_CREATE, flags, Some(set.name));
     request.str(IPSET_ATTR_TYPENAME, set.kind.name());
     request.attr(IPSET_ATTR_REVISION, &[REVISION]);
     request.attr(IPSET_ATTR_FAMILY, &[set.family.number()]);

@@ -1,6 +1,7 @@
 //! The one netlink transport: a blocking socket, the wire format, and the messages of rtnetlink,
 //! `nf_tables` and ipset that symroute speaks.
 
+pub mod base_chains;
 pub mod ipset;
 pub mod nft;
 pub mod route;

@@ -1,11 +1,14 @@
 //! Who does the marking: nftables, or iptables in one of its variants.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
 use super::{Note, Uplink};
 use crate::config::{Backend, Invalid, Masquerade, Settings};
-use crate::facts::{Facts, Footing, Variant};
+use crate::facts::{Facts, Family, Footing, Variant};
 use crate::ruleset::build::Steering;
+use crate::xtables::script::HOOKS;
 
 /// Who does the marking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +65,25 @@ fn variant(facts: &Facts) -> Option<Variant> {
     };
     let all = || Variant::ALL.into_iter();
     all().find(hinted).or_else(|| all().find(ours)).or_else(by_rules)
+}
+
+/// The built-in chains that are there only because of us: iptables-nft makes them when it is first
+/// used. Those of iptables-legacy stay with the kernel, whatever one does.
+pub(super) fn made(
+    facts: &Facts,
+    variant: Variant,
+    families: &BTreeSet<Family>,
+) -> BTreeSet<(Family, String)> {
+    let existing = |family, hook: &str| {
+        let mangle = facts.ours.mangle.get(&(variant, family));
+        mangle.is_some_and(|mangle| mangle.existing.contains(hook))
+    };
+    let each = families.iter().flat_map(|&family| HOOKS.map(|hook| (family, hook.to_string())));
+    each.filter(|chain| {
+        let (family, hook) = chain;
+        variant == Variant::Nft && (!existing(*family, hook) || facts.made.contains(chain))
+    })
+    .collect()
 }
 
 /// Table mangle comes before NAT, so nothing can be steered there by what NAT will do.

@@ -50,6 +50,8 @@ pub enum Operation {
     Sets(Vec<SetChange>),
     /// Change tables mangle, each at once.
     Mangle(Vec<Script>),
+    /// Remove built-in chains of iptables-nft that came with us, where nobody uses them.
+    RemoveEmpty(Family, BTreeSet<String>),
 }
 
 /// One change of the nftables table.
@@ -121,10 +123,18 @@ fn marking(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
         Operation::Sets(names.into_iter().cloned().map(SetChange::Destroy).collect())
     };
     stale.extend([destroy(node), Operation::Mangle(gone), destroy(others)]);
+    for family in Family::ALL {
+        let existing = ours.mangle.get(&(Variant::Nft, family)).map(|mangle| &mangle.existing);
+        let gone = facts.made.difference(&plan.made).filter(|(of, chain)| {
+            *of == family && existing.is_some_and(|existing| existing.contains(chain))
+        });
+        stale.push(Operation::RemoveEmpty(family, gone.map(|(_, chain)| chain.clone()).collect()));
+    }
     let does_something = |operation: &Operation| match operation {
         Operation::Table(changes) => !changes.is_empty(),
         Operation::Sets(changes) => !changes.is_empty(),
         Operation::Mangle(scripts) => !scripts.is_empty(),
+        Operation::RemoveEmpty(_, chains) => !chains.is_empty(),
         _ => true,
     };
     new.retain(does_something);

@@ -42,6 +42,8 @@ pub struct Plan {
     pub ruleset: Option<Ruleset>,
     /// What is there instead with iptables.
     pub xtables: Option<Xtables>,
+    /// Built-in chains of iptables-nft that come with us and have to go one day.
+    pub made: BTreeSet<(Family, String)>,
     /// What is off, with the way out.
     pub notes: Vec<Note>,
 }
@@ -187,6 +189,7 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
             let names: Vec<_> = plan.uplinks.iter().map(|u| (u.id, u.name.clone())).collect();
             let inside = |family| inside::members(facts, &outside, family);
             let families = plan.families.iter().copied();
+            plan.made = backend::made(facts, variant, &plan.families);
             plan.xtables = Some(xtables::build::build(&spec, variant, families, &names, inside));
         }
     }

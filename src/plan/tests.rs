@@ -14,6 +14,7 @@ use super::*;
 use crate::config::Pattern;
 use crate::facts::{
     Action, Address, ElementData, FoundChain, FoundRule, FoundSet, Link, Nexthop, Ours, Table,
+    Variant,
 };
 use crate::mark::Field;
 use crate::names;
@@ -21,6 +22,7 @@ use crate::netlink::uapi::{IFF_POINTOPOINT, IFF_UP, RT_TABLE_LOCAL};
 use crate::ruleset::encode::{rule_body, set_numbers};
 use crate::ruleset::fingerprint;
 use crate::ruleset::model::Expression;
+use crate::xtables::tests::{change_set, restore};
 
 /// Carries a step out, as the kernel would.
 fn execute(facts: &mut Facts, step: &Operation) {
@@ -43,6 +45,21 @@ fn execute(facts: &mut Facts, step: &Operation) {
         }
         Operation::SrcValidMark { link, on } => set_sysctl(facts, *link, *on),
         Operation::Table(changes) => changes.iter().for_each(|c| change(&mut facts.ours.table, c)),
+        Operation::Sets(changes) => {
+            for change in changes {
+                change_set(&mut facts.ours.ipsets, change);
+            }
+        }
+        Operation::RemoveEmpty(family, chains) => {
+            let table = facts.ours.mangle.get_mut(&(Variant::Nft, *family)).expect("a table");
+            table.existing.retain(|chain| !chains.contains(chain));
+        }
+        Operation::Mangle(scripts) => {
+            for script in scripts {
+                let table = facts.ours.mangle.entry((script.variant, script.family)).or_default();
+                restore(table, &script.change);
+            }
+        }
     }
 }
 

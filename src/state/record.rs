@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Error, State, readable};
 use crate::config::{self, Backend, Settings};
-use crate::facts::ElementData;
+use crate::facts::{ElementData, Family};
 use crate::mark::Field;
 use crate::names;
 use crate::xtables::notes::Notes;
@@ -53,6 +53,8 @@ pub struct Record {
     pub previous: Vec<Settings>,
     /// Indexes of the interfaces whose `src_valid_mark` was 0 before we set it.
     pub src_valid_mark: BTreeSet<u32>,
+    /// Built-in chains of iptables-nft that came with us.
+    pub made: BTreeSet<(Family, String)>,
 }
 
 impl Record {
@@ -69,6 +71,7 @@ impl Record {
             "settings": self.settings.to_json(),
             "previous": self.previous.iter().map(Settings::to_json).collect::<Vec<_>>(),
             "srcValidMark": self.src_valid_mark,
+            "madeChains": self.made.iter().map(|(f, chain)| (f.number(), chain)).collect::<Vec<_>>(),
         })
         .to_string()
     }
@@ -76,6 +79,10 @@ impl Record {
     fn from_json(text: &str) -> Option<Self> {
         let value = readable(text, VERSION)?;
         let settings = |value: &Value| Some(config::parse(value.as_object()?).ok()?.settings);
+        let chain = |value: &Value| {
+            let family = Family::from_number(value.get(0)?.as_u64()?.try_into().ok()?)?;
+            Some((family, value.get(1)?.as_str()?.to_string()))
+        };
         let previous = value.get("previous")?.as_array()?;
         let indexes = value.get("srcValidMark")?.as_array()?;
         Some(Self {
@@ -83,6 +90,14 @@ impl Record {
             settings: settings(value.get("settings")?)?,
             previous: previous.iter().filter_map(settings).collect(),
             src_valid_mark: indexes.iter().filter_map(|n| n.as_u64()?.try_into().ok()).collect(),
+            // Releases before the iptables backend had none.
+            made: value
+                .get("madeChains")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .filter_map(chain)
+                .collect(),
         })
     }
 
@@ -118,8 +133,14 @@ impl Record {
         src_valid_mark: BTreeSet<u32>,
     ) -> Option<Self> {
         let field = Field::new(mask)?;
-        let settings = Settings { field, priority, table_base, backend, ..Settings::default() };
-        Some(Self { network: String::new(), settings, previous: Vec::new(), src_valid_mark })
+        let settings = Settings { backend, field, priority, table_base, ..Settings::default() };
+        Some(Self {
+            network: String::new(),
+            settings,
+            previous: Vec::new(),
+            src_valid_mark,
+            made: BTreeSet::new(),
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::Settings;
+use crate::facts::Family;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -104,6 +105,7 @@ fn the_record_survives_a_round_trip() {
         settings: Settings::default(),
         previous: vec![Settings { host: false, ..Settings::default() }],
         src_valid_mark: [3, 7].into(),
+        made: [(Family::V6, "INPUT".into())].into(),
     };
     state.set_record(&record).unwrap();
     assert_eq!(state.record().unwrap(), Some(record));

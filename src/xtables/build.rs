@@ -82,11 +82,7 @@ fn sets(spec: &Spec<'_>, family: Family, inside: Vec<Member>) -> [Ipset; 3] {
         family,
         members: inside.into_iter().collect(),
     };
-    [
-        set(pods_set(family), spec.pods),
-        set(hairpin_set(family), spec.hairpins),
-        inside,
-    ]
+    [set(pods_set(family), spec.pods), set(hairpin_set(family), spec.hairpins), inside]
 }
 
 fn rule(matches: impl Into<String>, why: &'static str, target: impl Into<String>) -> Rule {
@@ -131,8 +127,7 @@ impl Builder<'_> {
 
     fn chains(&self, uplinks: &[(u32, String)]) -> Vec<Chain> {
         let mut chains = Vec::new();
-        let mut chain =
-            |name, rules| chains.push(Chain { name, hook: None, rules });
+        let mut chain = |name, rules| chains.push(Chain { name, hook: None, rules });
         for &(id, _) in uplinks {
             let mark = self.field().of(id);
             chain(of("via", id), vec![self.set_mark("leaves by this uplink", mark)]);

@@ -13,4 +13,4 @@ pub mod script;
 pub mod tools;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

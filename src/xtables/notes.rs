@@ -50,9 +50,13 @@ pub fn write(spec: &Spec<'_>) -> BTreeSet<Member> {
         note(LAYOUT, format!("mask {mask}, priority {priority}, tables {tables}")),
     ]);
     let others = spec.others.iter().map(|&link| (0, link));
-    out.extend(spec.uplinks.iter().copied().chain(others).map(|(id, link)| {
-        note(HAS_ID | link & INDEX, format!("interface {link} has id {id}"))
-    }));
+    out.extend(
+        spec.uplinks
+            .iter()
+            .copied()
+            .chain(others)
+            .map(|(id, link)| note(HAS_ID | link & INDEX, format!("interface {link} has id {id}"))),
+    );
     out.extend(spec.restore.iter().map(|link| {
         note(RESTORE | link & INDEX, format!("restore src_valid_mark of interface {link}"))
     }));

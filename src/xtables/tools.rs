@@ -86,9 +86,8 @@ impl Tools {
                     HINTS.iter().any(|hint| line.strip_prefix("-N ") == Some(*hint))
                 };
                 footing.hinted |= lines.iter().any(hint);
-                let others = |line: &&String| {
-                    line.starts_with("-A ") && !line.contains(names::CHAIN_PREFIX)
-                };
+                let others =
+                    |line: &&String| line.starts_with("-A ") && !line.contains(names::CHAIN_PREFIX);
                 footing.rules += lines.iter().filter(others).count();
             }
         }
@@ -167,7 +166,8 @@ impl Tools {
     }
 
     fn lock(&self) -> Result<Flock<File>, Error> {
-        let failed = |message: String| Error::Iptables { operation: format!("lock {LOCK}"), message };
+        let failed =
+            |message: String| Error::Iptables { operation: format!("lock {LOCK}"), message };
         // iptables makes the file where it is missing, and so do we.
         let opened = File::options().read(true).append(true).create(true).open(LOCK);
         let mut file = opened.map_err(|error| failed(error.to_string()))?;
@@ -257,5 +257,8 @@ fn program(variant: Variant, family: Family, suffix: &str) -> Option<PathBuf> {
 fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&path).chain(FOLDERS.map(PathBuf::from));
-    folders.filter(|folder| folder.is_absolute()).map(|folder| folder.join(name)).find(|p| p.is_file())
+    folders
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(name))
+        .find(|p| p.is_file())
 }
