@@ -117,7 +117,7 @@ impl fmt::Display for Error {
             }
             Self::XtablesLock { holder, seconds } => {
                 let by = by(*holder);
-                write!(f, "the lock of iptables is held by {by}; waited {seconds} s")
+                write!(f, "/run/xtables.lock is held by {by}; waited {seconds} s")
             }
         }
     }

@@ -8,6 +8,7 @@ use super::{Note, Uplink};
 use crate::config::{Backend, Invalid, Masquerade, Settings};
 use crate::facts::{Facts, Family, Footing, Variant};
 use crate::ruleset::build::Steering;
+use crate::xtables::model::Xtables;
 use crate::xtables::script::HOOKS;
 
 /// Who does the marking.
@@ -113,6 +114,24 @@ pub(super) fn without_steering(
                   \"masquerade\": \"off\" silences this"
             .into(),
     }))
+}
+
+/// A set of another type that goes by a name of ours is somebody else's.
+pub(super) fn check_sets(facts: &Facts, wanted: &Xtables) -> Result<(), Invalid> {
+    let other = wanted.sets.iter().find_map(|set| {
+        let found = facts.ours.ipsets.get(set.name)?;
+        (!set.is_like(found)).then_some((set.name, &found.kind))
+    });
+    match other {
+        None => Ok(()),
+        Some((name, kind)) => {
+            let hint = format!(
+                "there is an ipset {name} of type {kind} that is not ours; remove it (ipset \
+                 destroy {name}), or set \"backend\": \"nftables\""
+            );
+            Err(Invalid::new("backend", &json!(wanted.variant.to_string()), hint))
+        }
+    }
 }
 
 /// iptables gives some characters of a name a meaning of their own.

@@ -54,13 +54,7 @@ pub fn fill<'a>(
     let mut changes = Vec::new();
     for set in wanted {
         let name = || set.name.to_string();
-        let there = found.get(set.name).filter(|there| {
-            let like = there.kind == set.kind.name() && there.family == set.family.number();
-            if !like {
-                changes.push(SetChange::Destroy(name()));
-            }
-            like
-        });
+        let there = found.get(set.name);
         let none = BTreeSet::new();
         let members = there.map_or(&none, |there| &there.members);
         if there.is_none() {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::facts::{Family, Member, Variant};
+use crate::facts::{Family, FoundIpset, Member, Variant};
 use crate::ruleset::fingerprint::fnv;
 
 /// The desired marking by iptables.
@@ -93,7 +93,7 @@ impl Kind {
     }
 }
 
-/// An ipset.
+/// An ipset. No release may change type or family under the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ipset {
     /// Its name.
@@ -104,4 +104,12 @@ pub struct Ipset {
     pub family: Family,
     /// Its members.
     pub members: BTreeSet<Member>,
+}
+
+impl Ipset {
+    /// Whether what was found by this name can be ours.
+    #[must_use]
+    pub fn is_like(&self, found: &FoundIpset) -> bool {
+        found.kind == self.kind.name() && found.family == self.family.number()
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::model::{Chain, Rule, fingerprint_of};
+use super::model::{Chain, fingerprint_of};
 use crate::facts::{Family, Mangle, Variant};
 use crate::names::CHAIN_PREFIX;
 
@@ -50,11 +50,6 @@ fn leads_to(line: &str) -> Option<&str> {
     let (_, target) = line.rsplit_once(" -j ").or_else(|| line.rsplit_once(" -g "))?;
     let target = target.split_whitespace().next()?;
     target.starts_with(CHAIN_PREFIX).then_some(target)
-}
-
-/// The rule in a built-in chain that leads to a chain of ours.
-fn jump(chain: &str) -> Rule {
-    Rule { matches: String::new(), why: "symroute", target: format!("-j {chain}") }
 }
 
 /// Commands of one transaction.
@@ -140,9 +135,9 @@ fn hooked(
     undo: &mut Commands,
 ) -> Option<String> {
     let ours: Vec<&String> = lines.iter().filter(|line| leads_to(line).is_some()).collect();
-    let first = lines.first().and_then(|line| leads_to(line));
-    let well = match wanted {
-        Some(chain) => ours.len() == 1 && first == Some(&chain.name),
+    let jump = wanted.map(|chain| format!("-j {}", chain.name));
+    let well = match &jump {
+        Some(jump) => ours.len() == 1 && lines.first() == Some(&format!("-A {hook} {jump}")),
         None => ours.is_empty(),
     };
     if well {
@@ -152,10 +147,9 @@ fn hooked(
     for line in &ours {
         let _ = writeln!(change.jumps, "-D {}", said(line));
     }
-    if let Some(chain) = wanted {
-        let rule = jump(&chain.name).text();
-        let _ = writeln!(change.jumps, "-I {hook} 1 {rule}");
-        let _ = writeln!(undo.jumps, "-D {hook} {rule}");
+    if let Some(jump) = jump {
+        let _ = writeln!(change.jumps, "-I {hook} 1 {jump}");
+        let _ = writeln!(undo.jumps, "-D {hook} {jump}");
     }
     for line in ours.iter().rev() {
         let rule = said(line);

@@ -1,0 +1,79 @@
+//! The base chains of `table ip mangle` and `table ip6 mangle` of `nf_tables`, which iptables-nft
+//! makes when it is first used. Those that came with us are taken away again when they are empty.
+
+use std::collections::BTreeSet;
+
+use nix::errno::Errno;
+
+use super::uapi::*;
+use super::wire::Writer;
+use super::{Error, Socket};
+use crate::facts::Family;
+use crate::xtables::script::HOOKS;
+
+const TABLE: &str = "mangle";
+
+fn message(writer: &mut Writer, message: u16, flags: u16, family: Family) {
+    let family = match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
+    };
+    let kind = NFNL_SUBSYS_NFTABLES << 8 | message;
+    writer.message(kind, NLM_F_REQUEST | flags, &[family, 0, 0, 0]);
+}
+
+/// Which of the chains that we jump from exist.
+pub fn existing(socket: &mut Socket, family: Family) -> Result<BTreeSet<String>, Error> {
+    let mut found = BTreeSet::new();
+    for hook in HOOKS {
+        let mut request = Writer::with_capacity(64);
+        message(&mut request, NFT_MSG_GETCHAIN, 0, family);
+        request.str(NFTA_CHAIN_TABLE, TABLE);
+        request.str(NFTA_CHAIN_NAME, hook);
+        match socket.query(&mut request, |_| Some(())) {
+            Ok(()) => drop(found.insert(hook.to_string())),
+            Err(error) if error.errno == Errno::ENOENT => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// Removes these chains, and then the table, where they are empty. What somebody uses by now
+/// stays: `NLM_F_NONREC` makes the kernel refuse.
+pub fn remove_empty(
+    socket: &mut Socket,
+    family: Family,
+    chains: &BTreeSet<String>,
+) -> Result<(), Error> {
+    for chain in chains {
+        refused_is_well(change(socket, NFT_MSG_DELCHAIN, family, |w| {
+            w.str(NFTA_CHAIN_TABLE, TABLE);
+            w.str(NFTA_CHAIN_NAME, chain);
+        }))?;
+    }
+    refused_is_well(change(socket, NFT_MSG_DELTABLE, family, |w| w.str(NFTA_TABLE_NAME, TABLE)))
+}
+
+fn change(
+    socket: &mut Socket,
+    number: u16,
+    family: Family,
+    fill: impl FnOnce(&mut Writer),
+) -> Result<(), Error> {
+    let subsystem = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+    let edge = [0, 0, subsystem[0], subsystem[1]];
+    let mut batch = Writer::with_capacity(128);
+    batch.message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, &edge);
+    message(&mut batch, number, NLM_F_NONREC | NLM_F_ACK, family);
+    fill(&mut batch);
+    batch.message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, &edge);
+    socket.batch(&mut batch)
+}
+
+fn refused_is_well(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if matches!(error.errno, Errno::EBUSY | Errno::ENOENT) => Ok(()),
+        other => other,
+    }
+}
