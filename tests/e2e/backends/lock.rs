@@ -163,7 +163,8 @@ fn nft_does_not_need_it() {
 fn the_lab_holds_what_iptables_waits_for() {
     let layout = two_nics();
     let lock = layout.node.ns.xtables_lock();
-    let script = "mount --bind \"$0\" /run/xtables.lock && exec iptables-legacy -t mangle -N probe";
+    let script =
+        "mount --bind \"$0\" /run/xtables.lock && exec iptables-legacy -w 1 -t mangle -N probe";
     let probe = || {
         let command = ["netns", "exec", layout.node.ns.name(), "sh", "-c", script];
         let output = Command::new("ip").args(command).arg(&lock).output().expect("start ip");
