@@ -165,7 +165,7 @@ fn tools_that_are_missing() {
         let add = node.call_of("ADD", &settings(backend), &layout.pods[1]);
         let (code, text) = failure(&node.call_under(&["sh", "-c", hidden, "sh"], &add));
         assert_eq!(code, 7, "{text}");
-        for word in ["\"backend\"", "iptables", "installed"] {
+        for word in ["backend", "iptables", "installed"] {
             assert!(text.contains(word), "does not say {word}: {text}");
         }
         before.assert_unchanged(&Snapshot::take(node));
