@@ -38,6 +38,7 @@ fn snapshot_notices_a_leftover() {
 #[test]
 fn snapshot_notices_what_iptables_and_ipset_leave() {
     let node = Node::new("node");
+    node.legacy.store(false, Ordering::Relaxed);
     let exec = |command: &str| node.ns.exec(&command.split(' ').collect::<Vec<_>>(), "");
     let first = Snapshot::take(&node);
     assert_eq!(first.difference(&Snapshot::take(&node)), "", "a snapshot changes nothing");
@@ -69,6 +70,7 @@ fn snapshot_notices_what_iptables_and_ipset_leave() {
 #[test]
 fn snapshot_lets_an_empty_table_of_legacy_pass_only_after_legacy() {
     let node = Node::new("node");
+    node.legacy.store(false, Ordering::Relaxed);
     let before = Snapshot::take(&node);
     node.ns.exec(&["iptables-legacy", "-t", "mangle", "-S"], "");
     assert!(before.difference(&Snapshot::take(&node)).contains("*mangle"), "nobody asked for it");
