@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::lab::capture::{Capture, assert_replies_symmetric};
 use crate::lab::flows::{Flow, assert_all_work};
 use crate::lab::netns::Netns;
+use crate::lab::node::Node;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::traffic::{Connection, Proto};
 use crate::lab::two_nics::{CLIENT6, NICS, NODE6, two_nics};
@@ -30,6 +32,50 @@ fn snapshot_notices_a_leftover() {
     let before = Snapshot::take(&layout.node);
     layout.node.ns.sysctl("ipv4/conf/eth1/src_valid_mark", "1");
     before.assert_unchanged(&Snapshot::take(&layout.node));
+}
+
+/// Each kind of rule, chain and set that somebody may leave; nft is blind for what a `set` match says.
+#[test]
+fn snapshot_notices_what_iptables_and_ipset_leave() {
+    let node = Node::new("node");
+    node.legacy.store(false, Ordering::Relaxed);
+    let exec = |command: &str| node.ns.exec(&command.split(' ').collect::<Vec<_>>(), "");
+    let first = Snapshot::take(&node);
+    assert_eq!(first.difference(&Snapshot::take(&node)), "", "a snapshot changes nothing");
+    for command in [
+        "ipset create probe hash:ip",
+        "ipset create other hash:ip",
+        "ipset add probe 192.0.2.1",
+        "iptables-nft -t mangle -N probe",
+        "ip6tables-nft -t nat -N probe",
+        "iptables-nft -t mangle -A probe -m set --match-set probe dst",
+        "iptables-nft -t mangle -R probe 1 -m set --match-set other dst",
+        "iptables-legacy -t mangle -N probe",
+        "ip6tables-legacy -t raw -N probe",
+        "iptables-legacy -t mangle -A probe -m set --match-set probe dst",
+        "ip6tables-legacy -t filter -P FORWARD DROP",
+    ] {
+        let before = Snapshot::take(&node);
+        exec(command);
+        let now = Snapshot::take(&node);
+        assert_ne!(before.difference(&now), "", "{command}");
+        // Also where an empty table is nobody's fault.
+        node.legacy.store(true, Ordering::Relaxed);
+        assert_ne!(before.difference(&Snapshot::take(&node)), "", "{command}, after legacy");
+        node.legacy.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A table of iptables-legacy comes with the first look at it and stays.
+#[test]
+fn snapshot_lets_an_empty_table_of_legacy_pass_only_after_legacy() {
+    let node = Node::new("node");
+    node.legacy.store(false, Ordering::Relaxed);
+    let before = Snapshot::take(&node);
+    node.ns.exec(&["iptables-legacy", "-t", "mangle", "-S"], "");
+    assert!(before.difference(&Snapshot::take(&node)).contains("*mangle"), "nobody asked for it");
+    node.legacy.store(true, Ordering::Relaxed);
+    assert_eq!(before.difference(&Snapshot::take(&node)), "");
 }
 
 #[test]

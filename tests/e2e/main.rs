@@ -30,4 +30,5 @@ mod report_002_lb_hairpin;
 mod report_003_flannel_tun;
 mod report_004_cluster_api_reboot;
 mod text;
+mod transit;
 mod verbs;

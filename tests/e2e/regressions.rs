@@ -210,7 +210,7 @@ fn strangers(backend: Backend) -> Vec<Stranger> {
         ("-I symroute-prerouting -p tcp -j RETURN", iptables),
         ("-N symroute-more; -A FORWARD -j symroute-more", iptables),
         ("-D symroute-prerouting 1", iptables),
-        ("-D POSTROUTING -j symroute-postrouting", iptables),
+        ("-D POSTROUTING 1", iptables),
         ("create symroute-ranges hash:net", ipset),
         ("add symroute-pods4 192.0.2.7", ipset),
         ("flush symroute", ipset),

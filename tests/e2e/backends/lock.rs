@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{bare_del, failure, settings};
+use super::{bare_del, failure, foreign, settings};
+use crate::lab::backend::Backend;
 use crate::lab::flows::assert_all_work;
 use crate::lab::node::Node;
 use crate::lab::snapshot::Snapshot;
@@ -27,8 +28,19 @@ fn hold(node: &Node) -> Flock<File> {
 
 #[test]
 fn an_add_that_does_not_get_it() {
+    add_without_lock("");
+}
+
+/// A table that is there is looked at first, which takes the lock as well.
+#[test]
+fn an_add_that_does_not_get_it_where_others_have_rules() {
+    add_without_lock("-t mangle -N KUBE-KUBELET-CANARY");
+}
+
+fn add_without_lock(rules: &str) {
     let layout = two_nics();
     let (node, pod, settings) = (&layout.node, &layout.pods[1], settings(LEGACY));
+    foreign(node, Backend::IptablesLegacy, rules);
     let before = Snapshot::take(node);
     let held = hold(node);
     let begin = Instant::now();
@@ -37,7 +49,7 @@ fn an_add_that_does_not_get_it() {
     let (code, text) = failure(&ran);
     let holder = std::process::id().to_string();
     assert_eq!(code, 11, "try again later: {text}");
-    assert!(text.contains("xtables.lock") && text.contains(&holder), "no {holder} in {text}");
+    assert!(text.contains("lock") && text.contains(&holder), "no {holder} in {text}");
     assert!(took < BOUND, "ADD gave up after {took:?}");
     before.assert_unchanged(&Snapshot::take(node));
     drop(held);
@@ -59,13 +71,17 @@ fn an_up_and_a_down_that_do_not_get_it() {
     let file = node.dir.join("network.json");
     let holder = std::process::id().to_string();
     let held = hold(node);
+    let begin = Instant::now();
     let ran = node.symroute(&["up", "--config", file.to_str().expect("UTF-8")]);
+    assert!(begin.elapsed() < BOUND, "up gave up after {:?}", begin.elapsed());
     assert!(!ran.success && ran.stderr.contains(&holder), "up: {}{}", ran.stdout, ran.stderr);
     before.assert_unchanged(&Snapshot::take(node));
     drop(held);
     node.up(&settings);
     let held = hold(node);
+    let begin = Instant::now();
     let ran = node.symroute(&["down"]);
+    assert!(begin.elapsed() < BOUND, "down gave up after {:?}", begin.elapsed());
     assert!(!ran.success && ran.stderr.contains(&holder), "down: {}{}", ran.stdout, ran.stderr);
     drop(held);
     node.up(&settings);
@@ -163,7 +179,8 @@ fn nft_does_not_need_it() {
 fn the_lab_holds_what_iptables_waits_for() {
     let layout = two_nics();
     let lock = layout.node.ns.xtables_lock();
-    let script = "mount --bind \"$0\" /run/xtables.lock && exec iptables-legacy -t mangle -N probe";
+    let script =
+        "mount --bind \"$0\" /run/xtables.lock && exec iptables-legacy -w 1 -t mangle -N probe";
     let probe = || {
         let command = ["netns", "exec", layout.node.ns.name(), "sh", "-c", script];
         let output = Command::new("ip").args(command).arg(&lock).output().expect("start ip");

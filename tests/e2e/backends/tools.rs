@@ -11,7 +11,7 @@ use crate::lab::backend::Backend;
 use crate::lab::flows::assert_all_work;
 use crate::lab::node::Node;
 use crate::lab::snapshot::Snapshot;
-use crate::lab::two_nics::{TwoNics, two_nics};
+use crate::lab::two_nics::two_nics;
 
 const SYSTEM: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -153,28 +153,26 @@ fn each_of_the_last_del_fails() {
     }
 }
 
-/// A PATH without them: code and words, and nothing is changed.
+/// Nothing of iptables is installed: code and words, and nothing is changed.
 #[test]
 fn tools_that_are_missing() {
-    for variant in VARIANTS {
-        let layout: TwoNics = two_nics();
+    let hidden =
+        "mount -t tmpfs none /usr/sbin && mount -t tmpfs none /usr/local/sbin && exec \"$@\"";
+    for backend in ["iptables", "iptables-nft", "iptables-legacy"] {
+        let layout = two_nics();
         let node = &layout.node;
         let before = Snapshot::take(node);
-        let folder = node.dir.join("no-tools");
-        fs::create_dir_all(&folder).expect("make a folder");
-        // What the lab itself needs to start the program.
-        for name in ["ip", "sh", "mount", "timeout"] {
-            let found = SYSTEM.split(':').map(|part| Path::new(part).join(name));
-            let found = found.into_iter().find(|path| path.exists()).expect("a tool of the lab");
-            std::os::unix::fs::symlink(found, folder.join(name)).expect("a link");
-        }
-        let path = folder.to_str().expect("UTF-8");
-        let add = node.call_of("ADD", &settings(variant.name()), &layout.pods[1]);
-        let (code, text) = failure(&node.call(&add.with("PATH", path)));
-        assert!([5, 7, 100, 101].contains(&code), "{code}: {text}");
-        for word in ["iptables", "install"] {
+        let add = node.call_of("ADD", &settings(backend), &layout.pods[1]);
+        let (code, text) = failure(&node.call_under(&["sh", "-c", hidden, "sh"], &add));
+        assert_eq!(code, 7, "{text}");
+        for word in ["backend", "iptables", "installed"] {
             assert!(text.contains(word), "does not say {word}: {text}");
         }
+        before.assert_unchanged(&Snapshot::take(node));
+        // The default needs none of them.
+        let add = node.call_of("ADD", &settings("auto"), &layout.pods[1]);
+        node.call_under(&["sh", "-c", hidden, "sh"], &add).assert_success("ADD with \"auto\"");
+        node.del(&settings("auto"), &layout.pods[1]);
         before.assert_unchanged(&Snapshot::take(node));
     }
 }

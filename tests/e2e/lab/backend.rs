@@ -87,14 +87,13 @@ impl Netns {
 
     /// What `iptables-save` of the variant prints of the table mangle, of both families.
     pub(crate) fn mangle(&self, backend: Backend) -> String {
-        [false, true]
-            .map(|v6| {
-                let text = self.exec(&[&backend.tool(v6, "-save")], "");
-                let table = text.split_once("*mangle\n").map(|(_, rest)| rest);
-                let rules = table.and_then(|rest| rest.split("COMMIT\n").next());
-                rules.unwrap_or_default().to_owned()
-            })
-            .concat()
+        [false, true].map(|v6| self.mangle_of(backend, v6)).concat()
+    }
+
+    pub(crate) fn mangle_of(&self, backend: Backend, v6: bool) -> String {
+        let text = self.exec(&[&backend.tool(v6, "-save")], "");
+        let table = text.split_once("*mangle\n").map(|(_, rest)| rest);
+        table.and_then(|rest| rest.split("COMMIT\n").next()).unwrap_or_default().to_owned()
     }
 
     /// The names of our ipsets.

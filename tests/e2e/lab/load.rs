@@ -4,13 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::netns::Netns;
 use super::traffic::Connection;
 
 const PATIENT: Duration = Duration::from_secs(8);
-/// A moment's pause, so that eight of these leave the machine something.
+/// The shortest pause. It is as long as the answer took where that is more, so that eight of these
+/// leave a slow machine something.
 const PACE: Duration = Duration::from_millis(2);
 
 /// Questions that are asked again and again for as long as this value lives.
@@ -46,8 +47,11 @@ impl Load {
         let client = client.handle();
         thread::spawn(move || {
             client.enter();
-            while stopped.recv_timeout(PACE) == Err(RecvTimeoutError::Timeout) {
+            let mut pause = PACE;
+            while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                let begin = Instant::now();
                 let answer = ask().map(drop);
+                pause = PACE.max(begin.elapsed());
                 let failed = answer.is_err();
                 // Whoever waits for answers sees the end of the channel.
                 if answered.send(answer).is_err() || failed {

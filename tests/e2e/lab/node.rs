@@ -7,6 +7,7 @@ use std::{env, process, thread};
 
 use serde_json::json;
 
+use super::backend::Backend;
 use super::netns::{Netns, keep, unique};
 
 pub(crate) struct Node {
@@ -35,7 +36,8 @@ impl Node {
         ns.sysctl("ipv6/conf/all/forwarding", "1");
         let dir = env::temp_dir().join(format!("symroute-e2e-{}-{}", process::id(), unique()));
         fs::create_dir_all(dir.join("run")).expect("make the node's directory");
-        Self { ns, dir, legacy: AtomicBool::new(false) }
+        let legacy = AtomicBool::new(Backend::of_run() == Backend::IptablesLegacy);
+        Self { ns, dir, legacy }
     }
 
     /// A pod as the AWS and flannel primaries leave it: addresses without a subnet on `eth0`, a

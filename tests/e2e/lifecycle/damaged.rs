@@ -1,7 +1,7 @@
 //! State files that are damaged, empty or gone.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::settings;
 use crate::lab::flows::assert_all_work;
@@ -119,12 +119,25 @@ fn the_record_is_damaged_and_the_last_pod_goes() {
 /// Everything below /run/symroute is gone while the kernel's state is there.
 #[test]
 fn all_files_are_gone() {
+    files_are_gone(|_| true);
+}
+
+/// The same, but for the links that tell what there is.
+#[test]
+fn all_files_but_links_are_gone() {
+    files_are_gone(|path| !path.is_symlink());
+}
+
+fn files_are_gone(goes: impl Fn(&Path) -> bool) {
     let (layout, pod, before) = scene();
     layout.node.add(&settings(), &pod);
-    for folder in ["pods", "owners"] {
-        fs::remove_dir_all(layout.node.dir.join("run").join(folder)).expect("remove a folder");
+    // What is mounted stays, as a tmpfs would.
+    let folder = fs::read_dir(layout.node.dir.join("run")).expect("list the files");
+    for path in folder.map(|entry| entry.expect("an entry").path()).filter(|path| goes(path)) {
+        let is_folder = path.is_dir() && !path.is_symlink();
+        let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
-    fs::remove_file(layout.node.dir.join("run/node.json")).expect("remove the record");
     layout.node.add(&settings(), &pod);
     assert_served(&layout);
     layout.node.del(&settings(), &pod);
