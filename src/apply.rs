@@ -161,6 +161,11 @@ impl Kernel {
 /// A route of main that leads to some place by another router than the uplink's gateway is copied
 /// for that place's sake. One that the kernel does not take in another table is no reason to fail.
 fn is_dispensable(operation: &Operation, error: &Error) -> bool {
+    // A set that an older release has left, and that a rule of somebody else looks into.
+    if let Operation::Sets(changes) = operation {
+        let busy = matches!(error, Error::Kernel { source, .. } if source.errno == Errno::EBUSY);
+        return busy && changes.iter().all(|change| matches!(change, SetChange::Destroy(_)));
+    }
     let (Operation::AddRoute(route) | Operation::ReplaceRoute { new: route, .. }) = operation
     else {
         return false;

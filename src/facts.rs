@@ -325,8 +325,9 @@ pub struct Mangle {
     pub builtin: BTreeMap<String, Vec<String>>,
     /// The rules of our chains.
     pub chains: BTreeMap<String, Vec<String>>,
-    /// The built-in chains that exist. iptables-nft makes them when it is first used.
-    pub existing: BTreeSet<String>,
+    /// The built-in chains that exist; none where there is no table, or one without them that
+    /// others use. iptables-nft makes table and chains when it is first used.
+    pub existing: Option<BTreeSet<String>>,
 }
 
 /// What a variant of iptables is to a node.

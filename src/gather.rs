@@ -1,7 +1,7 @@
 //! Facts from the kernel and from the state directory. Slow: it dumps tables. Never on the fast
 //! path.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
@@ -76,11 +76,13 @@ fn may_use_iptables(settings: &Settings, facts: &Facts) -> bool {
 
 /// What iptables has of ours, and what it is to the node.
 fn iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Result<(), Error> {
-    let Kernel { netfilter, iptables, .. } = kernel;
-    for name in names::ALL_IPSETS {
-        let found = ipset::set(netfilter, name);
+    let netfilter = &mut kernel.netfilter;
+    let sets = ipset::names(netfilter).map_err(Error::kernel("list ipsets"))?;
+    let ours = |name: &String| name == names::NODE_SET || name.starts_with(names::CHAIN_PREFIX);
+    for name in sets.into_iter().filter(ours) {
+        let found = ipset::set(netfilter, &name);
         let found = found.map_err(Error::kernel(format!("read ipset {name}")))?;
-        facts.ours.ipsets.extend(found.map(|set| (name.into(), set)));
+        facts.ours.ipsets.extend(found.map(|set| (name, set)));
     }
     // The variant is open: it takes a look at the rules of others.
     let open = owned.first().is_some_and(|s| {
@@ -92,9 +94,9 @@ fn iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Resu
             let existing = match variant {
                 Variant::Nft => base_chains::existing(netfilter, family)
                     .map_err(Error::kernel(format!("list {family} chains of table mangle")))?,
-                Variant::Legacy => BTreeSet::new(),
+                Variant::Legacy => None,
             };
-            let mangle = match iptables.mangle(variant, family) {
+            let mangle = match Tools::mangle(variant, family) {
                 // Where one can't look, there is nothing of ours: an IPv6 that the kernel lacks.
                 Err(Error::Iptables { operation, message }) => {
                     log::debug!("{operation}: {message}");
@@ -104,7 +106,7 @@ fn iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Resu
             };
             facts.ours.mangle.insert((variant, family), mangle);
         }
-        let footing = if open { iptables.footing(variant)? } else { Footing::default() };
+        let footing = if open { Tools::footing(variant)? } else { Footing::default() };
         facts.tooling.iptables.insert(variant, footing);
     }
     Ok(())

@@ -51,7 +51,7 @@ pub const STEER4: &str = "steer4";
 /// Uplinks that a masqueraded connection of a pod must not leave by.
 pub const STEER6: &str = "steer6";
 
-/// Chains in the tables mangle are ours if their name begins with this.
+/// Chains in the tables mangle, and ipsets, are ours if their name begins with this.
 pub const CHAIN_PREFIX: &str = "symroute-";
 /// The ipset that tells what is in force with iptables, in comments.
 pub const NODE_SET: &str = "symroute";
@@ -66,10 +66,6 @@ pub const IPSETS: [(&str, &str); 4] = [
     (HAIRPIN4, "symroute-hairpin4"),
     (HAIRPIN6, "symroute-hairpin6"),
 ];
-/// All ipsets of ours.
-pub const ALL_IPSETS: [&str; 7] =
-    [NODE_SET, IPSETS[0].1, IPSETS[1].1, IPSETS[2].1, IPSETS[3].1, INSIDE4, INSIDE6];
-
 /// Raised whenever the table's shape or its rules change between releases.
 pub const RULESET_VERSION: u32 = 1;
 

@@ -87,7 +87,9 @@ fn enroll(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<(
 
 /// The fast path; false where it does not do.
 fn quickly(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<bool, Error> {
-    let Some(marking) = node.state.marking() else { return Ok(false) };
+    let Some(marking) = node.state.marking().filter(|_| node.state.has_record()) else {
+        return Ok(false);
+    };
     // The file comes first: a DEL that is about to take the table away looks for files last.
     node.state.enroll(attachment)?;
     match fast::prove(&mut node.kernel, marking, &config.settings, &attachment.addresses) {

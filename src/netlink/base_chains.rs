@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use nix::errno::Errno;
 
 use super::uapi::*;
-use super::wire::Writer;
+use super::wire::{Writer, be32_at, find};
 use super::{Error, Socket};
 use crate::facts::Family;
 use crate::xtables::script::HOOKS;
@@ -22,8 +22,18 @@ fn message(writer: &mut Writer, message: u16, flags: u16, family: Family) {
     writer.message(kind, NLM_F_REQUEST | flags, &[family, 0, 0, 0]);
 }
 
-/// Which of the chains that we jump from exist.
-pub fn existing(socket: &mut Socket, family: Family) -> Result<BTreeSet<String>, Error> {
+/// Which of the chains that we jump from exist; none where there is no table, or where it has
+/// other chains only.
+pub fn existing(socket: &mut Socket, family: Family) -> Result<Option<BTreeSet<String>>, Error> {
+    let mut request = Writer::with_capacity(64);
+    message(&mut request, NFT_MSG_GETTABLE, 0, family);
+    request.str(NFTA_TABLE_NAME, TABLE);
+    let chains = socket
+        .query(&mut request, |message| be32_at(find(message.body.get(4..)?, NFTA_TABLE_USE)?, 0));
+    let chains = match chains {
+        Err(error) if matches!(error.errno, Errno::ENOENT | Errno::EINVAL) => return Ok(None),
+        other => other?,
+    };
     let mut found = BTreeSet::new();
     for hook in HOOKS {
         let mut request = Writer::with_capacity(64);
@@ -36,7 +46,7 @@ pub fn existing(socket: &mut Socket, family: Family) -> Result<BTreeSet<String>,
             Err(error) => return Err(error),
         }
     }
-    Ok(found)
+    Ok((chains == 0 || !found.is_empty()).then_some(found))
 }
 
 /// Removes these chains, and then the table, where they are empty. What somebody uses by now

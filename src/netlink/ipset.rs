@@ -39,6 +39,17 @@ pub fn is_there(socket: &mut Socket) -> Result<(), Error> {
     socket.query(&mut request(IPSET_CMD_PROTOCOL, 0, None), |_| Some(()))
 }
 
+/// The names of all sets.
+pub fn names(socket: &mut Socket) -> Result<Vec<String>, Error> {
+    let mut request = request(IPSET_CMD_LIST, NLM_F_DUMP, None);
+    request.be32(IPSET_ATTR_FLAGS | NLA_F_NET_BYTEORDER, IPSET_FLAG_LIST_SETNAME);
+    let name = |body: &[u8]| find(body.get(NFGENMSG..)?, IPSET_ATTR_SETNAME).map(string);
+    match socket.dump(&mut request, name) {
+        Err(error) if error.errno == Errno::EINVAL => Ok(Vec::new()),
+        other => other,
+    }
+}
+
 /// A set with its members; none where it does not exist, or the kernel has no sets.
 pub fn set(socket: &mut Socket, name: &str) -> Result<Option<FoundIpset>, Error> {
     let parts = socket.dump(&mut request(IPSET_CMD_LIST, NLM_F_DUMP, Some(name)), |body| {

@@ -77,7 +77,8 @@ pub(super) fn made(
 ) -> BTreeSet<(Family, String)> {
     let existing = |family, hook: &str| {
         let mangle = facts.ours.mangle.get(&(variant, family));
-        mangle.is_some_and(|mangle| mangle.existing.contains(hook))
+        let existing = mangle.and_then(|mangle| mangle.existing.as_ref());
+        existing.is_some_and(|existing| existing.contains(hook))
     };
     let each = families.iter().flat_map(|&family| HOOKS.map(|hook| (family, hook.to_string())));
     each.filter(|chain| {

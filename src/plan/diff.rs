@@ -123,23 +123,27 @@ fn marking(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
         Operation::Sets(names.into_iter().cloned().map(SetChange::Destroy).collect())
     };
     stale.extend([destroy(node), Operation::Mangle(gone), destroy(others)]);
-    for family in Family::ALL {
-        let existing = ours.mangle.get(&(Variant::Nft, family)).map(|mangle| &mangle.existing);
-        let gone = facts.made.difference(&plan.made).filter(|(of, chain)| {
-            *of == family && existing.is_some_and(|existing| existing.contains(chain))
-        });
-        stale.push(Operation::RemoveEmpty(family, gone.map(|(_, chain)| chain.clone()).collect()));
-    }
+    stale.extend(Family::ALL.into_iter().filter_map(|family| remove_empty(facts, plan, family)));
     let does_something = |operation: &Operation| match operation {
         Operation::Table(changes) => !changes.is_empty(),
         Operation::Sets(changes) => !changes.is_empty(),
         Operation::Mangle(scripts) => !scripts.is_empty(),
-        Operation::RemoveEmpty(_, chains) => !chains.is_empty(),
         _ => true,
     };
     new.retain(does_something);
     stale.retain(does_something);
     (new, stale)
+}
+
+/// Removes the built-in chains that came with us, and the table that is left without any.
+fn remove_empty(facts: &Facts, plan: &Plan, family: Family) -> Option<Operation> {
+    let existing = facts.ours.mangle.get(&(Variant::Nft, family))?.existing.as_ref()?;
+    let gone = facts.made.difference(&plan.made).filter(|(of, _)| *of == family);
+    let gone: Vec<&String> = gone.map(|(_, chain)| chain).collect();
+    let there: BTreeSet<String> =
+        gone.iter().filter(|chain| existing.contains(**chain)).copied().cloned().collect();
+    let does_something = !there.is_empty() || !gone.is_empty() && existing.is_empty();
+    does_something.then_some(Operation::RemoveEmpty(family, there))
 }
 
 /// Scripts for the tables mangle that are wanted, and for those that are not.

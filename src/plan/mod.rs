@@ -190,7 +190,8 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
             let inside = |family| inside::members(facts, &outside, family);
             let families = plan.families.iter().copied();
             plan.made = backend::made(facts, variant, &plan.families);
-            let xtables = xtables::build::build(&spec, variant, families, &names, inside);
+            let xtables =
+                xtables::build::build(&spec, variant, families, &names, inside, &plan.made);
             backend::check_sets(facts, &xtables)?;
             plan.xtables = Some(xtables);
         }

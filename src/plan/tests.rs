@@ -52,7 +52,8 @@ fn execute(facts: &mut Facts, step: &Operation) {
         }
         Operation::RemoveEmpty(family, chains) => {
             let table = facts.ours.mangle.get_mut(&(Variant::Nft, *family)).expect("a table");
-            table.existing.retain(|chain| !chains.contains(chain));
+            let existing = table.existing.as_mut().expect("chains");
+            existing.retain(|chain| !chains.contains(chain));
         }
         Operation::Mangle(scripts) => {
             for script in scripts {

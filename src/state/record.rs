@@ -124,7 +124,8 @@ impl Record {
     /// The same from the ipset of a node that is marked by iptables.
     #[must_use]
     pub fn recover_noted(notes: Notes) -> Option<Self> {
-        Self::recovered(notes.layout?, Backend::Iptables, notes.restore)
+        let recovered = Self::recovered(notes.layout?, Backend::Iptables, notes.restore)?;
+        Some(Self { made: notes.made, ..recovered })
     }
 
     fn recovered(
@@ -151,6 +152,12 @@ impl State {
     /// The record, or none where there is none that can be read.
     pub fn record(&self) -> Result<Option<Record>, Error> {
         Ok(Self::read(&self.path(&[FILE]))?.and_then(|text| Record::from_json(&text)))
+    }
+
+    /// Whether there is a record, readable or not.
+    #[must_use]
+    pub fn has_record(&self) -> bool {
+        self.path(&[FILE]).exists()
     }
 
     /// Where addresses are enrolled; none where nothing is in force, or where an older release

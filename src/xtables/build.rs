@@ -4,6 +4,7 @@
 //! Table mangle comes before DNAT, so whom a request is for is known only in FORWARD and INPUT:
 //! there it is bound. In PREROUTING it gets its uplink's mark as evidence for `rp_filter`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::model::{Chain, Ipset, Kind, Rule, Xtables};
@@ -14,7 +15,7 @@ use crate::names;
 use crate::ruleset::build::Spec;
 
 /// Builds the desired chains and sets. `uplinks`: id and name of each. `inside`: see
-/// [`super::inside`].
+/// [`super::inside`]. `made`: built-in chains that come with us.
 #[must_use]
 pub fn build(
     spec: &Spec<'_>,
@@ -22,6 +23,7 @@ pub fn build(
     families: impl IntoIterator<Item = Family>,
     uplinks: &[(u32, String)],
     inside: impl Fn(Family) -> Vec<Member>,
+    made: &BTreeSet<(Family, String)>,
 ) -> Xtables {
     let mut out = Xtables { variant, chains: [].into(), sets: Vec::new() };
     for family in families {
@@ -32,7 +34,7 @@ pub fn build(
         name: names::NODE_SET,
         kind: Kind::Notes,
         family: Family::V4,
-        members: notes::write(spec),
+        members: notes::write(spec, made),
     });
     out
 }
@@ -70,7 +72,7 @@ pub fn member(address: IpAddr) -> Member {
 
 fn sets(spec: &Spec<'_>, family: Family, inside: Vec<Member>) -> [Ipset; 3] {
     let of_family = |ip: &&IpAddr| Family::of(**ip) == family;
-    let set = |name, all: &std::collections::BTreeSet<IpAddr>| Ipset {
+    let set = |name, all: &BTreeSet<IpAddr>| Ipset {
         name,
         kind: Kind::Addresses,
         family,

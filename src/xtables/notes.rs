@@ -6,12 +6,13 @@
 //! 0.0.0.2  "mask 7936, priority 400, tables 47000"
 //! 1.0.0.3  "interface 3 has id 1"            (0: leads outside, but is no uplink)
 //! 2.0.0.3  "restore src_valid_mark of interface 3"
+//! 3.0.0.4  "made for IPv4: INPUT PREROUTING"  (built-in chains of iptables-nft)
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::facts::Member;
+use crate::facts::{Family, Member};
 use crate::ruleset::build::Spec;
 
 const IN_FORCE: u32 = 1;
@@ -20,6 +21,7 @@ const LAYOUT: u32 = 2;
 /// what counts is the comment.
 const HAS_ID: u32 = 1 << 24;
 const RESTORE: u32 = 2 << 24;
+const MADE: u32 = 3 << 24;
 const INDEX: u32 = HAS_ID - 1;
 
 /// What the notes say.
@@ -33,6 +35,8 @@ pub struct Notes {
     pub ids: BTreeMap<u32, u32>,
     /// Indexes of the interfaces whose `src_valid_mark` was 0 before us.
     pub restore: BTreeSet<u32>,
+    /// Built-in chains of iptables-nft that came with us.
+    pub made: BTreeSet<(Family, String)>,
 }
 
 fn note(key: u32, comment: String) -> Member {
@@ -42,7 +46,7 @@ fn note(key: u32, comment: String) -> Member {
 
 /// The notes for these marks.
 #[must_use]
-pub fn write(spec: &Spec<'_>) -> BTreeSet<Member> {
+pub fn write(spec: &Spec<'_>, made: &BTreeSet<(Family, String)>) -> BTreeSet<Member> {
     let (priority, tables) = spec.layout;
     let mask = spec.field.mask();
     let mut out = BTreeSet::from([
@@ -60,6 +64,13 @@ pub fn write(spec: &Spec<'_>) -> BTreeSet<Member> {
     out.extend(spec.restore.iter().map(|link| {
         note(RESTORE | link & INDEX, format!("restore src_valid_mark of interface {link}"))
     }));
+    for (version, family) in [(4, Family::V4), (6, Family::V6)] {
+        let chains = made.iter().filter(|(of, _)| *of == family).map(|(_, chain)| chain.as_str());
+        let chains: Vec<_> = chains.collect();
+        if !chains.is_empty() {
+            out.insert(note(MADE | version, format!("made for {family}: {}", chains.join(" "))));
+        }
+    }
     out
 }
 
@@ -82,6 +93,11 @@ pub fn read(members: &BTreeSet<Member>) -> Notes {
     let mut notes = Notes::default();
     for member in members {
         let (Some(key), Some(comment)) = (key(member), &member.comment) else { continue };
+        if let (4 | 6, Some((_, chains))) = (key ^ MADE, comment.split_once(": ")) {
+            let family = if key ^ MADE == 4 { Family::V4 } else { Family::V6 };
+            notes.made.extend(chains.split(' ').map(|chain| (family, chain.to_string())));
+            continue;
+        }
         let words = comment.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty());
         let numbers: Vec<u32> = words.filter_map(|word| word.parse().ok()).collect();
         match (key, key & !INDEX, &numbers[..]) {

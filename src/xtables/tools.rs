@@ -1,14 +1,16 @@
 //! The programs of iptables. Slow path only: nothing here runs in an ADD or DEL that finds its
 //! node state in place.
 //!
-//! The `iptables` crate reads (its `list_table` passes no `--wait`, and brings no regular
-//! expressions into the program); it knows no `iptables-restore`, so changes are run here.
+//! The `iptables` crate reads what iptables-nft has (its `list_table` passes no `--wait`, and
+//! brings no regular expressions into the program). It knows neither `iptables-restore`, which
+//! changes are made by, nor `iptables-legacy-save`, which unlike `iptables-legacy -S` does not
+//! wait for the lock.
 
 use std::env;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -61,29 +63,30 @@ impl Tools {
 
     /// Table mangle, as far as it concerns us. A legacy table that the kernel does not have is
     /// not asked for: the question alone would make it.
-    pub fn mangle(&self, variant: Variant, family: Family) -> Result<Mangle, Error> {
+    pub fn mangle(variant: Variant, family: Family) -> Result<Mangle, Error> {
         if !has_table(variant, family, "mangle") {
             return Ok(Mangle::default());
         }
-        let lines = self.list(variant, family, "mangle")?;
+        let lines = Self::list(variant, family, "mangle")?;
         Ok(parse(lines.iter().map(String::as_str)))
     }
 
     /// Whether the kubelet's rules are here, and how many rules of others.
-    pub fn footing(&self, variant: Variant) -> Result<Footing, Error> {
+    pub fn footing(variant: Variant) -> Result<Footing, Error> {
         let mut footing = Footing::default();
         for family in Family::ALL {
             for table in TABLES {
                 if !has_table(variant, family, table) {
                     continue;
                 }
-                let lines = match self.list(variant, family, table) {
+                let lines = match Self::list(variant, family, table) {
                     // A kernel without this table, or without IPv6, has no rules in it.
                     Err(Error::Iptables { .. }) => continue,
                     other => other?,
                 };
                 let hint = |line: &String| {
-                    HINTS.iter().any(|hint| line.strip_prefix("-N ") == Some(*hint))
+                    let chain = line.strip_prefix("-N ").and_then(|l| l.split(' ').next());
+                    chain.is_some_and(|chain| HINTS.contains(&chain))
                 };
                 footing.hinted |= lines.iter().any(hint);
                 let others =
@@ -94,27 +97,45 @@ impl Tools {
         Ok(footing)
     }
 
-    fn list(&self, variant: Variant, family: Family, table: &str) -> Result<Vec<String>, Error> {
-        let program = needed(variant, family, "")?;
+    /// A table in the words of `iptables -S`.
+    fn list(variant: Variant, family: Family, table: &str) -> Result<Vec<String>, Error> {
+        match variant {
+            Variant::Nft => Self::list_nft(family, table),
+            Variant::Legacy => Self::save_legacy(family, table),
+        }
+    }
+
+    fn list_nft(family: Family, table: &str) -> Result<Vec<String>, Error> {
+        let program = needed(Variant::Nft, family, "")?;
         let operation = format!("{} -t {table} -S", program.display());
-        // The crate wants a name for good. There are at most four.
+        let failed = |message: String| Error::Iptables { operation, message };
+        // The crate wants a name for good. There are at most two.
         let cmd: &'static str = program.to_string_lossy().into_owned().leak();
         let tool = IPTables { cmd, has_check: true, has_wait: false, is_numeric: false };
-        loop {
-            let lines = tool.list_table(table).map_err(|error| Error::Iptables {
-                operation: operation.clone(),
-                message: error.to_string(),
-            })?;
-            // Every table has its built-in chains. The crate does not tell why there is nothing.
-            if lines.iter().any(|line| line.starts_with('-')) {
-                return Ok(lines);
-            }
-            if variant == Variant::Nft || !is_locked() {
-                let message = "it printed nothing; run it by hand to see why".into();
-                return Err(Error::Iptables { operation, message });
-            }
-            self.pause()?;
+        match tool.list_table(table) {
+            // Every table has its built-in chains.
+            Ok(lines) if lines.iter().any(|line| line.starts_with('-')) => Ok(lines),
+            Ok(_) => Err(failed("it printed nothing; run it by hand to see why".into())),
+            Err(error) => Err(failed(error.to_string())),
         }
+    }
+
+    fn save_legacy(family: Family, table: &str) -> Result<Vec<String>, Error> {
+        let program = needed(Variant::Legacy, family, "-save")?;
+        let operation = format!("{} -t {table}", program.display());
+        let output = Command::new(&program).args(["-t", table]).stdin(Stdio::null()).output();
+        let failed = |message: String| Error::Iptables { operation, message };
+        let output = match output {
+            Ok(output) if output.status.success() => output,
+            Ok(output) => return Err(failed(said(&output))),
+            Err(error) => return Err(failed(error.to_string())),
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line = |line: &str| match line.strip_prefix(':') {
+            Some(chain) => format!("-N {chain}"),
+            None => line.to_string(),
+        };
+        Ok(text.lines().map(line).collect())
     }
 
     /// Runs scripts, all of them or none. The lock of iptables is held from the first to the
@@ -148,6 +169,10 @@ impl Tools {
         loop {
             let mut command = Command::new(&program);
             command.arg("--noflush");
+            if script.variant == Variant::Legacy {
+                // Some releases wait without end where no time is given.
+                command.args(["--wait", "1"]);
+            }
             if lock.is_some() {
                 // We have the lock that everybody asks for. This one, nobody has.
                 command.env(LOCK_VARIABLE, Path::new(names::STATE_DIR).join("node.json"));
@@ -202,8 +227,12 @@ fn feed(mut command: Command, input: &str) -> std::io::Result<(Option<i32>, Stri
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output()?;
-    let message = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-    Ok((output.status.code(), message))
+    Ok((output.status.code(), said(&output)))
+}
+
+/// What a program had to say about its failure.
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")
 }
 
 /// Whether somebody has the lock of iptables-legacy.
