@@ -117,18 +117,18 @@ pub(super) fn without_steering(
     }))
 }
 
-/// A set of another type that goes by a name of ours is somebody else's.
+/// A set of another type that goes by a name of ours can't be replaced while a rule looks into it.
 pub(super) fn check_sets(facts: &Facts, wanted: &Xtables) -> Result<(), Invalid> {
     let other = wanted.sets.iter().find_map(|set| {
         let found = facts.ours.ipsets.get(set.name)?;
-        (!set.is_like(found)).then_some((set.name, &found.kind))
+        (!set.is_like(found) && found.references > 0).then_some((set.name, &found.kind))
     });
     match other {
         None => Ok(()),
         Some((name, kind)) => {
             let hint = format!(
-                "there is an ipset {name} of type {kind} that is not ours; remove it (ipset \
-                 destroy {name}), or set \"backend\": \"nftables\""
+                "there is an ipset {name} of type {kind} that rules of somebody else look into; \
+                 remove them and it (ipset destroy {name}), or set \"backend\": \"nftables\""
             );
             Err(Invalid::new("backend", &json!(wanted.variant.to_string()), hint))
         }

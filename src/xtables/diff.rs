@@ -54,7 +54,13 @@ pub fn fill<'a>(
     let mut changes = Vec::new();
     for set in wanted {
         let name = || set.name.to_string();
-        let there = found.get(set.name);
+        let there = found.get(set.name).filter(|there| {
+            let like = set.is_like(there);
+            if !like {
+                changes.push(SetChange::Destroy(name()));
+            }
+            like
+        });
         let none = BTreeSet::new();
         let members = there.map_or(&none, |there| &there.members);
         if there.is_none() {
