@@ -23,8 +23,12 @@ use crate::netlink::uapi::{
 
 /// After every DNAT: `dstnat` is -100, and AWS VPC CNI 1.23 overwrites the whole mark at -90.
 const PREROUTING: i32 = -80;
-/// `mangle`: before IPVS (98 to 100), which routes again by the mark.
+/// `mangle`, where packets of the node itself are routed again by their mark.
 const MANGLE: i32 = -150;
+/// Before IPVS (98 to 100), which routes again by the mark; and behind the mangle of iptables,
+/// which binds there: when a node moves from that backend to this one, a request that came in
+/// before the move must not lose its mark on the way.
+const FORGET: i32 = -149;
 /// Just before `srcnat` (100), where exact comparers of marks sit.
 const POSTROUTING: i32 = 95;
 /// `fe80::/10`
@@ -292,8 +296,8 @@ fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
     let clear = [marked, connected, [PacketMark, merge(field, 0), SetPacketMark]].concat();
     vec![
         hook("prerouting", "filter", NF_INET_PRE_ROUTING, PREROUTING, prerouting),
-        hook("input", "filter", NF_INET_LOCAL_IN, MANGLE, forgetting()),
-        hook("forward", "filter", NF_INET_FORWARD, MANGLE, forgetting()),
+        hook("input", "filter", NF_INET_LOCAL_IN, FORGET, forgetting()),
+        hook("forward", "filter", NF_INET_FORWARD, FORGET, forgetting()),
         // A chain of type filter would not route again.
         hook("output", "route", NF_INET_LOCAL_OUT, MANGLE, output),
         hook("postrouting", "filter", NF_INET_POST_ROUTING, POSTROUTING, vec![plain(clear)]),
