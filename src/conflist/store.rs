@@ -1,0 +1,146 @@
+//! What we remember of the conf dir, outside of it.
+//!
+//! ```text
+//! conflist/originals/FILE   the file as it was before our entry came in
+//! conflist/journal          one JSON object per line: what was done, when, to which file
+//! ```
+//! The directory itself is the lock.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::{Value, json};
+
+use super::Error;
+
+const FOLDER: &str = "conflist";
+const JOURNAL: &str = "journal";
+const ORIGINALS: &str = "originals";
+/// Hidden, so no copy of a conflist has this name.
+const TEMPORARY: &str = ".new";
+/// The older half of a journal that has grown to this many bytes is dropped.
+const JOURNAL_LIMIT: usize = 128 * 1024;
+/// How long another call is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Pause between two tries: `flock` has no deadline of its own.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The folder with all that.
+#[derive(Debug, Clone)]
+pub(super) struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    pub(super) fn new(state_dir: &Path) -> Self {
+        Self { dir: state_dir.join(FOLDER) }
+    }
+
+    /// Makes the folder where it is missing and locks it until the guard is dropped.
+    pub(super) fn lock(&self) -> Result<Flock<File>, Error> {
+        let originals = self.dir.join(ORIGINALS);
+        // A conflist may hold tokens.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&originals);
+        made.map_err(Error::at("make", &originals))?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut file = File::open(&self.dir).map_err(Error::at("open", &self.dir))?;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(held) => return Ok(held),
+                Err((returned, Errno::EWOULDBLOCK | Errno::EINTR)) => file = returned,
+                Err((_, errno)) => return Err(Error::at("lock", &self.dir)(errno.into())),
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Busy { path: self.dir.clone(), seconds: PATIENCE.as_secs() });
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Keeps a copy of a file as it is now.
+    pub(super) fn keep(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
+        let originals = self.dir.join(ORIGINALS);
+        Self::write(&originals, file, bytes)
+    }
+
+    /// The copies, by the file's name.
+    pub(super) fn originals(&self) -> BTreeMap<String, String> {
+        let entries = fs::read_dir(self.dir.join(ORIGINALS)).into_iter().flatten().flatten();
+        let copies = entries.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok().filter(|name| name != TEMPORARY)?;
+            Some((name, fs::read_to_string(entry.path()).ok()?))
+        });
+        copies.collect()
+    }
+
+    /// Drops all copies.
+    pub(super) fn forget(&self) -> Result<(), Error> {
+        let path = self.dir.join(ORIGINALS);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(Error::at("remove", &path)),
+        }
+    }
+
+    fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let (path, temporary) = (folder.join(name), folder.join(TEMPORARY));
+        let write = || {
+            let mut options = OpenOptions::new();
+            let options = options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = options.open(&temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(folder)?.sync_all()
+        };
+        write().map_err(Error::at("write", &path))
+    }
+
+    /// Writes down what is about to be done to a file, or that it failed.
+    pub(super) fn note(&self, action: &str, file: &Path, details: &str) -> Result<(), Error> {
+        let path = self.dir.join(JOURNAL);
+        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let line = json!({"time": now, "action": action, "file": file, "details": details});
+        let old = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            // Damaged: it is for people, and no change hangs on it.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
+            Err(error) => return Err(Error::at("read", &path)(error)),
+        };
+        let lines: Vec<&str> = old.lines().collect();
+        let dropped = if old.len() > JOURNAL_LIMIT { lines.len() / 2 } else { 0 };
+        let mut text: String = lines[dropped..].iter().flat_map(|line| [line, "\n"]).collect();
+        text.extend([&line.to_string(), "\n"]);
+        Self::write(&self.dir, JOURNAL, text.as_bytes())
+    }
+
+    /// How often since `age` ago our entry was put into this file where it was missing, without
+    /// one of us having taken it out.
+    pub(super) fn recent_additions(&self, file: &Path, age: Duration) -> usize {
+        let text = fs::read_to_string(self.dir.join(JOURNAL)).unwrap_or_default();
+        let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let path = file.to_string_lossy();
+        let lines = lines.filter(|line| line["file"] == *path);
+        let recent = lines.take_while(|line| {
+            let time = line["time"].as_str().and_then(|t| humantime::parse_rfc3339(t).ok());
+            let elapsed = time.and_then(|time| time.elapsed().ok());
+            line["action"] != "remove" && elapsed.is_some_and(|elapsed| elapsed < age)
+        });
+        let mut came_to_nothing = false;
+        let additions = recent.filter(|line| {
+            let add = line["action"] == "add";
+            let counts = add && !came_to_nothing && line["details"] == "missing";
+            came_to_nothing = !add;
+            counts
+        });
+        additions.count()
+    }
+}
