@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::decide::{Edit, Reason, State, View, decide, removal};
 use super::folder::{Content, Folder, is_read, is_set_aside};
 use super::replace::{self, Done};
-use super::store::Store;
+use super::store::{self, Store};
 use super::{Error, Network, Wanted, runtimes};
 use crate::names;
 
@@ -214,16 +214,22 @@ impl Directory {
     fn change(&self, folder: &Folder, edit: &Edit, why: &str) -> Result<Done, Error> {
         let dir = self.path();
         let path = dir.join(edit.file());
-        let (action, details) = if why == "remove" { (why, "") } else { ("add", why) };
+        let is_ours = |text: &[u8]| {
+            Network::parse(".conflist", text).is_ok_and(|network| !network.ours().is_empty())
+        };
+        let action = match edit {
+            Edit::Write { text, .. } if is_ours(text.as_bytes()) => store::PUT_IN,
+            Edit::Write { .. } => "take out",
+            Edit::Delete { .. } => "delete",
+        };
         let old = bytes_of(folder, edit.file());
         if let (Some(old), Edit::Write { file, .. }) = (old, edit) {
-            let is_bare = Network::parse(".conflist", old).is_ok_and(|n| n.ours().is_empty());
-            if is_bare && action == "add" {
+            if action == store::PUT_IN && !is_ours(old) {
                 self.store.keep(file, old)?;
             }
         }
         // Before the change, so that none is missing; what failed is told after.
-        self.store.note(action, &path, details)?;
+        self.store.note(action, &path, why)?;
         let done = match edit {
             Edit::Write { file, text, like } => {
                 replace::replace(dir, file, old, text.as_bytes(), like)
@@ -232,8 +238,8 @@ impl Directory {
         };
         match &done {
             Ok(Done::Replaced) => {}
-            Ok(Done::Outrun) => self.store.note("outrun", &path, "")?,
-            Err(error) => self.store.note("failed", &path, &error.to_string())?,
+            Ok(Done::Outrun) => self.store.note(store::OUTRUN, &path, "somebody else wrote it")?,
+            Err(error) => self.store.note(store::FAILED, &path, &error.to_string())?,
         }
         done
     }

@@ -20,6 +20,13 @@ use serde_json::{Value, json};
 
 use super::Error;
 
+/// What the journal says when our entry goes into a file.
+pub(super) const PUT_IN: &str = "put in";
+/// What it says when a change failed.
+pub(super) const FAILED: &str = "failed";
+/// What it says when a change was given up because somebody else wrote the file.
+pub(super) const OUTRUN: &str = "outrun";
+
 const FOLDER: &str = "conflist";
 const JOURNAL: &str = "journal";
 const ORIGINALS: &str = "originals";
@@ -103,11 +110,11 @@ impl Store {
         write().map_err(Error::at("write", &path))
     }
 
-    /// Writes down what is about to be done to a file, or that it failed.
-    pub(super) fn note(&self, action: &str, file: &Path, details: &str) -> Result<(), Error> {
+    /// Writes down what is about to be done to a file, or that it failed; and why.
+    pub(super) fn note(&self, action: &str, file: &Path, why: &str) -> Result<(), Error> {
         let path = self.dir.join(JOURNAL);
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        let line = json!({"time": now, "action": action, "file": file, "details": details});
+        let line = json!({"time": now, "action": action, "file": file, "why": why});
         let old = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
@@ -128,17 +135,18 @@ impl Store {
         let text = fs::read_to_string(self.dir.join(JOURNAL)).unwrap_or_default();
         let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let path = file.to_string_lossy();
+        let failed = |line: &Value| line["action"] == FAILED || line["action"] == OUTRUN;
         let lines = lines.filter(|line| line["file"] == *path);
         let recent = lines.take_while(|line| {
             let time = line["time"].as_str().and_then(|t| humantime::parse_rfc3339(t).ok());
             let elapsed = time.and_then(|time| time.elapsed().ok());
-            line["action"] != "remove" && elapsed.is_some_and(|elapsed| elapsed < age)
+            let by_us = line["action"] != PUT_IN && !failed(line);
+            !by_us && elapsed.is_some_and(|elapsed| elapsed < age)
         });
         let mut came_to_nothing = false;
         let additions = recent.filter(|line| {
-            let add = line["action"] == "add";
-            let counts = add && !came_to_nothing && line["details"] == "missing";
-            came_to_nothing = !add;
+            let counts = !failed(line) && !came_to_nothing && line["why"] == "missing";
+            came_to_nothing = failed(line);
             counts
         });
         additions.count()
