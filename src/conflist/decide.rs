@@ -175,6 +175,13 @@ pub fn decide(folder: &Folder, wanted: &Wanted) -> View {
             folder.set_aside.join(", ")
         ));
     }
+    let taken = folder.in_force().filter(|taken| *taken != file && *taken != names::OWN_CONFLIST);
+    if let Some(taken) = taken {
+        // Multus calls the primary's file itself.
+        if folder.network(taken).is_ok_and(|network| !network.is_multus()) {
+            view.notes.push(format!("the runtime takes {taken}, which comes before {file}"));
+        }
+    }
     match mode {
         Mode::InPlace => in_place(folder, wanted, file, &network, &mut view),
         Mode::OwnFile => own_file(folder, wanted, file, &network, &mut view),
@@ -432,6 +439,12 @@ pub fn removal(
     originals: &BTreeMap<String, String>,
 ) -> Removal {
     let mut removal = Removal::default();
+    if let Some(only) = only {
+        if !folder.files.contains_key(only) && !folder.set_aside.iter().any(|name| name == only) {
+            let what = format!("{}: not there", folder.path.join(only).display());
+            removal.left.push(Reason::new(what, "give --file the name, without a path"));
+        }
+    }
     for (file, content) in &folder.files {
         if only.is_some_and(|only| only != file) {
             continue;

@@ -89,6 +89,3 @@ impl Wanted {
         Map::from_iter([("type".to_string(), json!(names::PLUGIN_TYPE))])
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -108,11 +108,9 @@ fn is_airy(text: &str) -> bool {
 
 /// An entry in the layout of the plugin `like`, which starts at `start`.
 fn layout(network: &Network<'_>, like: &str, start: usize, entry: &Map<String, Value>) -> String {
-    let compact = |value: &Value| value.to_string();
     if !like.contains('\n') {
         let (colon, comma) = if is_airy(network.text) { (": ", ", ") } else { (":", ",") };
-        let pairs = entry.iter().map(|(k, v)| format!("{}{colon}{}", quoted(k), compact(v)));
-        return format!("{{{}}}", pairs.collect::<Vec<_>>().join(comma));
+        return one_line_object(entry, colon, comma);
     }
     let newline = if network.text.contains("\r\n") { "\r\n" } else { "\n" };
     let row = &network.text[network.text[..start].rfind('\n').map_or(0, |at| at + 1)..start];
@@ -125,4 +123,22 @@ fn layout(network: &Network<'_>, like: &str, start: usize, entry: &Map<String, V
         format!("{}{rest}", step.repeat((line.len() - rest.len()) / 2))
     });
     lines.collect::<Vec<_>>().join(&format!("{newline}{outer}"))
+}
+
+fn one_line(value: &Value, colon: &str, comma: &str) -> String {
+    match value {
+        Value::Array(list) => {
+            let items = list.iter().map(|item| one_line(item, colon, comma));
+            format!("[{}]", items.collect::<Vec<_>>().join(comma))
+        }
+        Value::Object(object) => one_line_object(object, colon, comma),
+        other => other.to_string(),
+    }
+}
+
+fn one_line_object(object: &Map<String, Value>, colon: &str, comma: &str) -> String {
+    let pairs = object
+        .iter()
+        .map(|(key, value)| format!("{}{colon}{}", quoted(key), one_line(value, colon, comma)));
+    format!("{{{}}}", pairs.collect::<Vec<_>>().join(comma))
 }

@@ -140,8 +140,8 @@ impl Store {
         let recent = lines.take_while(|line| {
             let time = line["time"].as_str().and_then(|t| humantime::parse_rfc3339(t).ok());
             let elapsed = time.and_then(|time| time.elapsed().ok());
-            let by_us = line["action"] != PUT_IN && !failed(line);
-            !by_us && elapsed.is_some_and(|elapsed| elapsed < age)
+            let undone_by_us = line["action"] != PUT_IN && !failed(line);
+            !undone_by_us && elapsed.is_some_and(|elapsed| elapsed < age)
         });
         let mut came_to_nothing = false;
         let additions = recent.filter(|line| {

@@ -1,10 +1,6 @@
 //! `symroute conflist`, the real program on files of its own. Needs no root.
 
-#![expect(
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test stops at the first thing that is not as expected"
-)]
+#![expect(clippy::expect_used, reason = "a test stops at the first thing that is not as expected")]
 
 mod fights;
 mod golden;
