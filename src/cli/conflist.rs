@@ -43,6 +43,7 @@ Options:
   --dry-run          say what would be done, and do nothing
   --json             print for programs
   -h, --help         print this text
+\"add\" remembers --mode, --config and --file until \"remove\".
 
 Exit codes: 0 done, or well; 1 failed or refused, nothing was changed; 2 wrong
 usage; 3 not there: the entry (check), or the primary's file so far; 4 check: the

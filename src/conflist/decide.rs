@@ -140,8 +140,11 @@ pub struct Removal {
 /// Looks how it stands with our entry, and what would mend it.
 #[must_use]
 pub fn decide(folder: &Folder, wanted: &Wanted) -> View {
-    let implied = if folder.own().is_some() { Mode::OwnFile } else { Mode::InPlace };
-    let mode = wanted.mode.unwrap_or(implied);
+    let in_use = folder.own().map(|_| Mode::OwnFile).or(folder.last.mode);
+    let mode = wanted.mode.or(in_use).unwrap_or_default();
+    let file = wanted.file.clone();
+    let file = file.or_else(|| folder.last.file.clone().filter(|f| folder.files.contains_key(f)));
+    let wanted = &Wanted { mode: Some(mode), entry: wanted.entry.clone(), file };
     let mut view = View {
         state: State::Ready,
         mode,
@@ -283,7 +286,7 @@ fn in_place(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
         ));
         return;
     }
-    let (state, text) = mended(network, file, wanted.entry.as_ref());
+    let (state, text) = mended(network, file, wanted.entry.as_ref(), folder.last.entry.as_ref());
     if let Some(text) = text {
         view.edits.push(write(folder, file, text));
     }
@@ -304,11 +307,15 @@ fn mended(
     network: &Network<'_>,
     file: &str,
     entry: Option<&Map<String, Value>>,
+    last: Option<&Map<String, Value>>,
 ) -> (State, Option<String>) {
     let ours = network.ours();
     let behind = ours.iter().copied().find(|place| *place > 0);
-    let settings = || entry.cloned().or_else(|| ours.first().map(|at| network.settings(*at)));
-    let new = || settings().unwrap_or_else(Wanted::plain);
+    let new = || {
+        let present = || ours.first().map(|at| network.settings(*at));
+        let entry = entry.cloned().or_else(present).or_else(|| last.cloned());
+        entry.unwrap_or_else(Wanted::plain)
+    };
     match (ours.as_slice(), behind) {
         ([], _) => (State::Missing, Some(splice::insert(network, &new()))),
         ([_], Some(at)) if entry.is_some_and(|entry| *entry != network.settings(at)) => {
@@ -361,6 +368,7 @@ fn own_file(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
     let entry = wanted.entry.clone();
     let entry = entry.or_else(|| settings(own, present.unwrap_or_default()));
     let entry = entry.or_else(|| settings(file, network.text.as_bytes()));
+    let entry = entry.or_else(|| folder.last.entry.clone());
     let bare = splice::without(own, &list);
     let entry = entry.unwrap_or_else(Wanted::plain);
     let Ok(text) = Network::parse(own, bare.as_bytes()).map(|n| splice::insert(&n, &entry)) else {

@@ -102,6 +102,7 @@ impl Directory {
             other => other.map_err(Error::at("read", path))?,
         };
         folder.exists = true;
+        folder.last = self.store.wanted();
         folder.not_first = runtimes::not_first(&self.places.root);
         let home = path.canonicalize().map_err(Error::at("read", path))?;
         for entry in entries {
@@ -113,7 +114,7 @@ impl Directory {
             if is_set_aside(&name) {
                 folder.set_aside.push(name);
             } else if is_read(&name) && !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                folder.files.insert(name, content(&home, &entry.path()));
+                folder.files.insert(name, content(&home, &entry.path())?);
             }
         }
         folder.set_aside.sort();
@@ -129,8 +130,10 @@ impl Directory {
     /// it is, and the outcome says why.
     pub fn add(&self, wanted: &Wanted) -> Result<Outcome, Error> {
         // Without anything to do there is nothing to lock, and no state directory to make.
-        let found = self.examine(wanted)?;
-        if found.edits.is_empty() && !self.has_litter() {
+        let folder = self.read()?;
+        let (found, last) = (decide(&folder, wanted), folder.last);
+        let is_known = wanted.or(&last) == last || found.state.reason().is_some();
+        if found.edits.is_empty() && is_known && !self.has_litter() {
             let now = Some(found.clone());
             return Ok(Outcome { found: Some(found), now, ..Outcome::default() });
         }
@@ -142,6 +145,9 @@ impl Directory {
             found.edits.clear();
         }
         replace::clean(self.path())?;
+        if found.state.reason().is_none() && wanted.or(&folder.last) != folder.last {
+            self.store.remember(&wanted.or(&folder.last))?;
+        }
         let plan = |folder: &Folder| decide(folder, wanted).edits;
         let (edits, why) = (found.edits.clone(), found.state.name());
         let (changes, now) = if edits.is_empty() {
@@ -162,8 +168,8 @@ impl Directory {
     /// Takes our entries out of all files, or out of one, and deletes our own file.
     pub fn remove(&self, only: Option<&str>) -> Result<Outcome, Error> {
         let found = self.examine_removal(only)?;
-        let copies = only.is_none() && !self.store.originals().is_empty();
-        if found.changes.is_empty() && !copies && !self.has_litter() {
+        let remembers = only.is_none() && self.store.remembers();
+        if found.changes.is_empty() && !remembers && !self.has_litter() {
             return Ok(found);
         }
         let _lock = self.store.lock()?;
@@ -229,7 +235,11 @@ impl Directory {
             }
         }
         // Before the change, so that none is missing; what failed is told after.
-        self.store.note(action, &path, why)?;
+        let source = match edit {
+            Edit::Write { file, like, .. } => Some(like.as_str()).filter(|like| like != file),
+            Edit::Delete { .. } => None,
+        };
+        self.store.note(action, &path, why, source)?;
         let done = match edit {
             Edit::Write { file, text, like } => {
                 replace::replace(dir, file, old, text.as_bytes(), like)
@@ -238,8 +248,10 @@ impl Directory {
         };
         match &done {
             Ok(Done::Replaced) => {}
-            Ok(Done::Outrun) => self.store.note(store::OUTRUN, &path, "somebody else wrote it")?,
-            Err(error) => self.store.note(store::FAILED, &path, &error.to_string())?,
+            Ok(Done::Outrun) => {
+                self.store.note(store::OUTRUN, &path, "somebody else wrote it", None)?
+            }
+            Err(error) => self.store.note(store::FAILED, &path, &error.to_string(), None)?,
         }
         done
     }
@@ -282,20 +294,25 @@ fn bytes_of<'a>(folder: &'a Folder, file: &str) -> Option<&'a [u8]> {
 }
 
 /// What is in the file at `path`, which lies in the directory `home`.
-fn content(home: &Path, path: &Path) -> Content {
+fn content(home: &Path, path: &Path) -> Result<Content, Error> {
+    let unreadable = |error: io::Error| match error.kind() {
+        // Nothing that waiting mends.
+        io::ErrorKind::PermissionDenied => Err(Error::at("read", path)(error)),
+        io::ErrorKind::NotFound if !path.is_symlink() => Ok(Content::Unreadable("gone".into())),
+        _ => Ok(Content::Unreadable(error.to_string())),
+    };
     let real = match path.canonicalize() {
         Ok(real) => real,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {
-            return Content::Unreadable("gone".into());
-        }
-        Err(error) => return Content::Unreadable(error.to_string()),
+        Err(error) => return unreadable(error),
     };
     if real.parent() != Some(home) {
-        return Content::Elsewhere(real);
+        return Ok(Content::Elsewhere(real));
     }
     let target = path.is_symlink().then(|| real.file_name()).flatten();
     match replace::read(&real) {
-        Ok(bytes) => Content::Bytes(bytes, target.map(|name| name.to_string_lossy().into_owned())),
-        Err(error) => Content::Unreadable(error.to_string()),
+        Ok(bytes) => {
+            Ok(Content::Bytes(bytes, target.map(|name| name.to_string_lossy().into_owned())))
+        }
+        Err(error) => unreadable(error),
     }
 }

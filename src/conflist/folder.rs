@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::Network;
+use super::{Network, Wanted};
 use crate::names;
 
 /// What the names of files end in that runtimes read.
@@ -36,6 +36,8 @@ pub struct Folder {
     /// What in the runtime's own configuration makes it take other networks than the first: the
     /// file and the setting.
     pub not_first: Option<(PathBuf, String)>,
+    /// What was wanted last.
+    pub last: Wanted,
 }
 
 /// Whether runtimes read files of this name: by what Go calls the name's extension.

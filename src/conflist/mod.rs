@@ -36,6 +36,9 @@ pub use splice::{insert, same_meaning, without};
 use crate::config::{self, Invalid};
 use crate::names;
 
+/// Raised when what is remembered of a wish changes so that older releases misread it.
+const VERSION: u64 = 1;
+
 /// Where our entry is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
@@ -55,15 +58,14 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What is to be true of the conf dir.
+/// What is to be true of the conf dir. What is left open here is as it was wanted last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Where our entry is kept; none for where it is kept already, in place by default.
+    /// Where our entry is kept; by default where it is kept already, or else in place.
     pub mode: Option<Mode>,
-    /// Our entry. Without it an entry that is there is right as it is, and a new one has no
-    /// settings.
+    /// Our entry. By default one that is there is right as it is, and a new one has no settings.
     pub entry: Option<Map<String, Value>>,
-    /// Name of the primary's file; none for the one that the runtime takes.
+    /// Name of the primary's file; by default the one that the runtime takes.
     pub file: Option<String>,
 }
 
@@ -83,6 +85,31 @@ impl Wanted {
         }
         config::parse(&settings)?;
         Ok(settings)
+    }
+
+    /// This, where something is left open as `last` has it.
+    fn or(&self, last: &Self) -> Self {
+        Self {
+            mode: self.mode.or(last.mode),
+            entry: self.entry.clone().or_else(|| last.entry.clone()),
+            file: self.file.clone().or_else(|| last.file.clone()),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let mode = self.mode.map(|mode| mode.to_string());
+        json!({"version": VERSION, "mode": mode, "entry": self.entry, "file": self.file})
+    }
+
+    /// What was written by [`Self::to_json`], of this version.
+    fn from_json(value: &Value) -> Option<Self> {
+        (value.get("version")?.as_u64()? == VERSION).then_some(())?;
+        let modes = [Mode::InPlace, Mode::OwnFile];
+        Some(Self {
+            mode: modes.into_iter().find(|mode| value["mode"] == mode.to_string()),
+            entry: value["entry"].as_object().and_then(|e| Self::entry(e.clone()).ok()),
+            file: value["file"].as_str().map(Into::into),
+        })
     }
 
     fn plain() -> Map<String, Value> {

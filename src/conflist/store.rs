@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! conflist/originals/FILE   the file as it was before our entry came in
+//! conflist/wanted.json      what was wanted last, where it is not the default
 //! conflist/journal          one JSON object per line: what was done, when, to which file
 //! ```
 //! The directory itself is the lock.
@@ -18,7 +19,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
-use super::Error;
+use super::{Error, Wanted};
 
 /// What the journal says when our entry goes into a file.
 pub(super) const PUT_IN: &str = "put in";
@@ -29,6 +30,7 @@ pub(super) const OUTRUN: &str = "outrun";
 
 const FOLDER: &str = "conflist";
 const JOURNAL: &str = "journal";
+const WANTED: &str = "wanted.json";
 const ORIGINALS: &str = "originals";
 /// Hidden, so no copy of a conflist has this name.
 const TEMPORARY: &str = ".new";
@@ -77,6 +79,11 @@ impl Store {
         Self::write(&originals, file, bytes)
     }
 
+    /// Whether there is anything to forget.
+    pub(super) fn remembers(&self) -> bool {
+        self.dir.join(WANTED).exists() || !self.originals().is_empty()
+    }
+
     /// The copies, by the file's name.
     pub(super) fn originals(&self) -> BTreeMap<String, String> {
         let entries = fs::read_dir(self.dir.join(ORIGINALS)).into_iter().flatten().flatten();
@@ -87,8 +94,25 @@ impl Store {
         copies.collect()
     }
 
-    /// Drops all copies.
+    /// What was wanted last.
+    pub(super) fn wanted(&self) -> Wanted {
+        let text = fs::read_to_string(self.dir.join(WANTED)).unwrap_or_default();
+        let value = serde_json::from_str(&text).ok();
+        value.and_then(|value| Wanted::from_json(&value)).unwrap_or_default()
+    }
+
+    /// Remembers what is wanted.
+    pub(super) fn remember(&self, wanted: &Wanted) -> Result<(), Error> {
+        Self::write(&self.dir, WANTED, format!("{}\n", wanted.to_json()).as_bytes())
+    }
+
+    /// Drops all copies, and what was wanted.
     pub(super) fn forget(&self) -> Result<(), Error> {
+        let path = self.dir.join(WANTED);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other.map_err(Error::at("remove", &path))?,
+        }
         let path = self.dir.join(ORIGINALS);
         match fs::remove_dir_all(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -110,11 +134,21 @@ impl Store {
         write().map_err(Error::at("write", &path))
     }
 
-    /// Writes down what is about to be done to a file, or that it failed; and why.
-    pub(super) fn note(&self, action: &str, file: &Path, why: &str) -> Result<(), Error> {
+    /// Writes down what is about to be done to a file, or that it failed; and why. `source` is the
+    /// file that it is made of, where that is another one.
+    pub(super) fn note(
+        &self,
+        action: &str,
+        file: &Path,
+        why: &str,
+        source: Option<&str>,
+    ) -> Result<(), Error> {
         let path = self.dir.join(JOURNAL);
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        let line = json!({"time": now, "action": action, "file": file, "why": why});
+        let mut line = json!({"time": now, "action": action, "file": file, "why": why});
+        if let Some(source) = source {
+            line["madeOf"] = json!(source);
+        }
         let old = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),

@@ -123,3 +123,44 @@ fn a_writer_that_never_rests() {
     assert!(text == FLANNEL || text == newer, "{text}");
     assert!(!node.files().contains_key(".symroute.new"));
 }
+
+/// Settings, mode and file are given once.
+#[test]
+fn a_plain_add_puts_back_what_was_wanted() {
+    let node = Node::with_flannel();
+    let entry = node.root.join("entry.json");
+    fs::write(&entry, r#"{"uplinks": ["eth7"]}"#).expect("write");
+    let words = format!("add --config {}", entry.display());
+    node.run(&words).assert_code(0, "add");
+    let wanted = node.files();
+    node.write(FLANNEL);
+    node.run("add").assert_code(0, "add");
+    assert_eq!(node.files(), wanted);
+    node.run("add --mode own-file").assert_code(0, "own file");
+    let wanted = node.files();
+    fs::remove_file(node.primary()).expect("the primary's file goes");
+    node.run("add").assert_code(3, "the copy goes");
+    assert!(node.files().is_empty());
+    node.write(FLANNEL);
+    node.run("check").assert_code(3, "check");
+    node.run("add").assert_code(0, "add");
+    assert_eq!(node.files(), wanted);
+    node.run("remove").assert_code(0, "remove");
+    node.run("add").assert_code(0, "all is forgotten");
+    let text = fs::read_to_string(node.primary()).expect("read");
+    assert!(text.contains("\"symroute\"") && !text.contains("eth7"), "{text}");
+}
+
+/// Multus comes first; the primary's file is named once.
+#[test]
+fn a_file_that_was_named_is_remembered() {
+    let node = Node::with_flannel();
+    let multus = node.conf_dir().join("00-multus.conf");
+    fs::write(&multus, r#"{"name": "m", "type": "multus"}"#).expect("write");
+    node.run("add").assert_code(1, "refused");
+    node.run("add --file 10-flannel.conflist").assert_code(0, "add");
+    node.run("check").assert_code(0, "check");
+    fs::remove_file(&multus).expect("Multus goes");
+    fs::rename(node.primary(), node.conf_dir().join("20-new.conflist")).expect("rename");
+    node.run("check").assert_code(0, "a file that has gone is forgotten");
+}

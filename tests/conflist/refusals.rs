@@ -62,6 +62,16 @@ fn a_state_directory_that_is_read_only() {
 }
 
 #[test]
+fn a_file_that_only_root_may_read() {
+    let node = Node::with_flannel();
+    chmod(&node.primary(), 0);
+    let ran = as_nobody(&node, "check");
+    ran.assert_code(1, "check");
+    assert!(ran.said.contains("10-flannel.conflist: Permission denied"), "{}", ran.said);
+    assert!(ran.said.contains("run as root"), "{}", ran.said);
+}
+
+#[test]
 fn a_directory_that_is_a_file() {
     let node = Node::with_flannel();
     let ran = node.run("add --conf-dir /etc/cni/net.d/10-flannel.conflist");
