@@ -1,6 +1,5 @@
 //! From the folder as found and what is wanted to a state, and to the edits that mend it.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::{Map, Value};
@@ -20,7 +19,7 @@ pub struct Reason {
 }
 
 impl Reason {
-    fn new(what: impl Into<String>, way_out: impl Into<String>) -> Self {
+    pub(super) fn new(what: impl Into<String>, way_out: impl Into<String>) -> Self {
         Self { what: what.into(), way_out: way_out.into() }
     }
 }
@@ -126,15 +125,6 @@ pub struct View {
     /// What `add` does: nothing where the state is ready, waiting or refused, but for an own file
     /// whose original has gone.
     pub edits: Vec<Edit>,
-}
-
-/// What `remove` does.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Removal {
-    /// The changes.
-    pub edits: Vec<Edit>,
-    /// Where an entry of ours is, or may be, that can't be taken out.
-    pub left: Vec<Reason>,
 }
 
 /// Looks how it stands with our entry, and what would mend it.
@@ -243,7 +233,7 @@ fn primary<'a>(folder: &'a Folder, wanted: &'a Wanted) -> Result<(&'a str, Netwo
 /// The network of a file that our entry can stand in, as far as one can tell from the file alone.
 fn usable<'a>(folder: &'a Folder, file: &str) -> Result<Network<'a>, State> {
     let path = folder.path.join(file).display().to_string();
-    if let Some(Content::Elsewhere(target)) = folder.files.get(file) {
+    if let Some(Content::Elsewhere(target, _)) = folder.files.get(file) {
         return Err(State::Refused(Reason::new(
             format!("{path}: a link to {}, outside of the directory", target.display()),
             "edit it where it is made, or put a file in the link's place",
@@ -269,7 +259,7 @@ fn usable<'a>(folder: &'a Folder, file: &str) -> Result<Network<'a>, State> {
             ),
         )));
     }
-    if network.is_list && network.is_ours_alone() {
+    if network.is_ours_alone() {
         return Err(State::WaitingForPrimary(Reason::new(
             format!("{path}: names no plugin but {}", names::PLUGIN_TYPE),
             "install the primary CNI plugin",
@@ -425,74 +415,15 @@ fn no_own_file(folder: &Folder) -> Option<Reason> {
 }
 
 /// The file itself, where a name may be a symbolic link to one beside it.
-fn target<'a>(folder: &'a Folder, file: &'a str) -> &'a str {
+pub(super) fn target<'a>(folder: &'a Folder, file: &'a str) -> &'a str {
     match folder.files.get(file) {
         Some(Content::Bytes(_, Some(target))) => target,
         _ => file,
     }
 }
 
-fn write(folder: &Folder, file: &str, text: String) -> Edit {
+/// The edit of a file of this name.
+pub(super) fn write(folder: &Folder, file: &str, text: String) -> Edit {
     let target = target(folder, file);
     Edit::Write { file: target.into(), text, like: target.into() }
-}
-
-/// How to take our entry out of one file, or out of all. `originals` are the files as they were
-/// found before the first entry: one that differs from what is left in nothing but blanks is put
-/// back as it was.
-#[must_use]
-pub fn removal(
-    folder: &Folder,
-    only: Option<&str>,
-    originals: &BTreeMap<String, String>,
-) -> Removal {
-    let mut removal = Removal::default();
-    if let Some(only) = only {
-        if !folder.files.contains_key(only) && !folder.set_aside.iter().any(|name| name == only) {
-            let what = format!("{}: not there", folder.path.join(only).display());
-            removal.left.push(Reason::new(what, "give --file the name, without a path"));
-        }
-    }
-    for (file, content) in &folder.files {
-        if only.is_some_and(|only| only != file) {
-            continue;
-        }
-        if file == names::OWN_CONFLIST {
-            removal.edits.push(Edit::Delete { file: file.clone() });
-            continue;
-        }
-        let path = folder.path.join(file).display().to_string();
-        let Content::Bytes(bytes, _) = content else {
-            continue;
-        };
-        match Network::parse(file, bytes) {
-            Ok(network) if network.ours().is_empty() => {}
-            Ok(network) if network.is_ours_alone() => removal.left.push(Reason::new(
-                format!("{path}: names no plugin but {}", names::PLUGIN_TYPE),
-                "remove the file if nobody needs it",
-            )),
-            Ok(network) => {
-                let bare = splice::without(file, network.text);
-                let original = originals.get(target(folder, file));
-                let original = original.filter(|text| splice::same_meaning(text, &bare)).cloned();
-                let edit = write(folder, file, original.unwrap_or(bare));
-                // Two names may lead to one file.
-                if !removal.edits.iter().any(|other| other.file() == edit.file()) {
-                    removal.edits.push(edit);
-                }
-            }
-            Err(why) if String::from_utf8_lossy(bytes).contains(names::PLUGIN_TYPE) => {
-                removal.left.push(Reason::new(
-                    format!("{path}: {why}, but {} is in it", names::PLUGIN_TYPE),
-                    "repair it and remove again, or take the entry out by hand",
-                ));
-            }
-            Err(_) => {}
-        }
-    }
-    let aside = Folder::own_set_aside();
-    if only.is_none_or(|only| only == aside) && folder.set_aside.contains(&aside) {
-        removal.edits.push(Edit::Delete { file: aside });
-    }
-    removal
 }

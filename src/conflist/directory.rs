@@ -6,8 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::decide::{Edit, Reason, State, View, decide, removal};
+use super::decide::{Edit, Reason, State, View, decide};
 use super::folder::{Content, Folder, is_read, is_set_aside};
+use super::removal::removal;
 use super::replace::{self, Done};
 use super::store::{self, Store};
 use super::{Error, Network, Wanted, runtimes};
@@ -249,7 +250,7 @@ impl Directory {
         match &done {
             Ok(Done::Replaced) => {}
             Ok(Done::Outrun) => {
-                self.store.note(store::OUTRUN, &path, "somebody else wrote it", None)?
+                self.store.note(store::OUTRUN, &path, "somebody else wrote it", None)?;
             }
             Err(error) => self.store.note(store::FAILED, &path, &error.to_string(), None)?,
         }
@@ -306,7 +307,9 @@ fn content(home: &Path, path: &Path) -> Result<Content, Error> {
         Err(error) => return unreadable(error),
     };
     if real.parent() != Some(home) {
-        return Ok(Content::Elsewhere(real));
+        let text = replace::read(&real).unwrap_or_default();
+        let has_us = String::from_utf8_lossy(&text).contains(names::PLUGIN_TYPE);
+        return Ok(Content::Elsewhere(real, has_us));
     }
     let target = path.is_symlink().then(|| real.file_name()).flatten();
     match replace::read(&real) {

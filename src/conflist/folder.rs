@@ -16,8 +16,8 @@ const SET_ASIDE: &str = ".cilium_bak";
 pub enum Content {
     /// Its bytes, and the file itself where the name is a symbolic link to one beside it.
     Bytes(Vec<u8>, Option<String>),
-    /// It is a symbolic link to somewhere else.
-    Elsewhere(PathBuf),
+    /// It is a symbolic link to somewhere else; whether our name occurs there.
+    Elsewhere(PathBuf, bool),
     /// It could not be read; why.
     Unreadable(String),
 }
@@ -58,7 +58,7 @@ impl Folder {
         match self.files.get(file) {
             None => Err("not there".into()),
             Some(Content::Bytes(bytes, _)) => Network::parse(file, bytes),
-            Some(Content::Elsewhere(path)) => Err(format!("a link to {}", path.display())),
+            Some(Content::Elsewhere(path, _)) => Err(format!("a link to {}", path.display())),
             Some(Content::Unreadable(why)) => Err(why.clone()),
         }
     }

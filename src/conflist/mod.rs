@@ -4,7 +4,8 @@
 //! network    one file as a runtime reads it: a network's name, its plugins, where each stands
 //! splice     one entry into a text or out of it; every other byte stays
 //! folder     the files of the conf dir, and which of them the runtime takes
-//! decide     folder and wish -> state, and the edits that lead to it       (pure up to here)
+//! decide     folder and wish -> state, and the edits that lead to it
+//! removal    folder -> the edits that take our entry out                  (pure up to here)
 //! directory  reads the conf dir, carries edits out under a lock
 //! replace    one file is replaced as a whole, or not at all
 //! store      the copy of a file as found, the journal, outside of the conf dir
@@ -17,6 +18,7 @@ mod directory;
 mod error;
 mod folder;
 mod network;
+mod removal;
 mod replace;
 mod runtimes;
 mod splice;
@@ -26,11 +28,12 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
-pub use decide::{Edit, Reason, Removal, State, View, decide, removal};
+pub use decide::{Edit, Reason, State, View, decide};
 pub use directory::{Directory, Outcome, Places};
 pub use error::Error;
 pub use folder::{Content, Folder};
 pub use network::{Network, Plugin};
+pub use removal::{Removal, removal};
 pub use splice::{insert, same_meaning, without};
 
 use crate::config::{self, Invalid};
