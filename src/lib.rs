@@ -3,12 +3,14 @@
 //! How a call flows: [`cni`] or [`cli`] take it in, [`node`] holds the one reconcile —
 //! [`gather`] reads [`facts`] from the kernel, [`plan`] makes the desired state and the steps
 //! towards it (pure), [`apply`] carries them out through [`netlink`]. What an ADD does on a node
-//! where everything is in place is in [`cni::add`] and [`fast`].
+//! where everything is in place is in [`cni::add`] and [`fast`]. [`conflist`] keeps our entry in
+//! the list of plugins that the runtime calls.
 
 pub mod apply;
 pub mod cli;
 pub mod cni;
 pub mod config;
+pub mod conflist;
 pub mod error;
 pub mod facts;
 pub mod fast;

@@ -1,6 +1,7 @@
-//! The command line tool: `symroute up`, `down`, `status`.
+//! The command line tool: `symroute up`, `down`, `status`, `conflist`.
 
 mod configuration;
+mod conflist;
 mod report;
 
 use std::ffi::OsString;
@@ -35,6 +36,7 @@ symroute: replies leave this node by the NIC the request came in by
 Usage: symroute up [--config FILE]
        symroute down
        symroute status [--json]
+       symroute conflist add|remove|check [OPTION]...
        symroute --help | --version
 
 Commands:
@@ -43,6 +45,9 @@ Commands:
           settings, without it those in force or else the defaults are used
   down    end that hold; with no pod enrolled, take everything away
   status  show uplinks, gateways, tables, enrolled pods and what is off
+  conflist
+          put our entry into the primary plugin's conflist, or take it out;
+          see: symroute conflist --help
 
 Options:
   --config FILE  settings for \"up\"
@@ -103,13 +108,20 @@ impl From<crate::state::Error> for Failure {
 
 /// Runs the command that these words ask for.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let outcome = parse(words).and_then(|command| match command {
+    let words: Vec<OsString> = words.into_iter().collect();
+    if conflist::is_meant(&words) {
+        return finish(conflist::run(words));
+    }
+    finish(parse(words).and_then(|command| match command {
         Command::Help => Ok((HELP.to_string(), 0)),
         Command::Version => Ok((format!("symroute {}\n", env!("CARGO_PKG_VERSION")), 0)),
         Command::Up { config } => up(config),
         Command::Down => down(),
         Command::Status { json } => status(json),
-    });
+    }))
+}
+
+fn finish(outcome: Result<(String, u8), Failure>) -> ExitCode {
     let (text, code) = match outcome {
         Ok(done) => done,
         Err(failure) => return complain(&failure),
