@@ -1,5 +1,6 @@
 //! The plugin's binary in the runtime's folder, as a copy of a given file.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -45,6 +46,10 @@ impl Thing for Binary {
 
     fn folder(&self) -> PathBuf {
         self.folder.clone()
+    }
+
+    fn names(&self) -> Option<Vec<OsString>> {
+        Some(vec![PROGRAM.into()])
     }
 
     fn is_in_place(&mut self) -> Result<bool, String> {

@@ -77,6 +77,12 @@ impl Cause {
         matches!(self, Self::Start | Self::Resync | Self::Retry)
     }
 
+    /// Whether it may change what the kernel takes for a route.
+    #[must_use]
+    pub fn is_of_routing(self) -> bool {
+        matches!(self, Self::Lost | Self::Links | Self::Addresses | Self::Routes)
+    }
+
     /// Whether it is about the kernel's state.
     #[must_use]
     pub fn is_of_kernel(self) -> bool {

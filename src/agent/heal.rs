@@ -72,7 +72,7 @@ impl Healer {
                 Ok(Some(found)) => self.wanted = Some(found),
                 // Gone for a moment, or for good: what is in force stays.
                 Ok(None) => {}
-                Err(error) => status.say(Problem::Settings, Err(error)),
+                Err(error) => status.say(Problem::Source, Err(error)),
             }
         }
         let news = self.wanted != before;
@@ -182,7 +182,8 @@ impl Healer {
                 view.steps.clear();
             }
         }
-        if !view.steps.is_empty() && view.steps != self.stuck {
+        let refused = view.steps == self.stuck && !causes.iter().any(|cause| cause.is_of_routing());
+        if !view.steps.is_empty() && !refused {
             let what: Vec<_> = view.steps.iter().map(|s| describe(s, &view.facts)).collect();
             log::info!("off ({}): {}", names_of(causes), what.join("; "));
             let record = node.record()?;
@@ -200,7 +201,9 @@ impl Healer {
                 self.repairs.made(causes, Instant::now());
                 self.tally.repaired(causes);
             }
-            self.stuck = if of_pods_alone(&left.steps) { Vec::new() } else { left.steps.clone() };
+            // Of what is left after that, the rest was done to us since; an event tells of it.
+            let refused = left.steps == view.steps && of_routes_alone(&left.steps);
+            self.stuck = if refused { left.steps.clone() } else { Vec::new() };
             view = left;
         } else if view.steps.is_empty() {
             self.stuck.clear();
@@ -282,6 +285,12 @@ fn of_pods_alone(steps: &[Operation]) -> bool {
         _ => false,
     };
     !steps.is_empty() && steps.iter().all(alone)
+}
+
+/// Whether nothing differs but routes: those are what the kernel may refuse alone.
+fn of_routes_alone(steps: &[Operation]) -> bool {
+    let route = |step: &Operation| matches!(step, Operation::AddRoute(_) | Operation::ReplaceRoute { .. });
+    steps.iter().all(route)
 }
 
 fn found(view: View, settings: Settings) -> Found {

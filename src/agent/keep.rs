@@ -1,6 +1,7 @@
 //! Things of ours on the node's disk that others rewrite or remove: the entry in the conflist,
 //! the plugin's binary.
 
+use std::ffi::OsString;
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -19,6 +20,9 @@ pub trait Thing: Debug + Send {
 
     /// The folder to watch.
     fn folder(&self) -> PathBuf;
+
+    /// The entries of the folder that count; none for all of them.
+    fn names(&self) -> Option<Vec<OsString>>;
 
     /// Whether it is in place. Cheap: called at each event and each resync.
     ///
@@ -67,7 +71,8 @@ impl Kept {
     /// What to watch.
     #[must_use]
     pub fn folder(&self) -> Folder {
-        Folder { path: self.thing.folder(), cause: self.thing.cause() }
+        let (path, cause) = (self.thing.folder(), self.thing.cause());
+        Folder { path, cause, names: self.thing.names() }
     }
 
     /// Puts it in place unless it is there. Somebody who takes it away again and again has a
@@ -109,6 +114,9 @@ mod tests {
         }
         fn folder(&self) -> PathBuf {
             PathBuf::new()
+        }
+        fn names(&self) -> Option<Vec<OsString>> {
+            None
         }
         fn is_in_place(&mut self) -> Result<bool, String> {
             Ok(false)

@@ -79,6 +79,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn run(options: Options) -> Result<(), String> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
+        // By this name the kernel tells who changed nftables.
+        .thread_name(crate::names::PROGRAM)
         .max_blocking_threads(1)
         .build()
         .map_err(|error| format!("start: {error}"))?;

@@ -8,8 +8,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
 use super::cause::Cause;
-use super::events::{files, nftables, route};
+use super::events::files::{self, Folder};
+use super::events::{nftables, route};
 use super::filter::Event;
+use super::keep::Kept;
+use super::wanted::Source;
 use super::{Options, Shared, lock};
 
 /// Pause before a source that failed is opened again.
@@ -50,11 +53,9 @@ fn signals(shared: &Arc<Shared>) -> Result<(), String> {
 }
 
 fn folders(shared: &Arc<Shared>, options: &Options) -> Result<(), String> {
-    let folder = |path: &std::path::Path, cause| files::Folder { path: path.into(), cause };
-    let source = options.source.as_ref().and_then(|source| source.folder());
-    let mut folders: Vec<_> = options.kept.iter().map(|kept| kept.folder()).collect();
-    folders.extend(source.map(|path| folder(path, Cause::Conflist)));
-    folders.push(folder(&options.cache, Cause::Cache));
+    let mut folders: Vec<_> = options.kept.iter().map(Kept::folder).collect();
+    folders.extend(options.source.as_ref().map(Source::folder));
+    folders.push(Folder { path: options.cache.clone(), cause: Cause::Cache, names: None });
     let watches = files::Watches::on(folders)?;
     let shared = Arc::clone(shared);
     tokio::spawn(async move {

@@ -11,7 +11,9 @@ use crate::plan::Uplink;
 /// Where something is wrong. Each makes the agent not ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Problem {
-    /// The settings can't be read or kept.
+    /// The settings can't be read.
+    Source,
+    /// The settings can't be put in force.
     Settings,
     /// The node could not be looked at or put right.
     Node,

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::cause::Cause;
+use super::events::files::Folder;
 use crate::config::{Config, Scope, file};
 
 /// The network that the agent acts for where no file names one.
@@ -34,11 +36,16 @@ pub struct Wanted {
 impl Source {
     /// What is to be watched for changes.
     #[must_use]
-    pub fn folder(&self) -> Option<&Path> {
-        match self {
-            Self::File(path) => Some(path.parent()?).filter(|p| !p.as_os_str().is_empty()),
-            Self::Folder(path) => Some(path),
-        }
+    pub fn folder(&self) -> Folder {
+        let (path, names) = match self {
+            Self::File(path) => {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                let name = path.file_name().map(|name| vec![name.to_os_string()]);
+                (parent.unwrap_or(Path::new(".")), name)
+            }
+            Self::Folder(path) => (path.as_path(), None),
+        };
+        Folder { path: path.into(), cause: Cause::Conflist, names }
     }
 
     /// The settings, or none where no file names us (yet).

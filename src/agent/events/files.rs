@@ -1,5 +1,6 @@
 //! Events of folders: conflists, plugins, the runtime's cache.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 use std::path::PathBuf;
@@ -21,6 +22,17 @@ pub struct Folder {
     pub path: PathBuf,
     /// What a change in it is.
     pub cause: Cause,
+    /// The names that count; none for all of them.
+    pub names: Option<Vec<OsString>>,
+}
+
+impl Folder {
+    /// Whether a change of this entry counts. Hidden ones are temporary files, of libcni and ours.
+    fn concerns(&self, entry: Option<&OsStr>) -> bool {
+        let Some(entry) = entry else { return true };
+        let named = |names: &Vec<OsString>| names.iter().any(|name| name == entry);
+        !entry.as_encoded_bytes().starts_with(b".") && self.names.as_ref().is_none_or(named)
+    }
 }
 
 /// What is watched in place of a folder that is not there: its parent.
@@ -118,14 +130,12 @@ impl Watches {
                 let over = AddWatchFlags::IN_IGNORED
                     | AddWatchFlags::IN_DELETE_SELF
                     | AddWatchFlags::IN_MOVE_SELF;
-                // Temporary files of libcni and of ours.
-                let hidden = event.name.as_ref().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
                 for watched in &mut self.folders {
                     if watched.watch == Some(event.wd) {
                         if event.mask.intersects(over) {
                             (watched.watch, anew) = (None, true);
                         }
-                        if !hidden {
+                        if watched.folder.concerns(event.name.as_deref()) {
                             take(watched.folder.cause);
                         }
                     } else if watched.parent == Some(event.wd)
