@@ -90,9 +90,8 @@ impl Cache {
 
     /// Names of the network's entries.
     fn names(&self, network: &str) -> io::Result<HashSet<String>> {
-        let of_network = |name: &str| {
-            name.strip_prefix(network).is_some_and(|rest| rest.starts_with('-'))
-        };
+        let of_network =
+            |name: &str| name.strip_prefix(network).is_some_and(|rest| rest.starts_with('-'));
         let entries = fs::read_dir(&self.folder)?.flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
         Ok(names.filter(|name| of_network(name)).collect())
@@ -145,7 +144,8 @@ impl Cache {
         if self.seen.get(name) == Some(&changed) || !meta.is_file() || meta.len() > LARGEST {
             return Ok(false);
         }
-        let Some(entry) = fs::read_to_string(&path).ok().and_then(|text| cached::read(&text)) else {
+        let Some(entry) = fs::read_to_string(&path).ok().and_then(|text| cached::read(&text))
+        else {
             return Ok(false);
         };
         let enrolled = match entry {

@@ -97,7 +97,8 @@ impl Filter {
 
     fn is_quiet(&self, link: &Link) -> bool {
         let named = || {
-            let fits = |p: &Pattern| matches!(p, Pattern::Name(glob) if Pattern::fits(glob, &link.name));
+            let fits =
+                |p: &Pattern| matches!(p, Pattern::Name(glob) if Pattern::fits(glob, &link.name));
             self.names.iter().any(fits)
         };
         let of_pods = link.kind.as_deref().is_some_and(|kind| OF_PODS.contains(&kind));
@@ -205,10 +206,8 @@ mod tests {
     #[test]
     fn a_veth_that_the_settings_name_is_an_uplink_to_be() {
         let mut filter = filter();
-        let settings = Settings {
-            uplinks: vec![Pattern::Name("eth*".into())],
-            ..Settings::default()
-        };
+        let settings =
+            Settings { uplinks: vec![Pattern::Name("eth*".into())], ..Settings::default() };
         filter.learn(&settings, BTreeSet::new(), &Facts::default());
         let event = Event::Link(link(9, "eth9", Some("veth")));
         assert_eq!(filter.judge(event), Some(Cause::Links));

@@ -142,9 +142,11 @@ impl Healer {
         let record = node.state.record()?;
         let settings = &target.config.settings;
         let in_force = record.as_ref().is_some_and(|r| r.settings == *settings)
-            && node.state.holders()?.iter().any(|(name, network)| {
-                name == HOLD && *network == target.network
-            });
+            && node
+                .state
+                .holders()?
+                .iter()
+                .any(|(name, network)| name == HOLD && *network == target.network);
         if !in_force {
             if record.is_none() {
                 self.cache.forget();
@@ -213,10 +215,10 @@ impl Healer {
             let text = format!("the kernel refuses: {}; see its log", what.join("; "));
             status.say(Problem::Kernel, Err(text));
         }
-        let settings = node.state.record()?.map_or_else(
-            || target.config.settings.clone(),
-            |record| record.settings,
-        );
+        let settings = node
+            .state
+            .record()?
+            .map_or_else(|| target.config.settings.clone(), |record| record.settings);
         status.found = Some(found(view, settings));
         Ok(())
     }
@@ -289,7 +291,8 @@ fn of_pods_alone(steps: &[Operation]) -> bool {
 
 /// Whether nothing differs but routes: those are what the kernel may refuse alone.
 fn of_routes_alone(steps: &[Operation]) -> bool {
-    let route = |step: &Operation| matches!(step, Operation::AddRoute(_) | Operation::ReplaceRoute { .. });
+    let route =
+        |step: &Operation| matches!(step, Operation::AddRoute(_) | Operation::ReplaceRoute { .. });
     steps.iter().all(route)
 }
 

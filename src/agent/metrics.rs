@@ -22,9 +22,10 @@ impl Page {
         let _ = writeln!(self.0, "# HELP symroute_{name} {help}\n# TYPE symroute_{name} {kind}");
         for (labels, value) in values {
             let labels = labels.as_ref();
-            let _ = match labels.is_empty() {
-                true => writeln!(self.0, "symroute_{name} {value}"),
-                false => writeln!(self.0, "symroute_{name}{{{labels}}} {value}"),
+            let _ = if labels.is_empty() {
+                writeln!(self.0, "symroute_{name} {value}")
+            } else {
+                writeln!(self.0, "symroute_{name}{{{labels}}} {value}")
             };
         }
     }
@@ -123,7 +124,11 @@ mod tests {
         let uplink = UplinkLine { name: "e\"t\\h".into(), id: 1, table: 47001 };
         let board = Board { uplinks: vec![uplink], looked: true, ..Board::default() };
         let text = page(&board);
-        assert!(text.contains("symroute_uplink_info{uplink=\"e\\\"t\\\\h\",id=\"1\",table=\"47001\"} 1\n"));
+        assert!(
+            text.contains(
+                "symroute_uplink_info{uplink=\"e\\\"t\\\\h\",id=\"1\",table=\"47001\"} 1\n"
+            )
+        );
         assert!(text.contains("\nsymroute_ready 1\n"));
         assert!(text.contains("symroute_repairs_total{cause=\"rules\"} 0\n"));
         for line in text.lines().filter(|line| !line.starts_with('#')) {

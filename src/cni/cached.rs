@@ -45,8 +45,11 @@ pub(crate) fn read(text: &str) -> Option<Cached> {
         return Some(Cached::Ours);
     }
     let result = *fields.get("result")?;
-    let key =
-        Key { network: word("networkName")?, container: word("containerId")?, ifname: word("ifName")? };
+    let key = Key {
+        network: word("networkName")?,
+        container: word("containerId")?,
+        ifname: word("ifName")?,
+    };
     Some(before(key, result, fields.get("capabilityArgs").copied(), word("netns").as_deref()))
 }
 
@@ -57,7 +60,8 @@ fn before(
     netns: Option<&str>,
 ) -> Cached {
     // Entries of pods that a reboot ended stay in the cache.
-    if let Some(gone) = sandboxes(result, netns).into_iter().find(|path| !Path::new(path).exists()) {
+    if let Some(gone) = sandboxes(result, netns).into_iter().find(|path| !Path::new(path).exists())
+    {
         return Cached::LeftOut(format!("its network namespace {gone} is gone"));
     }
     let given = capabilities.and_then(|raw| serde_json::from_str(raw.get()).ok());
@@ -128,7 +132,8 @@ mod tests {
             "interfaces": [{"name": "eth0", "sandbox": "/run/netns/no-such-thing"}]});
         assert!(left_out(&cached(&bridge, &gone)));
         let mut annotated = cached(&bridge, &json!({"ips": [{"address": "10.0.0.5/32"}]}));
-        annotated["capabilityArgs"] = json!({annotations::CAPABILITY: {"symroute.io/enabled": "false"}});
+        annotated["capabilityArgs"] =
+            json!({annotations::CAPABILITY: {"symroute.io/enabled": "false"}});
         assert!(left_out(&annotated));
     }
 

@@ -7,7 +7,11 @@ use crate::node::Node;
 use crate::state::{Attachment, Lock};
 
 /// Enrolls a pod: by the fast path where the node is ready for it, else by a reconcile.
-pub(crate) fn enroll(node: &mut Node, settings: &Settings, attachment: &Attachment) -> Result<(), Error> {
+pub(crate) fn enroll(
+    node: &mut Node,
+    settings: &Settings,
+    attachment: &Attachment,
+) -> Result<(), Error> {
     if quickly(node, settings, attachment)? {
         return Ok(());
     }
@@ -49,8 +53,7 @@ fn slowly(
     for note in &plan.notes {
         log::warn!("{note}");
     }
-    if let Err(fast::Surprise(why)) =
-        fast::prove(&mut node.kernel, settings, &attachment.addresses)
+    if let Err(fast::Surprise(why)) = fast::prove(&mut node.kernel, settings, &attachment.addresses)
     {
         log::warn!("the node is reconciled, but {why}; see \"symroute status\"");
     }

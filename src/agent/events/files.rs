@@ -71,7 +71,8 @@ impl Watches {
         let inotify =
             unsafe { AsyncFd::register_with_interest(Descriptor(inotify), Interest::READABLE) }
                 .map_err(|error| fail(error.into()))?;
-        let folders = folders.into_iter().map(|folder| Watched { folder, watch: None, parent: None });
+        let folders =
+            folders.into_iter().map(|folder| Watched { folder, watch: None, parent: None });
         let mut watches = Self { inotify, folders: folders.collect() };
         watches.arm();
         Ok(watches)
@@ -92,10 +93,8 @@ impl Watches {
             | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR
             | add;
-        let entries = AddWatchFlags::IN_CREATE
-            | AddWatchFlags::IN_MOVED_TO
-            | AddWatchFlags::IN_ONLYDIR
-            | add;
+        let entries =
+            AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR | add;
         let inotify = &self.inotify.get_ref().0;
         let mut armed = Vec::new();
         for watched in self.folders.iter_mut().filter(|watched| watched.watch.is_none()) {

@@ -95,8 +95,8 @@ impl Transaction {
             return false;
         }
         if message.kind & 0xff == NFT_MSG_NEWGEN {
-            let by_us = find(attributes, NFTA_GEN_PROC_NAME).map(string).as_deref()
-                == Some(names::PROGRAM);
+            let by_us =
+                find(attributes, NFTA_GEN_PROC_NAME).map(string).as_deref() == Some(names::PROGRAM);
             return std::mem::take(&mut self.of_ours) && !by_us;
         }
         // The first attribute of every message is the name of the table.

@@ -5,14 +5,12 @@ use rtnetlink::MulticastGroup::{
     Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link as Links,
 };
 use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::proto::sys::AsyncSocket as _;
 use rtnetlink::packet_route::address::AddressMessage;
-use rtnetlink::packet_route::link::{
-    InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage,
-};
+use rtnetlink::packet_route::link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::proto::sys::AsyncSocket as _;
 
 use crate::agent::filter::Event;
 use crate::facts::Link;

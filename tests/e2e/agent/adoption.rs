@@ -17,9 +17,12 @@ pub(super) fn base64(text: &str) -> String {
         let byte = |at: usize| u32::from(bytes.get(at).copied().unwrap_or(0));
         let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
         (0..4usize)
-            .map(|at| match at <= bytes.len() {
-                true => char::from(DIGITS[(bits >> (18 - 6 * at) & 63) as usize]),
-                false => '=',
+            .map(|at| {
+                if at <= bytes.len() {
+                    char::from(DIGITS[(bits >> (18 - 6 * at) & 63) as usize])
+                } else {
+                    '='
+                }
             })
             .collect::<String>()
     };
@@ -82,7 +85,7 @@ fn a_pod_of_before_is_served_until_its_entry_goes() {
     assert!(!cluster.reached(), "not without us");
     let running = agent(node, &cluster.conf_dir);
     until("the pod is served", || cluster.reached());
-    assert_eq!((pods(node), running.metric("symroute_pods_adopted")), (1, 1.0));
+    assert_eq!((pods(node), running.metric("symroute_pods_adopted")), (1, 1));
     fs::remove_file(cluster.file()).expect("remove the entry");
     until("it is taken out", || pods(node) == 0);
     fs::write(cluster.file(), &before).expect("write the entry");
@@ -115,7 +118,7 @@ fn what_is_none_of_ours_is_left_alone() {
     fs::write(cluster.file(), &whole).expect("write the other half");
     until("the whole entry is seen", || pods(node) == 1);
     assert!(cluster.reached());
-    assert_eq!(running.metric("symroute_adoptions_total"), 1.0);
+    assert_eq!(running.metric("symroute_adoptions_total"), 1);
     // An ADD and a DEL that name us are none of the agent's concern.
     let settings = json!({"uplinks": NICS});
     node.add(&settings, &cluster.layout.pods[0]);

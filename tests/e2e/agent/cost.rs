@@ -11,7 +11,7 @@ use crate::agent::conflist;
 use crate::lab::agent::{Agent, until};
 use crate::lab::two_nics::{NICS, two_nics};
 
-const PODS: usize = 1000;
+const PODS: u64 = 1000;
 
 /// Kilobytes of memory, by a line of `/proc/PID/status`.
 fn memory(pid: u32, name: &str) -> u64 {
@@ -47,12 +47,13 @@ fn a_thousand_pods_fit_into_ten_mebibytes() {
     fs::write(conf_dir.join("10-lab.conflist"), ours).expect("write the conflist");
     let folder = conf_dir.to_str().expect("UTF-8");
     let agent = Agent::ready(node, &["--conf-dir", folder, "--resync", "5s"]);
-    until("all are enrolled", || agent.metric("symroute_pods") as usize == PODS);
+    until("all are enrolled", || agent.metric("symroute_pods") == PODS);
     let looks = agent.metric("symroute_looks_total");
-    until("looks with all of them", || agent.metric("symroute_looks_total") >= looks + 2.0);
+    until("looks with all of them", || agent.metric("symroute_looks_total") >= looks + 2);
     let (now, most) = (memory(agent.pid(), "VmRSS"), memory(agent.pid(), "VmHWM"));
-    let look = agent.metric("symroute_last_look_seconds");
-    println!("{PODS} pods: {now} kB resident, at most {most} kB; a look takes {look} s");
+    let page = agent.get("/metrics").1;
+    let look = page.lines().find(|line| line.starts_with("symroute_last_look_seconds"));
+    println!("{PODS} pods: {now} kB resident, at most {most} kB; {look:?}");
     assert!(most < 10 * 1024, "{most} kB");
 
     let (begin, before) = (Instant::now(), processor(agent.pid()));
@@ -72,10 +73,10 @@ fn a_thousand_pods_fit_into_ten_mebibytes() {
     node.ns.ip(&batch);
     let removal: Vec<_> = (0..churn).map(|number| format!("link del eni{number}")).collect();
     node.ns.ip(&removal.join("\n"));
-    let (wall, used) = (begin.elapsed(), processor(agent.pid()) - before);
+    let (wall, used) = (begin.elapsed(), processor(agent.pid()).saturating_sub(before));
     let looked = agent.metric("symroute_looks_total") - looks;
     println!("{churn} interfaces came and went in {wall:?}: {used:?} of the agent, {looked} looks");
-    assert!(looked <= 1.0 + wall.as_secs_f64() / 5.0, "pods are no reason to look");
+    assert!(looked <= 2 + wall.as_secs() / 5, "pods are no reason to look");
 }
 
 #[test]
@@ -88,9 +89,9 @@ fn an_idle_agent_costs_nothing() {
     let begin = Instant::now();
     until("five looks by the clock", || {
         std::thread::sleep(Duration::from_secs(1));
-        agent.metric(looks) >= at + 5.0
+        agent.metric(looks) >= at + 5
     });
-    let (wall, used) = (begin.elapsed(), processor(agent.pid()) - before);
+    let (wall, used) = (begin.elapsed(), processor(agent.pid()).saturating_sub(before));
     println!("idle for {wall:?}, a look every 2 s: {used:?}");
     // A look every 30 s may take 30 ms; this is the unoptimised build on a busy machine.
     assert!(used <= wall / 50, "{used:?} of {wall:?}");

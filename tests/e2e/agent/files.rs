@@ -61,7 +61,7 @@ fn the_binary_is_kept_in_place() {
     until("it is back", in_place);
     let mode = fs::metadata(&to).expect("look at it").permissions().mode();
     assert_eq!(mode & 0o777, 0o755);
-    until("counted", || agent.metric("symroute_binary_installs_total") >= 3.0);
+    until("counted", || agent.metric("symroute_binary_installs_total") >= 3);
 }
 
 #[test]
@@ -72,10 +72,11 @@ fn systemd_is_told() {
     let socket = UnixDatagram::bind(&path).expect("bind a socket");
     socket.set_read_timeout(Some(crate::lab::agent::PATIENT)).expect("a deadline");
     let config = crate::agent::plugin_object(node, &json!({"uplinks": NICS}));
-    let agent = Agent::with(node, &["--config", &config], &[
-        ("NOTIFY_SOCKET", path.to_str().expect("UTF-8")),
-        ("WATCHDOG_USEC", "600000"),
-    ]);
+    let agent = Agent::with(
+        node,
+        &["--config", &config],
+        &[("NOTIFY_SOCKET", path.to_str().expect("UTF-8")), ("WATCHDOG_USEC", "600000")],
+    );
     let mut told = Vec::new();
     let mut buffer = [0; 512];
     while told.iter().filter(|text| *text == "WATCHDOG=1").count() < 5

@@ -20,8 +20,10 @@ fn flush_rules(layout: &TwoNics) {
     ns.ip("rule flush
          rule add pref 32766 lookup main
          rule add pref 32767 lookup default");
-    ns.ip6("rule flush
-         rule add pref 32766 lookup main");
+    ns.ip6(
+        "rule flush
+         rule add pref 32766 lookup main",
+    );
 }
 
 fn flush_nftables(layout: &TwoNics) {
@@ -37,8 +39,10 @@ fn restart_networkd(layout: &TwoNics) {
          rule del pref 400
          rule del pref 401
          rule del pref 402");
-    ns.ip6("route flush table 47002
-         rule del pref 402");
+    ns.ip6(
+        "route flush table 47002
+         rule del pref 402",
+    );
 }
 
 fn is_healed(damage: impl Fn(&TwoNics)) {
@@ -100,13 +104,13 @@ fn who_undoes_us_again_and_again_is_told_of_and_answered_slowly() {
             flush_nftables(&layout);
             times += 1;
         }
-        agent.metric(contested) > 0.0
+        agent.metric(contested) > 0
     });
     assert!((7..20).contains(&times), "{times}");
     let (code, text) = agent.get("/readyz");
     assert!(code == 503 && text.contains("nftables"), "{code} {text}");
     until("healed all the same", || reached(&layout));
-    assert!(agent.metric("symroute_repairs_total{cause=\"nftables\"}") >= 7.0);
+    assert!(agent.metric("symroute_repairs_total{cause=\"nftables\"}") >= 7);
 }
 
 #[test]
@@ -116,9 +120,10 @@ fn a_signal_removes_nothing_and_a_quiet_agent_writes_nothing() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let agent = Agent::ready(&layout.node, &["--config", &file, "--resync", "1s"]);
         let before = Snapshot::take(&layout.node);
-        let (looks, reconciles) = ("symroute_looks_total", "symroute_reconciles_total{outcome=\"done\"}");
+        let (looks, reconciles) =
+            ("symroute_looks_total", "symroute_reconciles_total{outcome=\"done\"}");
         let (at, made) = (agent.metric(looks), agent.metric(reconciles));
-        until("three looks later", || agent.metric(looks) >= at + 3.0);
+        until("three looks later", || agent.metric(looks) >= at + 3);
         assert_eq!(agent.metric(reconciles), made, "nothing differed, so nothing was done");
         assert!(agent.end(signal).success());
         before.assert_unchanged(&Snapshot::take(&layout.node));

@@ -34,7 +34,8 @@ fn a_nic_that_is_attached_is_served_once_it_has_address_and_gateway() {
     assert!(!answers(&layout, "10.22.0.10", 10250), "up came before the gateway");
 
     let mut layout = two_nics();
-    let agent = Agent::ready(&layout.node, &["--config", &plugin_object(&layout.node, &settings())]);
+    let agent =
+        Agent::ready(&layout.node, &["--config", &plugin_object(&layout.node, &settings())]);
     layout.router.plug("eth2", &layout.node.ns, "eth2", &["10.22.0.1"]);
     let known = "symroute_uplink_info{uplink=\"eth2\",id=\"3\",table=\"47003\"} 1";
     until("the new NIC is known", || agent.get("/metrics").1.contains(known));
@@ -49,16 +50,15 @@ fn a_nic_that_is_attached_is_served_once_it_has_address_and_gateway() {
 #[test]
 fn a_nic_that_is_detached_goes_and_connections_by_the_others_live() {
     let layout = two_nics();
-    let agent = Agent::ready(&layout.node, &["--config", &plugin_object(&layout.node, &settings())]);
+    let agent =
+        Agent::ready(&layout.node, &["--config", &plugin_object(&layout.node, &settings())]);
     let open = |nic: usize| {
         let to: SocketAddr = format!("{}:10250", NODE[nic]).parse().expect("an address");
         Connection::open(&layout.client, to, PATIENT).expect("a connection")
     };
     let (mut stays, _goes) = (open(0), open(1));
     layout.node.ns.ip("link del eth1");
-    until("its rules have gone", || {
-        !layout.node.ns.exec(&["ip", "rule"], "").contains("47002")
-    });
+    until("its rules have gone", || !layout.node.ns.exec(&["ip", "rule"], "").contains("47002"));
     stays.ask().expect("the other NIC's connection lives");
     assert_eq!(agent.get("/readyz").0, 200);
 }
@@ -66,7 +66,8 @@ fn a_nic_that_is_detached_goes_and_connections_by_the_others_live() {
 #[test]
 fn a_renamed_nic_keeps_its_connections() {
     let layout = two_nics();
-    let _agent = Agent::ready(&layout.node, &["--config", &plugin_object(&layout.node, &settings())]);
+    let _agent =
+        Agent::ready(&layout.node, &["--config", &plugin_object(&layout.node, &settings())]);
     let to: SocketAddr = format!("{}:10250", NODE[1]).parse().expect("an address");
     let mut connection = Connection::open(&layout.client, to, PATIENT).expect("a connection");
     layout.node.ns.ip("link set eth1 down

@@ -95,7 +95,7 @@ impl<'a> Agent<'a> {
     }
 
     /// A value of the metrics, by its name with its labels.
-    pub(crate) fn metric(&self, name: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.get("/metrics");
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         let value = line.unwrap_or_else(|| panic!("no {name} in\n{text}"));
