@@ -63,10 +63,22 @@ pub const TABLE_BASE: u32 = 47000;
 /// kube-proxy's mark of packets that it will masquerade, and its mask.
 pub const KUBE_MASQUERADE: (u32, u32) = (0x4000, 0x4000);
 
+/// Our `type` in a conflist, and the program's name in the directories of plugins.
+pub const PLUGIN_TYPE: &str = "symroute";
+/// Where runtimes look for conflists by default.
+pub const CONF_DIR: &str = "/etc/cni/net.d";
+/// The conflist of ours beside the primary's, in own-file mode.
+pub const OWN_CONFLIST: &str = "05-symroute.conflist";
+/// Where a conflist's new text is written before it takes the place of the old one. Hidden, and
+/// with a suffix that no runtime reads.
+pub const CONFLIST_TEMPORARY: &str = ".symroute.new";
+/// State that outlives a boot: copies of conflists as found, and the journal of changes.
+pub const LASTING_DIR: &str = "/var/lib/symroute";
+
 /// State of this boot: attachments, the node record, the lock. A tmpfs on every system that has
 /// systemd, so it goes with the kernel's rules at a reboot.
 pub const STATE_DIR: &str = "/run/symroute";
-/// Name of the program, as the kernel tells it of a process, and our `type` in a conflist.
+/// Name of the program, as the kernel tells it of a process.
 pub const PROGRAM: &str = "symroute";
 /// Default of `log.file`.
 pub const LOG_FILE: &str = "/var/log/symroute.log";

@@ -42,12 +42,6 @@ impl Cache {
         Self { folder, seen: HashMap::new(), adopted: None }
     }
 
-    /// The folder.
-    #[must_use]
-    pub fn folder(&self) -> PathBuf {
-        self.folder.clone()
-    }
-
     /// How many pods are adopted.
     #[must_use]
     pub fn adopted(&self) -> usize {

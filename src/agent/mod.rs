@@ -7,6 +7,7 @@
 pub mod adopt;
 pub mod binary;
 pub mod cause;
+pub mod conflist;
 pub mod events;
 pub mod filter;
 pub mod heal;

@@ -7,14 +7,14 @@ use std::time::Duration;
 use lexopt::{Arg::Long, Parser};
 
 use super::Failure;
-use crate::agent::adopt::Cache;
 use crate::agent::binary::Binary;
+use crate::agent::conflist::Entry;
 use crate::agent::keep::Kept;
 use crate::agent::wanted::Source;
 use crate::agent::{self, Options};
+use crate::conflist::Directory;
+use crate::names;
 
-/// Where the runtime's conflists are on most systems.
-const CONF_DIR: &str = "/etc/cni/net.d";
 /// Where the runtime's plugins are on most systems.
 const BIN_DIR: &str = "/opt/cni/bin";
 /// Where libcni keeps results.
@@ -39,6 +39,7 @@ Options:
   --conf-dir DIR      the runtime's conflists (default /etc/cni/net.d)
   --cache-dir DIR     the runtime's results (default /var/lib/cni/results): pods
                       that were there before symroute are enrolled from it
+  --manage-conflist   keep our entry in the primary plugin's conflist in DIR
   --install FILE      keep a copy of FILE as the plugin in --bin-dir
   --bin-dir DIR       the runtime's plugins (default /opt/cni/bin)
   --listen ADDR:PORT  /healthz, /readyz, /metrics (default 127.0.0.1:9617), or
@@ -57,6 +58,7 @@ pub(super) struct Words {
     config: Option<PathBuf>,
     conf_dir: PathBuf,
     cache_dir: PathBuf,
+    manage_conflist: bool,
     install: Option<PathBuf>,
     bin_dir: PathBuf,
     listen: Option<SocketAddr>,
@@ -67,8 +69,9 @@ pub(super) struct Words {
 pub(super) fn parse(parser: &mut Parser) -> Result<Option<Words>, Failure> {
     let mut words = Words {
         config: None,
-        conf_dir: CONF_DIR.into(),
+        conf_dir: names::CONF_DIR.into(),
         cache_dir: CACHE_DIR.into(),
+        manage_conflist: false,
         install: None,
         bin_dir: BIN_DIR.into(),
         listen: LISTEN.parse().ok(),
@@ -80,6 +83,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Option<Words>, Failure> {
             Long("config") => words.config = Some(parser.value()?.into()),
             Long("conf-dir") => words.conf_dir = parser.value()?.into(),
             Long("cache-dir") => words.cache_dir = parser.value()?.into(),
+            Long("manage-conflist") => words.manage_conflist = true,
             Long("install") => words.install = Some(parser.value()?.into()),
             Long("bin-dir") => words.bin_dir = parser.value()?.into(),
             Long("listen") => words.listen = listen(&parser.value()?.to_string_lossy())?,
@@ -106,17 +110,20 @@ fn resync(text: &str) -> Result<Duration, Failure> {
 
 /// Runs the agent until a signal ends it.
 pub(super) fn run(words: Words) -> Result<(), Failure> {
+    let mut kept = Vec::new();
+    if words.manage_conflist {
+        kept.push(Kept::new(Box::new(Entry::new(Directory::open(&words.conf_dir)))));
+    }
     let source = match words.config {
         Some(file) => Source::File(file),
         None => Source::Folder(words.conf_dir),
     };
-    let mut kept = Vec::new();
     if let Some(from) = words.install {
         kept.push(Kept::new(Box::new(Binary::new(from, words.bin_dir))));
     }
     let options = Options {
         source: Some(source),
-        cache: Cache::new(words.cache_dir).folder(),
+        cache: words.cache_dir,
         listen: words.listen,
         resync: words.resync,
         kept,

@@ -1,7 +1,8 @@
-//! The command line tool: `symroute up`, `down`, `status`, `agent`.
+//! The command line tool: `symroute up`, `down`, `status`, `agent`, `conflist`.
 
 mod agent;
 mod configuration;
+mod conflist;
 mod report;
 
 use std::ffi::OsString;
@@ -37,6 +38,7 @@ Usage: symroute up [--config FILE]
        symroute down
        symroute status [--json]
        symroute agent [options]
+       symroute conflist add|remove|check [OPTION]...
        symroute --help | --version
 
 Commands:
@@ -48,6 +50,9 @@ Commands:
   status  show uplinks, gateways, tables, enrolled pods and what is off
   agent   stay, and keep all this in place whoever changes the node; see
           \"symroute agent --help\"
+  conflist
+          put our entry into the primary plugin's conflist, or take it out;
+          see: symroute conflist --help
 
 Options:
   --config FILE  settings for \"up\"
@@ -110,7 +115,11 @@ impl From<crate::state::Error> for Failure {
 
 /// Runs the command that these words ask for.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let outcome = parse(words).and_then(|command| match command {
+    let words: Vec<OsString> = words.into_iter().collect();
+    if conflist::is_meant(&words) {
+        return finish(conflist::run(words));
+    }
+    finish(parse(words).and_then(|command| match command {
         Command::Help => Ok((HELP.to_string(), 0)),
         Command::Version => Ok((format!("symroute {}\n", env!("CARGO_PKG_VERSION")), 0)),
         Command::Up { config } => up(config),
@@ -118,7 +127,10 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status { json } => status(json),
         Command::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
         Command::AgentHelp => Ok((agent::HELP.to_string(), 0)),
-    });
+    }))
+}
+
+fn finish(outcome: Result<(String, u8), Failure>) -> ExitCode {
     let (text, code) = match outcome {
         Ok(done) => done,
         Err(failure) => return complain(&failure),

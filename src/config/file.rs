@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{Config, parse};
-use crate::names::PROGRAM as TYPE;
+use crate::names::PLUGIN_TYPE as TYPE;
 
 /// The network that a file names, if it names one, and our configuration for it.
 ///

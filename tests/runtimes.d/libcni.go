@@ -6,19 +6,58 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
+	"sort"
+	"strings"
 
 	"github.com/containernetworking/cni/libcni"
 )
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == "load" {
+		if err := load(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "libcni:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) != 6 {
-		fmt.Fprintln(os.Stderr, "usage: libcni add|check|del DIR NETWORK ID NETNS")
+		fmt.Fprintln(os.Stderr, "usage: libcni add|check|del DIR NETWORK ID NETNS; libcni load DIR")
 		os.Exit(2)
 	}
 	if err := call(os.Args[1], os.Args[2], os.Args[3], os.Args[4], os.Args[5]); err != nil {
 		fmt.Fprintln(os.Stderr, "libcni:", err)
 		os.Exit(1)
 	}
+}
+
+// Loads every file of a directory as containerd and CRI-O do, and prints the types of its plugins.
+func load(dir string) error {
+	files, err := libcni.ConfFiles(dir, []string{".conf", ".conflist", ".json"})
+	if err != nil {
+		return err
+	}
+	sort.Strings(files)
+	for _, file := range files {
+		var list *libcni.NetworkConfigList
+		if strings.HasSuffix(file, ".conflist") {
+			list, err = libcni.ConfListFromFile(file)
+		} else {
+			var conf *libcni.NetworkConfig
+			if conf, err = libcni.ConfFromFile(file); err == nil {
+				list, err = libcni.ConfListFromConf(conf)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
+		fmt.Print(filepath.Base(file), " ", list.Name, ":")
+		for _, plugin := range list.Plugins {
+			fmt.Print(" ", plugin.Network.Type)
+		}
+		fmt.Println()
+	}
+	return nil
 }
 
 func call(verb, dir, network, id, netns string) error {

@@ -1,0 +1,429 @@
+//! From the folder as found and what is wanted to a state, and to the edits that mend it.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use super::folder::{Content, Folder, is_read};
+use super::network::Network;
+use super::{Mode, Wanted, splice};
+use crate::names;
+
+/// What is the matter, and what a person can do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// What is the matter, with the file's path.
+    pub what: String,
+    /// What to do.
+    pub way_out: String,
+}
+
+impl Reason {
+    pub(super) fn new(what: impl Into<String>, way_out: impl Into<String>) -> Self {
+        Self { what: what.into(), way_out: way_out.into() }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.way_out)
+    }
+}
+
+/// How it stands with our entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// There, once, behind the primary plugin, with the wanted settings.
+    Ready,
+    /// Not there.
+    Missing,
+    /// There more than once.
+    Duplicate,
+    /// In front of the primary plugin.
+    Misplaced,
+    /// There with other settings.
+    Differs,
+    /// Our own file is no longer what the primary's makes.
+    Stale,
+    /// In the place of the other mode too.
+    OtherMode,
+    /// Whoever writes the primary's file has not done so yet: look again after the next change.
+    WaitingForPrimary(Reason),
+    /// Not done, since it would do no good or harm; a person has to decide.
+    Refused(Reason),
+}
+
+impl State {
+    /// The state in one word, for programs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Missing => "missing",
+            Self::Duplicate => "duplicate",
+            Self::Misplaced => "misplaced",
+            Self::Differs => "differs",
+            Self::Stale => "stale",
+            Self::OtherMode => "other-mode",
+            Self::WaitingForPrimary(_) => "waiting",
+            Self::Refused(_) => "refused",
+        }
+    }
+
+    /// Why nothing can be done now.
+    #[must_use]
+    pub fn reason(&self) -> Option<&Reason> {
+        match self {
+            Self::WaitingForPrimary(reason) | Self::Refused(reason) => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+/// A change of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Edit {
+    /// This becomes its text.
+    Write {
+        /// Name of the file; one beside it where it is a symbolic link.
+        file: String,
+        /// The text.
+        text: String,
+        /// The file whose mode, owner and label a new file gets.
+        like: String,
+    },
+    /// It goes.
+    Delete {
+        /// Name of the file.
+        file: String,
+    },
+}
+
+impl Edit {
+    /// Name of the file.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        match self {
+            Self::Write { file, .. } | Self::Delete { file } => file,
+        }
+    }
+}
+
+/// How it stands with our entry, where, and what would mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// How it stands.
+    pub state: State,
+    /// Where our entry is kept or is to be kept.
+    pub mode: Mode,
+    /// Name of the primary's file, once it is known.
+    pub file: Option<String>,
+    /// Whether the primary is Cilium.
+    pub is_cilium: bool,
+    /// What a person should know besides.
+    pub notes: Vec<String>,
+    /// What `add` does: nothing where the state is ready, waiting or refused, but for an own file
+    /// whose original has gone.
+    pub edits: Vec<Edit>,
+}
+
+/// Looks how it stands with our entry, and what would mend it.
+#[must_use]
+pub fn decide(folder: &Folder, wanted: &Wanted) -> View {
+    let in_use = folder.own().map(|_| Mode::OwnFile).or(folder.last.mode);
+    let mode = wanted.mode.or(in_use).unwrap_or_default();
+    let file = wanted.file.clone();
+    let file = file.or_else(|| folder.last.file.clone().filter(|f| folder.files.contains_key(f)));
+    let wanted = &Wanted { mode: Some(mode), entry: wanted.entry.clone(), file };
+    let mut view = View {
+        state: State::Ready,
+        mode,
+        file: None,
+        is_cilium: false,
+        notes: vec![],
+        edits: vec![],
+    };
+    let (file, network) = match primary(folder, wanted) {
+        Ok(found) => found,
+        Err(state) => {
+            let spare = |file: &str| folder.network(file).is_ok_and(|n| n.is_no_primary());
+            let gone = match &wanted.file {
+                Some(file) => !folder.files.contains_key(file),
+                None => folder.others().all(spare),
+            };
+            if mode == Mode::OwnFile && gone && folder.own().is_some() {
+                // A copy must not outlive its original: it would be a network of our own.
+                view.edits.push(Edit::Delete { file: names::OWN_CONFLIST.into() });
+            }
+            return View { state, ..view };
+        }
+    };
+    view.file = Some(file.into());
+    view.is_cilium = network.is_cilium();
+    if network.is_cilium() && !folder.set_aside.is_empty() {
+        view.notes.push(format!(
+            "Cilium has set files aside in {} ({}): where our entry does not stay, set \
+             cni.exclusive=false in Cilium's Helm values",
+            folder.path.display(),
+            folder.set_aside.join(", ")
+        ));
+    }
+    let taken = folder.in_force().filter(|taken| *taken != file && *taken != names::OWN_CONFLIST);
+    if let Some(taken) = taken {
+        // Multus calls the primary's file itself.
+        if folder.network(taken).is_ok_and(|network| !network.is_multus()) {
+            view.notes.push(format!("the runtime takes {taken}, which comes before {file}"));
+        }
+    }
+    match mode {
+        Mode::InPlace => in_place(folder, wanted, file, &network, &mut view),
+        Mode::OwnFile => own_file(folder, wanted, file, &network, &mut view),
+    }
+    view
+}
+
+/// The primary's file; or why it is not known.
+fn primary<'a>(folder: &'a Folder, wanted: &'a Wanted) -> Result<(&'a str, Network<'a>), State> {
+    let path = |file: &str| folder.path.join(file).display().to_string();
+    if !folder.exists {
+        return Err(State::WaitingForPrimary(Reason::new(
+            format!("{}: no such directory", folder.path.display()),
+            "if the runtime reads another one, name it with --conf-dir",
+        )));
+    }
+    if let Some(file) = &wanted.file {
+        if !is_read(file) || file.contains('/') || file == names::OWN_CONFLIST {
+            return Err(State::Refused(Reason::new(
+                format!("{}: no name of a primary's file", path(file)),
+                "give --file the name, without a path, of a .conflist, .conf or .json",
+            )));
+        }
+        return usable(folder, file).map(|network| (file.as_str(), network));
+    }
+    for file in folder.others() {
+        let network = match usable(folder, file) {
+            Ok(network) if network.is_no_primary() => continue,
+            other => other?,
+        };
+        if let Some((config, setting)) = &folder.not_first {
+            let rivals = folder.others().filter(|other| *other > file);
+            let mut rivals =
+                rivals.filter(|rival| folder.network(rival).is_ok_and(|n| !n.is_no_primary()));
+            if let Some(rival) = rivals.next() {
+                return Err(State::Refused(Reason::new(
+                    format!(
+                        "{} and {}: {} has {setting}, so the first is not the only one taken",
+                        path(file),
+                        path(rival),
+                        config.display()
+                    ),
+                    format!("say which is the primary's: --file {file} or --file {rival}"),
+                )));
+            }
+        }
+        return Ok((file, network));
+    }
+    Err(State::WaitingForPrimary(Reason::new(
+        format!("{}: no network is configured yet", folder.path.display()),
+        "install the primary CNI plugin; if the runtime reads another directory, name it with \
+         --conf-dir",
+    )))
+}
+
+/// The network of a file that our entry can stand in, as far as one can tell from the file alone.
+fn usable<'a>(folder: &'a Folder, file: &str) -> Result<Network<'a>, State> {
+    let path = folder.path.join(file).display().to_string();
+    if let Some(Content::Elsewhere(target, _)) = folder.files.get(file) {
+        return Err(State::Refused(Reason::new(
+            format!("{path}: a link to {}, outside of the directory", target.display()),
+            "edit it where it is made, or put a file in the link's place",
+        )));
+    }
+    let network = folder.network(file).map_err(|why| {
+        State::WaitingForPrimary(Reason::new(
+            format!("{path}: {why}"),
+            "whoever writes it may be at it; if it stays so, repair or remove it, or name the \
+             primary's file with --file",
+        ))
+    })?;
+    if network.is_multus() {
+        let behind = folder.others().filter(|other| *other != file);
+        let delegate = behind.into_iter().find(|other| {
+            folder.network(other).is_ok_and(|n| n.is_list && !n.is_multus() && !n.is_no_primary())
+        });
+        return Err(State::Refused(Reason::new(
+            format!("{path}: belongs to Multus, which calls the primary's list itself"),
+            format!(
+                "chain into that one: --file {}",
+                delegate.unwrap_or("NAME, the primary's conflist")
+            ),
+        )));
+    }
+    if network.is_ours_alone() {
+        return Err(State::WaitingForPrimary(Reason::new(
+            format!("{path}: names no plugin but {}", names::PLUGIN_TYPE),
+            "install the primary CNI plugin",
+        )));
+    }
+    Ok(network)
+}
+
+fn in_place(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>, view: &mut View) {
+    if !network.is_list {
+        view.state = State::Refused(Reason::new(
+            format!("{}: a single plugin, no list", folder.path.join(file).display()),
+            "use --mode own-file, which makes a list of it, or have the primary write a .conflist",
+        ));
+        return;
+    }
+    let (state, text) = mended(network, file, wanted.entry.as_ref(), folder.last.entry.as_ref());
+    if let Some(text) = text {
+        view.edits.push(write(folder, file, text));
+    }
+    view.state = state;
+    if folder.own().is_some() {
+        view.edits.push(Edit::Delete { file: names::OWN_CONFLIST.into() });
+        if view.state == State::Ready {
+            view.state = State::OtherMode;
+        }
+    }
+    if view.state == State::Ready {
+        view.state = delegated(folder, file, network);
+    }
+}
+
+/// State of our entry in a list, and the text that mends it.
+fn mended(
+    network: &Network<'_>,
+    file: &str,
+    entry: Option<&Map<String, Value>>,
+    last: Option<&Map<String, Value>>,
+) -> (State, Option<String>) {
+    let ours = network.ours();
+    let behind = ours.iter().copied().find(|place| *place > 0);
+    let new = || {
+        let present = || ours.first().map(|at| network.settings(*at));
+        let entry = entry.cloned().or_else(present).or_else(|| last.cloned());
+        entry.unwrap_or_else(Wanted::plain)
+    };
+    match (ours.as_slice(), behind) {
+        ([], _) => (State::Missing, Some(splice::insert(network, &new()))),
+        ([_], Some(at)) if entry.is_some_and(|entry| *entry != network.settings(at)) => {
+            (State::Differs, Some(splice::replace(network, at, &new())))
+        }
+        ([_], Some(_)) => (State::Ready, None),
+        (many, _) => {
+            let state = if many.len() > 1 { State::Duplicate } else { State::Misplaced };
+            let bare = splice::without(file, network.text);
+            let text = Network::parse(file, bare.as_bytes()).map(|n| splice::insert(&n, &new()));
+            (state, text.ok())
+        }
+    }
+}
+
+/// Ready, unless a Multus in front calls a copy of this list that it made before.
+fn delegated(folder: &Folder, file: &str, network: &Network<'_>) -> State {
+    let stale = folder.in_force().filter(|first| *first != file).filter(|first| {
+        folder
+            .network(first)
+            .is_ok_and(|first| first.is_multus() && first.delegates_without_us(&network.name))
+    });
+    stale.map_or(State::Ready, |first| {
+        State::WaitingForPrimary(Reason::new(
+            format!(
+                "{}: has a copy of \"{}\" without our entry",
+                folder.path.join(first).display(),
+                network.name
+            ),
+            "Multus makes it anew when it sees the change; if not, restart its pod on this node",
+        ))
+    })
+}
+
+fn own_file(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>, view: &mut View) {
+    let own = names::OWN_CONFLIST;
+    if let Some(reason) = no_own_file(folder) {
+        view.state = State::Refused(reason);
+        return;
+    }
+    let present = match folder.own() {
+        Some(Content::Bytes(bytes, _)) => Some(bytes.as_slice()),
+        _ => None,
+    };
+    let list = if network.is_list { network.text.to_string() } else { splice::list_of(network) };
+    let settings = |name: &str, text: &[u8]| {
+        let network = Network::parse(name, text).ok()?;
+        network.ours().first().map(|at| network.settings(*at))
+    };
+    let entry = wanted.entry.clone();
+    let entry = entry.or_else(|| settings(own, present.unwrap_or_default()));
+    let entry = entry.or_else(|| settings(file, network.text.as_bytes()));
+    let entry = entry.or_else(|| folder.last.entry.clone());
+    let bare = splice::without(own, &list);
+    let entry = entry.unwrap_or_else(Wanted::plain);
+    let Ok(text) = Network::parse(own, bare.as_bytes()).map(|n| splice::insert(&n, &entry)) else {
+        return;
+    };
+    view.state = match folder.own() {
+        None => State::Missing,
+        _ if present == Some(text.as_bytes()) => State::Ready,
+        _ => State::Stale,
+    };
+    if view.state != State::Ready {
+        view.edits.push(Edit::Write { file: own.into(), text, like: target(folder, file).into() });
+    }
+    if network.is_list && !network.ours().is_empty() {
+        if view.state == State::Ready {
+            view.state = State::OtherMode;
+        }
+        view.edits.push(write(folder, file, splice::without(file, network.text)));
+    }
+}
+
+/// Why a file of our own would do no good here.
+fn no_own_file(folder: &Folder) -> Option<Reason> {
+    let own = folder.path.join(names::OWN_CONFLIST);
+    let path = own.display();
+    if folder.own().is_some_and(|own| !matches!(own, Content::Bytes(_, None))) {
+        let what = format!("{path}: a link, or can't be read");
+        return Some(Reason::new(what, "remove it, then add again"));
+    }
+    if let Some((config, setting)) = &folder.not_first {
+        return Some(Reason::new(
+            format!(
+                "{path}: would not be taken alone, {} has {setting}: each pod might be attached \
+                 twice or not by it",
+                config.display()
+            ),
+            "use --mode in-place, or take that setting out",
+        ));
+    }
+    if let Some(first) = folder.others().find(|other| *other < names::OWN_CONFLIST) {
+        return Some(Reason::new(
+            format!("{path}: would not be taken, {first} comes before it"),
+            "use --mode in-place",
+        ));
+    }
+    let aside = Folder::own_set_aside();
+    (folder.own().is_none() && folder.set_aside.contains(&aside)).then(|| {
+        Reason::new(
+            format!("{path}: Cilium has set it aside as {aside}"),
+            "set cni.exclusive=false in Cilium's Helm values, then: symroute conflist remove, and \
+             add again",
+        )
+    })
+}
+
+/// The file itself, where a name may be a symbolic link to one beside it.
+pub(super) fn target<'a>(folder: &'a Folder, file: &'a str) -> &'a str {
+    match folder.files.get(file) {
+        Some(Content::Bytes(_, Some(target))) => target,
+        _ => file,
+    }
+}
+
+/// The edit of a file of this name.
+pub(super) fn write(folder: &Folder, file: &str, text: String) -> Edit {
+    let target = target(folder, file);
+    Edit::Write { file: target.into(), text, like: target.into() }
+}

@@ -1,0 +1,321 @@
+//! The conf dir itself: reading it, and carrying edits out.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::decide::{Edit, Reason, State, View, decide};
+use super::folder::{Content, Folder, is_read, is_set_aside};
+use super::removal::removal;
+use super::replace::{self, Done};
+use super::store::{self, Store};
+use super::{Error, Network, Wanted, runtimes};
+use crate::names;
+
+/// How often a change is tried while somebody else writes.
+const TRIES: usize = 5;
+/// That many times within [`WINDOW`] our entry may have to be put back; one more is a fight.
+const ADDITIONS: usize = 5;
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// The directories that are worked with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// Where the runtime reads conflists.
+    pub conf_dir: PathBuf,
+    /// Where copies and the journal are kept.
+    pub state_dir: PathBuf,
+    /// Where the node's file system begins; the runtime's own configuration is looked for there.
+    pub root: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            conf_dir: names::CONF_DIR.into(),
+            state_dir: names::LASTING_DIR.into(),
+            root: "/".into(),
+        }
+    }
+}
+
+impl Places {
+    /// The same places below another root.
+    #[must_use]
+    pub fn under(self, root: &Path) -> Self {
+        let below = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+        Self {
+            conf_dir: below(&self.conf_dir),
+            state_dir: below(&self.state_dir),
+            root: root.to_path_buf(),
+        }
+    }
+}
+
+/// What `add` or `remove` did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// How it stood before; none for `remove`.
+    pub found: Option<View>,
+    /// How it stands now; none for `remove`.
+    pub now: Option<View>,
+    /// The changes, none where nothing had to be or could be done.
+    pub changes: Vec<Edit>,
+    /// What `remove` had to leave.
+    pub left: Vec<Reason>,
+}
+
+/// The conf dir. All calls of it serialise on the state dir.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    places: Places,
+    store: Store,
+}
+
+impl Directory {
+    /// A conf dir, copies and journal in the default place. Nothing is touched yet.
+    #[must_use]
+    pub fn open(conf_dir: impl Into<PathBuf>) -> Self {
+        Self::at(Places { conf_dir: conf_dir.into(), ..Places::default() })
+    }
+
+    /// A conf dir at these places. Nothing is touched yet.
+    #[must_use]
+    pub fn at(places: Places) -> Self {
+        let store = Store::new(&places.state_dir);
+        Self { places, store }
+    }
+
+    /// Path of the conf dir.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.places.conf_dir
+    }
+
+    /// The directory as it is now.
+    pub fn read(&self) -> Result<Folder, Error> {
+        let path = &self.places.conf_dir;
+        let mut folder = Folder { path: path.clone(), ..Folder::default() };
+        let entries = match fs::read_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(folder),
+            other => other.map_err(Error::at("read", path))?,
+        };
+        folder.exists = true;
+        folder.last = self.store.wanted();
+        folder.not_first = runtimes::not_first(&self.places.root);
+        let home = path.canonicalize().map_err(Error::at("read", path))?;
+        for entry in entries {
+            let entry = entry.map_err(Error::at("read", path))?;
+            // Runtimes take such a name too, but none of their plugins' writers makes one.
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if is_set_aside(&name) {
+                folder.set_aside.push(name);
+            } else if is_read(&name) && !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folder.files.insert(name, content(&home, &entry.path())?);
+            }
+        }
+        folder.set_aside.sort();
+        Ok(folder)
+    }
+
+    /// How it stands with our entry. Changes nothing.
+    pub fn examine(&self, wanted: &Wanted) -> Result<View, Error> {
+        Ok(decide(&self.read()?, wanted))
+    }
+
+    /// Puts our entry in, or right. Where the state is waiting or refused the conf dir stays as
+    /// it is, and the outcome says why.
+    pub fn add(&self, wanted: &Wanted) -> Result<Outcome, Error> {
+        // Without anything to do there is nothing to lock, and no state directory to make.
+        let folder = self.read()?;
+        let (found, last) = (decide(&folder, wanted), folder.last);
+        let is_known = wanted.or(&last) == last || found.state.reason().is_some();
+        if found.edits.is_empty() && is_known && !self.has_litter() {
+            let now = Some(found.clone());
+            return Ok(Outcome { found: Some(found), now, ..Outcome::default() });
+        }
+        let _lock = self.store.lock()?;
+        let folder = self.read()?;
+        let mut found = decide(&folder, wanted);
+        if let Some(refusal) = self.fight(&found) {
+            found.state = State::Refused(refusal);
+            found.edits.clear();
+        }
+        replace::clean(self.path())?;
+        if found.state.reason().is_none() && wanted.or(&folder.last) != folder.last {
+            self.store.remember(&wanted.or(&folder.last))?;
+        }
+        let plan = |folder: &Folder| decide(folder, wanted).edits;
+        let (edits, why) = (found.edits.clone(), found.state.name());
+        let (changes, now) = if edits.is_empty() {
+            (vec![], found.clone())
+        } else {
+            let (changes, folder) = self.carry_out(folder, edits, plan, why)?;
+            (changes, decide(&folder, wanted))
+        };
+        Ok(Outcome { found: Some(found), now: Some(now), changes, left: vec![] })
+    }
+
+    /// What [`Self::remove`] would do. Changes nothing.
+    pub fn examine_removal(&self, only: Option<&str>) -> Result<Outcome, Error> {
+        let removal = removal(&self.read()?, only, &self.store.originals());
+        Ok(Outcome { changes: removal.edits, left: removal.left, ..Outcome::default() })
+    }
+
+    /// Takes our entries out of all files, or out of one, and deletes our own file.
+    pub fn remove(&self, only: Option<&str>) -> Result<Outcome, Error> {
+        let found = self.examine_removal(only)?;
+        let remembers = only.is_none() && self.store.remembers();
+        if found.changes.is_empty() && !remembers && !self.has_litter() {
+            return Ok(found);
+        }
+        let _lock = self.store.lock()?;
+        let originals = self.store.originals();
+        let plan = |folder: &Folder| removal(folder, only, &originals).edits;
+        let folder = self.read()?;
+        let edits = plan(&folder);
+        replace::clean(self.path())?;
+        let (changes, _) = self.carry_out(folder, edits, plan, "remove")?;
+        if only.is_none() && found.left.is_empty() {
+            self.store.forget()?;
+        }
+        Ok(Outcome { changes, left: found.left, ..Outcome::default() })
+    }
+
+    fn has_litter(&self) -> bool {
+        self.path().join(names::CONFLIST_TEMPORARY).symlink_metadata().is_ok()
+    }
+
+    /// Carries edits out until there are none left to do; tells which those were, and how the
+    /// directory is then. `why` goes to the journal: "remove", or the state that was found.
+    fn carry_out(
+        &self,
+        mut folder: Folder,
+        mut edits: Vec<Edit>,
+        plan: impl Fn(&Folder) -> Vec<Edit>,
+        why: &str,
+    ) -> Result<(Vec<Edit>, Folder), Error> {
+        let mut changes: Vec<Edit> = Vec::new();
+        for _ in 0..TRIES {
+            for edit in &edits {
+                if self.change(&folder, edit, why)? == Done::Outrun {
+                    break;
+                }
+                changes.retain(|earlier| earlier.file() != edit.file());
+                changes.push(edit.clone());
+            }
+            folder = self.read()?;
+            edits = plan(&folder);
+            if edits.is_empty() {
+                return Ok((changes, folder));
+            }
+        }
+        let path = edits.first().map_or_else(|| self.path().into(), |e| self.path().join(e.file()));
+        Err(Error::Contended { path })
+    }
+
+    fn change(&self, folder: &Folder, edit: &Edit, why: &str) -> Result<Done, Error> {
+        let dir = self.path();
+        let path = dir.join(edit.file());
+        let is_ours = |text: &[u8]| {
+            Network::parse(".conflist", text).is_ok_and(|network| !network.ours().is_empty())
+        };
+        let action = match edit {
+            Edit::Write { text, .. } if is_ours(text.as_bytes()) => store::PUT_IN,
+            Edit::Write { .. } => "take out",
+            Edit::Delete { .. } => "delete",
+        };
+        let old = bytes_of(folder, edit.file());
+        if let (Some(old), Edit::Write { file, .. }) = (old, edit) {
+            if action == store::PUT_IN && !is_ours(old) {
+                self.store.keep(file, old)?;
+            }
+        }
+        // Before the change, so that none is missing; what failed is told after.
+        let source = match edit {
+            Edit::Write { file, like, .. } => Some(like.as_str()).filter(|like| like != file),
+            Edit::Delete { .. } => None,
+        };
+        self.store.note(action, &path, why, source)?;
+        let done = match edit {
+            Edit::Write { file, text, like } => {
+                replace::replace(dir, file, old, text.as_bytes(), like)
+            }
+            Edit::Delete { file } => replace::delete(dir, file).map(|()| Done::Replaced),
+        };
+        match &done {
+            Ok(Done::Replaced) => {}
+            Ok(Done::Outrun) => {
+                self.store.note(store::OUTRUN, &path, "somebody else wrote it", None)?;
+            }
+            Err(error) => self.store.note(store::FAILED, &path, &error.to_string(), None)?,
+        }
+        done
+    }
+
+    /// Whether our entry was put back too often of late.
+    fn fight(&self, view: &View) -> Option<Reason> {
+        let [Edit::Write { file, .. }, ..] = view.edits.as_slice() else {
+            return None;
+        };
+        let path = self.path().join(file);
+        let missing = view.state == State::Missing;
+        let times = self.store.recent_additions(&path, WINDOW);
+        (missing && times >= ADDITIONS).then(|| {
+            let way_out = if view.is_cilium || file == names::OWN_CONFLIST {
+                "set cni.exclusive=false in Cilium's Helm values, or have whoever else writes it \
+                 keep other plugins"
+            } else {
+                "have whoever else writes it keep other plugins"
+            };
+            Reason {
+                what: format!(
+                    "{}: our entry went missing {times} times within a minute",
+                    path.display()
+                ),
+                way_out: format!("{way_out}; after a minute it is tried again"),
+            }
+        })
+    }
+}
+
+/// The bytes of a file as they were read, by its name or by that of a link to it.
+fn bytes_of<'a>(folder: &'a Folder, file: &str) -> Option<&'a [u8]> {
+    let files: &BTreeMap<String, Content> = &folder.files;
+    files.iter().find_map(|(name, content)| match content {
+        Content::Bytes(bytes, target) if target.as_deref().unwrap_or(name) == file => {
+            Some(bytes.as_slice())
+        }
+        _ => None,
+    })
+}
+
+/// What is in the file at `path`, which lies in the directory `home`.
+fn content(home: &Path, path: &Path) -> Result<Content, Error> {
+    let unreadable = |error: io::Error| match error.kind() {
+        // Nothing that waiting mends.
+        io::ErrorKind::PermissionDenied => Err(Error::at("read", path)(error)),
+        io::ErrorKind::NotFound if !path.is_symlink() => Ok(Content::Unreadable("gone".into())),
+        _ => Ok(Content::Unreadable(error.to_string())),
+    };
+    let real = match path.canonicalize() {
+        Ok(real) => real,
+        Err(error) => return unreadable(error),
+    };
+    if real.parent() != Some(home) {
+        let text = replace::read(&real).unwrap_or_default();
+        let has_us = String::from_utf8_lossy(&text).contains(names::PLUGIN_TYPE);
+        return Ok(Content::Elsewhere(real, has_us));
+    }
+    let target = path.is_symlink().then(|| real.file_name()).flatten();
+    match replace::read(&real) {
+        Ok(bytes) => {
+            Ok(Content::Bytes(bytes, target.map(|name| name.to_string_lossy().into_owned())))
+        }
+        Err(error) => unreadable(error),
+    }
+}

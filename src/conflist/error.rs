@@ -1,0 +1,79 @@
+//! What can go wrong with the conf dir, in words that name the operation, the file and the way out.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+
+/// Why the conf dir could not be read or changed. It is as it was, or as it is to be.
+#[derive(Debug)]
+pub enum Error {
+    /// A file could not be read or written.
+    Io {
+        /// What was done to it.
+        operation: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another call of ours is changing the directory and does not end.
+    Busy {
+        /// The directory that is locked.
+        path: PathBuf,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// Somebody else undoes the change again and again.
+    Contended {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    /// For `map_err`.
+    pub(super) fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { operation, path, source }
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub fn way_out(&self) -> &'static str {
+        match self {
+            Self::Io { source, .. } => match source.raw_os_error() {
+                Some(libc::EACCES | libc::EPERM) => "run as root",
+                Some(libc::EROFS) => {
+                    "name a writable directory that the runtime reads with --conf-dir, or one for \
+                     our copies with --state-dir"
+                }
+                Some(libc::ENOSPC | libc::EDQUOT) => "make room on that file system",
+                _ => "is that the right path?",
+            },
+            Self::Busy { .. } => "try again; if it stays so, look for a symroute that hangs",
+            Self::Contended { .. } => {
+                "see who that is, have it keep other plugins, or try again later"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io { operation, path, source } => {
+                write!(f, "{operation} {}: {source}", path.display())
+            }
+            Self::Busy { path, seconds } => {
+                write!(f, "lock {}: taken for more than {seconds} s", path.display())
+            }
+            Self::Contended { path } => {
+                write!(f, "{}: a change does not stay, somebody else writes it", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}

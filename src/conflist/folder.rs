@@ -1,0 +1,87 @@
+//! The files of the conf dir, and which of them the runtime takes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::{Network, Wanted};
+use crate::names;
+
+/// What the names of files end in that runtimes read.
+const SUFFIXES: [&str; 3] = [".conf", ".conflist", ".json"];
+/// What Cilium puts behind the names of files that it sets aside.
+const SET_ASIDE: &str = ".cilium_bak";
+
+/// What is in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Its bytes, and the file itself where the name is a symbolic link to one beside it.
+    Bytes(Vec<u8>, Option<String>),
+    /// It is a symbolic link to somewhere else; whether our name occurs there.
+    Elsewhere(PathBuf, bool),
+    /// It could not be read; why.
+    Unreadable(String),
+}
+
+/// The conf dir as it was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Folder {
+    /// Its path, for messages.
+    pub path: PathBuf,
+    /// Whether it is there.
+    pub exists: bool,
+    /// The files that runtimes read, in the order in which they do: by the bytes of the name.
+    pub files: BTreeMap<String, Content>,
+    /// The files that Cilium set aside.
+    pub set_aside: Vec<String>,
+    /// What in the runtime's own configuration makes it take other networks than the first: the
+    /// file and the setting.
+    pub not_first: Option<(PathBuf, String)>,
+    /// What was wanted last.
+    pub last: Wanted,
+}
+
+/// Whether runtimes read files of this name: by what Go calls the name's extension.
+#[must_use]
+pub(super) fn is_read(name: &str) -> bool {
+    name.rfind('.').is_some_and(|dot| SUFFIXES.contains(&&name[dot..]))
+}
+
+/// Whether Cilium set this file aside.
+#[must_use]
+pub(super) fn is_set_aside(name: &str) -> bool {
+    name.ends_with(SET_ASIDE)
+}
+
+impl Folder {
+    /// A file as runtimes read it; or why they don't.
+    pub fn network(&self, file: &str) -> Result<Network<'_>, String> {
+        match self.files.get(file) {
+            None => Err("not there".into()),
+            Some(Content::Bytes(bytes, _)) => Network::parse(file, bytes),
+            Some(Content::Elsewhere(path, _)) => Err(format!("a link to {}", path.display())),
+            Some(Content::Unreadable(why)) => Err(why.clone()),
+        }
+    }
+
+    /// The file that the runtime takes: the first by name that describes a network. (containerd
+    /// takes none when one that it can't read comes first, CRI-O and podman go on to the next.)
+    #[must_use]
+    pub fn in_force(&self) -> Option<&str> {
+        self.files.keys().map(String::as_str).find(|file| self.network(file).is_ok())
+    }
+
+    /// The files of others, in order.
+    pub(super) fn others(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str).filter(|file| *file != names::OWN_CONFLIST)
+    }
+
+    /// Our own file's text.
+    pub(super) fn own(&self) -> Option<&Content> {
+        self.files.get(names::OWN_CONFLIST)
+    }
+
+    /// Name that our own file has after Cilium set it aside.
+    pub(super) fn own_set_aside() -> String {
+        format!("{}{SET_ASIDE}", names::OWN_CONFLIST)
+    }
+}

@@ -1,0 +1,87 @@
+//! From the folder as found to the edits that take our entry out.
+
+use std::collections::BTreeMap;
+
+use super::decide::{Edit, Reason, target, write};
+use super::folder::{Content, Folder};
+use super::network::Network;
+use super::splice;
+use crate::names;
+
+/// What `remove` does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// The changes.
+    pub edits: Vec<Edit>,
+    /// Where an entry of ours is, or may be, that can't be taken out.
+    pub left: Vec<Reason>,
+}
+
+/// How to take our entry out of one file, or out of all. `originals` are the files as they were
+/// found before the first entry: one that differs from what is left in nothing but blanks is put
+/// back as it was.
+#[must_use]
+pub fn removal(
+    folder: &Folder,
+    only: Option<&str>,
+    originals: &BTreeMap<String, String>,
+) -> Removal {
+    let mut removal = Removal::default();
+    if let Some(only) = only {
+        if !folder.files.contains_key(only) && !folder.set_aside.iter().any(|name| name == only) {
+            let what = format!("{}: not there", folder.path.join(only).display());
+            removal.left.push(Reason::new(what, "give --file the name, without a path"));
+        }
+    }
+    for (file, content) in &folder.files {
+        if only.is_some_and(|only| only != file) {
+            continue;
+        }
+        if file == names::OWN_CONFLIST {
+            removal.edits.push(Edit::Delete { file: file.clone() });
+            continue;
+        }
+        let path = folder.path.join(file).display().to_string();
+        let bytes = match content {
+            Content::Bytes(bytes, _) => bytes,
+            Content::Elsewhere(target, true) => {
+                let target = target.display();
+                removal.left.push(Reason::new(
+                    format!("{path}: a link to {target}, and {} is in it", names::PLUGIN_TYPE),
+                    "take the entry out where that file is made",
+                ));
+                continue;
+            }
+            _ => continue,
+        };
+        match Network::parse(file, bytes) {
+            Ok(network) if network.ours().is_empty() => {}
+            Ok(network) if network.is_ours_alone() => removal.left.push(Reason::new(
+                format!("{path}: names no plugin but {}", names::PLUGIN_TYPE),
+                "remove the file if nobody needs it",
+            )),
+            Ok(network) => {
+                let bare = splice::without(file, network.text);
+                let original = originals.get(target(folder, file));
+                let original = original.filter(|text| splice::same_meaning(text, &bare)).cloned();
+                let edit = write(folder, file, original.unwrap_or(bare));
+                // Two names may lead to one file.
+                if !removal.edits.iter().any(|other| other.file() == edit.file()) {
+                    removal.edits.push(edit);
+                }
+            }
+            Err(why) if String::from_utf8_lossy(bytes).contains(names::PLUGIN_TYPE) => {
+                removal.left.push(Reason::new(
+                    format!("{path}: {why}, but {} is in it", names::PLUGIN_TYPE),
+                    "repair it and remove again, or take the entry out by hand",
+                ));
+            }
+            Err(_) => {}
+        }
+    }
+    let aside = Folder::own_set_aside();
+    if only.is_none_or(|only| only == aside) && folder.set_aside.contains(&aside) {
+        removal.edits.push(Edit::Delete { file: aside });
+    }
+    removal
+}

@@ -1,0 +1,183 @@
+//! A file of the conf dir is replaced as a whole, or not at all.
+
+use std::ffi::CStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::Path;
+
+use nix::libc;
+
+use super::Error;
+use crate::names;
+
+/// The attribute that holds a file's security label.
+const LABEL: &CStr = c"security.selinux";
+/// Longest label that is kept; the kernel's limit is a page.
+const LABEL_MAX: usize = 4096;
+/// Longest file that is read: containerd's limit.
+const FILE_MAX: u64 = 2 * 1024 * 1024;
+
+/// What became of a replacement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    /// The file is the new one.
+    Replaced,
+    /// Somebody else has written it meanwhile; nothing was changed.
+    Outrun,
+}
+
+/// Reads a file. A pipe or a device is an error instead of a wait.
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::other("no regular file"));
+    }
+    if found.len() > FILE_MAX {
+        return Err(io::Error::other("longer than 2 MiB, containerd's limit"));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Gives a file a new text, if it still has the `old` one (none: is not there). Mode, owner and
+/// security label are those of `like`.
+pub(super) fn replace(
+    dir: &Path,
+    file: &str,
+    old: Option<&[u8]>,
+    text: &[u8],
+    like: &str,
+) -> Result<Done, Error> {
+    let (path, temporary) = (dir.join(file), dir.join(names::CONFLIST_TEMPORARY));
+    clean(dir)?;
+    let model = dir.join(like);
+    let model = match File::open(&model) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Done::Outrun),
+        other => other.map_err(Error::at("open", &model))?,
+    };
+    let done = write(&temporary, text, &model).and_then(|()| {
+        let unchanged = match (read(&path), old) {
+            (Ok(now), Some(old)) => now == old,
+            (Err(error), None) => error.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        };
+        if !unchanged {
+            return Ok(Done::Outrun);
+        }
+        fs::rename(&temporary, &path).map_err(Error::at("replace", &path))?;
+        sync(dir)?;
+        let now = read(&path).map_err(Error::at("read", &path))?;
+        Ok(if now == text { Done::Replaced } else { Done::Outrun })
+    });
+    if !matches!(done, Ok(Done::Replaced)) {
+        let _ = fs::remove_file(&temporary);
+    }
+    done
+}
+
+/// Removes a file; one that has gone already is no error.
+pub(super) fn delete(dir: &Path, file: &str) -> Result<(), Error> {
+    let path = dir.join(file);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::at("remove", &path)(error)),
+        Ok(()) => sync(dir),
+    }
+}
+
+/// Removes what a killed call may have left.
+pub(super) fn clean(dir: &Path) -> Result<(), Error> {
+    let path = dir.join(names::CONFLIST_TEMPORARY);
+    if path.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    fs::remove_file(&path).map_err(Error::at("remove", &path))
+}
+
+fn sync(dir: &Path) -> Result<(), Error> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::at("sync", dir))
+}
+
+fn write(path: &Path, text: &[u8], model: &File) -> Result<(), Error> {
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create_new(true).mode(0o600);
+    let mut file = options.open(path).map_err(Error::at("write", path))?;
+    file.write_all(text).map_err(Error::at("write", path))?;
+    let is = |file: &File| file.metadata().map_err(Error::at("read", path));
+    let (model_is, new_is) = (is(model)?, is(&file)?);
+    if (model_is.uid(), model_is.gid()) != (new_is.uid(), new_is.gid()) {
+        fchown(&file, Some(model_is.uid()), Some(model_is.gid()))
+            .map_err(Error::at("give the owner of the old file to", path))?;
+    }
+    let mode = fs::Permissions::from_mode(model_is.mode() & 0o7777);
+    file.set_permissions(mode).map_err(Error::at("give the mode of the old file to", path))?;
+    match (label(model), label(&file)) {
+        (Some(wanted), found) if found.as_ref() != Some(&wanted) => set_label(&file, &wanted)
+            .map_err(Error::at("give the security label of the old file to", path))?,
+        _ => {}
+    }
+    file.sync_all().map_err(Error::at("sync", path))
+}
+
+/// A file's security label, where it has one.
+fn label(file: &File) -> Option<Vec<u8>> {
+    let mut value = vec![0; LABEL_MAX];
+    // SAFETY: the name ends in zero, and the kernel writes no more than the given length.
+    // JUSTIFICATION: neither std nor nix knows extended attributes.
+    let length = unsafe {
+        libc::fgetxattr(file.as_raw_fd(), LABEL.as_ptr(), value.as_mut_ptr().cast(), value.len())
+    };
+    value.truncate(usize::try_from(length).ok()?);
+    Some(value)
+}
+
+fn set_label(file: &File, value: &[u8]) -> io::Result<()> {
+    // SAFETY: the name ends in zero, and the kernel reads no more than the given length.
+    // JUSTIFICATION: see above.
+    let result = unsafe {
+        libc::fsetxattr(file.as_raw_fd(), LABEL.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "says what could not be tested")]
+    fn the_label_stays() {
+        let dir = std::env::temp_dir().join(format!("symroute-label-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let wanted = b"system_u:object_r:etc_t:s0\0";
+        fs::write(dir.join("file"), "old").unwrap();
+        match set_label(&File::open(dir.join("file")).unwrap(), wanted) {
+            Ok(()) => {
+                let done = replace(&dir, "file", Some(b"old"), b"new", "file").unwrap();
+                assert_eq!(done, Done::Replaced);
+                let label = label(&File::open(dir.join("file")).unwrap());
+                assert_eq!(label.as_deref(), Some(&wanted[..]));
+            }
+            Err(error) => eprintln!("NOT RUN the_label_stays: {error}"),
+        }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_changed_meanwhile_stays() {
+        let dir = std::env::temp_dir().join(format!("symroute-outrun-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("file"), "newer").unwrap();
+        for old in [Some(&b"old"[..]), None] {
+            assert_eq!(replace(&dir, "file", old, b"new", "file").unwrap(), Done::Outrun);
+        }
+        assert_eq!(replace(&dir, "gone", Some(b"old"), b"new", "gone").unwrap(), Done::Outrun);
+        assert_eq!(fs::read(dir.join("file")).unwrap(), b"newer");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,188 @@
+//! What we remember of the conf dir, outside of it.
+//!
+//! ```text
+//! conflist/originals/FILE   the file as it was before our entry came in
+//! conflist/wanted.json      what was wanted last, where it is not the default
+//! conflist/journal          one JSON object per line: what was done, when, to which file
+//! ```
+//! The directory itself is the lock.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::{Value, json};
+
+use super::{Error, Wanted};
+
+/// What the journal says when our entry goes into a file.
+pub(super) const PUT_IN: &str = "put in";
+/// What it says when a change failed.
+pub(super) const FAILED: &str = "failed";
+/// What it says when a change was given up because somebody else wrote the file.
+pub(super) const OUTRUN: &str = "outrun";
+
+const FOLDER: &str = "conflist";
+const JOURNAL: &str = "journal";
+const WANTED: &str = "wanted.json";
+const ORIGINALS: &str = "originals";
+/// Hidden, so no copy of a conflist has this name.
+const TEMPORARY: &str = ".new";
+/// The older half of a journal that has grown to this many bytes is dropped.
+const JOURNAL_LIMIT: usize = 128 * 1024;
+/// How long another call is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Pause between two tries: `flock` has no deadline of its own.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The folder with all that.
+#[derive(Debug, Clone)]
+pub(super) struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    pub(super) fn new(state_dir: &Path) -> Self {
+        Self { dir: state_dir.join(FOLDER) }
+    }
+
+    /// Makes the folder where it is missing and locks it until the guard is dropped.
+    pub(super) fn lock(&self) -> Result<Flock<File>, Error> {
+        let originals = self.dir.join(ORIGINALS);
+        // A conflist may hold tokens.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&originals);
+        made.map_err(Error::at("make", &originals))?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut file = File::open(&self.dir).map_err(Error::at("open", &self.dir))?;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(held) => return Ok(held),
+                Err((returned, Errno::EWOULDBLOCK | Errno::EINTR)) => file = returned,
+                Err((_, errno)) => return Err(Error::at("lock", &self.dir)(errno.into())),
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Busy { path: self.dir.clone(), seconds: PATIENCE.as_secs() });
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Keeps a copy of a file as it is now.
+    pub(super) fn keep(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
+        let originals = self.dir.join(ORIGINALS);
+        Self::write(&originals, file, bytes)
+    }
+
+    /// Whether there is anything to forget.
+    pub(super) fn remembers(&self) -> bool {
+        self.dir.join(WANTED).exists() || !self.originals().is_empty()
+    }
+
+    /// The copies, by the file's name.
+    pub(super) fn originals(&self) -> BTreeMap<String, String> {
+        let entries = fs::read_dir(self.dir.join(ORIGINALS)).into_iter().flatten().flatten();
+        let copies = entries.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok().filter(|name| name != TEMPORARY)?;
+            Some((name, fs::read_to_string(entry.path()).ok()?))
+        });
+        copies.collect()
+    }
+
+    /// What was wanted last.
+    pub(super) fn wanted(&self) -> Wanted {
+        let text = fs::read_to_string(self.dir.join(WANTED)).unwrap_or_default();
+        let value = serde_json::from_str(&text).ok();
+        value.and_then(|value| Wanted::from_json(&value)).unwrap_or_default()
+    }
+
+    /// Remembers what is wanted.
+    pub(super) fn remember(&self, wanted: &Wanted) -> Result<(), Error> {
+        Self::write(&self.dir, WANTED, format!("{}\n", wanted.to_json()).as_bytes())
+    }
+
+    /// Drops all copies, and what was wanted.
+    pub(super) fn forget(&self) -> Result<(), Error> {
+        let path = self.dir.join(WANTED);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other.map_err(Error::at("remove", &path))?,
+        }
+        let path = self.dir.join(ORIGINALS);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(Error::at("remove", &path)),
+        }
+    }
+
+    fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let (path, temporary) = (folder.join(name), folder.join(TEMPORARY));
+        let write = || {
+            let mut options = OpenOptions::new();
+            let options = options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = options.open(&temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(folder)?.sync_all()
+        };
+        write().map_err(Error::at("write", &path))
+    }
+
+    /// Writes down what is about to be done to a file, or that it failed; and why. `source` is the
+    /// file that it is made of, where that is another one.
+    pub(super) fn note(
+        &self,
+        action: &str,
+        file: &Path,
+        why: &str,
+        source: Option<&str>,
+    ) -> Result<(), Error> {
+        let path = self.dir.join(JOURNAL);
+        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let mut line = json!({"time": now, "action": action, "file": file, "why": why});
+        if let Some(source) = source {
+            line["madeOf"] = json!(source);
+        }
+        let old = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            // Damaged: it is for people, and no change hangs on it.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
+            Err(error) => return Err(Error::at("read", &path)(error)),
+        };
+        let lines: Vec<&str> = old.lines().collect();
+        let dropped = if old.len() > JOURNAL_LIMIT { lines.len() / 2 } else { 0 };
+        let mut text: String = lines[dropped..].iter().flat_map(|line| [line, "\n"]).collect();
+        text.extend([&line.to_string(), "\n"]);
+        Self::write(&self.dir, JOURNAL, text.as_bytes())
+    }
+
+    /// How often since `age` ago our entry was put into this file where it was missing, without
+    /// one of us having taken it out.
+    pub(super) fn recent_additions(&self, file: &Path, age: Duration) -> usize {
+        let text = fs::read_to_string(self.dir.join(JOURNAL)).unwrap_or_default();
+        let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let path = file.to_string_lossy();
+        let failed = |line: &Value| line["action"] == FAILED || line["action"] == OUTRUN;
+        let lines = lines.filter(|line| line["file"] == *path);
+        let recent = lines.take_while(|line| {
+            let time = line["time"].as_str().and_then(|t| humantime::parse_rfc3339(t).ok());
+            let elapsed = time.and_then(|time| time.elapsed().ok());
+            let undone_by_us = line["action"] != PUT_IN && !failed(line);
+            !undone_by_us && elapsed.is_some_and(|elapsed| elapsed < age)
+        });
+        let mut came_to_nothing = false;
+        let additions = recent.filter(|line| {
+            let counts = !failed(line) && !came_to_nothing && line["why"] == "missing";
+            came_to_nothing = failed(line);
+            counts
+        });
+        additions.count()
+    }
+}

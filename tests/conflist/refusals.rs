@@ -1,0 +1,120 @@
+//! What the operating system refuses: an error that names the file and the way out, and nothing
+//! is changed.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::stat::Mode;
+use nix::unistd::{geteuid, mkfifo};
+
+use crate::node::{FLANNEL, Node, PROGRAM, Ran, ran};
+
+fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod");
+}
+
+/// A run by somebody who is not root.
+fn as_nobody(node: &Node, words: &str) -> Ran {
+    // The program may lie where nobody else may look.
+    let copy = node.root.join("symroute");
+    if !copy.exists() {
+        // By another program: this one's threads would keep it open for writing while they fork.
+        let done = Command::new("cp").arg(PROGRAM).arg(&copy).status();
+        assert!(done.expect("run cp").success(), "copy the program");
+    }
+    let mut command = node.command(&[copy.to_str().expect("UTF-8")], words);
+    if geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    ran(&command.output().expect("run the program"))
+}
+
+#[test]
+fn a_directory_that_is_read_only() {
+    let node = Node::with_flannel();
+    let state = node.root.join("state");
+    fs::create_dir(&state).expect("a state dir");
+    chmod(&state, 0o777);
+    chmod(&node.conf_dir(), 0o555);
+    let ran = as_nobody(&node, "add --state-dir /state");
+    ran.assert_code(1, "add");
+    assert!(ran.said.contains("/etc/cni/net.d/.symroute.new: Permission denied"), "{}", ran.said);
+    assert!(ran.said.contains("run as root"), "{}", ran.said);
+    assert_eq!(fs::read_to_string(node.primary()).expect("read"), FLANNEL);
+    chmod(&node.conf_dir(), 0o755);
+}
+
+#[test]
+fn a_state_directory_that_is_read_only() {
+    let node = Node::with_flannel();
+    let state = node.root.join("state");
+    fs::create_dir(&state).expect("a state dir");
+    chmod(&state, 0o555);
+    let ran = as_nobody(&node, "add --state-dir /state");
+    ran.assert_code(1, "add");
+    assert!(ran.said.contains("/state/conflist/originals: Permission denied"), "{}", ran.said);
+    assert_eq!(fs::read_to_string(node.primary()).expect("read"), FLANNEL);
+    // Without anything to do, nothing is needed.
+    as_nobody(&node, "check --state-dir /state").assert_code(3, "check");
+}
+
+#[test]
+fn a_file_that_only_root_may_read() {
+    let node = Node::with_flannel();
+    chmod(&node.primary(), 0);
+    let ran = as_nobody(&node, "check");
+    ran.assert_code(1, "check");
+    assert!(ran.said.contains("10-flannel.conflist: Permission denied"), "{}", ran.said);
+    assert!(ran.said.contains("run as root"), "{}", ran.said);
+}
+
+#[test]
+fn a_directory_that_is_a_file() {
+    let node = Node::with_flannel();
+    let ran = node.run("add --conf-dir /etc/cni/net.d/10-flannel.conflist");
+    ran.assert_code(1, "add");
+    assert!(ran.said.contains("10-flannel.conflist: Not a directory"), "{}", ran.said);
+}
+
+/// A pipe with nobody at its other end.
+#[test]
+fn a_file_that_is_none() {
+    let node = Node::new();
+    mkfifo(&node.primary(), Mode::S_IRWXU).expect("a pipe");
+    let ran = node.run("add");
+    ran.assert_code(3, "add");
+    assert!(ran.said.contains("10-flannel.conflist: no regular file"), "{}", ran.said);
+}
+
+#[test]
+fn an_own_file_that_is_a_link() {
+    let node = Node::with_flannel();
+    let own = node.conf_dir().join("05-symroute.conflist");
+    for target in ["10-flannel.conflist", "/dev/null", "nowhere"] {
+        symlink(target, &own).expect("a link");
+        let ran = node.run("add --mode own-file");
+        ran.assert_code(1, target);
+        assert!(ran.said.contains("05-symroute.conflist: a link"), "{}", ran.said);
+        assert_eq!(fs::read_to_string(node.primary()).expect("read"), FLANNEL);
+        node.run("remove").assert_code(0, "remove");
+        assert_eq!(node.files().len(), 1);
+    }
+}
+
+#[test]
+fn wrong_words() {
+    let node = Node::with_flannel();
+    for words in ["", "fly", "add --mode both", "remove --config x", "add 10-flannel.conflist"] {
+        let ran = node.run(words);
+        ran.assert_code(2, words);
+        assert!(ran.said.contains("--help"), "{}", ran.said);
+    }
+    node.run("remove --file 1-x.conflist").assert_code(1, "a file that is not there");
+    node.run("--help").assert_code(0, "--help");
+    let ran = node.run("add --config /nowhere.json");
+    ran.assert_code(1, "add");
+    assert!(ran.said.contains("/nowhere.json: No such file"), "{}", ran.said);
+}
