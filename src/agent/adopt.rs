@@ -71,7 +71,7 @@ impl Cache {
             Err(error) => return Err(format!("list {}: {error}", self.folder.display())),
         };
         let mut done = Done::default();
-        let mut failures = self.take_out(node, network, &names, &mut done);
+        let mut failures = self.take_out(node, &mut done);
         self.seen.retain(|name, _| names.contains(name));
         for name in &names {
             match self.enroll(node, name, network, settings) {
@@ -91,15 +91,11 @@ impl Cache {
         Ok(names.filter(|name| of_network(name)).collect())
     }
 
-    /// Takes out adopted pods whose entry has gone. Of other networks' pods nothing is known here.
-    fn take_out(
-        &mut self,
-        node: &mut Node,
-        network: &str,
-        names: &HashSet<String>,
-        done: &mut Done,
-    ) -> Vec<String> {
-        let gone = |name: &String| !names.contains(name);
+    /// Takes out adopted pods whose entry has gone, also of a network that was wanted before.
+    fn take_out(&mut self, node: &mut Node, done: &mut Done) -> Vec<String> {
+        let folder = self.folder.clone();
+        // What can't be told counts as there.
+        let gone = |name: &String| !folder.join(name).try_exists().unwrap_or(true);
         if self.adopted.as_ref().is_some_and(|adopted| !adopted.iter().any(gone)) {
             return Vec::new();
         }
@@ -108,10 +104,10 @@ impl Cache {
             Err(error) => return vec![error.to_string()],
         };
         let (mut adopted, mut failures) = (HashSet::new(), Vec::new());
-        let ours = attachments.into_iter().filter(|a| a.adopted && a.key.network == network);
+        let ours = attachments.into_iter().filter(|a| a.adopted);
         for attachment in ours {
             let name = cached::file_name(&attachment.key);
-            if names.contains(&name) {
+            if !gone(&name) {
                 adopted.insert(name);
                 continue;
             }
