@@ -3,9 +3,11 @@
 //! How a call flows: [`cni`] or [`cli`] take it in, [`node`] holds the one reconcile —
 //! [`gather`] reads [`facts`] from the kernel, [`plan`] makes the desired state and the steps
 //! towards it (pure), [`apply`] carries them out through [`netlink`]. What an ADD does on a node
-//! where everything is in place is in [`cni::add`] and [`fast`]. [`conflist`] keeps our entry in
-//! the list of plugins that the runtime calls.
+//! where everything is in place is in [`cni::add`] and [`fast`]. [`agent`] calls the reconcile
+//! when somebody else has changed the node; [`conflist`] keeps our entry in the list of plugins
+//! that the runtime calls.
 
+pub mod agent;
 pub mod apply;
 pub mod cli;
 pub mod cni;

@@ -1,5 +1,6 @@
-//! The command line tool: `symroute up`, `down`, `status`, `conflist`.
+//! The command line tool: `symroute up`, `down`, `status`, `agent`, `conflist`.
 
+mod agent;
 mod configuration;
 mod conflist;
 mod report;
@@ -36,6 +37,7 @@ symroute: replies leave this node by the NIC the request came in by
 Usage: symroute up [--config FILE]
        symroute down
        symroute status [--json]
+       symroute agent [options]
        symroute conflist add|remove|check [OPTION]...
        symroute --help | --version
 
@@ -43,8 +45,11 @@ Commands:
   up      put rules, tables and marks in place now, without a pod, and hold them
           until \"down\"; --config takes a conflist or a plugin object with the
           settings, without it those in force or else the defaults are used
-  down    end that hold; with no pod enrolled, take everything away
+  down    end that hold and the one of an agent that was stopped; with no pod
+          enrolled, take everything away
   status  show uplinks, gateways, tables, enrolled pods and what is off
+  agent   stay, and keep all this in place whoever changes the node; see
+          \"symroute agent --help\"
   conflist
           put our entry into the primary plugin's conflist, or take it out;
           see: symroute conflist --help
@@ -76,6 +81,8 @@ enum Command {
     Up { config: Option<PathBuf> },
     Down,
     Status { json: bool },
+    Agent(agent::Words),
+    AgentHelp,
 }
 
 /// Why a command was not carried out.
@@ -118,6 +125,8 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Up { config } => up(config),
         Command::Down => down(),
         Command::Status { json } => status(json),
+        Command::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
+        Command::AgentHelp => Ok((agent::HELP.to_string(), 0)),
     }))
 }
 
@@ -149,6 +158,9 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> 
             Short('V') | Long("version") => return Ok(Command::Version),
             Long("config") => config = Some(PathBuf::from(parser.value()?)),
             Long("json") => json = true,
+            Value(value) if verb.is_none() && value == "agent" => {
+                return Ok(agent::parse(&mut parser)?.map_or(Command::AgentHelp, Command::Agent));
+            }
             Value(value) if verb.is_none() => verb = Some(value.to_string_lossy().into_owned()),
             other => return Err(other.unexpected().into()),
         }
@@ -194,6 +206,8 @@ fn down() -> Result<(String, u8), Failure> {
     let mut node = Node::open()?;
     let lock = node.lock()?;
     node.state.release(HOLD)?;
+    // It stays when the agent stops; one that runs takes it again.
+    node.state.release(crate::agent::heal::HOLD)?;
     if node.tear_down_if_idle(&lock)? {
         return Ok(("symroute is not in force: everything is as it was before\n".into(), 0));
     }

@@ -6,13 +6,13 @@ use std::os::unix::fs::MetadataExt;
 use nix::sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, statfs};
 use serde_json::value::RawValue;
 
+use super::enroll::enroll;
 use super::{Code, Failure, Request, annotations, log_failures, result, version};
 use crate::config::{self, Config, Invalid, Scope};
 use crate::error::Error;
-use crate::fast::{self, Enrolled};
 use crate::logging;
 use crate::node::Node;
-use crate::state::{Attachment, Lock};
+use crate::state::Attachment;
 
 /// What ADD and CHECK are about.
 pub(super) struct Pod<'a> {
@@ -41,7 +41,8 @@ impl<'a> Pod<'a> {
                 .with("list it behind the primary plugin in \"plugins\" of a conflist"));
         };
         let addresses = result::addresses(prev_result)?;
-        let attachment = Attachment { key: request.key.clone(), addresses, hairpin: own.hairpin };
+        let (key, hairpin) = (request.key.clone(), own.hairpin);
+        let attachment = Attachment { key, addresses, hairpin, adopted: false };
         Ok(Self { config, prev_result, attachment: own.enabled.then_some(attachment) })
     }
 }
@@ -54,7 +55,7 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
     let Some(attachment) = pod.attachment else { return Ok(answer) };
     let mut node = Node::open()?;
     let before = node.state.attachment(&attachment.key).map_err(Error::from)?;
-    match (enroll(&mut node, &pod.config, &attachment), before) {
+    match (enroll(&mut node, &pod.config.settings, &attachment), before) {
         (Ok(()), None) => {}
         // ADD twice, with other addresses the second time.
         (Ok(()), Some(before)) => {
@@ -71,60 +72,6 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
         }
     }
     Ok(answer)
-}
-
-fn enroll(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<(), Error> {
-    if quickly(node, config, attachment)? {
-        return Ok(());
-    }
-    let lock = node.lock()?;
-    // Of many pods that start on a new node, the first has done the work for the others.
-    if quickly(node, config, attachment)? {
-        return Ok(());
-    }
-    slowly(node, config, attachment, &lock)
-}
-
-/// The fast path; false where it does not do.
-fn quickly(node: &mut Node, config: &Config, attachment: &Attachment) -> Result<bool, Error> {
-    let Some(marking) = node.state.marking().filter(|_| node.state.has_record()) else {
-        return Ok(false);
-    };
-    // The file comes first: a DEL that is about to take the table away looks for files last.
-    node.state.enroll(attachment)?;
-    match fast::prove(&mut node.kernel, marking, &config.settings, &attachment.addresses) {
-        Ok(()) => {
-            let mut enrolled = Enrolled::at(marking, &mut node.kernel.netfilter);
-            match enrolled.enroll(&fast::memberships(attachment)) {
-                Ok(()) => return Ok(true),
-                // The last pod before this one took the table with it just now.
-                Err(error) => log::info!("slow path: {error}"),
-            }
-        }
-        Err(fast::Surprise(why)) => log::info!("slow path: {why}"),
-    }
-    Ok(false)
-}
-
-/// Reconciles the node; the pod is in its file, so it is part of the desired state.
-fn slowly(
-    node: &mut Node,
-    config: &Config,
-    attachment: &Attachment,
-    lock: &Lock,
-) -> Result<(), Error> {
-    node.state.enroll(attachment)?;
-    let plan = node.reconcile(lock, &attachment.key.network, &config.settings)?;
-    for note in &plan.notes {
-        log::warn!("{note}");
-    }
-    let marking = node.marking();
-    if let Err(fast::Surprise(why)) =
-        fast::prove(&mut node.kernel, marking, &config.settings, &attachment.addresses)
-    {
-        log::warn!("the node is reconciled, but {why}; see \"symroute status\"");
-    }
-    Ok(())
 }
 
 /// The host scope leaves the pod's namespace alone; one that is the caller's own is a mistake of

@@ -3,8 +3,10 @@
 
 mod add;
 mod annotations;
+pub(crate) mod cached;
 mod check;
 mod del;
+pub(crate) mod enroll;
 mod error;
 mod gc;
 mod request;

@@ -1,5 +1,6 @@
 //! The public configuration: the plugin object of a conflist, checked and typed.
 
+pub mod file;
 mod parse;
 mod pattern;
 

@@ -45,20 +45,26 @@ pub struct Attachment {
     pub addresses: Vec<IpAddr>,
     /// Whether a local pod's address is accepted as a source for this pod.
     pub hairpin: bool,
+    /// Whether the agent enrolled it from the runtime's cache: its DEL does not call us, so the
+    /// agent takes it out again. Older releases do not look at it.
+    pub adopted: bool,
 }
 
 impl Attachment {
     fn to_json(&self) -> String {
         let addresses: Vec<_> = self.addresses.iter().map(ToString::to_string).collect();
-        json!({
+        let mut object = json!({
             "version": VERSION,
             "network": self.key.network,
             "container": self.key.container,
             "ifname": self.key.ifname,
             "addresses": addresses,
             "hairpin": self.hairpin,
-        })
-        .to_string()
+        });
+        if self.adopted {
+            object["adopted"] = json!(true);
+        }
+        object.to_string()
     }
 
     /// None for what is empty or no attachment: a file cut short by a full disk, say.
@@ -72,8 +78,8 @@ impl Attachment {
         };
         let list = value.get("addresses")?.as_array()?;
         let addresses = list.iter().map(|a| a.as_str()?.parse().ok()).collect::<Option<_>>()?;
-        let hairpin = value.get("hairpin").and_then(Value::as_bool).unwrap_or(false);
-        Some(Self { key, addresses, hairpin })
+        let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
+        Some(Self { key, addresses, hairpin: flag("hairpin"), adopted: flag("adopted") })
     }
 }
 
@@ -118,6 +124,11 @@ impl State {
             Self::remove(&self.path(&[folder, &format!(".{name}")]))?;
         }
         Self::remove(&self.path(&["gone", &name]))
+    }
+
+    /// How many attachments are enrolled, readable or not.
+    pub fn count(&self) -> Result<usize, Error> {
+        Ok(self.list("pods")?.len())
     }
 
     /// All enrolled attachments, and the names of files that can't be read as one.

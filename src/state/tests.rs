@@ -31,6 +31,7 @@ fn pod(container: &str, addresses: &[&str]) -> Attachment {
         key: Key { network: "net".into(), container: container.into(), ifname: "eth0".into() },
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         hairpin: false,
+        adopted: false,
     }
 }
 

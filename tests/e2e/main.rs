@@ -9,6 +9,7 @@
     reason = "a test stops at the first thing that is not as expected, and prints its figures"
 )]
 
+mod agent;
 mod backends;
 mod bad_input;
 mod discovery;

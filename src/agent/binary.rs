@@ -1,0 +1,125 @@
+//! The plugin's binary in the runtime's folder, as a copy of a given file.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::cause::Cause;
+use super::keep::Thing;
+use crate::names::PROGRAM;
+use crate::ruleset::fingerprint::fnv;
+
+/// What a file looks like without reading it.
+type Look = (u64, u64, i64, i64, u32);
+
+/// Copies `from` to `folder`, and keeps it there.
+#[derive(Debug)]
+pub struct Binary {
+    from: PathBuf,
+    folder: PathBuf,
+    /// Looks of the two files when their content was last found to be the same.
+    same: Option<(Look, Look)>,
+}
+
+impl Binary {
+    /// Keeps a copy of `from` in `folder`.
+    #[must_use]
+    pub fn new(from: PathBuf, folder: PathBuf) -> Self {
+        Self { from, folder, same: None }
+    }
+
+    fn to(&self) -> PathBuf {
+        self.folder.join(PROGRAM)
+    }
+}
+
+impl Thing for Binary {
+    fn name(&self) -> &'static str {
+        "binary"
+    }
+
+    fn cause(&self) -> Cause {
+        Cause::Binary
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.folder.clone()
+    }
+
+    fn names(&self) -> Option<Vec<OsString>> {
+        Some(vec![PROGRAM.into()])
+    }
+
+    fn is_in_place(&mut self) -> Result<bool, String> {
+        let from = look(&self.from).map_err(|error| at("look at", &self.from, &error))?;
+        let Ok(to) = look(&self.to()) else { return Ok(false) };
+        // Content is read only where something about the files is new.
+        if self.same == Some((from, to)) {
+            return Ok(true);
+        }
+        let hash = |path: &Path| fs::read(path).map(|bytes| (bytes.len(), fnv(&bytes)));
+        let ours = hash(&self.from).map_err(|error| at("read", &self.from, &error))?;
+        let same = hash(&self.to()).is_ok_and(|theirs| theirs == ours) && to.4 & 0o111 == 0o111;
+        self.same = same.then_some((from, to));
+        Ok(same)
+    }
+
+    fn put(&mut self) -> Result<(), String> {
+        // A binary that runs can't be written, and half of one must not be run: a new file in the
+        // same folder takes its place.
+        let temporary = self.folder.join(format!(".{PROGRAM}.new"));
+        let make = || -> io::Result<()> {
+            fs::copy(&self.from, &temporary)?;
+            fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
+            File::open(&temporary)?.sync_all()?;
+            fs::rename(&temporary, self.to())?;
+            File::open(&self.folder)?.sync_all()
+        };
+        make().map_err(|error| {
+            let _ = fs::remove_file(&temporary);
+            let hint = "give the runtime's folder of plugins by --bin-dir, mounted writable";
+            format!("{}; {hint}", at("install", &self.to(), &error))
+        })
+    }
+
+    fn others(&self) -> String {
+        format!("find who writes {} (an installer or another release of ours)", self.to().display())
+    }
+}
+
+fn look(path: &Path) -> io::Result<Look> {
+    let meta = fs::metadata(path)?;
+    Ok((meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec(), meta.mode()))
+}
+
+fn at(operation: &str, path: &Path, error: &io::Error) -> String {
+    format!("{operation} {}: {error}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binary_that_went_or_changed_is_put_back() {
+        let folder = std::env::temp_dir().join(format!("symroute-binary-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let from = folder.join("from");
+        fs::write(&from, "one").unwrap();
+        let mut binary = Binary::new(from.clone(), folder.clone());
+        assert_eq!(binary.is_in_place(), Ok(false));
+        binary.put().unwrap();
+        assert_eq!(binary.is_in_place(), Ok(true));
+        fs::write(binary.to(), "two").unwrap();
+        assert_eq!(binary.is_in_place(), Ok(false));
+        binary.put().unwrap();
+        fs::set_permissions(binary.to(), fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(binary.is_in_place(), Ok(false), "no longer executable");
+        fs::remove_file(&from).unwrap();
+        assert!(binary.is_in_place().is_err(), "nothing to compare with");
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(binary.put().unwrap_err().contains("--bin-dir"));
+    }
+}

@@ -1,0 +1,130 @@
+//! What may make a look at the node worth it, and where such causes wait for it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+/// Why the agent looks at the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// It has just begun.
+    Start,
+    /// It is time again.
+    Resync,
+    /// The last look failed.
+    Retry,
+    /// The kernel dropped events.
+    Lost,
+    /// An interface came, went or changed.
+    Links,
+    /// An address of an uplink, or of what may become one.
+    Addresses,
+    /// A route of an uplink, a default route, or one in our tables.
+    Routes,
+    /// A rule of the routing policy database.
+    Rules,
+    /// Somebody else changed our nftables table.
+    Nftables,
+    /// The folder of conflists.
+    Conflist,
+    /// The folder of plugins.
+    Binary,
+    /// The runtime's cache of results.
+    Cache,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Start,
+        Self::Resync,
+        Self::Retry,
+        Self::Lost,
+        Self::Links,
+        Self::Addresses,
+        Self::Routes,
+        Self::Rules,
+        Self::Nftables,
+        Self::Conflist,
+        Self::Binary,
+        Self::Cache,
+    ];
+
+    /// Its name in metrics and logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Resync => "resync",
+            Self::Retry => "retry",
+            Self::Lost => "lost",
+            Self::Links => "links",
+            Self::Addresses => "addresses",
+            Self::Routes => "routes",
+            Self::Rules => "rules",
+            Self::Nftables => "nftables",
+            Self::Conflist => "conflist",
+            Self::Binary => "binary",
+            Self::Cache => "cache",
+        }
+    }
+
+    /// Whether everything is looked at, whatever it was that happened.
+    #[must_use]
+    pub fn is_general(self) -> bool {
+        matches!(self, Self::Start | Self::Resync | Self::Retry)
+    }
+
+    /// Whether it may change what the kernel takes for a route.
+    #[must_use]
+    pub fn is_of_routing(self) -> bool {
+        matches!(self, Self::Lost | Self::Links | Self::Addresses | Self::Routes)
+    }
+
+    /// Whether it is about the kernel's state.
+    #[must_use]
+    pub fn is_of_kernel(self) -> bool {
+        !matches!(self, Self::Conflist | Self::Binary | Self::Cache)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Causes, each once.
+pub type Causes = BTreeSet<Cause>;
+
+/// Causes that wait for a look. A storm of events takes no more room than one event.
+#[derive(Debug, Default)]
+pub struct Pending {
+    causes: Mutex<Causes>,
+    added: Notify,
+}
+
+impl Pending {
+    /// Adds a cause and wakes the agent.
+    pub fn add(&self, cause: Cause) {
+        self.causes.lock().unwrap_or_else(PoisonError::into_inner).insert(cause);
+        self.added.notify_one();
+    }
+
+    /// Wakes the agent without a cause.
+    pub fn wake(&self) {
+        self.added.notify_one();
+    }
+
+    /// Takes what has come together.
+    pub fn take(&self) -> Causes {
+        std::mem::take(&mut self.causes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until something was added since the last wait ended.
+    pub async fn added(&self) {
+        self.added.notified().await;
+    }
+}

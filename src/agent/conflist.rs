@@ -1,0 +1,96 @@
+//! Our entry in the primary plugin's conflist.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::cause::Cause;
+use super::keep::Thing;
+use crate::conflist::{Directory, Error, State, Wanted};
+
+/// Keeps the entry as it was wanted last, or puts one without settings in.
+#[derive(Debug)]
+pub struct Entry(Directory);
+
+impl Entry {
+    /// Keeps the entry in this folder.
+    #[must_use]
+    pub fn new(directory: Directory) -> Self {
+        Self(directory)
+    }
+}
+
+impl Thing for Entry {
+    fn name(&self) -> &'static str {
+        "conflist"
+    }
+
+    fn cause(&self) -> Cause {
+        Cause::Conflist
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.0.path().to_path_buf()
+    }
+
+    fn names(&self) -> Option<Vec<OsString>> {
+        None
+    }
+
+    fn is_in_place(&mut self) -> Result<bool, String> {
+        let view = self.0.examine(&Wanted::default()).map_err(|error| text(&error))?;
+        is_ready(&view.state)
+    }
+
+    fn put(&mut self) -> Result<(), String> {
+        let outcome = self.0.add(&Wanted::default()).map_err(|error| text(&error))?;
+        match outcome.now.map(|now| is_ready(&now.state)) {
+            Some(Ok(false)) => Err("the conflist changed again while it was put right".into()),
+            Some(Err(reason)) => Err(reason),
+            Some(Ok(true)) | None => Ok(()),
+        }
+    }
+
+    fn others(&self) -> String {
+        let folder = self.0.path().display();
+        format!("the journal of \"symroute conflist\" shows what was put back in {folder}")
+    }
+}
+
+/// Whether the entry is in place; the reason where nothing can be done about it.
+fn is_ready(state: &State) -> Result<bool, String> {
+    match state.reason() {
+        Some(reason) => Err(reason.to_string()),
+        None => Ok(*state == State::Ready),
+    }
+}
+
+fn text(error: &Error) -> String {
+    format!("{error}; {}", error.way_out())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conflist::Places;
+    use std::fs;
+
+    #[test]
+    fn the_entry_is_put_back_and_a_missing_primary_is_waited_for() {
+        let root = std::env::temp_dir().join(format!("symroute-entry-{}", std::process::id()));
+        let places = Places::default().under(&root);
+        let file = places.conf_dir.join("10-flannel.conflist");
+        let primary =
+            r#"{"cniVersion": "1.0.0", "name": "cbr0", "plugins": [{"type": "flannel"}]}"#;
+        fs::create_dir_all(&places.conf_dir).unwrap();
+        let mut entry = Entry::new(Directory::at(places));
+        assert!(entry.is_in_place().unwrap_err().contains("; "), "waited for, with a way out");
+        for _ in 0..2 {
+            fs::write(&file, primary).unwrap();
+            assert_eq!(entry.is_in_place(), Ok(false));
+            entry.put().unwrap();
+            assert_eq!(entry.is_in_place(), Ok(true));
+            assert!(fs::read_to_string(&file).unwrap().contains("symroute"));
+        }
+        fs::remove_dir_all(&root).unwrap();
+    }
+}

@@ -1,0 +1,123 @@
+//! Events of rtnetlink: interfaces, addresses, routes, rules.
+
+use futures_util::StreamExt as _;
+use rtnetlink::MulticastGroup::{
+    Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link as Links,
+};
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::address::AddressMessage;
+use rtnetlink::packet_route::link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteType};
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::proto::sys::AsyncSocket as _;
+
+use crate::agent::filter::Event;
+use crate::facts::Link;
+
+/// Room for events in the kernel while they are not read; it gives what it may.
+const BUFFER: usize = 1 << 20;
+
+/// Hands every event to `take` until the socket fails. Before the first one, the groups are
+/// joined and `ready` is called: what happens from then on is told.
+///
+/// # Errors
+/// The socket can't be opened, or was closed.
+pub async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<(), String> {
+    let groups = [Links, Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule];
+    let (mut connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)
+        .map_err(|error| format!("listen to rtnetlink: {error}"))?;
+    // A smaller buffer loses events earlier, and a loss is noticed.
+    let _ = connection.socket_mut().socket_mut().set_rx_buf_sz(BUFFER);
+    let reading = tokio::spawn(connection);
+    ready();
+    while let Some((message, _)) = messages.next().await {
+        match message.payload {
+            NetlinkPayload::InnerMessage(message) => {
+                if let Some(event) = event(message) {
+                    take(event);
+                }
+            }
+            NetlinkPayload::Overrun(_) => take(Event::Lost),
+            _ => {}
+        }
+    }
+    reading.abort();
+    Err("the socket to rtnetlink was closed".into())
+}
+
+fn event(message: RouteNetlinkMessage) -> Option<Event> {
+    use RouteNetlinkMessage as M;
+    match message {
+        // The bridge tells of its ports by messages of its own.
+        M::NewLink(m) | M::DelLink(m) if m.header.interface_family != AddressFamily::Unspec => None,
+        M::NewLink(m) => Some(Event::Link(link(m))),
+        M::DelLink(m) => Some(Event::Gone(m.header.index)),
+        M::NewAddress(AddressMessage { header, .. })
+        | M::DelAddress(AddressMessage { header, .. }) => Some(Event::Address(header.index)),
+        M::NewRoute(m) | M::DelRoute(m) => route(&m),
+        M::NewRule(m) | M::DelRule(m) => Some(rule(&m)),
+        _ => None,
+    }
+}
+
+fn link(message: LinkMessage) -> Link {
+    let flags = message.header.flags.bits();
+    let mut link = Link { index: message.header.index, flags, ..Link::default() };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Carrier(carrier) => link.carrier = carrier == 1,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = Some(kind_name(&kind)),
+                        LinkInfo::PortKind(InfoPortKind::Bridge) => {
+                            link.port_of = Some("bridge".into());
+                        }
+                        LinkInfo::PortKind(other) => link.port_of = Some(other.to_string()),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+fn kind_name(kind: &InfoKind) -> String {
+    kind.to_string()
+}
+
+fn route(message: &RouteMessage) -> Option<Event> {
+    if message.header.flags.contains(RouteFlags::Cloned) {
+        return None;
+    }
+    let (mut table, mut links) = (u32::from(message.header.table), Vec::new());
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Oif(index) => links.push(*index),
+            RouteAttribute::MultiPath(hops) => links.extend(hops.iter().map(|h| h.interface_index)),
+            _ => {}
+        }
+    }
+    if message.header.kind != RouteType::Unicast {
+        links.clear();
+    }
+    Some(Event::Route { table, prefix: message.header.destination_prefix_length, links })
+}
+
+fn rule(message: &RuleMessage) -> Event {
+    let (mut priority, mut table, mut marked) = (0, u32::from(message.header.table), false);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(number) => priority = *number,
+            RuleAttribute::Table(number) => table = *number,
+            RuleAttribute::FwMark(_) | RuleAttribute::FwMask(_) => marked = true,
+            _ => {}
+        }
+    }
+    Event::Rule { priority, table, marked }
+}

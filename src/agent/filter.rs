@@ -1,0 +1,222 @@
+//! Which events of the kernel may matter. A node with many pods sees thousands of them a minute,
+//! for interfaces and routes of pods; a look for each of them would read everything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+use super::cause::Cause;
+use crate::config::{Pattern, Settings};
+use crate::facts::{Facts, Link};
+use crate::netlink::uapi::{IFF_UP, RT_TABLE_LOCAL};
+
+/// Kinds of interface that `auto` never takes and of which a node has many.
+const OF_PODS: [&str; 3] = ["veth", "bridge", "dummy"];
+
+/// An event of rtnetlink, as far as it is looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// An interface is new or has changed.
+    Link(Link),
+    /// An interface has gone.
+    Gone(u32),
+    /// An address of this interface came or went.
+    Address(u32),
+    /// A route came or went.
+    Route {
+        /// Its table.
+        table: u32,
+        /// Length of its prefix.
+        prefix: u8,
+        /// Interfaces that it goes through; none for blackholes and the like.
+        links: Vec<u32>,
+    },
+    /// A rule came or went.
+    Rule {
+        /// Its place.
+        priority: u32,
+        /// The table that it looks up.
+        table: u32,
+        /// Whether it asks for a mark.
+        marked: bool,
+    },
+    /// The kernel had to drop events.
+    Lost,
+}
+
+/// What of an interface makes a difference.
+#[derive(Debug, PartialEq, Eq)]
+struct Shape {
+    name: String,
+    port_of: Option<String>,
+    up: bool,
+    carrier: bool,
+}
+
+impl Shape {
+    fn of(link: &Link) -> Self {
+        Self {
+            name: link.name.clone(),
+            port_of: link.port_of.clone(),
+            up: link.flags & IFF_UP != 0,
+            carrier: link.carrier,
+        }
+    }
+}
+
+/// What the last look at the node found, as far as it tells events apart.
+#[derive(Debug, Default)]
+pub struct Filter {
+    /// Rules of others beyond this place are no concern of ours.
+    last_priority: u32,
+    tables: Option<RangeInclusive<u32>>,
+    names: Vec<Pattern>,
+    uplinks: BTreeSet<u32>,
+    /// Interfaces that may matter.
+    known: BTreeMap<u32, Shape>,
+    /// Interfaces of pods.
+    quiet: BTreeSet<u32>,
+}
+
+impl Filter {
+    /// After a look: what was found is known now.
+    pub fn learn(&mut self, settings: &Settings, uplinks: BTreeSet<u32>, facts: &Facts) {
+        self.last_priority = settings.priority + 3;
+        self.tables = Some(settings.table(1)..=settings.table(settings.field.max_id()));
+        self.names.clone_from(&settings.uplinks);
+        self.uplinks = uplinks;
+        self.known.clear();
+        self.quiet.clear();
+        for link in &facts.links {
+            if self.is_quiet(link) {
+                self.quiet.insert(link.index);
+            } else {
+                self.known.insert(link.index, Shape::of(link));
+            }
+        }
+    }
+
+    fn is_quiet(&self, link: &Link) -> bool {
+        let named = || {
+            let fits =
+                |p: &Pattern| matches!(p, Pattern::Name(glob) if Pattern::fits(glob, &link.name));
+            self.names.iter().any(fits)
+        };
+        let of_pods = link.kind.as_deref().is_some_and(|kind| OF_PODS.contains(&kind));
+        let port = link.port_of.as_deref() == Some("bridge");
+        (of_pods || port) && !self.uplinks.contains(&link.index) && !named()
+    }
+
+    /// The cause for a look that an event is, if it is one.
+    pub fn judge(&mut self, event: Event) -> Option<Cause> {
+        match event {
+            Event::Lost => Some(Cause::Lost),
+            Event::Link(link) => self.link(&link),
+            Event::Gone(index) => {
+                self.quiet.remove(&index);
+                let known = self.known.remove(&index).is_some();
+                (known || self.uplinks.contains(&index)).then_some(Cause::Links)
+            }
+            Event::Address(link) => (!self.quiet.contains(&link)).then_some(Cause::Addresses),
+            Event::Route { table, prefix, links } => {
+                let ours = self.tables.as_ref().is_none_or(|tables| tables.contains(&table));
+                let wide = prefix <= 1 && !links.is_empty();
+                let by_uplink = links.iter().any(|link| self.uplinks.contains(link));
+                let matters = table != RT_TABLE_LOCAL && (ours || wide || by_uplink);
+                matters.then_some(Cause::Routes)
+            }
+            // Others have rules by the addresses of pods behind ours.
+            Event::Rule { priority, table, marked } => {
+                let ours = self.tables.as_ref().is_none_or(|tables| tables.contains(&table));
+                (marked || ours || priority <= self.last_priority).then_some(Cause::Rules)
+            }
+        }
+    }
+
+    fn link(&mut self, link: &Link) -> Option<Cause> {
+        if self.is_quiet(link) {
+            self.quiet.insert(link.index);
+            // One that was taken for more until now.
+            return self.known.remove(&link.index).map(|_| Cause::Links);
+        }
+        self.quiet.remove(&link.index);
+        let shape = Shape::of(link);
+        // The kernel also tells of statistics, queues and the like.
+        if self.known.get(&link.index) == Some(&shape) {
+            return None;
+        }
+        self.known.insert(link.index, shape);
+        Some(Cause::Links)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
+        let kind = kind.map(str::to_string);
+        Link { index, name: name.into(), kind, flags: IFF_UP, carrier: true, ..Link::default() }
+    }
+
+    fn filter() -> Filter {
+        let facts = Facts {
+            links: vec![link(2, "eth0", None), link(3, "veth1", Some("veth"))],
+            ..Facts::default()
+        };
+        let mut filter = Filter::default();
+        filter.learn(&Settings::default(), BTreeSet::from([2]), &facts);
+        filter
+    }
+
+    fn route(table: u32, prefix: u8, link: u32) -> Event {
+        Event::Route { table, prefix, links: vec![link] }
+    }
+
+    #[test]
+    fn pods_come_and_go_unnoticed() {
+        let mut filter = filter();
+        assert_eq!(filter.judge(Event::Link(link(9, "veth9", Some("veth")))), None);
+        assert_eq!(filter.judge(Event::Address(9)), None);
+        assert_eq!(filter.judge(route(254, 32, 9)), None);
+        let to_pod = Event::Rule { priority: 512, table: 254, marked: false };
+        assert_eq!(filter.judge(to_pod), None);
+        assert_eq!(filter.judge(Event::Gone(9)), None);
+        let blackhole = Event::Route { table: 254, prefix: 26, links: vec![] };
+        assert_eq!(filter.judge(blackhole), None);
+    }
+
+    #[test]
+    fn what_uplinks_are_made_of_is_noticed() {
+        let mut filter = filter();
+        assert_eq!(filter.judge(Event::Link(link(2, "eth0", None))), None, "nothing new");
+        assert_eq!(filter.judge(Event::Link(link(2, "wan0", None))), Some(Cause::Links));
+        assert_eq!(filter.judge(Event::Link(link(5, "eth1", None))), Some(Cause::Links));
+        assert_eq!(filter.judge(Event::Address(5)), Some(Cause::Addresses));
+        assert_eq!(filter.judge(route(254, 0, 5)), Some(Cause::Routes));
+        assert_eq!(filter.judge(route(254, 24, 2)), Some(Cause::Routes));
+        assert_eq!(filter.judge(route(47001, 24, 7)), Some(Cause::Routes), "one of ours");
+        assert_eq!(filter.judge(route(255, 32, 2)), None, "table local follows addresses");
+        assert_eq!(filter.judge(Event::Gone(2)), Some(Cause::Links));
+        let ours = Event::Rule { priority: 402, table: 47001, marked: true };
+        assert_eq!(filter.judge(ours), Some(Cause::Rules));
+        let local = Event::Rule { priority: 0, table: 255, marked: false };
+        assert_eq!(filter.judge(local), Some(Cause::Rules));
+    }
+
+    #[test]
+    fn a_veth_that_the_settings_name_is_an_uplink_to_be() {
+        let mut filter = filter();
+        let settings =
+            Settings { uplinks: vec![Pattern::Name("eth*".into())], ..Settings::default() };
+        filter.learn(&settings, BTreeSet::new(), &Facts::default());
+        let event = Event::Link(link(9, "eth9", Some("veth")));
+        assert_eq!(filter.judge(event), Some(Cause::Links));
+    }
+
+    #[test]
+    fn before_the_first_look_everything_matters() {
+        let mut filter = Filter::default();
+        let event = Event::Rule { priority: 512, table: 7, marked: false };
+        assert_eq!(filter.judge(event), Some(Cause::Rules));
+    }
+}

@@ -1,0 +1,323 @@
+//! One turn of the agent: what is wanted, a look at the node, and what differs is put right.
+
+use std::time::{Duration, Instant};
+
+use super::adopt::Cache;
+use super::cause::{Cause, Causes};
+use super::keep::Kept;
+use super::pace::Repairs;
+use super::status::{Found, Problem, Status, Tally};
+use super::wanted::{OWN_NETWORK, Source, Wanted};
+use crate::apply::describe;
+use crate::config::{Config, Log, Scope, Settings};
+use crate::error::Error;
+use crate::names;
+use crate::node::{Node, View};
+use crate::plan::diff::{Operation, TableChange};
+
+/// Name of the hold that the agent has on the node state. It stays when the agent stops.
+pub const HOLD: &str = "agent";
+
+/// What a turn works on. It blocks, so it has a thread of its own.
+#[derive(Debug)]
+pub struct Healer {
+    node: Option<Node>,
+    source: Option<Source>,
+    kept: Vec<Kept>,
+    cache: Cache,
+    wanted: Option<Wanted>,
+    /// Steps that were left after a reconcile: the kernel refuses them.
+    stuck: Vec<Operation>,
+    /// What the log was last told.
+    noted: Vec<String>,
+    /// Repairs of the last minute.
+    pub repairs: Repairs,
+    /// What was done since the beginning.
+    tally: Tally,
+}
+
+impl Healer {
+    /// Keeps the settings of `source` in force, or those that are.
+    #[must_use]
+    pub fn new(source: Option<Source>, kept: Vec<Kept>, cache: Cache) -> Self {
+        Self {
+            node: None,
+            source,
+            kept,
+            cache,
+            wanted: None,
+            stuck: Vec::new(),
+            noted: Vec::new(),
+            repairs: Repairs::default(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Looks at what the causes are about and puts it right. Goes on after a failure; what is
+    /// wrong is in the status.
+    pub fn turn(&mut self, causes: &Causes) -> Status {
+        let begin = Instant::now();
+        let mut status = Status::default();
+        let about = |cause| causes.contains(&cause) || causes.iter().any(|c| c.is_general());
+        // The entry in the conflist comes before the settings are read from it.
+        for kept in &mut self.kept {
+            // Cheap where all is well, and its problem has to be told by each status.
+            let outcome = kept.keep(Instant::now());
+            status.say(Problem::of_thing(kept.cause()), outcome);
+            self.tally.puts.insert(kept.name(), kept.puts);
+        }
+        let before = self.wanted.clone();
+        if let Some(source) = &self.source {
+            match source.read() {
+                Ok(Some(found)) => self.wanted = Some(found),
+                // Gone for a moment, or for good: what is in force stays.
+                Ok(None) => {}
+                Err(error) => status.say(Problem::Source, Err(error)),
+            }
+        }
+        let news = self.wanted != before;
+        if news || causes.iter().any(|cause| cause.is_of_kernel()) {
+            let looked = self.look(causes, &mut status);
+            status.say(Problem::Node, looked.map_err(|error| text(&error)));
+        } else {
+            status.keeps_last_look = true;
+        }
+        if news || about(Cause::Cache) {
+            let adopted = self.adopt();
+            status.say(Problem::Adoption, adopted);
+        } else {
+            status.keeps_adoption = true;
+        }
+        let contested = self.repairs.contested(Instant::now());
+        if !contested.is_empty() {
+            let names: Vec<_> = contested.iter().map(|cause| cause.name()).collect();
+            let text = format!(
+                "somebody undoes us again and again ({}), so repairs wait some seconds; find who \
+                 flushes or rewrites them",
+                names.join(", ")
+            );
+            status.say(Problem::Contested, Err(text));
+        }
+        self.tally.contested = contested;
+        self.tally.adopted_now = self.cache.adopted();
+        if let Some(node) = &self.node {
+            self.tally.pods = node.state.count().unwrap_or(self.tally.pods);
+        }
+        self.tally.turns += 1;
+        self.tally.last_turn = begin.elapsed();
+        status.tally = self.tally.clone();
+        self.note(&status);
+        status
+    }
+
+    /// What is to be in force.
+    fn target(&mut self) -> Result<Wanted, Error> {
+        let node = open(&mut self.node)?;
+        if let Some(wanted) = &self.wanted {
+            return Ok(wanted.clone());
+        }
+        let found = match node.state.record()? {
+            Some(record) => Wanted {
+                network: record.network,
+                config: config(record.settings),
+                is_network: false,
+            },
+            None => Wanted {
+                network: OWN_NETWORK.into(),
+                config: config(Settings::default()),
+                is_network: false,
+            },
+        };
+        // A record that gets lost is made again from this.
+        if self.source.is_none() {
+            self.wanted = Some(found.clone());
+        }
+        Ok(found)
+    }
+
+    fn look(&mut self, causes: &Causes, status: &mut Status) -> Result<(), Error> {
+        let target = self.target()?;
+        crate::logging::start(&target.config.log);
+        let node = open(&mut self.node)?;
+        let record = node.state.record()?;
+        let settings = &target.config.settings;
+        let in_force = record.as_ref().is_some_and(|r| r.settings == *settings)
+            && node
+                .state
+                .holders()?
+                .iter()
+                .any(|(name, network)| name == HOLD && *network == target.network);
+        if !in_force {
+            if record.is_none() {
+                self.cache.forget();
+            }
+            // A record that vanished was taken away by somebody.
+            let repair = record.is_none() && !causes.contains(&Cause::Start);
+            let enforced = enforce(node, &target, causes);
+            self.tally.reconciled(enforced.is_ok());
+            if repair && enforced.is_ok() {
+                self.repairs.made(causes, Instant::now());
+                self.tally.repaired(causes);
+            }
+            if let Err(error) = enforced {
+                status.say(Problem::Settings, Err(text(&error)));
+            }
+        }
+        self.compare(&target, causes, status)
+    }
+
+    /// Looks whether the node is as the settings in force want it, and puts right what is not.
+    fn compare(
+        &mut self,
+        target: &Wanted,
+        causes: &Causes,
+        status: &mut Status,
+    ) -> Result<(), Error> {
+        let node = open(&mut self.node)?;
+        let mut view = node.view(&target.config.settings)?;
+        if of_pods_alone(&view.steps) {
+            // A pod that is just being enrolled has its file before its address is in the set.
+            let again = node.view(&target.config.settings)?;
+            let passing = again.steps != view.steps;
+            view = again;
+            if passing && of_pods_alone(&view.steps) {
+                view.steps.clear();
+            }
+        }
+        let refused = view.steps == self.stuck && !causes.iter().any(|cause| cause.is_of_routing());
+        if !view.steps.is_empty() && !refused {
+            let what: Vec<_> = view.steps.iter().map(|s| describe(s, &view.facts)).collect();
+            log::info!("off ({}): {}", names_of(causes), what.join("; "));
+            let record = node.record()?;
+            let (network, settings) = match &record {
+                Some(record) => (record.network.clone(), record.settings.clone()),
+                None => (target.network.clone(), target.config.settings.clone()),
+            };
+            let lock = node.lock()?;
+            let outcome = node.reconcile(&lock, &network, &settings);
+            drop(lock);
+            self.tally.reconciled(outcome.is_ok());
+            outcome?;
+            let left = node.view(&target.config.settings)?;
+            if !causes.contains(&Cause::Start) {
+                self.repairs.made(causes, Instant::now());
+                self.tally.repaired(causes);
+            }
+            // Of what is left after that, the rest was done to us since; an event tells of it.
+            let refused = left.steps == view.steps && of_routes_alone(&left.steps);
+            self.stuck = if refused { left.steps.clone() } else { Vec::new() };
+            view = left;
+        } else if view.steps.is_empty() {
+            self.stuck.clear();
+        }
+        if !self.stuck.is_empty() {
+            let what: Vec<_> = self.stuck.iter().map(|s| describe(s, &view.facts)).collect();
+            let text = format!("the kernel refuses: {}; see its log", what.join("; "));
+            status.say(Problem::Kernel, Err(text));
+        }
+        let settings = node
+            .state
+            .record()?
+            .map_or_else(|| target.config.settings.clone(), |record| record.settings);
+        status.found = Some(found(view, settings));
+        Ok(())
+    }
+
+    fn adopt(&mut self) -> Result<(), String> {
+        let node = open(&mut self.node).map_err(|error| text(&error))?;
+        let Some(wanted) = self.wanted.as_ref().filter(|wanted| wanted.is_network) else {
+            return Ok(());
+        };
+        let done = self.cache.adopt(node, &wanted.network, &wanted.config.settings)?;
+        self.tally.adopted += done.enrolled;
+        self.tally.taken_out += done.taken_out;
+        Ok(())
+    }
+
+    /// Tells the log what is new about the status.
+    fn note(&mut self, status: &Status) {
+        let now: Vec<String> = status.problems.values().cloned().collect();
+        for text in now.iter().filter(|text| !self.noted.contains(text)) {
+            log::error!("agent: {text}");
+        }
+        self.noted = now;
+    }
+}
+
+fn open(node: &mut Option<Node>) -> Result<&mut Node, Error> {
+    match node {
+        Some(node) => Ok(node),
+        None => Ok(node.insert(Node::open()?)),
+    }
+}
+
+fn config(settings: Settings) -> Config {
+    Config { settings, scope: Scope::Host, log: Log::default() }
+}
+
+/// Brings the node to the settings and holds it. The hold changes hands first: else a network
+/// that takes over from another, or from no network, would disagree with our own hold.
+fn enforce(node: &mut Node, target: &Wanted, causes: &Causes) -> Result<(), Error> {
+    log::info!("network \"{}\" comes into force ({})", target.network, names_of(causes));
+    let lock = node.lock()?;
+    let held = node.state.holders()?.into_iter().find(|(name, _)| name == HOLD);
+    node.state.hold(HOLD, &target.network)?;
+    let outcome = node.reconcile(&lock, &target.network, &target.config.settings);
+    match (&outcome, held) {
+        (Ok(plan), _) => plan.notes.iter().for_each(|note| log::warn!("{note}")),
+        (Err(_), Some((_, before))) if before != target.network => {
+            node.state.hold(HOLD, &before)?;
+        }
+        (Err(_), None) => node.state.release(HOLD)?,
+        (Err(_), Some(_)) => {}
+    }
+    outcome.map(drop)
+}
+
+/// Whether nothing differs but which pods are enrolled.
+fn of_pods_alone(steps: &[Operation]) -> bool {
+    let of_pods = |change: &TableChange| match change {
+        TableChange::AddElements(set, _) | TableChange::DeleteElements(set, _) => {
+            names::OF_PODS.contains(&set.as_str())
+        }
+        _ => false,
+    };
+    let alone = |step: &Operation| match step {
+        Operation::Table(changes) => changes.iter().all(of_pods),
+        _ => false,
+    };
+    !steps.is_empty() && steps.iter().all(alone)
+}
+
+/// Whether nothing differs but routes: those are what the kernel may refuse alone.
+fn of_routes_alone(steps: &[Operation]) -> bool {
+    let route =
+        |step: &Operation| matches!(step, Operation::AddRoute(_) | Operation::ReplaceRoute { .. });
+    steps.iter().all(route)
+}
+
+fn found(view: View, settings: Settings) -> Found {
+    Found {
+        notes: view.plan.notes.iter().map(ToString::to_string).collect(),
+        uplinks: view.plan.uplinks,
+        facts: view.facts,
+        settings,
+    }
+}
+
+fn names_of(causes: &Causes) -> String {
+    causes.iter().map(|cause| cause.name()).collect::<Vec<_>>().join(", ")
+}
+
+fn text(error: &Error) -> String {
+    error.way_out().map_or_else(|| error.to_string(), |way_out| format!("{error}; {way_out}"))
+}
+
+/// How long a turn took, for the rest after it.
+impl Status {
+    /// The time that the turn took.
+    #[must_use]
+    pub fn took(&self) -> Duration {
+        self.tally.last_turn
+    }
+}

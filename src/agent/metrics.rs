@@ -1,0 +1,146 @@
+//! The metrics in Prometheus' text format (version 0.0.4). The format is lines of text; a crate
+//! for it would be larger than this file.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use super::cause::Cause;
+use super::status::Board;
+
+/// Writes families of metrics.
+#[derive(Debug, Default)]
+struct Page(String);
+
+impl Page {
+    /// One family: its name, kind and meaning, and its values by labels.
+    fn family<L: AsRef<str>>(
+        &mut self,
+        (name, kind, help): (&str, &str, &str),
+        values: impl IntoIterator<Item = (L, f64)>,
+    ) {
+        // Writing to a string does not fail.
+        let _ = writeln!(self.0, "# HELP symroute_{name} {help}\n# TYPE symroute_{name} {kind}");
+        for (labels, value) in values {
+            let labels = labels.as_ref();
+            let _ = if labels.is_empty() {
+                writeln!(self.0, "symroute_{name} {value}")
+            } else {
+                writeln!(self.0, "symroute_{name}{{{labels}}} {value}")
+            };
+        }
+    }
+
+    /// A family of one value.
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
+        self.family((name, kind, help), [("", value)]);
+    }
+}
+
+/// One label; quotes, backslashes and line ends are escaped.
+fn label(name: &str, value: impl std::fmt::Display) -> String {
+    let value = value.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    format!("{name}=\"{value}\"")
+}
+
+/// All metrics. Counters of more than 2^53 lose their last digits, as everywhere in Prometheus.
+#[expect(clippy::cast_precision_loss, reason = "Prometheus knows floating point numbers only")]
+#[must_use]
+pub fn page(board: &Board) -> String {
+    let mut page = Page::default();
+    let tally = &board.tally;
+    let version = label("version", env!("CARGO_PKG_VERSION"));
+    page.family(("build_info", "gauge", "The release that runs."), [(version, 1.0)]);
+    let ready = f64::from(u8::from(board.unready().is_empty()));
+    page.one("ready", "gauge", "1 if the node is as the settings want it.", ready);
+    let uplinks = board.uplinks.iter().map(|u| {
+        let labels = [label("uplink", &u.name), label("id", u.id), label("table", u.table)];
+        (labels.join(","), 1.0)
+    });
+    page.family(("uplink_info", "gauge", "The uplinks in force."), uplinks);
+    page.one("notes", "gauge", "Things that are off, see symroute status.", board.notes as f64);
+    page.one("pods", "gauge", "Attachments that are enrolled.", tally.pods as f64);
+    page.one("pods_adopted", "gauge", "Adopted pods among them.", tally.adopted_now as f64);
+    page.one("adoptions_total", "counter", "Pods adopted from the cache.", tally.adopted as f64);
+    let taken = tally.taken_out as f64;
+    page.one("adopted_removals_total", "counter", "Adopted pods taken out again.", taken);
+    let outcomes = [("done", tally.reconciles), ("failed", tally.failures)];
+    let outcomes = outcomes.map(|(outcome, n)| (label("outcome", outcome), n as f64));
+    page.family(("reconciles_total", "counter", "Reconciles made, not mere looks."), outcomes);
+    let by_cause = |value: &dyn Fn(Cause) -> f64| {
+        Cause::ALL.map(|cause| (label("cause", cause), value(cause)))
+    };
+    let repairs = by_cause(&|cause| tally.repairs.get(&cause).copied().unwrap_or(0) as f64);
+    page.family(("repairs_total", "counter", "Repairs, by what told of the damage."), repairs);
+    let contested = by_cause(&|cause| f64::from(u8::from(tally.contested.contains(&cause))));
+    page.family(("contested", "gauge", "1 while somebody undoes us again and again."), contested);
+    page.one("looks_total", "counter", "Turns of the agent.", tally.turns as f64);
+    let took = tally.last_turn.as_secs_f64();
+    page.one("last_look_seconds", "gauge", "How long the last turn took.", took);
+    page.one("events_total", "counter", "Events that led to a look.", board.events as f64);
+    page.one("events_lost_total", "counter", "Times the kernel dropped events.", board.lost as f64);
+    let puts = |name: &str| tally.puts.get(name).copied().unwrap_or(0) as f64;
+    page.one("conflist_rewrites_total", "counter", "Conflists put right.", puts("conflist"));
+    page.one("binary_installs_total", "counter", "Binaries put in place.", puts("binary"));
+    if let Some(drops) = rp_filter_drops() {
+        let help = "Packets that rp_filter of the node dropped (TcpExtIPReversePathFilter).";
+        page.one("rp_filter_drops_total", "counter", help, drops as f64);
+    }
+    for (name, help, values) in counters() {
+        let values = values.into_iter().map(|(labels, n)| (labels, n as f64));
+        page.family((name, "counter", help), values);
+    }
+    page.0
+}
+
+/// A family of counters: its name, its meaning, its values by labels.
+type Counters = (&'static str, &'static str, Vec<(String, u64)>);
+
+/// What the data plane counts, by uplink: connections bound, packets steered, evidence dropped.
+/// This release's ruleset has no counters, so there are none to tell.
+fn counters() -> Vec<Counters> {
+    Vec::new()
+}
+
+/// `TcpExtIPReversePathFilter` of this network namespace.
+fn rp_filter_drops() -> Option<u64> {
+    of_netstat(&fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", "IPReversePathFilter")
+}
+
+/// A value of `/proc/net/netstat`: a line of names, then a line of values, by group.
+fn of_netstat(text: &str, group: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter(|line| line.starts_with(group));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let at = names.split(' ').position(|word| word == name)?;
+    values.split(' ').nth(at)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::status::UplinkLine;
+
+    #[test]
+    fn the_page_has_one_value_to_a_line() {
+        let uplink = UplinkLine { name: "e\"t\\h".into(), id: 1, table: 47001 };
+        let board = Board { uplinks: vec![uplink], looked: true, ..Board::default() };
+        let text = page(&board);
+        assert!(
+            text.contains(
+                "symroute_uplink_info{uplink=\"e\\\"t\\\\h\",id=\"1\",table=\"47001\"} 1\n"
+            )
+        );
+        assert!(text.contains("\nsymroute_ready 1\n"));
+        assert!(text.contains("symroute_repairs_total{cause=\"rules\"} 0\n"));
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(name.starts_with("symroute_") && value.parse::<f64>().is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn netstat_is_read_by_name() {
+        let text = "TcpExt: A IPReversePathFilter B\nTcpExt: 1 42 3\nIpExt: A\nIpExt: 9\n";
+        assert_eq!(of_netstat(text, "TcpExt:", "IPReversePathFilter"), Some(42));
+        assert_eq!(of_netstat(text, "TcpExt:", "C"), None);
+    }
+}

@@ -1,0 +1,259 @@
+//! `symroute agent`: keeps what is in force in force, whoever changes the node.
+//!
+//! [`events`] tell what happened; [`filter`] says whether it may matter; the [`cause`]s gather
+//! for a moment ([`pace`]); then one turn of [`heal`] looks at the node and puts it right. The
+//! plugin needs none of this.
+
+pub mod adopt;
+pub mod binary;
+pub mod cause;
+pub mod conflist;
+pub mod events;
+pub mod filter;
+pub mod heal;
+pub mod http;
+pub mod keep;
+pub mod metrics;
+pub mod notify;
+pub mod pace;
+mod sources;
+pub mod status;
+pub mod wanted;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::runtime;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+
+use adopt::Cache;
+use cause::{Cause, Causes, Pending};
+use filter::Filter;
+use heal::Healer;
+use http::{Answer, Answers};
+use keep::Kept;
+use notify::Manager;
+use status::{Board, Status};
+use wanted::Source;
+
+/// The agent is taken for dead when its loop did not turn for this long.
+const DEAD: Duration = Duration::from_secs(60);
+/// How often the loop turns although nothing happens.
+const BEAT: Duration = Duration::from_secs(10);
+
+/// How the agent runs.
+#[derive(Debug)]
+pub struct Options {
+    /// Where the settings are; none for those in force.
+    pub source: Option<Source>,
+    /// The runtime's cache of results.
+    pub cache: PathBuf,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    pub listen: Option<SocketAddr>,
+    /// How often everything is looked at although nothing was told.
+    pub resync: Duration,
+    /// What is kept in place on the disk.
+    pub kept: Vec<Kept>,
+}
+
+/// What the tasks share.
+#[derive(Debug)]
+struct Shared {
+    pending: Pending,
+    filter: Mutex<Filter>,
+    board: Mutex<Board>,
+    beat: Mutex<Instant>,
+    stop: std::sync::atomic::AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs until a signal ends it. What is in force stays in force, and held.
+///
+/// # Errors
+/// What keeps the agent from starting.
+pub fn run(options: Options) -> Result<(), String> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        // By this name the kernel tells who changed nftables.
+        .thread_name(crate::names::PROGRAM)
+        .max_blocking_threads(1)
+        .build()
+        .map_err(|error| format!("start: {error}"))?;
+    runtime.block_on(serve(options))
+}
+
+async fn serve(options: Options) -> Result<(), String> {
+    let shared = Arc::new(Shared {
+        pending: Pending::default(),
+        filter: Mutex::default(),
+        board: Mutex::default(),
+        beat: Mutex::new(Instant::now()),
+        stop: false.into(),
+    });
+    if let Some(address) = options.listen {
+        let listener = http::listen(address).await?;
+        tokio::spawn(http::serve(listener, answers(&shared)));
+    }
+    // Sources before the first look: what happens from now on is told.
+    sources::start(&shared, &options)?;
+    let healer = Healer::new(options.source, options.kept, Cache::new(options.cache));
+    shared.pending.add(Cause::Start);
+    Loop::new(shared, healer, options.resync).run().await
+}
+
+fn answers(shared: &Arc<Shared>) -> Answers {
+    let shared = Arc::clone(shared);
+    Arc::new(move |path| match path {
+        "/healthz" => {
+            let since = lock(&shared.beat).elapsed();
+            let text = format!("the loop turned {} s ago\n", since.as_secs());
+            Some(Answer { well: since < DEAD, text })
+        }
+        "/readyz" => {
+            let board = lock(&shared.board);
+            let reasons = board.unready();
+            let text = if reasons.is_empty() { "ready".into() } else { reasons.join("\n") };
+            Some(Answer { well: reasons.is_empty(), text: text + "\n" })
+        }
+        "/metrics" => Some(Answer { well: true, text: metrics::page(&lock(&shared.board)) }),
+        _ => None,
+    })
+}
+
+/// The loop: waits for causes, and has a turn made for them.
+struct Loop {
+    shared: Arc<Shared>,
+    healer: Option<Healer>,
+    resync: Duration,
+    beat: Duration,
+    manager: Manager,
+    next_resync: Instant,
+    next_retry: Option<Instant>,
+    failures: u32,
+    /// Causes that have to wait, since somebody undoes us again and again.
+    deferred: Causes,
+    until: Option<Instant>,
+    told_ready: bool,
+}
+
+impl Loop {
+    fn new(shared: Arc<Shared>, healer: Healer, resync: Duration) -> Self {
+        let beat = notify::watchdog().map_or(BEAT, |limit| (limit / 3).min(BEAT));
+        Self {
+            shared,
+            healer: Some(healer),
+            resync,
+            beat,
+            manager: Manager::of_environment(),
+            next_resync: Instant::now() + resync,
+            next_retry: None,
+            failures: 0,
+            deferred: Causes::new(),
+            until: None,
+            told_ready: false,
+        }
+    }
+
+    async fn run(mut self) -> Result<(), String> {
+        loop {
+            let woken = timeout(self.patience(), self.shared.pending.added()).await.is_ok();
+            *lock(&self.shared.beat) = Instant::now();
+            self.manager.tell("WATCHDOG=1");
+            if self.shared.stop.load(std::sync::atomic::Ordering::Relaxed) {
+                self.manager.tell("STOPPING=1");
+                log::info!("agent: a signal ends it; what is in force stays");
+                return Ok(());
+            }
+            if woken {
+                settle(&self.shared.pending).await;
+            }
+            let causes = self.due();
+            if causes.is_empty() {
+                continue;
+            }
+            let Some(healer) = self.healer.take() else { continue };
+            let took = self.turn(healer, causes).await?;
+            sleep(pace::rest_after(took)).await;
+        }
+    }
+
+    /// How long to wait for a cause.
+    fn patience(&self) -> Duration {
+        let dates = [Some(self.next_resync), self.next_retry, self.until];
+        let now = Instant::now();
+        let until = |date: Instant| date.saturating_duration_since(now);
+        dates.into_iter().flatten().map(until).fold(self.beat, Duration::min)
+    }
+
+    /// What a turn is to be made for now.
+    fn due(&mut self) -> Causes {
+        let now = Instant::now();
+        let mut causes = self.shared.pending.take();
+        if self.next_resync <= now {
+            causes.insert(Cause::Resync);
+        }
+        if self.next_retry.is_some_and(|date| date <= now) {
+            causes.insert(Cause::Retry);
+        }
+        causes.append(&mut self.deferred);
+        self.until = None;
+        let wait = self.healer.as_mut().and_then(|healer| healer.repairs.wait(&causes, now));
+        if let Some(wait) = wait {
+            self.deferred = std::mem::take(&mut causes);
+            self.until = Some(now + wait);
+        }
+        causes
+    }
+
+    async fn turn(&mut self, mut healer: Healer, causes: Causes) -> Result<Duration, String> {
+        let begin = Instant::now();
+        let all = causes.iter().any(|cause| cause.is_general());
+        let turned = spawn_blocking(move || {
+            let status = healer.turn(&causes);
+            (healer, status)
+        });
+        let (healer, status) = turned.await.map_err(|error| format!("a turn ended: {error}"))?;
+        self.healer = Some(healer);
+        if all {
+            self.next_resync = Instant::now() + self.resync;
+        }
+        self.failures = if status.failed() { self.failures.saturating_add(1) } else { 0 };
+        self.next_retry =
+            (self.failures > 0).then(|| Instant::now() + pace::retry_after(self.failures));
+        self.publish(status);
+        Ok(begin.elapsed())
+    }
+
+    fn publish(&mut self, status: Status) {
+        if let Some(found) = &status.found {
+            let uplinks = found.uplinks.iter().map(|uplink| uplink.link).collect();
+            lock(&self.shared.filter).learn(&found.settings, uplinks, &found.facts);
+        }
+        let mut board = lock(&self.shared.board);
+        board.update(status);
+        if !self.told_ready {
+            // Also with wrong settings: a restart would not mend those.
+            self.manager.tell("READY=1");
+            self.told_ready = true;
+        }
+        let text = board.unready().first().map_or("ready".into(), |text| text.replace('\n', " "));
+        self.manager.tell(&format!("STATUS={text}"));
+    }
+}
+
+/// Lets events gather that belong together, but not for ever.
+async fn settle(pending: &Pending) {
+    let end = Instant::now() + pace::CEILING;
+    loop {
+        let left = end.saturating_duration_since(Instant::now()).min(pace::QUIET);
+        if left.is_zero() || timeout(left, pending.added()).await.is_err() {
+            return;
+        }
+    }
+}

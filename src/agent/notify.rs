@@ -1,0 +1,40 @@
+//! Tells systemd how we are (`sd_notify`): datagrams to the socket in `NOTIFY_SOCKET`.
+
+use std::env;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+/// The service manager, if there is one that listens.
+#[derive(Debug)]
+pub struct Manager(Option<(UnixDatagram, SocketAddr)>);
+
+impl Manager {
+    /// The manager that the environment names. One that can't be reached is none.
+    #[must_use]
+    pub fn of_environment() -> Self {
+        let address = env::var_os("NOTIFY_SOCKET").and_then(|name| match name.as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name).ok(),
+            [b'/', ..] => SocketAddr::from_pathname(&name).ok(),
+            _ => None,
+        });
+        Self(UnixDatagram::unbound().ok().zip(address))
+    }
+
+    /// Sends lines like `READY=1`.
+    pub fn tell(&self, text: &str) {
+        if let Some((socket, address)) = &self.0 {
+            // The manager may have gone; that is its affair.
+            let _ = socket.send_to_addr(text.as_bytes(), address);
+        }
+    }
+}
+
+/// How long systemd waits for a sign of life, if it waits for one of this process.
+#[must_use]
+pub fn watchdog() -> Option<Duration> {
+    let of_us = env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
+    let microseconds = env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+    of_us.then(|| Duration::from_micros(microseconds))
+}

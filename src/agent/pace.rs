@@ -1,0 +1,140 @@
+//! How fast the agent works: events are gathered for a moment, a storm does not put a look off,
+//! and whoever undoes us again and again gets an answer at a limited rate. Pure: time is given.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::cause::{Cause, Causes};
+
+/// A look is taken when no event came for this long …
+pub const QUIET: Duration = Duration::from_millis(50);
+/// … or when the first one was this long ago.
+pub const CEILING: Duration = Duration::from_millis(200);
+/// After a look the agent rests for this many times as long as the look took.
+const REST: u32 = 10;
+/// The longest such rest: the node has to be healed within two seconds.
+const LONGEST_REST: Duration = Duration::from_millis(800);
+/// Repairs for one cause that are made at once …
+const REPAIRS: usize = 6;
+/// … within this time.
+const WINDOW: Duration = Duration::from_secs(60);
+/// Pause between the repairs that come after them.
+const PAUSE: Duration = Duration::from_secs(5);
+/// First and longest pause after a failure.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// How long to wait before the next retry after this many failures in a row.
+#[must_use]
+pub fn retry_after(failures: u32) -> Duration {
+    RETRY.0.saturating_mul(1 << failures.clamp(1, 6).saturating_sub(1)).min(RETRY.1)
+}
+
+/// The rest after a look that took this long.
+#[must_use]
+pub fn rest_after(look: Duration) -> Duration {
+    look.saturating_mul(REST).min(LONGEST_REST)
+}
+
+/// Repairs of the last minute by cause.
+#[derive(Debug, Default)]
+pub struct Repairs(BTreeMap<Cause, VecDeque<Instant>>);
+
+impl Repairs {
+    /// Remembers a repair.
+    pub fn made(&mut self, causes: &Causes, now: Instant) {
+        for &cause in causes.iter().filter(|cause| !cause.is_general()) {
+            let times = self.0.entry(cause).or_default();
+            times.push_back(now);
+            // More than these say nothing new.
+            if times.len() > REPAIRS + 1 {
+                times.pop_front();
+            }
+        }
+    }
+
+    /// Causes for which the node had to be repaired again and again.
+    pub fn contested(&mut self, now: Instant) -> Causes {
+        for times in self.0.values_mut() {
+            times.retain(|&at| now.saturating_duration_since(at) < WINDOW);
+        }
+        self.0.retain(|_, times| !times.is_empty());
+        self.0.iter().filter(|(_, times)| times.len() > REPAIRS).map(|(&cause, _)| cause).collect()
+    }
+
+    /// How long a look for these causes has to wait: not at all unless all of them are contested.
+    pub fn wait(&mut self, causes: &Causes, now: Instant) -> Option<Duration> {
+        let contested = self.contested(now);
+        if causes.is_empty() || !causes.is_subset(&contested) {
+            return None;
+        }
+        let last = causes.iter().filter_map(|cause| self.0.get(cause)?.back()).max()?;
+        let wait = PAUSE.saturating_sub(now.saturating_duration_since(*last));
+        (!wait.is_zero()).then_some(wait)
+    }
+}
+
+/// Counts what is done to a file of somebody else, and says when to stop.
+#[derive(Debug, Default)]
+pub struct Rewrites(VecDeque<Instant>);
+
+impl Rewrites {
+    /// Rewrites that are made …
+    const MOST: usize = 5;
+    /// … within this time. After as long without one it is tried again.
+    const WITHIN: Duration = Duration::from_secs(120);
+
+    /// Whether one more is allowed; if so, it counts.
+    pub fn allow(&mut self, now: Instant) -> bool {
+        self.0.retain(|&at| now.saturating_duration_since(at) < Self::WITHIN);
+        let allowed = self.0.len() < Self::MOST;
+        if allowed {
+            self.0.push_back(now);
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_repairs_are_made_at_once_and_later_ones_at_a_limited_rate() {
+        let (mut repairs, begin) = (Repairs::default(), Instant::now());
+        let rules = Causes::from([Cause::Rules]);
+        for n in 0..=6 {
+            let now = begin + Duration::from_secs(n);
+            assert_eq!(repairs.wait(&rules, now), None, "repair {n}");
+            repairs.made(&rules, now);
+        }
+        let now = begin + Duration::from_secs(7);
+        assert_eq!(repairs.wait(&rules, now), Some(Duration::from_secs(4)));
+        assert_eq!(repairs.contested(now), rules);
+        let both = Causes::from([Cause::Rules, Cause::Links]);
+        assert_eq!(repairs.wait(&both, now), None, "something else happened too");
+        assert_eq!(repairs.wait(&rules, begin + Duration::from_secs(12)), None);
+        let later = begin + Duration::from_secs(120);
+        assert_eq!(repairs.contested(later), Causes::new());
+    }
+
+    #[test]
+    fn looks_of_the_clock_are_nobodys_fault() {
+        let (mut repairs, now) = (Repairs::default(), Instant::now());
+        for _ in 0..20 {
+            repairs.made(&Causes::from([Cause::Resync, Cause::Start]), now);
+        }
+        assert_eq!(repairs.contested(now), Causes::new());
+    }
+
+    #[test]
+    fn pauses_have_ends() {
+        assert_eq!(retry_after(0), Duration::from_secs(1));
+        assert_eq!(retry_after(1), Duration::from_secs(1));
+        assert_eq!(retry_after(3), Duration::from_secs(4));
+        assert_eq!(retry_after(u32::MAX), Duration::from_secs(30));
+        assert!(rest_after(Duration::from_secs(60)) < Duration::from_secs(1));
+        let (mut rewrites, now) = (Rewrites::default(), Instant::now());
+        assert_eq!((0..9).filter(|_| rewrites.allow(now)).count(), 5);
+        assert!(rewrites.allow(now + Duration::from_secs(120)));
+    }
+}

@@ -1,0 +1,100 @@
+//! Starts what tells the agent of causes: one task to a source.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+
+use super::cause::Cause;
+use super::events::files::{self, Folder};
+use super::events::{nftables, route};
+use super::filter::Event;
+use super::keep::Kept;
+use super::wanted::Source;
+use super::{Options, Shared, lock};
+
+/// Pause before a source that failed is opened again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+impl Shared {
+    /// An event that led to a look.
+    fn happened(&self, cause: Cause) {
+        let mut board = lock(&self.board);
+        board.events += 1;
+        board.lost += u64::from(cause == Cause::Lost);
+        drop(board);
+        self.pending.add(cause);
+    }
+}
+
+/// Starts all sources; each is armed when this returns or soon after, and then asks for a look.
+pub(super) fn start(shared: &Arc<Shared>, options: &Options) -> Result<(), String> {
+    signals(shared)?;
+    folders(shared, options)?;
+    tokio::spawn(rtnetlink(Arc::clone(shared)));
+    tokio::spawn(nf_tables(Arc::clone(shared)));
+    Ok(())
+}
+
+/// SIGTERM and SIGINT end the agent.
+fn signals(shared: &Arc<Shared>) -> Result<(), String> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).map_err(|error| format!("wait for signals: {error}"))?;
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move {
+            signals.recv().await;
+            shared.stop.store(true, Ordering::Relaxed);
+            shared.pending.wake();
+        });
+    }
+    Ok(())
+}
+
+fn folders(shared: &Arc<Shared>, options: &Options) -> Result<(), String> {
+    let mut folders: Vec<_> = options.kept.iter().map(Kept::folder).collect();
+    folders.extend(options.source.as_ref().map(Source::folder));
+    folders.push(Folder { path: options.cache.clone(), cause: Cause::Cache, names: None });
+    let watches = files::Watches::on(folders)?;
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        if let Err(error) = watches.watch(|cause| shared.happened(cause)).await {
+            log::error!("agent: {error}; from now on files are looked at by the clock");
+        }
+    });
+    Ok(())
+}
+
+async fn rtnetlink(shared: Arc<Shared>) {
+    loop {
+        // Whatever happened before the socket was there is found by the look that this asks for.
+        let ready = || shared.pending.add(Cause::Lost);
+        let take = |event: Event| {
+            let cause = lock(&shared.filter).judge(event);
+            if let Some(cause) = cause {
+                shared.happened(cause);
+            }
+        };
+        if let Err(error) = route::watch(ready, take).await {
+            log::error!("agent: {error}; once more in a second");
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn nf_tables(shared: Arc<Shared>) {
+    loop {
+        let ready = || shared.pending.add(Cause::Lost);
+        let take = |event| {
+            shared.happened(match event {
+                nftables::Event::Foreign => Cause::Nftables,
+                nftables::Event::Lost => Cause::Lost,
+            });
+        };
+        if let Err(error) = nftables::watch(ready, take).await {
+            log::error!("agent: {error}; once more in a second");
+        }
+        sleep(PAUSE).await;
+    }
+}

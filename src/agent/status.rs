@@ -1,0 +1,201 @@
+//! What the agent knows of itself and of the node: the source of readiness and metrics.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::cause::{Cause, Causes};
+use crate::config::Settings;
+use crate::facts::Facts;
+use crate::plan::Uplink;
+
+/// Where something is wrong. Each makes the agent not ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Problem {
+    /// The settings can't be read.
+    Source,
+    /// The settings can't be put in force.
+    Settings,
+    /// The node could not be looked at or put right.
+    Node,
+    /// The kernel refuses part of the plan.
+    Kernel,
+    /// Somebody undoes us again and again.
+    Contested,
+    /// The entry in the conflist.
+    Conflist,
+    /// The plugin's binary.
+    Binary,
+    /// Pods of before.
+    Adoption,
+}
+
+impl Problem {
+    /// The problem that a thing on the disk has.
+    #[must_use]
+    pub fn of_thing(cause: Cause) -> Self {
+        if cause == Cause::Binary { Self::Binary } else { Self::Conflist }
+    }
+}
+
+/// What a look found; large, and not kept.
+#[derive(Debug)]
+pub struct Found {
+    /// The settings in force.
+    pub settings: Settings,
+    /// The uplinks.
+    pub uplinks: Vec<Uplink>,
+    /// What is off although all is in place.
+    pub notes: Vec<String>,
+    /// The facts.
+    pub facts: Facts,
+}
+
+/// What was done since the beginning.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    /// Turns of the loop.
+    pub turns: u64,
+    /// How long the last one took.
+    pub last_turn: Duration,
+    /// Reconciles that changed the node.
+    pub reconciles: u64,
+    /// Reconciles that failed.
+    pub failures: u64,
+    /// Repairs by cause.
+    pub repairs: BTreeMap<Cause, u64>,
+    /// Causes for which somebody undoes us.
+    pub contested: Causes,
+    /// How often things on the disk were put in place.
+    pub puts: BTreeMap<&'static str, u64>,
+    /// Enrolled attachments.
+    pub pods: usize,
+    /// Adopted pods among them.
+    pub adopted_now: usize,
+    /// Pods adopted since the beginning.
+    pub adopted: u64,
+    /// Adopted pods taken out again.
+    pub taken_out: u64,
+}
+
+impl Tally {
+    /// Counts a reconcile.
+    pub fn reconciled(&mut self, done: bool) {
+        *(if done { &mut self.reconciles } else { &mut self.failures }) += 1;
+    }
+
+    /// Counts a repair.
+    pub fn repaired(&mut self, causes: &Causes) {
+        for &cause in causes {
+            *self.repairs.entry(cause).or_default() += 1;
+        }
+    }
+}
+
+/// What one turn leads to.
+#[derive(Debug, Default)]
+pub struct Status {
+    /// What is wrong, by where.
+    pub problems: BTreeMap<Problem, String>,
+    /// What was found, if the node was looked at.
+    pub found: Option<Found>,
+    /// Whether the node was not looked at, so that what was wrong still is.
+    pub keeps_last_look: bool,
+    /// The same for pods of before.
+    pub keeps_adoption: bool,
+    /// What was done since the beginning.
+    pub tally: Tally,
+}
+
+impl Status {
+    /// Notes a problem.
+    pub fn say(&mut self, what: Problem, outcome: Result<(), String>) {
+        if let Err(text) = outcome {
+            self.problems.insert(what, text);
+        }
+    }
+
+    /// Whether the next look should come soon.
+    #[must_use]
+    pub fn failed(&self) -> bool {
+        self.problems.keys().any(|problem| {
+            !matches!(problem, Problem::Contested | Problem::Conflist | Problem::Kernel)
+        })
+    }
+}
+
+/// One uplink in the metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UplinkLine {
+    /// Name of the interface.
+    pub name: String,
+    /// Its id.
+    pub id: u32,
+    /// Its table.
+    pub table: u32,
+}
+
+/// What is kept between turns, for whoever asks.
+#[derive(Debug, Default)]
+pub struct Board {
+    /// What is wrong, by where.
+    pub problems: BTreeMap<Problem, String>,
+    /// The uplinks of the last look.
+    pub uplinks: Vec<UplinkLine>,
+    /// How many things are off although all is in place.
+    pub notes: usize,
+    /// What was done since the beginning.
+    pub tally: Tally,
+    /// Whether there was a look at all.
+    pub looked: bool,
+    /// Events that the kernel dropped.
+    pub lost: u64,
+    /// Events that led to a look.
+    pub events: u64,
+}
+
+impl Board {
+    /// Takes over what a turn led to.
+    pub fn update(&mut self, status: Status) {
+        let kept = |problem: &Problem| match problem {
+            Problem::Settings | Problem::Node | Problem::Kernel => status.keeps_last_look,
+            Problem::Adoption => status.keeps_adoption,
+            _ => false,
+        };
+        self.problems.retain(|problem, _| kept(problem));
+        self.problems.extend(status.problems);
+        self.tally = status.tally;
+        if let Some(found) = status.found {
+            self.looked = true;
+            self.notes = found.notes.len();
+            let line = |u: Uplink| UplinkLine { name: u.name, id: u.id, table: u.table };
+            self.uplinks = found.uplinks.into_iter().map(line).collect();
+        }
+    }
+
+    /// What keeps the agent from being ready; nothing when it is.
+    #[must_use]
+    pub fn unready(&self) -> Vec<&str> {
+        let mut reasons: Vec<_> = self.problems.values().map(String::as_str).collect();
+        if !self.looked {
+            reasons.push("the node was not looked at yet");
+        }
+        reasons
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_lasts_until_a_look_finds_it_gone() {
+        let mut board = Board { looked: true, ..Board::default() };
+        let mut status = Status::default();
+        status.say(Problem::Node, Err("no".into()));
+        board.update(status);
+        board.update(Status { keeps_last_look: true, ..Status::default() });
+        assert_eq!(board.unready(), ["no"]);
+        board.update(Status::default());
+        assert!(board.unready().is_empty());
+    }
+}

@@ -1,0 +1,56 @@
+//! Our configuration in a file: a conflist that names us, or a plugin object of ours.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{Config, parse};
+use crate::names::PLUGIN_TYPE as TYPE;
+
+/// The network that a file names, if it names one, and our configuration for it.
+///
+/// # Errors
+/// What is wrong, with the path in front.
+pub fn read(path: &Path) -> Result<(Option<String>, Config), String> {
+    let fail = |text: String| format!("{}: {text}", path.display());
+    let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    let value: Value = serde_json::from_str(&text).map_err(|error| fail(error.to_string()))?;
+    let object = value.as_object().ok_or_else(|| fail("not a JSON object".into()))?;
+    let name = object.get("name").and_then(Value::as_str).map(str::to_string);
+    let plugin = plugin(object).map_err(fail)?;
+    let config = parse(plugin).map_err(|invalid| fail(invalid.to_string()))?;
+    Ok((name, config))
+}
+
+/// Whether this is a network whose plugins we are one of.
+#[must_use]
+pub fn names_us(network: &Value) -> bool {
+    let ours = |plugin: &Value| plugin.get("type").is_some_and(|kind| kind == TYPE);
+    let plugins = network.get("plugins").and_then(Value::as_array);
+    ours(network) || plugins.is_some_and(|plugins| plugins.iter().any(ours))
+}
+
+/// The one entry of ours in a conflist, or the object itself where it is a plugin object.
+fn plugin(object: &Map<String, Value>) -> Result<&Map<String, Value>, String> {
+    let ours = |plugin: &&Map<String, Value>| plugin.get("type").is_none_or(|t| t == TYPE);
+    let Some(plugins) = object.get("plugins") else {
+        return Some(object).filter(ours).ok_or_else(|| {
+            format!(
+                "\"type\" is {}, not \"{TYPE}\"; give a conflist or our own plugin object",
+                object["type"]
+            )
+        });
+    };
+    let list = plugins.as_array().ok_or("\"plugins\" is not a list")?;
+    let named = |plugin: &&Map<String, Value>| plugin.get("type").is_some_and(|t| t == TYPE);
+    let mut found = list.iter().filter_map(Value::as_object).filter(named);
+    match (found.next(), found.next()) {
+        (Some(plugin), None) => Ok(plugin),
+        (None, _) => Err(format!(
+            "no plugin of type \"{TYPE}\" in \"plugins\"; add {{\"type\": \"{TYPE}\"}} behind the \
+             primary plugin"
+        )),
+        (Some(_), Some(_)) => Err(format!("more than one plugin of type \"{TYPE}\"; keep one")),
+    }
+}

@@ -1,0 +1,115 @@
+//! What the agent costs: memory with a thousand pods, processor time while nothing happens and
+//! while pods come and go.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::agent::adoption::entry;
+use crate::agent::conflist;
+use crate::lab::agent::{Agent, until};
+use crate::lab::two_nics::{NICS, two_nics};
+
+const PODS: u64 = 1000;
+
+/// Kilobytes of memory, by a line of `/proc/PID/status`.
+fn memory(pid: u32, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("read the status");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("the line");
+    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// Time on a processor, all threads together. Threads that ended count in `stat` alone.
+fn processor(pid: u32) -> Duration {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("read the statistics");
+    let (_, rest) = text.rsplit_once(')').expect("a name in parentheses");
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    let ticks = |at: usize| words[at].parse::<u64>().expect("a number");
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
+
+#[test]
+fn a_thousand_pods_fit_into_ten_mebibytes() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let (cache, conf_dir) = (node.dir.join("cache"), node.dir.join("net.d"));
+    fs::create_dir(&cache).expect("make the cache");
+    fs::create_dir(&conf_dir).expect("make the folder");
+    let primary = conflist(node, None);
+    for number in 0..PODS {
+        let address = format!("10.99.{}.{}/32", number / 250, number % 250 + 1);
+        let result = json!({"cniVersion": "1.0.0", "ips": [{"address": address}]}).to_string();
+        let (id, path) = (format!("c{number}"), cache.join(format!("lab-c{number}-eth0")));
+        fs::write(path, entry(&id, &primary, &result)).expect("write an entry");
+    }
+    let ours = conflist(node, Some(&json!({"uplinks": NICS, "log": {"level": "warn"}})));
+    fs::write(conf_dir.join("10-lab.conflist"), ours).expect("write the conflist");
+    let folder = conf_dir.to_str().expect("UTF-8");
+    let agent = Agent::ready(node, &["--conf-dir", folder, "--resync", "5s"]);
+    until("all are enrolled", || agent.metric("symroute_pods") == PODS);
+    let looks = agent.metric("symroute_looks_total");
+    until("looks with all of them", || agent.metric("symroute_looks_total") >= looks + 2);
+    let (now, most) = (memory(agent.pid(), "VmRSS"), memory(agent.pid(), "VmHWM"));
+    let page = agent.get("/metrics").1;
+    let look = page.lines().find(|line| line.starts_with("symroute_last_look_seconds"));
+    println!("{PODS} pods: {now} kB resident, at most {most} kB; {look:?}");
+    // Of the build under test only what it allocates says something: its text is several times as
+    // large as that of the static program, of which this leaves room for all.
+    let own = if std::env::var_os("SYMROUTE_BIN").is_some() {
+        most
+    } else {
+        memory(agent.pid(), "RssAnon") + 4 * 1024
+    };
+    assert!(own < 10 * 1024, "{own} kB");
+
+    let looks = agent.metric("symroute_looks_total");
+    let (begin, before) = (Instant::now(), processor(agent.pid()));
+    until("two more looks", || {
+        // Each question costs the agent something too.
+        std::thread::sleep(Duration::from_secs(1));
+        agent.metric("symroute_looks_total") >= looks + 2
+    });
+    let used = processor(agent.pid()).saturating_sub(before);
+    println!("idle with {PODS} pods for {:?}, two looks: {used:?}", begin.elapsed());
+
+    let (begin, before) = (Instant::now(), processor(agent.pid()));
+    let (looks, churn) = (agent.metric("symroute_looks_total"), 300);
+    let mut batch = String::new();
+    for number in 0..churn {
+        batch += &format!(
+            "link add eni{number} type veth peer name eth0 netns {}\n\
+             link set eni{number} up\n\
+             route add 10.98.{}.{} dev eni{number}\n",
+            layout.client.name(),
+            number / 250,
+            number % 250 + 1
+        )
+        .replace("peer name eth0", &format!("peer name p{number}"));
+    }
+    node.ns.ip(&batch);
+    let removal: Vec<_> = (0..churn).map(|number| format!("link del eni{number}")).collect();
+    node.ns.ip(&removal.join("\n"));
+    let (wall, used) = (begin.elapsed(), processor(agent.pid()).saturating_sub(before));
+    let looked = agent.metric("symroute_looks_total") - looks;
+    println!("{churn} interfaces came and went in {wall:?}: {used:?} of the agent, {looked} looks");
+    assert!(looked <= 2 + wall.as_secs() / 5, "pods are no reason to look");
+}
+
+#[test]
+fn an_idle_agent_costs_nothing() {
+    let layout = two_nics();
+    let config = crate::agent::plugin_object(&layout.node, &json!({"uplinks": NICS}));
+    let agent = Agent::ready(&layout.node, &["--config", &config, "--resync", "2s"]);
+    let looks = "symroute_looks_total";
+    let (at, before) = (agent.metric(looks), processor(agent.pid()));
+    let begin = Instant::now();
+    until("five looks by the clock", || {
+        std::thread::sleep(Duration::from_secs(1));
+        agent.metric(looks) >= at + 5
+    });
+    let (wall, used) = (begin.elapsed(), processor(agent.pid()).saturating_sub(before));
+    println!("idle for {wall:?}, a look every 2 s: {used:?}");
+    // A look every 30 s may take 30 ms; this is the unoptimised build on a busy machine.
+    assert!(used <= wall / 50, "{used:?} of {wall:?}");
+}

@@ -1,0 +1,134 @@
+//! Somebody flushes what is ours.
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::agent::{answers, plugin_object};
+use crate::lab::agent::{Agent, until};
+use crate::lab::flows::assert_only_these_fail;
+use crate::lab::snapshot::Snapshot;
+use crate::lab::two_nics::{NICS, NODE, TwoNics, two_nics};
+
+/// The host on eth1 is reached with us only.
+fn reached(layout: &TwoNics) -> bool {
+    answers(layout, NODE[1], 10250)
+}
+
+/// `ip rule flush` takes the node's own rules too; whoever does that puts those back.
+fn flush_rules(layout: &TwoNics) {
+    let ns = &layout.node.ns;
+    ns.ip("rule flush
+         rule add pref 32766 lookup main
+         rule add pref 32767 lookup default");
+    ns.ip6(
+        "rule flush
+         rule add pref 32766 lookup main",
+    );
+}
+
+fn flush_nftables(layout: &TwoNics) {
+    layout.node.ns.nft("flush ruleset");
+}
+
+/// What systemd-networkd does to rules and routes that it did not make, were it to see ours as
+/// foreign.
+fn restart_networkd(layout: &TwoNics) {
+    let ns = &layout.node.ns;
+    ns.ip("route flush table 47001
+         route flush table 47002
+         rule del pref 400
+         rule del pref 401
+         rule del pref 402");
+    ns.ip6(
+        "route flush table 47002
+         rule del pref 402",
+    );
+}
+
+fn is_healed(damage: impl Fn(&TwoNics)) {
+    let layout = two_nics();
+    let settings = json!({"uplinks": NICS});
+    layout.node.up(&settings);
+    assert!(reached(&layout), "reached with us");
+    damage(&layout);
+    assert_only_these_fail(&[layout.flow_to_host()], &["host on eth1"]);
+    let agent = Agent::ready(&layout.node, &["--config", &plugin_object(&layout.node, &settings)]);
+    until("healed by the first look", || reached(&layout));
+    for _ in 0..3 {
+        damage(&layout);
+        until("healed by an event", || reached(&layout));
+        until("nothing differs", || layout.node.symroute(&["status"]).success);
+    }
+    assert_eq!(agent.get("/readyz"), (200, "ready\n".into()));
+}
+
+#[test]
+fn rules_are_put_back() {
+    is_healed(flush_rules);
+}
+
+#[test]
+fn the_nftables_table_is_put_back() {
+    is_healed(flush_nftables);
+}
+
+#[test]
+fn tables_of_uplinks_are_put_back() {
+    is_healed(restart_networkd);
+}
+
+#[test]
+fn a_flush_of_iptables_is_no_concern_of_ours() {
+    let layout = two_nics();
+    let settings = json!({"uplinks": NICS});
+    let agent = Agent::ready(&layout.node, &["--config", &plugin_object(&layout.node, &settings)]);
+    let before = agent.metric("symroute_events_total");
+    for family in ["iptables", "ip6tables"] {
+        layout.node.ns.exec(&[family, "-t", "nat", "-A", "PREROUTING", "-j", "ACCEPT"], "");
+        layout.node.ns.exec(&[family, "-t", "nat", "-F"], "");
+        layout.node.ns.exec(&[family, "-F"], "");
+    }
+    assert!(reached(&layout));
+    assert_eq!(agent.metric("symroute_events_total"), before, "not even a look");
+}
+
+#[test]
+fn who_undoes_us_again_and_again_is_told_of_and_answered_slowly() {
+    let layout = two_nics();
+    let settings = json!({"uplinks": NICS});
+    let agent = Agent::ready(&layout.node, &["--config", &plugin_object(&layout.node, &settings)]);
+    let contested = "symroute_contested{cause=\"nftables\"}";
+    let mut times = 0;
+    until("contested", || {
+        if layout.node.ns.exec(&["nft", "list", "tables"], "").contains("inet symroute") {
+            flush_nftables(&layout);
+            times += 1;
+        }
+        agent.metric(contested) > 0
+    });
+    assert!((7..20).contains(&times), "{times}");
+    let (code, text) = agent.get("/readyz");
+    assert!(code == 503 && text.contains("nftables"), "{code} {text}");
+    until("healed all the same", || reached(&layout));
+    assert!(agent.metric("symroute_repairs_total{cause=\"nftables\"}") >= 7);
+}
+
+#[test]
+fn a_signal_removes_nothing_and_a_quiet_agent_writes_nothing() {
+    let layout = two_nics();
+    let file = plugin_object(&layout.node, &json!({"uplinks": NICS}));
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let agent = Agent::ready(&layout.node, &["--config", &file, "--resync", "1s"]);
+        let before = Snapshot::take(&layout.node);
+        let (looks, reconciles) =
+            ("symroute_looks_total", "symroute_reconciles_total{outcome=\"done\"}");
+        let (at, made) = (agent.metric(looks), agent.metric(reconciles));
+        until("three looks later", || agent.metric(looks) >= at + 3);
+        assert_eq!(agent.metric(reconciles), made, "nothing differed, so nothing was done");
+        assert!(agent.end(signal).success());
+        before.assert_unchanged(&Snapshot::take(&layout.node));
+        assert!(reached(&layout));
+    }
+    layout.node.down();
+    assert_eq!(layout.node.symroute(&["status"]).code, Some(3), "not in force");
+}

@@ -1,0 +1,124 @@
+//! `symroute agent` on a node: runs until its value is dropped.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::node::Node;
+
+/// How long anything may take that an event is to bring about.
+pub(crate) const PATIENT: Duration = Duration::from_secs(15);
+const PACE: Duration = Duration::from_millis(20);
+
+/// Waits until `done` gives something; the time that took. Panics when it takes too long.
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) -> Duration {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < PATIENT, "{what}: not after {PATIENT:?}");
+        thread::sleep(PACE);
+    }
+    let took = begin.elapsed();
+    println!("{what}: after {took:?}");
+    took
+}
+
+pub(crate) struct Agent<'a> {
+    node: &'a Node,
+    child: Child,
+}
+
+impl<'a> Agent<'a> {
+    /// Starts it and waits until it is ready. What the clock alone brings about does not happen
+    /// during a test, unless `arguments` say otherwise.
+    pub(crate) fn ready(node: &'a Node, arguments: &[&str]) -> Self {
+        let agent = Self::start(node, arguments);
+        until("the agent is ready", || agent.get("/readyz").0 == 200);
+        agent
+    }
+
+    /// Starts it and waits until it answers.
+    pub(crate) fn start(node: &'a Node, arguments: &[&str]) -> Self {
+        Self::with(node, arguments, &[])
+    }
+
+    /// The same with variables.
+    pub(crate) fn with(node: &'a Node, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        fs::create_dir_all("/run/symroute").expect("make /run/symroute");
+        let private = "mount --bind \"$0\" /run/symroute && exec \"$@\"";
+        let child = Command::new("ip")
+            .args(["netns", "exec", node.ns.name(), "sh", "-c", private])
+            .arg(node.dir.join("run"))
+            .args([&program()[..], "agent", "--resync", "1h"])
+            .arg("--cache-dir")
+            .arg(node.dir.join("cache"))
+            .args(arguments)
+            .env_remove("CNI_COMMAND")
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("start the agent");
+        let mut agent = Self { node, child };
+        until("the agent answers", || {
+            if let Some(status) = agent.child.try_wait().expect("look at the agent") {
+                panic!("the agent ended: {status}");
+            }
+            agent.get("/healthz").0 == 200
+        });
+        agent
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        // `ip` and `sh` become the agent, so the process is the same.
+        self.child.id()
+    }
+
+    /// Status and text of a page; 0 where nobody answers.
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect("127.0.0.1:9617")?;
+            stream.set_read_timeout(Some(PATIENT))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let Ok(answer) = self.node.ns.run(ask) else { return (0, String::new()) };
+        let status = answer.get(9..12).and_then(|code| code.parse().ok()).unwrap_or(0);
+        let text = answer.split_once("\r\n\r\n").map_or("", |(_, text)| text);
+        (status, text.to_owned())
+    }
+
+    /// A value of the metrics, by its name with its labels.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let (_, text) = self.get("/metrics");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = line.unwrap_or_else(|| panic!("no {name} in\n{text}"));
+        value.parse().expect("a number")
+    }
+
+    /// Ends it by a signal, and waits.
+    pub(crate) fn end(mut self, signal: Signal) -> ExitStatus {
+        let pid = Pid::from_raw(self.pid().try_into().expect("a process id"));
+        kill(pid, signal).expect("send a signal");
+        self.child.wait().expect("wait for the agent")
+    }
+}
+
+/// `SYMROUTE_BIN` names another build of the program, to measure.
+fn program() -> String {
+    std::env::var("SYMROUTE_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_symroute").to_owned())
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        // Also runs after `end`, and while a test unwinds.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
