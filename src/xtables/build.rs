@@ -196,7 +196,7 @@ impl Builder<'_> {
     fn restore(&self) -> Rule {
         let (field, ids) = (self.field(), self.field().id_mask());
         let target = format!("-j CONNMARK --restore-mark --nfmask {field} --ctmask {ids:#x}");
-        rule("", "leaves by the connection's uplink", target)
+        rule("", "leaves by the uplink of its connection", target)
     }
 
     fn save(&self, matches: impl Into<String>, why: &'static str) -> Rule {
@@ -247,7 +247,7 @@ impl Builder<'_> {
         if !self.spec.hairpin {
             let accepting = in_set(hairpin_set(self.family), "dst");
             rules.push(rule(accepting, "a pod that accepts hairpin", goto_of("via", id)));
-            rules.push(rule(in_set(pods, "src"), "a pod's address from outside", RETURN));
+            rules.push(rule(in_set(pods, "src"), "the address of a pod, from outside", RETURN));
             rules.push(rule(in_set(inside, "src"), "source lies inside", RETURN));
         }
         rules.push(rule(in_set(pods, "dst"), "to a pod of ours", goto_of("via", id)));

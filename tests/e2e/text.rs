@@ -70,8 +70,6 @@ fn printed(ns: &Netns, command: &str) -> String {
 /// `SYMROUTE_BLESS=1` writes what is printed now into the document, to be looked at and committed.
 #[test]
 fn the_documents_show_what_the_node_prints() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/node-state.md");
-    let mut document = fs::read_to_string(&path).expect("read the document");
     let layout = two_nics();
     for pod in &layout.pods {
         layout.node.add(&json!({"uplinks": NICS}), pod);
@@ -92,9 +90,20 @@ fn the_documents_show_what_the_node_prints() {
     if nftables {
         shown.push(("symroute status", layout.node.symroute(&["status"]).stdout));
     }
+    let rules = "iptables-nft -t mangle -S";
+    let other = two_nics();
+    other.node.add(&json!({"uplinks": NICS, "backend": "iptables-nft"}), &other.pods[1]);
+    shown.push((rules, printed(&other.node.ns, rules)));
+    compare(&shown);
+}
+
+/// Compares what is printed now with what the document shows.
+fn compare(shown: &[(&str, String)]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/node-state.md");
+    let mut document = fs::read_to_string(&path).expect("read the document");
     let bless = env::var_os("SYMROUTE_BLESS").is_some();
     for (command, now) in shown {
-        let now = in_order(&now);
+        let now = in_order(now);
         let range = block(&document, command);
         if bless {
             document.replace_range(range, &now);
