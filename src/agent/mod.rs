@@ -233,7 +233,9 @@ impl Loop {
     fn publish(&mut self, status: Status) {
         if let Some(found) = &status.found {
             let uplinks = found.uplinks.iter().map(|uplink| uplink.link).collect();
-            lock(&self.shared.filter).learn(&found.settings, uplinks, &found.facts);
+            let mut filter = lock(&self.shared.filter);
+            filter.learn(&found.settings, uplinks, &found.facts);
+            filter.learn_rules(found.xtables.as_ref());
         }
         let mut board = lock(&self.shared.board);
         board.update(status);

@@ -7,6 +7,7 @@ use super::cause::{Cause, Causes};
 use crate::config::Settings;
 use crate::facts::Facts;
 use crate::plan::Uplink;
+use crate::xtables::model::Xtables;
 
 /// Where something is wrong. Each makes the agent not ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +47,8 @@ pub struct Found {
     pub uplinks: Vec<Uplink>,
     /// What is off although all is in place.
     pub notes: Vec<String>,
+    /// The marking by iptables, if that does it.
+    pub xtables: Option<Xtables>,
     /// The facts.
     pub facts: Facts,
 }

@@ -8,6 +8,7 @@ mod cost;
 mod files;
 mod flushed;
 mod hotplug;
+mod iptables;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
