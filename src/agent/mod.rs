@@ -20,6 +20,7 @@ mod sources;
 pub mod status;
 pub mod wanted;
 
+use std::future::ready;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +36,7 @@ use filter::Filter;
 use heal::Healer;
 use http::{Answer, Answers};
 use keep::Kept;
+use metrics::Counters;
 use notify::Manager;
 use status::{Board, Status};
 use wanted::Source;
@@ -82,7 +84,8 @@ pub fn run(options: Options) -> Result<(), String> {
         .enable_all()
         // By this name the kernel tells who changed nftables.
         .thread_name(crate::names::PROGRAM)
-        .max_blocking_threads(1)
+        // A turn, and a page of metrics or a poll meanwhile.
+        .max_blocking_threads(2)
         .build()
         .map_err(|error| format!("start: {error}"))?;
     runtime.block_on(serve(options))
@@ -109,7 +112,25 @@ async fn serve(options: Options) -> Result<(), String> {
 
 fn answers(shared: &Arc<Shared>) -> Answers {
     let shared = Arc::clone(shared);
-    Arc::new(move |path| match path {
+    let counters = Arc::new(Mutex::new(Counters::default()));
+    Arc::new(move |path| {
+        if path == "/metrics" {
+            let (shared, counters) = (Arc::clone(&shared), Arc::clone(&counters));
+            // Reading what iptables counts takes programs, and the loop must not wait for those.
+            let page = spawn_blocking(move || {
+                let marking = lock(&shared.board).marking;
+                let counts = marking.and_then(|marking| lock(&counters).now(marking));
+                metrics::page(&lock(&shared.board), counts.as_ref())
+            });
+            return Box::pin(async { page.await.ok().map(|text| Answer { well: true, text }) });
+        }
+        Box::pin(ready(at_once(&shared, path)))
+    })
+}
+
+/// What is answered without a look at anything.
+fn at_once(shared: &Shared, path: &str) -> Option<Answer> {
+    match path {
         "/healthz" => {
             let since = lock(&shared.beat).elapsed();
             let text = format!("the loop turned {} s ago\n", since.as_secs());
@@ -121,9 +142,8 @@ fn answers(shared: &Arc<Shared>) -> Answers {
             let text = if reasons.is_empty() { "ready".into() } else { reasons.join("\n") };
             Some(Answer { well: reasons.is_empty(), text: text + "\n" })
         }
-        "/metrics" => Some(Answer { well: true, text: metrics::page(&lock(&shared.board)) }),
         _ => None,
-    })
+    }
 }
 
 /// The loop: waits for causes, and has a turn made for them.

@@ -5,6 +5,7 @@
 
 mod adoption;
 mod cost;
+mod counts;
 mod files;
 mod flushed;
 mod hotplug;
