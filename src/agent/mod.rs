@@ -30,6 +30,7 @@ use tokio::runtime;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
+use crate::state::{Alone, State};
 use adopt::Cache;
 use cause::{Cause, Causes, Pending};
 use filter::Filter;
@@ -80,6 +81,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// What keeps the agent from starting.
 pub fn run(options: Options) -> Result<(), String> {
+    let _alone = alone()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         // By this name the kernel tells who changed nftables.
@@ -89,6 +91,16 @@ pub fn run(options: Options) -> Result<(), String> {
         .build()
         .map_err(|error| format!("start: {error}"))?;
     runtime.block_on(serve(options))
+}
+
+/// The only agent of this node, for as long as the value lives.
+fn alone() -> Result<Alone, String> {
+    State::new(crate::names::STATE_DIR).be_the_agent().map_err(|error| error.to_string())?.map_err(
+        |pid| {
+            let who = pid.map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
+            format!("an agent runs on this node already, {who}; stop that one first")
+        },
+    )
 }
 
 async fn serve(options: Options) -> Result<(), String> {

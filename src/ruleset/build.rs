@@ -103,8 +103,8 @@ fn plain(expressions: impl Into<Vec<Expression>>) -> Rule {
 }
 
 /// A rule without a comment that counts its packets.
-fn counted(expressions: [Expression; 3]) -> Rule {
-    plain([&[Counter][..], &expressions[..]].concat())
+fn counted(expressions: &[Expression]) -> Rule {
+    plain([&[Counter][..], expressions].concat())
 }
 
 fn goto(chain: &str, id: u32) -> Expression {
@@ -149,13 +149,13 @@ fn uplink_chains(spec: &Spec<'_>, id: u32, link: u32) -> Vec<Chain> {
     vec![
         // What came in by the uplink and does not leave by it is not counted as steered.
         chain(format!("from_{id}"), vec![plain(set_packet(mark))]),
-        chain(format!("via_{id}"), vec![counted(set_packet(mark))]),
-        chain(format!("uturn_{id}"), vec![counted(set_packet(sent))]),
+        chain(format!("via_{id}"), vec![counted(&set_packet(mark))]),
+        chain(format!("uturn_{id}"), vec![counted(&set_packet(sent))]),
         chain(format!("forwarded_{id}"), forwarded(id, link)),
         chain(format!("request_{id}"), request(id)),
         chain(
             format!("bind_{id}"),
-            vec![counted(set_conntrack(mark)), plain([goto("request", id)])],
+            vec![counted(&set_conntrack(mark)), plain([goto("request", id)])],
         ),
         chain(format!("send_{id}"), vec![plain(set_conntrack(sent)), plain([goto("via", id)])]),
         chain(format!("reply_{id}"), reply(field, id)),

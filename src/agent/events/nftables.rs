@@ -144,7 +144,9 @@ mod tests {
     fn message(kind: u16, family: u8, attributes: &[(u16, &str)]) -> Writer {
         let mut writer = Writer::default();
         writer.message(NFNL_SUBSYS_NFTABLES << 8 | kind, 0, &[family, 0, 0, 0]);
-        attributes.iter().for_each(|(attribute, text)| writer.str(*attribute, text));
+        for (attribute, text) in attributes {
+            writer.str(*attribute, text);
+        }
         writer
     }
 

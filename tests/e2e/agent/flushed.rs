@@ -1,6 +1,7 @@
 //! Somebody flushes what is ours.
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::agent::{answers, plugin_object};
@@ -131,4 +132,26 @@ fn a_signal_removes_nothing_and_a_quiet_agent_writes_nothing() {
     }
     layout.node.down();
     assert_eq!(layout.node.symroute(&["status"]).code, Some(3), "not in force");
+}
+
+/// More events than the kernel keeps for a process that does not read them.
+#[test]
+fn what_lost_events_told_of_is_healed() {
+    let layout = two_nics();
+    let settings = json!({"uplinks": NICS});
+    let agent = Agent::ready(&layout.node, &["--config", &plugin_object(&layout.node, &settings)]);
+    let lost = agent.metric("symroute_events_lost_total");
+    let pid = Pid::from_raw(agent.pid().try_into().expect("a process id"));
+    kill(pid, Signal::SIGSTOP).expect("stop the agent");
+    let routes = |verb: &str| -> String {
+        let line = |n| format!("route {verb} blackhole 198.18.{}.{}/32\n", n / 250, n % 250);
+        (0..10_000).map(line).collect()
+    };
+    layout.node.ns.ip(&routes("add"));
+    flush_rules(&layout);
+    layout.node.ns.ip(&routes("del"));
+    assert!(!reached(&layout));
+    kill(pid, Signal::SIGCONT).expect("let the agent go on");
+    until("healed", || reached(&layout));
+    assert!(agent.metric("symroute_events_lost_total") > lost, "events were lost");
 }
