@@ -13,6 +13,7 @@ pub mod cli;
 pub mod cni;
 pub mod config;
 pub mod conflist;
+pub mod counters;
 pub mod error;
 pub mod facts;
 pub mod fast;

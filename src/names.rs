@@ -53,6 +53,14 @@ pub const STEER6: &str = "steer6";
 
 /// Chains in the tables mangle, and ipsets, are ours if their name begins with this.
 pub const CHAIN_PREFIX: &str = "symroute-";
+/// Of those, where iptables counts: what got the mark of its connection, …
+pub const COUNT_RESTORED: &str = "symroute-restore";
+/// … connections when they are bound, …
+pub const COUNT_BOUND: &str = "symroute-bind";
+/// … packets that turn round, by the id of the uplink behind this, …
+pub const COUNT_TURNED: &str = "symroute-uturn-";
+/// … and marks that were evidence only.
+pub const COUNT_CLEARED: &str = "symroute-clear";
 /// The ipset that tells what is in force with iptables, in comments.
 pub const NODE_SET: &str = "symroute";
 /// ipset of the prefixes that the node leads to something that is not outside.
@@ -67,7 +75,7 @@ pub const IPSETS: [(&str, &str); 4] = [
     (HAIRPIN6, "symroute-hairpin6"),
 ];
 /// Raised whenever the table's shape or its rules change between releases.
-pub const RULESET_VERSION: u32 = 1;
+pub const RULESET_VERSION: u32 = 2;
 
 /// Default of `markMask`: bits 8 to 12, which no neighbour uses as conntrack mark by default.
 pub const MARK_MASK: u32 = 0x1f00;

@@ -27,6 +27,8 @@ pub enum Cause {
     Rules,
     /// Somebody else changed our nftables table.
     Nftables,
+    /// Rules of iptables, where those do the marking.
+    Iptables,
     /// The folder of conflists.
     Conflist,
     /// The folder of plugins.
@@ -37,7 +39,7 @@ pub enum Cause {
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Start,
         Self::Resync,
         Self::Retry,
@@ -47,6 +49,7 @@ impl Cause {
         Self::Routes,
         Self::Rules,
         Self::Nftables,
+        Self::Iptables,
         Self::Conflist,
         Self::Binary,
         Self::Cache,
@@ -65,6 +68,7 @@ impl Cause {
             Self::Routes => "routes",
             Self::Rules => "rules",
             Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
             Self::Conflist => "conflist",
             Self::Binary => "binary",
             Self::Cache => "cache",

@@ -6,8 +6,9 @@ use std::ops::RangeInclusive;
 
 use super::cause::Cause;
 use crate::config::{Pattern, Settings};
-use crate::facts::{Facts, Link};
+use crate::facts::{Facts, Link, Variant};
 use crate::netlink::uapi::{IFF_UP, RT_TABLE_LOCAL};
+use crate::xtables::model::Xtables;
 
 /// Kinds of interface that `auto` never takes and of which a node has many.
 const OF_PODS: [&str; 3] = ["veth", "bridge", "dummy"];
@@ -75,9 +76,48 @@ pub struct Filter {
     known: BTreeMap<u32, Shape>,
     /// Interfaces of pods.
     quiet: BTreeSet<u32>,
+    /// The variant of iptables that does the marking.
+    variant: Option<Variant>,
+    /// How many rules of ours look into each ipset.
+    references: References,
+    /// Whether it was told since the last look that there are fewer.
+    told: bool,
 }
 
+/// How many rules look into each ipset, by its name.
+pub type References = BTreeMap<&'static str, u32>;
+
 impl Filter {
+    /// After a look: what stands in iptables if all is well.
+    pub fn learn_rules(&mut self, xtables: Option<&Xtables>) {
+        self.variant = xtables.map(|xtables| xtables.variant);
+        self.references = xtables.map(Xtables::references).unwrap_or_default();
+        self.told = false;
+    }
+
+    /// Whether a change of table mangle by iptables-nft may matter.
+    #[must_use]
+    pub fn minds_iptables_nft(&self) -> bool {
+        self.tables.is_none() || self.variant == Some(Variant::Nft)
+    }
+
+    /// The ipsets to look at, since nobody tells what happens to rules of iptables-legacy.
+    #[must_use]
+    pub fn polled(&self) -> Vec<&'static str> {
+        match self.variant {
+            Some(Variant::Legacy) => self.references.keys().copied().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The cause for a look that these numbers are. Rules of others may look into our sets too.
+    pub fn judge_references(&mut self, found: &References) -> Option<Cause> {
+        let fewer = |(set, wanted): (&&str, &u32)| found.get(set).is_some_and(|n| n < wanted);
+        let news = !self.told && self.references.iter().any(fewer);
+        self.told |= news;
+        news.then_some(Cause::Iptables)
+    }
+
     /// After a look: what was found is known now.
     pub fn learn(&mut self, settings: &Settings, uplinks: BTreeSet<u32>, facts: &Facts) {
         self.last_priority = settings.priority + 3;
@@ -214,8 +254,29 @@ mod tests {
     }
 
     #[test]
+    fn rules_of_legacy_that_are_gone_are_told_once_to_a_look() {
+        let mut filter = filter();
+        let legacy = |filter: &mut Filter| {
+            filter.learn_rules(None);
+            assert!(filter.polled().is_empty() && !filter.minds_iptables_nft());
+            filter.variant = Some(Variant::Legacy);
+            filter.references = References::from([("symroute-inside4", 4)]);
+        };
+        legacy(&mut filter);
+        assert_eq!(filter.polled(), ["symroute-inside4"]);
+        let now = |n| References::from([("symroute-inside4", n)]);
+        assert_eq!(filter.judge_references(&now(4)), None);
+        assert_eq!(filter.judge_references(&now(5)), None, "somebody else's");
+        assert_eq!(filter.judge_references(&now(0)), Some(Cause::Iptables));
+        assert_eq!(filter.judge_references(&now(0)), None, "known");
+        legacy(&mut filter);
+        assert_eq!(filter.judge_references(&now(3)), Some(Cause::Iptables));
+    }
+
+    #[test]
     fn before_the_first_look_everything_matters() {
         let mut filter = Filter::default();
+        assert!(filter.minds_iptables_nft());
         let event = Event::Rule { priority: 512, table: 7, marked: false };
         assert_eq!(filter.judge(event), Some(Cause::Rules));
     }

@@ -300,6 +300,7 @@ fn found(view: View, settings: Settings) -> Found {
     Found {
         notes: view.plan.notes.iter().map(ToString::to_string).collect(),
         uplinks: view.plan.uplinks,
+        xtables: view.plan.xtables,
         facts: view.facts,
         settings,
     }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,8 +33,11 @@ pub struct Answer {
     pub text: String,
 }
 
-/// Who answers: a path to its answer, none where nothing is.
-pub type Answers = Arc<dyn Fn(&str) -> Option<Answer> + Send + Sync>;
+/// An answer to come, none where nothing is.
+pub type Coming = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
+
+/// Who answers: a path to its answer.
+pub type Answers = Arc<dyn Fn(&str) -> Coming + Send + Sync>;
 
 /// Listens on an address.
 ///
@@ -58,8 +62,8 @@ pub async fn serve(listener: TcpListener, answers: Answers) {
         let answers = Arc::clone(&answers);
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let response = respond(&request, &answers);
-                async move { Ok::<_, Infallible>(response) }
+                let answers = Arc::clone(&answers);
+                async move { Ok::<_, Infallible>(respond(&request, &answers).await) }
             });
             let mut server = http1::Builder::new();
             server.keep_alive(false).max_buf_size(8 * 1024);
@@ -70,9 +74,9 @@ pub async fn serve(listener: TcpListener, answers: Answers) {
     }
 }
 
-fn respond(request: &Request<Incoming>, answers: &Answers) -> Response<Full<Bytes>> {
+async fn respond(request: &Request<Incoming>, answers: &Answers) -> Response<Full<Bytes>> {
     let (status, text) = match request.method() {
-        &Method::GET | &Method::HEAD => match answers(request.uri().path()) {
+        &Method::GET | &Method::HEAD => match answers(request.uri().path()).await {
             Some(Answer { well: true, text }) => (StatusCode::OK, text),
             Some(Answer { well: false, text }) => (StatusCode::SERVICE_UNAVAILABLE, text),
             None => (StatusCode::NOT_FOUND, "try /healthz, /readyz or /metrics\n".into()),

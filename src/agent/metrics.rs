@@ -1,11 +1,16 @@
 //! The metrics in Prometheus' text format (version 0.0.4). The format is lines of text; a crate
 //! for it would be larger than this file.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use super::cause::Cause;
-use super::status::Board;
+use super::status::{Board, UplinkLine};
+use crate::counters::Counts;
+use crate::facts::Variant;
+use crate::mark::Field;
 
 /// Writes families of metrics.
 #[derive(Debug, Default)]
@@ -45,7 +50,7 @@ fn label(name: &str, value: impl std::fmt::Display) -> String {
 /// All metrics. Counters of more than 2^53 lose their last digits, as everywhere in Prometheus.
 #[expect(clippy::cast_precision_loss, reason = "Prometheus knows floating point numbers only")]
 #[must_use]
-pub fn page(board: &Board) -> String {
+pub fn page(board: &Board, counts: Option<&Counts>) -> String {
     let mut page = Page::default();
     let tally = &board.tally;
     let version = label("version", env!("CARGO_PKG_VERSION"));
@@ -85,20 +90,54 @@ pub fn page(board: &Board) -> String {
         let help = "Packets that rp_filter of the node dropped (TcpExtIPReversePathFilter).";
         page.one("rp_filter_drops_total", "counter", help, drops as f64);
     }
-    for (name, help, values) in counters() {
-        let values = values.into_iter().map(|(labels, n)| (labels, n as f64));
-        page.family((name, "counter", help), values);
+    if let Some(counts) = counts {
+        let by_uplink = |of: &BTreeMap<u32, u64>| {
+            let value = |u: &UplinkLine| of.get(&u.id).copied().unwrap_or(0) as f64;
+            let lines = board.uplinks.iter().map(|u| (label("uplink", &u.name), value(u)));
+            lines.collect::<Vec<_>>()
+        };
+        let help = "Connections that were bound to the uplink they came in by.";
+        page.family(("connections_bound_total", "counter", help), by_uplink(&counts.bound));
+        let help = "Packets that were made to leave by the uplink.";
+        page.family(("packets_steered_total", "counter", help), by_uplink(&counts.steered));
+        let help = "Packets whose mark was evidence for rp_filter only, and was taken off.";
+        page.one("evidence_dropped_total", "counter", help, counts.cleared as f64);
     }
     page.0
 }
 
-/// A family of counters: its name, its meaning, its values by labels.
-type Counters = (&'static str, &'static str, Vec<(String, u64)>);
+/// What the data plane counts, and when it was read.
+#[derive(Debug, Default)]
+pub struct Counters {
+    read: Option<(Marking, Instant, Counts)>,
+}
 
-/// What the data plane counts, by uplink: connections bound, packets steered, evidence dropped.
-/// This release's ruleset has no counters, so there are none to tell.
-fn counters() -> Vec<Counters> {
-    Vec::new()
+/// Whose rules count, and the bits of the mark.
+type Marking = (Option<Variant>, Field);
+
+impl Counters {
+    /// Programs have to be run to read what iptables counts, so that is done no more often.
+    const FRESH: Duration = Duration::from_secs(10);
+
+    /// The counts; none where they can't be read.
+    pub fn now(&mut self, marking: Marking) -> Option<Counts> {
+        let fresh = |(of, at, _): &&(Marking, Instant, Counts)| {
+            *of == marking && marking.0.is_some() && at.elapsed() < Self::FRESH
+        };
+        if let Some((_, _, counts)) = self.read.as_ref().filter(fresh) {
+            return Some(counts.clone());
+        }
+        match Counts::read(marking.0, marking.1) {
+            Ok(counts) => {
+                self.read = Some((marking, Instant::now(), counts.clone()));
+                Some(counts)
+            }
+            Err(error) => {
+                log::info!("metrics: {error}");
+                None
+            }
+        }
+    }
 }
 
 /// `TcpExtIPReversePathFilter` of this network namespace.
@@ -117,13 +156,15 @@ fn of_netstat(text: &str, group: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::status::UplinkLine;
 
     #[test]
     fn the_page_has_one_value_to_a_line() {
         let uplink = UplinkLine { name: "e\"t\\h".into(), id: 1, table: 47001 };
         let board = Board { uplinks: vec![uplink], looked: true, ..Board::default() };
-        let text = page(&board);
+        let counts = Counts { bound: [(1, 3), (2, 9)].into(), ..Counts::default() };
+        let text = page(&board, Some(&counts));
+        let bound = "symroute_connections_bound_total{uplink=\"e\\\"t\\\\h\"} 3\n";
+        assert!(text.contains(bound), "{text}");
         assert!(
             text.contains(
                 "symroute_uplink_info{uplink=\"e\\\"t\\\\h\",id=\"1\",table=\"47001\"} 1\n"

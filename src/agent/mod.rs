@@ -20,6 +20,7 @@ mod sources;
 pub mod status;
 pub mod wanted;
 
+use std::future::ready;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,12 +30,14 @@ use tokio::runtime;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
+use crate::state::{Alone, State};
 use adopt::Cache;
 use cause::{Cause, Causes, Pending};
 use filter::Filter;
 use heal::Healer;
 use http::{Answer, Answers};
 use keep::Kept;
+use metrics::Counters;
 use notify::Manager;
 use status::{Board, Status};
 use wanted::Source;
@@ -78,14 +81,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// What keeps the agent from starting.
 pub fn run(options: Options) -> Result<(), String> {
+    let _alone = alone()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         // By this name the kernel tells who changed nftables.
         .thread_name(crate::names::PROGRAM)
-        .max_blocking_threads(1)
+        // A turn, and a page of metrics or a poll meanwhile.
+        .max_blocking_threads(2)
         .build()
         .map_err(|error| format!("start: {error}"))?;
     runtime.block_on(serve(options))
+}
+
+/// The only agent of this node, for as long as the value lives.
+fn alone() -> Result<Alone, String> {
+    State::new(crate::names::STATE_DIR).be_the_agent().map_err(|error| error.to_string())?.map_err(
+        |pid| {
+            let who = pid.map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
+            format!("an agent runs on this node already, {who}; stop that one first")
+        },
+    )
 }
 
 async fn serve(options: Options) -> Result<(), String> {
@@ -109,7 +124,25 @@ async fn serve(options: Options) -> Result<(), String> {
 
 fn answers(shared: &Arc<Shared>) -> Answers {
     let shared = Arc::clone(shared);
-    Arc::new(move |path| match path {
+    let counters = Arc::new(Mutex::new(Counters::default()));
+    Arc::new(move |path| {
+        if path == "/metrics" {
+            let (shared, counters) = (Arc::clone(&shared), Arc::clone(&counters));
+            // Reading what iptables counts takes programs, and the loop must not wait for those.
+            let page = spawn_blocking(move || {
+                let marking = lock(&shared.board).marking;
+                let counts = marking.and_then(|marking| lock(&counters).now(marking));
+                metrics::page(&lock(&shared.board), counts.as_ref())
+            });
+            return Box::pin(async { page.await.ok().map(|text| Answer { well: true, text }) });
+        }
+        Box::pin(ready(at_once(&shared, path)))
+    })
+}
+
+/// What is answered without a look at anything.
+fn at_once(shared: &Shared, path: &str) -> Option<Answer> {
+    match path {
         "/healthz" => {
             let since = lock(&shared.beat).elapsed();
             let text = format!("the loop turned {} s ago\n", since.as_secs());
@@ -121,9 +154,8 @@ fn answers(shared: &Arc<Shared>) -> Answers {
             let text = if reasons.is_empty() { "ready".into() } else { reasons.join("\n") };
             Some(Answer { well: reasons.is_empty(), text: text + "\n" })
         }
-        "/metrics" => Some(Answer { well: true, text: metrics::page(&lock(&shared.board)) }),
         _ => None,
-    })
+    }
 }
 
 /// The loop: waits for causes, and has a turn made for them.
@@ -233,7 +265,9 @@ impl Loop {
     fn publish(&mut self, status: Status) {
         if let Some(found) = &status.found {
             let uplinks = found.uplinks.iter().map(|uplink| uplink.link).collect();
-            lock(&self.shared.filter).learn(&found.settings, uplinks, &found.facts);
+            let mut filter = lock(&self.shared.filter);
+            filter.learn(&found.settings, uplinks, &found.facts);
+            filter.learn_rules(found.xtables.as_ref());
         }
         let mut board = lock(&self.shared.board);
         board.update(status);

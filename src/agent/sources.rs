@@ -5,18 +5,22 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::cause::Cause;
 use super::events::files::{self, Folder};
 use super::events::{nftables, route};
-use super::filter::Event;
+use super::filter::{Event, References};
 use super::keep::Kept;
 use super::wanted::Source;
 use super::{Options, Shared, lock};
+use crate::netlink::{self, Socket, ipset};
 
 /// Pause before a source that failed is opened again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How often rules of iptables-legacy are looked for.
+const POLL: Duration = Duration::from_secs(1);
 
 impl Shared {
     /// An event that led to a look.
@@ -35,6 +39,7 @@ pub(super) fn start(shared: &Arc<Shared>, options: &Options) -> Result<(), Strin
     folders(shared, options)?;
     tokio::spawn(rtnetlink(Arc::clone(shared)));
     tokio::spawn(nf_tables(Arc::clone(shared)));
+    tokio::spawn(iptables_legacy(Arc::clone(shared)));
     Ok(())
 }
 
@@ -89,6 +94,8 @@ async fn nf_tables(shared: Arc<Shared>) {
         let take = |event| {
             shared.happened(match event {
                 nftables::Event::Foreign => Cause::Nftables,
+                nftables::Event::Mangle if !lock(&shared.filter).minds_iptables_nft() => return,
+                nftables::Event::Mangle => Cause::Iptables,
                 nftables::Event::Lost => Cause::Lost,
             });
         };
@@ -97,4 +104,28 @@ async fn nf_tables(shared: Arc<Shared>) {
         }
         sleep(PAUSE).await;
     }
+}
+
+/// Nobody tells what happens to the rules of iptables-legacy, but each ipset knows how many rules
+/// look into it: rules that were flushed do so no more. A request to a set, once a second.
+async fn iptables_legacy(shared: Arc<Shared>) {
+    loop {
+        sleep(POLL).await;
+        let sets = lock(&shared.filter).polled();
+        if sets.is_empty() {
+            continue;
+        }
+        // What can't be told now may be in a second, and by the clock in any case.
+        let Ok(Ok(found)) = spawn_blocking(move || references(&sets)).await else { continue };
+        let cause = lock(&shared.filter).judge_references(&found);
+        if let Some(cause) = cause {
+            shared.happened(cause);
+        }
+    }
+}
+
+fn references(sets: &[&'static str]) -> Result<References, netlink::Error> {
+    let mut socket = Socket::netfilter()?;
+    let count = |&set: &&'static str| Ok((set, ipset::references(&mut socket, set)?.unwrap_or(0)));
+    sets.iter().map(count).collect()
 }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use super::cause::{Cause, Causes};
 use crate::config::Settings;
-use crate::facts::Facts;
+use crate::facts::{Facts, Variant};
+use crate::mark::Field;
 use crate::plan::Uplink;
+use crate::xtables::model::Xtables;
 
 /// Where something is wrong. Each makes the agent not ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +48,8 @@ pub struct Found {
     pub uplinks: Vec<Uplink>,
     /// What is off although all is in place.
     pub notes: Vec<String>,
+    /// The marking by iptables, if that does it.
+    pub xtables: Option<Xtables>,
     /// The facts.
     pub facts: Facts,
 }
@@ -143,6 +147,8 @@ pub struct Board {
     pub uplinks: Vec<UplinkLine>,
     /// How many things are off although all is in place.
     pub notes: usize,
+    /// Whose rules do the marking: a variant of iptables or else nftables; and by which bits.
+    pub marking: Option<(Option<Variant>, Field)>,
     /// What was done since the beginning.
     pub tally: Tally,
     /// Whether there was a look at all.
@@ -167,6 +173,8 @@ impl Board {
         if let Some(found) = status.found {
             self.looked = true;
             self.notes = found.notes.len();
+            let variant = found.xtables.as_ref().map(|xtables| xtables.variant);
+            self.marking = Some((variant, found.settings.field));
             let line = |u: Uplink| UplinkLine { name: u.name, id: u.id, table: u.table };
             self.uplinks = found.uplinks.into_iter().map(line).collect();
         }

@@ -14,7 +14,7 @@ pub const OWN_NETWORK: &str = "symroute agent";
 const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
 
 /// Where the settings are.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// In this file.
     File(PathBuf),
@@ -78,7 +78,8 @@ fn wanted(path: &Path) -> Result<Wanted, String> {
 
 /// The lexically first file with a plugin of ours. One that is no JSON is somebody's half-written
 /// file: the runtime skips it too.
-fn names_us(folder: &Path) -> Option<PathBuf> {
+#[must_use]
+pub fn names_us(folder: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
     let mut files: Vec<_> = entries
         .filter(|path| path.extension().is_some_and(|e| ENDINGS.iter().any(|known| e == *known)))

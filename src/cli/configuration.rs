@@ -1,8 +1,7 @@
 //! Settings for `up`: from a conflist or from a plugin object.
 
-use std::path::Path;
-
 use super::Failure;
+use crate::agent::wanted;
 use crate::config::file;
 use crate::config::{Config, Invalid, Log, Scope, Settings};
 
@@ -20,9 +19,15 @@ pub(super) fn default() -> Config {
     Config { settings: Settings::default(), scope: Scope::Host, log: Log::default() }
 }
 
-pub(super) fn read(path: &Path) -> Result<Source, Failure> {
-    let (network, config) = file::read(path).map_err(Failure::Failed)?;
-    Ok(Source { network: network.unwrap_or_else(|| OWN_NETWORK.into()), config })
+/// The settings; none where no file of a folder names us.
+pub(super) fn read(from: &wanted::Source) -> Result<Option<Source>, Failure> {
+    let path = match from {
+        wanted::Source::File(path) => Some(path.clone()),
+        wanted::Source::Folder(folder) => wanted::names_us(folder),
+    };
+    let Some(path) = path else { return Ok(None) };
+    let (network, config) = file::read(&path).map_err(Failure::Failed)?;
+    Ok(Some(Source { network: network.unwrap_or_else(|| OWN_NETWORK.into()), config }))
 }
 
 pub(super) fn check_scope(config: &Config) -> Result<(), Failure> {

@@ -7,7 +7,6 @@ mod report;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lexopt::Arg::{Long, Short, Value};
@@ -34,7 +33,7 @@ const EXIT_OFF: u8 = 4;
 const HELP: &str = "\
 symroute: replies leave this node by the NIC the request came in by
 
-Usage: symroute up [--config FILE]
+Usage: symroute up [--config FILE | --conf-dir DIR]
        symroute down
        symroute status [--json]
        symroute agent [options]
@@ -44,7 +43,8 @@ Usage: symroute up [--config FILE]
 Commands:
   up      put rules, tables and marks in place now, without a pod, and hold them
           until \"down\"; --config takes a conflist or a plugin object with the
-          settings, without it those in force or else the defaults are used
+          settings, --conf-dir the first conflist of a folder that names us;
+          without them those in force or else the defaults are used
   down    end that hold and the one of an agent that was stopped; with no pod
           enrolled, take everything away
   status  show uplinks, gateways, tables, enrolled pods and what is off
@@ -55,10 +55,11 @@ Commands:
           see: symroute conflist --help
 
 Options:
-  --config FILE  settings for \"up\"
-  --json         print \"status\" for programs
-  -h, --help     print this text
-  -V, --version  print the version
+  --config FILE   settings for \"up\"
+  --conf-dir DIR  the runtime's conflists, for \"up\"
+  --json          print \"status\" for programs
+  -h, --help      print this text
+  -V, --version   print the version
 
 Exit codes: 0 done (status: in force and well), 1 failed, 2 wrong usage,
 3 status: not in force, 4 status: in force, but something is off.
@@ -78,12 +79,15 @@ a conflist behind the primary plugin:
 enum Command {
     Help,
     Version,
-    Up { config: Option<PathBuf> },
+    Up { from: Option<Given> },
     Down,
     Status { json: bool },
     Agent(agent::Words),
     AgentHelp,
 }
+
+/// Where "up" has its settings from.
+type Given = crate::agent::wanted::Source;
 
 /// Why a command was not carried out.
 #[derive(Debug)]
@@ -122,7 +126,7 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     finish(parse(words).and_then(|command| match command {
         Command::Help => Ok((HELP.to_string(), 0)),
         Command::Version => Ok((format!("symroute {}\n", env!("CARGO_PKG_VERSION")), 0)),
-        Command::Up { config } => up(config),
+        Command::Up { from } => up(from.as_ref()),
         Command::Down => down(),
         Command::Status { json } => status(json),
         Command::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
@@ -151,12 +155,17 @@ fn complain(failure: &Failure) -> ExitCode {
 
 fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
     let mut parser = lexopt::Parser::from_iter(words);
-    let (mut verb, mut config, mut json) = (None, None, false);
+    let (mut verb, mut from, mut json) = (None, None, false);
     while let Some(word) = parser.next()? {
         match word {
             Short('h') | Long("help") => return Ok(Command::Help),
             Short('V') | Long("version") => return Ok(Command::Version),
-            Long("config") => config = Some(PathBuf::from(parser.value()?)),
+            Long("config" | "conf-dir") if from.is_some() => {
+                let text = "one of --config and --conf-dir, once";
+                return Err(Failure::Usage(text.into()));
+            }
+            Long("config") => from = Some(Given::File(parser.value()?.into())),
+            Long("conf-dir") => from = Some(Given::Folder(parser.value()?.into())),
             Long("json") => json = true,
             Value(value) if verb.is_none() && value == "agent" => {
                 return Ok(agent::parse(&mut parser)?.map_or(Command::AgentHelp, Command::Agent));
@@ -166,22 +175,22 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> 
         }
     }
     let command = match verb.as_deref() {
-        Some("up") => Command::Up { config: config.take() },
+        Some("up") => Command::Up { from: from.take() },
         Some("down") => Command::Down,
         Some("status") => Command::Status { json: std::mem::take(&mut json) },
         Some("help") => Command::Help,
         Some(other) => return Err(Failure::Usage(format!("no command \"{other}\""))),
         None => return Err(Failure::Usage("a command is missing".into())),
     };
-    if config.is_some() || json {
-        let text = "--config goes with \"up\", --json with \"status\"";
+    if from.is_some() || json {
+        let text = "--config and --conf-dir go with \"up\", --json with \"status\"";
         return Err(Failure::Usage(text.into()));
     }
     Ok(command)
 }
 
-fn up(file: Option<PathBuf>) -> Result<(String, u8), Failure> {
-    let given = file.map(|file| configuration::read(&file)).transpose()?;
+fn up(from: Option<&Given>) -> Result<(String, u8), Failure> {
+    let given = from.map(configuration::read).transpose()?.flatten();
     if let Some(Source { config, .. }) = &given {
         configuration::check_scope(config)?;
     }
@@ -245,10 +254,12 @@ mod tests {
     #[test]
     fn command_lines() {
         assert_eq!(parsed("symroute status --json"), Ok(Command::Status { json: true }));
-        assert_eq!(parsed("symroute up"), Ok(Command::Up { config: None }));
-        let file = Some(PathBuf::from("a"));
-        assert_eq!(parsed("symroute up --config a"), Ok(Command::Up { config: file.clone() }));
-        assert_eq!(parsed("symroute --config=a up"), Ok(Command::Up { config: file }));
+        assert_eq!(parsed("symroute up"), Ok(Command::Up { from: None }));
+        let file = Ok(Command::Up { from: Some(Given::File("a".into())) });
+        assert_eq!(parsed("symroute up --config a"), file);
+        assert_eq!(parsed("symroute --config=a up"), file);
+        let folder = Ok(Command::Up { from: Some(Given::Folder("a".into())) });
+        assert_eq!(parsed("symroute up --conf-dir a"), folder);
         assert_eq!(parsed("symroute down -h"), Ok(Command::Help));
         for wrong in [
             "symroute",
@@ -257,6 +268,8 @@ mod tests {
             "symroute status --config a",
             "symroute down --json",
             "symroute up --config",
+            "symroute up --config a --conf-dir b",
+            "symroute down --conf-dir a",
             "symroute --colour",
         ] {
             assert!(parsed(wrong).is_err(), "{wrong}");

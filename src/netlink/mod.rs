@@ -2,6 +2,7 @@
 //! `nf_tables` and ipset that symroute speaks.
 
 pub mod base_chains;
+pub mod counters;
 pub mod ipset;
 pub mod nft;
 pub mod route;

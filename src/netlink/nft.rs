@@ -17,7 +17,8 @@ use crate::ruleset::encode::{rule_body, set_numbers, set_userdata, write_goto};
 use crate::ruleset::fingerprint;
 use crate::ruleset::model::{Chain, Rule, Set};
 
-const NFGENMSG: usize = 4;
+/// Bytes of `struct nfgenmsg`.
+pub(super) const NFGENMSG: usize = 4;
 /// Elements to a message: their list has to stay below 64 KiB.
 const CHUNK: usize = 512;
 
@@ -28,7 +29,7 @@ fn kind(message: u16) -> u16 {
 /// `struct nfgenmsg` of a message about a table of family inet.
 const INET: [u8; NFGENMSG] = [NFPROTO_INET, 0, 0, 0];
 
-fn get(message: u16, flags: u16, table_attr: u16) -> Writer {
+pub(super) fn get(message: u16, flags: u16, table_attr: u16) -> Writer {
     let mut request = Writer::with_capacity(128);
     request.message(kind(message), NLM_F_REQUEST | flags, &INET);
     request.str(table_attr, TABLE);
@@ -75,7 +76,7 @@ pub fn table(socket: &mut Socket) -> Result<Option<Table>, Error> {
 }
 
 /// Whether a dumped message is about our table: older kernels ignore the filter.
-fn ours(body: &[u8], attrs: &[u8], attr: u16) -> bool {
+pub(super) fn ours(body: &[u8], attrs: &[u8], attr: u16) -> bool {
     body.first() == Some(&NFPROTO_INET) && find(attrs, attr).map(string).as_deref() == Some(TABLE)
 }
 

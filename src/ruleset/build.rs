@@ -102,6 +102,11 @@ fn plain(expressions: impl Into<Vec<Expression>>) -> Rule {
     Rule { comment: None, expressions: expressions.into() }
 }
 
+/// A rule without a comment that counts its packets.
+fn counted(expressions: &[Expression]) -> Rule {
+    plain([&[Counter][..], expressions].concat())
+}
+
 fn goto(chain: &str, id: u32) -> Expression {
     Goto(format!("{chain}_{id}"))
 }
@@ -139,15 +144,20 @@ fn chain(name: String, rules: Vec<Rule>) -> Chain {
 fn uplink_chains(spec: &Spec<'_>, id: u32, link: u32) -> Vec<Chain> {
     let field = spec.field;
     let (mark, sent) = (field.of(id), field.of(id) | field.d());
-    let set_packet = |mark| plain([PacketMark, merge(field, mark), SetPacketMark]);
-    let set_conntrack = |mark| plain([ConntrackMark, merge(field, mark), SetConntrackMark]);
+    let set_packet = |mark| [PacketMark, merge(field, mark), SetPacketMark];
+    let set_conntrack = |mark| [ConntrackMark, merge(field, mark), SetConntrackMark];
     vec![
-        chain(format!("via_{id}"), vec![set_packet(mark)]),
-        chain(format!("uturn_{id}"), vec![set_packet(sent)]),
+        // What came in by the uplink and does not leave by it is not counted as steered.
+        chain(format!("from_{id}"), vec![plain(set_packet(mark))]),
+        chain(format!("via_{id}"), vec![counted(&set_packet(mark))]),
+        chain(format!("uturn_{id}"), vec![counted(&set_packet(sent))]),
         chain(format!("forwarded_{id}"), forwarded(id, link)),
         chain(format!("request_{id}"), request(id)),
-        chain(format!("bind_{id}"), vec![set_conntrack(mark), plain([goto("request", id)])]),
-        chain(format!("send_{id}"), vec![set_conntrack(sent), plain([goto("via", id)])]),
+        chain(
+            format!("bind_{id}"),
+            vec![counted(&set_conntrack(mark)), plain([goto("request", id)])],
+        ),
+        chain(format!("send_{id}"), vec![plain(set_conntrack(sent)), plain([goto("via", id)])]),
         chain(format!("reply_{id}"), reply(field, id)),
         chain(format!("offer_{id}"), offer(spec, id)),
         chain(format!("in_{id}"), arrive(spec, id)),
@@ -167,14 +177,14 @@ fn reply(field: Field, id: u32) -> Vec<Rule> {
         ),
         rule(
             "evidence for rp_filter: SNATed here, so conntrack knows it",
-            has_status(IPS_SRC_NAT, goto("via", id)),
+            has_status(IPS_SRC_NAT, goto("from", id)),
         ),
     ]
 }
 
 /// A bound request. One that is not DNATed ends here.
 fn request(id: u32) -> Vec<Rule> {
-    vec![plain(has_status(IPS_DST_NAT, goto("forwarded", id))), plain([goto("via", id)])]
+    vec![plain(has_status(IPS_DST_NAT, goto("forwarded", id))), plain([goto("from", id)])]
 }
 
 /// A bound request whose destination was rewritten. Where the backend lies behind the very uplink
@@ -182,13 +192,13 @@ fn request(id: u32) -> Vec<Rule> {
 /// interface and mark as the way there, so the mark has to say which way it turns.
 fn forwarded(id: u32, link: u32) -> Vec<Rule> {
     vec![
-        destination_in(Family::V4, names::PODS4, goto("via", id)),
-        destination_in(Family::V6, names::PODS6, goto("via", id)),
+        destination_in(Family::V4, names::PODS4, goto("from", id)),
+        destination_in(Family::V6, names::PODS6, goto("from", id)),
         rule(
             "to a backend behind this uplink",
             [FibInterface(Side::Destination), equals(link), goto("uturn", id)],
         ),
-        plain([goto("via", id)]),
+        plain([goto("from", id)]),
     ]
 }
 
@@ -209,9 +219,9 @@ fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
         plain([DirectionIs { reply: true }, goto("reply", id)]),
         rule(
             "an ICMP error binds nothing: anybody can send one",
-            [IcmpError(Family::V4), goto("via", id)],
+            [IcmpError(Family::V4), goto("from", id)],
         ),
-        plain([IcmpError(Family::V6), goto("via", id)]),
+        plain([IcmpError(Family::V6), goto("from", id)]),
         destination_in(Family::V4, names::PODS4, goto("offer", id)),
         destination_in(Family::V6, names::PODS6, goto("offer", id)),
     ];
@@ -258,7 +268,7 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
 /// Takes the field off what was marked as evidence only, before IPVS routes by it.
 fn forget(spec: &Spec<'_>) -> Chain {
     let field = spec.field;
-    let clear = || [PacketMark, merge(field, 0), SetPacketMark];
+    let clear = || [Counter, PacketMark, merge(field, 0), SetPacketMark];
     let original = [&[DirectionIs { reply: false }][..], &clear()[..]].concat();
     let unbound =
         [&[ConntrackMark, ours(field), InSet { set: names::PLAIN, not: true }][..], &clear()[..]]

@@ -133,6 +133,8 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
             w.be32(NFTA_CT_KEY, NFT_CT_MARK);
             w.be32(NFTA_CT_SREG, NFT_REG_1);
         }),
+        // Without numbers it begins at zero.
+        Expression::Counter => named(w, "counter", |_| {}),
         Expression::Goto(chain) => immediate(w, |w| write_goto(w, chain)),
         Expression::Return => immediate(w, |w| {
             w.nest(NFTA_DATA_VERDICT, |w| w.be_i32(NFTA_VERDICT_CODE, NFT_RETURN));

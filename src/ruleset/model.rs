@@ -154,6 +154,8 @@ pub enum Expression {
     SetPacketMark,
     /// register -> conntrack mark.
     SetConntrackMark,
+    /// Counts the packet.
+    Counter,
     /// Go to a chain and don't come back.
     Goto(String),
     /// Leave the chain.

@@ -7,11 +7,13 @@
 //! owners/ADDRESS symbolic link to the KEY that an address belongs to now
 //! hold/NAME      who keeps node state beyond the last pod ("up", "agent")
 //! node.json      settings in force, the network that brought them, sysctls to put back
+//! agent          locked by the agent that runs; its process id
 //! marking        symbolic link to "nftables" or "iptables": where addresses are enrolled
 //! ```
 //! The directory itself is the lock. Each file is written to a temporary name and renamed, so
 //! that a kill leaves the old or the new one.
 
+mod alone;
 mod attachment;
 mod lock;
 mod owners;
@@ -24,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+pub use alone::Alone;
 pub use attachment::{Attachment, Key};
 pub use lock::{Lock, holder};
 pub use record::{Marking, Record};
@@ -171,6 +174,7 @@ impl State {
     pub fn clear(&self) -> Result<(), Error> {
         Self::remove(&self.path(&[record::FILE]))?;
         Self::remove(&self.path(&[record::MARKING]))?;
+        self.forget_the_agent()?;
         for folder in ["", "pods", "gone", "owners", "hold"] {
             let path = self.path(&[folder]);
             let entries = fs::read_dir(&path).into_iter().flatten().flatten();

@@ -36,6 +36,20 @@ fn pod(container: &str, addresses: &[&str]) -> Attachment {
 }
 
 #[test]
+fn one_agent_to_a_node() {
+    let temporary = Temporary::new();
+    let state = &temporary.0;
+    let alone = state.be_the_agent().unwrap().unwrap();
+    assert_eq!(state.be_the_agent().unwrap().unwrap_err(), Some(std::process::id()));
+    state.clear().unwrap();
+    assert!(state.be_the_agent().unwrap().is_err(), "what is cleared is not the lock");
+    drop(alone);
+    drop(state.be_the_agent().unwrap().unwrap());
+    state.clear().unwrap();
+    assert!(!state.path(&["agent"]).exists(), "nobody has it");
+}
+
+#[test]
 fn a_removal_takes_what_was_enrolled_and_no_more() {
     let temporary = Temporary::new();
     let state = &temporary.0;

@@ -138,7 +138,10 @@ impl Builder<'_> {
             chain(of("reply", id), self.reply(id));
             chain(of("in", id), self.arrive(id));
         }
-        chain(named("restore"), vec![self.restore()]);
+        let counts = |why| uplinks.iter().map(move |&(id, _)| self.count(id, why));
+        let restored = std::iter::once(self.restore()).chain(counts("counts what leaves by it"));
+        chain(names::COUNT_RESTORED.into(), restored.collect());
+        chain(names::COUNT_BOUND.into(), counts("counts connections bound to it").collect());
         chain(named("clear"), vec![self.set_mark("was evidence only", 0)]);
         chain(named("request"), self.request());
         chain(named("local"), self.local());
@@ -191,6 +194,17 @@ impl Builder<'_> {
 
     fn set_mark(&self, why: &'static str, mark: u32) -> Rule {
         rule("", why, format!("-j MARK --set-xmark {mark:#x}/{}", self.field()))
+    }
+
+    /// Counts packets with the mark of an uplink.
+    fn count(&self, id: u32, why: &'static str) -> Rule {
+        rule(format!("-m mark --mark {:#x}/{}", self.field().of(id), self.field()), why, RETURN)
+    }
+
+    /// Counts a connection that is bound by the next rule, which asks for the same.
+    fn newly(&self, matches: &str) -> Rule {
+        let matches = format!("{} {matches}", self.bound(""));
+        rule(matches.trim_end(), "not bound yet", format!("-j {}", names::COUNT_BOUND))
     }
 
     fn restore(&self) -> Rule {
@@ -269,9 +283,12 @@ impl Builder<'_> {
     /// A request that is forwarded.
     fn request(&self) -> Vec<Rule> {
         let mut rules = vec![self.icmp_error(goto("clear"))];
-        rules.push(self.save(in_set(pods_set(self.family), "dst"), "to a pod of ours"));
+        let to_pod = in_set(pods_set(self.family), "dst");
+        rules.extend([self.newly(&to_pod), self.save(to_pod, "to a pod of ours")]);
         if self.spec.host {
-            rules.push(self.save("-m conntrack --ctstate DNAT", "NodePort, backend anywhere"));
+            let node_port = "-m conntrack --ctstate DNAT";
+            rules.push(self.newly(node_port));
+            rules.push(self.save(node_port, "NodePort, backend anywhere"));
         }
         rules.push(rule("", "a request needs its mark no more", goto("clear")));
         rules
@@ -281,7 +298,7 @@ impl Builder<'_> {
     fn local(&self) -> Vec<Rule> {
         let mut rules = vec![self.icmp_error(goto("clear"))];
         if self.spec.host {
-            rules.push(self.save("", "the node itself"));
+            rules.extend([self.newly(""), self.save("", "the node itself")]);
         }
         rules.push(rule("", "a request needs its mark no more", goto("clear")));
         rules

@@ -5,6 +5,7 @@
 //! [`script`] the difference as text for `iptables-restore` (pure), [`tools`] runs the programs.
 
 pub mod build;
+pub mod counters;
 pub mod diff;
 pub mod inside;
 pub mod model;

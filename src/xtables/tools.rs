@@ -71,6 +71,14 @@ impl Tools {
         Ok(parse(lines.iter().map(String::as_str)))
     }
 
+    /// Table mangle as `iptables-save` prints it, with the counters.
+    pub fn mangle_with_counts(variant: Variant, family: Family) -> Result<String, Error> {
+        if !has_table(variant, family, "mangle") {
+            return Ok(String::new());
+        }
+        Self::save(variant, family, &["-c", "-t", "mangle"])
+    }
+
     /// Whether the kubelet's rules are here, and how many rules of others.
     pub fn footing(variant: Variant) -> Result<Footing, Error> {
         let mut footing = Footing::default();
@@ -121,21 +129,27 @@ impl Tools {
     }
 
     fn save_legacy(family: Family, table: &str) -> Result<Vec<String>, Error> {
-        let program = needed(Variant::Legacy, family, "-save")?;
-        let operation = format!("{} -t {table}", program.display());
-        let output = Command::new(&program).args(["-t", table]).stdin(Stdio::null()).output();
-        let failed = |message: String| Error::Iptables { operation, message };
-        let output = match output {
-            Ok(output) if output.status.success() => output,
-            Ok(output) => return Err(failed(said(&output))),
-            Err(error) => return Err(failed(error.to_string())),
-        };
-        let text = String::from_utf8_lossy(&output.stdout);
+        let text = Self::save(Variant::Legacy, family, &["-t", table])?;
         let line = |line: &str| match line.strip_prefix(':') {
             Some(chain) => format!("-N {chain}"),
             None => line.to_string(),
         };
         Ok(text.lines().map(line).collect())
+    }
+
+    /// What `iptables-save` prints.
+    fn save(variant: Variant, family: Family, arguments: &[&str]) -> Result<String, Error> {
+        let program = needed(variant, family, "-save")?;
+        let operation = format!("{} {}", program.display(), arguments.join(" "));
+        let output = Command::new(&program).args(arguments).stdin(Stdio::null()).output();
+        let failed = |message: String| Error::Iptables { operation, message };
+        match output {
+            Ok(output) if output.status.success() => {
+                Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            }
+            Ok(output) => Err(failed(said(&output))),
+            Err(error) => Err(failed(error.to_string())),
+        }
     }
 
     /// Runs scripts, all of them or none. The lock of iptables is held from the first to the

@@ -5,9 +5,11 @@
 
 mod adoption;
 mod cost;
+mod counts;
 mod files;
 mod flushed;
 mod hotplug;
+mod iptables;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

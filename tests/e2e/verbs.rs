@@ -229,3 +229,34 @@ fn del_takes_what_add_refuses() {
     node.cni("DEL", &odd, &pod.id, "", "eth0").assert_success("DEL of odd JSON");
     proof.assert_as_before();
 }
+
+#[test]
+fn up_takes_the_first_conflist_of_a_folder_that_names_us() {
+    let layout = two_nics();
+    let (node, folder) = (&layout.node, layout.node.dir.join("net.d"));
+    let up = || node.symroute(&["up", "--conf-dir", folder.to_str().expect("UTF-8")]);
+    let network = |name: &str, plugin: Value| {
+        json!({"cniVersion": "1.0.0", "name": name, "plugins": [{"type": "ptp"}, plugin]})
+            .to_string()
+    };
+    let mut ours = json!({"type": "symroute", "uplinks": NICS});
+    Backend::of_run().into_settings(&mut ours);
+    let write = |file: &str, text: &str| {
+        std::fs::create_dir_all(&folder).expect("make the folder");
+        std::fs::write(folder.join(file), text).expect("write a conflist");
+    };
+    write("05-half.conflist", "{\"name\": ");
+    write("10-other.conflist", &network("other", json!({"type": "portmap"})));
+    write("20-lab.conflist", &network("lab", ours.clone()));
+    write("30-late.conflist", &network("late", ours));
+    up().assert_success("up");
+    let status = node.symroute(&["status", "--json"]).stdout;
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!((&status["network"], &status["settings"]["uplinks"]), (&json!("lab"), &json!(NICS)));
+    std::fs::remove_dir_all(&folder).expect("remove the folder");
+    up().assert_success("what is in force stays");
+    write("20-lab.conflist", &network("lab", json!({"type": "symroute", "uplinks": 7})));
+    let ran = up();
+    assert!(ran.code == Some(1) && ran.stderr.contains("\"uplinks\": 7"), "{}", ran.stderr);
+    node.down();
+}

@@ -2,7 +2,10 @@
 //!
 //! The kernel tells each change of a transaction, and then, by `NFT_MSG_NEWGEN`, which program
 //! made it. So what an ADD or a DEL of ours does is told from what somebody else does without a
-//! look at the node. Few of these messages are about us: only their headers are read.
+//! look at the node. Few of these messages are about us: only their first attributes are read.
+//!
+//! Where iptables-nft does the marking, our rules stand in its tables mangle. Our own changes are
+//! made by iptables-nft-restore there, as others' are, so each costs one more look.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -17,9 +20,12 @@ use tokio::io::unix::AsyncFd;
 
 use crate::names;
 use crate::netlink::uapi::{
-    NFNL_SUBSYS_NFTABLES, NFPROTO_INET, NFT_MSG_NEWGEN, NFTA_GEN_PROC_NAME,
+    NFNL_SUBSYS_NFTABLES, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, NFT_MSG_DELCHAIN,
+    NFT_MSG_DELRULE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWGEN, NFT_MSG_NEWRULE,
+    NFTA_CHAIN_NAME, NFTA_GEN_PROC_NAME, NFTA_RULE_CHAIN,
 };
 use crate::netlink::wire::{Message, attrs, find, messages, string};
+use crate::xtables::script::HOOKS;
 
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h, as a bit.
 const GROUP: u32 = 1 << (7 - 1);
@@ -35,6 +41,8 @@ const DATAGRAM: usize = 32 * 1024;
 pub enum Event {
     /// Somebody else changed our table.
     Foreign,
+    /// Somebody changed what may be ours in a table mangle of iptables-nft.
+    Mangle,
     /// The kernel had to drop events.
     Lost,
 }
@@ -58,9 +66,7 @@ pub async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<
         match read.await {
             Ok(len) => {
                 for message in messages(&buffer[..len]) {
-                    if transaction.take(message) {
-                        take(Event::Foreign);
-                    }
+                    transaction.take(message).into_iter().for_each(&mut take);
                 }
             }
             Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => take(Event::Lost),
@@ -85,53 +91,100 @@ fn open() -> Result<OwnedFd, Errno> {
 #[derive(Debug, Default)]
 struct Transaction {
     of_ours: bool,
+    of_mangle: bool,
 }
 
 impl Transaction {
-    /// Takes a message; whether it ends a transaction in which somebody else changed our table.
-    fn take(&mut self, message: Message<'_>) -> bool {
-        let Some(attributes) = message.body.get(NFGENMSG..) else { return false };
+    /// Takes a message; what it says of a transaction that it ends.
+    fn take(&mut self, message: Message<'_>) -> Vec<Event> {
+        let Some(attributes) = message.body.get(NFGENMSG..) else { return Vec::new() };
         if message.kind >> 8 != NFNL_SUBSYS_NFTABLES {
-            return false;
+            return Vec::new();
         }
-        if message.kind & 0xff == NFT_MSG_NEWGEN {
+        let kind = message.kind & 0xff;
+        if kind == NFT_MSG_NEWGEN {
             let by_us =
                 find(attributes, NFTA_GEN_PROC_NAME).map(string).as_deref() == Some(names::PROGRAM);
-            return std::mem::take(&mut self.of_ours) && !by_us;
+            let ended = std::mem::take(self);
+            let foreign = (ended.of_ours && !by_us).then_some(Event::Foreign);
+            let mangle = ended.of_mangle.then_some(Event::Mangle);
+            return foreign.into_iter().chain(mangle).collect();
         }
         // The first attribute of every message is the name of the table.
         let table = attrs(attributes).next().filter(|(kind, _)| *kind == 1).map(|(_, name)| name);
         let name = table.map(|name| name.strip_suffix(&[0]).unwrap_or(name));
-        self.of_ours |= message.body[0] == NFPROTO_INET && name == Some(names::TABLE.as_bytes());
-        false
+        let family = message.body[0];
+        self.of_ours |= family == NFPROTO_INET && name == Some(names::TABLE.as_bytes());
+        if matches!(family, NFPROTO_IPV4 | NFPROTO_IPV6) && name == Some(b"mangle") {
+            self.of_mangle |= concerns_us(kind, attributes);
+        }
+        Vec::new()
     }
+}
+
+/// Whether a change of a table mangle is about one of our chains, or about one that leads to ours.
+fn concerns_us(kind: u16, attributes: &[u8]) -> bool {
+    let chain = match kind {
+        NFT_MSG_NEWRULE | NFT_MSG_DELRULE => find(attributes, NFTA_RULE_CHAIN),
+        NFT_MSG_NEWCHAIN | NFT_MSG_DELCHAIN => find(attributes, NFTA_CHAIN_NAME),
+        NFT_MSG_DELTABLE => return true,
+        _ => None,
+    };
+    chain.map(string).is_some_and(|chain| {
+        chain.starts_with(names::CHAIN_PREFIX) || HOOKS.contains(&chain.as_str())
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::uapi::{NFNL_SUBSYS_NFTABLES, NFT_MSG_DELTABLE, NFTA_TABLE_NAME};
+    use crate::netlink::uapi::{NFTA_RULE_TABLE, NFTA_TABLE_NAME};
     use crate::netlink::wire::Writer;
 
-    fn foreign(family: u8, table: &str, program: &str) -> bool {
-        let kind = |kind: u16| NFNL_SUBSYS_NFTABLES << 8 | kind;
+    fn message(kind: u16, family: u8, attributes: &[(u16, &str)]) -> Writer {
         let mut writer = Writer::default();
-        writer.message(kind(NFT_MSG_DELTABLE), 0, &[family, 0, 0, 0]);
-        writer.str(NFTA_TABLE_NAME, table);
-        writer.message(kind(NFT_MSG_NEWGEN), 0, &[0, 0, 0, 0]);
-        writer.str(NFTA_GEN_PROC_NAME, program);
+        writer.message(NFNL_SUBSYS_NFTABLES << 8 | kind, 0, &[family, 0, 0, 0]);
+        for (attribute, text) in attributes {
+            writer.str(*attribute, text);
+        }
+        writer
+    }
+
+    fn told(change: &Writer, program: &str) -> Vec<Event> {
+        let end = message(NFT_MSG_NEWGEN, 0, &[(NFTA_GEN_PROC_NAME, program)]);
+        let both = [change.as_bytes(), end.as_bytes()].concat();
         let mut transaction = Transaction::default();
-        let told = messages(writer.as_bytes()).filter(|m| transaction.take(*m)).count();
-        assert!(told <= 1 && !transaction.of_ours);
-        told == 1
+        let told = messages(&both).flat_map(|m| transaction.take(m)).collect();
+        assert!(!transaction.of_ours && !transaction.of_mangle);
+        told
+    }
+
+    fn table(family: u8, table: &str, program: &str) -> Vec<Event> {
+        told(&message(NFT_MSG_DELTABLE, family, &[(NFTA_TABLE_NAME, table)]), program)
     }
 
     #[test]
     fn only_changes_of_our_table_by_others_count() {
-        assert!(foreign(NFPROTO_INET, "symroute", "nft"));
-        assert!(!foreign(NFPROTO_INET, "symroute", "symroute"));
-        assert!(!foreign(NFPROTO_INET, "kube-proxy", "nft"));
-        assert!(!foreign(2, "symroute", "nft"));
-        assert!(!foreign(NFPROTO_INET, "symroute2", "nft"));
+        assert_eq!(table(NFPROTO_INET, "symroute", "nft"), [Event::Foreign]);
+        assert_eq!(table(NFPROTO_INET, "symroute", "symroute"), []);
+        assert_eq!(table(NFPROTO_INET, "kube-proxy", "nft"), []);
+        assert_eq!(table(NFPROTO_IPV4, "symroute", "nft"), []);
+        assert_eq!(table(NFPROTO_INET, "symroute2", "nft"), []);
+    }
+
+    #[test]
+    fn of_mangle_count_our_chains_and_those_that_lead_to_them() {
+        let rule = |family, chain| {
+            let attributes = [(NFTA_RULE_TABLE, "mangle"), (NFTA_RULE_CHAIN, chain)];
+            told(&message(NFT_MSG_DELRULE, family, &attributes), "iptables")
+        };
+        for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
+            assert_eq!(rule(family, "symroute-in-1"), [Event::Mangle]);
+            assert_eq!(rule(family, "PREROUTING"), [Event::Mangle]);
+            assert_eq!(rule(family, "KUBE-PROXY-CANARY"), []);
+            assert_eq!(table(family, "mangle", "nft"), [Event::Mangle]);
+            assert_eq!(table(family, "nat", "nft"), []);
+        }
+        assert_eq!(rule(NFPROTO_INET, "PREROUTING"), []);
     }
 }

@@ -3,11 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use crate::agent::{answers, conflist, status};
 use crate::lab::agent::{Agent, until};
+use crate::lab::backend::Backend;
+use crate::lab::node::Node;
 use crate::lab::two_nics::{NICS, NODE, two_nics};
 
 #[test]
@@ -49,7 +52,7 @@ fn the_binary_is_kept_in_place() {
     fs::create_dir(&bin).expect("make the folder");
     let (from, to) = (node.dir.join("from"), bin.join("symroute"));
     fs::write(&from, "a program").expect("write the program");
-    let text = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
     let config = crate::agent::plugin_object(node, &json!({"uplinks": NICS}));
     let arguments = ["--config", &config, "--install", &text(&from), "--bin-dir", &text(&bin)];
     let agent = Agent::ready(node, &arguments);
@@ -90,4 +93,89 @@ fn systemd_is_told() {
         let len = socket.recv(&mut buffer).expect("a message");
         &buffer[..len] == b"STOPPING=1"
     });
+}
+
+/// A folder with the primary's conflist, into which our entry was put; the arguments of an agent
+/// that keeps it there.
+fn managed(node: &Node) -> (PathBuf, Vec<String>) {
+    let (folder, state) = (node.dir.join("net.d"), node.dir.join("lasting"));
+    fs::create_dir(&folder).expect("make the folder");
+    let file = folder.join("10-lab.conflist");
+    fs::write(&file, conflist(node, None)).expect("write the primary's conflist");
+    let entry = node.dir.join("entry.json");
+    let mut settings = json!({"type": "symroute", "uplinks": NICS});
+    Backend::of_run().into_settings(&mut settings);
+    fs::write(&entry, settings.to_string()).expect("write the entry");
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let places = ["--conf-dir".into(), text(&folder), "--state-dir".into(), text(&state)];
+    let entry = text(&entry);
+    let mut add = vec!["conflist", "add", "--config", &entry];
+    add.extend(places.iter().map(String::as_str));
+    node.symroute(&add).assert_success("put our entry in");
+    (file, [&["--manage-conflist".into()], &places[..]].concat())
+}
+
+fn has_us(file: &Path) -> bool {
+    fs::read_to_string(file).is_ok_and(|text| text.contains("symroute"))
+}
+
+#[test]
+fn the_entry_is_put_back_when_the_primary_rewrites_its_conflist() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let (file, arguments) = managed(node);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let agent = Agent::ready(node, &arguments);
+    assert!(answers(&layout, NODE[1], 10250), "the entry's settings are in force");
+    for round in 1..=2 {
+        fs::write(&file, conflist(node, None)).expect("rewrite the conflist");
+        until("our entry is back", || has_us(&file));
+        until("counted", || agent.metric("symroute_conflist_rewrites_total") == round);
+        until("ready", || agent.get("/readyz").0 == 200);
+    }
+    let text = fs::read_to_string(&file).expect("read the conflist");
+    assert!(text.contains("eth1"), "the entry as it was wanted: {text}");
+    assert!(answers(&layout, NODE[1], 10250));
+}
+
+#[test]
+fn a_conflist_that_somebody_else_wants_otherwise_is_left() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let (file, arguments) = managed(node);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let agent = Agent::ready(node, &arguments);
+    let primary = conflist(node, None);
+    let mut told = String::new();
+    until("the agent gives up", || {
+        if has_us(&file) {
+            let temporary = file.with_extension("new");
+            fs::write(&temporary, &primary).expect("write a conflist");
+            fs::rename(&temporary, &file).expect("rewrite the conflist");
+        }
+        let (code, text) = agent.get("/readyz");
+        told = text;
+        code == 503 && (told.contains("again and again") || told.contains("went missing"))
+    });
+    println!("{told}");
+    assert!(told.contains("; "), "a way out: {told}");
+    assert!(told.contains("10-lab.conflist") || told.contains("net.d"), "where: {told}");
+    assert_eq!(fs::read_to_string(&file).expect("read"), primary, "left as it is");
+    assert!(answers(&layout, NODE[1], 10250), "what is in force stays");
+}
+
+#[test]
+fn a_second_agent_is_refused() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let config = crate::agent::plugin_object(node, &json!({"uplinks": NICS}));
+    let agent = Agent::ready(node, &["--config", &config]);
+    let second = node.symroute(&["agent", "--config", &config, "--listen", "off"]);
+    let wanted = format!("process {}", agent.pid());
+    assert!(second.code == Some(1) && second.stderr.contains(&wanted), "{}", second.stderr);
+    assert!(agent.end(nix::sys::signal::Signal::SIGKILL).code().is_none());
+    let third = Agent::ready(node, &["--config", &config]);
+    assert!(third.end(nix::sys::signal::Signal::SIGTERM).success());
+    node.down();
+    assert!(!node.dir.join("run/agent").exists(), "nothing is left of it");
 }

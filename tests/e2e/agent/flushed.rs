@@ -1,10 +1,12 @@
 //! Somebody flushes what is ours.
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::agent::{answers, plugin_object};
 use crate::lab::agent::{Agent, until};
+use crate::lab::backend::Backend;
 use crate::lab::flows::assert_only_these_fail;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{NICS, NODE, TwoNics, two_nics};
@@ -97,20 +99,26 @@ fn who_undoes_us_again_and_again_is_told_of_and_answered_slowly() {
     let layout = two_nics();
     let settings = json!({"uplinks": NICS});
     let agent = Agent::ready(&layout.node, &["--config", &plugin_object(&layout.node, &settings)]);
-    let contested = "symroute_contested{cause=\"nftables\"}";
+    let backend = Backend::of_run();
+    let cause = if backend.is_iptables() { "iptables" } else { "nftables" };
+    let of_cause = |name: &str| agent.metric(&format!("symroute_{name}{{cause=\"{cause}\"}}"));
+    let stands = || match backend {
+        Backend::Nftables => layout.node.ns.backends().contains(&backend),
+        variant => layout.node.ns.mangle(variant).contains("-j symroute-prerouting"),
+    };
     let mut times = 0;
     until("contested", || {
-        if layout.node.ns.exec(&["nft", "list", "tables"], "").contains("inet symroute") {
-            flush_nftables(&layout);
+        if stands() {
+            layout.node.lose_all_rules();
             times += 1;
         }
-        agent.metric(contested) > 0
+        of_cause("contested") > 0
     });
     assert!((7..20).contains(&times), "{times}");
     let (code, text) = agent.get("/readyz");
-    assert!(code == 503 && text.contains("nftables"), "{code} {text}");
+    assert!(code == 503 && text.contains(cause), "{code} {text}");
     until("healed all the same", || reached(&layout));
-    assert!(agent.metric("symroute_repairs_total{cause=\"nftables\"}") >= 7);
+    assert!(of_cause("repairs_total") >= 7);
 }
 
 #[test]
@@ -131,4 +139,26 @@ fn a_signal_removes_nothing_and_a_quiet_agent_writes_nothing() {
     }
     layout.node.down();
     assert_eq!(layout.node.symroute(&["status"]).code, Some(3), "not in force");
+}
+
+/// More events than the kernel keeps for a process that does not read them.
+#[test]
+fn what_lost_events_told_of_is_healed() {
+    let layout = two_nics();
+    let settings = json!({"uplinks": NICS});
+    let agent = Agent::ready(&layout.node, &["--config", &plugin_object(&layout.node, &settings)]);
+    let lost = agent.metric("symroute_events_lost_total");
+    let pid = Pid::from_raw(agent.pid().try_into().expect("a process id"));
+    kill(pid, Signal::SIGSTOP).expect("stop the agent");
+    let routes = |verb: &str| -> String {
+        let line = |n| format!("route {verb} blackhole 198.18.{}.{}/32\n", n / 250, n % 250);
+        (0..10_000).map(line).collect()
+    };
+    layout.node.ns.ip(&routes("add"));
+    flush_rules(&layout);
+    layout.node.ns.ip(&routes("del"));
+    assert!(!reached(&layout));
+    kill(pid, Signal::SIGCONT).expect("let the agent go on");
+    until("healed", || reached(&layout));
+    assert!(agent.metric("symroute_events_lost_total") > lost, "events were lost");
 }

@@ -1,0 +1,70 @@
+//! One agent to a node: two would undo each other's settings.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{Error, State};
+
+/// The file that the agent which runs has locked, with its process id.
+const FILE: &str = "agent";
+
+/// Held by the agent that runs. The kernel releases it when the process dies.
+#[derive(Debug)]
+pub struct Alone {
+    _held: Flock<File>,
+}
+
+impl State {
+    /// Makes this process the one agent; the process id of the other one, if it can be known,
+    /// where there is one already.
+    pub fn be_the_agent(&self) -> Result<Result<Alone, Option<u32>>, Error> {
+        let path = self.path(&[FILE]);
+        fs::create_dir_all(&self.dir).map_err(Error::at("make", &self.dir))?;
+        loop {
+            let opened =
+                File::options().read(true).write(true).create(true).truncate(false).open(&path);
+            let file = opened.map_err(Error::at("open", &path))?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                // Somebody who cleaned up took the file away.
+                Ok(held) if !is_at(&held, &path) => {}
+                Ok(mut held) => {
+                    let pid = std::process::id().to_string();
+                    let written = held.set_len(0).and_then(|()| held.write_all(pid.as_bytes()));
+                    written.map_err(Error::at("write", &path))?;
+                    return Ok(Ok(Alone { _held: held }));
+                }
+                Err((_, Errno::EINTR)) => {}
+                Err((mut other, Errno::EWOULDBLOCK)) => {
+                    let mut pid = String::new();
+                    let read = other.read_to_string(&mut pid);
+                    return Ok(Err(read.ok().and_then(|_| pid.trim().parse().ok())));
+                }
+                Err((_, errno)) => return Err(Error::at("lock", &path)(errno.into())),
+            }
+        }
+    }
+
+    /// Removes the file, unless an agent runs.
+    pub(super) fn forget_the_agent(&self) -> Result<(), Error> {
+        let path = self.path(&[FILE]);
+        if !path.exists() {
+            return Ok(());
+        }
+        // The lock is held until the file has gone.
+        match self.be_the_agent()? {
+            Ok(_alone) => Self::remove(&path),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let of = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    let open = file.metadata().map(of);
+    open.is_ok_and(|open| fs::metadata(path).map(of).is_ok_and(|there| there == open))
+}

@@ -1,0 +1,58 @@
+//! Somebody flushes rules of iptables, where those do the marking.
+
+use std::thread;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::agent::{answers, plugin_object};
+use crate::lab::agent::{Agent, until};
+use crate::lab::backend::Backend;
+use crate::lab::two_nics::{NICS, NODE, two_nics};
+
+/// What is promised.
+const PROMISED: Duration = Duration::from_secs(2);
+
+fn is_healed(backend: Backend, damages: &[&str]) {
+    let layout = two_nics();
+    let settings = json!({"uplinks": NICS, "backend": backend.name()});
+    let file = plugin_object(&layout.node, &settings);
+    let agent = Agent::ready(&layout.node, &["--config", &file]);
+    let reached = || answers(&layout, NODE[1], 10250);
+    assert!(reached());
+    // The looks that our own first changes lead to.
+    let quiet = || thread::sleep(Duration::from_millis(1500));
+    quiet();
+    let jumps = || layout.node.ns.mangle(backend).matches("-j symroute-prerouting").count();
+    let repairs = || agent.metric("symroute_repairs_total{cause=\"iptables\"}");
+    for (at, damage) in damages.iter().enumerate() {
+        layout.node.ns.iptables(backend, damage);
+        let took = until("the rules are back", || jumps() == 2 && repairs() > at as u64);
+        // What is promised, on a machine that does not do much else.
+        if took > PROMISED {
+            println!("SLOW: {took:?} after {damage}");
+        }
+        until("reached again", reached);
+        until("nothing differs", || layout.node.symroute(&["status"]).success);
+        quiet();
+    }
+    // Our own repairs are no reason for more.
+    let made = repairs();
+    let looks = agent.metric("symroute_looks_total");
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(repairs(), made);
+    assert!(agent.metric("symroute_looks_total") <= looks + 1, "the agent wakes itself");
+    assert_eq!(agent.get("/readyz"), (200, "ready\n".into()));
+}
+
+#[test]
+fn rules_of_iptables_nft_are_put_back() {
+    let jump = "-t mangle -D PREROUTING -j symroute-prerouting";
+    is_healed(Backend::IptablesNft, &["-t mangle -F", jump, "-t mangle -F symroute-in-2"]);
+}
+
+#[test]
+fn rules_of_iptables_legacy_are_put_back() {
+    let in_2 = "-t mangle -F symroute-in-2";
+    is_healed(Backend::IptablesLegacy, &["-t mangle -F", "-t mangle -F", in_2]);
+}
