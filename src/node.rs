@@ -33,6 +33,8 @@ pub struct Node {
     pub state: State,
     /// The kernel of this thread's network namespace.
     pub kernel: Kernel,
+    /// Whether something was removed from `nf_tables`.
+    removed: bool,
 }
 
 /// A look at a node, without a change.
@@ -49,7 +51,7 @@ pub struct View {
 impl Node {
     /// The node of this thread's network namespace.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self { state: State::new(names::STATE_DIR), kernel: Kernel::open()? })
+        Ok(Self { state: State::new(names::STATE_DIR), kernel: Kernel::open()?, removed: false })
     }
 
     /// Waits for the lock. What is left of the patience is for the lock of iptables.
@@ -60,6 +62,12 @@ impl Node {
     fn lock_within(&mut self, patience: Duration) -> Result<Lock, Error> {
         self.kernel.iptables = Tools::patient(patience);
         self.state.lock(patience)
+    }
+
+    /// Whether something was removed from `nf_tables`, so that closing its socket will take time.
+    #[must_use]
+    pub fn has_removed(&self) -> bool {
+        self.removed
     }
 
     /// Where addresses are enrolled.
@@ -244,6 +252,7 @@ impl Node {
                 self.state.clear()?;
                 return Ok(true);
             };
+            self.removed = true;
             let (facts, unreadable) = self.look(&record.owned(), Some(&record))?;
             // An ADD on the fast path writes its file and then asks whether its settings are in
             // force. So either it is seen here, or it sees this and waits for the lock.
@@ -305,7 +314,9 @@ impl Node {
                 },
             }
         }
-        let mut sets = Enrolled::at(self.marking(), &mut self.kernel.netfilter);
+        let marking = self.marking();
+        self.removed |= marking == Marking::Nftables && !members.is_empty();
+        let mut sets = Enrolled::at(marking, &mut self.kernel.netfilter);
         let taken = sets.withdraw(&members);
         failures.extend(taken.map_err(Error::kernel(format!("take {members:?} out"))).err());
         // An attachment that got an address in between wrote itself down before it enrolled it.

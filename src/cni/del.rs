@@ -5,6 +5,7 @@ use super::{Request, log_failures};
 use crate::config::{self, Log};
 use crate::logging;
 use crate::node::Node;
+use crate::startup;
 
 /// Removes what the file of this attachment names, and only that. The configuration is not
 /// needed for it and may be any.
@@ -12,7 +13,13 @@ pub(super) fn del(request: &Request<'_>) {
     let log = config::parse(&request.config).map_or_else(|_| Log::default(), |c| c.log);
     logging::start(&log);
     let failures = match Node::open() {
-        Ok(mut node) => node.remove(&request.key),
+        Ok(mut node) => {
+            let failures = node.remove(&request.key);
+            if node.has_removed() {
+                startup::leave_the_waiting_to_a_child();
+            }
+            failures
+        }
         Err(error) => vec![error],
     };
     log_failures(request, &failures);

@@ -15,7 +15,6 @@ mod status;
 mod version;
 
 use std::io::{self, Read, Write};
-use std::process::ExitCode;
 
 pub use error::{Code, Failure};
 pub use request::{Command, Environment, Request};
@@ -26,15 +25,15 @@ use version::LATEST;
 /// Most that is read from stdin.
 const STDIN_MAX: u64 = 16 * 1024 * 1024;
 
-/// Answers one call of a runtime.
+/// Answers one call of a runtime; gives the exit code.
 #[must_use]
-pub fn run(environment: &Environment) -> ExitCode {
+pub fn run(environment: &Environment) -> u8 {
     let answer = read_stdin().and_then(|stdin| answer(environment, &stdin));
     let (text, code) = match answer {
-        Ok(text) => (text, ExitCode::SUCCESS),
+        Ok(text) => (text, 0),
         Err((version, failure)) => {
             log::error!("{}: {failure}", environment.command);
-            (failure.to_json(&version), ExitCode::FAILURE)
+            (failure.to_json(&version), 1)
         }
     };
     // A runtime that has gone away reads nothing; there is nobody to tell.
