@@ -1,13 +1,14 @@
 //! How the process begins and ends, where that costs time.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, stdout};
 use std::os::fd::{BorrowedFd, IntoRawFd as _};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
-use nix::unistd::{ForkResult, fork, pipe2};
+use nix::unistd::{ForkResult, fork, pipe2, write};
 
 /// Makes a closed pipe an error of the write, not the end of the process, and sees to it that the
 /// numbers 0, 1 and 2 are not given to other files. Rust's own start-up does the same.
@@ -27,6 +28,20 @@ pub fn standard_streams() {
             }
         }
     }
+}
+
+/// Writes to standard output, and once more where that failed.
+pub fn print(mut text: &[u8]) -> nix::Result<()> {
+    let mut again = true;
+    while !text.is_empty() {
+        match write(stdout(), text) {
+            Ok(written) => text = &text[written..],
+            Err(Errno::EINTR) => {}
+            Err(_) if again => again = false,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 /// Lets a child wait for what this process need not wait for: the last to close a socket by which

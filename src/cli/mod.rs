@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::logging;
 use crate::node::Node;
+use crate::startup;
 use configuration::Source;
 use report::{Health, Report};
 
@@ -135,8 +136,7 @@ fn finish(outcome: Result<(String, u8), Failure>) -> u8 {
         Err(failure) => return complain(&failure),
     };
     // A reader that has gone away (status | head) is no failure.
-    let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let _ = startup::print(text.as_bytes());
     code
 }
 

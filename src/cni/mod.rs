@@ -14,12 +14,13 @@ mod result;
 mod status;
 mod version;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
 pub use error::{Code, Failure};
 pub use request::{Command, Environment, Request};
 pub use version::VERSIONS;
 
+use crate::startup;
 use version::LATEST;
 
 /// Most that is read from stdin.
@@ -36,10 +37,14 @@ pub fn run(environment: &Environment) -> u8 {
             (failure.to_json(&version), 1)
         }
     };
-    // A runtime that has gone away reads nothing; there is nobody to tell.
-    let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    code
+    match startup::print(text.as_bytes()) {
+        Ok(()) => code,
+        // A runtime that has gone away reads nothing; who is still there must not take it for done.
+        Err(error) => {
+            log::error!("{}: write the answer: {error}", environment.command);
+            1
+        }
+    }
 }
 
 /// For what must not, or can't, be told to the runtime.
