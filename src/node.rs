@@ -15,6 +15,7 @@ use crate::netlink::{ipset, nft};
 use crate::plan::diff::{Operation, TableChange, diff};
 use crate::plan::{Plan, plan};
 use crate::ruleset::sets::hairpin_set;
+use crate::startup::{FREED, leave_the_waiting_to_a_child};
 use crate::state::{Attachment, Key, Lock, Marking, Record, State};
 use crate::xtables::diff::SetChange;
 use crate::xtables::notes;
@@ -64,10 +65,12 @@ impl Node {
         self.state.lock(patience)
     }
 
-    /// Whether something was removed from `nf_tables`, so that closing its socket will take time.
-    #[must_use]
-    pub fn has_removed(&self) -> bool {
-        self.removed
+    /// Ends the work of a call that has no other thread. Where something was removed from
+    /// `nf_tables` just now, by this call or by a DEL before it, a child closes the sockets.
+    pub fn leave(self) {
+        if self.removed || self.state.has_removed_within(FREED) {
+            leave_the_waiting_to_a_child();
+        }
     }
 
     /// Where addresses are enrolled.

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{Read as _, stdout};
 use std::os::fd::{BorrowedFd, IntoRawFd as _};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -44,11 +46,15 @@ pub fn print(mut text: &[u8]) -> nix::Result<()> {
     Ok(())
 }
 
-/// Lets a child wait for what this process need not wait for: the last to close a socket by which
-/// something was removed from `nf_tables` waits for an RCU period, 5 to 16 ms
+/// How long the kernel may take to free what was removed from `nf_tables`, with room to spare.
+pub const FREED: Duration = Duration::from_millis(50);
+
+/// Lets a child wait for what this process need not wait for. After something was removed from
+/// `nf_tables`, the kernel frees it an RCU period later, 5 to 16 ms, and who closes a netfilter
+/// socket before that waits for it, with the lock that every change needs
 /// (`nft_rcv_nl_event`, `net/netfilter/nf_tables_api.c`). The removal itself is done by then. The
-/// child holds the socket until this process has ended, and touches nothing. Where there can be
-/// no child, this process waits.
+/// child holds the sockets until all is freed, and touches nothing. Where there can be no child,
+/// this process waits.
 pub fn leave_the_waiting_to_a_child() {
     let Ok((read, write)) = pipe2(OFlag::O_CLOEXEC) else { return };
     // SAFETY: this process has one thread, so the child has all there is.
@@ -62,6 +68,7 @@ pub fn leave_the_waiting_to_a_child() {
             drop(write);
             // Ends when the other process does.
             let _ = File::from(read).read(&mut [0]);
+            thread::sleep(FREED);
             // SAFETY: ends the process, without what the other one has left to do at its end.
             unsafe { libc::_exit(0) }
         }

@@ -5,7 +5,6 @@ use super::{Request, log_failures};
 use crate::config::{self, Log};
 use crate::logging;
 use crate::node::Node;
-use crate::startup;
 
 /// Removes what the file of this attachment names, and only that. The configuration is not
 /// needed for it and may be any.
@@ -15,9 +14,7 @@ pub(super) fn del(request: &Request<'_>) {
     let failures = match Node::open() {
         Ok(mut node) => {
             let failures = node.remove(&request.key);
-            if node.has_removed() {
-                startup::leave_the_waiting_to_a_child();
-            }
+            node.leave();
             failures
         }
         Err(error) => vec![error],
