@@ -25,5 +25,6 @@ pub mod netlink;
 pub mod node;
 pub mod plan;
 pub mod ruleset;
+pub mod startup;
 pub mod state;
 pub mod xtables;

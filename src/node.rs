@@ -15,6 +15,7 @@ use crate::netlink::{ipset, nft};
 use crate::plan::diff::{Operation, TableChange, diff};
 use crate::plan::{Plan, plan};
 use crate::ruleset::sets::hairpin_set;
+use crate::startup::{FREED, leave_the_waiting_to_a_child};
 use crate::state::{Attachment, Key, Lock, Marking, Record, State};
 use crate::xtables::diff::SetChange;
 use crate::xtables::notes;
@@ -33,6 +34,8 @@ pub struct Node {
     pub state: State,
     /// The kernel of this thread's network namespace.
     pub kernel: Kernel,
+    /// Whether something was removed from `nf_tables`.
+    removed: bool,
 }
 
 /// A look at a node, without a change.
@@ -49,7 +52,7 @@ pub struct View {
 impl Node {
     /// The node of this thread's network namespace.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self { state: State::new(names::STATE_DIR), kernel: Kernel::open()? })
+        Ok(Self { state: State::new(names::STATE_DIR), kernel: Kernel::open()?, removed: false })
     }
 
     /// Waits for the lock. What is left of the patience is for the lock of iptables.
@@ -60,6 +63,14 @@ impl Node {
     fn lock_within(&mut self, patience: Duration) -> Result<Lock, Error> {
         self.kernel.iptables = Tools::patient(patience);
         self.state.lock(patience)
+    }
+
+    /// Ends the work of a call that has no other thread. Where something was removed from
+    /// `nf_tables` just now, by this call or by a DEL before it, a child closes the sockets.
+    pub fn leave(self) {
+        if self.removed || self.state.has_removed_within(FREED) {
+            leave_the_waiting_to_a_child();
+        }
     }
 
     /// Where addresses are enrolled.
@@ -244,6 +255,7 @@ impl Node {
                 self.state.clear()?;
                 return Ok(true);
             };
+            self.removed = true;
             let (facts, unreadable) = self.look(&record.owned(), Some(&record))?;
             // An ADD on the fast path writes its file and then asks whether its settings are in
             // force. So either it is seen here, or it sees this and waits for the lock.
@@ -305,7 +317,9 @@ impl Node {
                 },
             }
         }
-        let mut sets = Enrolled::at(self.marking(), &mut self.kernel.netfilter);
+        let marking = self.marking();
+        self.removed |= marking == Marking::Nftables && !members.is_empty();
+        let mut sets = Enrolled::at(marking, &mut self.kernel.netfilter);
         let taken = sets.withdraw(&members);
         failures.extend(taken.map_err(Error::kernel(format!("take {members:?} out"))).err());
         // An attachment that got an address in between wrote itself down before it enrolled it.

@@ -7,7 +7,6 @@ mod report;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use lexopt::Arg::{Long, Short, Value};
 
@@ -15,6 +14,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::logging;
 use crate::node::Node;
+use crate::startup;
 use configuration::Source;
 use report::{Health, Report};
 
@@ -118,7 +118,7 @@ impl From<crate::state::Error> for Failure {
 }
 
 /// Runs the command that these words ask for.
-pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn run(words: impl IntoIterator<Item = OsString>) -> u8 {
     let words: Vec<OsString> = words.into_iter().collect();
     if conflist::is_meant(&words) {
         return finish(conflist::run(words));
@@ -134,23 +134,23 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     }))
 }
 
-fn finish(outcome: Result<(String, u8), Failure>) -> ExitCode {
+fn finish(outcome: Result<(String, u8), Failure>) -> u8 {
     let (text, code) = match outcome {
         Ok(done) => done,
         Err(failure) => return complain(&failure),
     };
     // A reader that has gone away (status | head) is no failure.
-    let _ = io::stdout().lock().write_all(text.as_bytes());
-    ExitCode::from(code)
+    let _ = startup::print(text.as_bytes());
+    code
 }
 
-fn complain(failure: &Failure) -> ExitCode {
+fn complain(failure: &Failure) -> u8 {
     let (text, code) = match failure {
         Failure::Usage(text) => (format!("{text}; see \"symroute --help\""), EXIT_USAGE),
         Failure::Failed(text) => (text.clone(), EXIT_FAILED),
     };
     let _ = writeln!(io::stderr().lock(), "symroute: {text}");
-    ExitCode::from(code)
+    code
 }
 
 fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {

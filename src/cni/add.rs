@@ -71,6 +71,7 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
             return Err(error.into());
         }
     }
+    node.leave();
     Ok(answer)
 }
 

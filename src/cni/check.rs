@@ -33,5 +33,6 @@ pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
             return Err(off(format!("{address} is missing in {name}")));
         }
     }
+    node.leave();
     Ok(())
 }

@@ -12,7 +12,11 @@ pub(super) fn del(request: &Request<'_>) {
     let log = config::parse(&request.config).map_or_else(|_| Log::default(), |c| c.log);
     logging::start(&log);
     let failures = match Node::open() {
-        Ok(mut node) => node.remove(&request.key),
+        Ok(mut node) => {
+            let failures = node.remove(&request.key);
+            node.leave();
+            failures
+        }
         Err(error) => vec![error],
     };
     log_failures(request, &failures);

@@ -14,33 +14,37 @@ mod result;
 mod status;
 mod version;
 
-use std::io::{self, Read, Write};
-use std::process::ExitCode;
+use std::io::{self, Read};
 
 pub use error::{Code, Failure};
 pub use request::{Command, Environment, Request};
 pub use version::VERSIONS;
 
+use crate::startup;
 use version::LATEST;
 
 /// Most that is read from stdin.
 const STDIN_MAX: u64 = 16 * 1024 * 1024;
 
-/// Answers one call of a runtime.
+/// Answers one call of a runtime; gives the exit code.
 #[must_use]
-pub fn run(environment: &Environment) -> ExitCode {
+pub fn run(environment: &Environment) -> u8 {
     let answer = read_stdin().and_then(|stdin| answer(environment, &stdin));
     let (text, code) = match answer {
-        Ok(text) => (text, ExitCode::SUCCESS),
+        Ok(text) => (text, 0),
         Err((version, failure)) => {
             log::error!("{}: {failure}", environment.command);
-            (failure.to_json(&version), ExitCode::FAILURE)
+            (failure.to_json(&version), 1)
         }
     };
-    // A runtime that has gone away reads nothing; there is nobody to tell.
-    let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    code
+    match startup::print(text.as_bytes()) {
+        Ok(()) => code,
+        // A runtime that has gone away reads nothing; who is still there must not take it for done.
+        Err(error) => {
+            log::error!("{}: write the answer: {error}", environment.command);
+            1
+        }
+    }
 }
 
 /// For what must not, or can't, be told to the runtime.

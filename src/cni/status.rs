@@ -7,6 +7,8 @@ use crate::gather;
 use crate::names;
 use crate::netlink::{Socket, ipset, nft};
 use crate::ruleset::sets::number_key;
+use crate::startup::{FREED, leave_the_waiting_to_a_child};
+use crate::state::State;
 use crate::xtables::tools::Tools;
 
 /// Succeeds if the settings can be read, and the kernel has `nf_tables`, or else `ip_set` beside an
@@ -26,7 +28,12 @@ pub(super) fn status(request: &Request<'_>) -> Result<(), Failure> {
         match nft::element(&mut socket, names::IN_FORCE, &key) {
             Err(error) if backend == Backend::Auto && gather::is_missing(&error) => {}
             Err(error) => return Err(unavailable(Error::kernel("ask nf_tables")(error))),
-            Ok(_) => return Ok(()),
+            Ok(_) => {
+                if State::new(names::STATE_DIR).has_removed_within(FREED) {
+                    leave_the_waiting_to_a_child();
+                }
+                return Ok(());
+            }
         }
     }
     ipset::is_there(&mut socket).map_err(Error::kernel("ask ip_set")).map_err(unavailable)?;

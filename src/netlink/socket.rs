@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
+    sockopt,
 };
 
 use super::uapi::{
@@ -61,6 +61,8 @@ pub struct Socket {
     fd: OwnedFd,
     seq: u32,
     buf: Vec<u8>,
+    /// Whether the kernel was asked for strictness and its own words.
+    thorough: bool,
 }
 
 impl Socket {
@@ -76,13 +78,20 @@ impl Socket {
 
     fn open(protocol: SockProtocol) -> Result<Self, Error> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        let socket = Self { fd, seq: 1, buf: vec![0; REPLY] };
-        // Each is a help, none a need: kernels before 4.20 lack some.
-        for option in [NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK] {
-            let _ = socket.enable(option);
+        // The first message binds it.
+        Ok(Self { fd, seq: 1, buf: vec![0; REPLY], thorough: false })
+    }
+
+    /// Asks the kernel to check requests strictly and to explain its errors. The few look-ups of a
+    /// fast path do without.
+    fn be_thorough(&mut self) {
+        if !self.thorough {
+            self.thorough = true;
+            // Each is a help, none a need: kernels before 4.20 lack some.
+            for option in [NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK] {
+                let _ = self.enable(option);
+            }
         }
-        Ok(socket)
     }
 
     fn enable(&self, option: i32) -> Result<(), Errno> {
@@ -126,6 +135,7 @@ impl Socket {
 
     /// Sends one message that asks for an acknowledgement, and waits for it.
     pub fn acknowledged(&mut self, request: &mut Writer) -> Result<(), Error> {
+        self.be_thorough();
         let last = self.send(request)?;
         self.wait(last, last)
     }
@@ -184,6 +194,7 @@ impl Socket {
         request: &mut Writer,
         parse: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>, Error> {
+        self.be_thorough();
         self.buf.resize(DUMP, 0);
         for _ in 0..DUMP_TRIES {
             if let Some(found) = self.dump_once(request, &parse)? {

@@ -23,6 +23,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -162,6 +163,14 @@ impl State {
     #[must_use]
     pub fn exists(&self) -> bool {
         self.dir.is_dir()
+    }
+
+    /// Whether an attachment was removed within this time. One look, at the folder that each goes
+    /// through.
+    #[must_use]
+    pub fn has_removed_within(&self, time: Duration) -> bool {
+        let changed = fs::metadata(self.path(&["gone"])).and_then(|folder| folder.modified());
+        changed.is_ok_and(|at| at.elapsed().is_ok_and(|ago| ago < time))
     }
 
     /// Whether neither a pod nor a holder needs the node state.

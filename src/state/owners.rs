@@ -2,6 +2,7 @@
 //! must not take it from the pod that has it since.
 
 use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 
@@ -13,9 +14,13 @@ impl State {
     /// Makes the attachment whose file has this name the owner of an address.
     pub(super) fn own(&self, address: IpAddr, name: &str) -> Result<(), Error> {
         self.place("owners", &address.to_string(), name, |temporary| {
-            // A call that was killed may have left one.
-            let _ = fs::remove_file(temporary);
-            symlink(name, temporary)
+            match symlink(name, temporary) {
+                // Of a call that was killed.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    fs::remove_file(temporary).and_then(|()| symlink(name, temporary))
+                }
+                other => other,
+            }
         })
     }
 
