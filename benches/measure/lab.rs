@@ -1,5 +1,6 @@
 //! Nodes and pods in namespaces of their own, and calls of programs on them.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::panic;
@@ -139,6 +140,9 @@ pub(crate) struct Lab {
 impl Lab {
     pub(crate) fn new(role: &str, uplinks: u32) -> Self {
         let (node, pod) = (Netns::new(role), Netns::new("pod"));
+        // As on every node; without it the kernel answers "no route" to half of what an ADD asks.
+        node.sysctl("ipv4/ip_forward", "1");
+        node.sysctl("ipv4/conf/all/rp_filter", "1");
         let mut lines = format!(
             "link add eni0 type veth peer name eth0 netns {}\nlink set eni0 up\n\
              link add eth0 type veth peer name peer0\naddr add 10.0.0.10/24 dev eth0\n\
@@ -147,7 +151,8 @@ impl Lab {
             pod.name
         );
         for n in 1..uplinks {
-            lines += &format!(
+            let _ = write!(
+                lines,
                 "link add eth{n} type veth peer name peer{n}\naddr add 10.0.{n}.10/24 dev eth{n}\n\
                  link set peer{n} up\nlink set eth{n} up\n\
                  route add default via 10.0.{n}.1 table {}\n",

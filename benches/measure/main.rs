@@ -29,7 +29,7 @@ fn say(text: &str) {
 /// How far a loop has come, for whoever waits.
 fn progress(what: &str, done: u32, all: u32) {
     let step = if std::io::stderr().is_terminal() { (all / 100).max(1) } else { (all / 4).max(1) };
-    if done.is_multiple_of(step) {
+    if done % step == 0 {
         eprint!("{}{what}: {done} of {all}", if step > all / 50 { "" } else { "\r" });
         if step > all / 50 {
             eprintln!();
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         ["measure", length, sections, directory] => {
             let short = *length == "short";
             let wanted = |name: &str| sections.split(',').any(|one| one == name || one == "all");
-            let mut results = report::Results::new(*length);
+            let mut results = report::Results::new(length);
             if wanted("counts") {
                 say("counts");
                 results.set("instructions", counts::count().into());
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
                 results.add(scale::measure(if short { 40 } else { 400 }, short));
             }
             if wanted("path") {
-                results.add(path::measure(if short { 10 } else { 60 }));
+                results.add(path::measure(if short { 20 } else { 200 }));
             }
             results.save(Path::new(directory));
             report::render(Path::new(directory));

@@ -35,34 +35,34 @@ pub(crate) fn measure(rounds: u32, short: bool) -> Vec<Measured> {
     crate::say("scale: filling nodes");
     let pods: &[u32] = if short { &[100, 1000] } else { &[100, 1000, 5000] };
     let rules: &[u32] = if short { &[10_000] } else { &[10_000, 50_000] };
-    let mut nodes = vec![Node::new("empty node", 1, 0)];
-    nodes.extend(pods.iter().map(|&n| Node::new(&format!("{n} pods"), 1, n)));
+    let mut filled = vec![Node::new("empty node", 1, 0)];
+    filled.extend(pods.iter().map(|&n| Node::new(&format!("{n} pods"), 1, n)));
     for &count in rules {
         for variant in ["nft", "legacy"] {
-            let node = Node::new(&format!("{count} iptables-{variant} rules"), 1, 0);
-            if foreign_rules(&node.lab.node, variant, count) {
-                nodes.push(node);
+            let next = Node::new(&format!("{count} iptables-{variant} rules"), 1, 0);
+            if foreign_rules(&next.lab.node, variant, count) {
+                filled.push(next);
             }
         }
     }
-    let node = Node::new("3000 ip rules", 1, 0);
-    node.lab.node.ip(&ip_rules(3000));
-    nodes.push(node);
-    nodes.push(Node::new("15 uplinks", 15, 0));
-    let node = Node::new("all of it", 15, *pods.last().expect("one"));
-    node.lab.node.ip(&ip_rules(3000));
-    if foreign_rules(&node.lab.node, "nft", *rules.last().expect("one")) {
-        nodes.push(node);
+    let next = Node::new("3000 ip rules", 1, 0);
+    next.lab.node.ip(&ip_rules(3000));
+    filled.push(next);
+    filled.push(Node::new("15 uplinks", 15, 0));
+    let next = Node::new("all of it", 15, *pods.last().expect("one"));
+    next.lab.node.ip(&ip_rules(3000));
+    if foreign_rules(&next.lab.node, "nft", *rules.last().expect("one")) {
+        filled.push(next);
     }
 
     let floor = Lab::new("noop", 1);
-    let mut samples = vec![vec![Vec::new(); VERBS.len()]; nodes.len()];
-    let (mut none, mut dice) = (Vec::new(), Dice::new());
+    let mut samples = vec![vec![Vec::new(); VERBS.len()]; filled.len()];
+    let (mut nothing, mut dice) = (Vec::new(), Dice::new());
     for round in 0..rounds {
         crate::progress("scale", round, rounds);
-        for at in dice.order(nodes.len() + 1) {
-            let Some(Node { lab, plugin, .. }) = nodes.get(at) else {
-                none.push(noop().call(&floor, "ADD", 0));
+        for at in dice.order(filled.len() + 1) {
+            let Some(Node { lab, plugin, .. }) = filled.get(at) else {
+                nothing.push(noop().call(&floor, "ADD", 0));
                 continue;
             };
             for (n, verb) in VERBS.iter().enumerate() {
@@ -70,8 +70,8 @@ pub(crate) fn measure(rounds: u32, short: bool) -> Vec<Measured> {
             }
         }
     }
-    let mut all = vec![Measured::of("scale", "static no-op", "ADD", "µs", none)];
-    for (node, samples) in nodes.iter().zip(samples) {
+    let mut all = vec![Measured::of("scale", "static no-op", "ADD", "µs", nothing)];
+    for (node, samples) in filled.iter().zip(samples) {
         for (verb, samples) in VERBS.iter().zip(samples) {
             all.push(Measured::of("scale", &node.label, verb, "µs", samples));
         }
@@ -191,7 +191,7 @@ impl Churn {
             command.spawn().expect("start sh")
         });
         // The loop ends when it finds no file.
-        Self { shell, netns: netns }
+        Self { shell, netns }
     }
 }
 
