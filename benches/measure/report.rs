@@ -1,0 +1,287 @@
+//! The figures as a file, as tables in a text, and as plots.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::plot::{Bar, bars};
+use crate::stats::Measured;
+
+const BEGIN: &str = "<!-- figures: written by benches/run -->\n";
+const END: &str = "<!-- end of figures -->\n";
+const NOOP: &str = "static no-op";
+
+/// What a run has found; a section that it left out stays as an earlier run found it.
+pub(crate) struct Results {
+    taken: Value,
+    set: Map<String, Value>,
+    measured: Vec<Measured>,
+}
+
+impl Results {
+    pub(crate) fn new(length: &str) -> Self {
+        let variable = |name: &str| std::env::var(name).unwrap_or_default();
+        let taken = json!({
+            "commit": variable("SYMROUTE_COMMIT"), "date": variable("SYMROUTE_DATE"),
+            "machine": variable("SYMROUTE_MACHINE"), "length": length,
+            "load": fs::read_to_string("/proc/loadavg").unwrap_or_default().trim(),
+        });
+        let bytes = fs::metadata(variable("SYMROUTE_BIN")).map_or(0, |data| data.len());
+        let set = Map::from_iter([("program_bytes".to_owned(), json!(bytes))]);
+        Self { taken, set, measured: Vec::new() }
+    }
+
+    pub(crate) fn set(&mut self, key: &str, value: Value) {
+        self.set.insert(key.into(), value);
+    }
+
+    pub(crate) fn add(&mut self, measured: Vec<Measured>) {
+        self.measured.extend(measured);
+    }
+
+    pub(crate) fn save(self, directory: &Path) {
+        let file = directory.join("results.json");
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let mut all: Value = serde_json::from_str(&text).unwrap_or_else(|_| json!({}));
+        for (key, value) in self.set {
+            all["taken"][&key] = self.taken.clone();
+            all[key] = value;
+        }
+        let mut rows = all["measured"].as_array().cloned().unwrap_or_default();
+        rows.retain(|row| self.measured.iter().all(|new| row["section"] != *new.section));
+        for new in &self.measured {
+            all["taken"][&new.section] = self.taken.clone();
+            rows.push(new.json());
+        }
+        all["measured"] = rows.into();
+        fs::create_dir_all(directory).expect("make the directory");
+        let text = serde_json::to_string_pretty(&all).expect("JSON") + "\n";
+        fs::write(file, text).expect("write the results");
+    }
+}
+
+struct Figures {
+    all: Value,
+    rows: Vec<Measured>,
+}
+
+impl Figures {
+    fn find(&self, section: &str, label: &str, call: &str) -> Option<&Measured> {
+        let same =
+            |row: &&Measured| row.section == section && row.label == label && row.call == call;
+        self.rows.iter().find(same)
+    }
+
+    fn median(&self, section: &str, label: &str, call: &str) -> Option<f64> {
+        self.find(section, label, call).map(|row| row.median)
+    }
+
+    fn section<'a>(&'a self, section: &'a str) -> impl Iterator<Item = &'a Measured> {
+        self.rows.iter().filter(move |row| row.section == section)
+    }
+
+    fn taken(&self, key: &str) -> String {
+        let taken = &self.all["taken"][key];
+        let text = |key: &str| taken[key].as_str().unwrap_or("unknown");
+        format!(
+            "Commit {}, {}, {} run, load {}; {}.\n\n",
+            text("commit"),
+            text("date"),
+            text("length"),
+            text("load"),
+            text("machine")
+        )
+    }
+}
+
+/// Writes tables and plots from the results in a directory.
+pub(crate) fn render(directory: &Path) {
+    let text = fs::read_to_string(directory.join("results.json")).expect("results.json");
+    let all: Value = serde_json::from_str(&text).expect("JSON");
+    let rows = all["measured"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let rows = rows.iter().map(Measured::from_json).collect();
+    let figures = Figures { all, rows };
+    let mut text = targets(&figures);
+    for (section, title, plot) in [
+        ("calls", "One call", "ADD as a whole process"),
+        ("scale", "Full nodes", "ADD by what is on the node"),
+        ("parallel", "Many at once", "ADD and no-op, median"),
+        ("path", "Data path", "A reply of 64 bytes, client to pod and all between"),
+    ] {
+        if figures.section(section).next().is_some() {
+            let _ = write!(text, "\n## {title}\n\n{}", figures.taken(section));
+            let _ = write!(text, "![{plot}]({section}.svg)\n\n{}", table(&figures, section));
+            let chart = chart(&figures, section, plot);
+            fs::write(directory.join(format!("{section}.svg")), chart).expect("write a plot");
+        }
+    }
+    if let Some(counts) = figures.all["instructions"].as_object() {
+        let _ = write!(
+            text,
+            "\n## Instructions\n\nBy valgrind, user space only. {}| call | instructions |\n|---|---:|\n",
+            figures.taken("instructions")
+        );
+        for (verb, count) in counts {
+            let _ = writeln!(text, "| {verb} | {count} |");
+        }
+    }
+    print!("{text}");
+    let file = directory.join("README.md");
+    let old = fs::read_to_string(&file).unwrap_or_else(|_| format!("{BEGIN}{END}"));
+    let parts =
+        old.split_once(BEGIN).and_then(|(head, rest)| Some((head, rest.split_once(END)?.1)));
+    let (head, tail) = parts.expect("README.md has the two marks of the figures");
+    fs::write(file, format!("{head}{BEGIN}{text}{END}{tail}")).expect("write the tables");
+}
+
+fn table(figures: &Figures, section: &str) -> String {
+    // What the ratios are to.
+    let bases: [(&str, &str); 2] = match section {
+        "calls" => [("no-op", NOOP), ("tuning", "tuning, empty configuration")],
+        "scale" => [("no-op", NOOP), ("empty node", "empty node")],
+        "parallel" => [("no-op", ""), ("no-op, p99", "")],
+        _ => [("no plugin", "no plugin, no conntrack"), ("conntrack", "no plugin, conntrack")],
+    };
+    let mut text = format!(
+        "| where | what | n | min | median | p95 | p99 | × {} | × {} |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
+        bases[0].0, bases[1].0
+    );
+    for row in figures.section(section) {
+        let ratios = match section {
+            "parallel" => {
+                let base = figures.find(section, &row.label, "no-op");
+                [base.map(|base| row.median / base.median), base.map(|base| row.p99 / base.p99)]
+            }
+            _ => bases.map(|(_, label)| {
+                let verb = if label == NOOP || section == "calls" && row.call != "DEL" {
+                    "ADD"
+                } else {
+                    &row.call
+                };
+                figures.median(section, label, verb).map(|base| row.median / base)
+            }),
+        };
+        let [one, two] =
+            ratios.map(|ratio| ratio.map_or_else(|| "–".into(), |r| format!("{r:.2}")));
+        let digits = if row.median < 100.0 { 2 } else { 0 };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {:.digits$} | {:.digits$} {} | {:.digits$} | {:.digits$} | {one} | {two} |",
+            row.label, row.call, row.count, row.min, row.median, row.unit, row.p95, row.p99
+        );
+    }
+    text
+}
+
+fn chart(figures: &Figures, section: &str, title: &str) -> String {
+    let wanted = |row: &&Measured| match section {
+        "calls" => row.call == "ADD" || row.label == "symroute",
+        "path" => row.call.starts_with("reply"),
+        "scale" => row.call == "ADD",
+        _ => true,
+    };
+    let rows: Vec<_> = figures.section(section).filter(wanted).collect();
+    let unit = rows.first().map_or("", |row| &row.unit);
+    let all: Vec<Bar> = rows
+        .iter()
+        .map(|row| Bar {
+            label: if matches!(section, "path" | "scale") || row.label == NOOP {
+                row.label.clone()
+            } else {
+                format!("{}, {}", row.label, row.call)
+            },
+            min: row.min,
+            median: row.median,
+            p95: row.p95,
+            own: match section {
+                "scale" => row.label != NOOP,
+                "parallel" => row.call == "ADD",
+                _ => row.label.starts_with("symroute"),
+            },
+        })
+        .collect();
+    bars(title, &format!("{unit}; bar: median, line: min to p95"), &all)
+}
+
+/// What was set out for, and what came of it.
+fn targets(figures: &Figures) -> String {
+    let call = |verb: &str| figures.median("calls", "symroute", verb);
+    let peer = |label: &str| figures.median("calls", label, "ADD");
+    let ratio = |one: Option<f64>, two: Option<f64>| Some(one? / two?);
+    let worst = |prefix: &str, contains: &str| {
+        let empty = figures.median("scale", "empty node", "ADD")?;
+        let rows = figures.section("scale").filter(|row| row.call == "ADD");
+        let fit = rows.filter(|row| row.label.starts_with(prefix) && row.label.contains(contains));
+        fit.map(|row| row.median / empty).max_by(f64::total_cmp)
+    };
+    let at_once = |label: &str| {
+        ratio(
+            figures.find("parallel", label, "ADD").map(|row| row.p99),
+            figures.find("parallel", label, "no-op").map(|row| row.p99),
+        )
+    };
+    let path = |label: &str, way: &str| figures.median("path", label, &format!("{way}, 64 bytes"));
+    let fewer = |base: &str, way: &str| {
+        Some(100.0 * (1.0 - path(base, way)? / path("symroute, nftables", way)?))
+    };
+    // What is added to a node that does not track connections.
+    let added =
+        |label: &str| Some(path(label, "reply")? - path("no plugin, no conntrack", "reply")?);
+    let aws = |backend: &str, variant: &str| {
+        let rules = added(&format!("AWS connmark rules, iptables-{variant}"));
+        // On a busy machine the rules may seem to cost nothing.
+        ratio(added(&format!("symroute, {backend}")), rules.filter(|cost| *cost > 0.0))
+    };
+    let mib = |key: &str, unit: f64| Some(figures.all[key].as_f64()? / unit);
+    let (bare, tracked) = ("no plugin, no conntrack", "no plugin, conntrack");
+    let all = [
+        ("ADD / no-op", call("ADD"), peer(NOOP), 1.15),
+        ("ADD / tuning that does nothing", call("ADD"), peer("tuning, empty configuration"), 0.5),
+        ("ADD / firewall, iptables-nft", call("ADD"), peer("firewall, iptables-nft"), 1.0 / 15.0),
+        (
+            "ADD / firewall, iptables-legacy",
+            call("ADD"),
+            peer("firewall, iptables-legacy"),
+            1.0 / 15.0,
+        ),
+        ("DEL / no-op", call("DEL"), peer(NOOP), 1.5),
+        ("CHECK / no-op", call("CHECK"), peer(NOOP), 1.25),
+        ("STATUS / no-op", call("STATUS"), peer(NOOP), 1.15),
+        ("ADD, most pods / empty node", worst("5000", "pods"), Some(1.0), 1.1),
+        ("ADD, foreign iptables rules / empty node", worst("", "iptables"), Some(1.0), 1.1),
+        ("ADD, 3000 ip rules / empty node", worst("3000", "ip rules"), Some(1.0), 1.1),
+        ("ADD, 15 uplinks / empty node", worst("15", "uplinks"), Some(1.0), 1.1),
+        ("ADD, all of it / empty node", worst("all", ""), Some(1.0), 1.1),
+        ("64 ADDs at once / 64 no-ops, p99", at_once("64 at once"), Some(1.0), 2.0),
+        ("the same while links change", at_once("64 at once, links change"), Some(1.0), 2.0),
+        ("fewer requests per second than no plugin, %", fewer(bare, "request"), Some(1.0), 5.0),
+        ("fewer replies per second than no plugin, %", fewer(bare, "reply"), Some(1.0), 5.0),
+        ("fewer requests than with conntrack alone, %", fewer(tracked, "request"), Some(1.0), 5.0),
+        ("fewer replies than with conntrack alone, %", fewer(tracked, "reply"), Some(1.0), 5.0),
+        ("cost of a reply / AWS rules, nftables", aws("nftables", "nft"), Some(1.0), 1.5),
+        ("cost of a reply / AWS rules, iptables-nft", aws("iptables-nft", "nft"), Some(1.0), 1.5),
+        (
+            "cost of a reply / AWS rules, iptables-legacy",
+            aws("iptables-legacy", "legacy"),
+            Some(1.0),
+            1.5,
+        ),
+        ("program, MiB", mib("program_bytes", 1_048_576.0), Some(1.0), 2.5),
+        ("most memory of ADD, MiB", mib("peak_kib", 1024.0), Some(1.0), 4.0),
+    ];
+    let mut text =
+        "\n## Targets\n\n| what | at most | measured | |\n|---|---:|---:|---|\n".to_owned();
+    for (what, one, two, limit) in all {
+        let measured = ratio(one, two);
+        let (shown, verdict) = match measured {
+            Some(measured) if measured <= limit => (format!("{measured:.3}"), "met"),
+            Some(measured) => (format!("{measured:.3}"), "**missed**"),
+            None => ("–".into(), "not measured"),
+        };
+        let _ = writeln!(text, "| {what} | {limit:.3} | {shown} | {verdict} |");
+    }
+    text
+}
