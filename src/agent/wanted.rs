@@ -14,7 +14,7 @@ pub const OWN_NETWORK: &str = "symroute agent";
 const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
 
 /// Where the settings are.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// In this file.
     File(PathBuf),

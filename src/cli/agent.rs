@@ -12,13 +12,11 @@ use crate::agent::conflist::Entry;
 use crate::agent::keep::Kept;
 use crate::agent::wanted::Source;
 use crate::agent::{self, Options};
-use crate::conflist::Directory;
+use crate::conflist::{Directory, Places};
 use crate::names;
 
 /// Where the runtime's plugins are on most systems.
 const BIN_DIR: &str = "/opt/cni/bin";
-/// Where libcni keeps results.
-const CACHE_DIR: &str = "/var/lib/cni/results";
 /// Default of `--listen`.
 const LISTEN: &str = "127.0.0.1:9617";
 /// Default of `--resync`.
@@ -40,6 +38,7 @@ Options:
   --cache-dir DIR     the runtime's results (default /var/lib/cni/results): pods
                       that were there before symroute are enrolled from it
   --manage-conflist   keep our entry in the primary plugin's conflist in DIR
+  --state-dir DIR     what is known of that entry (default /var/lib/symroute)
   --install FILE      keep a copy of FILE as the plugin in --bin-dir
   --bin-dir DIR       the runtime's plugins (default /opt/cni/bin)
   --listen ADDR:PORT  /healthz, /readyz, /metrics (default 127.0.0.1:9617), or
@@ -59,6 +58,7 @@ pub(super) struct Words {
     conf_dir: PathBuf,
     cache_dir: PathBuf,
     manage_conflist: bool,
+    state_dir: PathBuf,
     install: Option<PathBuf>,
     bin_dir: PathBuf,
     listen: Option<SocketAddr>,
@@ -70,8 +70,9 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Option<Words>, Failure> {
     let mut words = Words {
         config: None,
         conf_dir: names::CONF_DIR.into(),
-        cache_dir: CACHE_DIR.into(),
+        cache_dir: names::CACHE_DIR.into(),
         manage_conflist: false,
+        state_dir: names::LASTING_DIR.into(),
         install: None,
         bin_dir: BIN_DIR.into(),
         listen: LISTEN.parse().ok(),
@@ -84,6 +85,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Option<Words>, Failure> {
             Long("conf-dir") => words.conf_dir = parser.value()?.into(),
             Long("cache-dir") => words.cache_dir = parser.value()?.into(),
             Long("manage-conflist") => words.manage_conflist = true,
+            Long("state-dir") => words.state_dir = parser.value()?.into(),
             Long("install") => words.install = Some(parser.value()?.into()),
             Long("bin-dir") => words.bin_dir = parser.value()?.into(),
             Long("listen") => words.listen = listen(&parser.value()?.to_string_lossy())?,
@@ -112,7 +114,9 @@ fn resync(text: &str) -> Result<Duration, Failure> {
 pub(super) fn run(words: Words) -> Result<(), Failure> {
     let mut kept = Vec::new();
     if words.manage_conflist {
-        kept.push(Kept::new(Box::new(Entry::new(Directory::open(&words.conf_dir)))));
+        let (conf_dir, state_dir) = (words.conf_dir.clone(), words.state_dir);
+        let places = Places { conf_dir, state_dir, ..Places::default() };
+        kept.push(Kept::new(Box::new(Entry::new(Directory::at(places)))));
     }
     let source = match words.config {
         Some(file) => Source::File(file),
