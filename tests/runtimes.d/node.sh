@@ -4,6 +4,24 @@
 # goes with the test, $SYMROUTE_BIN the program.
 
 readonly NETD=/etc/cni/net.d
+# Where Debian has the sources of libcni.
+# shellcheck disable=SC2034 # for who sources this
+readonly LIBCNI=/usr/share/gocode/src/github.com/containernetworking/cni/libcni/api.go
+
+make_libcni() {
+    GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=$WORK/go GOFLAGS='' \
+        go build -o "$WORK/libcni" tests/runtimes.d/libcni.go
+}
+
+cgroups() {
+    find /sys/fs/cgroup -type d 2>/dev/null | sort
+}
+
+# Runtimes leave the parents of their cgroups behind; those are empty.
+forget_cgroups() {
+    cgroups | comm -13 "$WORK/cgroups" - | grep -E '/(default|libpod_parent)(/|$)' | sort -r |
+        while read -r dir; do rmdir "$dir" 2>/dev/null || true; done || true # none
+}
 
 # A private, writable copy of the folders that runtimes use.
 private_folders() {
