@@ -12,13 +12,16 @@ act() {
     "$@"
 }
 
-# replace FROM TO MODE: whoever opens TO, or runs it, gets the old or the new one whole.
+# replace TO MODE COMMAND...: TO becomes what the command prints; whoever opens it, or runs it, gets
+# the old or the new one whole.
 replace() {
-    temporary=$(dirname "$2")/.symroute.new
-    cp -f "$1" "$temporary"
-    chmod "$3" "$temporary"
+    to=$1 mode=$2
+    temporary=$(dirname "$to")/.symroute.new
+    shift 2
+    "$@" >"$temporary"
+    chmod "$mode" "$temporary"
     sync "$temporary"
-    mv -f "$temporary" "$2"
+    mv -f "$temporary" "$to"
 }
 
 # writable DIRECTORY WHAT OPTION: dies where nothing can be put. root may write by its rights even

@@ -69,7 +69,7 @@ put_binary() {
         printf '%s is %s already\n' "$BIN" "$VERSION"
         return
     fi
-    act "put $VERSION in place as $BIN" replace "$SOURCE" "$BIN" 755
+    act "put $VERSION in place as $BIN" replace "$BIN" 755 cat "$SOURCE"
 }
 
 check_conflist() {
@@ -142,7 +142,7 @@ upgrade_node() {
     check_install
     if [ -z "$ROLLBACK" ] && ! cmp -s "$SOURCE" "$BIN"; then
         [ -d "$STATE" ] || act "make $STATE" mkdir -p "$STATE"
-        act "keep the old one as $PREVIOUS" replace "$BIN" "$PREVIOUS" 755
+        act "keep the old one as $PREVIOUS" replace "$PREVIOUS" 755 cat "$BIN"
     fi
     put_binary
     ! has_systemd || [ ! -e "$UNITS/symroute-up.service" ] || put_units
@@ -192,7 +192,7 @@ uninstall_node() {
     # What symroute itself has written; a directory that has something else in it stays.
     delete "$STATE/conflist" "$PREVIOUS" "$STATE/.symroute.new"
     [ ! -d "$STATE" ] || [ -n "$(ls -A "$STATE")" ] || act "delete $STATE" rmdir "$STATE"
-    delete "$ROOT/var/log/symroute.log" "$ROOT$BIN_DIR/.symroute.new" "$UNITS/.symroute.unit"
+    delete "$ROOT/var/log/symroute.log" "$ROOT$BIN_DIR/.symroute.new" "$UNITS/.symroute.new"
     delete "$BIN"
     [ -n "$DRY_RUN" ] || echo "Uninstalled."
 }

@@ -42,19 +42,13 @@ unit() {
         -e "s|^StateDirectory=symroute$|$state|" "conf/systemd/$1"
 }
 
-put_unit() {
-    unit "$1" >"$UNITS/.symroute.unit"
-    replace "$UNITS/.symroute.unit" "$UNITS/$1" 644
-    rm -f "$UNITS/.symroute.unit"
-}
-
 # Brings the unit files up to date. NEW_UNITS tells whether one has changed.
 put_units() {
     NEW_UNITS=''
     for name in $(units); do
         if [ "$(unit "$name")" = "$(cat "$UNITS/$name" 2>/dev/null)" ]; then continue; fi
         NEW_UNITS=yes
-        act "write $UNITS/$name" put_unit "$name"
+        act "write $UNITS/$name" replace "$UNITS/$name" 644 unit "$name"
     done
     [ -z "$NEW_UNITS" ] || [ -n "$ROOT" ] || act "have systemd read them" systemd daemon-reload
 }
