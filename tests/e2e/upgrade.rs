@@ -58,11 +58,18 @@ impl<'a> Release<'a> {
         self.tool(&["up", "--config", file.to_str().expect("UTF-8")]);
     }
 
-    /// All is well, with so many pods.
-    fn assert_well(&self, pods: usize) {
-        let status = self.tool(&["status", "--json"]);
-        let status: Value = serde_json::from_str(&status).expect("JSON");
+    /// It knows of so many pods, and that nothing is off but the rules of the other release.
+    fn assert_sees(&self, pods: usize) -> Vec<Value> {
+        let status = self.node.call_program(&[&self.program], &Call::tool(&["status", "--json"]));
+        let status: Value = serde_json::from_str(&status.stdout).expect("JSON");
         assert_eq!(status["pods"].as_array().map(Vec::len), Some(pods), "{status:#}");
+        assert_eq!(status["off"], json!([]), "{status:#}");
+        status["pending"].as_array().expect("an array").clone()
+    }
+
+    /// The same, and all is as this release wants it.
+    fn assert_well(&self, pods: usize) {
+        assert_eq!(self.assert_sees(pods), Vec::<Value>::new());
     }
 }
 
@@ -89,15 +96,17 @@ fn transfers_go_on_through_upgrade_and_rollback() {
         }
     };
     go_on("up of the first release");
-    new.assert_well(1);
+    new.assert_sees(1);
     // As "install.sh upgrade" does it: the settings are those in force.
     new.tool(&["up"]);
+    new.assert_well(1);
     go_on("the upgrade");
     new.cni("CHECK", &layout.pods[0]);
     new.cni("ADD", &layout.pods[1]);
     go_on("ADD after the upgrade");
-    old.assert_well(2);
+    old.assert_sees(2);
     old.tool(&["up"]);
+    old.assert_well(2);
     go_on("the rollback");
     old.cni("CHECK", &layout.pods[1]);
     old.cni("DEL", &layout.pods[1]);
@@ -118,7 +127,8 @@ fn transfers_go_on_through_upgrade_and_rollback() {
     proof.assert_as_before();
 }
 
-/// A rollback, and an end by the old release: nothing that only the new one knows is left.
+/// A rollback, and an end by the old release: all that is left is a file in `/run` that it does not
+/// know.
 #[test]
 fn the_first_release_takes_this_ones_state_away() {
     if !only_nftables("the first release knows nothing else") {
@@ -132,5 +142,6 @@ fn the_first_release_takes_this_ones_state_away() {
     new.cni("ADD", &layout.pods[0]);
     old.cni("DEL", &layout.pods[0]);
     old.tool(&["down"]);
+    fs::remove_file(node.dir.join("run/marking")).expect("remove the file of this release");
     proof.assert_as_before();
 }
