@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::{env, fs};
 
 use serde_json::{Value, json};
@@ -27,13 +28,16 @@ impl<'a> Release<'a> {
 
     /// The first one: `SYMROUTE_OLD`, or built out of the history.
     fn first(node: &'a Node) -> Self {
-        let program = env::var("SYMROUTE_OLD").unwrap_or_else(|_| {
+        static BUILT: OnceLock<String> = OnceLock::new();
+        let build = || {
             let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/first-release.sh");
             let built = Command::new(script).output().expect("run scripts/first-release.sh");
             let said = String::from_utf8_lossy(&built.stderr);
             assert!(built.status.success(), "the first release: {said}");
             String::from_utf8_lossy(&built.stdout).trim().to_owned()
-        });
+        };
+        let program =
+            env::var("SYMROUTE_OLD").unwrap_or_else(|_| BUILT.get_or_init(build).clone());
         assert!(Path::new(&program).exists(), "SYMROUTE_OLD={program}: no such program");
         Self { program, node }
     }
