@@ -36,8 +36,7 @@ impl<'a> Release<'a> {
             assert!(built.status.success(), "the first release: {said}");
             String::from_utf8_lossy(&built.stdout).trim().to_owned()
         };
-        let program =
-            env::var("SYMROUTE_OLD").unwrap_or_else(|_| BUILT.get_or_init(build).clone());
+        let program = env::var("SYMROUTE_OLD").unwrap_or_else(|_| BUILT.get_or_init(build).clone());
         assert!(Path::new(&program).exists(), "SYMROUTE_OLD={program}: no such program");
         Self { program, node }
     }
