@@ -1,30 +1,66 @@
 #!/bin/sh
-# Builds symroute, and shows what it does.
+# Builds symroute, installs it on this node, and shows what it does.
 set -eu
+CALLED_FROM=$PWD
 cd "$(dirname "$0")"
 . scripts/common.sh
+. scripts/platform.sh
+. scripts/files.sh
+. scripts/units.sh
+. scripts/node.sh
 
 usage() {
     cat <<'TEXT'
 symroute: replies leave this node by the NIC the request came in by
 
 Usage: ./install.sh build
+       sudo ./install.sh install | upgrade | uninstall [OPTION]... [--dry-run]
+       sudo ./install.sh status [OPTION]...
        sudo ./install.sh --demo
        ./install.sh --help
 
-  build   build one static program, target/release/symroute
-  --demo  lay out a node with two NICs in network namespaces of its own, show what fails
-          without symroute and works with it, and take everything away again; installs the
-          Debian or Ubuntu packages it needs; nothing else of this machine is changed
-  --help  print this text
+  build      build one static program, target/release/symroute
+  install    put it where the runtime takes plugins from, list it in the conflist behind the
+             primary plugin, and bring node state into force, also at each boot where there is
+             systemd; may be run again at any time
+  upgrade    replace the program; connections go on. The old one is kept:
+             "upgrade --rollback" puts it back
+  uninstall  the node is as it was before; refused while pods need the program
+  status     what is installed, and whether it is well
+  --demo     lay out a node with two NICs in network namespaces of its own, show what fails
+             without symroute and works with it, and take everything away again; installs the
+             Debian or Ubuntu packages it needs; nothing else of this machine is changed
+  --help     print this text
+
+Options:
+  --dry-run         say what would be done, and do nothing
+  --binary FILE     take this program; otherwise it is built, or without a Rust that is new
+                    enough target/release/symroute is taken
+  --bin-dir DIR     where the runtime takes plugins from (by platform, /opt/cni/bin)
+  --conf-dir DIR    where it reads conflists (by platform, /etc/cni/net.d)
+  --cache-dir DIR   where it keeps results (/var/lib/cni/results)
+  --state-dir DIR   what was done, to be undone (/var/lib/symroute)
+  --unit-dir DIR    systemd's units (/etc/systemd/system)
+  --root DIR        a node's file system that does not run here; nothing is started
+  --mode, --config, --file WORD
+                    install: for "symroute conflist add", see docs/conflist.md
+  --before-primary  install: go on where the primary plugin has written no conflist yet
+  --no-systemd      leave systemd alone
+  --no-agent        units that act at boot and when a conflist changes, but no agent
+  --no-up           install: no node state before the first pod, or the next boot
+  --force           uninstall: also while pods need the program
+Give the same directories to each command.
 
 Environment:
   CARGO_TARGET_DIR  where to build instead of target/
 
-Exit codes: 0 done (--demo: everything was as it should be), 1 failed, 2 wrong usage.
+Exit codes: 0 done (--demo: everything was as it should be), 1 failed, 2 wrong usage,
+3 status: not installed, 4 status: installed, but something is off.
 
 Examples:
-  ./install.sh build && target/release/symroute --version
+  ./install.sh build && sudo ./install.sh install --binary target/release/symroute
+  sudo ./install.sh install --dry-run
+  sudo ./install.sh upgrade --binary ./symroute-0.2.0
   sudo ./install.sh --demo
 TEXT
 }
@@ -79,13 +115,81 @@ demo() {
     exec demo/two-nics.sh "$TARGET/release:$cni_bin"
 }
 
+# A path as it was meant where this was called.
+absolute() {
+    case $1 in '' | /*) echo "$1" ;; *) echo "$CALLED_FROM/$1" ;; esac
+}
+
+# option NAME VALUE: one that has a value.
+option() {
+    case $1 in
+        --binary) BINARY=$2 ;;
+        --bin-dir) BIN_DIR=$2 ;;
+        --conf-dir) CONF_DIR=$2 ;;
+        --cache-dir) CACHE_DIR=$2 ;;
+        --state-dir) STATE_DIR=$2 ;;
+        --unit-dir) UNIT_DIR=$2 ;;
+        --root) ROOT=${2%/} ;;
+        --mode) MODE=$2 ;;
+        --config) CONFIG=$2 ;;
+        --file) FILE=$2 ;;
+        *) return 1 ;;
+    esac
+    case $1$2 in
+        --*-dir/* | --root/*) ;;
+        --*-dir* | --root*) wrong_usage "$1 $2: a path from / on is wanted" ;;
+    esac
+}
+
+COMMAND='' OPTIONS='' BINARY='' BIN_DIR='' CONF_DIR='' ROOT='' MODE='' CONFIG='' FILE=''
+CACHE_DIR=/var/lib/cni/results STATE_DIR=/var/lib/symroute UNIT_DIR=/etc/systemd/system
+DRY_RUN='' BEFORE_PRIMARY='' NO_SYSTEMD='' NO_AGENT='' NO_UP='' FORCE='' ROLLBACK=''
+
 [ $# -ge 1 ] || wrong_usage "nothing to do"
-[ $# -eq 1 ] || wrong_usage "one word at a time, not \"$*\""
-case $1 in
-    -h | --help | help) usage ;;
+while [ $# -gt 0 ]; do
+    word=$1
+    shift
+    case $word in
+        --binary | --bin-dir | --conf-dir | --cache-dir | --state-dir | --unit-dir | --root | --mode | --config | --file)
+            [ $# -gt 0 ] || wrong_usage "$word: a value is missing"
+            option "$word" "$1"
+            shift
+            ;;
+        --*=*) option "${word%%=*}" "${word#*=}" || wrong_usage "unknown word \"$word\"" ;;
+        --dry-run) DRY_RUN=yes ;;
+        --before-primary) BEFORE_PRIMARY=yes ;;
+        --no-systemd) NO_SYSTEMD=yes ;;
+        --no-agent) NO_AGENT=yes ;;
+        --no-up) NO_UP=yes ;;
+        --force) FORCE=yes ;;
+        --rollback) ROLLBACK=yes ;;
+        -h | --help | help) usage && exit ;;
+        build | install | upgrade | uninstall | status | --demo)
+            [ -z "$COMMAND" ] || wrong_usage "one command at a time, not \"$COMMAND $word\""
+            COMMAND=$word
+            continue
+            ;;
+        demo) wrong_usage "unknown word \"demo\", did you mean \"--demo\"?" ;;
+        --build | --install | --upgrade | --uninstall | --status)
+            wrong_usage "unknown word \"$word\", did you mean \"${word#--}\"?"
+            ;;
+        *) wrong_usage "unknown word \"$word\"" ;;
+    esac
+    OPTIONS="$OPTIONS $word"
+done
+case $COMMAND in
+    '') wrong_usage "one of build, install, upgrade, uninstall, status, --demo is missing" ;;
+    build | --demo) [ -z "$OPTIONS" ] || wrong_usage "\"$COMMAND\" stands alone" ;;
+esac
+[ -z "$ROLLBACK" ] || [ "$COMMAND" = upgrade ] || wrong_usage "--rollback goes with \"upgrade\""
+[ -z "$FORCE" ] || [ "$COMMAND" = uninstall ] || wrong_usage "--force goes with \"uninstall\""
+BINARY=$(absolute "$BINARY") CONFIG=$(absolute "$CONFIG")
+
+case $COMMAND in
     build) build ;;
     --demo) demo ;;
-    demo) wrong_usage "unknown word \"demo\", did you mean \"--demo\"?" ;;
-    --build) wrong_usage "unknown word \"--build\", did you mean \"build\"?" ;;
-    *) wrong_usage "unknown word \"$1\"" ;;
+    install) install_node ;;
+    upgrade) upgrade_node ;;
+    uninstall) uninstall_node ;;
+    status) status_node ;;
 esac

@@ -2,8 +2,8 @@
 //! path.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
+use std::{env, fs};
 
 use nix::errno::Errno;
 
@@ -140,7 +140,9 @@ fn matters(route: &Route, owned: &[&Settings]) -> bool {
 /// The path of `src_valid_mark` of an interface.
 #[must_use]
 pub fn src_valid_mark_path(name: &str) -> String {
-    format!("/proc/sys/net/ipv4/conf/{name}/src_valid_mark")
+    // A container's own /proc/sys is read-only.
+    let proc = env::var(names::PROC_VARIABLE).unwrap_or_else(|_| "/proc".into());
+    format!("{proc}/sys/net/ipv4/conf/{name}/src_valid_mark")
 }
 
 fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, u32>, Error> {

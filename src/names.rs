@@ -90,6 +90,10 @@ pub const KUBE_MASQUERADE: (u32, u32) = (0x4000, 0x4000);
 pub const PLUGIN_TYPE: &str = "symroute";
 /// Where runtimes look for conflists by default.
 pub const CONF_DIR: &str = "/etc/cni/net.d";
+/// Environment variable that names another place of `/proc`, for a container with the node's.
+pub const PROC_VARIABLE: &str = "SYMROUTE_PROC";
+/// Where libcni keeps the results of ADD.
+pub const CACHE_DIR: &str = "/var/lib/cni/results";
 /// The conflist of ours beside the primary's, in own-file mode.
 pub const OWN_CONFLIST: &str = "05-symroute.conflist";
 /// Where a conflist's new text is written before it takes the place of the old one. Hidden, and

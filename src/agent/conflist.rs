@@ -7,15 +7,15 @@ use super::cause::Cause;
 use super::keep::Thing;
 use crate::conflist::{Directory, Error, State, Wanted};
 
-/// Keeps the entry as it was wanted last, or puts one without settings in.
+/// Keeps the entry as it is wanted: where that leaves something open, as it was wanted last.
 #[derive(Debug)]
-pub struct Entry(Directory);
+pub struct Entry(Directory, Wanted);
 
 impl Entry {
     /// Keeps the entry in this folder.
     #[must_use]
-    pub fn new(directory: Directory) -> Self {
-        Self(directory)
+    pub fn new(directory: Directory, wanted: Wanted) -> Self {
+        Self(directory, wanted)
     }
 }
 
@@ -37,12 +37,12 @@ impl Thing for Entry {
     }
 
     fn is_in_place(&mut self) -> Result<bool, String> {
-        let view = self.0.examine(&Wanted::default()).map_err(|error| text(&error))?;
+        let view = self.0.examine(&self.1).map_err(|error| text(&error))?;
         is_ready(&view.state)
     }
 
     fn put(&mut self) -> Result<(), String> {
-        let outcome = self.0.add(&Wanted::default()).map_err(|error| text(&error))?;
+        let outcome = self.0.add(&self.1).map_err(|error| text(&error))?;
         match outcome.now.map(|now| is_ready(&now.state)) {
             Some(Ok(false)) => Err("the conflist changed again while it was put right".into()),
             Some(Err(reason)) => Err(reason),
@@ -82,7 +82,7 @@ mod tests {
         let primary =
             r#"{"cniVersion": "1.0.0", "name": "cbr0", "plugins": [{"type": "flannel"}]}"#;
         fs::create_dir_all(&places.conf_dir).unwrap();
-        let mut entry = Entry::new(Directory::at(places));
+        let mut entry = Entry::new(Directory::at(places), Wanted::default());
         assert!(entry.is_in_place().unwrap_err().contains("; "), "waited for, with a way out");
         for _ in 0..2 {
             fs::write(&file, primary).unwrap();

@@ -12,13 +12,11 @@ use crate::agent::conflist::Entry;
 use crate::agent::keep::Kept;
 use crate::agent::wanted::Source;
 use crate::agent::{self, Options};
-use crate::conflist::{Directory, Places};
+use crate::conflist::{Directory, Places, Wanted};
 use crate::names;
 
 /// Where the runtime's plugins are on most systems.
 const BIN_DIR: &str = "/opt/cni/bin";
-/// Where libcni keeps results.
-const CACHE_DIR: &str = "/var/lib/cni/results";
 /// Default of `--listen`.
 const LISTEN: &str = "127.0.0.1:9617";
 /// Default of `--resync`.
@@ -40,8 +38,8 @@ Options:
   --cache-dir DIR     the runtime's results (default /var/lib/cni/results): pods
                       that were there before symroute are enrolled from it
   --manage-conflist   keep our entry in the primary plugin's conflist in DIR
-  --state-dir DIR     copies of conflists as found, and the journal of
-                      --manage-conflist (default /var/lib/symroute)
+  --entry FILE        the same, with these settings: a JSON object
+  --state-dir DIR     what is known of that entry (default /var/lib/symroute)
   --install FILE      keep a copy of FILE as the plugin in --bin-dir
   --bin-dir DIR       the runtime's plugins (default /opt/cni/bin)
   --listen ADDR:PORT  /healthz, /readyz, /metrics (default 127.0.0.1:9617), or
@@ -61,6 +59,7 @@ pub(super) struct Words {
     conf_dir: PathBuf,
     cache_dir: PathBuf,
     manage_conflist: bool,
+    entry: Option<PathBuf>,
     state_dir: PathBuf,
     install: Option<PathBuf>,
     bin_dir: PathBuf,
@@ -73,8 +72,9 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Option<Words>, Failure> {
     let mut words = Words {
         config: None,
         conf_dir: names::CONF_DIR.into(),
-        cache_dir: CACHE_DIR.into(),
+        cache_dir: names::CACHE_DIR.into(),
         manage_conflist: false,
+        entry: None,
         state_dir: names::LASTING_DIR.into(),
         install: None,
         bin_dir: BIN_DIR.into(),
@@ -88,6 +88,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Option<Words>, Failure> {
             Long("conf-dir") => words.conf_dir = parser.value()?.into(),
             Long("cache-dir") => words.cache_dir = parser.value()?.into(),
             Long("manage-conflist") => words.manage_conflist = true,
+            Long("entry") => words.entry = Some(parser.value()?.into()),
             Long("state-dir") => words.state_dir = parser.value()?.into(),
             Long("install") => words.install = Some(parser.value()?.into()),
             Long("bin-dir") => words.bin_dir = parser.value()?.into(),
@@ -116,18 +117,21 @@ fn resync(text: &str) -> Result<Duration, Failure> {
 /// Runs the agent until a signal ends it.
 pub(super) fn run(words: Words) -> Result<(), Failure> {
     let mut kept = Vec::new();
-    if words.manage_conflist {
+    // First of all: a conflist must not name a program that is not there.
+    if let Some(from) = words.install {
+        kept.push(Kept::new(Box::new(Binary::new(from, words.bin_dir))));
+    }
+    if words.manage_conflist || words.entry.is_some() {
         let (conf_dir, state_dir) = (words.conf_dir.clone(), words.state_dir);
         let places = Places { conf_dir, state_dir, ..Places::default() };
-        kept.push(Kept::new(Box::new(Entry::new(Directory::at(places)))));
+        let entry = words.entry.as_deref().map(super::conflist::entry).transpose()?;
+        let wanted = Wanted { entry, ..Wanted::default() };
+        kept.push(Kept::new(Box::new(Entry::new(Directory::at(places), wanted))));
     }
     let source = match words.config {
         Some(file) => Source::File(file),
         None => Source::Folder(words.conf_dir),
     };
-    if let Some(from) = words.install {
-        kept.push(Kept::new(Box::new(Binary::new(from, words.bin_dir))));
-    }
     let options = Options {
         source: Some(source),
         cache: words.cache_dir,

@@ -178,7 +178,8 @@ fn parse_mode(word: &OsString) -> Result<Mode, Failure> {
     }
 }
 
-fn entry(path: &Path) -> Result<Map<String, Value>, Failure> {
+/// Our plugin object in a file.
+pub(super) fn entry(path: &Path) -> Result<Map<String, Value>, Failure> {
     let fail = |text: String| Failure::Failed(format!("{}: {text}", path.display()));
     let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
     let entry: Map<String, Value> = serde_json::from_str(&text)

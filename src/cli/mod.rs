@@ -1,15 +1,18 @@
-//! The command line tool: `symroute up`, `down`, `status`, `agent`, `conflist`.
+//! The command line tool: `symroute up`, `down`, `status`, `attachments`, `agent`, `conflist`.
 
 mod agent;
+mod attachments;
 mod configuration;
 mod conflist;
 mod report;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use lexopt::Arg::{Long, Short, Value};
 
+use crate::agent::wanted::Source as Settings;
 use crate::config::Config;
 use crate::error::Error;
 use crate::logging;
@@ -34,8 +37,9 @@ const HELP: &str = "\
 symroute: replies leave this node by the NIC the request came in by
 
 Usage: symroute up [--config FILE | --conf-dir DIR]
-       symroute down
+       symroute down [--force]
        symroute status [--json]
+       symroute attachments [--cache-dir DIR] [--root DIR]
        symroute agent [options]
        symroute conflist add|remove|check [OPTION]...
        symroute --help | --version
@@ -43,11 +47,14 @@ Usage: symroute up [--config FILE | --conf-dir DIR]
 Commands:
   up      put rules, tables and marks in place now, without a pod, and hold them
           until \"down\"; --config takes a conflist or a plugin object with the
-          settings, --conf-dir the first conflist of a folder that names us;
-          without them those in force or else the defaults are used
+          settings, --conf-dir a folder of which the first conflist that names
+          symroute has them; without, those in force or else the defaults are used
   down    end that hold and the one of an agent that was stopped; with no pod
-          enrolled, take everything away
+          enrolled, take everything away; --force: also with pods enrolled, which
+          are forgotten
   status  show uplinks, gateways, tables, enrolled pods and what is off
+  attachments
+          list the pods whose DEL will call symroute, and those enrolled here
   agent   stay, and keep all this in place whoever changes the node; see
           \"symroute agent --help\"
   conflist
@@ -55,14 +62,17 @@ Commands:
           see: symroute conflist --help
 
 Options:
-  --config FILE   settings for \"up\"
-  --conf-dir DIR  the runtime's conflists, for \"up\"
-  --json          print \"status\" for programs
-  -h, --help      print this text
-  -V, --version   print the version
+  --config FILE    settings for \"up\"
+  --conf-dir DIR   settings for \"up\", by the runtime's folder
+  --cache-dir DIR  the runtime's results (default /var/lib/cni/results)
+  --root DIR       another node's file system, of which nothing runs
+  --json           print \"status\" for programs
+  -h, --help       print this text
+  -V, --version    print the version
 
-Exit codes: 0 done (status: in force and well), 1 failed, 2 wrong usage,
-3 status: not in force, 4 status: in force, but something is off.
+Exit codes: 0 done (status: in force and well; attachments: none), 1 failed,
+2 wrong usage, 3 status: not in force, 4 status: in force, but something is off;
+attachments: there are some.
 
 Examples:
   symroute up --config /etc/cni/net.d/10-aws.conflist
@@ -79,15 +89,13 @@ a conflist behind the primary plugin:
 enum Command {
     Help,
     Version,
-    Up { from: Option<Given> },
-    Down,
+    Up { config: Option<Settings> },
+    Down { force: bool },
     Status { json: bool },
+    Attachments(attachments::Words),
     Agent(agent::Words),
     AgentHelp,
 }
-
-/// Where "up" has its settings from.
-type Given = crate::agent::wanted::Source;
 
 /// Why a command was not carried out.
 #[derive(Debug)]
@@ -126,8 +134,9 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> u8 {
     finish(parse(words).and_then(|command| match command {
         Command::Help => Ok((HELP.to_string(), 0)),
         Command::Version => Ok((format!("symroute {}\n", env!("CARGO_PKG_VERSION")), 0)),
-        Command::Up { from } => up(from.as_ref()),
-        Command::Down => down(),
+        Command::Up { config } => up(config.as_ref()),
+        Command::Down { force } => down(force),
+        Command::Attachments(words) => attachments::run(&words),
         Command::Status { json } => status(json),
         Command::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
         Command::AgentHelp => Ok((agent::HELP.to_string(), 0)),
@@ -155,18 +164,18 @@ fn complain(failure: &Failure) -> u8 {
 
 fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
     let mut parser = lexopt::Parser::from_iter(words);
-    let (mut verb, mut from, mut json) = (None, None, false);
+    let (mut verb, mut config, mut json, mut force) = (None, None, false, false);
+    let (mut cache_dir, mut root) = (None, None);
     while let Some(word) = parser.next()? {
         match word {
             Short('h') | Long("help") => return Ok(Command::Help),
             Short('V') | Long("version") => return Ok(Command::Version),
-            Long("config" | "conf-dir") if from.is_some() => {
-                let text = "one of --config and --conf-dir, once";
-                return Err(Failure::Usage(text.into()));
-            }
-            Long("config") => from = Some(Given::File(parser.value()?.into())),
-            Long("conf-dir") => from = Some(Given::Folder(parser.value()?.into())),
+            Long("config") => config = Some(Settings::File(parser.value()?.into())),
+            Long("conf-dir") => config = Some(Settings::Folder(parser.value()?.into())),
+            Long("cache-dir") => cache_dir = Some(PathBuf::from(parser.value()?)),
+            Long("root") => root = Some(PathBuf::from(parser.value()?)),
             Long("json") => json = true,
+            Long("force") => force = true,
             Value(value) if verb.is_none() && value == "agent" => {
                 return Ok(agent::parse(&mut parser)?.map_or(Command::AgentHelp, Command::Agent));
             }
@@ -175,22 +184,27 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> 
         }
     }
     let command = match verb.as_deref() {
-        Some("up") => Command::Up { from: from.take() },
-        Some("down") => Command::Down,
+        Some("up") => Command::Up { config: config.take() },
+        Some("down") => Command::Down { force: std::mem::take(&mut force) },
+        Some("attachments") => Command::Attachments(attachments::Words::new(
+            cache_dir.take().as_deref(),
+            root.take().as_deref(),
+        )),
         Some("status") => Command::Status { json: std::mem::take(&mut json) },
         Some("help") => Command::Help,
         Some(other) => return Err(Failure::Usage(format!("no command \"{other}\""))),
         None => return Err(Failure::Usage("a command is missing".into())),
     };
-    if from.is_some() || json {
-        let text = "--config and --conf-dir go with \"up\", --json with \"status\"";
+    if config.is_some() || json || force || cache_dir.is_some() || root.is_some() {
+        let text = "--config and --conf-dir go with \"up\", --json with \"status\", --force with \
+                    \"down\", --cache-dir and --root with \"attachments\"";
         return Err(Failure::Usage(text.into()));
     }
     Ok(command)
 }
 
-fn up(from: Option<&Given>) -> Result<(String, u8), Failure> {
-    let given = from.map(configuration::read).transpose()?.flatten();
+fn up(settings: Option<&Settings>) -> Result<(String, u8), Failure> {
+    let given = settings.map(configuration::read).transpose()?.flatten();
     if let Some(Source { config, .. }) = &given {
         configuration::check_scope(config)?;
     }
@@ -211,8 +225,15 @@ fn up(from: Option<&Given>) -> Result<(String, u8), Failure> {
     status(false).map(|(text, _)| (text, 0))
 }
 
-fn down() -> Result<(String, u8), Failure> {
+fn down(force: bool) -> Result<(String, u8), Failure> {
     let mut node = Node::open()?;
+    if force {
+        for pod in node.state.attachments()?.0 {
+            if let Some(error) = node.remove(&pod.key).into_iter().next() {
+                return Err(error.into());
+            }
+        }
+    }
     let lock = node.lock()?;
     node.state.release(HOLD)?;
     // It stays when the agent stops; one that runs takes it again.
@@ -254,12 +275,13 @@ mod tests {
     #[test]
     fn command_lines() {
         assert_eq!(parsed("symroute status --json"), Ok(Command::Status { json: true }));
-        assert_eq!(parsed("symroute up"), Ok(Command::Up { from: None }));
-        let file = Ok(Command::Up { from: Some(Given::File("a".into())) });
-        assert_eq!(parsed("symroute up --config a"), file);
-        assert_eq!(parsed("symroute --config=a up"), file);
-        let folder = Ok(Command::Up { from: Some(Given::Folder("a".into())) });
-        assert_eq!(parsed("symroute up --conf-dir a"), folder);
+        assert_eq!(parsed("symroute up"), Ok(Command::Up { config: None }));
+        let file = Some(Settings::File("a".into()));
+        assert_eq!(parsed("symroute up --config a"), Ok(Command::Up { config: file.clone() }));
+        assert_eq!(parsed("symroute --config=a up"), Ok(Command::Up { config: file }));
+        let folder = Some(Settings::Folder("a".into()));
+        assert_eq!(parsed("symroute up --conf-dir a"), Ok(Command::Up { config: folder }));
+        assert_eq!(parsed("symroute down --force"), Ok(Command::Down { force: true }));
         assert_eq!(parsed("symroute down -h"), Ok(Command::Help));
         for wrong in [
             "symroute",
@@ -267,6 +289,8 @@ mod tests {
             "symroute up up",
             "symroute status --config a",
             "symroute down --json",
+            "symroute up --force",
+            "symroute status --root /",
             "symroute up --config",
             "symroute up --config a --conf-dir b",
             "symroute down --conf-dir a",

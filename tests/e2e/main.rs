@@ -32,4 +32,5 @@ mod report_003_flannel_tun;
 mod report_004_cluster_api_reboot;
 mod text;
 mod transit;
+mod upgrade;
 mod verbs;

@@ -1,0 +1,53 @@
+# shellcheck shell=sh
+# Changes of files that a kill can't leave half done. POSIX sh, to be sourced after common.sh.
+
+# act TEXT COMMAND...: says what is done and does it; with --dry-run says it only.
+act() {
+    if [ -n "$DRY_RUN" ]; then
+        printf 'would %s\n' "$1"
+        return
+    fi
+    printf '%s\n' "$1"
+    shift
+    "$@"
+}
+
+# replace TO MODE COMMAND...: TO becomes what the command prints; whoever opens it, or runs it, gets
+# the old or the new one whole.
+replace() {
+    to=$1 mode=$2
+    temporary=$(dirname "$to")/.symroute.new
+    shift 2
+    "$@" >"$temporary"
+    chmod "$mode" "$temporary"
+    sync "$temporary"
+    mv -f "$temporary" "$to"
+}
+
+# writable DIRECTORY WHAT OPTION: dies where nothing can be put. root may write by its rights even
+# where the file system says no, so it is tried.
+writable() {
+    [ -d "$1" ] || die "$1: no such directory; $2" \
+        "If it is elsewhere, name it by $3. $(other_directory)" "Nothing was changed."
+    if [ -w "$1" ]; then
+        [ -z "$DRY_RUN" ] || return 0
+        # shellcheck disable=SC2188 # makes a file
+        (>"$1/.symroute.new") 2>/dev/null && rm -f "$1/.symroute.new" && return
+    fi
+    die "$1: can't be written (a read-only file system, or no rights); $2" \
+        "Run this as root; if it is elsewhere, name it by $3. $(other_directory)" "Nothing was changed."
+}
+
+# existing PATH: it, or the nearest directory above it that is there.
+existing() {
+    path=$1
+    while [ ! -e "$path" ]; do path=$(dirname "$path"); done
+    printf '%s\n' "$path"
+}
+
+# delete FILE...: those of them that are there.
+delete() {
+    for file in "$@"; do
+        if [ -e "$file" ] || [ -L "$file" ]; then act "delete $file" rm -rf "$file"; fi
+    done
+}

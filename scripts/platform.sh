@@ -1,0 +1,63 @@
+# shellcheck shell=sh
+# Where a node keeps its CNI plugins and conflists. POSIX sh, to be sourced after common.sh.
+
+# NAME|SIGN|PLUGINS|CONFLISTS: the first row whose SIGN exists below $ROOT. Rows of one distribution
+# stand together; those at the end are what is left when none of the others has been found.
+platforms() {
+    cat <<'TEXT'
+microk8s|/var/snap/microk8s|/var/snap/microk8s/current/opt/cni/bin|/var/snap/microk8s/current/args/cni-network
+k3s|/var/lib/rancher/k3s/data/cni|/var/lib/rancher/k3s/data/cni|/var/lib/rancher/k3s/agent/etc/cni/net.d
+k3s|/var/lib/rancher/k3s/data/current/bin|/var/lib/rancher/k3s/data/current/bin|/var/lib/rancher/k3s/agent/etc/cni/net.d
+RKE2|/var/lib/rancher/rke2|/opt/cni/bin|/etc/cni/net.d
+GKE|/home/kubernetes/bin|/home/kubernetes/bin|/etc/cni/net.d
+OpenShift|/etc/kubernetes/cni/net.d|/var/lib/cni/bin|/etc/kubernetes/cni/net.d
+-
+kubeadm, kind, EKS, AKS|/opt/cni/bin|/opt/cni/bin|/etc/cni/net.d
+packages of Debian|/usr/lib/cni|/usr/lib/cni|/etc/cni/net.d
+packages of Fedora|/usr/libexec/cni|/usr/libexec/cni|/etc/cni/net.d
+TEXT
+}
+
+given_both() {
+    [ -n "$BIN_DIR" ] && [ -n "$CONF_DIR" ]
+}
+
+# Sets PLATFORM, and BIN_DIR and CONF_DIR where they were not given.
+detect_platform() {
+    PLATFORM='' found_bin='' found_conf=''
+    while IFS='|' read -r name sign plugins conflists; do
+        if [ "$name" = - ]; then
+            [ -z "$PLATFORM" ] || break
+            continue
+        fi
+        if [ ! -e "$ROOT$sign" ] || [ "$name" = "$PLATFORM" ]; then continue; fi
+        [ -z "$PLATFORM" ] || given_both ||
+            die "this looks like $PLATFORM and like $name" "Say which: give --bin-dir and --conf-dir." "Nothing was changed."
+        PLATFORM=$name found_bin=$plugins found_conf=$conflists
+        # Of the rest one is enough.
+        case $name in kubeadm* | packages*) break ;; esac
+    done <<TEXT
+$(platforms)
+TEXT
+    [ -n "$PLATFORM" ] || given_both || die "found no directory of CNI plugins below ${ROOT:-/}" \
+        "Install the container runtime and its CNI plugins first, or give --bin-dir and --conf-dir." "Nothing was changed."
+    case $(sed -n 's/^ID=//p' "$ROOT/etc/os-release" 2>/dev/null) in
+        bottlerocket | '"bottlerocket"') PLATFORM=Bottlerocket ;;
+        talos | '"talos"') PLATFORM=Talos ;;
+    esac
+    BIN_DIR=${BIN_DIR:-$found_bin} CONF_DIR=${CONF_DIR:-$found_conf}
+}
+
+# What to do where the directory of plugins can't be written, for this platform.
+other_directory() {
+    case $PLATFORM in
+        Bottlerocket | Talos)
+            echo "$PLATFORM has no shell, and /etc/cni is made anew at each boot: use the DaemonSet in conf/kubernetes."
+            ;;
+        k3s) echo "k3s: --bin-dir /var/lib/rancher/k3s/data/cni, or .../data/current/bin before October 2024." ;;
+        microk8s) echo "microk8s: --bin-dir /var/snap/microk8s/current/opt/cni/bin." ;;
+        GKE) echo "GKE: --bin-dir /home/kubernetes/bin; /opt/cni/bin is read-only there." ;;
+        OpenShift) echo "OpenShift: --bin-dir /var/lib/cni/bin; /usr and /opt are read-only there." ;;
+        *) echo "Give the one that the runtime uses (containerd: bin_dir and conf_dir in config.toml) by --bin-dir, --conf-dir." ;;
+    esac
+}

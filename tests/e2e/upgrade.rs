@@ -1,0 +1,150 @@
+//! From the first release to this one, and back, while transfers run: each reads what the other has
+//! left in files and in the kernel.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::{env, fs};
+
+use serde_json::{Value, json};
+
+use crate::lab::backend::only_nftables;
+use crate::lab::load::Load;
+use crate::lab::node::{Node, Pod};
+use crate::lab::plugin::{Call, Ran};
+use crate::lab::proof::Proof;
+use crate::lab::two_nics::{NICS, NODE, NODE6, POD, POD6, two_nics};
+
+/// A build of the program, on a node.
+struct Release<'a> {
+    program: String,
+    node: &'a Node,
+}
+
+impl<'a> Release<'a> {
+    fn this(node: &'a Node) -> Self {
+        Self { program: env!("CARGO_BIN_EXE_symroute").into(), node }
+    }
+
+    /// The first one: `SYMROUTE_OLD`, or built out of the history.
+    fn first(node: &'a Node) -> Self {
+        static BUILT: OnceLock<String> = OnceLock::new();
+        let build = || {
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/first-release.sh");
+            let built = Command::new(script).output().expect("run scripts/first-release.sh");
+            let said = String::from_utf8_lossy(&built.stderr);
+            assert!(built.status.success(), "the first release: {said}");
+            String::from_utf8_lossy(&built.stdout).trim().to_owned()
+        };
+        let program = env::var("SYMROUTE_OLD").unwrap_or_else(|_| BUILT.get_or_init(build).clone());
+        assert!(Path::new(&program).exists(), "SYMROUTE_OLD={program}: no such program");
+        Self { program, node }
+    }
+
+    fn call(&self, call: &Call) -> Ran {
+        let ran = self.node.call_program(&[&self.program], call);
+        ran.assert_success(&self.program);
+        ran
+    }
+
+    fn tool(&self, arguments: &[&str]) -> String {
+        self.call(&Call::tool(arguments)).stdout
+    }
+
+    fn cni(&self, verb: &str, pod: &Pod) {
+        self.call(&self.node.call_of(verb, &settings(), pod));
+    }
+
+    fn up(&self) {
+        let file = self.node.dir.join("network.json");
+        fs::write(&file, self.node.network(&settings(), None)).expect("write the configuration");
+        self.tool(&["up", "--config", file.to_str().expect("UTF-8")]);
+    }
+
+    /// It knows of so many pods, and that nothing is off but the rules of the other release.
+    fn assert_sees(&self, pods: usize) -> Vec<Value> {
+        let status = self.node.call_program(&[&self.program], &Call::tool(&["status", "--json"]));
+        let status: Value = serde_json::from_str(&status.stdout).expect("JSON");
+        assert_eq!(status["pods"].as_array().map(Vec::len), Some(pods), "{status:#}");
+        assert_eq!(status["off"], json!([]), "{status:#}");
+        status["pending"].as_array().expect("an array").clone()
+    }
+
+    /// The same, and all is as this release wants it.
+    fn assert_well(&self, pods: usize) {
+        assert_eq!(self.assert_sees(pods), Vec::<Value>::new());
+    }
+}
+
+fn settings() -> Value {
+    json!({"uplinks": NICS})
+}
+
+#[test]
+fn transfers_go_on_through_upgrade_and_rollback() {
+    if !only_nftables("the first release knows nothing else") {
+        return;
+    }
+    let layout = two_nics();
+    let node = &layout.node;
+    let proof = Proof::begin(node, &layout.router);
+    let (old, new) = (Release::first(node), Release::this(node));
+    old.up();
+    old.cni("ADD", &layout.pods[0]);
+    let to_pods = [POD[0], POD6[0], POD[1], POD6[1]].map(|to| Load::kept(&layout.client, to, 8080));
+    let to_node = [NODE[1], NODE6[1]].map(|to| Load::kept(&layout.client, to, 10250));
+    let go_on = |after: &str| {
+        for transfer in to_pods.iter().chain(&to_node) {
+            transfer.assert_goes_on(after);
+        }
+    };
+    go_on("up of the first release");
+    new.assert_sees(1);
+    // As "install.sh upgrade" does it: the settings are those in force.
+    new.tool(&["up"]);
+    new.assert_well(1);
+    go_on("the upgrade");
+    new.cni("CHECK", &layout.pods[0]);
+    new.cni("ADD", &layout.pods[1]);
+    go_on("ADD after the upgrade");
+    old.assert_sees(2);
+    old.tool(&["up"]);
+    old.assert_well(2);
+    go_on("the rollback");
+    old.cni("CHECK", &layout.pods[1]);
+    old.cni("DEL", &layout.pods[1]);
+    old.cni("ADD", &layout.pods[1]);
+    go_on("DEL and ADD after the rollback");
+    new.up();
+    new.assert_well(2);
+    go_on("the second upgrade");
+    drop(to_node);
+    proof.assert_nothing_dropped();
+    for pod in &layout.pods {
+        new.cni("DEL", pod);
+    }
+    new.tool(&["down"]);
+    for transfer in &to_pods {
+        transfer.assert_goes_on("down");
+    }
+    proof.assert_as_before();
+}
+
+/// A rollback, and an end by the old release: all that is left is a file in `/run` that it does not
+/// know.
+#[test]
+fn the_first_release_takes_this_ones_state_away() {
+    if !only_nftables("the first release knows nothing else") {
+        return;
+    }
+    let layout = two_nics();
+    let node = &layout.node;
+    let proof = Proof::begin(node, &layout.router);
+    let (old, new) = (Release::first(node), Release::this(node));
+    new.up();
+    new.cni("ADD", &layout.pods[0]);
+    old.cni("DEL", &layout.pods[0]);
+    old.tool(&["down"]);
+    fs::remove_file(node.dir.join("run/marking")).expect("remove the file of this release");
+    proof.assert_as_before();
+}
