@@ -170,6 +170,10 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> 
         match word {
             Short('h') | Long("help") => return Ok(Command::Help),
             Short('V') | Long("version") => return Ok(Command::Version),
+            Long("config" | "conf-dir") if config.is_some() => {
+                let text = "one of --config and --conf-dir, once";
+                return Err(Failure::Usage(text.into()));
+            }
             Long("config") => config = Some(Settings::File(parser.value()?.into())),
             Long("conf-dir") => config = Some(Settings::Folder(parser.value()?.into())),
             Long("cache-dir") => cache_dir = Some(PathBuf::from(parser.value()?)),
