@@ -69,7 +69,7 @@ impl Node {
     /// `nf_tables` just now, by this call or by a DEL before it, a child closes the sockets.
     pub fn leave(self) {
         if self.removed || self.state.has_removed_within(FREED) {
-            leave_the_waiting_to_a_child();
+            leave_the_waiting_to_a_child(|| self.state.has_removed_within(FREED));
         }
     }
 

@@ -49,13 +49,18 @@ pub fn print(mut text: &[u8]) -> nix::Result<()> {
 /// How long the kernel may take to free what was removed from `nf_tables`, with room to spare.
 pub const FREED: Duration = Duration::from_millis(50);
 
+/// How often a child waits for others that remove something.
+const TURNS: u32 = 20;
+
 /// Lets a child wait for what this process need not wait for. After something was removed from
 /// `nf_tables`, the kernel frees it an RCU period later, 5 to 16 ms, and who closes a netfilter
 /// socket before that waits for it, with the lock that every change needs
 /// (`nft_rcv_nl_event`, `net/netfilter/nf_tables_api.c`). The removal itself is done by then. The
 /// child holds the sockets until all is freed, and touches nothing. Where there can be no child,
 /// this process waits.
-pub fn leave_the_waiting_to_a_child() {
+///
+/// `goes_on` tells whether others have removed something meanwhile: closing now would wait for that.
+pub fn leave_the_waiting_to_a_child(goes_on: impl Fn() -> bool) {
     let Ok((read, write)) = pipe2(OFlag::O_CLOEXEC) else { return };
     // SAFETY: this process has one thread, so the child has all there is.
     match unsafe { fork() } {
@@ -68,7 +73,12 @@ pub fn leave_the_waiting_to_a_child() {
             drop(write);
             // Ends when the other process does.
             let _ = File::from(read).read(&mut [0]);
-            thread::sleep(FREED);
+            for _ in 0..TURNS {
+                thread::sleep(FREED);
+                if !goes_on() {
+                    break;
+                }
+            }
             // SAFETY: ends the process, without what the other one has left to do at its end.
             unsafe { libc::_exit(0) }
         }

@@ -29,8 +29,9 @@ pub(super) fn status(request: &Request<'_>) -> Result<(), Failure> {
             Err(error) if backend == Backend::Auto && gather::is_missing(&error) => {}
             Err(error) => return Err(unavailable(Error::kernel("ask nf_tables")(error))),
             Ok(_) => {
-                if State::new(names::STATE_DIR).has_removed_within(FREED) {
-                    leave_the_waiting_to_a_child();
+                let state = State::new(names::STATE_DIR);
+                if state.has_removed_within(FREED) {
+                    leave_the_waiting_to_a_child(|| state.has_removed_within(FREED));
                 }
                 return Ok(());
             }
