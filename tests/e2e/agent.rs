@@ -10,7 +10,6 @@ mod files;
 mod flushed;
 mod hotplug;
 mod iptables;
-mod killed;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

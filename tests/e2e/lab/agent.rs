@@ -49,29 +49,11 @@ impl<'a> Agent<'a> {
 
     /// The same with variables.
     pub(crate) fn with(node: &'a Node, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        let mut agent = Self::spawn(node, &[], arguments, variables);
-        until("the agent answers", || {
-            if let Some(status) = agent.child.try_wait().expect("look at the agent") {
-                panic!("the agent ended: {status}");
-            }
-            agent.get("/healthz").0 == 200
-        });
-        agent
-    }
-
-    /// Starts it, `under` another program if that is named, and waits for nothing.
-    pub(crate) fn spawn(
-        node: &'a Node,
-        under: &[&str],
-        arguments: &[&str],
-        variables: &[(&str, &str)],
-    ) -> Self {
         fs::create_dir_all("/run/symroute").expect("make /run/symroute");
         let private = "mount --bind \"$0\" /run/symroute && exec \"$@\"";
         let child = Command::new("ip")
             .args(["netns", "exec", node.ns.name(), "sh", "-c", private])
             .arg(node.dir.join("run"))
-            .args(under)
             .args([&program()[..], "agent", "--resync", "1h"])
             .arg("--cache-dir")
             .arg(node.dir.join("cache"))
@@ -81,12 +63,14 @@ impl<'a> Agent<'a> {
             .stdin(Stdio::null())
             .spawn()
             .expect("start the agent");
-        Self { node, child }
-    }
-
-    /// Whether it has ended by itself.
-    pub(crate) fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("look at the agent").is_some()
+        let mut agent = Self { node, child };
+        until("the agent answers", || {
+            if let Some(status) = agent.child.try_wait().expect("look at the agent") {
+                panic!("the agent ended: {status}");
+            }
+            agent.get("/healthz").0 == 200
+        });
+        agent
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -5,9 +5,6 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
 use super::cmd;
 use super::node::Node;
 use super::plugin::{Call, Ran};
@@ -88,16 +85,6 @@ impl Node {
         ran
     }
 
-    /// Kills all that runs on the node.
-    pub(crate) fn kill_all(&self) {
-        let pids = cmd::run(&["ip", "netns", "pids", self.ns.name()], "");
-        for pid in pids.split_whitespace().filter_map(|pid| pid.parse().ok()) {
-            // It may have ended by itself.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        self.await_tools();
-    }
-
     /// Waits for the tools that a killed program has left behind.
     fn await_tools(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -121,7 +108,7 @@ impl Node {
 
 /// Lines like `4711 rename("a", "b") = 0`; others tell of signals and exits, or how a call goes on
 /// that another process has interrupted.
-pub(crate) fn parse(text: &str) -> Vec<Syscall> {
+fn parse(text: &str) -> Vec<Syscall> {
     let mut found: Vec<Syscall> = Vec::new();
     let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     let program = text.split(' ').next().unwrap_or_default();
