@@ -15,7 +15,7 @@ use crate::netlink::{ipset, nft};
 use crate::plan::diff::{Operation, TableChange, diff};
 use crate::plan::{Plan, plan};
 use crate::ruleset::sets::hairpin_set;
-use crate::startup::{FREED, leave_the_waiting_to_a_child};
+use crate::startup::leave;
 use crate::state::{Attachment, Key, Lock, Marking, Record, State};
 use crate::xtables::diff::SetChange;
 use crate::xtables::notes;
@@ -68,9 +68,7 @@ impl Node {
     /// Ends the work of a call that has no other thread. Where something was removed from
     /// `nf_tables` just now, by this call or by a DEL before it, a child closes the sockets.
     pub fn leave(self) {
-        if self.removed || self.state.has_removed_within(FREED) {
-            leave_the_waiting_to_a_child(|| self.state.has_removed_within(FREED));
-        }
+        leave(&self.state, self.removed);
     }
 
     /// Where addresses are enrolled.

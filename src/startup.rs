@@ -12,6 +12,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, fork, pipe2, write};
 
+use crate::state::State;
+
 /// Makes a closed pipe an error of the write, not the end of the process, and sees to it that the
 /// numbers 0, 1 and 2 are not given to other files. Rust's own start-up does the same.
 pub fn standard_streams() {
@@ -47,10 +49,19 @@ pub fn print(mut text: &[u8]) -> nix::Result<()> {
 }
 
 /// How long the kernel may take to free what was removed from `nf_tables`, with room to spare.
-pub const FREED: Duration = Duration::from_millis(50);
+const FREED: Duration = Duration::from_millis(50);
 
 /// How often a child waits for others that remove something.
 const TURNS: u32 = 20;
+
+/// Ends the work of a call that has one thread and holds netfilter sockets. Where something was
+/// removed from `nf_tables` just now, by this call or by a DEL before it, a child closes them.
+pub fn leave(state: &State, removed: bool) {
+    let lately = || state.has_removed_within(FREED);
+    if removed || lately() {
+        leave_the_waiting_to_a_child(lately);
+    }
+}
 
 /// Lets a child wait for what this process need not wait for. After something was removed from
 /// `nf_tables`, the kernel frees it an RCU period later, 5 to 16 ms, and who closes a netfilter
@@ -60,7 +71,7 @@ const TURNS: u32 = 20;
 /// this process waits.
 ///
 /// `goes_on` tells whether others have removed something meanwhile: closing now would wait for that.
-pub fn leave_the_waiting_to_a_child(goes_on: impl Fn() -> bool) {
+fn leave_the_waiting_to_a_child(goes_on: impl Fn() -> bool) {
     let Ok((read, write)) = pipe2(OFlag::O_CLOEXEC) else { return };
     // SAFETY: this process has one thread, so the child has all there is.
     match unsafe { fork() } {

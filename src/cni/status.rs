@@ -7,7 +7,7 @@ use crate::gather;
 use crate::names;
 use crate::netlink::{Socket, ipset, nft};
 use crate::ruleset::sets::number_key;
-use crate::startup::{FREED, leave_the_waiting_to_a_child};
+use crate::startup::leave;
 use crate::state::State;
 use crate::xtables::tools::Tools;
 
@@ -29,10 +29,7 @@ pub(super) fn status(request: &Request<'_>) -> Result<(), Failure> {
             Err(error) if backend == Backend::Auto && gather::is_missing(&error) => {}
             Err(error) => return Err(unavailable(Error::kernel("ask nf_tables")(error))),
             Ok(_) => {
-                let state = State::new(names::STATE_DIR);
-                if state.has_removed_within(FREED) {
-                    leave_the_waiting_to_a_child(|| state.has_removed_within(FREED));
-                }
+                leave(&State::new(names::STATE_DIR), false);
                 return Ok(());
             }
         }

@@ -17,7 +17,7 @@ pub use pattern::Pattern;
 use crate::facts::Variant;
 use crate::mark::Field;
 use crate::names;
-use crate::ruleset::fingerprint::fnv;
+use crate::ruleset::fingerprint::fnv32;
 
 /// The keys of the plugin object that are ours.
 pub const KEYS: [&str; 11] = [
@@ -213,10 +213,7 @@ impl Settings {
     #[must_use]
     pub fn fingerprint(&self) -> u32 {
         let text = format!("{} {}", names::RULESET_VERSION, Value::Object(self.to_json()));
-        let hash = fnv(text.as_bytes());
-        #[expect(clippy::cast_possible_truncation, reason = "the two halves folded into one")]
-        let folded = (hash ^ hash >> 32) as u32;
-        folded
+        fnv32(text.as_bytes())
     }
 
     /// The table of the uplink with this id.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use nix::errno::Errno;
 
+use super::nft::batch_edge;
 use super::uapi::*;
 use super::wire::{Writer, be32_at, find};
 use super::{Error, Socket};
@@ -71,13 +72,11 @@ fn change(
     family: Family,
     fill: impl FnOnce(&mut Writer),
 ) -> Result<(), Error> {
-    let subsystem = NFNL_SUBSYS_NFTABLES.to_be_bytes();
-    let edge = [0, 0, subsystem[0], subsystem[1]];
     let mut batch = Writer::with_capacity(128);
-    batch.message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, &edge);
+    batch_edge(&mut batch, NFNL_MSG_BATCH_BEGIN);
     message(&mut batch, number, NLM_F_NONREC | NLM_F_ACK, family);
     fill(&mut batch);
-    batch.message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, &edge);
+    batch_edge(&mut batch, NFNL_MSG_BATCH_END);
     socket.batch(&mut batch)
 }
 

@@ -188,7 +188,7 @@ impl Default for Batch {
 }
 
 /// The message that opens or closes a batch; its resource id is the subsystem.
-fn batch_edge(messages: &mut Writer, edge: u16) {
+pub(super) fn batch_edge(messages: &mut Writer, edge: u16) {
     let subsystem = NFNL_SUBSYS_NFTABLES.to_be_bytes();
     messages.message(edge, NLM_F_REQUEST, &[0, 0, subsystem[0], subsystem[1]]);
 }

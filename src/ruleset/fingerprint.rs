@@ -19,6 +19,15 @@ pub fn fnv(bytes: &[u8]) -> u64 {
     })
 }
 
+/// The same in 32 bits, the two halves folded into one.
+#[must_use]
+pub fn fnv32(bytes: &[u8]) -> u32 {
+    let hash = fnv(bytes);
+    #[expect(clippy::cast_possible_truncation, reason = "the other half is folded in")]
+    let folded = (hash ^ hash >> 32) as u32;
+    folded
+}
+
 /// The fingerprint of a rule whose encoded expressions are `body`.
 #[must_use]
 pub fn of_rule(rule: &Rule, body: &[u8]) -> u64 {

@@ -12,6 +12,7 @@ use super::notes;
 use crate::facts::{Family, Member, Variant};
 use crate::mark::Field;
 use crate::names;
+use crate::netlink::ipset::whole;
 use crate::ruleset::build::Spec;
 
 /// Builds the desired chains and sets. `uplinks`: id and name of each. `inside`: see
@@ -66,8 +67,7 @@ fn hairpin_set(family: Family) -> &'static str {
 /// An address as a member of a set of addresses.
 #[must_use]
 pub fn member(address: IpAddr) -> Member {
-    let prefix = if address.is_ipv4() { 32 } else { 128 };
-    Member { address, prefix, nomatch: false, comment: None }
+    Member { address, prefix: whole(address), nomatch: false, comment: None }
 }
 
 fn sets(spec: &Spec<'_>, family: Family, inside: Vec<Member>) -> [Ipset; 3] {

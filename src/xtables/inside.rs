@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnetwork::IpNetwork;
 
 use crate::facts::{Facts, Family, Member, Route};
+use crate::netlink::ipset::whole;
 use crate::netlink::uapi::RT_TABLE_MAIN;
 use crate::plan::gateways::is_link_local;
 
@@ -16,8 +17,7 @@ use crate::plan::gateways::is_link_local;
 #[must_use]
 pub fn members(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -> Vec<Member> {
     let listed = |net: &IpNetwork| {
-        let whole = if net.is_ipv4() { 32 } else { 128 };
-        Family::of(net.ip()) == family && net.prefix() < whole && !is_link_local(net.ip())
+        Family::of(net.ip()) == family && net.prefix() < whole(net.ip()) && !is_link_local(net.ip())
     };
     let of_main = |r: &&Route| r.table == RT_TABLE_MAIN && !r.is_wide() && listed(&r.dst);
     // Of several routes to the same prefix the one with the lowest metric counts.

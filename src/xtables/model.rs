@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::facts::{Family, FoundIpset, Member, Variant};
-use crate::ruleset::fingerprint::fnv;
+use crate::ruleset::fingerprint::fnv32;
 
 /// The desired marking by iptables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,10 +57,7 @@ impl Rule {
     /// between releases, so a rule is known again by this number in its comment.
     #[must_use]
     pub fn fingerprint(&self) -> u32 {
-        let hash = fnv(format!("{} {} {}", self.matches, self.why, self.target).as_bytes());
-        #[expect(clippy::cast_possible_truncation, reason = "the two halves folded into one")]
-        let folded = (hash ^ hash >> 32) as u32;
-        folded
+        fnv32(format!("{} {} {}", self.matches, self.why, self.target).as_bytes())
     }
 
     /// The rule as iptables reads it.
