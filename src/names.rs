@@ -75,7 +75,7 @@ pub const IPSETS: [(&str, &str); 4] = [
     (HAIRPIN6, "symroute-hairpin6"),
 ];
 /// Raised whenever the table's shape or its rules change between releases.
-pub const RULESET_VERSION: u32 = 2;
+pub const RULESET_VERSION: u32 = 3;
 
 /// Default of `markMask`: bits 8 to 12, which no neighbour uses as conntrack mark by default.
 pub const MARK_MASK: u32 = 0x1f00;

@@ -192,6 +192,8 @@ pub const IP_CT_DIR_ORIGINAL: u8 = 0;
 pub const IP_CT_DIR_REPLY: u8 = 1;
 /// `NF_CT_STATE_BIT(IP_CT_RELATED)` of `linux/netfilter/nf_conntrack_common.h`.
 pub const NF_CT_STATE_RELATED: u32 = 4;
+/// `NF_CT_STATE_INVALID_BIT` and `NF_CT_STATE_UNTRACKED_BIT` of the same file.
+pub const NF_CT_STATE_NONE: u32 = 1 | 1 << 6;
 pub const IPS_SRC_NAT: u32 = 0x10;
 pub const IPS_DST_NAT: u32 = 0x20;
 pub const NFTA_BITWISE_SREG: u16 = 1;

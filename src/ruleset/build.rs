@@ -273,9 +273,15 @@ fn forget(spec: &Spec<'_>) -> Chain {
     let unbound =
         [&[ConntrackMark, ours(field), InSet { set: names::PLAIN, not: true }][..], &clear()[..]]
             .concat();
+    // A tunnel's outer packets may be of no connection, and what is in them inherits their mark.
+    let alone = [&[NoConnection][..], &clear()[..]].concat();
     chain(
         "forget".into(),
-        vec![rule("a request", original), rule("a reply that is not bound", unbound)],
+        vec![
+            rule("a request", original),
+            rule("a reply that is not bound", unbound),
+            rule("of no connection", alone),
+        ],
     )
 }
 

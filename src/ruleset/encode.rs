@@ -98,10 +98,9 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
             let protocol = if *family == Family::V4 { IPPROTO_ICMP } else { IPPROTO_ICMPV6 };
             meta(w, NFT_META_L4PROTO);
             compare(w, NFT_CMP_EQ, &[protocol]);
-            ct(w, NFT_CT_STATE);
-            bitwise(w, &NF_CT_STATE_RELATED.to_ne_bytes(), &[0; 4]);
-            compare(w, NFT_CMP_NEQ, &[0; 4]);
+            state(w, NF_CT_STATE_RELATED);
         }
+        Expression::NoConnection => state(w, NF_CT_STATE_NONE),
         Expression::FamilyIs(family) => {
             let number = if *family == Family::V4 { NFPROTO_IPV4 } else { NFPROTO_IPV6 };
             meta(w, NFT_META_NFPROTO);
@@ -162,6 +161,13 @@ fn ct(w: &mut Writer, key: u32) {
         w.be32(NFTA_CT_DREG, NFT_REG_1);
         w.be32(NFTA_CT_KEY, key);
     });
+}
+
+/// The connection's state is one of these bits.
+fn state(w: &mut Writer, bits: u32) {
+    ct(w, NFT_CT_STATE);
+    bitwise(w, &bits.to_ne_bytes(), &[0; 4]);
+    compare(w, NFT_CMP_NEQ, &[0; 4]);
 }
 
 fn compare(w: &mut Writer, op: u32, bytes: &[u8]) {

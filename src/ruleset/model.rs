@@ -118,6 +118,8 @@ pub enum Expression {
     },
     /// The packet is an ICMP or ICMPv6 error about a connection.
     IcmpError(Family),
+    /// The packet is of no connection: it is not tracked, or conntrack makes nothing of it.
+    NoConnection,
     /// The packet is of this family.
     FamilyIs(Family),
     /// Address -> register; ask [`Expression::FamilyIs`] first.

@@ -21,6 +21,7 @@ mod lab_itself;
 mod lifecycle;
 mod living;
 mod neighbours;
+mod overlay;
 mod protocol;
 mod refusals;
 mod regressions;
