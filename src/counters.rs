@@ -42,13 +42,13 @@ impl Counts {
     /// Adds what a chain of nftables has counted; see [`crate::ruleset::build`].
     fn add(&mut self, chain: &str, packets: u64) {
         let Some((job, id)) = chain.rsplit_once('_') else {
-            self.cleared += if chain == "forget" { packets } else { 0 };
+            self.cleared += if matches!(chain, "forget" | "leave") { packets } else { 0 };
             return;
         };
         let Ok(id) = id.parse() else { return };
         match job {
             "bind" => *self.bound.entry(id).or_default() += packets,
-            "via" | "uturn" => *self.steered.entry(id).or_default() += packets,
+            "bound" | "via" | "uturn" => *self.steered.entry(id).or_default() += packets,
             _ => {}
         }
     }

@@ -244,6 +244,8 @@ pub struct FoundSet {
     pub key_type: u32,
     /// Number of the data's type, 0 for a set.
     pub data_type: u32,
+    /// The most elements it holds, if that is limited.
+    pub size: Option<u32>,
     /// Its elements.
     pub elements: BTreeSet<(Vec<u8>, ElementData)>,
 }
@@ -386,6 +388,8 @@ pub struct Facts {
     pub ours: Ours,
     /// What there is to mark packets with.
     pub tooling: Tooling,
+    /// Whether the node has IPVS.
+    pub ipvs: bool,
     /// `src_valid_mark` of each interface, by index.
     pub src_valid_mark: BTreeMap<u32, u32>,
     /// Indexes of the interfaces whose `src_valid_mark` was set by us.

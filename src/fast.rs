@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use crate::apply::Kernel;
 use crate::config::Settings;
 use crate::facts::{ElementData, Family};
+use crate::gather::has_ipvs;
 use crate::names;
 use crate::netlink::nft::{self, Batch};
 use crate::netlink::route::{Lookup, Way, lookup};
@@ -52,7 +53,7 @@ pub fn prove(
 ) -> Result<(), Surprise> {
     let Kernel { rtnetlink, netfilter, .. } = kernel;
     let mut enrolled = Enrolled::at(marking, netfilter);
-    let ids = enrolled.ids(settings.fingerprint())?;
+    let ids = enrolled.ids(settings.fingerprint(has_ipvs()))?;
     for &address in pod {
         enrolled.check_rules(Family::of(address))?;
         prove_address(rtnetlink, &mut enrolled, &ids, settings, address)?;

@@ -31,6 +31,7 @@ pub fn facts(
     let mut facts = Facts {
         links: route::links(rtnetlink).map_err(Error::kernel("list interfaces"))?,
         addresses: route::addresses(rtnetlink).map_err(Error::kernel("list addresses"))?,
+        ipvs: has_ipvs(),
         ..Facts::default()
     };
     for family in Family::ALL {
@@ -58,6 +59,12 @@ pub fn facts(
     }
     facts.src_valid_mark = src_valid_mark(&facts.links)?;
     Ok(facts)
+}
+
+/// Whether the kernel has IPVS in this network namespace. The module may be loaded at any time.
+#[must_use]
+pub fn has_ipvs() -> bool {
+    fs::exists("/proc/self/net/ip_vs").unwrap_or(false)
 }
 
 /// There is nothing behind the number of the subsystem, or no nfnetlink at all.

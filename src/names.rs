@@ -32,7 +32,7 @@ pub const ARRIVE: &str = "arrive";
 pub const REPLIES: &str = "replies";
 /// Verdict map: conntrack mark with D -> the uplink it is sent out by.
 pub const SENT: &str = "sent";
-/// Verdict map: the two above together, for what did not come in by an uplink.
+/// Verdict map: conntrack mark -> the uplink's chain, where there are many uplinks.
 pub const BOUND: &str = "bound";
 /// Set of the conntrack marks of plain ids.
 pub const PLAIN: &str = "plain";

@@ -24,7 +24,7 @@ pub(super) fn status(request: &Request<'_>) -> Result<(), Failure> {
         .map_err(unavailable)?;
     let backend = config.settings.backend;
     if matches!(backend, Backend::Auto | Backend::Nftables) {
-        let key = number_key(config.settings.fingerprint());
+        let key = number_key(config.settings.fingerprint(false));
         match nft::element(&mut socket, names::IN_FORCE, &key) {
             Err(error) if backend == Backend::Auto && gather::is_missing(&error) => {}
             Err(error) => return Err(unavailable(Error::kernel("ask nf_tables")(error))),

@@ -208,11 +208,14 @@ impl Settings {
         out
     }
 
-    /// A number that stands for these settings and the version of the ruleset. It lies in the
-    /// table as one element, so that an ADD sees in one look whether both are in force.
+    /// A number that stands for these settings, the version of the ruleset, and whether it is one
+    /// for a node with IPVS. It lies in the table as one element, so that an ADD sees in one look
+    /// whether all of that is in force.
     #[must_use]
-    pub fn fingerprint(&self) -> u32 {
-        let text = format!("{} {}", names::RULESET_VERSION, Value::Object(self.to_json()));
+    pub fn fingerprint(&self, ipvs: bool) -> u32 {
+        let version = names::RULESET_VERSION;
+        let with = if ipvs { " ipvs" } else { "" };
+        let text = format!("{version}{with} {}", Value::Object(self.to_json()));
         fnv32(text.as_bytes())
     }
 

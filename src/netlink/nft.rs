@@ -109,6 +109,9 @@ fn parse_set(body: &[u8]) -> (String, FoundSet) {
             NFTA_SET_FLAGS => set.flags = number,
             NFTA_SET_KEY_TYPE => set.key_type = number,
             NFTA_SET_DATA_TYPE => set.data_type = number,
+            NFTA_SET_DESC => {
+                set.size = find(payload, NFTA_SET_DESC_SIZE).and_then(|size| be32_at(size, 0));
+            }
             _ => {}
         }
     }
@@ -268,6 +271,9 @@ impl Batch {
         if let Some((data_type, data_len)) = set_numbers(set).data {
             w.be32(NFTA_SET_DATA_TYPE, data_type);
             w.be32(NFTA_SET_DATA_LEN, data_len);
+        }
+        if let Some(size) = set.size {
+            w.nest(NFTA_SET_DESC, |w| w.be32(NFTA_SET_DESC_SIZE, size));
         }
         w.be32(NFTA_SET_ID, id);
         w.attr(NFTA_SET_USERDATA, &set_userdata(set));

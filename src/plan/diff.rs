@@ -235,7 +235,7 @@ fn table(there: Option<&Table>, wanted: Option<&Ruleset>) -> Vec<TableChange> {
 }
 
 /// Whether the table can't be changed into the one that is wanted: a set or base chain that is
-/// there has another type, hook or priority than the one that is wanted by its name, somebody has
+/// there has another type, size, hook or priority than the one that is wanted by its name, somebody has
 /// put a kind of set into it that we can't take apart, or it is switched off.
 fn reshaped(there: &Table, wanted: &Ruleset) -> bool {
     let simple = |set: &FoundSet| set.flags & !NFT_SET_MAP == 0;
@@ -245,8 +245,9 @@ fn reshaped(there: &Table, wanted: &Ruleset) -> bool {
     let set = |set: &Set| {
         let numbers = set_numbers(set);
         there.sets.get(&set.name).is_some_and(|found| {
-            (found.flags, found.key_type, found.data_type)
-                != (numbers.flags, numbers.key_type, numbers.data.map_or(0, |(kind, _)| kind))
+            let data_type = numbers.data.map_or(0, |(kind, _)| kind);
+            (found.flags, found.key_type, found.data_type, found.size)
+                != (numbers.flags, numbers.key_type, data_type, set.size)
         })
     };
     let chain = |chain: &Chain| {

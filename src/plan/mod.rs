@@ -179,7 +179,8 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
         routeless: &routeless(facts),
         pods: &facts.pods,
         hairpins: &facts.hairpins,
-        fingerprint: settings.fingerprint(),
+        ipvs: facts.ipvs,
+        fingerprint: settings.fingerprint(facts.ipvs),
         layout: (settings.priority, settings.table_base),
         restore: &plan.restore,
     };

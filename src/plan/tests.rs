@@ -87,7 +87,8 @@ fn change(table: &mut Option<Table>, change: &TableChange) {
             let numbers = set_numbers(set);
             let data_type = numbers.data.map_or(0, |(kind, _)| kind);
             let (flags, key_type) = (numbers.flags, numbers.key_type);
-            let found = FoundSet { flags, key_type, data_type, elements: BTreeSet::new() };
+            let size = set.size;
+            let found = FoundSet { flags, key_type, data_type, size, elements: BTreeSet::new() };
             assert!(table.sets.insert(set.name.clone(), found).is_none());
         }
         TableChange::NewChain(chain) => {

@@ -7,30 +7,18 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::hooks::base_chains;
 use super::model::{
     Chain,
     Expression::{self, *},
-    Hook, Rule, Ruleset, Side,
+    Rule, Ruleset, Side,
 };
-use super::sets::{hairpin_set, number_key, pods_set, sets, steer_set};
+use super::sets::{hairpin_set, number_key, sets};
 use crate::facts::Family;
 use crate::mark::Field;
 use crate::names;
-use crate::netlink::uapi::{
-    IPS_DST_NAT, IPS_SRC_NAT, NF_INET_FORWARD, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT,
-    NF_INET_POST_ROUTING, NF_INET_PRE_ROUTING,
-};
+use crate::netlink::uapi::{IPS_DST_NAT, IPS_SRC_NAT};
 
-/// After every DNAT: `dstnat` is -100, and AWS VPC CNI 1.23 overwrites the whole mark at -90.
-const PREROUTING: i32 = -80;
-/// `mangle`, where packets of the node itself are routed again by their mark.
-const MANGLE: i32 = -150;
-/// Before IPVS (98 to 100), which routes again by the mark; and behind the mangle of iptables,
-/// which binds there: when a node moves from that backend to this one, a request that came in
-/// before the move must not lose its mark on the way.
-const FORGET: i32 = -149;
-/// Just before `srcnat` (100), where exact comparers of marks sit.
-const POSTROUTING: i32 = 95;
 /// `fe80::/10`
 const LINK_LOCAL: ([u8; 16], [u8; 16]) = {
     let (mut mask, mut value) = ([0; 16], [0; 16]);
@@ -65,6 +53,8 @@ pub struct Spec<'a> {
     pub host: bool,
     /// Accept a local pod's address as a source on an uplink.
     pub hairpin: bool,
+    /// The node has IPVS, which routes forwarded packets again by their mark.
+    pub ipvs: bool,
     /// Masquerade steering of IPv4 and IPv6.
     pub steering: [Option<Steering>; 2],
     /// Families in which main has no default route, so that a source without a route may come
@@ -89,16 +79,15 @@ pub fn build(spec: &Spec<'_>) -> Ruleset {
     for &(id, link) in spec.uplinks {
         chains.extend(uplink_chains(spec, id, link));
     }
-    chains.push(forget(spec));
     chains.extend(base_chains(spec));
     Ruleset { sets: sets(spec), chains }
 }
 
-fn rule(comment: &'static str, expressions: impl Into<Vec<Expression>>) -> Rule {
+pub(super) fn rule(comment: &'static str, expressions: impl Into<Vec<Expression>>) -> Rule {
     Rule { comment: Some(comment), expressions: expressions.into() }
 }
 
-fn plain(expressions: impl Into<Vec<Expression>>) -> Rule {
+pub(super) fn plain(expressions: impl Into<Vec<Expression>>) -> Rule {
     Rule { comment: None, expressions: expressions.into() }
 }
 
@@ -107,27 +96,35 @@ fn counted(expressions: &[Expression]) -> Rule {
     plain([&[Counter][..], expressions].concat())
 }
 
-fn goto(chain: &str, id: u32) -> Expression {
+pub(super) fn goto(chain: &str, id: u32) -> Expression {
     Goto(format!("{chain}_{id}"))
 }
 
 /// Keeps all bits but the field's, and puts `mark` there.
-fn merge(field: Field, mark: u32) -> Expression {
+pub(super) fn merge(field: Field, mark: u32) -> Expression {
     Bits { mask: !field.mask(), xor: mark }
 }
 
 /// Only the field's bits.
-fn ours(field: Field) -> Expression {
+pub(super) fn ours(field: Field) -> Expression {
     Bits { mask: field.mask(), xor: 0 }
 }
 
-fn equals(number: u32) -> Expression {
+pub(super) fn equals(number: u32) -> Expression {
     Equals(number_key(number))
 }
 
 /// The connection has this bit of `enum ip_conntrack_status`.
-fn has_status(bit: u32, then: Expression) -> [Expression; 4] {
+pub(super) fn has_status(bit: u32, then: Expression) -> [Expression; 4] {
     [ConntrackStatus, Bits { mask: bit, xor: 0 }, Differs(vec![0; 4]), then]
+}
+
+/// The packet is an ICMP or ICMPv6 error about a connection.
+pub(super) fn icmp_error(
+    family: Family,
+    then: impl IntoIterator<Item = Expression>,
+) -> Vec<Expression> {
+    [IcmpOf(family), Related].into_iter().chain(then).collect()
 }
 
 /// The destination is in a set of addresses.
@@ -136,15 +133,20 @@ fn destination_in(family: Family, set: &'static str, then: Expression) -> Rule {
     plain([FamilyIs(family), load, InSet { set, not: false }, then])
 }
 
-fn chain(name: String, rules: Vec<Rule>) -> Chain {
+pub(super) fn chain(name: String, rules: Vec<Rule>) -> Chain {
     Chain { name, hook: None, rules }
+}
+
+/// Puts `mark` into the field of the packet mark.
+pub(super) fn set_packet(field: Field, mark: u32) -> [Expression; 3] {
+    [PacketMark, merge(field, mark), SetPacketMark]
 }
 
 /// The chains of one uplink, those that others go to first.
 fn uplink_chains(spec: &Spec<'_>, id: u32, link: u32) -> Vec<Chain> {
     let field = spec.field;
     let (mark, sent) = (field.of(id), field.of(id) | field.d());
-    let set_packet = |mark| [PacketMark, merge(field, mark), SetPacketMark];
+    let set_packet = |mark| set_packet(field, mark);
     let set_conntrack = |mark| [ConntrackMark, merge(field, mark), SetConntrackMark];
     vec![
         // What came in by the uplink and does not leave by it is not counted as steered.
@@ -158,27 +160,26 @@ fn uplink_chains(spec: &Spec<'_>, id: u32, link: u32) -> Vec<Chain> {
             vec![counted(&set_conntrack(mark)), plain([goto("request", id)])],
         ),
         chain(format!("send_{id}"), vec![plain(set_conntrack(sent)), plain([goto("via", id)])]),
-        chain(format!("reply_{id}"), reply(field, id)),
         chain(format!("offer_{id}"), offer(spec, id)),
         chain(format!("in_{id}"), arrive(spec, id)),
+        chain(format!("bound_{id}"), bound(field, id, link)),
     ]
 }
 
-/// A packet in the reply direction came in by this uplink.
-fn reply(field: Field, id: u32) -> Vec<Rule> {
+/// A packet of a connection that is bound to this uplink: what almost all packets are, so the
+/// usual ones come first and go nowhere else.
+fn bound(field: Field, id: u32, link: u32) -> Vec<Rule> {
+    let mark = set_packet(field, field.of(id));
+    let elsewhere = [DirectionIs { reply: true }, Iif, Differs(number_key(link)), Counter];
+    let here = [DirectionIs { reply: false }, Iif, equals(link)];
+    let as_sent = [ConntrackStatus, Bits { mask: IPS_DST_NAT, xor: 0 }, equals(0)];
     vec![
-        rule(
-            "leaves by the uplink it came in on",
-            [ConntrackMark, ours(field), equals(field.of(id)), goto("uturn", id)],
-        ),
-        rule(
-            "leaves by the request's uplink",
-            [ConntrackMark, ours(field), VerdictMap(names::REPLIES)],
-        ),
-        rule(
-            "evidence for rp_filter: SNATed here, so conntrack knows it",
-            has_status(IPS_SRC_NAT, goto("from", id)),
-        ),
+        rule("a reply", [&elsewhere[..], &mark, &[Accept]].concat()),
+        rule("a request", [&here[..], &as_sent, &mark, &[Accept]].concat()),
+        rule("a request that was DNATed", [&here[..], &[goto("forwarded", id)]].concat()),
+        rule("a reply that came in by the uplink itself", [Iif, equals(link), goto("uturn", id)]),
+        rule("a request by another uplink", [Iif, VerdictMap(names::ARRIVE)]),
+        plain([goto("via", id)]),
     ]
 }
 
@@ -202,26 +203,20 @@ fn forwarded(id: u32, link: u32) -> Vec<Rule> {
     ]
 }
 
-/// A packet in the original direction came in by this uplink.
+/// A packet came in by this uplink, and is not bound to it.
 fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
-    let field = spec.field;
+    let reply = || [DirectionIs { reply: true }];
     let mut rules = vec![
         rule(
-            "bound to this uplink",
-            [
-                DirectionIs { reply: false },
-                ConntrackMark,
-                ours(field),
-                equals(field.of(id)),
-                goto("request", id),
-            ],
+            "evidence for rp_filter: SNATed here, so conntrack knows it",
+            [&reply()[..], &has_status(IPS_SRC_NAT, goto("from", id))].concat(),
         ),
-        plain([DirectionIs { reply: true }, goto("reply", id)]),
+        plain([&reply()[..], &[Accept]].concat()),
         rule(
             "an ICMP error binds nothing: anybody can send one",
-            [IcmpError(Family::V4), goto("from", id)],
+            icmp_error(Family::V4, [goto("from", id)]),
         ),
-        plain([IcmpError(Family::V6), goto("from", id)]),
+        plain(icmp_error(Family::V6, [goto("from", id)])),
         destination_in(Family::V4, names::PODS4, goto("offer", id)),
         destination_in(Family::V6, names::PODS6, goto("offer", id)),
     ];
@@ -263,82 +258,4 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
         }));
     }
     rules
-}
-
-/// Takes the field off what was marked as evidence only, before IPVS routes by it.
-fn forget(spec: &Spec<'_>) -> Chain {
-    let field = spec.field;
-    let clear = || [Counter, PacketMark, merge(field, 0), SetPacketMark];
-    let original = [&[DirectionIs { reply: false }][..], &clear()[..]].concat();
-    let unbound =
-        [&[ConntrackMark, ours(field), InSet { set: names::PLAIN, not: true }][..], &clear()[..]]
-            .concat();
-    // A tunnel's outer packets may be of no connection, and what is in them inherits their mark.
-    let alone = [&[NoConnection][..], &clear()[..]].concat();
-    chain(
-        "forget".into(),
-        vec![
-            rule("a request", original),
-            rule("a reply that is not bound", unbound),
-            rule("of no connection", alone),
-        ],
-    )
-}
-
-fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
-    let field = spec.field;
-    let hook = |name: &str, kind, number, priority, rules| Chain {
-        name: name.into(),
-        hook: Some(Hook { kind, number, priority }),
-        rules,
-    };
-    let forgetting = || {
-        let marked = [PacketMark, ours(field), Differs(vec![0; 4])];
-        let from_uplink = [Iif, InSet { set: names::UPLINKS, not: false }, Goto("forget".into())];
-        vec![plain([&marked[..], &from_uplink[..]].concat())]
-    };
-    let mut prerouting = vec![
-        plain([Iif, VerdictMap(names::ARRIVE)]),
-        plain([ConntrackMark, ours(field), VerdictMap(names::BOUND)]),
-    ];
-    prerouting.extend(steer(spec, &FibInterface(Side::Destination)));
-    let directed =
-        |reply, map| plain([DirectionIs { reply }, ConntrackMark, ours(field), VerdictMap(map)]);
-    let mut output = vec![directed(true, names::REPLIES), directed(false, names::SENT)];
-    output.extend(steer(spec, &Oif));
-    let marked = [PacketMark, ours(field), Differs(vec![0; 4])];
-    // A mark on a packet of no connection of ours is somebody else's, whole-mark writers' say.
-    let connected = [ConntrackMark, ours(field), Differs(vec![0; 4])];
-    let clear = [marked, connected, [PacketMark, merge(field, 0), SetPacketMark]].concat();
-    vec![
-        hook("prerouting", "filter", NF_INET_PRE_ROUTING, PREROUTING, prerouting),
-        hook("input", "filter", NF_INET_LOCAL_IN, FORGET, forgetting()),
-        hook("forward", "filter", NF_INET_FORWARD, FORGET, forgetting()),
-        // A chain of type filter would not route again.
-        hook("output", "route", NF_INET_LOCAL_OUT, MANGLE, output),
-        hook("postrouting", "filter", NF_INET_POST_ROUTING, POSTROUTING, vec![plain(clear)]),
-    ]
-}
-
-/// Masquerade steering: `way_out` loads the interface by which the packet would leave.
-fn steer(spec: &Spec<'_>, way_out: &Expression) -> Vec<Rule> {
-    let each = Family::ALL.into_iter().zip(&spec.steering);
-    each.filter_map(|(family, steering)| {
-        let Steering { mark: (value, mask), via, .. } = steering.as_ref()?;
-        Some(rule(
-            "a pod's packet that will be masqueraded: leave by the uplink of that address",
-            [
-                PacketMark,
-                Bits { mask: *mask, xor: 0 },
-                equals(*value),
-                FamilyIs(family),
-                LoadAddress(family, Side::Source),
-                InSet { set: pods_set(family), not: false },
-                way_out.clone(),
-                InSet { set: steer_set(family), not: false },
-                goto("send", *via),
-            ],
-        ))
-    })
-    .collect()
 }

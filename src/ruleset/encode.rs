@@ -94,12 +94,12 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
             ct(w, NFT_CT_DIRECTION);
             compare(w, NFT_CMP_EQ, &[if *reply { IP_CT_DIR_REPLY } else { IP_CT_DIR_ORIGINAL }]);
         }
-        Expression::IcmpError(family) => {
+        Expression::IcmpOf(family) => {
             let protocol = if *family == Family::V4 { IPPROTO_ICMP } else { IPPROTO_ICMPV6 };
             meta(w, NFT_META_L4PROTO);
             compare(w, NFT_CMP_EQ, &[protocol]);
-            state(w, NF_CT_STATE_RELATED);
         }
+        Expression::Related => state(w, NF_CT_STATE_RELATED),
         Expression::NoConnection => state(w, NF_CT_STATE_NONE),
         Expression::FamilyIs(family) => {
             let number = if *family == Family::V4 { NFPROTO_IPV4 } else { NFPROTO_IPV6 };
@@ -135,10 +135,13 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
         // Without numbers it begins at zero.
         Expression::Counter => named(w, "counter", |_| {}),
         Expression::Goto(chain) => immediate(w, |w| write_goto(w, chain)),
-        Expression::Return => immediate(w, |w| {
-            w.nest(NFTA_DATA_VERDICT, |w| w.be_i32(NFTA_VERDICT_CODE, NFT_RETURN));
-        }),
+        Expression::Return => immediate(w, |w| write_verdict(w, NFT_RETURN)),
+        Expression::Accept => immediate(w, |w| write_verdict(w, NF_ACCEPT)),
     }
+}
+
+fn write_verdict(w: &mut Writer, code: i32) {
+    w.nest(NFTA_DATA_VERDICT, |w| w.be_i32(NFTA_VERDICT_CODE, code));
 }
 
 /// A verdict that goes to a chain, as rules and map elements carry it.

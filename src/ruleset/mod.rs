@@ -3,5 +3,6 @@
 pub mod build;
 pub mod encode;
 pub mod fingerprint;
+mod hooks;
 pub mod model;
 pub mod sets;

@@ -54,6 +54,9 @@ pub struct Set {
     pub key: Type,
     /// What they stand for; none for a set.
     pub data: Option<Type>,
+    /// The most elements it holds; none for no limit. The kernel looks things up faster where it
+    /// knows the size.
+    pub size: Option<u32>,
     /// Its elements.
     pub elements: BTreeSet<(Vec<u8>, ElementData)>,
 }
@@ -116,8 +119,10 @@ pub enum Expression {
         /// `true` for the reply direction.
         reply: bool,
     },
-    /// The packet is an ICMP or ICMPv6 error about a connection.
-    IcmpError(Family),
+    /// The packet is of this family's ICMP.
+    IcmpOf(Family),
+    /// The packet is of no connection of its own but about one.
+    Related,
     /// The packet is of no connection: it is not tracked, or conntrack makes nothing of it.
     NoConnection,
     /// The packet is of this family.
@@ -162,4 +167,6 @@ pub enum Expression {
     Goto(String),
     /// Leave the chain.
     Return,
+    /// On with the next base chain.
+    Accept,
 }
