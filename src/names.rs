@@ -83,6 +83,8 @@ pub const MARK_MASK: u32 = 0x1f00;
 pub const RULE_PRIORITY: u32 = 400;
 /// Default of `tableBase`.
 pub const TABLE_BASE: u32 = 47000;
+/// The interface that kube-proxy makes when it uses IPVS.
+pub const OF_KUBE_PROXY: &str = "kube-ipvs0";
 /// kube-proxy's mark of packets that it will masquerade, and its mask.
 pub const KUBE_MASQUERADE: (u32, u32) = (0x4000, 0x4000);
 

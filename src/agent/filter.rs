@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use super::cause::Cause;
 use crate::config::{Pattern, Settings};
 use crate::facts::{Facts, Link, Variant};
+use crate::names;
 use crate::netlink::uapi::{IFF_UP, RT_TABLE_LOCAL};
 use crate::xtables::model::Xtables;
 
@@ -174,9 +175,11 @@ impl Filter {
 
     fn link(&mut self, link: &Link) -> Option<Cause> {
         if self.is_quiet(link) {
-            self.quiet.insert(link.index);
-            // One that was taken for more until now.
-            return self.known.remove(&link.index).map(|_| Cause::Links);
+            let is_new = self.quiet.insert(link.index);
+            // One that was taken for more until now, or the sign that kube-proxy begins to use IPVS.
+            let matters = self.known.remove(&link.index).is_some()
+                || is_new && link.name == names::OF_KUBE_PROXY;
+            return matters.then_some(Cause::Links);
         }
         self.quiet.remove(&link.index);
         let shape = Shape::of(link);
@@ -221,6 +224,10 @@ mod tests {
         let to_pod = Event::Rule { priority: 512, table: 254, marked: false };
         assert_eq!(filter.judge(to_pod), None);
         assert_eq!(filter.judge(Event::Gone(9)), None);
+        let ipvs = || Event::Link(link(8, "kube-ipvs0", Some("dummy")));
+        assert_eq!(filter.judge(ipvs()), Some(Cause::Links), "IPVS is new");
+        assert_eq!(filter.judge(ipvs()), None);
+        assert_eq!(filter.judge(Event::Address(8)), None, "each service has one");
         let blackhole = Event::Route { table: 254, prefix: 26, links: vec![] };
         assert_eq!(filter.judge(blackhole), None);
     }

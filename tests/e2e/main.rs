@@ -15,6 +15,7 @@ mod bad_input;
 mod discovery;
 mod fast_path;
 mod interrupted;
+mod ipvs;
 mod kinds;
 mod lab;
 mod lab_itself;

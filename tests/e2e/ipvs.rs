@@ -1,0 +1,61 @@
+//! IPVS routes forwarded packets again by their mark, so evidence has to be taken off before. Only
+//! where there is IPVS: the chain for it costs every packet. What IPVS itself makes of the packets
+//! is in `report_001`, on kernels that have it.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::lab::backend::only_nftables;
+use crate::lab::flows::assert_all_work;
+use crate::lab::node::{Node, Pod};
+use crate::lab::proof::Proof;
+use crate::lab::two_nics::{NICS, two_nics};
+
+/// Runs the rest of its arguments with a /proc that says that there is IPVS, whatever the kernel has.
+/// The real one is moved to the first.
+const WITH_IPVS: &str = "mount --rbind /proc \"$0\" && mount -t tmpfs none /proc \
+    && mkdir -p /proc/self/net /proc/self/ns /proc/sys && touch /proc/self/net/ip_vs /proc/self/ns/net \
+    && mount --bind \"$0/self/ns/net\" /proc/self/ns/net \
+    && mount --bind \"$0/sys\" /proc/sys && exec \"$@\"";
+
+fn add_with_ipvs(node: &Node, settings: &Value, pod: &Pod) {
+    let real = node.dir.join("proc");
+    fs::create_dir_all(&real).expect("make a place for /proc");
+    let prefix = ["unshare", "--mount", "sh", "-c", WITH_IPVS, real.to_str().expect("UTF-8")];
+    node.call_under(&prefix, &node.call_of("ADD", settings, pod)).assert_success("ADD");
+}
+
+fn chains_in_forward(node: &Node) -> usize {
+    let table = node.ns.exec(&["nft", "list", "table", "inet", "symroute"], "");
+    table.matches("hook forward").count()
+}
+
+#[test]
+fn it_is_noticed_when_it_comes_and_when_it_goes() {
+    if !only_nftables("iptables binds in forward, so its chain is always there") {
+        return;
+    }
+    if fs::exists("/proc/self/net/ip_vs").expect("look for IPVS") {
+        println!("NOT RUN, this kernel has IPVS, which can't be hidden");
+        return;
+    }
+    let mut layout = two_nics();
+    let (pod, another) = (layout.pod_behind_eth1(1), layout.pod_behind_eth1(2));
+    let flows = [layout.flow_to_host(), layout.flow_to_pod(1, "pod101 203.0.113.9")];
+    let (node, settings) = (&layout.node, json!({"uplinks": NICS}));
+    let proof = Proof::begin(node, &layout.router);
+    node.add(&settings, &pod);
+    assert_eq!(chains_in_forward(node), 0, "no IPVS, no chain");
+    assert_all_work(&flows);
+    add_with_ipvs(node, &settings, &another);
+    assert_eq!(chains_in_forward(node), 1, "the first ADD with IPVS makes the chain");
+    assert_all_work(&flows);
+    node.add(&settings, &another);
+    assert_eq!(chains_in_forward(node), 0, "the first ADD without takes it away");
+    assert_all_work(&flows);
+    for pod in [&pod, &another] {
+        node.del(&settings, pod);
+    }
+    proof.assert_as_before();
+}
