@@ -145,8 +145,15 @@ impl Builder<'_> {
         chain(named("clear"), vec![self.set_mark("was evidence only", 0)]);
         chain(named("request"), self.request());
         chain(named("local"), self.local());
-        chain(named("forwarded"), self.forget("request"));
-        chain(named("received"), self.forget("local"));
+        let unmarked = || rule(self.marked(""), "not ours", RETURN);
+        let mut forwarded = vec![unmarked()];
+        // IPVS would route by the mark.
+        if !self.spec.ipvs {
+            forwarded.extend(uplinks.iter().map(|&(id, _)| self.done(id)));
+        }
+        forwarded.extend(self.forget("request"));
+        chain(named("forwarded"), forwarded);
+        chain(named("received"), [vec![unmarked()], self.forget("local")].concat());
         chains.extend(self.hooks(uplinks));
         chains
     }
@@ -160,20 +167,15 @@ impl Builder<'_> {
             let name = named(&hook.to_lowercase());
             Chain { name, hook: Some(hook), rules }
         };
-        let marked_from = |chain: &str| {
-            let unmarked = rule(self.marked(""), "not ours", RETURN);
-            [vec![unmarked], from(&|_| goto(chain))].concat()
-        };
         let mut prerouting = from(&|id| goto_of("in", id));
         prerouting.push(rule(self.bound("!"), "of a bound connection", goto("restore")));
-        let cleared = format!("{} {}", self.marked("!"), self.bound("!"));
         let clear = format!("-j MARK --set-xmark 0x0/{}", self.field());
         [
             hook("PREROUTING", prerouting),
-            hook("INPUT", marked_from("received")),
-            hook("FORWARD", marked_from("forwarded")),
+            hook("INPUT", from(&|_| goto("received"))),
+            hook("FORWARD", from(&|_| goto("forwarded"))),
             hook("OUTPUT", self.output()),
-            hook("POSTROUTING", vec![rule(cleared, "exact comparers come next", clear)]),
+            hook("POSTROUTING", vec![rule(self.bound("!"), "exact comparers come next", clear)]),
         ]
     }
 
@@ -194,6 +196,13 @@ impl Builder<'_> {
 
     fn set_mark(&self, why: &'static str, mark: u32) -> Rule {
         rule("", why, format!("-j MARK --set-xmark {mark:#x}/{}", self.field()))
+    }
+
+    /// A packet of a connection that is bound where it should be.
+    fn done(&self, id: u32) -> Rule {
+        let (mark, field) = (self.field().of(id), self.field());
+        let matches = format!("-m mark --mark {mark:#x}/{field} {}", self.connection_is(mark));
+        rule(matches, "bound already", RETURN)
     }
 
     /// Counts packets with the mark of an uplink.
