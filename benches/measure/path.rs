@@ -4,10 +4,12 @@
 //! veth hands each packet over in the context of its sender, so the time that a burst takes, by its
 //! packets, is what the whole way costs.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -59,6 +61,9 @@ impl Way {
         ));
         prepare(&node, &pod);
         let ends = udp(&client, &pod);
+        for netns in [&client, &router, &node, &pod] {
+            keep_neighbours(netns);
+        }
         let (talk, bulk) = (tcp(&client, &pod, 7, echo), tcp(&client, &pod, 9, discard));
         talk.set_nodelay(true).expect("no delay");
         Self { label, ends, talk, bulk, client, pod, _between: [router, node] }
@@ -110,6 +115,10 @@ pub(crate) fn measure(rounds: u32) -> Vec<Measured> {
     let mut ways = vec![
         Way::new("no plugin, no conntrack", |_, _| {}),
         Way::new("no plugin, conntrack", |node, _| node.exec("nft", &["-f", "-"], CONNTRACK)),
+        Way::new("no plugin, conntrack and an ip rule", |node, _| {
+            node.exec("nft", &["-f", "-"], CONNTRACK);
+            node.ip("rule add pref 32000 fwmark 0x1 lookup main");
+        }),
     ];
     let backends = [
         ("symroute, nftables", "nftables"),
@@ -128,7 +137,10 @@ pub(crate) fn measure(rounds: u32) -> Vec<Measured> {
     ] {
         if legacy || variant != "legacy" {
             let tool = format!("iptables-{variant}-restore");
-            ways.push(Way::new(label, |node, _| node.exec(&tool, &["--noflush"], AWS)));
+            ways.push(Way::new(label, |node, _| {
+                node.exec(&tool, &["--noflush"], AWS);
+                node.ip(AWS_RULES);
+            }));
         }
     }
     let calls = [
@@ -159,14 +171,17 @@ pub(crate) fn measure(rounds: u32) -> Vec<Measured> {
     measured
 }
 
-/// The least that makes the kernel track connections, as every kube-proxy does.
+/// The least that makes the kernel track connections, as every kube-proxy does. Empty chains do not.
 const CONNTRACK: &str = "table ip nat {
     chain prerouting { type nat hook prerouting priority dstnat; }
-    chain postrouting { type nat hook postrouting priority srcnat; }
+    chain postrouting { type nat hook postrouting priority srcnat; meta mark & 0x4000 != 0 masquerade; }
 }
 ";
 
-/// What the AWS VPC CNI writes, with its SNAT done by iptables.
+/// The ip rules that the AWS VPC CNI has for one pod and for its mark.
+const AWS_RULES: &str =
+    "rule add pref 512 to 10.99.0.2 lookup main\nrule add pref 1024 fwmark 0x80/0x80 lookup main";
+/// What it writes with iptables, SNAT included.
 const AWS: &str = "*mangle
 -A PREROUTING -i eth0 -m addrtype --dst-type LOCAL --limit-iface-in -j CONNMARK --set-mark 0x80/0x80
 -A PREROUTING -i eni+ -j CONNMARK --restore-mark --mask 0x80
@@ -203,6 +218,23 @@ fn enroll(node: &Netns, pod: &Netns, backend: &str) {
         &program,
     ];
     node.exec("env", &words, &input);
+}
+
+/// Makes all neighbours permanent: ARP is not what is measured.
+fn keep_neighbours(netns: &Netns) {
+    let text = netns.run(|| {
+        let output = Command::new("ip").args(["-4", "neigh", "show"]).output().expect("start ip");
+        String::from_utf8(output.stdout).expect("text")
+    });
+    let mut batch = String::new();
+    for line in text.lines() {
+        let words: Vec<_> = line.split(' ').collect();
+        if let [address, "dev", device, "lladdr", link, ..] = words[..] {
+            let _ =
+                writeln!(batch, "neigh replace {address} dev {device} lladdr {link} nud permanent");
+        }
+    }
+    netns.ip(&batch);
 }
 
 /// One flow of packets, seen in both directions. Nobody reads: both ends drop what does not fit,

@@ -237,6 +237,7 @@ fn targets(figures: &Figures) -> String {
     };
     let mib = |key: &str, unit: f64| Some(figures.all[key].as_f64()? / unit);
     let (bare, tracked) = ("no plugin, no conntrack", "no plugin, conntrack");
+    let floor = "no plugin, conntrack and an ip rule";
     let all = [
         ("ADD / no-op", call("ADD"), peer(NOOP), 1.15),
         ("ADD / tuning that does nothing", call("ADD"), peer("tuning, empty configuration"), 0.5),
@@ -261,6 +262,8 @@ fn targets(figures: &Figures) -> String {
         ("fewer replies per second than no plugin, %", fewer(bare, "reply"), Some(1.0), 5.0),
         ("fewer requests than with conntrack alone, %", fewer(tracked, "request"), Some(1.0), 5.0),
         ("fewer replies than with conntrack alone, %", fewer(tracked, "reply"), Some(1.0), 5.0),
+        ("fewer requests than with an ip rule, too, %", fewer(floor, "request"), Some(1.0), 5.0),
+        ("fewer replies than with an ip rule, too, %", fewer(floor, "reply"), Some(1.0), 5.0),
         ("cost of a reply / AWS rules, nftables", aws("nftables", "nft"), Some(1.0), 1.5),
         ("cost of a reply / AWS rules, iptables-nft", aws("iptables-nft", "nft"), Some(1.0), 1.5),
         (
