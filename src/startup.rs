@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read as _, stdout};
 use std::os::fd::{BorrowedFd, IntoRawFd as _};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -54,6 +54,20 @@ const FREED: Duration = Duration::from_millis(50);
 /// How often a child waits for others that remove something.
 const TURNS: u32 = 20;
 
+/// Waits until nothing was removed for a while; in a stream of removals that does not end, until the
+/// next full second. All children of such a stream close then, and only the first of them waits.
+fn wait_for_quiet(goes_on: impl Fn() -> bool) {
+    for _ in 0..TURNS {
+        thread::sleep(FREED);
+        if !goes_on() {
+            return;
+        }
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = Duration::from_nanos(now.subsec_nanos().into());
+    thread::sleep(Duration::from_secs(1).saturating_sub(since));
+}
+
 /// Ends the work of a call that has one thread and holds netfilter sockets. Where something was
 /// removed from `nf_tables` just now, by this call or by a DEL before it, a child closes them.
 pub fn leave(state: &State, removed: bool) {
@@ -84,12 +98,7 @@ fn leave_the_waiting_to_a_child(goes_on: impl Fn() -> bool) {
             drop(write);
             // Ends when the other process does.
             let _ = File::from(read).read(&mut [0]);
-            for _ in 0..TURNS {
-                thread::sleep(FREED);
-                if !goes_on() {
-                    break;
-                }
-            }
+            wait_for_quiet(goes_on);
             // SAFETY: ends the process, without what the other one has left to do at its end.
             unsafe { libc::_exit(0) }
         }
