@@ -15,6 +15,7 @@
 
 mod alone;
 mod attachment;
+mod folder;
 mod lock;
 mod owners;
 mod record;
@@ -128,15 +129,12 @@ impl State {
         Ok(names.filter(|name| !name.starts_with('.')).collect())
     }
 
-    /// Whether a folder has no file but temporary ones. Reads no more than the first few names.
+    /// Whether a folder has no file but temporary ones. Reads no more than the first few names,
+    /// however many there are.
     fn is_empty(&self, folder: &str) -> Result<bool, Error> {
         let path = self.path(&[folder]);
-        match absent_is_none(fs::read_dir(&path)) {
-            Ok(None) => Ok(true),
-            Ok(Some(mut entries)) => Ok(!entries
-                .any(|e| e.is_ok_and(|e| !e.file_name().as_encoded_bytes().starts_with(b".")))),
-            Err(error) => Err(Error::at("list", &path)(error)),
-        }
+        let found = absent_is_none(folder::has_visible(&path)).map_err(Error::at("list", &path))?;
+        Ok(!found.unwrap_or(false))
     }
 
     /// Makes `name` a holder of the node state, in the name of `network`.
