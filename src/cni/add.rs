@@ -82,13 +82,16 @@ fn own_namespace(netns: &str) -> Result<(), Failure> {
     let identity = |path: &str| fs::metadata(path).map(|m| (m.dev(), m.ino()));
     let open = |error: &dyn std::fmt::Display| format!("open network namespace {netns}: {error}");
     let theirs = identity(netns).map_err(|error| fail(open(&error)))?;
-    let kind = statfs(netns).map_err(|error| fail(open(&error)))?.filesystem_type();
-    if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
-        return Err(fail(format!("CNI_NETNS {netns} is no network namespace"))
-            .with("the runtime has to pass a path like /run/netns/NAME or /proc/PID/ns/net"));
-    }
     let own = identity("/proc/self/ns/net")
         .map_err(|error| fail(format!("open own network namespace: {error}")))?;
+    // Namespaces lie on one device.
+    if theirs.0 != own.0 {
+        let kind = statfs(netns).map_err(|error| fail(open(&error)))?.filesystem_type();
+        if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
+            return Err(fail(format!("CNI_NETNS {netns} is no network namespace"))
+                .with("the runtime has to pass a path like /run/netns/NAME or /proc/PID/ns/net"));
+        }
+    }
     if theirs == own {
         let msg = format!("CNI_NETNS {netns} is the network namespace of the node itself");
         return Err(fail(msg).with("the runtime has to pass the pod's"));

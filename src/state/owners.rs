@@ -13,7 +13,12 @@ use super::{Attachment, Error, State, absent_is_none};
 impl State {
     /// Makes the attachment whose file has this name the owner of an address.
     pub(super) fn own(&self, address: IpAddr, name: &str) -> Result<(), Error> {
-        self.place("owners", &address.to_string(), name, |temporary| {
+        let address = address.to_string();
+        // As it is for a new pod: the address is nobody's, and a link is there at once or not.
+        if symlink(name, self.path(&["owners", &address])).is_ok() {
+            return Ok(());
+        }
+        self.place("owners", &address, name, |temporary| {
             match symlink(name, temporary) {
                 // Of a call that was killed.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
