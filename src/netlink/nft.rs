@@ -31,9 +31,13 @@ const INET: [u8; NFGENMSG] = [NFPROTO_INET, 0, 0, 0];
 
 pub(super) fn get(message: u16, flags: u16, table_attr: u16) -> Writer {
     let mut request = Writer::with_capacity(128);
+    write_get(&mut request, message, flags, table_attr);
+    request
+}
+
+fn write_get(request: &mut Writer, message: u16, flags: u16, table_attr: u16) {
     request.message(kind(message), NLM_F_REQUEST | flags, &INET);
     request.str(table_attr, TABLE);
-    request
 }
 
 /// Everything in our table, or none where it does not exist.
@@ -147,18 +151,30 @@ fn parse_element(element: &[u8]) -> Option<(Vec<u8>, ElementData)> {
 
 /// Looks one element up in a set or map of ours: what it stands for, or none.
 pub fn element(socket: &mut Socket, set: &str, key: &[u8]) -> Result<Option<ElementData>, Error> {
-    let mut request = get(NFT_MSG_GETSETELEM, 0, NFTA_SET_ELEM_LIST_TABLE);
-    request.str(NFTA_SET_ELEM_LIST_SET, set);
-    request.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| write_element(w, key, &ElementData::None));
-    let found = socket.query(&mut request, |message| {
+    look_up(socket, &[(set, key)])?.pop().unwrap_or(Ok(None))
+}
+
+/// Looks elements up in sets and maps of ours, all at once; see [`element`].
+pub fn look_up(
+    socket: &mut Socket,
+    elements: &[(&str, &[u8])],
+) -> Result<Vec<Result<Option<ElementData>, Error>>, Error> {
+    let mut requests = Writer::with_capacity(96 * elements.len());
+    for (set, key) in elements {
+        write_get(&mut requests, NFT_MSG_GETSETELEM, 0, NFTA_SET_ELEM_LIST_TABLE);
+        requests.str(NFTA_SET_ELEM_LIST_SET, set);
+        requests.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| write_element(w, key, &ElementData::None));
+    }
+    let answers = socket.queries(&mut requests, |message| {
         let mut found = parse_elements(message.body.get(NFGENMSG..)?);
         found.pop().map(|(_, data)| data)
-    });
-    match found {
+    })?;
+    let absent = |answer| match answer {
         Ok(data) => Ok(Some(data)),
-        Err(error) if error.errno == Errno::ENOENT => Ok(None),
+        Err(Error { errno: Errno::ENOENT, .. }) => Ok(None),
         Err(error) => Err(error),
-    }
+    };
+    Ok(answers.into_iter().map(absent).collect())
 }
 
 fn write_element(w: &mut Writer, key: &[u8], data: &ElementData) {

@@ -346,31 +346,17 @@ pub struct Way {
     pub gateway: Option<IpAddr>,
 }
 
-/// Asks the kernel where a packet would go, reverse path filter included (a martian is an
-/// error). `RTM_GETROUTE` reads one route and does not wait for the routing lock.
-pub fn lookup(socket: &mut Socket, question: &Lookup) -> Result<Way, Error> {
-    let family = Family::of(question.to);
-    let full: u8 = if family == Family::V4 { 32 } else { 128 };
-    let mut body = [0; RTMSG];
-    body[0] = family.number();
-    body[1] = full;
-    body[2] = if question.from.is_some() { full } else { 0 };
-    // Without this flag an IPv4 answer names table main whatever table was used. IPv6 always
-    // names the table and refuses the flag.
-    if family == Family::V4 {
-        body[8..12].copy_from_slice(&RTM_F_LOOKUP_TABLE.to_ne_bytes());
+/// Asks the kernel where packets would go, reverse path filter included (a martian is an error).
+/// `RTM_GETROUTE` reads one route and does not wait for the routing lock.
+pub fn lookups(
+    socket: &mut Socket,
+    questions: &[Lookup],
+) -> Result<Vec<Result<Way, Error>>, Error> {
+    let mut requests = Writer::with_capacity(64 * questions.len());
+    for question in questions {
+        write_lookup(&mut requests, question);
     }
-    let mut request = Writer::with_capacity(128);
-    request.message(RTM_GETROUTE, NLM_F_REQUEST, &body);
-    request.ip(RTA_DST, question.to);
-    if let Some((source, iif)) = question.from {
-        request.ip(RTA_SRC, source);
-        request.u32(RTA_IIF, iif);
-    }
-    if question.mark != 0 {
-        request.u32(RTA_MARK, question.mark);
-    }
-    socket.query(&mut request, |message| {
+    socket.queries(&mut requests, |message| {
         let kind = *message.body.get(7)?;
         let mut way = Way { kind, table: u32::from(*message.body.get(4)?), link: 0, gateway: None };
         for (attr, payload) in attrs(message.body.get(RTMSG..)?) {
@@ -384,4 +370,27 @@ pub fn lookup(socket: &mut Socket, question: &Lookup) -> Result<Way, Error> {
         }
         Some(way)
     })
+}
+
+fn write_lookup(request: &mut Writer, question: &Lookup) {
+    let family = Family::of(question.to);
+    let full: u8 = if family == Family::V4 { 32 } else { 128 };
+    let mut body = [0; RTMSG];
+    body[0] = family.number();
+    body[1] = full;
+    body[2] = if question.from.is_some() { full } else { 0 };
+    // Without this flag an IPv4 answer names table main whatever table was used. IPv6 always
+    // names the table and refuses the flag.
+    if family == Family::V4 {
+        body[8..12].copy_from_slice(&RTM_F_LOOKUP_TABLE.to_ne_bytes());
+    }
+    request.message(RTM_GETROUTE, NLM_F_REQUEST, &body);
+    request.ip(RTA_DST, question.to);
+    if let Some((source, iif)) = question.from {
+        request.ip(RTA_SRC, source);
+        request.u32(RTA_IIF, iif);
+    }
+    if question.mark != 0 {
+        request.u32(RTA_MARK, question.mark);
+    }
 }

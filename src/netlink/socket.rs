@@ -169,22 +169,37 @@ impl Socket {
     pub fn query<T>(
         &mut self,
         request: &mut Writer,
-        parse: impl FnOnce(Message<'_>) -> Option<T>,
+        parse: impl Fn(Message<'_>) -> Option<T>,
     ) -> Result<T, Error> {
-        let last = self.send(request)?;
-        loop {
+        self.queries(request, parse)?.pop().unwrap_or(Err(Errno::ENODATA.into()))
+    }
+
+    /// Sends messages that are answered by one message each, all at once, and parses the answers.
+    /// They are in the order of the questions.
+    pub fn queries<T>(
+        &mut self,
+        requests: &mut Writer,
+        parse: impl Fn(Message<'_>) -> Option<T>,
+    ) -> Result<Vec<Result<T, Error>>, Error> {
+        let mut awaited = self.seq;
+        let last = self.send(requests)?;
+        let mut answers = Vec::new();
+        while awaited != last.wrapping_add(1) {
             let len = self.receive()?;
             for message in messages(&self.buf[..len]) {
-                if message.seq != last {
+                // Anything older is left over from a request that ended in an error.
+                if message.seq != awaited {
                     continue;
                 }
-                if message.kind == NLMSG_ERROR {
-                    outcome(message)?;
-                    return Err(Errno::ENODATA.into());
-                }
-                return parse(message).ok_or_else(|| Errno::EBADMSG.into());
+                awaited = awaited.wrapping_add(1);
+                answers.push(if message.kind == NLMSG_ERROR {
+                    outcome(message).and(Err(Errno::ENODATA.into()))
+                } else {
+                    parse(message).ok_or_else(|| Errno::EBADMSG.into())
+                });
             }
         }
+        Ok(answers)
     }
 
     /// Sends a dump request and collects what `parse` makes of each message. A dump that the
