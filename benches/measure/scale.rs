@@ -1,9 +1,18 @@
 //! What a call costs on a full node, and when many pods start at once.
 
 use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
 use std::sync::Barrier;
 use std::thread;
+use std::time::Instant;
+
+use symroute::facts::ElementData;
+use symroute::names::PODS4;
+use symroute::netlink::Socket;
+use symroute::netlink::nft::Batch;
+use symroute::netlink::route::{Lookup, lookups};
+use symroute::ruleset::sets::address_key;
 
 use crate::lab::{Lab, Netns, Plugin, noop};
 use crate::stats::{Dice, Measured};
@@ -28,6 +37,10 @@ impl Node {
 }
 
 const VERBS: [&str; 4] = ["ADD", "CHECK", "STATUS", "DEL"];
+/// What the kernel alone takes for the least that an ADD asks of it.
+const FLOORS: [&str; 2] = ["nf_tables alone, one element", "rtnetlink alone, one look-up"];
+/// An address that no pod has.
+const SPARE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 255, 200));
 /// The first pod that no node has.
 const NEW: u32 = 20_000;
 
@@ -56,7 +69,7 @@ pub(crate) fn measure(rounds: u32, short: bool) -> Vec<Measured> {
     }
 
     let floor = Lab::new("noop", 1);
-    let mut samples = vec![vec![Vec::new(); VERBS.len()]; filled.len()];
+    let mut samples = vec![vec![Vec::new(); VERBS.len() + FLOORS.len()]; filled.len()];
     let (mut nothing, mut dice) = (Vec::new(), Dice::new());
     for round in 0..rounds {
         crate::progress("scale", round, rounds);
@@ -68,15 +81,40 @@ pub(crate) fn measure(rounds: u32, short: bool) -> Vec<Measured> {
             for (n, verb) in VERBS.iter().enumerate() {
                 samples[at][n].push(plugin.call(lab, verb, NEW + round));
             }
+            // The kernel takes its time to free what was removed.
+            if round % 4 == 0 {
+                for (n, took) in lab.node.run(floors).into_iter().enumerate() {
+                    samples[at][VERBS.len() + n].push(took);
+                }
+            }
         }
     }
     let mut all = vec![Measured::of("scale", "static no-op", "ADD", "µs", nothing)];
     for (node, samples) in filled.iter().zip(samples) {
-        for (verb, samples) in VERBS.iter().zip(samples) {
+        for (verb, samples) in VERBS.iter().chain(&FLOORS).zip(samples) {
             all.push(Measured::of("scale", &node.label, verb, "µs", samples));
         }
     }
     all
+}
+
+/// Microseconds of each of [`FLOORS`], from within this process.
+fn floors() -> [f64; 2] {
+    let mut netfilter = Socket::netfilter().expect("a socket");
+    let member = [(address_key(SPARE), ElementData::None)];
+    let mut batch = Batch::default();
+    batch.add_elements(PODS4, &member);
+    let begin = Instant::now();
+    batch.commit(&mut netfilter).expect("add an element");
+    let element = begin.elapsed();
+    let mut batch = Batch::default();
+    batch.delete_elements(PODS4, &member);
+    batch.commit(&mut netfilter).expect("remove it");
+    let mut rtnetlink = Socket::route().expect("a socket");
+    let question = Lookup { to: Ipv4Addr::new(192, 0, 2, 1).into(), from: None, mark: 0 };
+    let begin = Instant::now();
+    lookups(&mut rtnetlink, &[question]).expect("a look-up");
+    [element, begin.elapsed()].map(|took| took.as_secs_f64() * 1e6)
 }
 
 /// Rules as kube-proxy's iptables mode has them: many chains, a jump to each, a DNAT in each.
