@@ -239,12 +239,13 @@ impl Task {
     fn strike(&self, first: usize, one_of: usize) -> usize {
         let scene = Scene::new();
         let settings = json!({"uplinks": self.uplinks});
-        let changes = self.changes(&scene);
         self.find(&scene);
         let agent = scene.agent();
         scene.start_a_pod(&settings);
         let wanted = scene.after(agent);
         scene.clean_up();
+        // Not of the first run: the tables of iptables-legacy stay, and are looked at from then on.
+        let changes = self.changes(&scene);
         for (at, change) in changes.iter().skip(first).step_by(one_of) {
             println!("killed at {at}: {}", change.what);
             for then in self.then {
