@@ -12,6 +12,7 @@ use crate::cni::enroll::enroll;
 use crate::config::Settings;
 use crate::error::Error;
 use crate::node::Node;
+use crate::state::Attachment;
 
 /// Entries are some kilobytes; what is larger is none.
 const LARGEST: u64 = 1024 * 1024;
@@ -138,6 +139,10 @@ impl Cache {
         else {
             return Ok(false);
         };
+        // An agent that was killed may have left it without an owner of its addresses, and a late
+        // DEL of a pod that had them before would take them away.
+        let whole =
+            |had: &Attachment| had.addresses.iter().all(|&ip| node.state.owner(ip).is_some());
         let enrolled = match entry {
             Cached::Ours => false,
             Cached::LeftOut(why) => {
@@ -150,7 +155,9 @@ impl Cache {
             {
                 false
             }
-            Cached::Before(pod) if node.state.attachment(&pod.key)?.is_some() => false,
+            Cached::Before(pod) if node.state.attachment(&pod.key)?.as_ref().is_some_and(whole) => {
+                false
+            }
             Cached::Before(pod) => {
                 if let Err(error) = enroll(node, settings, &pod) {
                     for error in node.remove(&pod.key) {

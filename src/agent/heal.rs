@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::names;
 use crate::node::{Node, View};
 use crate::plan::diff::{Operation, TableChange};
+use crate::state::Record;
 
 /// Name of the hold that the agent has on the node state. It stays when the agent stops.
 pub const HOLD: &str = "agent";
@@ -141,7 +142,10 @@ impl Healer {
         let node = open(&mut self.node)?;
         let record = node.state.record()?;
         let settings = &target.config.settings;
-        let in_force = record.as_ref().is_some_and(|r| r.settings == *settings)
+        // Former settings stand in the record until a change to others is complete: a call may have
+        // been killed before that.
+        let is_settled = |r: &Record| r.settings == *settings && r.previous.is_empty();
+        let in_force = record.as_ref().is_some_and(is_settled)
             && node
                 .state
                 .holders()?

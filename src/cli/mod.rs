@@ -238,6 +238,8 @@ fn down(force: bool) -> Result<(String, u8), Failure> {
             }
         }
     }
+    // Its file would be left.
+    node.state.let_a_killed_agent_end()?;
     let lock = node.lock()?;
     node.state.release(HOLD)?;
     // It stays when the agent stops; one that runs takes it again.

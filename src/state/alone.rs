@@ -4,14 +4,20 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use super::lock::PAUSE;
 use super::{Error, State};
 
 /// The file that the agent which runs has locked, with its process id.
 const FILE: &str = "agent";
+/// How long an agent that was killed may still have it locked: closing its netfilter sockets waits
+/// for RCU, and 60 ms were seen where the processors were busy.
+const DYING: Duration = Duration::from_secs(1);
 
 /// Held by the agent that runs. The kernel releases it when the process dies.
 #[derive(Debug)]
@@ -23,7 +29,22 @@ impl State {
     /// Makes this process the one agent; the process id of the other one, if it can be known,
     /// where there is one already.
     pub fn be_the_agent(&self) -> Result<Result<Alone, Option<u32>>, Error> {
+        self.be_the_agent_within(Duration::ZERO)
+    }
+
+    /// Waits for the end of an agent that was just killed. One that goes on is let be.
+    pub fn let_a_killed_agent_end(&self) -> Result<(), Error> {
+        if self.path(&[FILE]).exists() {
+            // The lock is not kept.
+            let _ = self.be_the_agent_within(DYING)?;
+        }
+        Ok(())
+    }
+
+    /// The same, and another one may take so long to end.
+    fn be_the_agent_within(&self, patience: Duration) -> Result<Result<Alone, Option<u32>>, Error> {
         let path = self.path(&[FILE]);
+        let deadline = Instant::now() + patience;
         fs::create_dir_all(&self.dir).map_err(Error::at("make", &self.dir))?;
         loop {
             let opened =
@@ -39,6 +60,7 @@ impl State {
                     return Ok(Ok(Alone { _held: held }));
                 }
                 Err((_, Errno::EINTR)) => {}
+                Err((_, Errno::EWOULDBLOCK)) if Instant::now() < deadline => thread::sleep(PAUSE),
                 Err((mut other, Errno::EWOULDBLOCK)) => {
                     let mut pid = String::new();
                     let read = other.read_to_string(&mut pid);

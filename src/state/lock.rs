@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::{Error, State};
 
 /// Pause between two tries: `flock` has no deadline of its own.
-const PAUSE: Duration = Duration::from_millis(5);
+pub(super) const PAUSE: Duration = Duration::from_millis(5);
 
 /// Held until it is dropped. The kernel releases it when the process dies.
 #[derive(Debug)]

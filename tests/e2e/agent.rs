@@ -10,6 +10,7 @@ mod files;
 mod flushed;
 mod hotplug;
 mod iptables;
+mod killed;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -126,3 +126,20 @@ fn what_is_none_of_ours_is_left_alone() {
     node.del(&settings, &cluster.layout.pods[0]);
     assert_eq!(pods(node), 1);
 }
+
+/// The agent was killed when it had written the pod down, but not yet as the owner of its address.
+#[test]
+fn a_pod_that_was_half_adopted_is_safe_from_a_late_del() {
+    let cluster = cluster();
+    let node = &cluster.layout.node;
+    let network = node.network(&json!({"uplinks": NICS}), Some(&cluster.pod.prev_result));
+    let of_earlier = |verb| node.cni(verb, &network, "earlier", &cluster.pod.ns.path(), "eth0");
+    of_earlier("ADD").assert_success("ADD of a pod that had the address before");
+    let before = entry(&cluster.pod.id, &conflist(node, None), &cluster.pod.prev_result);
+    fs::write(cluster.file(), &before).expect("write the entry");
+    drop(agent(node, &cluster.conf_dir));
+    fs::remove_dir_all(node.dir.join("run/owners")).expect("forget the owners");
+    let _running = agent(node, &cluster.conf_dir);
+    of_earlier("DEL").assert_success("the late DEL");
+    assert!(cluster.reached());
+}

@@ -4,7 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::thread;
 
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::json;
 
 use crate::agent::{answers, conflist, status};
@@ -178,4 +181,26 @@ fn a_second_agent_is_refused() {
     assert!(third.end(nix::sys::signal::Signal::SIGTERM).success());
     node.down();
     assert!(!node.dir.join("run/agent").exists(), "nothing is left of it");
+}
+
+/// The kernel takes its time to close what a killed agent had open, its lock among that.
+#[test]
+fn down_waits_for_an_agent_that_dies() {
+    let layout = two_nics();
+    let node = &layout.node;
+    node.up(&json!({"uplinks": NICS}));
+    let path = node.dir.join("run/agent");
+    let file = fs::File::create(&path).expect("make an agent's file");
+    let held = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error);
+    let held = held.expect("lock it");
+    let looks = Inotify::init(InitFlags::empty()).expect("make a watch");
+    looks.add_watch(&path, AddWatchFlags::IN_CLOSE).expect("watch the file");
+    thread::scope(|scope| {
+        let down = scope.spawn(|| node.down());
+        // It has found the file locked.
+        looks.read_events().expect("somebody looks");
+        drop(held);
+        down.join().expect("down");
+    });
+    assert!(!path.exists(), "nothing is left of it");
 }

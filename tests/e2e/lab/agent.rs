@@ -49,20 +49,8 @@ impl<'a> Agent<'a> {
 
     /// The same with variables.
     pub(crate) fn with(node: &'a Node, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        fs::create_dir_all("/run/symroute").expect("make /run/symroute");
-        let private = "mount --bind \"$0\" /run/symroute && exec \"$@\"";
-        let child = Command::new("ip")
-            .args(["netns", "exec", node.ns.name(), "sh", "-c", private])
-            .arg(node.dir.join("run"))
-            .args([&program()[..], "agent", "--resync", "1h"])
-            .arg("--cache-dir")
-            .arg(node.dir.join("cache"))
-            .args(arguments)
-            .env_remove("CNI_COMMAND")
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("start the agent");
+        let mut command = node.agents_command(&[], arguments);
+        let child = command.envs(variables.iter().copied()).spawn().expect("start the agent");
         let mut agent = Self { node, child };
         until("the agent answers", || {
             if let Some(status) = agent.child.try_wait().expect("look at the agent") {
@@ -80,18 +68,7 @@ impl<'a> Agent<'a> {
 
     /// Status and text of a page; 0 where nobody answers.
     pub(crate) fn get(&self, path: &str) -> (u16, String) {
-        let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect("127.0.0.1:9617")?;
-            stream.set_read_timeout(Some(PATIENT))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        let Ok(answer) = self.node.ns.run(ask) else { return (0, String::new()) };
-        let status = answer.get(9..12).and_then(|code| code.parse().ok()).unwrap_or(0);
-        let text = answer.split_once("\r\n\r\n").map_or("", |(_, text)| text);
-        (status, text.to_owned())
+        self.node.agents_page(path)
     }
 
     /// A value of the metrics, by its name with its labels.
@@ -110,8 +87,44 @@ impl<'a> Agent<'a> {
     }
 }
 
+impl Node {
+    /// Starts the agent on this node, `under` another program if that is named.
+    pub(crate) fn agents_command(&self, under: &[&str], arguments: &[&str]) -> Command {
+        fs::create_dir_all("/run/symroute").expect("make /run/symroute");
+        let private = "mount --bind \"$0\" /run/symroute && exec \"$@\"";
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", self.ns.name(), "sh", "-c", private])
+            .arg(self.dir.join("run"))
+            .args(under)
+            .args([&program()[..], "agent", "--resync", "1h"])
+            .arg("--cache-dir")
+            .arg(self.dir.join("cache"))
+            .args(arguments)
+            .env_remove("CNI_COMMAND")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// What an agent on this node says: see [`Agent::get`].
+    pub(crate) fn agents_page(&self, path: &str) -> (u16, String) {
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect("127.0.0.1:9617")?;
+            stream.set_read_timeout(Some(PATIENT))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let Ok(answer) = self.ns.run(ask) else { return (0, String::new()) };
+        let status = answer.get(9..12).and_then(|code| code.parse().ok()).unwrap_or(0);
+        let text = answer.split_once("\r\n\r\n").map_or("", |(_, text)| text);
+        (status, text.to_owned())
+    }
+}
+
 /// `SYMROUTE_BIN` names another build of the program, to measure.
-fn program() -> String {
+pub(crate) fn program() -> String {
     std::env::var("SYMROUTE_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_symroute").to_owned())
 }
 

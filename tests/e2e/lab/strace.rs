@@ -86,7 +86,7 @@ impl Node {
     }
 
     /// Waits for the tools that a killed program has left behind.
-    fn await_tools(&self) {
+    pub(crate) fn await_tools(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let left = cmd::run(&["ip", "netns", "pids", self.ns.name()], "");
