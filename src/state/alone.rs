@@ -27,21 +27,21 @@ pub struct Alone {
 
 impl State {
     /// Makes this process the one agent; the process id of the other one, if it can be known,
-    /// where there is one already.
+    /// where there is one already. Waits a moment for one that was just killed: whoever sees to it
+    /// that an agent runs starts the next one at once.
     pub fn be_the_agent(&self) -> Result<Result<Alone, Option<u32>>, Error> {
-        self.be_the_agent_within(Duration::ZERO)
+        self.be_the_agent_within(DYING)
     }
 
     /// Waits for the end of an agent that was just killed. One that goes on is let be.
     pub fn let_a_killed_agent_end(&self) -> Result<(), Error> {
         if self.path(&[FILE]).exists() {
             // The lock is not kept.
-            let _ = self.be_the_agent_within(DYING)?;
+            let _ = self.be_the_agent()?;
         }
         Ok(())
     }
 
-    /// The same, and another one may take so long to end.
     fn be_the_agent_within(&self, patience: Duration) -> Result<Result<Alone, Option<u32>>, Error> {
         let path = self.path(&[FILE]);
         let deadline = Instant::now() + patience;
@@ -78,7 +78,7 @@ impl State {
             return Ok(());
         }
         // The lock is held until the file has gone.
-        match self.be_the_agent()? {
+        match self.be_the_agent_within(Duration::ZERO)? {
             Ok(_alone) => Self::remove(&path),
             Err(_) => Ok(()),
         }
