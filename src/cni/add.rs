@@ -25,8 +25,8 @@ pub(super) struct Pod<'a> {
 impl<'a> Pod<'a> {
     /// Looks at the namespace before anything else, then reads settings, annotations and the result
     /// before ours.
-    pub(super) fn of(request: &'a Request<'_>) -> Result<Self, Failure> {
-        own_namespace(request.netns)?;
+    pub(super) fn of(request: &'a Request<'_>, node: &Node) -> Result<Self, Failure> {
+        own_namespace(request.netns, node)?;
         let config = config::parse(&request.config).map_err(Error::from)?;
         logging::start(&config.log);
         let own = annotations::read(&request.config).map_err(Error::from)?;
@@ -49,11 +49,11 @@ impl<'a> Pod<'a> {
 
 /// Enrolls the pod and gives back `prevResult`. A failed ADD leaves nothing of its own behind.
 pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
-    let pod = Pod::of(request)?;
+    let mut node = Node::open()?;
+    let pod = Pod::of(request, &node)?;
     // Before anything is enrolled: this may fail, too.
     let answer = version::answer(pod.prev_result, &request.version)?;
     let Some(attachment) = pod.attachment else { return Ok(answer) };
-    let mut node = Node::open()?;
     let before = node.state.attachment(&attachment.key).map_err(Error::from)?;
     match (enroll(&mut node, &pod.config.settings, &attachment), before) {
         (Ok(()), None) => {}
@@ -77,12 +77,14 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
 
 /// The host scope leaves the pod's namespace alone; one that is the caller's own is a mistake of
 /// the runtime that must not be acted on.
-fn own_namespace(netns: &str) -> Result<(), Failure> {
+fn own_namespace(netns: &str, node: &Node) -> Result<(), Failure> {
     let fail = |msg: String| Failure::new(Code::NetworkNamespace, msg);
     let identity = |path: &str| fs::metadata(path).map(|m| (m.dev(), m.ino()));
     let open = |error: &dyn std::fmt::Display| format!("open network namespace {netns}: {error}");
     let theirs = identity(netns).map_err(|error| fail(open(&error)))?;
-    let own = identity("/proc/self/ns/net")
+    // The socket tells in a third of the time, where the kernel lets it.
+    let own = (node.kernel.rtnetlink.namespace())
+        .or_else(|_| identity("/proc/self/ns/net"))
         .map_err(|error| fail(format!("open own network namespace: {error}")))?;
     // Namespaces lie on one device.
     if theirs.0 != own.0 {

@@ -9,9 +9,9 @@ use crate::node::Node;
 /// Looks the pod up as ADD enrolled it, and proves that packets find their way. It holds right
 /// after ADD and goes on to hold when later plugins change routes.
 pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
-    let pod = Pod::of(request)?;
-    let Some(wanted) = pod.attachment else { return Ok(()) };
     let mut node = Node::open()?;
+    let pod = Pod::of(request, &node)?;
+    let Some(wanted) = pod.attachment else { return Ok(()) };
     let way_out = "restart the pod, or see \"symroute status\" and run \"symroute up\"";
     let off =
         |what: String| Failure::new(Code::NotAsAdded, format!("symroute: {what}")).with(way_out);

@@ -5,7 +5,10 @@
 //! A socket belongs to the network namespace of the thread that opened it.
 
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -16,7 +19,8 @@ use nix::sys::socket::{
 use super::uapi::{
     IPSET_ERR_BUSY, IPSET_ERR_EXIST, IPSET_ERR_FIND_TYPE, IPSET_ERR_PRIVATE, IPSET_ERR_REFERENCED,
     IPSET_ERR_TYPE_MISMATCH, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK,
-    NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSGERR_ATTR_MSG, SOL_NETLINK,
+    NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSGERR_ATTR_MSG, SIOCGSKNS,
+    SOL_NETLINK,
 };
 use super::wire::{HEADER, Message, Writer, find, messages, string};
 
@@ -104,6 +108,15 @@ impl Socket {
             libc::setsockopt(self.fd.as_raw_fd(), SOL_NETLINK, option, (&raw const on).cast(), len)
         };
         Errno::result(rc).map(drop)
+    }
+
+    /// Device and inode of the network namespace that it belongs to, as those of `/proc/PID/ns/net`.
+    pub fn namespace(&self) -> io::Result<(u64, u64)> {
+        // SAFETY: the descriptor is open for as long as `self` lives; there is no argument.
+        let fd = Errno::result(unsafe { libc::ioctl(self.fd.as_raw_fd(), SIOCGSKNS) })?;
+        // SAFETY: the kernel has just opened it, and nobody else knows it.
+        let namespace = unsafe { File::from_raw_fd(fd) }.metadata()?;
+        Ok((namespace.dev(), namespace.ino()))
     }
 
     fn send(&mut self, request: &mut Writer) -> Result<u32, Error> {

@@ -153,6 +153,8 @@ pub const NFTA_SET_KEY_TYPE: u16 = 4;
 pub const NFTA_SET_KEY_LEN: u16 = 5;
 pub const NFTA_SET_DATA_TYPE: u16 = 6;
 pub const NFTA_SET_DATA_LEN: u16 = 7;
+/// `linux/sockios.h`
+pub const SIOCGSKNS: libc::Ioctl = 0x894c;
 pub const NFTA_SET_DESC: u16 = 9;
 pub const NFTA_SET_DESC_SIZE: u16 = 1;
 pub const NFTA_SET_ID: u16 = 10;
