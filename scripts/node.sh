@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# symroute on a node: install, upgrade, uninstall, status. POSIX sh, to be sourced after units.sh.
+# symroute on a node: install, upgrade, uninstall. POSIX sh, to be sourced after units.sh.
 #
 # The order is the point. A conflist never names a program that is not there, and a program stays
 # as long as the runtime will call it; so a kill at any point leaves a node that starts pods, and the
@@ -19,7 +19,7 @@ places() {
 conflist() {
     verb=$1
     shift
-    "$TOOL" conflist "$verb" "$@" --root "${ROOT:-/}" --conf-dir "$CONF_DIR" --state-dir "$STATE_DIR"
+    "$TOOL" conflist "$verb" "$@" ${JSON:+--json} --root "${ROOT:-/}" --conf-dir "$CONF_DIR" --state-dir "$STATE_DIR"
 }
 
 # conflist_as_wished VERB [OPTION...]: with what was given to this script.
@@ -35,11 +35,11 @@ conflist_as_wished() {
 # How the running node is: 0 well, 3 not in force, 4 something is off.
 node_status() {
     [ -z "$ROOT" ] || return 3
-    "$TOOL" status
+    "$TOOL" status ${JSON:+--json}
 }
 
 attachments() {
-    "$TOOL" attachments --root "${ROOT:-/}" --cache-dir "$CACHE_DIR"
+    "$TOOL" attachments --root "${ROOT:-/}" --cache-dir "$CACHE_DIR" ${JSON:+--json}
 }
 
 # Sets SOURCE, the program to put in place, and TOOL.
@@ -240,57 +240,4 @@ node_down() {
     [ "$code" -eq 3 ] || die "node state is in force still" "$said" \
         "An agent that runs elsewhere? Stop it and run this again."
     delete /run/symroute
-}
-
-# One row: NAME, and the lines of TEXT.
-row() {
-    printf '%s\n' "$2" | sed "1s/^/$(printf '%-10s' "$1")/;2,\$s/^/          /"
-}
-
-hash_of() {
-    sha256sum "$1" | cut -c 1-16
-}
-
-# Exit code 0 where all is well, 3 where symroute is not installed, 4 where something is off.
-status_node() {
-    places
-    find_tool
-    result=0
-    if [ -e "$BIN" ]; then
-        text="$BIN: $("$BIN" --version 2>/dev/null || echo "does not run"), sha256 $(hash_of "$BIN")..."
-        for other in "$BINARY" "$TARGET/release/symroute"; do
-            [ -e "$other" ] || continue
-            if cmp -s "$other" "$BIN"; then text="$text, as $other"; else text="$text, not as $other"; fi
-            break
-        done
-        "$BIN" --version >/dev/null 2>&1 || result=4
-    else
-        text="$BIN: not there" result=3
-    fi
-    row binary "$text"
-    if [ -z "$TOOL" ]; then
-        row conflist "unknown: no symroute program to ask; give one by --binary FILE"
-        return "$result"
-    fi
-    code=0
-    text=$(conflist check 2>&1) || code=$?
-    row conflist "$text"
-    # Named, but not there: no pod starts.
-    case $code in
-        0) [ "$result" -eq 0 ] || result=4 ;;
-        3) [ "$result" -ne 0 ] || result=4 ;;
-        *) [ "$result" -eq 3 ] || result=4 ;;
-    esac
-    text=$(show_units)
-    row units "${text:-none}"
-    case $text in *failed* | *inactive*) [ "$result" -eq 3 ] || result=4 ;; esac
-    if [ -z "$ROOT" ]; then
-        code=0
-        text=$(node_status 2>&1) || code=$?
-        row node "$text"
-        [ "$code" -eq 0 ] || [ "$code" -eq 3 ] || result=4
-    fi
-    text=$(attachments 2>&1) || true
-    row pods "${text:-none}"
-    return "$result"
 }

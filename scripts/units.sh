@@ -85,12 +85,20 @@ remove_units() {
     [ -z "$gone" ] || [ -n "$ROOT" ] || act "have systemd forget them" systemd daemon-reload
 }
 
+unit_enabled() {
+    systemd is-enabled "$1" 2>/dev/null || true
+}
+
+# Empty on a node that does not run here.
+unit_active() {
+    [ -n "$ROOT" ] || systemd is-active "$1" 2>/dev/null || true
+}
+
 # One line for each unit that is there, for people.
 show_units() {
     for name in $ALL_UNITS; do
         [ -e "$UNITS/$name" ] || continue
-        enabled=$(systemd is-enabled "$name" 2>/dev/null) || true
-        active=$([ -n "$ROOT" ] || systemd is-active "$name" 2>/dev/null) || true
+        enabled=$(unit_enabled "$name") active=$(unit_active "$name")
         printf '%s: %s%s\n' "$name" "${enabled:-unknown}" "${active:+, $active}"
     done
 }
