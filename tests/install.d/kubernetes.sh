@@ -1,50 +1,68 @@
 # shellcheck shell=bash
-# tests/install kubernetes: the image, the DaemonSet and its agent. To be sourced.
+# tests/install kubernetes: what kustomize makes of conf/kubernetes, the image, the agent in it, and
+# the uninstall out of it. To be sourced.
 
 podman_() {
     podman --root "$WORK/podman" --runroot /run/podman --storage-driver vfs --runtime runc \
         --cgroup-manager cgroupfs --network-config-dir "$WORK/networks" "$@"
 }
 
-# What the DaemonSet promises about rights, and that its parts fit each other.
-daemonset_holds() {
-    python3 - conf/kubernetes <<'TEXT'
-import json, os, sys, yaml
-folder = sys.argv[1]
-read = lambda name: yaml.safe_load(open(os.path.join(folder, name)))
-kustomization, daemonset = read("kustomization.yaml"), read("daemonset.yaml")
-monitoring, monitor = read("podmonitor/kustomization.yaml"), read("podmonitor/podmonitor.yaml")
-pod = daemonset["spec"]["template"]["spec"]
-[container] = pod["containers"]
-security = container["securityContext"]
-assert pod["hostNetwork"] and pod["tolerations"] == [{"operator": "Exists"}]
-assert pod["priorityClassName"] == "system-node-critical"
-assert pod["automountServiceAccountToken"] is False and "serviceAccountName" not in pod
-assert security["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
-assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
-assert not security["privileged"] and "hostPID" not in pod
-assert container["resources"]["limits"]["memory"] == "64Mi"
-for probe, path in ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz"):
-    get = container[probe]["httpGet"]
-    assert (get["path"], get["port"], get["host"]) == (path, 9617, "127.0.0.1"), probe
-volumes = {volume["name"]: volume for volume in pod["volumes"]}
-assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
-for volume in volumes.values():
-    kind = volume.get("hostPath", {}).get("type", "Directory")
-    assert kind.startswith("Directory"), volume
-labels = daemonset["spec"]["selector"]["matchLabels"]
-assert labels == daemonset["spec"]["template"]["metadata"]["labels"]
-assert labels == monitor["spec"]["selector"]["matchLabels"]
-[generated] = kustomization["configMapGenerator"]
-assert generated["name"] == volumes["settings"]["configMap"]["name"]
-for name in kustomization["resources"] + generated["files"]:
-    assert os.path.exists(os.path.join(folder, name)), name
-assert json.load(open(os.path.join(folder, "symroute.json")))["type"] == "symroute"
-[image] = kustomization["images"]
-assert image["name"] == container["image"]
-[patch] = monitoring["patches"]
+manifests() {
+    python3 tests/install.d/manifests.py "$@"
+}
+
+# The tree as it is, but with settings for this node: its NICs are veths, which "auto" never takes.
+rendered() {
+    cp -r conf/kubernetes "$WORK/manifests"
+    echo '{"type": "symroute", "uplinks": ["eth0", "eth1"]}' >"$WORK/manifests/symroute.json"
+    kubectl kustomize conf/kubernetes >"$WORK/agent.yaml" &&
+        manifests agent "$WORK/agent.yaml" conf/kubernetes/symroute.json &&
+        kubectl kustomize "$WORK/manifests" >"$WORK/agent-here.yaml" &&
+        manifests agent "$WORK/agent-here.yaml" "$WORK/manifests/symroute.json" &&
+        ! diff <(grep -h 'name: symroute-' "$WORK/agent.yaml") <(grep -h 'name: symroute-' "$WORK/agent-here.yaml") >/dev/null
+}
+
+uninstall_rendered() {
+    kubectl kustomize conf/kubernetes/uninstall >"$WORK/uninstall.yaml" &&
+        manifests uninstall "$WORK/uninstall.yaml"
+}
+
+# Debian 12's kubectl is too old for components, so the component is put together by hand there.
+component() {
+    mkdir -p "$WORK/overlay"
+    cp -r conf/kubernetes "$WORK/overlay/base"
+    cat >"$WORK/overlay/kustomization.yaml" <<'TEXT'
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+namespace: kube-system
+resources: [base]
+components: [base/podmonitor]
+TEXT
+    if [[ $(kubectl version --client 2>/dev/null) == *'"1"'*'"20"'* ]]; then
+        by_hand "$WORK/agent.yaml" >"$WORK/monitored.yaml"
+    else
+        kubectl kustomize "$WORK/overlay" >"$WORK/monitored.yaml"
+    fi && manifests monitored "$WORK/monitored.yaml" conf/kubernetes/symroute.json
+}
+
+by_hand() {
+    python3 - "$1" conf/kubernetes/podmonitor <<'TEXT'
+import sys, yaml
+read = lambda name: yaml.safe_load(open(f"{sys.argv[2]}/{name}"))
+component = read("kustomization.yaml")
+objects = [item for item in yaml.safe_load_all(open(sys.argv[1]))]
+objects += [read(name) for name in component["resources"]]
+[patch] = component["patches"]
+[target] = [o for o in objects if (o["kind"], o["metadata"]["name"]) == (patch["target"]["kind"], patch["target"]["name"])]
 [operation] = yaml.safe_load(patch["patch"])
-assert container["args"][int(operation["path"].rsplit("/", 1)[1])].startswith("--listen=")
+assert operation["op"] == "replace"
+*way, last = [int(w) if w.isdigit() else w for w in operation["path"].split("/")[1:]]
+for word in way:
+    target = target[word]
+target[last] = operation["value"]
+for item in objects:
+    item["metadata"]["namespace"] = "kube-system"
+yaml.safe_dump_all(objects, sys.stdout)
 TEXT
 }
 
@@ -54,20 +72,23 @@ image_builds() {
     podman_ build --network=none -t symroute -f conf/kubernetes/Containerfile "$WORK/context"
 }
 
-# The container as the DaemonSet describes it, as far as podman has the words.
+# container MANIFEST NAME [PODMAN'S WORD...]: the container as the manifest describes it.
+container() {
+    local manifest=$1 name=$2 found container_words
+    shift 2
+    found=$(manifests words "$manifest" "$name" "$WORK/volume") || return 1
+    mapfile -t container_words <<<"$found"
+    podman_ run --pull never --name "$name" --log-driver none --ulimit nofile=1024:1024 \
+        --ulimit nproc=1024:1024 "$@" "${container_words[@]}"
+}
+
 agent_runs() {
-    mkdir -p /var/lib/cni/results /var/lib/symroute /run/symroute
-    cp "$WORK/entry" "$WORK/context/symroute.json"
-    podman_ run --detach --pull never --name agent --network host --log-driver none --read-only \
-        --read-only-tmpfs=false --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
-        --cap-drop all --cap-add net_admin --security-opt no-new-privileges --env SYMROUTE_PROC=/host/proc \
-        -v "$WORK/context:/settings:ro" -v /opt/cni/bin:/opt/cni/bin -v /etc/cni/net.d:/etc/cni/net.d \
-        -v /var/lib/cni:/var/lib/cni:ro -v /var/lib/symroute:/var/lib/symroute -v /run/symroute:/run/symroute \
-        -v /var/log:/var/log -v /proc/sys/net:/host/proc/sys/net -v /run/netns:/run/netns:ro,rslave \
-        -v /run/netns:/var/run/netns:ro,rslave localhost/symroute agent --listen=127.0.0.1:9617 \
-        --conf-dir=/etc/cni/net.d --cache-dir=/var/lib/cni/results --entry=/settings/symroute.json \
-        --install=/symroute --bin-dir=/opt/cni/bin
+    container "$WORK/agent-here.yaml" agent --detach || return 1
     until_ answers_well || { page /readyz; return 1; }
+}
+
+agent_ends() {
+    podman_ rm --force --time 5 agent >/dev/null 2>&1
 }
 
 page() {
@@ -78,19 +99,76 @@ answers_well() {
     page /healthz | grep -q '^HTTP/1.. 200' && page /readyz | grep -q '^HTTP/1.. 200'
 }
 
+# uninstalls CODE WORDS: the container ends with that code, and says so.
+uninstalls() {
+    local status=0
+    container "$WORK/uninstall.yaml" uninstall --rm >"$WORK/said" 2>&1 || status=$?
+    [[ $status -eq $1 ]] || { echo "exit code $status"; return 1; }
+    grep -q -- "$2" "$WORK/said"
+}
+
+# The entry is out, and all that the pod has from us is there.
+pod_is_served() {
+    [[ ! -e $NETD/05-symroute.conflist ]] && ! entry_is_there &&
+        cmp "$SYMROUTE_BIN" /opt/cni/bin/symroute && "$SYMROUTE_BIN" status && ask "$(address_of "$1")" 2
+}
+
+enrolled_files() {
+    [[ $(find /run/symroute/pods -type f | wc -l) -eq $1 ]]
+}
+
+refuses_as_it_was() {
+    local before
+    before=$(whole_node)
+    uninstalls "$@" && diff <(echo "$before") <(whole_node)
+}
+
+done_container() {
+    container "$WORK/uninstall.yaml" "done" --detach &&
+        [[ $(podman_ inspect --format '{{.State.Running}}' "done") == true ]] &&
+        podman_ stop --time 5 "done" && [[ $(podman_ inspect --format '{{.State.ExitCode}}' "done") == 0 ]]
+}
+
+with_force() {
+    sed -i 's/^\( *\)- --run-dir=.*/&\n\1- --force/' "$WORK/uninstall.yaml" && uninstalls 0 "will hang at their end"
+}
+
 kubernetes() {
-    works "the DaemonSet's rights and parts" daemonset_holds
+    works "kustomize renders the agent as promised" rendered
+    works "and with the PodMonitor" component
+    works "and the uninstall" uninstall_rendered
     conflist bridge bare
-    echo '{"type": "symroute", "uplinks": ["eth0", "eth1"]}' >"$WORK/entry"
+    works "a pod starts before" libcni_start early
     whole_node >"$WORK/before"
     works "the image builds offline" image_builds
-    works "its agent is ready, with the DaemonSet's rights" agent_runs
+    works "its agent is ready, run as the manifest says" agent_runs
     works "it has installed the program" cmp "$SYMROUTE_BIN" /opt/cni/bin/symroute
     works "and the entry" entry_is_there
     works "and node state is in force" "$SYMROUTE_BIN" status
     works "a pod starts" node_holds
-    podman_ rm --force --time 5 agent >/dev/null 2>&1 || true
-    works "uninstall" run uninstall
-    conflist bridge bare
+    works "the pod of before is adopted" until_ enrolled_has early
+    works "another pod starts" libcni_start later
+    works "uninstall is refused while the agent runs" refuses_as_it_was 1 "an agent runs on this node"
+    agent_ends
+    works "uninstall is refused while a pod needs the program" uninstalls 4 "lab-later-eth0: a pod whose DEL"
+    works "that pod is served, but the entry is out" pod_is_served later
+    works "and refused again, with nothing changed" refuses_as_it_was 4 "lab-later-eth0: a pod whose DEL"
+    # By containerd's way: it calls whom the conflist names by now, so nobody tells us.
+    works "the pod ends" libcni_stop later
+    works "its DEL did not call us" enrolled_files 2
+    works "uninstall" uninstalls 0 "Uninstalled"
     works "the node is as before" same_node "$WORK/before"
+    works "uninstall again" uninstalls 0 "Uninstalled"
+    works "nothing has come by that" same_node "$WORK/before"
+    works "the container that follows stays, and ends when told" done_container
+    works "the agent installs once more" agent_runs
+    works "a pod starts once more" libcni_start stays
+    agent_ends
+    works "uninstall by force with that pod" with_force
+    works "nothing of ours is left" nothing_is_left
+    # Its DEL calls us all the same.
+    cp "$SYMROUTE_BIN" /opt/cni/bin/symroute
+    works "that pod ends" libcni_stop stays
+    rm -rf /opt/cni/bin/symroute /run/symroute
+    works "the pod of before ends" libcni_stop early
 }
