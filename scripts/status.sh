@@ -117,22 +117,19 @@ status_rows() {
     row pods "${PODS:-none}"
 }
 
-# json_string TEXT: it as a string of JSON, character by character.
+# For sed: control characters but the newline become \u00XX. JSON wants that.
+control_characters() {
+    i=1
+    while [ "$i" -lt 32 ]; do
+        [ "$i" -eq 10 ] || printf 's/%b/\\\\u%04x/g\n' "\\0$(printf %o "$i")" "$i"
+        i=$((i + 1))
+    done
+}
+
+# json_string TEXT: it as a string of JSON.
 json_string() {
-    printf '%s\n' "$1" | LC_ALL=C awk '
-        BEGIN {
-            for (i = 1; i < 32; i++) escape[sprintf("%c", i)] = sprintf("\\u%04x", i)
-            escape["\""] = "\\\""; escape["\\"] = "\\\\"; escape[sprintf("%c", 127)] = "\\u007f"
-            printf "\""
-        }
-        NR > 1 { printf "\\n" }
-        {
-            for (i = 1; i <= length($0); i++) {
-                c = substr($0, i, 1)
-                printf "%s", (c in escape) ? escape[c] : c
-            }
-        }
-        END { printf "\"" }'
+    printf '%s\n' "$1" | LC_ALL=C sed -e ':a' -e '$!N' -e '$!ba' -e 's/[\\"]/\\&/g' \
+        -e "$(control_characters)" -e 's/\n/\\n/g' -e 's/^/"/' -e 's/$/"/'
 }
 
 # The same, or null where there is nothing.
@@ -145,8 +142,7 @@ json_words() {
     separator=''
     printf '['
     for word in "$@"; do
-        printf '%s' "$separator"
-        json_string "$word"
+        printf '%s%s' "$separator" "$(json_string "$word")"
         separator=', '
     done
     printf ']'

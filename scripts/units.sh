@@ -1,7 +1,8 @@
 # shellcheck shell=sh
 # symroute's systemd units on a node. POSIX sh, to be sourced after files.sh.
 
-ALL_UNITS="symroute-up.service symroute-agent.service symroute-conflist.service symroute-conflist.path"
+# In the order in which they are stopped: a path that is watched would start its service again.
+ALL_UNITS="symroute-up.service symroute-agent.service symroute-conflist.path symroute-conflist.service"
 
 # The units that are wanted.
 units() {
