@@ -1,8 +1,9 @@
 # shellcheck shell=sh
 # symroute's systemd units on a node. POSIX sh, to be sourced after files.sh.
 
-# In the order in which they are stopped: a path that is watched would start its service again.
-ALL_UNITS="symroute-up.service symroute-agent.service symroute-conflist.path symroute-conflist.service"
+# In the order in which they are stopped: the path would start its service again, and the service
+# restarts what holds node state.
+ALL_UNITS="symroute-conflist.path symroute-conflist.service symroute-agent.service symroute-up.service"
 
 # The units that are wanted.
 units() {
@@ -81,6 +82,8 @@ remove_units() {
     for name in $ALL_UNITS; do
         [ -e "$UNITS/$name" ] || continue
         gone=yes
+        # One that failed once, or was ended while it ran, would be remembered.
+        [ -n "$DRY_RUN$ROOT" ] || systemd reset-failed "$name" 2>/dev/null || true
         delete "$UNITS/$name"
     done
     [ -z "$gone" ] || [ -n "$ROOT" ] || act "have systemd forget them" systemd daemon-reload
