@@ -204,10 +204,15 @@ check_removal() {
     [ "$code" -eq 0 ] || [ "$code" -eq 3 ] || die "$said" "Nothing was changed."
 }
 
-# Pods that were started with us need the program at their end: the runtime calls it for them.
+# Pods that were started with us need the program at their end: the runtime calls it for them. Not so
+# one that is merely enrolled: containerd calls whom the conflist names by then, so after "conflist
+# remove" pods end without our seeing it; and nobody calls us for those that the agent has adopted.
 refuse_while_needed() {
-    pods=$(attachments) && return
-    [ -n "$pods" ] || die "could not tell which pods need symroute" "See above." "$1"
+    code=0
+    pods=$(attachments) || code=$?
+    [ "$code" -eq 0 ] || [ "$code" -eq 4 ] || die "could not tell which pods need symroute" "See above." "$1"
+    pods=$(printf '%s\n' "$pods" | grep -v '^enrolled: ') || true # none
+    [ -n "$pods" ] || return 0
     if [ -n "$FORCE" ]; then
         printf 'note: %s\n' "forced: these pods will not end cleanly while symroute is missing" "$pods"
         return
@@ -230,9 +235,10 @@ remove_entry() {
     refuse_while_needed "A pod has started meanwhile. The conflist names us no longer; the program stays until then."
 }
 
+# By force: it has been seen to that no pod needs us, or a person has said not to mind.
 node_down() {
     [ -z "$ROOT" ] || return 0
-    act "take the node state away" quietly "$TOOL" down ${FORCE:+--force} ||
+    act "take the node state away" quietly "$TOOL" down --force ||
         die "the node state could not be taken away" "See above; then run this again."
     [ -z "$DRY_RUN" ] || return 0
     code=0

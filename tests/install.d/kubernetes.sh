@@ -113,10 +113,6 @@ pod_is_served() {
         cmp "$SYMROUTE_BIN" /opt/cni/bin/symroute && "$SYMROUTE_BIN" status && ask "$(address_of "$1")" 2
 }
 
-enrolled_files() {
-    [[ $(find /run/symroute/pods -type f | wc -l) -eq $1 ]]
-}
-
 refuses_as_it_was() {
     local before
     before=$(whole_node)
