@@ -8,6 +8,7 @@ cd "$(dirname "$0")"
 . scripts/files.sh
 . scripts/units.sh
 . scripts/node.sh
+. scripts/status.sh
 
 usage() {
     cat <<'TEXT'
@@ -15,7 +16,7 @@ symroute: replies leave this node by the NIC the request came in by
 
 Usage: ./install.sh build
        sudo ./install.sh install | upgrade | uninstall [OPTION]... [--dry-run]
-       sudo ./install.sh status [OPTION]...
+       sudo ./install.sh status [--json] [OPTION]...
        sudo ./install.sh --demo
        ./install.sh --help
 
@@ -49,6 +50,7 @@ Options:
   --no-agent        units that act at boot and when a conflist changes, but no agent
   --no-up           install: no node state before the first pod, or the next boot
   --force           uninstall: also while pods need the program
+  --json            status: print one JSON object for programs, see docs/operations.md
 Give the same directories to each command.
 
 Environment:
@@ -61,6 +63,7 @@ Examples:
   ./install.sh build && sudo ./install.sh install --binary target/release/symroute
   sudo ./install.sh install --dry-run
   sudo ./install.sh upgrade --binary ./symroute-0.2.0
+  sudo ./install.sh status --json | jq '.state, .off'
   sudo ./install.sh --demo
 TEXT
 }
@@ -143,7 +146,7 @@ option() {
 
 COMMAND='' OPTIONS='' BINARY='' BIN_DIR='' CONF_DIR='' ROOT='' MODE='' CONFIG='' FILE=''
 CACHE_DIR=/var/lib/cni/results STATE_DIR=/var/lib/symroute UNIT_DIR=/etc/systemd/system
-DRY_RUN='' BEFORE_PRIMARY='' NO_SYSTEMD='' NO_AGENT='' NO_UP='' FORCE='' ROLLBACK=''
+DRY_RUN='' BEFORE_PRIMARY='' NO_SYSTEMD='' NO_AGENT='' NO_UP='' FORCE='' ROLLBACK='' JSON=''
 
 [ $# -ge 1 ] || wrong_usage "nothing to do"
 while [ $# -gt 0 ]; do
@@ -163,6 +166,7 @@ while [ $# -gt 0 ]; do
         --no-up) NO_UP=yes ;;
         --force) FORCE=yes ;;
         --rollback) ROLLBACK=yes ;;
+        --json) JSON=yes ;;
         -h | --help | help) usage && exit ;;
         build | install | upgrade | uninstall | status | --demo)
             [ -z "$COMMAND" ] || wrong_usage "one command at a time, not \"$COMMAND $word\""
@@ -183,6 +187,7 @@ case $COMMAND in
 esac
 [ -z "$ROLLBACK" ] || [ "$COMMAND" = upgrade ] || wrong_usage "--rollback goes with \"upgrade\""
 [ -z "$FORCE" ] || [ "$COMMAND" = uninstall ] || wrong_usage "--force goes with \"uninstall\""
+[ -z "$JSON" ] || [ "$COMMAND" = status ] || wrong_usage "--json goes with \"status\""
 BINARY=$(absolute "$BINARY") CONFIG=$(absolute "$CONFIG")
 
 case $COMMAND in

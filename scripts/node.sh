@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# symroute on a node: install, upgrade, uninstall, status. POSIX sh, to be sourced after units.sh.
+# symroute on a node: install, upgrade, uninstall. POSIX sh, to be sourced after units.sh.
 #
 # The order is the point. A conflist never names a program that is not there, and a program stays
 # as long as the runtime will call it; so a kill at any point leaves a node that starts pods, and the
@@ -19,7 +19,7 @@ places() {
 conflist() {
     verb=$1
     shift
-    "$TOOL" conflist "$verb" "$@" --root "${ROOT:-/}" --conf-dir "$CONF_DIR" --state-dir "$STATE_DIR"
+    "$TOOL" conflist "$verb" "$@" ${JSON:+--json} --root "${ROOT:-/}" --conf-dir "$CONF_DIR" --state-dir "$STATE_DIR"
 }
 
 # conflist_as_wished VERB [OPTION...]: with what was given to this script.
@@ -35,11 +35,11 @@ conflist_as_wished() {
 # How the running node is: 0 well, 3 not in force, 4 something is off.
 node_status() {
     [ -z "$ROOT" ] || return 3
-    "$TOOL" status
+    "$TOOL" status ${JSON:+--json}
 }
 
 attachments() {
-    "$TOOL" attachments --root "${ROOT:-/}" --cache-dir "$CACHE_DIR"
+    "$TOOL" attachments --root "${ROOT:-/}" --cache-dir "$CACHE_DIR" ${JSON:+--json}
 }
 
 # Sets SOURCE, the program to put in place, and TOOL.
@@ -204,10 +204,15 @@ check_removal() {
     [ "$code" -eq 0 ] || [ "$code" -eq 3 ] || die "$said" "Nothing was changed."
 }
 
-# Pods that were started with us need the program at their end: the runtime calls it for them.
+# Pods that were started with us need the program at their end: the runtime calls it for them. Not so
+# one that is merely enrolled: containerd calls whom the conflist names by then, so after "conflist
+# remove" pods end without our seeing it; and nobody calls us for those that the agent has adopted.
 refuse_while_needed() {
-    pods=$(attachments) && return
-    [ -n "$pods" ] || die "could not tell which pods need symroute" "See above." "$1"
+    code=0
+    pods=$(attachments) || code=$?
+    [ "$code" -eq 0 ] || [ "$code" -eq 4 ] || die "could not tell which pods need symroute" "See above." "$1"
+    pods=$(printf '%s\n' "$pods" | grep -v '^enrolled: ') || true # none
+    [ -n "$pods" ] || return 0
     if [ -n "$FORCE" ]; then
         printf 'note: %s\n' "forced: these pods will not end cleanly while symroute is missing" "$pods"
         return
@@ -230,9 +235,10 @@ remove_entry() {
     refuse_while_needed "A pod has started meanwhile. The conflist names us no longer; the program stays until then."
 }
 
+# By force: it has been seen to that no pod needs us, or a person has said not to mind.
 node_down() {
     [ -z "$ROOT" ] || return 0
-    act "take the node state away" quietly "$TOOL" down ${FORCE:+--force} ||
+    act "take the node state away" quietly "$TOOL" down --force ||
         die "the node state could not be taken away" "See above; then run this again."
     [ -z "$DRY_RUN" ] || return 0
     code=0
@@ -240,57 +246,4 @@ node_down() {
     [ "$code" -eq 3 ] || die "node state is in force still" "$said" \
         "An agent that runs elsewhere? Stop it and run this again."
     delete /run/symroute
-}
-
-# One row: NAME, and the lines of TEXT.
-row() {
-    printf '%s\n' "$2" | sed "1s/^/$(printf '%-10s' "$1")/;2,\$s/^/          /"
-}
-
-hash_of() {
-    sha256sum "$1" | cut -c 1-16
-}
-
-# Exit code 0 where all is well, 3 where symroute is not installed, 4 where something is off.
-status_node() {
-    places
-    find_tool
-    result=0
-    if [ -e "$BIN" ]; then
-        text="$BIN: $("$BIN" --version 2>/dev/null || echo "does not run"), sha256 $(hash_of "$BIN")..."
-        for other in "$BINARY" "$TARGET/release/symroute"; do
-            [ -e "$other" ] || continue
-            if cmp -s "$other" "$BIN"; then text="$text, as $other"; else text="$text, not as $other"; fi
-            break
-        done
-        "$BIN" --version >/dev/null 2>&1 || result=4
-    else
-        text="$BIN: not there" result=3
-    fi
-    row binary "$text"
-    if [ -z "$TOOL" ]; then
-        row conflist "unknown: no symroute program to ask; give one by --binary FILE"
-        return "$result"
-    fi
-    code=0
-    text=$(conflist check 2>&1) || code=$?
-    row conflist "$text"
-    # Named, but not there: no pod starts.
-    case $code in
-        0) [ "$result" -eq 0 ] || result=4 ;;
-        3) [ "$result" -ne 0 ] || result=4 ;;
-        *) [ "$result" -eq 3 ] || result=4 ;;
-    esac
-    text=$(show_units)
-    row units "${text:-none}"
-    case $text in *failed* | *inactive*) [ "$result" -eq 3 ] || result=4 ;; esac
-    if [ -z "$ROOT" ]; then
-        code=0
-        text=$(node_status 2>&1) || code=$?
-        row node "$text"
-        [ "$code" -eq 0 ] || [ "$code" -eq 3 ] || result=4
-    fi
-    text=$(attachments 2>&1) || true
-    row pods "${text:-none}"
-    return "$result"
 }

@@ -1,7 +1,9 @@
 # shellcheck shell=sh
 # symroute's systemd units on a node. POSIX sh, to be sourced after files.sh.
 
-ALL_UNITS="symroute-up.service symroute-agent.service symroute-conflist.service symroute-conflist.path"
+# In the order in which they are stopped: the path would start its service again, and the service
+# restarts what holds node state.
+ALL_UNITS="symroute-conflist.path symroute-conflist.service symroute-agent.service symroute-up.service"
 
 # The units that are wanted.
 units() {
@@ -80,17 +82,27 @@ remove_units() {
     for name in $ALL_UNITS; do
         [ -e "$UNITS/$name" ] || continue
         gone=yes
+        # One that failed once, or was ended while it ran, would be remembered.
+        [ -n "$DRY_RUN$ROOT" ] || systemd reset-failed "$name" 2>/dev/null || true
         delete "$UNITS/$name"
     done
     [ -z "$gone" ] || [ -n "$ROOT" ] || act "have systemd forget them" systemd daemon-reload
+}
+
+unit_enabled() {
+    systemd is-enabled "$1" 2>/dev/null || true
+}
+
+# Empty on a node that does not run here.
+unit_active() {
+    [ -n "$ROOT" ] || systemd is-active "$1" 2>/dev/null || true
 }
 
 # One line for each unit that is there, for people.
 show_units() {
     for name in $ALL_UNITS; do
         [ -e "$UNITS/$name" ] || continue
-        enabled=$(systemd is-enabled "$name" 2>/dev/null) || true
-        active=$([ -n "$ROOT" ] || systemd is-active "$name" 2>/dev/null) || true
+        enabled=$(unit_enabled "$name") active=$(unit_active "$name")
         printf '%s: %s%s\n' "$name" "${enabled:-unknown}" "${active:+, $active}"
     done
 }

@@ -92,6 +92,8 @@ pub const KUBE_MASQUERADE: (u32, u32) = (0x4000, 0x4000);
 pub const PLUGIN_TYPE: &str = "symroute";
 /// Where runtimes look for conflists by default.
 pub const CONF_DIR: &str = "/etc/cni/net.d";
+/// Where the runtime's plugins are on most systems.
+pub const BIN_DIR: &str = "/opt/cni/bin";
 /// Environment variable that names another place of `/proc`, for a container with the node's.
 pub const PROC_VARIABLE: &str = "SYMROUTE_PROC";
 /// Where libcni keeps the results of ADD.

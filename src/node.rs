@@ -2,6 +2,7 @@
 //! of ADD, by DEL of the last pod, by `up`, `down` and `status`.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::apply::{Applied, Kernel, PATIENCE};
@@ -52,7 +53,12 @@ pub struct View {
 impl Node {
     /// The node of this thread's network namespace.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self { state: State::new(names::STATE_DIR), kernel: Kernel::open()?, removed: false })
+        Self::at(Path::new(names::STATE_DIR))
+    }
+
+    /// The same, with its state where a container has the node's.
+    pub fn at(state: &Path) -> Result<Self, Error> {
+        Ok(Self { state: State::new(state), kernel: Kernel::open()?, removed: false })
     }
 
     /// Waits for the lock. What is left of the patience is for the lock of iptables.

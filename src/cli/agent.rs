@@ -15,8 +15,6 @@ use crate::agent::{self, Options};
 use crate::conflist::{Directory, Places, Wanted};
 use crate::names;
 
-/// Where the runtime's plugins are on most systems.
-const BIN_DIR: &str = "/opt/cni/bin";
 /// Default of `--listen`.
 const LISTEN: &str = "127.0.0.1:9617";
 /// Default of `--resync`.
@@ -77,7 +75,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Option<Words>, Failure> {
         entry: None,
         state_dir: names::LASTING_DIR.into(),
         install: None,
-        bin_dir: BIN_DIR.into(),
+        bin_dir: names::BIN_DIR.into(),
         listen: LISTEN.parse().ok(),
         resync: RESYNC,
     };

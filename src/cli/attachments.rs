@@ -5,10 +5,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::{EXIT_OFF, Failure};
 use crate::cni::cached::{self, Cached};
 use crate::names;
-use crate::state::State;
+use crate::state::{Attachment, State};
+
+/// Raised when keys of the JSON report change their meaning or go away.
+const VERSION: u32 = 1;
 
 /// Where to look.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,39 +21,96 @@ pub(super) struct Words {
     cache: PathBuf,
     /// The state of this boot; none where the file system is not that of a running node.
     state: Option<PathBuf>,
+    json: bool,
 }
 
 impl Words {
-    pub(super) fn new(cache: Option<&Path>, root: Option<&Path>) -> Self {
+    pub(super) fn new(cache: Option<&Path>, root: Option<&Path>, json: bool) -> Self {
         let root = root.unwrap_or(Path::new("/"));
         let cache = cache.unwrap_or(Path::new(names::CACHE_DIR));
         let state = (root == Path::new("/")).then(|| names::STATE_DIR.into());
-        Self { cache: root.join(cache.strip_prefix("/").unwrap_or(cache)), state }
+        Self { cache: root.join(cache.strip_prefix("/").unwrap_or(cache)), state, json }
     }
 }
 
-/// One line for each: what names us, and how to get rid of it.
-pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
-    let mut text = String::new();
-    for path in cached(&words.cache)? {
-        let _ = writeln!(text, "{}: a pod whose DEL will call symroute", path.display());
+/// Pods that are known to symroute.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// Files of the runtime's cache: pods whose DEL will call us.
+    cached: Vec<PathBuf>,
+    enrolled: Vec<Attachment>,
+}
+
+impl Found {
+    /// Reads the runtime's cache and, if there is one, the state of this boot.
+    pub(super) fn of(cache: &Path, state: Option<&State>) -> Result<Self, Failure> {
+        let enrolled = match state {
+            Some(state) => state.attachments()?.0,
+            None => Vec::new(),
+        };
+        let mut cached = cached_in(cache)?;
+        // Multus keeps the results of what it calls for the runtime.
+        if let Some(above) = cache.parent() {
+            cached.extend(cached_in(&above.join("multus/results"))?);
+        }
+        Ok(Self { cached, enrolled })
     }
-    if let Some(state) = &words.state {
-        for pod in State::new(state).attachments()?.0 {
-            let key = pod.key;
+
+    /// Of those only the ones whose DEL will call us. containerd calls the plugins that its conflist
+    /// names by then, so a pod may have ended, and be enrolled still.
+    pub(super) fn that_call_us(mut self) -> Self {
+        self.enrolled.clear();
+        self
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.cached.is_empty() && self.enrolled.is_empty()
+    }
+
+    /// One line for each: what names us, and how to get rid of it.
+    pub(super) fn to_text(&self) -> String {
+        let mut text = String::new();
+        for path in &self.cached {
+            let _ = writeln!(text, "{}: a pod whose DEL will call symroute", path.display());
+        }
+        for Attachment { key, .. } in &self.enrolled {
             let _ = writeln!(
                 text,
                 "enrolled: {} of container {}, network {}",
                 key.ifname, key.container, key.network
             );
         }
+        text
     }
-    let code = if text.is_empty() { 0 } else { EXIT_OFF };
+
+    fn to_json(&self) -> String {
+        let cached = self.cached.iter().map(|path| path.to_string_lossy());
+        let enrolled = self.enrolled.iter().map(|pod| {
+            json!({
+                "network": pod.key.network,
+                "container": pod.key.container,
+                "ifname": pod.key.ifname,
+                "adopted": pod.adopted,
+            })
+        });
+        let report = json!({
+            "version": VERSION,
+            "cached": cached.collect::<Vec<_>>(),
+            "enrolled": enrolled.collect::<Vec<_>>(),
+        });
+        format!("{report:#}\n")
+    }
+}
+
+pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
+    let found = Found::of(&words.cache, words.state.as_ref().map(State::new).as_ref())?;
+    let text = if words.json { found.to_json() } else { found.to_text() };
+    let code = if found.is_empty() { 0 } else { EXIT_OFF };
     Ok((text, code))
 }
 
 /// The entries of the runtime's cache with us among the plugins.
-fn cached(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+fn cached_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let fail = |error: io::Error| Failure::Failed(format!("read {}: {error}", folder.display()));
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -64,4 +126,33 @@ fn cached(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     }
     ours.sort();
     Ok(ours)
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+
+    #[test]
+    fn caches_of_the_runtime_and_of_multus_are_looked_at() {
+        let root = std::env::temp_dir().join(format!("symroute-caches-{}", std::process::id()));
+        let cache = root.join("results");
+        let entry = |plugin: &str| {
+            let config = json!({"name": "lab", "plugins": [{"type": "bridge"}, {"type": plugin}]});
+            json!({"kind": "cniCacheV1", "config": STANDARD.encode(config.to_string()),
+                "networkName": "lab", "containerId": "c1", "ifName": "eth0", "result": {"ips": []}})
+            .to_string()
+        };
+        assert!(Found::of(&cache, None).unwrap().is_empty(), "no such directory");
+        for (folder, plugin) in [("results", "portmap"), ("multus/results", "symroute")] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+            fs::write(root.join(folder).join("lab-c1-eth0"), entry(plugin)).unwrap();
+        }
+        let found = Found::of(&cache, None).unwrap();
+        assert_eq!(found.cached, [root.join("multus/results/lab-c1-eth0")]);
+        assert!(found.to_text().contains("multus/results/lab-c1-eth0: a pod whose DEL"));
+        fs::remove_dir_all(&root).unwrap();
+    }
 }

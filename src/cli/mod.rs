@@ -1,10 +1,12 @@
-//! The command line tool: `symroute up`, `down`, `status`, `attachments`, `agent`, `conflist`.
+//! The command line tool: `symroute up`, `down`, `status`, `attachments`, `agent`, `conflist`,
+//! `uninstall`.
 
 mod agent;
 mod attachments;
 mod configuration;
 mod conflist;
 mod report;
+mod uninstall;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -39,9 +41,10 @@ symroute: replies leave this node by the NIC the request came in by
 Usage: symroute up [--config FILE | --conf-dir DIR]
        symroute down [--force]
        symroute status [--json]
-       symroute attachments [--cache-dir DIR] [--root DIR]
+       symroute attachments [--json] [--cache-dir DIR] [--root DIR]
        symroute agent [options]
        symroute conflist add|remove|check [OPTION]...
+       symroute uninstall [OPTION]...
        symroute --help | --version
 
 Commands:
@@ -60,6 +63,8 @@ Commands:
   conflist
           put our entry into the primary plugin's conflist, or take it out;
           see: symroute conflist --help
+  uninstall
+          give a node without a shell back as it was; see: symroute uninstall --help
 
 Options:
   --config FILE    settings for \"up\"
@@ -95,6 +100,8 @@ enum Command {
     Attachments(attachments::Words),
     Agent(agent::Words),
     AgentHelp,
+    Uninstall(uninstall::Words),
+    UninstallHelp,
 }
 
 /// Why a command was not carried out.
@@ -102,6 +109,8 @@ enum Command {
 enum Failure {
     Usage(String),
     Failed(String),
+    /// Pods need the program, so it stays.
+    Needed(String),
 }
 
 impl From<lexopt::Error> for Failure {
@@ -140,6 +149,8 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Status { json } => status(json),
         Command::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
         Command::AgentHelp => Ok((agent::HELP.to_string(), 0)),
+        Command::Uninstall(words) => uninstall::run(&words),
+        Command::UninstallHelp => Ok((uninstall::HELP.to_string(), 0)),
     }))
 }
 
@@ -157,6 +168,7 @@ fn complain(failure: &Failure) -> u8 {
     let (text, code) = match failure {
         Failure::Usage(text) => (format!("{text}; see \"symroute --help\""), EXIT_USAGE),
         Failure::Failed(text) => (text.clone(), EXIT_FAILED),
+        Failure::Needed(text) => (text.clone(), EXIT_OFF),
     };
     let _ = writeln!(io::stderr().lock(), "symroute: {text}");
     code
@@ -183,6 +195,10 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> 
             Value(value) if verb.is_none() && value == "agent" => {
                 return Ok(agent::parse(&mut parser)?.map_or(Command::AgentHelp, Command::Agent));
             }
+            Value(value) if verb.is_none() && value == "uninstall" => {
+                let words = uninstall::parse(&mut parser)?;
+                return Ok(words.map_or(Command::UninstallHelp, Command::Uninstall));
+            }
             Value(value) if verb.is_none() => verb = Some(value.to_string_lossy().into_owned()),
             other => return Err(other.unexpected().into()),
         }
@@ -193,6 +209,7 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> 
         Some("attachments") => Command::Attachments(attachments::Words::new(
             cache_dir.take().as_deref(),
             root.take().as_deref(),
+            std::mem::take(&mut json),
         )),
         Some("status") => Command::Status { json: std::mem::take(&mut json) },
         Some("help") => Command::Help,
@@ -200,8 +217,8 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> 
         None => return Err(Failure::Usage("a command is missing".into())),
     };
     if config.is_some() || json || force || cache_dir.is_some() || root.is_some() {
-        let text = "--config and --conf-dir go with \"up\", --json with \"status\", --force with \
-                    \"down\", --cache-dir and --root with \"attachments\"";
+        let text = "--config and --conf-dir go with \"up\", --json with \"status\" and \
+                    \"attachments\", --force with \"down\", --cache-dir and --root with \"attachments\"";
         return Err(Failure::Usage(text.into()));
     }
     Ok(command)
@@ -231,20 +248,9 @@ fn up(settings: Option<&Settings>) -> Result<(String, u8), Failure> {
 
 fn down(force: bool) -> Result<(String, u8), Failure> {
     let mut node = Node::open()?;
-    if force {
-        for pod in node.state.attachments()?.0 {
-            if let Some(error) = node.remove(&pod.key).into_iter().next() {
-                return Err(error.into());
-            }
-        }
-    }
     // Its file would be left.
     node.state.let_a_killed_agent_end()?;
-    let lock = node.lock()?;
-    node.state.release(HOLD)?;
-    // It stays when the agent stops; one that runs takes it again.
-    node.state.release(crate::agent::heal::HOLD)?;
-    if node.tear_down_if_idle(&lock)? {
+    if take_down(&mut node, force)? {
         return Ok(("symroute is not in force: everything is as it was before\n".into(), 0));
     }
     let (pods, _) = node.state.attachments()?;
@@ -256,6 +262,23 @@ fn down(force: bool) -> Result<(String, u8), Failure> {
     }
     text.push_str("; the last of them takes it away\n");
     Ok((text, 0))
+}
+
+/// Takes the node state away unless somebody else needs it still: whether it is gone. With `force`
+/// the pods are forgotten.
+fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
+    if force {
+        for pod in node.state.attachments()?.0 {
+            if let Some(error) = node.remove(&pod.key).into_iter().next() {
+                return Err(error.into());
+            }
+        }
+    }
+    let lock = node.lock()?;
+    node.state.release(HOLD)?;
+    // It stays when the agent stops; one that runs takes it again.
+    node.state.release(crate::agent::heal::HOLD)?;
+    Ok(node.tear_down_if_idle(&lock)?)
 }
 
 fn status(json: bool) -> Result<(String, u8), Failure> {
@@ -297,6 +320,7 @@ mod tests {
             "symroute down --json",
             "symroute up --force",
             "symroute status --root /",
+            "symroute uninstall now",
             "symroute up --config",
             "symroute up --config a --conf-dir b",
             "symroute down --conf-dir a",

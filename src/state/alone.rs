@@ -71,6 +71,11 @@ impl State {
         }
     }
 
+    /// Removes the file of the agent that this process is.
+    pub fn forget_agent(&self, _alone: &Alone) -> Result<(), Error> {
+        Self::remove(&self.path(&[FILE]))
+    }
+
     /// Removes the file, unless an agent runs.
     pub(super) fn forget_the_agent(&self) -> Result<(), Error> {
         let path = self.path(&[FILE]);

@@ -1,0 +1,142 @@
+# shellcheck shell=bash
+# tests/install kills: install.sh killed after each change of a file. To be sourced.
+
+readonly INSTALLED=(/etc/cni /opt/cni /etc/systemd/system /var/lib/symroute)
+
+# System calls that change what files there are. Each waits before and after, so that a kill comes
+# between two.
+readonly CHANGES=mkdir,mkdirat,rmdir,rename,renameat,renameat2,unlink,unlinkat,symlink,symlinkat,chmod,fchmod,fchmodat,fchown,fsync,syncfs
+# And those that change what is in them, of which those to the node's files count.
+readonly WRITES=write,pwrite64,writev,copy_file_range,sendfile,splice,ftruncate
+
+# Nobody puts our entry back here, so nobody waits for that.
+readonly NO_SLEEP=inject=clock_nanosleep:retval=0
+
+# counts LINE: whether strace tells of a change there. Of writes to one file in a row the first, second,
+# fourth, eighth, ... do: a program is copied in dozens of them.
+counts() {
+    case $1 in
+        *' = -1 '* | *'/dev/'* | *' --- '* | *' +++ '*) return 1 ;;
+        *openat*O_CREAT* | *openat*O_TRUNC* | *creat\(*) ;;
+        *openat*) return 1 ;;
+        *write* | *copy_file_range* | *sendfile* | *splice* | *ftruncate*)
+            case $1 in
+                *'</etc/cni/'* | *'</opt/cni/'* | *'</etc/systemd/system/'* | *'</var/lib/symroute/'*) ;;
+                *) return 1 ;;
+            esac
+            IN_A_ROW=$((IN_A_ROW + 1))
+            (((IN_A_ROW & (IN_A_ROW - 1)) == 0))
+            return
+            ;;
+    esac
+    IN_A_ROW=0
+}
+
+# killed_after N COMMAND...: runs it and kills all of it after its Nth change of a file; fails where it
+# has ended before. What was done last is in $LAST.
+killed_after() {
+    local wanted=$1 n=0 pid line status=0
+    shift
+    IN_A_ROW=0
+    rm -f "$WORK/fifo"
+    mkfifo "$WORK/fifo"
+    setsid strace -f -qq -y -s 0 -o "$WORK/fifo" -e "trace=$CHANGES,$WRITES,openat,creat,clock_nanosleep" \
+        -e "inject=$CHANGES:delay_enter=4000:delay_exit=4000" -e "inject=$WRITES:delay_exit=2000" \
+        -e "$NO_SLEEP" "$@" >"$WORK/said" 2>&1 &
+    pid=$!
+    while read -r line; do
+        case $line in *nanosleep*) continue ;; esac
+        counts "$line" || continue
+        n=$((n + 1))
+        LAST=$line
+        [[ $n -lt $wanted ]] || { kill -KILL -- "-$pid" 2>/dev/null; break; }
+    done <"$WORK/fifo"
+    wait "$pid" 2>/dev/null || status=$?
+    [[ $status -eq 137 ]]
+}
+
+save() {
+    rm -rf "$WORK/saved"
+    mkdir "$WORK/saved"
+    tar -c --ignore-failed-read -f "$WORK/saved/tar" "${INSTALLED[@]}" 2>/dev/null || true
+}
+
+restore() {
+    rm -rf "${INSTALLED[@]}"
+    tar -x -C / -f "$WORK/saved/tar"
+}
+
+# What has to be there in the end; the journal tells of times and kills.
+result() {
+    tree "${INSTALLED[@]}" | grep -v /journal
+}
+
+# A killed installation: what the runtime reads is whole, what it calls is there, a pod starts and ends.
+node_holds() {
+    local file
+    for file in "$NETD"/*; do
+        jq -e .plugins "$file" >/dev/null || { echo "$file is not whole"; return 1; }
+    done
+    if entry_is_there; then
+        /opt/cni/bin/symroute --version || return 1
+    fi
+    ip netns add probe
+    "$WORK/libcni" add "$NETD" lab probe /run/netns/probe || return 1
+    "$WORK/libcni" del "$NETD" lab probe /run/netns/probe || return 1
+    ip netns del probe
+}
+
+# completely ARGUMENTS...: install.sh, or a program by its path, to its end.
+completely() {
+    [[ $1 == */* ]] || { run "$@"; return; }
+    strace -f -qq -o /dev/null -e "$NO_SLEEP" "$@" >"$WORK/said" 2>&1
+}
+
+# command_of N ARGUMENTS...: sets COMMAND to the same, with the Nth shell.
+command_of() {
+    # shellcheck disable=SC2206 # a command and its word
+    COMMAND=(${SHELLS[$1 % 2]} install.sh "${@:2}")
+    [[ $2 != */* ]] || COMMAND=("${@:2}")
+}
+
+# kill_everywhere NAME ARGUMENTS...: from what is there now, and back to it.
+kill_everywhere() {
+    local name=$1 n=1
+    shift
+    save
+    completely "$@" || { verdict "$name" "$(cat "$WORK/said")"; return; }
+    result >"$WORK/wanted"
+    restore
+    while command_of "$n" "$@" && killed_after "$n" "${COMMAND[@]}"; do
+        node_holds >"$WORK/out" 2>&1 ||
+            { verdict "$name, killed after change $n" "$LAST: $(cat "$WORK/out")"; restore; return; }
+        completely "$@" || { verdict "$name after a kill at $n" "$LAST: $(cat "$WORK/said")"; restore; return; }
+        diff "$WORK/wanted" <(result) >"$WORK/out" ||
+            { verdict "$name after a kill at $n" "$LAST: $(cat "$WORK/out")"; restore; return; }
+        restore
+        n=$((n + 1))
+    done
+    if [[ $n -lt 10 ]]; then
+        verdict "$name" "only $n changes: $(cat "$WORK/said")"
+    else
+        verdict "$name, killed after each change and run again" ok "$((n - 1)) kills"
+    fi
+}
+
+kills() {
+    export NO_START=yes
+    printf '#!/bin/sh\n' >"$WORK/bin/sleep"
+    chmod +x "$WORK/bin/sleep"
+    echo '{"type": "symroute", "uplinks": ["eth0", "eth1"]}' >"$WORK/entry"
+    cp "$SYMROUTE_BIN" "$WORK/newer"
+    echo >>"$WORK/newer"
+    conflist bridge bare
+    kill_everywhere install install --binary "$SYMROUTE_BIN" --config "$WORK/entry" --no-up
+    run install --binary "$SYMROUTE_BIN" --config "$WORK/entry" --no-up
+    kill_everywhere upgrade upgrade --binary "$WORK/newer"
+    kill_everywhere "symroute uninstall" "$SYMROUTE_BIN" uninstall
+    run install --binary "$SYMROUTE_BIN" --config "$WORK/entry" --no-up
+    kill_everywhere uninstall uninstall
+    rm "$WORK/bin/sleep"
+    unset NO_START
+}

@@ -1,0 +1,61 @@
+# shellcheck shell=bash
+# tests/install report: status --json, on nodes whose paths have odd characters. To be sourced.
+
+# reported CODE FILTER ARGUMENTS...: status --json exits with CODE, and prints one object that the
+# filter of jq holds of; nothing else comes with it.
+reported() {
+    local wanted=$1 filter=$2 status=0
+    shift 2
+    # shellcheck disable=SC2086 # a command and its word
+    ${SHELLS[count++ % 2]} install.sh status --json "$@" >"$WORK/said" 2>"$WORK/complaint" || status=$?
+    [[ $status -eq $wanted ]] || { echo "exit code $status"; cat "$WORK/complaint"; return 1; }
+    [[ ! -s $WORK/complaint ]] || { cat "$WORK/complaint"; return 1; }
+    jq -es "length == 1 and (.[0] | .version == 1 and ($filter))" "$WORK/said" >/dev/null
+}
+
+report() {
+    local names='keys == ["binary", "conflist", "node", "off", "paths", "platform", "pods", "state", "units", "version"]'
+    make_root
+    ODD=$WORK/"a \"quoted\\ root"$'\t'$'\001'
+    rm -rf "$ODD"
+    mv "$ROOT_" "$ODD"
+    works "a node without symroute, and no program to ask" without_a_program 3 \
+        '.state == "not-installed" and .binary == null and .conflist == null and .pods == null'
+    works "a node without symroute" reported 3 '.state == "not-installed" and .binary == null
+        and .conflist.state == "missing" and .units == [] and '"$names" --root "$ODD" --binary "$SYMROUTE_BIN"
+    run install --root "$ODD" --binary "$SYMROUTE_BIN" || { verdict install "$(cat "$WORK/said")"; return; }
+    works "paths come through as they are" paths_are_whole
+    works "a node with symroute" reported 0 '.state == "well" and .off == [] and .node == null
+        and .conflist.state == "ready" and .binary.isSame and .binary.previous == null
+        and .pods.cached == [] and (.units | map(.enabled) == ["enabled", "enabled"]) and '"$names" \
+        --root "$ODD" --binary "$SYMROUTE_BIN"
+    cp tests/conflist/cases/flannel/before/10-flannel.conflist "$ODD/etc/cni/net.d/"
+    works "without our entry" reported 4 '.state == "off" and .off == ["conflist"]' --root "$ODD"
+    : >"$ODD/opt/cni/bin/symroute"
+    works "with a program that does not run" reported 4 '.off == ["binary", "conflist"]
+        and .binary.version == null' --root "$ODD" --binary "$SYMROUTE_BIN"
+    cat >"$ODD/opt/cni/bin/symroute" <<'TEXT'
+#!/bin/sh
+printf '%s\n' 'attachments "\'
+TEXT
+    works "with a program that talks nonsense" reported 4 '(.conflist.error | contains("\"\\"))
+        and (.pods.error | length > 0) and .off == ["conflist", "pods"]' --root "$ODD"
+    rm -rf "$ODD"
+    works "--json with another command" wrong_with_json
+}
+
+# Where nothing has been built, either.
+without_a_program() {
+    CARGO_TARGET_DIR=$WORK/nothing reported "$@" --root "$ODD"
+}
+
+paths_are_whole() {
+    reported 0 true --root "$ODD" --binary "$SYMROUTE_BIN" &&
+        [[ $(jq -r .paths.binary "$WORK/said") == "$ODD/opt/cni/bin/symroute" ]]
+}
+
+wrong_with_json() {
+    local status=0
+    run install --json || status=$?
+    [[ $status -eq 2 ]] && grep -q -- --help "$WORK/said"
+}
