@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::apply::{Applied, Kernel, PATIENCE};
 use crate::config::Settings;
@@ -25,6 +25,8 @@ use nix::errno::Errno;
 
 /// How long a DEL does: the pod must not wait, and whoever reconciles now can clean up next time.
 const IMPATIENCE: Duration = Duration::from_secs(1);
+/// How long nobody may look at the whole node. An agent does twice as often.
+const OVERDUE: Duration = Duration::from_secs(60);
 /// How often the sets of pods are brought in line with files that change meanwhile.
 const ROUNDS: u32 = 8;
 
@@ -74,7 +76,34 @@ impl Node {
     /// Ends the work of a call that has no other thread. Where something was removed from
     /// `nf_tables` just now, by this call or by a DEL before it, a child closes the sockets.
     pub fn leave(self) {
-        leave(&self.state, self.removed);
+        leave(&self.state, self.removed, None);
+    }
+
+    /// The same at the end of an ADD that looked at nothing but its own pod. Where nobody has looked
+    /// at the whole node for long, because no agent runs, a child does.
+    pub fn leave_and_look(self, network: &str, settings: &Settings) {
+        let overdue = |at: SystemTime| at.elapsed().is_ok_and(|ago| ago > OVERDUE);
+        // Of many pods that start at once, one.
+        if !self.state.last_look().is_some_and(overdue) || self.state.note_look().is_err() {
+            return self.leave();
+        }
+        let look = || {
+            if let Err(error) = Self::look_now(&self.state, network, settings) {
+                log::warn!("a look at the node: {error}");
+            }
+        };
+        leave(&self.state, self.removed, Some(&look));
+    }
+
+    /// Puts right what differs on a node that is in use.
+    fn look_now(state: &State, network: &str, settings: &Settings) -> Result<(), Error> {
+        let mut node = Self { state: state.clone(), kernel: Kernel::open()?, removed: false };
+        let lock = node.lock_within(IMPATIENCE)?;
+        // The last pod may have gone since, and the node state with it.
+        if !node.state.is_idle()? && node.state.last_look().is_some() {
+            node.reconcile(&lock, network, settings)?;
+        }
+        Ok(())
     }
 
     /// Where addresses are enrolled.
@@ -151,7 +180,9 @@ impl Node {
         next.previous.clear();
         next.src_valid_mark.clone_from(&plan.restore);
         next.made.clone_from(&plan.made);
-        if self.state.record()?.as_ref() != Some(&next) {
+        if self.state.record()?.as_ref() == Some(&next) {
+            self.state.note_look()?;
+        } else {
             self.state.set_record(&next)?;
         }
         Ok(Round::Settled(plan))

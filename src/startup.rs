@@ -68,12 +68,16 @@ fn wait_for_quiet(goes_on: impl Fn() -> bool) {
     thread::sleep(Duration::from_secs(1).saturating_sub(since));
 }
 
+/// What a child does when its parent has ended.
+pub type Work<'a> = &'a dyn Fn();
+
 /// Ends the work of a call that has one thread and holds netfilter sockets. Where something was
-/// removed from `nf_tables` just now, by this call or by a DEL before it, a child closes them.
-pub fn leave(state: &State, removed: bool) {
+/// removed from `nf_tables` just now, by this call or by a DEL before it, a child closes them. It
+/// does `work` before, which need not be done where there can be no child.
+pub fn leave(state: &State, removed: bool, work: Option<Work<'_>>) {
     let lately = || state.has_removed_within(FREED);
-    if removed || lately() {
-        leave_the_waiting_to_a_child(lately);
+    if removed || work.is_some() || lately() {
+        leave_the_rest_to_a_child(lately, work);
     }
 }
 
@@ -81,11 +85,10 @@ pub fn leave(state: &State, removed: bool) {
 /// `nf_tables`, the kernel frees it an RCU period later, 5 to 16 ms, and who closes a netfilter
 /// socket before that waits for it, with the lock that every change needs
 /// (`nft_rcv_nl_event`, `net/netfilter/nf_tables_api.c`). The removal itself is done by then. The
-/// child holds the sockets until all is freed, and touches nothing. Where there can be no child,
-/// this process waits.
+/// child holds the sockets until all is freed. Where there can be no child, this process waits.
 ///
 /// `goes_on` tells whether others have removed something meanwhile: closing now would wait for that.
-fn leave_the_waiting_to_a_child(goes_on: impl Fn() -> bool) {
+fn leave_the_rest_to_a_child(goes_on: impl Fn() -> bool, work: Option<Work<'_>>) {
     let Ok((read, write)) = pipe2(OFlag::O_CLOEXEC) else { return };
     // SAFETY: this process has one thread, so the child has all there is.
     match unsafe { fork() } {
@@ -98,7 +101,13 @@ fn leave_the_waiting_to_a_child(goes_on: impl Fn() -> bool) {
             drop(write);
             // Ends when the other process does.
             let _ = File::from(read).read(&mut [0]);
-            wait_for_quiet(goes_on);
+            if let Some(work) = work {
+                standard_streams();
+                work();
+            }
+            if goes_on() {
+                wait_for_quiet(goes_on);
+            }
             // SAFETY: ends the process, without what the other one has left to do at its end.
             unsafe { libc::_exit(0) }
         }

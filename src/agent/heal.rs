@@ -214,6 +214,8 @@ impl Healer {
         } else if view.steps.is_empty() {
             self.stuck.clear();
         }
+        // So that no ADD does what is done here.
+        node.state.note_look()?;
         if !self.stuck.is_empty() {
             let what: Vec<_> = self.stuck.iter().map(|s| describe(s, &view.facts)).collect();
             let text = format!("the kernel refuses: {}; see its log", what.join("; "));

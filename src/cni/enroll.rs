@@ -25,7 +25,7 @@ pub(crate) fn enroll(
 
 /// The fast path; false where it does not do.
 fn quickly(node: &mut Node, settings: &Settings, attachment: &Attachment) -> Result<bool, Error> {
-    let Some(marking) = node.state.marking().filter(|_| node.state.has_record()) else {
+    let Some(marking) = node.state.marking().filter(|_| node.state.last_look().is_some()) else {
         return Ok(false);
     };
     // The file comes first: a DEL that is about to take the table away looks for files last.

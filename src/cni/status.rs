@@ -29,7 +29,7 @@ pub(super) fn status(request: &Request<'_>) -> Result<(), Failure> {
             Err(error) if backend == Backend::Auto && gather::is_missing(&error) => {}
             Err(error) => return Err(unavailable(Error::kernel("ask nf_tables")(error))),
             Ok(_) => {
-                leave(&State::new(names::STATE_DIR), false);
+                leave(&State::new(names::STATE_DIR), false, None);
                 return Ok(());
             }
         }

@@ -1,13 +1,14 @@
 //! The record of the node state: what is in force, and what has to be put back.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::{Error, State, readable};
+use super::{Error, State, absent_is_none, readable};
 use crate::config::{self, Backend, Settings};
 use crate::facts::{ElementData, Family};
 use crate::mark::Field;
@@ -154,10 +155,21 @@ impl State {
         Ok(Self::read(&self.path(&[FILE]))?.and_then(|text| Record::from_json(&text)))
     }
 
-    /// Whether there is a record, readable or not.
+    /// When the node was last looked at as a whole: the time of the record's file. None where there
+    /// is no record, readable or not.
     #[must_use]
-    pub fn has_record(&self) -> bool {
-        self.path(&[FILE]).exists()
+    pub fn last_look(&self) -> Option<SystemTime> {
+        fs::metadata(self.path(&[FILE])).and_then(|file| file.modified()).ok()
+    }
+
+    /// Notes that the node is looked at now.
+    pub fn note_look(&self) -> Result<(), Error> {
+        let path = self.path(&[FILE]);
+        let touched = File::options()
+            .append(true)
+            .open(&path)
+            .and_then(|f| f.set_modified(SystemTime::now()));
+        absent_is_none(touched).map_err(Error::at("touch", &path)).map(drop)
     }
 
     /// Where addresses are enrolled; none where nothing is in force, or where an older release

@@ -22,6 +22,7 @@ mod lab_itself;
 mod lifecycle;
 mod living;
 mod neighbours;
+mod overdue;
 mod overlay;
 mod protocol;
 mod refusals;
