@@ -2,6 +2,7 @@
 //! of ADD, by DEL of the last pod, by `up`, `down` and `status`.
 
 use std::collections::BTreeSet;
+use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -81,29 +82,33 @@ impl Node {
 
     /// The same at the end of an ADD that looked at nothing but its own pod. Where nobody has looked
     /// at the whole node for long, because no agent runs, a child does.
-    pub fn leave_and_look(self, network: &str, settings: &Settings) {
+    pub fn leave_and_look(self) {
         let overdue = |at: SystemTime| at.elapsed().is_ok_and(|ago| ago > OVERDUE);
         // Of many pods that start at once, one.
         if !self.state.last_look().is_some_and(overdue) || self.state.note_look().is_err() {
             return self.leave();
         }
         let look = || {
-            if let Err(error) = Self::look_now(&self.state, network, settings) {
+            if let Err(error) = Self::look_now(&self.state) {
                 log::warn!("a look at the node: {error}");
             }
         };
         leave(&self.state, self.removed, Some(&look));
     }
 
-    /// Puts right what differs on a node that is in use.
-    fn look_now(state: &State, network: &str, settings: &Settings) -> Result<(), Error> {
-        let mut node = Self { state: state.clone(), kernel: Kernel::open()?, removed: false };
+    /// Puts right what differs on a node that is in use. Of a process that ends then: its end closes
+    /// the sockets, when nothing is left to wait for.
+    fn look_now(state: &State) -> Result<(), Error> {
+        let kernel = Kernel::open()?;
+        let mut node = ManuallyDrop::new(Self { state: state.clone(), kernel, removed: false });
         let lock = node.lock_within(IMPATIENCE)?;
-        // The last pod may have gone since, and the node state with it.
-        if !node.state.is_idle()? && node.state.last_look().is_some() {
-            node.reconcile(&lock, network, settings)?;
+        // The last pod may have gone since, or other settings may be in force.
+        match node.state.record()? {
+            Some(record) if !node.state.is_idle()? => {
+                node.reconcile(&lock, &record.network, &record.settings).map(drop)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Where addresses are enrolled.

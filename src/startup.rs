@@ -105,9 +105,7 @@ fn leave_the_rest_to_a_child(goes_on: impl Fn() -> bool, work: Option<Work<'_>>)
                 standard_streams();
                 work();
             }
-            if goes_on() {
-                wait_for_quiet(goes_on);
-            }
+            wait_for_quiet(goes_on);
             // SAFETY: ends the process, without what the other one has left to do at its end.
             unsafe { libc::_exit(0) }
         }

@@ -71,7 +71,7 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
             return Err(error.into());
         }
     }
-    node.leave_and_look(&attachment.key.network, &pod.config.settings);
+    node.leave_and_look();
     Ok(answer)
 }
 
