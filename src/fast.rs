@@ -7,7 +7,6 @@ use nix::errno::Errno;
 
 use crate::config::Settings;
 use crate::facts::{ElementData, Family};
-use crate::gather::has_ipvs;
 use crate::names;
 use crate::netlink::nft::{self, Batch};
 use crate::netlink::{Error, Socket, ipset};
@@ -59,15 +58,19 @@ impl<'a> Enrolled<'a> {
         Self { marking, socket }
     }
 
-    /// The id of each of these interfaces, if the settings are in force: 0 for one that is no
-    /// uplink by them, none for one that is not known.
-    fn ids(&mut self, settings: &Settings, links: &[u32]) -> Result<Vec<Option<u32>>, Surprise> {
-        let fingerprint = settings.fingerprint(has_ipvs());
+    /// The id of each of these interfaces, if one of these forms of the settings is in force: 0 for
+    /// one that is no uplink by them, none for one that is not known.
+    fn ids(
+        &mut self,
+        settings: &Settings,
+        in_force: &[u32],
+        links: &[u32],
+    ) -> Result<Vec<Option<u32>>, Surprise> {
         let ids = match self.marking {
-            Marking::Nftables => self.ids_in_table(settings, fingerprint, links)?,
+            Marking::Nftables => self.ids_in_table(settings, in_force, links)?,
             Marking::Iptables => ipset::set(self.socket, names::NODE_SET)?
                 .map(|set| notes::read(&set.members))
-                .filter(|notes| notes.in_force == Some(fingerprint))
+                .filter(|notes| notes.in_force.is_some_and(|it| in_force.contains(&it)))
                 .map(|notes| links.iter().map(|link| notes.ids.get(link).copied()).collect()),
         };
         ids.ok_or_else(|| Surprise("these settings are not in force".into()))
@@ -76,15 +79,20 @@ impl<'a> Enrolled<'a> {
     fn ids_in_table(
         &mut self,
         settings: &Settings,
-        fingerprint: u32,
+        in_force: &[u32],
         links: &[u32],
     ) -> Result<Option<Vec<Option<u32>>>, Error> {
-        let in_force = number_key(fingerprint);
-        let links: Vec<_> = links.iter().map(|&link| number_key(link)).collect();
-        let mut questions = vec![(names::IN_FORCE, in_force.as_slice())];
-        questions.extend(links.iter().map(|link| (names::IDS, link.as_slice())));
+        let keys = |numbers: &[u32]| numbers.iter().map(|&n| number_key(n)).collect::<Vec<_>>();
+        let (forms, links) = (keys(in_force), keys(links));
+        let forms_in = forms.iter().map(|form| (names::IN_FORCE, form.as_slice()));
+        let questions = forms_in.chain(links.iter().map(|link| (names::IDS, link.as_slice())));
+        let questions: Vec<_> = questions.collect();
         let mut answers = nft::look_up(self.socket, &questions)?.into_iter();
-        if answers.next().transpose()?.flatten().is_none() {
+        let mut found = false;
+        for answer in answers.by_ref().take(forms.len()) {
+            found |= answer?.is_some();
+        }
+        if !found {
             return Ok(None);
         }
         let id = |answer: Result<Option<ElementData>, Error>| {

@@ -21,7 +21,10 @@ pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
         return Err(off(format!("the pod is not enrolled with {}", addresses.join(", "))));
     }
     let marking = node.marking();
-    fast::prove(&mut node.kernel, marking, &pod.config.settings, &wanted.addresses)
+    let settings = &pod.config.settings;
+    // IPVS may have come since: the next ADD sees to that, and this pod is none the worse.
+    let in_force = [false, true].map(|ipvs| settings.fingerprint(ipvs));
+    fast::prove(&mut node.kernel, marking, settings, &in_force, &wanted.addresses)
         .map_err(|fast::Surprise(why)| off(why))?;
     let mut enrolled = Enrolled::at(marking, &mut node.kernel.netfilter);
     for (set, address) in fast::memberships(&wanted) {

@@ -3,6 +3,7 @@
 use crate::config::Settings;
 use crate::error::Error;
 use crate::fast::{self, Enrolled};
+use crate::gather::has_ipvs;
 use crate::node::Node;
 use crate::state::{Attachment, Lock};
 
@@ -30,7 +31,8 @@ fn quickly(node: &mut Node, settings: &Settings, attachment: &Attachment) -> Res
     };
     // The file comes first: a DEL that is about to take the table away looks for files last.
     node.state.enroll(attachment)?;
-    match fast::prove(&mut node.kernel, marking, settings, &attachment.addresses) {
+    let in_force = [settings.fingerprint(has_ipvs())];
+    match fast::prove(&mut node.kernel, marking, settings, &in_force, &attachment.addresses) {
         Ok(()) => {
             let mut enrolled = Enrolled::at(marking, &mut node.kernel.netfilter);
             match enrolled.enroll(&fast::memberships(attachment)) {
@@ -57,7 +59,8 @@ fn slowly(
         log::warn!("{note}");
     }
     let marking = node.marking();
-    let proof = fast::prove(&mut node.kernel, marking, settings, &attachment.addresses);
+    let in_force = [settings.fingerprint(has_ipvs())];
+    let proof = fast::prove(&mut node.kernel, marking, settings, &in_force, &attachment.addresses);
     if let Err(fast::Surprise(why)) = proof {
         log::warn!("the node is reconciled, but {why}; see \"symroute status\"");
     }

@@ -22,17 +22,21 @@ const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
 /// for the uplink by which the pod's own packets leave, a reply that is bound to it finds its
 /// table and gateway, and a request that came in by it passes the reverse path filter and finds
 /// the pod.
+///
+/// The settings may be in force in any of the forms that `in_force` names; see
+/// [`Settings::fingerprint`].
 pub fn prove(
     kernel: &mut Kernel,
     marking: Marking,
     settings: &Settings,
+    in_force: &[u32],
     pod: &[IpAddr],
 ) -> Result<(), Surprise> {
     let Kernel { rtnetlink, netfilter, .. } = kernel;
     let crossings = crossings(rtnetlink, pod)?;
     let mut enrolled = Enrolled::at(marking, netfilter);
     let links: Vec<u32> = crossings.iter().map(|crossing| crossing.out).collect();
-    let ids = enrolled.ids(settings, &links)?;
+    let ids = enrolled.ids(settings, in_force, &links)?;
     for &address in pod {
         enrolled.check_rules(Family::of(address))?;
     }

@@ -15,9 +15,9 @@ use crate::lab::two_nics::{NICS, two_nics};
 /// Runs the rest of its arguments with a /sys that says that there is IPVS, whatever the kernel has.
 const WITH_IPVS: &str = "mount -t tmpfs none /sys && mkdir -p /sys/module/ip_vs && exec \"$@\"";
 
-fn add_with_ipvs(node: &Node, settings: &Value, pod: &Pod) {
+fn with_ipvs(node: &Node, verb: &str, settings: &Value, pod: &Pod) {
     let prefix = ["unshare", "--mount", "sh", "-c", WITH_IPVS, "sh"];
-    node.call_under(&prefix, &node.call_of("ADD", settings, pod)).assert_success("ADD");
+    node.call_under(&prefix, &node.call_of(verb, settings, pod)).assert_success(verb);
 }
 
 fn chains_in_forward(node: &Node) -> usize {
@@ -42,7 +42,8 @@ fn it_is_noticed_when_it_comes_and_when_it_goes() {
     node.add(&settings, &pod);
     assert_eq!(chains_in_forward(node), 0, "no IPVS, no chain");
     assert_all_work(&flows);
-    add_with_ipvs(node, &settings, &another);
+    with_ipvs(node, "CHECK", &settings, &pod);
+    with_ipvs(node, "ADD", &settings, &another);
     assert_eq!(chains_in_forward(node), 1, "the first ADD with IPVS makes the chain");
     assert_all_work(&flows);
     node.add(&settings, &another);
