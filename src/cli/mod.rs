@@ -275,6 +275,11 @@ fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
         }
     }
     let lock = node.lock()?;
+    if force {
+        // What can't be read, by this release or at all, can't be removed one by one.
+        let (_, unreadable) = node.state.attachments()?;
+        node.state.sweep(&unreadable)?;
+    }
     node.state.release(HOLD)?;
     // It stays when the agent stops; one that runs takes it again.
     node.state.release(crate::agent::heal::HOLD)?;

@@ -293,3 +293,16 @@ fn an_id_is_not_handed_on_at_once() {
     assert!(!rules.contains("0x200/"), "{rules}");
     node.down();
 }
+
+/// A file that cannot be read counts as a pod, but names nothing that could be taken out.
+#[test]
+fn an_attachment_that_cannot_be_read_does_not_keep_the_node_state_for_ever() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let before = Snapshot::take(node);
+    node.add(&settings(), &layout.pods[0]);
+    let file = node.dir.join("run/pods/of-a-later-release-eth0-0");
+    std::fs::write(file, "{\"version\": 99}").expect("write the file");
+    node.symroute(&["down", "--force"]).assert_success("down");
+    before.assert_unchanged(&Snapshot::take(node));
+}
