@@ -39,6 +39,8 @@ pub(super) struct Found {
     /// Files of the runtime's cache: pods whose DEL will call us.
     cached: Vec<PathBuf>,
     enrolled: Vec<Attachment>,
+    /// Where the cache should be and is not.
+    missing: Option<PathBuf>,
 }
 
 impl Found {
@@ -53,14 +55,22 @@ impl Found {
         if let Some(above) = cache.parent() {
             cached.extend(cached_in(&above.join("multus/results"))?);
         }
-        Ok(Self { cached, enrolled })
+        let missing = (!cache.is_dir()).then(|| cache.to_path_buf());
+        Ok(Self { cached, enrolled, missing })
     }
 
     /// Of those only the ones whose DEL will call us. containerd calls the plugins that its conflist
     /// names by then, so a pod may have ended, and be enrolled still.
     pub(super) fn that_call_us(mut self) -> Self {
-        self.enrolled.clear();
+        let unknown = self.unknown().is_some();
+        self.enrolled.retain(|pod| unknown && !pod.adopted);
         self
+    }
+
+    /// The cache that is not there, though a pod is enrolled that the runtime called us for.
+    fn unknown(&self) -> Option<&Path> {
+        let called = self.enrolled.iter().any(|pod| !pod.adopted);
+        self.missing.as_deref().filter(|_| called)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -70,6 +80,14 @@ impl Found {
     /// One line for each: what names us, and how to get rid of it.
     pub(super) fn to_text(&self) -> String {
         let mut text = String::new();
+        if let Some(cache) = self.unknown() {
+            let _ = writeln!(
+                text,
+                "{}: no such directory, so it can't be told whose DEL will call symroute; name the \
+                 runtime's cache by --cache-dir",
+                cache.display()
+            );
+        }
         for path in &self.cached {
             let _ = writeln!(text, "{}: a pod whose DEL will call symroute", path.display());
         }
@@ -130,10 +148,32 @@ fn cached_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use crate::state::Key;
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
 
     use super::*;
+
+    #[test]
+    fn without_a_cache_who_is_enrolled_may_need_us() {
+        let root = std::env::temp_dir().join(format!("symroute-no-cache-{}", std::process::id()));
+        let (cache, state) = (root.join("results"), State::new(root.join("run")));
+        let key = Key { network: "lab".into(), container: "c1".into(), ifname: "eth0".into() };
+        let addresses = vec!["10.99.0.2".parse().unwrap()];
+        let mut pod = Attachment { key, addresses, hairpin: false, adopted: false };
+        let need_us = |pod: &Attachment| {
+            state.enroll(pod).unwrap();
+            Found::of(&cache, Some(&state)).unwrap().that_call_us()
+        };
+        let text = need_us(&pod).to_text();
+        assert!(text.contains("no such directory") && text.contains("container c1"), "{text}");
+        pod.adopted = true;
+        assert!(need_us(&pod).is_empty(), "nobody called us for it");
+        pod.adopted = false;
+        fs::create_dir_all(&cache).unwrap();
+        assert!(need_us(&pod).is_empty(), "it is not in the cache");
+        fs::remove_dir_all(&root).unwrap();
+    }
 
     #[test]
     fn caches_of_the_runtime_and_of_multus_are_looked_at() {
