@@ -80,7 +80,15 @@ look_at_conflist() {
 
 look_at_units() {
     UNITS_SEEN=$(show_units)
-    case $UNITS_SEEN in *failed* | *inactive*) off units ;; esac
+    for name in $ALL_UNITS; do
+        [ -e "$UNITS/$name" ] || continue
+        # One of them runs only when a conflist has changed.
+        case $name:$(unit_active "$name") in
+            *:failed) off units ;;
+            symroute-conflist.service:*) ;;
+            *:inactive) off units ;;
+        esac
+    done
 }
 
 look_at_node() {

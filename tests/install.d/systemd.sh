@@ -205,6 +205,7 @@ with_systemd() {
     works "uninstall" install_sh uninstall
     works "nothing is left" as_before
     works "install --no-agent" install_sh install --no-agent --binary /root/symroute --config /etc/entry
+    works "all is well without an agent, too" well
     works "the path unit acts on the primary's rewrite" path_unit_fires
     goes_off
     works "that node boots again" boots
