@@ -1,8 +1,8 @@
 //! The ruleset: how packets are marked. docs/design.md tells why each part is there.
 //!
-//! Rules never change while uplinks and pods come and go: what differs per node lies in sets and
-//! maps, and each uplink has a handful of chains of its own, since only constants can be merged
-//! into a mark on all kernels in use.
+//! No rule changes while pods come and go: what differs per node lies in sets and maps, and each
+//! uplink has a handful of chains of its own, since only constants can be merged into a mark on all
+//! kernels in use. What comes and goes with uplinks is the beginning of prerouting.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -157,7 +157,11 @@ fn uplink_chains(spec: &Spec<'_>, id: u32, link: u32) -> Vec<Chain> {
         chain(format!("request_{id}"), request(id)),
         chain(
             format!("bind_{id}"),
-            vec![counted(&set_conntrack(mark)), plain([goto("request", id)])],
+            vec![
+                // What is of no connection is not counted: it ends at the first step.
+                plain([ConntrackMark, merge(field, mark), Counter, SetConntrackMark]),
+                plain([goto("request", id)]),
+            ],
         ),
         chain(format!("send_{id}"), vec![plain(set_conntrack(sent)), plain([goto("via", id)])]),
         chain(format!("offer_{id}"), offer(spec, id)),

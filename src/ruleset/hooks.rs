@@ -108,8 +108,11 @@ fn leave(field: Field) -> Vec<Rule> {
     let [status, snat, is_set, counter] = has_status(IPS_SRC_NAT, Counter);
     let answer = [DirectionIs { reply: true }, status, snat, is_set, counter];
     let error = |family| [&icmp_error(family, [Counter])[..], &clear].concat();
+    // Kernels before 5.7 do not tell it here: the rule does not hold, and the next ones do.
+    let elsewhere = [Iif, InSet { set: names::UPLINKS, not: true }, Accept];
     vec![
         plain([&connected[..], &clear, &[Accept]].concat()),
+        rule("not marked here", elsewhere),
         rule("evidence, as it came in", [&answer[..], &clear].concat()),
         plain(error(Family::V4)),
         plain(error(Family::V6)),
