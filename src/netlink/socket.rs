@@ -25,7 +25,7 @@ use super::uapi::{
 use super::wire::{HEADER, Message, Writer, find, messages, string};
 
 /// Room for one reply of a single request.
-const REPLY: usize = 8 * 1024;
+const REPLY: usize = 2 * 1024;
 /// Room for one datagram of a dump: the kernel fills at most 32 KiB.
 const DUMP: usize = 64 * 1024;
 /// How often a dump that changed under the reader is read again.
