@@ -23,7 +23,7 @@ pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
     let marking = node.marking();
     let settings = &pod.config.settings;
     // IPVS may have come since: the next ADD sees to that, and this pod is none the worse.
-    let in_force = [false, true].map(|ipvs| settings.fingerprint(ipvs));
+    let in_force = settings.fingerprints();
     fast::prove(&mut node.kernel, marking, settings, &in_force, &wanted.addresses)
         .map_err(|fast::Surprise(why)| off(why))?;
     let mut enrolled = Enrolled::at(marking, &mut node.kernel.netfilter);

@@ -213,10 +213,22 @@ impl Settings {
     /// whether all of that is in force.
     #[must_use]
     pub fn fingerprint(&self, ipvs: bool) -> u32 {
-        let version = names::RULESET_VERSION;
-        let with = if ipvs { " ipvs" } else { "" };
-        let text = format!("{version}{with} {}", Value::Object(self.to_json()));
+        let mut text = self.in_words();
+        text.push_str(if ipvs { IPVS } else { "" });
         fnv32(text.as_bytes())
+    }
+
+    /// Both numbers, without IPVS and with it.
+    #[must_use]
+    pub fn fingerprints(&self) -> [u32; 2] {
+        let mut text = self.in_words();
+        let without = fnv32(text.as_bytes());
+        text.push_str(IPVS);
+        [without, fnv32(text.as_bytes())]
+    }
+
+    fn in_words(&self) -> String {
+        format!("{} {}", names::RULESET_VERSION, Value::Object(self.to_json()))
     }
 
     /// The table of the uplink with this id.
@@ -225,6 +237,9 @@ impl Settings {
         self.table_base + id
     }
 }
+
+/// What the words of a ruleset for a node with IPVS end with.
+const IPVS: &str = " ipvs";
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -61,6 +61,7 @@ fn settings_survive_their_own_words() {
     let other = Settings { hairpin: true, ..Settings::default() };
     assert_ne!(other.fingerprint(false), Settings::default().fingerprint(false));
     assert_ne!(other.fingerprint(false), other.fingerprint(true));
+    assert_eq!(other.fingerprints(), [false, true].map(|ipvs| other.fingerprint(ipvs)));
 }
 
 #[test]
