@@ -147,23 +147,15 @@ fn uplink_chains(spec: &Spec<'_>, id: u32, link: u32) -> Vec<Chain> {
     let field = spec.field;
     let (mark, sent) = (field.of(id), field.of(id) | field.d());
     let set_packet = |mark| set_packet(field, mark);
-    let set_conntrack = |mark| [ConntrackMark, merge(field, mark), SetConntrackMark];
+    let remember = [ConntrackMark, merge(field, sent), SetConntrackMark];
     vec![
         // What came in by the uplink and does not leave by it is not counted as steered.
         chain(format!("from_{id}"), vec![plain(set_packet(mark))]),
         chain(format!("via_{id}"), vec![counted(&set_packet(mark))]),
         chain(format!("uturn_{id}"), vec![counted(&set_packet(sent))]),
         chain(format!("forwarded_{id}"), forwarded(id, link)),
-        chain(format!("request_{id}"), request(id)),
-        chain(
-            format!("bind_{id}"),
-            vec![
-                // What is of no connection is not counted: it ends at the first step.
-                plain([ConntrackMark, merge(field, mark), Counter, SetConntrackMark]),
-                plain([goto("request", id)]),
-            ],
-        ),
-        chain(format!("send_{id}"), vec![plain(set_conntrack(sent)), plain([goto("via", id)])]),
+        chain(format!("bind_{id}"), bind(field, id)),
+        chain(format!("send_{id}"), vec![plain(remember), plain([goto("via", id)])]),
         chain(format!("offer_{id}"), offer(spec, id)),
         chain(format!("in_{id}"), arrive(spec, id)),
         chain(format!("bound_{id}"), bound(field, id, link)),
@@ -187,9 +179,14 @@ fn bound(field: Field, id: u32, link: u32) -> Vec<Rule> {
     ]
 }
 
-/// A bound request. One that is not DNATed ends here.
-fn request(id: u32) -> Vec<Rule> {
-    vec![plain(has_status(IPS_DST_NAT, goto("forwarded", id))), plain([goto("from", id)])]
+/// A request that is bound now; what follows is as for one that is bound already.
+fn bind(field: Field, id: u32) -> Vec<Rule> {
+    vec![
+        // What is of no connection is not counted: it ends at the first step.
+        plain([ConntrackMark, merge(field, field.of(id)), Counter, SetConntrackMark]),
+        plain(has_status(IPS_DST_NAT, goto("forwarded", id))),
+        plain([goto("from", id)]),
+    ]
 }
 
 /// A bound request whose destination was rewritten. Where the backend lies behind the very uplink
