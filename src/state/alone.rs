@@ -78,13 +78,12 @@ impl State {
 
     /// Removes the file, unless an agent runs.
     pub(super) fn forget_the_agent(&self) -> Result<(), Error> {
-        let path = self.path(&[FILE]);
-        if !path.exists() {
+        if !self.path(&[FILE]).exists() {
             return Ok(());
         }
         // The lock is held until the file has gone.
         match self.be_the_agent_within(Duration::ZERO)? {
-            Ok(_alone) => Self::remove(&path),
+            Ok(alone) => self.forget_agent(&alone),
             Err(_) => Ok(()),
         }
     }
