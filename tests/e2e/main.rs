@@ -10,6 +10,7 @@
 )]
 
 mod agent;
+mod answered;
 mod backends;
 mod bad_input;
 mod discovery;
