@@ -15,6 +15,7 @@ mod backends;
 mod bad_input;
 mod discovery;
 mod fast_path;
+mod forged;
 mod interrupted;
 mod ipvs;
 mod kinds;

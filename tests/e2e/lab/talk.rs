@@ -77,6 +77,15 @@ impl Talk {
         self.server.local()
     }
 
+    /// The client's end, as the server sees it: behind masquerading, for instance.
+    pub(crate) fn client_as_seen(&self) -> SocketAddr {
+        match &self.server {
+            End::Tcp(stream) => stream.peer_addr(),
+            End::Udp(socket) => socket.peer_addr(),
+        }
+        .expect("a connected socket")
+    }
+
     /// The server speaks, and the client hears it.
     pub(crate) fn reply(&mut self) -> io::Result<()> {
         self.said += 1;
@@ -140,14 +149,24 @@ impl End {
     }
 
     fn say(&self, word: u32) -> io::Result<()> {
+        self.forget_errors()?;
         match self {
             Self::Tcp(stream) => (&mut &*stream).write_all(&word.to_be_bytes()),
             Self::Udp(socket) => socket.send(&word.to_be_bytes()).map(drop),
         }
     }
 
+    /// A UDP socket tells with the next call what an ICMP error has said about an earlier one.
+    fn forget_errors(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(_) => Ok(()),
+            Self::Udp(socket) => socket.take_error().map(drop),
+        }
+    }
+
     /// Waits for this word. Datagrams of others are no matter.
     fn hear(&self, word: u32) -> io::Result<()> {
+        self.forget_errors()?;
         let mut heard = [0; 4];
         loop {
             match self {
