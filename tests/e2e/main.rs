@@ -35,6 +35,7 @@ mod report_001_lb_ip_from_pod;
 mod report_002_lb_hairpin;
 mod report_003_flannel_tun;
 mod report_004_cluster_api_reboot;
+mod sources;
 mod text;
 mod transit;
 mod upgrade;
