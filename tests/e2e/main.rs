@@ -10,6 +10,7 @@
 )]
 
 mod agent;
+mod annotations;
 mod answered;
 mod backends;
 mod bad_input;
@@ -38,5 +39,6 @@ mod report_004_cluster_api_reboot;
 mod sources;
 mod text;
 mod transit;
+mod unattached;
 mod upgrade;
 mod verbs;
