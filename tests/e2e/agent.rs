@@ -3,7 +3,7 @@
 //! The layout is the plain one of two NICs. Each damage is shown to break traffic while no agent
 //! runs.
 
-mod adoption;
+mod before;
 mod cost;
 mod counts;
 mod files;
