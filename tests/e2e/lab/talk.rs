@@ -33,10 +33,18 @@ impl Listening {
     /// Port 0 is any that is free.
     pub(crate) fn at(ns: &Netns, proto: Proto, address: &str, port: u16) -> Self {
         let at = SocketAddr::new(address.parse().expect("an address"), port);
-        ns.run(|| match proto {
-            Proto::Tcp => Self::Tcp(TcpListener::bind(at).expect("listen")),
-            Proto::Udp => Self::Udp(UdpSocket::bind(at).expect("bind")),
-        })
+        let begin = Instant::now();
+        // A program that another test is about to start holds our closed socket for a moment.
+        loop {
+            let bound = ns.run(|| match proto {
+                Proto::Tcp => TcpListener::bind(at).map(Self::Tcp),
+                Proto::Udp => UdpSocket::bind(at).map(Self::Udp),
+            });
+            match bound {
+                Ok(listening) => return listening,
+                Err(error) => assert!(begin.elapsed() < PATIENT, "bind {at}: {error}"),
+            }
+        }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
