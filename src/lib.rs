@@ -8,23 +8,18 @@
 //! that the runtime calls.
 
 pub mod agent;
-pub mod apply;
+pub mod backend;
 pub mod cli;
 pub mod cni;
 pub mod config;
 pub mod conflist;
-pub mod counters;
 pub mod error;
-pub mod facts;
-pub mod fast;
-pub mod gather;
+pub mod hash;
 pub mod logging;
-pub mod mark;
+pub mod model;
 pub mod names;
 pub mod netlink;
 pub mod node;
 pub mod plan;
-pub mod ruleset;
-pub mod startup;
+pub mod process;
 pub mod state;
-pub mod xtables;

@@ -2,14 +2,14 @@
 #![no_main]
 
 use symroute::cni::{self, Environment};
-use symroute::startup;
+use symroute::process;
 
 /// Called by the C library. Rust's own start-up would look for its stack's guard page in
 /// `/proc/self/maps` and set up a stack for signals, which is a tenth of what a fast ADD costs.
 // SAFETY: no other function of this program is called `main`, and the C library calls it once.
 #[unsafe(no_mangle)]
 pub extern "C" fn main() -> libc::c_int {
-    startup::standard_streams();
+    process::standard_streams();
     let code = match Environment::of_process() {
         Some(environment) => cni::run(&environment),
         None => symroute::cli::run(std::env::args_os()),

@@ -18,64 +18,76 @@ pub const LAYOUT_PRIORITY: u32 = 2;
 pub const LAYOUT_TABLES: u32 = 3;
 /// Set of the interfaces whose `src_valid_mark` was 0 before us.
 pub const RESTORE: &str = "restore";
-/// Map from an uplink's index to its id, as the conntrack mark carries it. 0 stands for an
-/// interface that leads outside but is no uplink by the settings, so that an ADD knows it.
+/// Map from an uplink's index to its id, as the conntrack mark carries it: the record of the ids.
 pub const IDS: &str = "ids";
 /// Set of the uplinks' indexes.
 pub const UPLINKS: &str = "uplinks";
 /// Set of the interfaces that lead outside, uplinks or not: a source that is routed there is no
 /// local pod's.
 pub const OUTSIDE: &str = "outside";
-/// Verdict map: what came in by an uplink goes to the uplink's chain.
+/// Verdict map: a first packet goes to the chain of the uplink that it came in by.
 pub const ARRIVE: &str = "arrive";
-/// Verdict map: conntrack mark of a reply -> the uplink it leaves by.
+/// Verdict map: the same for a packet of a connection that is bound to another uplink and answered.
+pub const ANSWERED: &str = "answered";
+/// Verdict map: the same for ICMP errors.
+pub const ERRORS: &str = "errors";
+/// Verdict map: conntrack mark of a reply -> the uplink that it leaves by.
 pub const REPLIES: &str = "replies";
-/// Verdict map: conntrack mark with D -> the uplink it is sent out by.
-pub const SENT: &str = "sent";
 /// Verdict map: conntrack mark -> the uplink's chain, where there are many uplinks.
 pub const BOUND: &str = "bound";
-/// Set of the conntrack marks of plain ids.
-pub const PLAIN: &str = "plain";
-/// Addresses of the enrolled pods.
-pub const PODS4: &str = "pods4";
-/// Addresses of the enrolled pods.
-pub const PODS6: &str = "pods6";
+/// Verdict map: conntrack mark of a connection that turns round on an uplink -> the uplink's chain.
+pub const TURNED: &str = "turned";
+/// Set of the conntrack marks of bound connections.
+pub const MARKS: &str = "marks";
+/// Set of the uplinks' own addresses: interface and address.
+pub const OWN4: &str = "own4";
+/// Set of the uplinks' own addresses: interface and address.
+pub const OWN6: &str = "own6";
 /// Addresses of the pods that accept a local pod's address as a source.
 pub const HAIRPIN4: &str = "hairpin4";
 /// Addresses of the pods that accept a local pod's address as a source.
 pub const HAIRPIN6: &str = "hairpin6";
-/// The sets that hold pods.
-pub const OF_PODS: [&str; 4] = [PODS4, PODS6, HAIRPIN4, HAIRPIN6];
+/// Addresses of the pods that are left out.
+pub const LEFT_OUT4: &str = "leftout4";
+/// Addresses of the pods that are left out.
+pub const LEFT_OUT6: &str = "leftout6";
 /// Uplinks that a masqueraded connection of a pod must not leave by.
 pub const STEER4: &str = "steer4";
 /// Uplinks that a masqueraded connection of a pod must not leave by.
 pub const STEER6: &str = "steer6";
 
+/// The built-in chains of table mangle that we jump from.
+pub const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 /// Chains in the tables mangle, and ipsets, are ours if their name begins with this.
 pub const CHAIN_PREFIX: &str = "symroute-";
-/// Of those, where iptables counts: what got the mark of its connection, …
+/// Chain that counts the packets that got the mark of their connection.
 pub const COUNT_RESTORED: &str = "symroute-restore";
-/// … connections when they are bound, …
+/// Chain that counts connections when they are bound.
 pub const COUNT_BOUND: &str = "symroute-bind";
-/// … packets that turn round, by the id of the uplink behind this, …
+/// Chain that counts packets that turn round on an uplink; the uplink's id stands behind it.
 pub const COUNT_TURNED: &str = "symroute-uturn-";
-/// … and marks that were evidence only.
+/// Chain that counts marks that were evidence only.
 pub const COUNT_CLEARED: &str = "symroute-clear";
-/// The ipset that tells what is in force with iptables, in comments.
+/// The ipset that says in comments what is in force.
 pub const NODE_SET: &str = "symroute";
-/// ipset of the prefixes that the node leads to something that is not outside.
+/// ipset of the prefixes that main leads to something that is not outside.
 pub const INSIDE4: &str = "symroute-inside4";
-/// ipset of the prefixes that the node leads to something that is not outside.
+/// ipset of the prefixes that main leads to something that is not outside.
 pub const INSIDE6: &str = "symroute-inside6";
-/// ipset of the same name as the set of the table, with a prefix.
-pub const IPSETS: [(&str, &str); 4] = [
-    (PODS4, "symroute-pods4"),
-    (PODS6, "symroute-pods6"),
-    (HAIRPIN4, "symroute-hairpin4"),
-    (HAIRPIN6, "symroute-hairpin6"),
-];
+/// ipset of the single addresses that main leads outside.
+pub const HOSTS4: &str = "symroute-hosts4";
+/// ipset of the single addresses that main leads outside.
+pub const HOSTS6: &str = "symroute-hosts6";
+/// ipset of the pods that accept a local pod's address as a source.
+pub const HAIRPIN_SET4: &str = "symroute-hairpin4";
+/// ipset of the pods that accept a local pod's address as a source.
+pub const HAIRPIN_SET6: &str = "symroute-hairpin6";
+/// ipset of the pods that are left out.
+pub const LEFT_OUT_SET4: &str = "symroute-leftout4";
+/// ipset of the pods that are left out.
+pub const LEFT_OUT_SET6: &str = "symroute-leftout6";
 /// Raised whenever the table's shape or its rules change between releases.
-pub const RULESET_VERSION: u32 = 3;
+pub const RULESET_VERSION: u32 = 4;
 
 /// Default of `markMask`: bits 8 to 12, which no neighbour uses as conntrack mark by default.
 pub const MARK_MASK: u32 = 0x1f00;
@@ -83,6 +95,8 @@ pub const MARK_MASK: u32 = 0x1f00;
 pub const RULE_PRIORITY: u32 = 400;
 /// Default of `tableBase`.
 pub const TABLE_BASE: u32 = 47000;
+/// The interface by which a look-up of a rule of ours comes in that no packet has made.
+pub const LOOPBACK: &str = "lo";
 /// The interface that kube-proxy makes when it uses IPVS.
 pub const OF_KUBE_PROXY: &str = "kube-ipvs0";
 /// kube-proxy's mark of packets that it will masquerade, and its mask.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::cause::Cause;
 use super::keep::Thing;
+use crate::hash::fnv;
 use crate::names::PROGRAM;
-use crate::ruleset::fingerprint::fnv;
 
 /// What a file looks like without reading it.
 type Look = (u64, u64, i64, i64, u32);

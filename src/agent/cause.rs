@@ -33,13 +33,11 @@ pub enum Cause {
     Conflist,
     /// The folder of plugins.
     Binary,
-    /// The runtime's cache of results.
-    Cache,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 12] = [
         Self::Start,
         Self::Resync,
         Self::Retry,
@@ -52,7 +50,6 @@ impl Cause {
         Self::Iptables,
         Self::Conflist,
         Self::Binary,
-        Self::Cache,
     ];
 
     /// Its name in metrics and logs.
@@ -71,7 +68,6 @@ impl Cause {
             Self::Iptables => "iptables",
             Self::Conflist => "conflist",
             Self::Binary => "binary",
-            Self::Cache => "cache",
         }
     }
 
@@ -90,7 +86,7 @@ impl Cause {
     /// Whether it is about the kernel's state.
     #[must_use]
     pub fn is_of_kernel(self) -> bool {
-        !matches!(self, Self::Conflist | Self::Binary | Self::Cache)
+        !matches!(self, Self::Conflist | Self::Binary)
     }
 }
 

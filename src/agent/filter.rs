@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use super::cause::Cause;
+use crate::backend::iptables::rules::Xtables;
 use crate::config::{Pattern, Settings};
-use crate::facts::{Facts, Link, Variant};
+use crate::model::{Facts, Link, Variant};
 use crate::names;
 use crate::netlink::uapi::{IFF_UP, RT_TABLE_LOCAL};
-use crate::xtables::model::Xtables;
 
 /// Kinds of interface that `auto` never takes and of which a node has many.
 const OF_PODS: [&str; 3] = ["veth", "bridge", "dummy"];

@@ -1,19 +1,17 @@
 //! One turn of the agent: what is wanted, a look at the node, and what differs is put right.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::adopt::Cache;
 use super::cause::{Cause, Causes};
 use super::keep::Kept;
 use super::pace::Repairs;
 use super::status::{Found, Problem, Status, Tally};
-use super::wanted::{OWN_NETWORK, Source, Wanted};
-use crate::apply::describe;
+use crate::config::source::{OWN_NETWORK, Source, Wanted};
 use crate::config::{Config, Log, Scope, Settings};
 use crate::error::Error;
-use crate::names;
+use crate::node::apply::describe;
 use crate::node::{Node, View};
-use crate::plan::diff::{Operation, TableChange};
+use crate::plan::diff::Operation;
 use crate::state::Record;
 
 /// Name of the hold that the agent has on the node state. It stays when the agent stops.
@@ -25,7 +23,6 @@ pub struct Healer {
     node: Option<Node>,
     source: Option<Source>,
     kept: Vec<Kept>,
-    cache: Cache,
     wanted: Option<Wanted>,
     /// Steps that were left after a reconcile: the kernel refuses them.
     stuck: Vec<Operation>,
@@ -40,12 +37,11 @@ pub struct Healer {
 impl Healer {
     /// Keeps the settings of `source` in force, or those that are.
     #[must_use]
-    pub fn new(source: Option<Source>, kept: Vec<Kept>, cache: Cache) -> Self {
+    pub fn new(source: Option<Source>, kept: Vec<Kept>) -> Self {
         Self {
             node: None,
             source,
             kept,
-            cache,
             wanted: None,
             stuck: Vec::new(),
             noted: Vec::new(),
@@ -59,7 +55,6 @@ impl Healer {
     pub fn turn(&mut self, causes: &Causes) -> Status {
         let begin = Instant::now();
         let mut status = Status::default();
-        let about = |cause| causes.contains(&cause) || causes.iter().any(|c| c.is_general());
         // The entry in the conflist comes before the settings are read from it.
         for kept in &mut self.kept {
             // Cheap where all is well, and its problem has to be told by each status.
@@ -83,12 +78,6 @@ impl Healer {
         } else {
             status.keeps_last_look = true;
         }
-        if news || about(Cause::Cache) {
-            let adopted = self.adopt();
-            status.say(Problem::Adoption, adopted);
-        } else {
-            status.keeps_adoption = true;
-        }
         let contested = self.repairs.contested(Instant::now());
         if !contested.is_empty() {
             let names: Vec<_> = contested.iter().map(|cause| cause.name()).collect();
@@ -100,7 +89,6 @@ impl Healer {
             status.say(Problem::Contested, Err(text));
         }
         self.tally.contested = contested;
-        self.tally.adopted_now = self.cache.adopted();
         if let Some(node) = &self.node {
             self.tally.pods = node.state.count().unwrap_or(self.tally.pods);
         }
@@ -118,15 +106,13 @@ impl Healer {
             return Ok(wanted.clone());
         }
         let found = match node.state.record()? {
-            Some(record) => Wanted {
-                network: record.network,
-                config: config(record.settings),
-                is_network: false,
-            },
+            Some(record) => {
+                Wanted { network: record.network, config: config(record.settings), conflist: None }
+            }
             None => Wanted {
                 network: OWN_NETWORK.into(),
                 config: config(Settings::default()),
-                is_network: false,
+                conflist: None,
             },
         };
         // A record that gets lost is made again from this.
@@ -152,9 +138,6 @@ impl Healer {
                 .iter()
                 .any(|(name, network)| name == HOLD && *network == target.network);
         if !in_force {
-            if record.is_none() {
-                self.cache.forget();
-            }
             // A record that vanished was taken away by somebody.
             let repair = record.is_none() && !causes.contains(&Cause::Start);
             let enforced = enforce(node, &target, causes);
@@ -179,15 +162,6 @@ impl Healer {
     ) -> Result<(), Error> {
         let node = open(&mut self.node)?;
         let mut view = node.view(&target.config.settings)?;
-        if of_pods_alone(&view.steps) {
-            // A pod that is just being enrolled has its file before its address is in the set.
-            let again = node.view(&target.config.settings)?;
-            let passing = again.steps != view.steps;
-            view = again;
-            if passing && of_pods_alone(&view.steps) {
-                view.steps.clear();
-            }
-        }
         let refused = view.steps == self.stuck && !causes.iter().any(|cause| cause.is_of_routing());
         if !view.steps.is_empty() && !refused {
             let what: Vec<_> = view.steps.iter().map(|s| describe(s, &view.facts)).collect();
@@ -229,17 +203,6 @@ impl Healer {
         Ok(())
     }
 
-    fn adopt(&mut self) -> Result<(), String> {
-        let node = open(&mut self.node).map_err(|error| text(&error))?;
-        let Some(wanted) = self.wanted.as_ref().filter(|wanted| wanted.is_network) else {
-            return Ok(());
-        };
-        let done = self.cache.adopt(node, &wanted.network, &wanted.config.settings)?;
-        self.tally.adopted += done.enrolled;
-        self.tally.taken_out += done.taken_out;
-        Ok(())
-    }
-
     /// Tells the log what is new about the status.
     fn note(&mut self, status: &Status) {
         let now: Vec<String> = status.problems.values().cloned().collect();
@@ -269,6 +232,9 @@ fn enforce(node: &mut Node, target: &Wanted, causes: &Causes) -> Result<(), Erro
     let held = node.state.holders()?.into_iter().find(|(name, _)| name == HOLD);
     node.state.hold(HOLD, &target.network)?;
     let outcome = node.reconcile(&lock, &target.network, &target.config.settings);
+    if let (Ok(_), Some(path)) = (&outcome, &target.conflist) {
+        node.note_conflist(path)?;
+    }
     match (&outcome, held) {
         (Ok(plan), _) => plan.notes.iter().for_each(|note| log::warn!("{note}")),
         (Err(_), Some((_, before))) if before != target.network => {
@@ -278,21 +244,6 @@ fn enforce(node: &mut Node, target: &Wanted, causes: &Causes) -> Result<(), Erro
         (Err(_), Some(_)) => {}
     }
     outcome.map(drop)
-}
-
-/// Whether nothing differs but which pods are enrolled.
-fn of_pods_alone(steps: &[Operation]) -> bool {
-    let of_pods = |change: &TableChange| match change {
-        TableChange::AddElements(set, _) | TableChange::DeleteElements(set, _) => {
-            names::OF_PODS.contains(&set.as_str())
-        }
-        _ => false,
-    };
-    let alone = |step: &Operation| match step {
-        Operation::Table(changes) => changes.iter().all(of_pods),
-        _ => false,
-    };
-    !steps.is_empty() && steps.iter().all(alone)
 }
 
 /// Whether nothing differs but routes: those are what the kernel may refuse alone.
@@ -318,13 +269,4 @@ fn names_of(causes: &Causes) -> String {
 
 fn text(error: &Error) -> String {
     error.way_out().map_or_else(|| error.to_string(), |way_out| format!("{error}; {way_out}"))
-}
-
-/// How long a turn took, for the rest after it.
-impl Status {
-    /// The time that the turn took.
-    #[must_use]
-    pub fn took(&self) -> Duration {
-        self.tally.last_turn
-    }
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::cause::Cause;
 use super::status::{Board, UplinkLine};
-use crate::counters::Counts;
-use crate::facts::Variant;
-use crate::mark::Field;
+use crate::backend::Marker;
+use crate::backend::counts::Counts;
+use crate::model::Field;
+use crate::node::counters;
 
 /// Writes families of metrics.
 #[derive(Debug, Default)]
@@ -63,11 +64,7 @@ pub fn page(board: &Board, counts: Option<&Counts>) -> String {
     });
     page.family(("uplink_info", "gauge", "The uplinks in force."), uplinks);
     page.one("notes", "gauge", "Things that are off, see symroute status.", board.notes as f64);
-    page.one("pods", "gauge", "Attachments that are enrolled.", tally.pods as f64);
-    page.one("pods_adopted", "gauge", "Adopted pods among them.", tally.adopted_now as f64);
-    page.one("adoptions_total", "counter", "Pods adopted from the cache.", tally.adopted as f64);
-    let taken = tally.taken_out as f64;
-    page.one("adopted_removals_total", "counter", "Adopted pods taken out again.", taken);
+    page.one("pods", "gauge", "Attachments on this node.", tally.pods as f64);
     let outcomes = [("done", tally.reconciles), ("failed", tally.failures)];
     let outcomes = outcomes.map(|(outcome, n)| (label("outcome", outcome), n as f64));
     page.family(("reconciles_total", "counter", "Reconciles made, not mere looks."), outcomes);
@@ -112,8 +109,8 @@ pub struct Counters {
     read: Option<(Marking, Instant, Counts)>,
 }
 
-/// Whose rules count, and the bits of the mark.
-type Marking = (Option<Variant>, Field);
+/// What marks, and the bits of the mark.
+type Marking = (Marker, Field);
 
 impl Counters {
     /// Programs have to be run to read what iptables counts, so that is done no more often.
@@ -122,12 +119,12 @@ impl Counters {
     /// The counts; none where they can't be read.
     pub fn now(&mut self, marking: Marking) -> Option<Counts> {
         let fresh = |(of, at, _): &&(Marking, Instant, Counts)| {
-            *of == marking && marking.0.is_some() && at.elapsed() < Self::FRESH
+            *of == marking && marking.0 != Marker::Nftables && at.elapsed() < Self::FRESH
         };
         if let Some((_, _, counts)) = self.read.as_ref().filter(fresh) {
             return Some(counts.clone());
         }
-        match Counts::read(marking.0, marking.1) {
+        match counters::read(marking.0, marking.1) {
             Ok(counts) => {
                 self.read = Some((marking, Instant::now(), counts.clone()));
                 Some(counts)

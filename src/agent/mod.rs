@@ -4,7 +4,6 @@
 //! for a moment ([`pace`]); then one turn of [`heal`] looks at the node and puts it right. The
 //! plugin needs none of this.
 
-pub mod adopt;
 pub mod binary;
 pub mod cause;
 pub mod conflist;
@@ -18,11 +17,9 @@ pub mod notify;
 pub mod pace;
 mod sources;
 pub mod status;
-pub mod wanted;
 
 use std::future::ready;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,8 +27,8 @@ use tokio::runtime;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
+use crate::config::source::Source;
 use crate::state::{Alone, State};
-use adopt::Cache;
 use cause::{Cause, Causes, Pending};
 use filter::Filter;
 use heal::Healer;
@@ -40,7 +37,6 @@ use keep::Kept;
 use metrics::Counters;
 use notify::Manager;
 use status::{Board, Status};
-use wanted::Source;
 
 /// The agent is taken for dead when its loop did not turn for this long.
 const DEAD: Duration = Duration::from_secs(60);
@@ -52,8 +48,6 @@ const BEAT: Duration = Duration::from_secs(10);
 pub struct Options {
     /// Where the settings are; none for those in force.
     pub source: Option<Source>,
-    /// The runtime's cache of results.
-    pub cache: PathBuf,
     /// Where `/healthz`, `/readyz` and `/metrics` are served.
     pub listen: Option<SocketAddr>,
     /// How often everything is looked at although nothing was told.
@@ -117,7 +111,7 @@ async fn serve(options: Options) -> Result<(), String> {
     }
     // Sources before the first look: what happens from now on is told.
     sources::start(&shared, &options)?;
-    let healer = Healer::new(options.source, options.kept, Cache::new(options.cache));
+    let healer = Healer::new(options.source, options.kept);
     shared.pending.add(Cause::Start);
     Loop::new(shared, healer, options.resync).run().await
 }

@@ -1,5 +1,6 @@
 //! Starts what tells the agent of causes: one task to a source.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,9 +14,10 @@ use super::events::files::{self, Folder};
 use super::events::{nftables, route};
 use super::filter::{Event, References};
 use super::keep::Kept;
-use super::wanted::Source;
 use super::{Options, Shared, lock};
-use crate::netlink::{self, Socket, ipset};
+use crate::backend::iptables::ipset;
+use crate::config::source::Source;
+use crate::netlink::{self, Socket};
 
 /// Pause before a source that failed is opened again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -59,8 +61,7 @@ fn signals(shared: &Arc<Shared>) -> Result<(), String> {
 
 fn folders(shared: &Arc<Shared>, options: &Options) -> Result<(), String> {
     let mut folders: Vec<_> = options.kept.iter().map(Kept::folder).collect();
-    folders.extend(options.source.as_ref().map(Source::folder));
-    folders.push(Folder { path: options.cache.clone(), cause: Cause::Cache, names: None });
+    folders.extend(options.source.as_ref().map(folder_of));
     let watches = files::Watches::on(folders)?;
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
@@ -69,6 +70,19 @@ fn folders(shared: &Arc<Shared>, options: &Options) -> Result<(), String> {
         }
     });
     Ok(())
+}
+
+/// What is to be watched for changes of the settings.
+fn folder_of(source: &Source) -> Folder {
+    let (path, names) = match source {
+        Source::File(path) => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let name = path.file_name().map(|name| vec![name.to_os_string()]);
+            (parent.unwrap_or(Path::new(".")), name)
+        }
+        Source::Folder(path) => (path.as_path(), None),
+    };
+    Folder { path: path.into(), cause: Cause::Conflist, names }
 }
 
 async fn rtnetlink(shared: Arc<Shared>) {

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::cause::{Cause, Causes};
+use crate::backend::Marker;
+use crate::backend::iptables::rules::Xtables;
 use crate::config::Settings;
-use crate::facts::{Facts, Variant};
-use crate::mark::Field;
+use crate::model::{Facts, Field};
 use crate::plan::Uplink;
-use crate::xtables::model::Xtables;
 
 /// Where something is wrong. Each makes the agent not ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,8 +27,6 @@ pub enum Problem {
     Conflist,
     /// The plugin's binary.
     Binary,
-    /// Pods of before.
-    Adoption,
 }
 
 impl Problem {
@@ -71,14 +69,8 @@ pub struct Tally {
     pub contested: Causes,
     /// How often things on the disk were put in place.
     pub puts: BTreeMap<&'static str, u64>,
-    /// Enrolled attachments.
+    /// Attachments.
     pub pods: usize,
-    /// Adopted pods among them.
-    pub adopted_now: usize,
-    /// Pods adopted since the beginning.
-    pub adopted: u64,
-    /// Adopted pods taken out again.
-    pub taken_out: u64,
 }
 
 impl Tally {
@@ -104,8 +96,6 @@ pub struct Status {
     pub found: Option<Found>,
     /// Whether the node was not looked at, so that what was wrong still is.
     pub keeps_last_look: bool,
-    /// The same for pods of before.
-    pub keeps_adoption: bool,
     /// What was done since the beginning.
     pub tally: Tally,
 }
@@ -147,8 +137,8 @@ pub struct Board {
     pub uplinks: Vec<UplinkLine>,
     /// How many things are off although all is in place.
     pub notes: usize,
-    /// Whose rules do the marking: a variant of iptables or else nftables; and by which bits.
-    pub marking: Option<(Option<Variant>, Field)>,
+    /// What marks, and by which bits.
+    pub marking: Option<(Marker, Field)>,
     /// What was done since the beginning.
     pub tally: Tally,
     /// Whether there was a look at all.
@@ -164,7 +154,6 @@ impl Board {
     pub fn update(&mut self, status: Status) {
         let kept = |problem: &Problem| match problem {
             Problem::Settings | Problem::Node | Problem::Kernel => status.keeps_last_look,
-            Problem::Adoption => status.keeps_adoption,
             _ => false,
         };
         self.problems.retain(|problem, _| kept(problem));
@@ -173,8 +162,9 @@ impl Board {
         if let Some(found) = status.found {
             self.looked = true;
             self.notes = found.notes.len();
-            let variant = found.xtables.as_ref().map(|xtables| xtables.variant);
-            self.marking = Some((variant, found.settings.field));
+            let marker =
+                found.xtables.as_ref().map_or(Marker::Nftables, |x| Marker::Iptables(x.variant));
+            self.marking = Some((marker, found.settings.field));
             let line = |u: Uplink| UplinkLine { name: u.name, id: u.id, table: u.table };
             self.uplinks = found.uplinks.into_iter().map(line).collect();
         }

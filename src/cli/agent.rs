@@ -10,8 +10,8 @@ use super::Failure;
 use crate::agent::binary::Binary;
 use crate::agent::conflist::Entry;
 use crate::agent::keep::Kept;
-use crate::agent::wanted::Source;
 use crate::agent::{self, Options};
+use crate::config::source::Source;
 use crate::conflist::{Directory, Places, Wanted};
 use crate::names;
 
@@ -130,13 +130,8 @@ pub(super) fn run(words: Words) -> Result<(), Failure> {
         Some(file) => Source::File(file),
         None => Source::Folder(words.conf_dir),
     };
-    let options = Options {
-        source: Some(source),
-        cache: words.cache_dir,
-        listen: words.listen,
-        resync: words.resync,
-        kept,
-    };
+    let options =
+        Options { source: Some(source), listen: words.listen, resync: words.resync, kept };
     agent::run(options).map_err(Failure::Failed)
 }
 

@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{EXIT_OFF, Failure};
-use crate::cni::cached::{self, Cached};
+use super::{EXIT_OFF, Failure, result_cache};
 use crate::names;
 use crate::state::{Attachment, State};
 
 /// Raised when keys of the JSON report change their meaning or go away.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Where to look.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,7 +46,7 @@ impl Found {
     /// Reads the runtime's cache and, if there is one, the state of this boot.
     pub(super) fn of(cache: &Path, state: Option<&State>) -> Result<Self, Failure> {
         let enrolled = match state {
-            Some(state) => state.attachments()?.0,
+            Some(state) => state.attachments()?.readable,
             None => Vec::new(),
         };
         let mut cached = cached_in(cache)?;
@@ -63,14 +62,13 @@ impl Found {
     /// names by then, so a pod may have ended, and be enrolled still.
     pub(super) fn that_call_us(mut self) -> Self {
         let unknown = self.unknown().is_some();
-        self.enrolled.retain(|pod| unknown && !pod.adopted);
+        self.enrolled.retain(|_| unknown);
         self
     }
 
     /// The cache that is not there, though a pod is enrolled that the runtime called us for.
     fn unknown(&self) -> Option<&Path> {
-        let called = self.enrolled.iter().any(|pod| !pod.adopted);
-        self.missing.as_deref().filter(|_| called)
+        self.missing.as_deref().filter(|_| !self.enrolled.is_empty())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -108,7 +106,9 @@ impl Found {
                 "network": pod.key.network,
                 "container": pod.key.container,
                 "ifname": pod.key.ifname,
-                "adopted": pod.adopted,
+                "addresses": pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "hairpin": pod.hairpin,
+                "leftOut": pod.left_out,
             })
         });
         let report = json!({
@@ -138,7 +138,7 @@ fn cached_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     for entry in entries {
         let path = entry.map_err(fail)?.path();
         let text = fs::read_to_string(&path).unwrap_or_default();
-        if cached::read(&text) == Some(Cached::Ours) {
+        if result_cache::names_us(&text) {
             ours.push(path);
         }
     }
@@ -160,16 +160,13 @@ mod tests {
         let (cache, state) = (root.join("results"), State::new(root.join("run")));
         let key = Key { network: "lab".into(), container: "c1".into(), ifname: "eth0".into() };
         let addresses = vec!["10.99.0.2".parse().unwrap()];
-        let mut pod = Attachment { key, addresses, hairpin: false, adopted: false };
+        let pod = Attachment { key, addresses, hairpin: false, left_out: false };
         let need_us = |pod: &Attachment| {
-            state.enroll(pod).unwrap();
+            state.attach(pod).unwrap();
             Found::of(&cache, Some(&state)).unwrap().that_call_us()
         };
         let text = need_us(&pod).to_text();
         assert!(text.contains("no such directory") && text.contains("container c1"), "{text}");
-        pod.adopted = true;
-        assert!(need_us(&pod).is_empty(), "nobody called us for it");
-        pod.adopted = false;
         fs::create_dir_all(&cache).unwrap();
         assert!(need_us(&pod).is_empty(), "it is not in the cache");
         fs::remove_dir_all(&root).unwrap();

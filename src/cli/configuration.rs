@@ -1,8 +1,10 @@
 //! Settings for `up`: from a conflist or from a plugin object.
 
+use std::path::PathBuf;
+
 use super::Failure;
-use crate::agent::wanted;
 use crate::config::file;
+use crate::config::source;
 use crate::config::{Config, Invalid, Log, Scope, Settings};
 
 /// The network that `up` without a name acts for.
@@ -13,6 +15,8 @@ pub(super) const OWN_NETWORK: &str = "symroute up";
 pub(super) struct Source {
     pub(super) network: String,
     pub(super) config: Config,
+    /// The conflist that it is in; none for a plugin object.
+    pub(super) conflist: Option<PathBuf>,
 }
 
 pub(super) fn default() -> Config {
@@ -20,14 +24,15 @@ pub(super) fn default() -> Config {
 }
 
 /// The settings; none where no file of a folder names us.
-pub(super) fn read(from: &wanted::Source) -> Result<Option<Source>, Failure> {
+pub(super) fn read(from: &source::Source) -> Result<Option<Source>, Failure> {
     let path = match from {
-        wanted::Source::File(path) => Some(path.clone()),
-        wanted::Source::Folder(folder) => wanted::names_us(folder),
+        source::Source::File(path) => Some(path.clone()),
+        source::Source::Folder(folder) => source::names_us(folder),
     };
     let Some(path) = path else { return Ok(None) };
     let (network, config) = file::read(&path).map_err(Failure::Failed)?;
-    Ok(Some(Source { network: network.unwrap_or_else(|| OWN_NETWORK.into()), config }))
+    let conflist = network.is_some().then_some(path);
+    Ok(Some(Source { network: network.unwrap_or_else(|| OWN_NETWORK.into()), config, conflist }))
 }
 
 pub(super) fn check_scope(config: &Config) -> Result<(), Failure> {

@@ -6,6 +6,7 @@ mod attachments;
 mod configuration;
 mod conflist;
 mod report;
+mod result_cache;
 mod uninstall;
 
 use std::ffi::OsString;
@@ -14,12 +15,12 @@ use std::path::PathBuf;
 
 use lexopt::Arg::{Long, Short, Value};
 
-use crate::agent::wanted::Source as Settings;
 use crate::config::Config;
+use crate::config::source::Source as Settings;
 use crate::error::Error;
 use crate::logging;
 use crate::node::Node;
-use crate::startup;
+use crate::process;
 use configuration::Source;
 use report::{Health, Report};
 
@@ -160,7 +161,7 @@ fn finish(outcome: Result<(String, u8), Failure>) -> u8 {
         Err(failure) => return complain(&failure),
     };
     // A reader that has gone away (status | head) is no failure.
-    let _ = startup::print(text.as_bytes());
+    let _ = process::print(text.as_bytes());
     code
 }
 
@@ -234,14 +235,19 @@ fn up(settings: Option<&Settings>) -> Result<(String, u8), Failure> {
     let in_force = node.state.record()?.map(|r| Source {
         network: r.network,
         config: Config { settings: r.settings, ..configuration::default() },
+        conflist: r.conflist,
     });
     let source = given.or(in_force).unwrap_or_else(|| Source {
         network: configuration::OWN_NETWORK.into(),
         config: configuration::default(),
+        conflist: None,
     });
     logging::start(&source.config.log);
     node.reconcile(&lock, &source.network, &source.config.settings)?;
     node.state.hold(HOLD, &source.network)?;
+    if let Some(path) = &source.conflist {
+        node.note_conflist(path)?;
+    }
     drop(lock);
     status(false).map(|(text, _)| (text, 0))
 }
@@ -253,9 +259,9 @@ fn down(force: bool) -> Result<(String, u8), Failure> {
     if take_down(&mut node, force)? {
         return Ok(("symroute is not in force: everything is as it was before\n".into(), 0));
     }
-    let (pods, _) = node.state.attachments()?;
+    let pods = node.state.count()?;
     let holders: Vec<_> = node.state.holders()?.into_iter().map(|(name, _)| name).collect();
-    let mut text = format!("node state stays while it is needed: {} pod(s) enrolled", pods.len());
+    let mut text = format!("node state stays while it is needed: {pods} pod(s) attached");
     if !holders.is_empty() {
         text.push_str(", held by ");
         text.push_str(&holders.join(", "));
@@ -268,16 +274,14 @@ fn down(force: bool) -> Result<(String, u8), Failure> {
 /// the pods are forgotten.
 fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
     if force {
-        for pod in node.state.attachments()?.0 {
-            if let Some(error) = node.remove(&pod.key).into_iter().next() {
-                return Err(error.into());
-            }
+        for pod in node.state.attachments()?.readable {
+            node.state.detach(&pod.key)?;
         }
     }
     let lock = node.lock()?;
     if force {
         // What can't be read, by this release or at all, can't be removed one by one.
-        let (_, unreadable) = node.state.attachments()?;
+        let unreadable = node.state.attachments()?.unreadable;
         node.state.sweep(&unreadable)?;
     }
     node.state.release(HOLD)?;

@@ -1,20 +1,20 @@
 //! `status`: what is in force, what is off, and the way out; as a table and as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use crate::apply::describe;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::facts::Family;
+use crate::model::Family;
 use crate::node::Node;
+use crate::node::apply::describe;
 use crate::plan::{Note, Source, Uplink};
-use crate::state::{Attachment, Record};
+use crate::state::Record;
 
 /// Raised when keys of the JSON report change their meaning or go away.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// How a node fares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,8 @@ pub(super) struct Report {
     record: Option<Record>,
     settings: Settings,
     uplinks: Vec<Uplink>,
-    pods: Vec<Attachment>,
+    /// How many attachments hold the node state.
+    attachments: usize,
     holders: Vec<(String, String)>,
     notes: Vec<Note>,
     pending: Vec<String>,
@@ -39,15 +40,9 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn of(node: &mut Node) -> Result<Self, Error> {
-        let (pods, unreadable) = node.state.attachments()?;
+        let attachments = node.state.count()?;
         let holders = node.state.holders()?;
-        let mut notes: Vec<Note> = unreadable
-            .iter()
-            .map(|path| Note {
-                what: format!("{path} is empty or damaged: that pod is not enrolled"),
-                way_out: "restart the pod; the next reconcile removes the file".into(),
-            })
-            .collect();
+        let mut notes = unreadable(node)?;
         let fallback = Settings::default();
         let (mut uplinks, mut pending, mut backend) = (Vec::new(), Vec::new(), None);
         let record = node.record()?;
@@ -57,14 +52,13 @@ impl Report {
                 what: "/run/symroute/node.json is lost or damaged: which settings are in force is \
                        not known"
                     .into(),
-                way_out: "symroute up --config FILE; if pods are missing below, restart them"
-                    .into(),
+                way_out: "symroutectl up --config FILE".into(),
             });
         }
         match node.view(&fallback) {
             _ if lost => {}
             Ok(view) => {
-                backend = record.is_some().then(|| view.plan.backend());
+                backend = record.is_some().then(|| view.plan.marker().to_string());
                 notes.extend(view.plan.notes);
                 uplinks = view.plan.uplinks;
                 if record.is_some() {
@@ -80,7 +74,7 @@ impl Report {
             Err(other) => return Err(other),
         }
         let settings = record.as_ref().map_or(fallback, |r| r.settings.clone());
-        Ok(Self { record, settings, uplinks, pods, holders, notes, pending, backend })
+        Ok(Self { record, settings, uplinks, attachments, holders, notes, pending, backend })
     }
 
     pub(super) fn health(&self) -> Health {
@@ -91,37 +85,15 @@ impl Report {
         }
     }
 
-    /// Number of enrolled pods by network.
-    fn networks(&self) -> BTreeMap<&str, usize> {
-        let mut networks = BTreeMap::new();
-        for pod in &self.pods {
-            *networks.entry(pod.key.network.as_str()).or_insert(0) += 1;
-        }
-        if let Some(record) = &self.record {
-            networks.entry(record.network.as_str()).or_insert(0);
-        }
-        networks
+    /// The networks in whose name the node state is in force or held.
+    fn networks(&self) -> BTreeSet<&str> {
+        let holders = self.holders.iter().map(|(_, network)| network.as_str());
+        let leader = self.record.iter().map(|record| record.network.as_str());
+        holders.chain(leader).filter(|network| !network.is_empty()).collect()
     }
 
     pub(super) fn to_json(&self) -> String {
         let uplinks: Vec<_> = self.uplinks.iter().map(|u| self.uplink_json(u)).collect();
-        let pods: Vec<_> = self
-            .pods
-            .iter()
-            .map(|pod| {
-                json!({
-                    "network": pod.key.network,
-                    "container": pod.key.container,
-                    "ifname": pod.key.ifname,
-                    "addresses": pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                })
-            })
-            .collect();
-        let networks: Vec<_> = self
-            .networks()
-            .iter()
-            .map(|(name, pods)| json!({"name": name, "pods": pods}))
-            .collect();
         let held_by: Vec<_> = self.holders.iter().map(|(name, _)| name).collect();
         let off: Vec<_> =
             self.notes.iter().map(|n| json!({"what": n.what, "wayOut": n.way_out})).collect();
@@ -132,8 +104,8 @@ impl Report {
             "backend": self.backend,
             "settings": self.settings.to_json(),
             "uplinks": uplinks,
-            "networks": networks,
-            "pods": pods,
+            "networks": self.networks(),
+            "attachments": self.attachments,
             "heldBy": held_by,
             "off": off,
             "pending": self.pending,
@@ -163,7 +135,7 @@ impl Report {
         let _ = match &self.record {
             None => writeln!(
                 out,
-                "symroute is not in force on this node: no pod is enrolled, and \"symroute up\" \
+                "symroute is not in force on this node: no pod is attached, and \"symroutectl up\" \
                  was not called.\nWith the default settings the uplinks would be:\n"
             ),
             Some(record) => writeln!(
@@ -172,17 +144,16 @@ impl Report {
                  \"{}\"\n",
                 self.backend.as_deref().unwrap_or("backend not known"),
                 self.settings.priority,
-                self.settings.priority + 3,
+                self.settings.rules().end,
                 record.network,
             ),
         };
         out.push_str(&columns(&self.uplink_rows()));
         if self.record.is_some() {
             out.push('\n');
-            let networks: Vec<_> =
-                self.networks().iter().map(|(name, pods)| format!("{name} ({pods})")).collect();
+            let networks: Vec<_> = self.networks().into_iter().collect();
             let holders: Vec<_> = self.holders.iter().map(|(name, _)| name.as_str()).collect();
-            let _ = writeln!(out, "pods enrolled  {}", self.pods.len());
+            let _ = writeln!(out, "attachments    {}", self.attachments);
             let _ = writeln!(out, "networks       {}", or_none(&networks.join(", ")));
             let _ = writeln!(out, "held by        {}", or_none(&self.held_text(&holders)));
         }
@@ -192,8 +163,8 @@ impl Report {
 
     fn held_text(&self, holders: &[&str]) -> String {
         let mut parts: Vec<String> = holders.iter().map(ToString::to_string).collect();
-        if !self.pods.is_empty() {
-            parts.push(format!("{} pod(s)", self.pods.len()));
+        if self.attachments > 0 {
+            parts.push(format!("{} attachment(s)", self.attachments));
         }
         parts.join(", ")
     }
@@ -234,6 +205,17 @@ impl Report {
             }
         }
     }
+}
+
+/// What is wrong with files of the state. Of all attachments only those are read that have settings
+/// of their own, so that this takes no longer on a full node.
+fn unreadable(node: &Node) -> Result<Vec<Note>, Error> {
+    let own = node.state.with_own_settings()?.unreadable;
+    let note = |path: &String| Note {
+        what: format!("{path} is empty or damaged: that pod's own settings are not in force"),
+        way_out: "restart the pod; the next reconcile removes the file".into(),
+    };
+    Ok(own.iter().map(note).collect())
 }
 
 fn or_none(text: &str) -> &str {

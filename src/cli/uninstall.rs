@@ -15,7 +15,7 @@ use super::{Failure, take_down};
 use crate::conflist::{Directory, Places};
 use crate::names;
 use crate::node::Node;
-use crate::startup;
+use crate::process;
 use crate::state::{Alone, State};
 
 /// After this, whoever puts our entry back has done so, and what the runtime had begun with it is
@@ -229,7 +229,7 @@ fn failed(path: &Path, error: &io::Error) -> Failure {
 
 /// At once: who looks on wants to know how far it got.
 fn say(line: &str) {
-    let _ = startup::print(format!("{line}\n").as_bytes());
+    let _ = process::print(format!("{line}\n").as_bytes());
 }
 
 fn stay() -> Result<(), Failure> {

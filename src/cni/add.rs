@@ -1,4 +1,4 @@
-//! ADD: enroll a pod.
+//! ADD: attach a pod.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,25 +6,25 @@ use std::os::unix::fs::MetadataExt;
 use nix::sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, statfs};
 use serde_json::value::RawValue;
 
-use super::enroll::enroll;
-use super::{Code, Failure, Request, annotations, log_failures, result, version};
+use super::{Code, Failure, Request, annotations, result, version};
 use crate::config::{self, Config, Invalid, Scope};
 use crate::error::Error;
 use crate::logging;
+use crate::names;
 use crate::node::Node;
-use crate::state::Attachment;
+use crate::state::{Attachment, State};
 
 /// What ADD and CHECK are about.
 pub(super) struct Pod<'a> {
     pub(super) config: Config,
     pub(super) prev_result: &'a RawValue,
-    /// What is to be enrolled; none for a pod that its annotation leaves out.
-    pub(super) attachment: Option<Attachment>,
+    /// The attachment that ADD writes.
+    pub(super) attachment: Attachment,
 }
 
 impl<'a> Pod<'a> {
-    /// Looks at the namespace before anything else, then reads settings, annotations and the result
-    /// before ours.
+    /// Looks at the namespace before anything else, then reads settings, annotations and the
+    /// previous plugin's result.
     pub(super) fn of(request: &'a Request<'_>, node: &Node) -> Result<Self, Failure> {
         own_namespace(request.netns, node)?;
         let config = config::parse(&request.config).map_err(Error::from)?;
@@ -41,38 +41,32 @@ impl<'a> Pod<'a> {
                 .with("list it behind the primary plugin in \"plugins\" of a conflist"));
         };
         let addresses = result::addresses(prev_result)?;
-        let (key, hairpin) = (request.key.clone(), own.hairpin);
-        let attachment = Attachment { key, addresses, hairpin, adopted: false };
-        Ok(Self { config, prev_result, attachment: own.enabled.then_some(attachment) })
+        let (key, left_out) = (request.key.clone(), !own.enabled);
+        let hairpin = own.hairpin && !left_out;
+        let attachment = Attachment { key, addresses, hairpin, left_out };
+        Ok(Self { config, prev_result, attachment })
     }
 }
 
-/// Enrolls the pod and gives back `prevResult`. A failed ADD leaves nothing of its own behind.
+/// Attaches the pod and gives back `prevResult`. A failed ADD leaves nothing of its own behind.
 pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
     let mut node = Node::open()?;
     let pod = Pod::of(request, &node)?;
-    // Before anything is enrolled: this may fail, too.
+    // Before anything is written: this may fail, too.
     let answer = version::answer(pod.prev_result, &request.version)?;
-    let Some(attachment) = pod.attachment else { return Ok(answer) };
-    let before = node.state.attachment(&attachment.key).map_err(Error::from)?;
-    match (enroll(&mut node, &pod.config.settings, &attachment), before) {
-        (Ok(()), None) => {}
-        // ADD twice, with other addresses the second time.
-        (Ok(()), Some(before)) => {
-            log_failures(request, &node.withdraw(&before, Some(&attachment)));
-        }
-        (Err(error), None) => {
-            log_failures(request, &node.remove(&attachment.key));
-            return Err(error.into());
-        }
-        (Err(error), Some(before)) => {
-            node.state.enroll(&before).map_err(Error::from)?;
-            log_failures(request, &node.withdraw(&attachment, Some(&before)));
-            return Err(error.into());
-        }
-    }
-    node.leave_and_look();
+    node.attach(&pod.config.settings, &pod.attachment)?;
     Ok(answer)
+}
+
+/// After an ADD has answered: where no agent looks at the node as a whole, it does that itself, once
+/// a minute at most. Another process that holds the lock looks in its place.
+pub(super) fn look_if_overdue() {
+    if !Node::is_overdue(&State::new(names::STATE_DIR)) {
+        return;
+    }
+    if let Err(error) = Node::open().and_then(|mut node| node.look()) {
+        log::warn!("a look at the node: {error}");
+    }
 }
 
 /// The host scope leaves the pod's namespace alone; one that is the caller's own is a mistake of

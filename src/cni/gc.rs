@@ -1,11 +1,12 @@
-//! GC: take out what the runtime does not know any more.
+//! GC: detach what the runtime does not know any more.
 
 use serde_json::Value;
 
 use super::{Code, Failure, Request};
 use crate::error::Error;
-use crate::node::Node;
-use crate::state::Key;
+use crate::names;
+use crate::node::teardown;
+use crate::state::{Key, State};
 
 /// Where the runtime lists what is still valid; the second is the name of older libraries.
 pub(super) const LISTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
@@ -16,13 +17,13 @@ pub(super) fn gc(request: &Request<'_>) -> Result<(), Failure> {
     let Some(list) = LISTS.iter().find_map(|key| request.config.get(*key)) else { return Ok(()) };
     let network = &request.key.network;
     let valid = valid(list, network)?;
-    let mut node = Node::open()?;
-    let (attachments, _) = node.state.attachments().map_err(Error::from)?;
-    let gone = attachments.into_iter().map(|a| a.key);
+    let state = State::new(names::STATE_DIR);
+    let attachments = state.attachments().map_err(Error::from)?;
+    let gone = attachments.readable.into_iter().map(|a| a.key);
     let gone = gone.filter(|key| key.network == *network && !valid.contains(key));
     let mut failures: Vec<String> = Vec::new();
     for key in gone.collect::<Vec<_>>() {
-        failures.extend(node.remove(&key).iter().map(ToString::to_string));
+        failures.extend(teardown::remove(&state, &key).iter().map(ToString::to_string));
     }
     if failures.is_empty() {
         return Ok(());

@@ -1,12 +1,10 @@
 //! The CNI protocol, seen from the runtime: environment and stdin in, one document on stdout and
-//! an exit code out. Specification: CNI 1.1.0; the order of checks is in docs/design.md.
+//! an exit code out. Specification: CNI 1.1.0; the order of checks is in docs/cni.md.
 
 mod add;
 mod annotations;
-pub(crate) mod cached;
 mod check;
 mod del;
-pub(crate) mod enroll;
 mod error;
 mod gc;
 mod request;
@@ -20,7 +18,7 @@ pub use error::{Code, Failure};
 pub use request::{Command, Environment, Request};
 pub use version::VERSIONS;
 
-use crate::startup;
+use crate::process;
 use version::LATEST;
 
 /// Most that is read from stdin.
@@ -37,14 +35,15 @@ pub fn run(environment: &Environment) -> u8 {
             (failure.to_json(&version), 1)
         }
     };
-    match startup::print(text.as_bytes()) {
-        Ok(()) => code,
-        // A runtime that has gone away reads nothing; who is still there must not take it for done.
-        Err(error) => {
-            log::error!("{}: write the answer: {error}", environment.command);
-            1
-        }
+    if let Err(error) = process::print(text.as_bytes()) {
+        // A runtime that has gone away reads nothing, and must not take the call for done.
+        log::error!("{}: write the answer: {error}", environment.command);
+        return 1;
     }
+    if environment.command == Command::Add.name() && code == 0 {
+        add::look_if_overdue();
+    }
+    code
 }
 
 /// For what must not, or can't, be told to the runtime.

@@ -19,13 +19,13 @@ const OLDEST: &str = "0.1.0";
 /// The verbs that come with a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
-    /// Enroll a pod.
+    /// Attach a pod.
     Add,
-    /// Take it out again.
+    /// Detach it again.
     Del,
     /// See whether it is served.
     Check,
-    /// Take out what the runtime does not know any more.
+    /// Detach what the runtime does not know any more.
     Gc,
     /// See whether an ADD could succeed.
     Status,
@@ -39,7 +39,8 @@ impl Command {
         Self::ALL.into_iter().find(|command| command.name() == name)
     }
 
-    fn name(self) -> &'static str {
+    /// The verb.
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Add => "ADD",
             Self::Del => "DEL",

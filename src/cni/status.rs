@@ -1,15 +1,15 @@
 //! STATUS: could an ADD succeed? Asked every few seconds, so it is one look and takes no lock.
 
 use super::{Code, Failure, Request};
+use crate::backend::iptables::ipset;
+use crate::backend::iptables::programs::Programs;
+use crate::backend::nftables::sets::number_key;
+use crate::backend::nftables::table;
 use crate::config::{self, Backend};
 use crate::error::Error;
-use crate::gather;
 use crate::names;
-use crate::netlink::{Socket, ipset, nft};
-use crate::ruleset::sets::number_key;
-use crate::startup::leave;
-use crate::state::State;
-use crate::xtables::tools::Tools;
+use crate::netlink::Socket;
+use crate::node::observe;
 
 /// Succeeds if the settings can be read, and the kernel has `nf_tables`, or else `ip_set` beside an
 /// iptables that is installed, and we may use it.
@@ -25,17 +25,14 @@ pub(super) fn status(request: &Request<'_>) -> Result<(), Failure> {
     let backend = config.settings.backend;
     if matches!(backend, Backend::Auto | Backend::Nftables) {
         let key = number_key(config.settings.fingerprint(false));
-        match nft::element(&mut socket, names::IN_FORCE, &key) {
-            Err(error) if backend == Backend::Auto && gather::is_missing(&error) => {}
+        match table::element(&mut socket, names::IN_FORCE, &key) {
+            Err(error) if backend == Backend::Auto && observe::is_missing(&error) => {}
             Err(error) => return Err(unavailable(Error::kernel("ask nf_tables")(error))),
-            Ok(_) => {
-                leave(&State::new(names::STATE_DIR), false, None);
-                return Ok(());
-            }
+            Ok(_) => return Ok(()),
         }
     }
     ipset::is_there(&mut socket).map_err(Error::kernel("ask ip_set")).map_err(unavailable)?;
-    let installed = Tools::installed();
+    let installed = Programs::installed();
     let does = match backend {
         Backend::Variant(variant) => installed.contains(&variant),
         _ => !installed.is_empty(),

@@ -3,6 +3,7 @@
 pub mod file;
 mod parse;
 mod pattern;
+pub mod source;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,10 +15,10 @@ use serde_json::{Map, Value, json};
 pub use parse::{is_interface_name, parse};
 pub use pattern::Pattern;
 
-use crate::facts::Variant;
-use crate::mark::Field;
+use crate::hash::fnv32;
+use crate::model::Field;
+use crate::model::Variant;
 use crate::names;
-use crate::ruleset::fingerprint::fnv32;
 
 /// The keys of the plugin object that are ours.
 pub const KEYS: [&str; 11] = [
@@ -231,11 +232,42 @@ impl Settings {
         format!("{} {}", names::RULESET_VERSION, Value::Object(self.to_json()))
     }
 
+    /// Where our rules stand.
+    #[must_use]
+    pub fn rules(&self) -> RulePriorities {
+        let first = self.priority;
+        RulePriorities {
+            ask_alone: first.saturating_sub(2),
+            ask: first.saturating_sub(1),
+            skip: first,
+            request: first + 1,
+            bound: first + 2,
+            end: first + 3,
+        }
+    }
+
     /// The table of the uplink with this id.
     #[must_use]
     pub fn table(&self, id: u32) -> u32 {
         self.table_base + id
     }
+}
+
+/// Priorities of our rules. Those from `skip` to `end` have to be ours alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RulePriorities {
+    /// A look-up that asks main for routes to single addresses (iptables).
+    pub ask_alone: u32,
+    /// A look-up that asks main alone; behind `ask_alone` its end.
+    pub ask: u32,
+    /// Unmarked packets go on at `end`.
+    pub skip: u32,
+    /// Requests go on at `end`.
+    pub request: u32,
+    /// Everything else that is marked is looked up in an uplink's table.
+    pub bound: u32,
+    /// Does nothing.
+    pub end: u32,
 }
 
 /// What the words of a ruleset for a node with IPVS end with.

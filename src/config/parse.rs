@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use super::{Backend, Config, Invalid, Log, Masquerade, Pattern, Scope, Settings};
-use crate::facts::Variant;
-use crate::mark::Field;
+use crate::model::Field;
+use crate::model::Variant;
 use crate::names;
 
 /// Longest interface name: `IFNAMSIZ` less the terminating zero.

@@ -1,10 +1,6 @@
-//! The one netlink transport: a blocking socket, the wire format, and the messages of rtnetlink,
-//! `nf_tables` and ipset that symroute speaks.
+//! The netlink transport: a blocking socket, the wire format, the kernel's numbers, and the
+//! messages of rtnetlink. What nf_tables and ipset are asked is in [`crate::backend`].
 
-pub mod base_chains;
-pub mod counters;
-pub mod ipset;
-pub mod nft;
 pub mod route;
 pub mod socket;
 pub mod uapi;

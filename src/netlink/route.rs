@@ -22,7 +22,7 @@ use super::uapi::{
 };
 use super::wire::{Writer, attrs, find, ip, string, u16_at, u32_at};
 use super::{Error, Socket};
-use crate::facts::{Action, Address, Family, FoundRule, Link, Nexthop, Route, Rule};
+use crate::model::{Action, Address, Family, FoundRule, Link, Nexthop, Route, Rule};
 
 /// Kinds of route that are read.
 const KINDS: [u8; 4] = [RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT];
@@ -169,6 +169,7 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
         action: Action::Nop,
         mark: None,
         iif: None,
+        suppress: None,
         // Source or destination prefix, TOS, or an inverted rule.
         other_selectors: body.get(1..4)? != [0; 3] || flags & FIB_RULE_INVERT != 0,
         protocol: 0,
@@ -183,7 +184,9 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
             FRA_IIFNAME => rule.iif = Some(string(payload)),
             FRA_PROTOCOL => rule.protocol = *payload.first()?,
             // -1: nothing is suppressed, which the kernel says for every rule.
-            FRA_SUPPRESS_PREFIXLEN => rule.other_selectors |= u32_at(payload, 0)? != u32::MAX,
+            FRA_SUPPRESS_PREFIXLEN => {
+                rule.suppress = Some(u32_at(payload, 0)?).filter(|&length| length != u32::MAX);
+            }
             _ => rule.other_selectors = true,
         }
     }
@@ -300,6 +303,9 @@ pub fn rule_message(rule: &Rule) -> Vec<u8> {
     }
     if let Some(iif) = &rule.iif {
         message.str(FRA_IIFNAME, iif);
+    }
+    if let Some(length) = rule.suppress {
+        message.u32(FRA_SUPPRESS_PREFIXLEN, length);
     }
     message.as_bytes().to_vec()
 }

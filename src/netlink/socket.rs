@@ -135,10 +135,14 @@ impl Socket {
         }
     }
 
+    /// Reads one datagram. The kernel answers within the call that sends (`netlink_unicast_kernel`,
+    /// net/netlink/af_netlink.c), so an answer that is not there was lost and never comes.
     fn receive(&mut self) -> Result<usize, Error> {
+        let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
         loop {
-            match recv(self.fd.as_fd().as_raw_fd(), &mut self.buf, MsgFlags::MSG_TRUNC) {
+            match recv(self.fd.as_fd().as_raw_fd(), &mut self.buf, flags) {
                 Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Err(lost()),
                 Err(errno) => return Err(errno.into()),
                 Ok(len) if len > self.buf.len() => return Err(Errno::EMSGSIZE.into()),
                 Ok(len) => return Ok(len),
@@ -258,6 +262,11 @@ impl Socket {
             }
         }
     }
+}
+
+fn lost() -> Error {
+    let text = "an answer of the kernel was lost: the socket's buffer is full";
+    Error { errno: Errno::ENOBUFS, text: Some(text.into()) }
 }
 
 /// The error number of an `NLMSG_ERROR` or `NLMSG_DONE` message, with the kernel's text.

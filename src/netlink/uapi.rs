@@ -90,6 +90,7 @@ pub const FRA_PROTOCOL: u16 = 21;
 pub const FR_ACT_TO_TBL: u8 = 1;
 pub const FR_ACT_GOTO: u8 = 2;
 pub const FR_ACT_NOP: u8 = 3;
+pub const FR_ACT_PROHIBIT: u8 = 8;
 pub const FIB_RULE_INVERT: u32 = 0x2;
 /// Flags that only report a rule's condition: goto target absent, iif or oif absent.
 pub const FIB_RULE_CONDITION: u32 = 0x4 | 0x8 | 0x10;
@@ -175,6 +176,8 @@ pub const NFT_RETURN: i32 = -5;
 pub const NFT_GOTO: i32 = -4;
 pub const NFT_REG_VERDICT: u32 = 0;
 pub const NFT_REG_1: u32 = 1;
+/// Four bytes behind the first four of register 1.
+pub const NFT_REG32_01: u32 = 9;
 pub const NFTA_META_DREG: u16 = 1;
 pub const NFTA_META_KEY: u16 = 2;
 pub const NFTA_META_SREG: u16 = 3;
@@ -192,12 +195,16 @@ pub const NFT_CT_STATE: u32 = 0;
 pub const NFT_CT_DIRECTION: u32 = 1;
 pub const NFT_CT_STATUS: u32 = 2;
 pub const NFT_CT_MARK: u32 = 3;
+pub const NFT_CT_DST_IP: u32 = 20;
+pub const NFT_CT_DST_IP6: u32 = 22;
+pub const NFTA_CT_DIRECTION: u16 = 3;
 pub const IP_CT_DIR_ORIGINAL: u8 = 0;
 pub const IP_CT_DIR_REPLY: u8 = 1;
 /// `NF_CT_STATE_BIT(IP_CT_RELATED)` of `linux/netfilter/nf_conntrack_common.h`.
 pub const NF_CT_STATE_RELATED: u32 = 4;
 /// `NF_CT_STATE_INVALID_BIT` and `NF_CT_STATE_UNTRACKED_BIT` of the same file.
 pub const NF_CT_STATE_NONE: u32 = 1 | 1 << 6;
+pub const IPS_SEEN_REPLY: u32 = 0x2;
 pub const IPS_SRC_NAT: u32 = 0x10;
 pub const IPS_DST_NAT: u32 = 0x20;
 pub const NFTA_BITWISE_SREG: u16 = 1;
@@ -229,6 +236,7 @@ pub const NFT_FIB_RESULT_OIF: u32 = 1;
 pub const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 pub const NFTA_FIB_F_SADDR: u32 = 1;
 pub const NFTA_FIB_F_DADDR: u32 = 2;
+pub const NFTA_FIB_F_MARK: u32 = 4;
 pub const NFTA_FIB_F_PRESENT: u32 = 32;
 
 // ipset/ip_set.h

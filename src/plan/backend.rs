@@ -4,44 +4,36 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::{Note, Uplink};
+use super::Note;
+use crate::backend::Marker;
+use crate::backend::iptables::rules::Xtables;
+use crate::backend::spec::Steering;
 use crate::config::{Backend, Invalid, Masquerade, Settings};
-use crate::facts::{Facts, Family, Footing, Variant};
-use crate::ruleset::build::Steering;
-use crate::xtables::model::Xtables;
-use crate::xtables::script::HOOKS;
-
-/// Who does the marking.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Chosen {
-    /// A table of nftables.
-    Nftables,
-    /// Chains of iptables.
-    Iptables(Variant),
-}
+use crate::model::{Facts, Family, Variant, VariantUse};
+use crate::names::HOOKS;
 
 /// Chooses by the settings and by what there is on the node.
 ///
 /// # Errors
 /// The node does not have what is asked for.
-pub fn choose(facts: &Facts, settings: &Settings) -> Result<Chosen, Invalid> {
+pub fn choose(facts: &Facts, settings: &Settings) -> Result<Marker, Invalid> {
     let asked = settings.backend;
     let missing = |hint: &str| Err(Invalid::new("backend", &json!(asked.to_string()), hint));
     match asked {
         Backend::Nftables if !facts.tooling.nftables => {
             missing("this kernel has no nf_tables; set \"auto\" or \"iptables\"")
         }
-        Backend::Auto if facts.tooling.nftables => Ok(Chosen::Nftables),
-        Backend::Nftables => Ok(Chosen::Nftables),
+        Backend::Auto if facts.tooling.nftables => Ok(Marker::Nftables),
+        Backend::Nftables => Ok(Marker::Nftables),
         Backend::Auto | Backend::Iptables => match variant(facts) {
-            Some(variant) => Ok(Chosen::Iptables(variant)),
+            Some(variant) => Ok(Marker::Iptables(variant)),
             None if facts.tooling.nftables => {
                 missing("iptables is not installed on this node; install it, or set \"nftables\"")
             }
             None => missing("neither nf_tables nor iptables is on this node; install iptables"),
         },
         Backend::Variant(variant) if facts.tooling.iptables.contains_key(&variant) => {
-            Ok(Chosen::Iptables(variant))
+            Ok(Marker::Iptables(variant))
         }
         Backend::Variant(_) => missing("that program is not installed on this node"),
     }
@@ -52,12 +44,13 @@ pub fn choose(facts: &Facts, settings: &Settings) -> Result<Chosen, Invalid> {
 /// Kubernetes choose, so that all programs of a node agree.
 fn variant(facts: &Facts) -> Option<Variant> {
     let there = &facts.tooling.iptables;
-    let hinted = |variant: &Variant| there.get(variant).is_some_and(|f| f.hinted);
+    let hinted = |variant: &Variant| there.get(variant).is_some_and(|f| f.has_kubelet_chains);
     let ours = |variant: &Variant| {
         let of = facts.ours.mangle.iter().filter(|((v, _), _)| v == variant);
         there.contains_key(variant) && of.into_iter().any(|(_, mangle)| !mangle.chains.is_empty())
     };
-    let rules = |variant: Variant| there.get(&variant).map(|footing: &Footing| footing.rules);
+    let rules =
+        |variant: Variant| there.get(&variant).map(|found: &VariantUse| found.foreign_rules);
     let by_rules = || match (rules(Variant::Nft), rules(Variant::Legacy)) {
         (Some(nft), Some(legacy)) if legacy > nft => Some(Variant::Legacy),
         (Some(_), _) => Some(Variant::Nft),
@@ -136,16 +129,16 @@ pub(super) fn check_sets(facts: &Facts, wanted: &Xtables) -> Result<(), Invalid>
 }
 
 /// iptables gives some characters of a name a meaning of their own.
-pub(super) fn check_names(uplinks: &[Uplink]) -> Result<(), Invalid> {
+pub(super) fn check_names(facts: &Facts, outside: &BTreeSet<u32>) -> Result<(), Invalid> {
     let odd = |name: &str| {
         name.ends_with('+') || name.starts_with(['-', '!']) || name.contains(['"', '\'', '\\'])
     };
-    match uplinks.iter().find(|uplink| odd(&uplink.name)) {
+    match outside.iter().map(|&link| facts.link_name(link)).find(|name| odd(name)) {
         None => Ok(()),
-        Some(uplink) => {
+        Some(name) => {
             let hint = "iptables cannot name this interface: rename it, leave it out with \
                         \"!name\", or set \"backend\": \"nftables\"";
-            Err(Invalid::new("uplinks", &json!(uplink.name), hint))
+            Err(Invalid::new("uplinks", &json!(name), hint))
         }
     }
 }

@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::ours::is_table;
 use crate::config::{Invalid, Settings};
-use crate::facts::{Action, Facts, Family, Rule};
-use crate::mark::Field;
+use crate::model::Field;
+use crate::model::{Action, Facts, Family, Rule};
 use crate::netlink::uapi::RT_TABLE_LOCAL;
 
 /// Masks to offer where ours is taken, each in bits that some widespread neighbours leave free.
@@ -27,18 +27,15 @@ pub fn check(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 }
 
 fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
-    let p = settings.priority;
-    match rules(facts).find(|r| (p..=p + 3).contains(&r.priority)) {
+    let (p, end) = (settings.rules().skip, settings.rules().end);
+    match rules(facts).find(|r| (p..=end).contains(&r.priority)) {
         None => Ok(()),
         Some(rule) => {
             let free = free_priorities(facts, settings);
             let hint = format!(
-                "{} to {} must be ours alone, but somebody else has a rule at {} ({}); set \
+                "{p} to {end} must be ours alone, but another program has a rule at {} ({rule}); set \
                  rulePriority to four free numbers, for instance {free}",
-                p,
-                p + 3,
                 rule.priority,
-                rule,
             );
             Err(Invalid::new("rulePriority", &json!(p), hint))
         }
@@ -60,7 +57,7 @@ fn local_first(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
         }
         let first = of_family()
             .filter(|r| r.action == Action::Lookup(RT_TABLE_LOCAL) && r.mark.is_none())
-            .filter(|r| r.iif.is_none() && !r.other_selectors)
+            .filter(|r| r.iif.is_none() && r.suppress.is_none() && !r.other_selectors)
             .map(|r| r.priority)
             .min();
         if first.is_none_or(|first| first >= settings.priority) {

@@ -7,17 +7,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Plan;
-use crate::facts::{
+use crate::backend::iptables::restore_script::{Script, script};
+use crate::backend::iptables::rules::{Ipset, Xtables};
+use crate::backend::iptables::set_diff::{SetChange, fill};
+use crate::backend::nftables::encode::{rule_body, set_numbers};
+use crate::backend::nftables::fingerprint;
+use crate::backend::nftables::rules::{self, Chain, Ruleset, Set};
+use crate::model::{
     Action, ElementData, Facts, Family, FoundRule, FoundSet, Mangle, Route, Rule, Table, Variant,
 };
 use crate::names;
 use crate::netlink::uapi::NFT_SET_MAP;
-use crate::ruleset::encode::{rule_body, set_numbers};
-use crate::ruleset::fingerprint;
-use crate::ruleset::model::{self, Chain, Ruleset, Set};
-use crate::xtables::diff::{SetChange, fill};
-use crate::xtables::model::{Ipset, Xtables};
-use crate::xtables::script::{Script, script};
 
 /// One step. Each is a single request to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub enum TableChange {
     /// Remove all rules of a chain.
     FlushChain(String),
     /// Append a rule to a chain.
-    AppendRule(String, model::Rule),
+    AppendRule(String, rules::Rule),
     /// Remove elements of a set.
     DeleteElements(String, Elements),
     /// Add elements to a set.

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::uplinks::has_address;
 use super::{Note, Source, Uplink, Way};
 use crate::config::{Invalid, Settings};
-use crate::facts::{Facts, Family, Link, Route};
+use crate::model::{Facts, Family, Link, Route, is_link_local};
 use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_MAIN};
 
 /// The way out of an uplink for each family that it carries.
@@ -92,18 +92,9 @@ fn carries(facts: &Facts, link: &Link, family: Family) -> bool {
         })
 }
 
-/// `fe80::/10` and multicast destinations, which every IPv6 interface has.
-#[must_use]
-pub fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(_) => false,
-        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_multicast(),
-    }
-}
-
 /// Whether an address lies in a connected subnet of the interface.
 fn in_subnet(facts: &Facts, link: &Link, ip: IpAddr) -> bool {
-    let own = |a: &&crate::facts::Address| a.link == link.index;
+    let own = |a: &&crate::model::Address| a.link == link.index;
     facts.addresses.iter().filter(own).any(|a| a.net.contains(ip) && a.ip != ip)
         || facts.routes.iter().any(|r| {
             !r.is_default()

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
+use crate::backend::iptables::node_set;
 use crate::config::{Invalid, Settings};
-use crate::facts::{Action, ElementData, Facts, Link};
+use crate::model::{Action, ElementData, Facts, Link};
 use crate::names;
-use crate::xtables::notes;
 
 /// The ids of these uplinks, in the order of the ids. The kernel is the record: ids are read back
 /// from the map of ids, then from the rules, then from the tables; new uplinks get the lowest
@@ -56,13 +56,13 @@ pub fn assign<'a>(
     Ok(ids)
 }
 
-/// Interface index and id, as the table or the ipset says; 0 for no uplink.
+/// Interface index and id, as the table or the ipset says.
 fn written(facts: &Facts, settings: &Settings) -> Vec<(u32, u32)> {
     let maps = facts.ours.table.iter().filter_map(|t| t.sets.get(names::IDS));
     let in_table = maps.flat_map(|set| &set.elements).filter_map(|(key, data)| {
         Some((u32::from_ne_bytes(key.as_slice().try_into().ok()?), id_of(data, settings)?))
     });
-    let notes = facts.ours.ipsets.get(names::NODE_SET).map(|set| notes::read(&set.members));
+    let notes = facts.ours.ipsets.get(names::NODE_SET).map(|set| node_set::read(&set.members));
     in_table.chain(notes.into_iter().flat_map(|notes| notes.ids)).collect()
 }
 
@@ -88,9 +88,9 @@ fn from_rules(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
     facts.ours.rules.iter().map(|found| &found.rule).find_map(|rule| match (&rule.iif, rule.mark) {
         (Some(iif), Some((mark, bits)))
             if *iif == link.name
-                && rule.priority == settings.priority + 1
+                && rule.priority == settings.rules().request
                 && bits == settings.field.mask()
-                && rule.action == Action::Goto(settings.priority + 3) =>
+                && rule.action == Action::Goto(settings.rules().end) =>
         {
             Some(settings.field.id(mark))
         }

@@ -6,6 +6,7 @@ pub mod diff;
 pub mod gateways;
 pub mod ids;
 pub mod ours;
+pub mod proof;
 pub mod routing;
 pub mod uplinks;
 
@@ -13,15 +14,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::backend::Marker;
+use crate::backend::iptables::rules::Xtables;
+use crate::backend::iptables::{self, inside};
+use crate::backend::nftables::chains::build;
+use crate::backend::nftables::rules::Ruleset;
+use crate::backend::spec::{self, Spec, Steering};
 use crate::config::{Invalid, Masquerade, Settings};
-use crate::facts::{Facts, Family, Route, Rule};
+use crate::model::{Facts, Family, Route, Rule};
 use crate::netlink::uapi::RT_TABLE_MAIN;
-use crate::ruleset::build::{Spec, Steering, build};
-use crate::ruleset::model::Ruleset;
-use crate::state::Marking;
-use crate::xtables::model::Xtables;
-use crate::xtables::{self, inside};
-use backend::Chosen;
+use proof::Question;
 
 /// The desired state of a node. The empty plan is the node without us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,21 +46,17 @@ pub struct Plan {
     pub xtables: Option<Xtables>,
     /// Built-in chains of iptables-nft that come with us and have to go one day.
     pub made: BTreeSet<(Family, String)>,
-    /// What is off, with the way out.
+    /// What an ADD asks to see that the node is like this.
+    pub proof: Vec<Question>,
+    /// What is wrong, with the remedy.
     pub notes: Vec<Note>,
 }
 
 impl Plan {
-    /// Where addresses are enrolled.
+    /// What marks.
     #[must_use]
-    pub fn marking(&self) -> Marking {
-        if self.xtables.is_some() { Marking::Iptables } else { Marking::Nftables }
-    }
-
-    /// Who marks, for a person.
-    #[must_use]
-    pub fn backend(&self) -> String {
-        self.xtables.as_ref().map_or_else(|| "nftables".into(), |x| x.variant.to_string())
+    pub fn marker(&self) -> Marker {
+        self.xtables.as_ref().map_or(Marker::Nftables, |x| Marker::Iptables(x.variant))
     }
 }
 
@@ -153,51 +151,70 @@ pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
         plan.uplinks.push(uplink);
     }
     plan.notes.extend(gateways::unused(settings, &plan.uplinks));
-    plan.families = families(facts, &plan.uplinks);
+    plan.families = families(&plan.uplinks);
     plan.routes = plan.uplinks.iter().flat_map(|u| routing::routes(facts, u)).collect();
-    plan.rules = routing::rules(settings, &plan.uplinks, &plan.families);
+    let marker = backend::choose(facts, settings)?;
+    plan.rules = routing::rules(settings, &plan.uplinks, &plan.families, marker);
     plan.src_valid_mark = plan.uplinks.iter().map(|u| u.link).collect();
     let zero = |link: &u32| facts.src_valid_mark.get(link) == Some(&0);
     let restore = |link: &&u32| zero(link) || facts.restore.contains(link);
     plan.restore = plan.src_valid_mark.iter().filter(restore).copied().collect();
-    let chosen = backend::choose(facts, settings)?;
+    mark(facts, settings, marker, &mut plan)?;
+    plan.proof = proof::questions(facts, settings, &plan);
+    Ok(plan)
+}
+
+/// Adds to the plan what marks: a table of nftables, or chains of iptables.
+fn mark(
+    facts: &Facts,
+    settings: &Settings,
+    marker: Marker,
+    plan: &mut Plan,
+) -> Result<(), Invalid> {
     let mut steering = steering(facts, settings, &plan.uplinks)?;
-    if let Chosen::Iptables(variant) = chosen {
-        backend::check_names(&plan.uplinks)?;
+    let outside = uplinks::outside(facts, &plan.src_valid_mark);
+    if let Marker::Iptables(variant) = marker {
+        backend::check_names(facts, &outside)?;
         plan.notes.extend(backend::without_steering(settings, variant, &mut steering)?);
     }
-    let pairs: Vec<_> = plan.uplinks.iter().map(|u| (u.id, u.link)).collect();
-    let outside = uplinks::outside(facts, &plan.src_valid_mark);
+    let as_named = |u: &Uplink| spec::Uplink { id: u.id, link: u.link, name: u.name.clone() };
+    let uplinks: Vec<_> = plan.uplinks.iter().map(as_named).collect();
+    let named: Vec<_> = outside.iter().map(|&link| (link, facts.link_name(link))).collect();
     let spec = Spec {
         field: settings.field,
-        uplinks: &pairs,
-        outside: &outside,
-        others: &uplinks::others(facts, &plan.src_valid_mark),
+        uplinks: &uplinks,
+        outside: &named,
+        own: &own_addresses(facts, &plan.src_valid_mark),
         host: settings.host,
         hairpin: settings.hairpin,
         steering,
         routeless: &routeless(facts),
-        pods: &facts.pods,
         hairpins: &facts.hairpins,
+        left_out: &facts.left_out,
         ipvs: facts.ipvs,
         fingerprint: settings.fingerprint(facts.ipvs),
         layout: (settings.priority, settings.table_base),
         restore: &plan.restore,
     };
-    match chosen {
-        Chosen::Nftables => plan.ruleset = Some(build(&spec)),
-        Chosen::Iptables(variant) => {
-            let names: Vec<_> = plan.uplinks.iter().map(|u| (u.id, u.name.clone())).collect();
-            let inside = |family| inside::members(facts, &outside, family);
-            let families = plan.families.iter().copied();
-            plan.made = backend::made(facts, variant, &plan.families);
-            let xtables =
-                xtables::build::build(&spec, variant, families, &names, inside, &plan.made);
-            backend::check_sets(facts, &xtables)?;
-            plan.xtables = Some(xtables);
-        }
-    }
-    Ok(plan)
+    let Marker::Iptables(variant) = marker else {
+        plan.ruleset = Some(build(&spec));
+        return Ok(());
+    };
+    let prefixes = |family| inside::prefixes(facts, &outside, family);
+    let families = plan.families.iter().copied();
+    plan.made = backend::made(facts, variant, &plan.families);
+    let xtables = iptables::chains::build(&spec, variant, families, prefixes, &plan.made);
+    backend::check_sets(facts, &xtables)?;
+    plan.xtables = Some(xtables);
+    Ok(())
+}
+
+/// The uplinks' own addresses. One that two of them have says nothing about either.
+fn own_addresses(facts: &Facts, uplinks: &BTreeSet<u32>) -> BTreeSet<(u32, IpAddr)> {
+    let global = facts.addresses.iter().filter(|a| a.scope == 0 && uplinks.contains(&a.link));
+    let all: BTreeSet<(u32, IpAddr)> = global.map(|a| (a.link, a.ip)).collect();
+    let alone = |(_, ip): &&(u32, IpAddr)| all.iter().filter(|(_, other)| other == ip).count() == 1;
+    all.iter().filter(alone).copied().collect()
 }
 
 /// The families in which main has no default route.
@@ -207,10 +224,9 @@ fn routeless(facts: &Facts) -> Vec<Family> {
     Family::ALL.into_iter().filter(|&family| !has(family)).collect()
 }
 
-/// A family has rules where an uplink carries it or an enrolled pod speaks it.
-fn families(facts: &Facts, uplinks: &[Uplink]) -> BTreeSet<Family> {
-    let carried = uplinks.iter().flat_map(|u| u.ways.keys().copied());
-    carried.chain(facts.pods.iter().map(|&ip| Family::of(ip))).collect()
+/// A family has rules where an uplink carries it.
+fn families(uplinks: &[Uplink]) -> BTreeSet<Family> {
+    uplinks.iter().flat_map(|u| u.ways.keys().copied()).collect()
 }
 
 /// Masquerade steering: through the uplink whose address MASQUERADE will use.

@@ -2,8 +2,9 @@
 //! they are told by number and shape, for the settings in force and for those of before.
 
 use crate::config::Settings;
-use crate::facts::{Action, FoundRule, Link, Ours, Route, Rule};
-use crate::netlink::uapi::RTPROT_KERNEL;
+use crate::model::{Action, FoundRule, Link, Ours, Route, Rule};
+use crate::names::LOOPBACK;
+use crate::netlink::uapi::{FR_ACT_PROHIBIT, RT_TABLE_MAIN, RTPROT_KERNEL};
 
 /// Whether a table is one of those that uplinks get by these settings.
 #[must_use]
@@ -15,23 +16,29 @@ pub fn is_table(settings: &Settings, table: u32) -> bool {
 /// a change of `markMask` the old rules are still ours.
 #[must_use]
 pub fn is_rule(settings: &Settings, rule: &Rule) -> bool {
-    let end = settings.priority + 3;
     if rule.protocol != RTPROT_KERNEL || rule.other_selectors {
         return false;
     }
+    let at = settings.rules();
     let marked = rule.mark.is_some_and(|(mark, _)| mark != 0);
     let unmarked = rule.mark.is_some_and(|(mark, _)| mark == 0);
-    let to_end = rule.action == Action::Goto(end);
-    match rule.priority.checked_sub(settings.priority) {
-        Some(0) => unmarked && rule.iif.is_none() && to_end,
-        Some(1) => marked && rule.iif.is_some() && to_end,
-        Some(2) => {
-            let ours = matches!(rule.action, Action::Lookup(table) if is_table(settings, table));
-            marked && rule.iif.is_none() && ours
-        }
-        Some(3) => rule.mark.is_none() && rule.iif.is_none() && rule.action == Action::Nop,
-        _ => false,
-    }
+    let by_any = rule.iif.is_none();
+    let asks = marked && (by_any || rule.iif.as_deref() == Some(LOOPBACK));
+    let to_end = rule.action == Action::Goto(at.end);
+    let matches = [
+        (at.ask_alone, asks && rule.action == Action::Lookup(RT_TABLE_MAIN)),
+        (at.ask, asks && rule.action == Action::Lookup(RT_TABLE_MAIN)),
+        (at.ask, asks && rule.action == Action::Other(FR_ACT_PROHIBIT)),
+        (at.skip, unmarked && by_any && to_end),
+        (at.request, marked && !by_any && to_end),
+        (at.bound, marked && by_any && in_our_table(settings, rule)),
+        (at.end, rule.mark.is_none() && by_any && rule.action == Action::Nop),
+    ];
+    matches.contains(&(rule.priority, true))
+}
+
+fn in_our_table(settings: &Settings, rule: &Rule) -> bool {
+    matches!(rule.action, Action::Lookup(table) if is_table(settings, table))
 }
 
 /// Takes what is ours by any of these settings out of the lists, which keep what is of others. A

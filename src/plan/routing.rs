@@ -5,12 +5,14 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::gateways::is_link_local;
 use super::{Note, Source, Uplink, Way};
-use crate::config::Settings;
-use crate::facts::{Action, Facts, Family, Nexthop, Route, Rule};
+use crate::backend::Marker;
+use crate::config::{RulePriorities, Settings};
+use crate::model::{Action, Facts, Family, Field, Nexthop, Route, Rule, is_link_local};
+use crate::names::LOOPBACK;
 use crate::netlink::uapi::{
-    IFF_UP, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTN_UNICAST, RTPROT_KERNEL,
+    FR_ACT_PROHIBIT, IFF_UP, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTN_UNICAST,
+    RTPROT_KERNEL,
 };
 
 /// What the kernel makes of an IPv6 metric that is not set.
@@ -80,11 +82,15 @@ fn copies(facts: &Facts, uplink: &Uplink, family: Family) -> Vec<Route> {
 }
 
 /// The rules of all uplinks, in the order in which they have to be made: targets first, and what
-/// steers last.
+/// steers last. Where a source lies is asked of main in another way by each backend.
 #[must_use]
-pub fn rules(settings: &Settings, uplinks: &[Uplink], families: &BTreeSet<Family>) -> Vec<Rule> {
-    let (field, priority) = (settings.field, settings.priority);
-    let end = priority + 3;
+pub fn rules(
+    settings: &Settings,
+    uplinks: &[Uplink],
+    families: &BTreeSet<Family>,
+    marker: Marker,
+) -> Vec<Rule> {
+    let (field, at) = (settings.field, settings.rules());
     let mut rules = Vec::new();
     for &family in families {
         let rule = |priority, action| Rule {
@@ -93,25 +99,50 @@ pub fn rules(settings: &Settings, uplinks: &[Uplink], families: &BTreeSet<Family
             action,
             mark: None,
             iif: None,
+            suppress: None,
             other_selectors: false,
             protocol: RTPROT_KERNEL,
         };
-        rules.push(rule(end, Action::Nop));
-        let unmarked = rule(priority, Action::Goto(end));
+        rules.push(rule(at.end, Action::Nop));
+        let unmarked = rule(at.skip, Action::Goto(at.end));
         rules.push(Rule { mark: Some((0, field.mask())), ..unmarked });
+        rules.extend(asking(field, at, marker, &rule));
         for uplink in uplinks {
             let mark = field.of(uplink.id);
-            let request = rule(priority + 1, Action::Goto(end));
+            let request = rule(at.request, Action::Goto(at.end));
             let iif = Some(uplink.name.clone());
             rules.push(Rule { mark: Some((mark, field.mask())), iif, ..request });
         }
         for uplink in uplinks {
-            let bound = rule(priority + 2, Action::Lookup(uplink.table));
+            let bound = rule(at.bound, Action::Lookup(uplink.table));
             let mark = Some((field.of(uplink.id), field.id_mask()));
             rules.push(Rule { mark, ..bound });
         }
     }
     rules
+}
+
+/// The rules of look-ups that ask main. nftables asks where a source lies, iptables whether it has
+/// a route of its own: such a look-up must find nothing else.
+fn asking(
+    field: Field,
+    at: RulePriorities,
+    marker: Marker,
+    rule: &dyn Fn(u32, Action) -> Rule,
+) -> Vec<Rule> {
+    let main = Action::Lookup(RT_TABLE_MAIN);
+    if marker == Marker::Nftables {
+        return vec![Rule { mark: Some((field.d(), field.mask())), ..rule(at.ask, main) }];
+    }
+    let asked = |rule: Rule| Rule {
+        mark: Some((field.ask(), field.mask())),
+        iif: Some(LOOPBACK.into()),
+        ..rule
+    };
+    let end = asked(rule(at.ask, Action::Other(FR_ACT_PROHIBIT)));
+    let alone = asked(rule(at.ask_alone, main));
+    let shorter = if alone.family == Family::V4 { 31 } else { 127 };
+    vec![end, Rule { suppress: Some(shorter), ..alone }]
 }
 
 /// What is off with an uplink.

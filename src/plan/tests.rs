@@ -11,18 +11,18 @@ use proptest::prelude::*;
 
 use super::diff::{Operation, TableChange, diff};
 use super::*;
-use crate::config::Pattern;
-use crate::facts::{
-    Action, Address, ElementData, FoundChain, FoundRule, FoundSet, Link, Nexthop, Ours, Table,
-    Variant,
+use crate::backend::iptables::tests::{change_set, restore};
+use crate::backend::nftables::encode::{rule_body, set_numbers};
+use crate::backend::nftables::fingerprint;
+use crate::backend::nftables::rules::Expression;
+use crate::config::{Backend, Pattern};
+use crate::model::Field;
+use crate::model::{
+    Action, Address, ElementData, FoundChain, FoundRule, FoundSet, Link, Mangle, Nexthop, Ours,
+    Table, Variant, VariantUse,
 };
-use crate::mark::Field;
 use crate::names;
 use crate::netlink::uapi::{IFF_POINTOPOINT, IFF_UP, RT_TABLE_LOCAL};
-use crate::ruleset::encode::{rule_body, set_numbers};
-use crate::ruleset::fingerprint;
-use crate::ruleset::model::Expression;
-use crate::xtables::tests::{change_set, restore};
 
 /// Carries a step out, as the kernel would.
 fn execute(facts: &mut Facts, step: &Operation) {
@@ -185,6 +185,7 @@ fn base_rules() -> Vec<FoundRule> {
                 action: Action::Lookup(table),
                 mark: None,
                 iif: None,
+                suppress: None,
                 other_selectors: priority == 1536,
                 protocol: 2,
             };
@@ -249,20 +250,22 @@ prop_compose! {
                 }
             }
         }
-        facts.pods = (0..pods).map(|n| format!("10.99.0.{n}").parse().unwrap()).collect();
+        facts.left_out = (0..pods).map(|n| format!("10.99.0.{n}").parse().unwrap()).collect();
+        facts.tooling.iptables.insert(Variant::Nft, VariantUse::default());
         facts
     }
 }
 
 fn any_settings() -> impl Strategy<Value = Settings> {
     let masks = prop_oneof![Just(0x1f00), Just(0x0f_0000), Just(0x8000_0107)];
-    (masks, any::<[bool; 4]>(), 300u32..500, 40_000u32..50_000).prop_map(
-        |(mask, [host, hairpin, auto, off], priority, table_base)| Settings {
+    (masks, any::<[bool; 5]>(), 300u32..500, 40_000u32..50_000).prop_map(
+        |(mask, [host, hairpin, auto, off, iptables], priority, table_base)| Settings {
             uplinks: vec![if auto { Pattern::Auto } else { Pattern::Name("eth*".into()) }],
             field: Field::new(mask).unwrap(),
             masquerade: if off { Masquerade::Off } else { Masquerade::Auto },
             host,
             hairpin,
+            backend: if iptables { Backend::Variant(Variant::Nft) } else { Backend::Auto },
             priority,
             table_base,
             ..Settings::default()
@@ -281,7 +284,11 @@ fn advance(facts: &mut Facts, goal: &Plan, settings: &Settings) {
 /// Everything but what is ours, and whether there is anything of ours.
 fn others(facts: &Facts) -> (Vec<Route>, Vec<FoundRule>, BTreeMap<u32, u32>, bool) {
     let (routes, rules) = (facts.routes.clone(), facts.rules.clone());
-    (routes, rules, facts.src_valid_mark.clone(), facts.ours == Ours::default())
+    // A table mangle that was looked at stays in the model without anything in it.
+    let is_empty = |m: &Mangle| m.chains.is_empty() && m.builtin.values().all(Vec::is_empty);
+    let mangle = facts.ours.mangle.values().all(is_empty);
+    let rest = Ours { mangle: BTreeMap::new(), ..facts.ours.clone() };
+    (routes, rules, facts.src_valid_mark.clone(), mangle && rest == Ours::default())
 }
 
 proptest! {

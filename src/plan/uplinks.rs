@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::config::{Invalid, Pattern, Settings};
-use crate::facts::{Facts, Family, Link, Route};
+use crate::model::{Facts, Family, Link, Route};
 use crate::netlink::uapi::{IFF_LOOPBACK, RT_TABLE_MAIN};
 
 /// Kinds of interface that `auto` never takes.
@@ -84,13 +84,6 @@ fn leads_outside(facts: &Facts, link: &Link) -> bool {
 fn has_default_route(facts: &Facts, link: &Link) -> bool {
     let through = |r: &Route| r.nexthops.iter().any(|hop| hop.link == link.index);
     facts.routes.iter().any(|r| r.is_default() && through(r))
-}
-
-/// Interfaces with a default route that are not among the chosen.
-#[must_use]
-pub fn others(facts: &Facts, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
-    let wide = facts.routes.iter().filter(|r| r.is_wide()).flat_map(|r| &r.nexthops);
-    wide.map(|hop| hop.link).filter(|index| !chosen.contains(index)).collect()
 }
 
 /// Interfaces that lead outside: the chosen, those that `auto` would take, and those that main

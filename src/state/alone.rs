@@ -73,7 +73,7 @@ impl State {
 
     /// Removes the file of the agent that this process is.
     pub fn forget_agent(&self, _alone: &Alone) -> Result<(), Error> {
-        Self::remove(&self.path(&[FILE]))
+        Self::remove(&self.path(&[FILE])).map(drop)
     }
 
     /// Removes the file, unless an agent runs.

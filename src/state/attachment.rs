@@ -1,4 +1,7 @@
-//! Attachments: which addresses an ADD has enrolled.
+//! Attachments: one file for each pod interface that an ADD has written and its DEL removes.
+//!
+//! A reconcile reads only the files of pods that have settings of their own, so it costs the same
+//! however many attachments there are.
 
 use std::fs;
 use std::io;
@@ -7,12 +10,18 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::{Error, State, absent_is_none, readable};
-use crate::ruleset::fingerprint::fnv;
+use crate::hash::fnv;
 
 /// Raised when the content of an attachment's file changes so that older releases misread it.
 const VERSION: u64 = 1;
 /// Characters of the container id that a file's name shows.
 const SHOWN: usize = 64;
+/// The folder of all attachments but those that are left out.
+pub(super) const PODS: &str = "pods";
+/// The folder of the attachments that have settings of their own.
+pub(super) const OWN_SETTINGS: &str = "own-settings";
+/// Folders that only older releases have.
+pub(super) const OLD_FOLDERS: [&str; 2] = ["gone", "owners"];
 
 /// What a runtime calls an attachment by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,21 +45,26 @@ impl Key {
     }
 }
 
-/// An attachment and its addresses.
+/// An attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
-    /// Whose.
+    /// Which one.
     pub key: Key,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
     /// Whether a local pod's address is accepted as a source for this pod.
     pub hairpin: bool,
-    /// Whether the agent enrolled it from the runtime's cache: its DEL does not call us, so the
-    /// agent takes it out again. Older releases do not look at it.
-    pub adopted: bool,
+    /// Whether this pod is left out. Such an attachment does not hold the node state.
+    pub left_out: bool,
 }
 
 impl Attachment {
+    /// Whether the pod differs from what its network says.
+    #[must_use]
+    pub fn has_own_settings(&self) -> bool {
+        self.hairpin || self.left_out
+    }
+
     fn to_json(&self) -> String {
         let addresses: Vec<_> = self.addresses.iter().map(ToString::to_string).collect();
         let mut object = json!({
@@ -61,14 +75,15 @@ impl Attachment {
             "addresses": addresses,
             "hairpin": self.hairpin,
         });
-        if self.adopted {
-            object["adopted"] = json!(true);
+        if self.left_out {
+            object["leftOut"] = json!(true);
         }
         object.to_string()
     }
 
-    /// None for what is empty or no attachment: a file cut short by a full disk, say.
-    pub(super) fn from_json(text: &str) -> Option<Self> {
+    /// None for what is empty or no attachment: a file cut short by a full disk, say. An older
+    /// release has written an attachment without an ADD where `adopted` stands.
+    fn from_json(text: &str) -> Option<(Self, bool)> {
         let value = readable(text, VERSION)?;
         let part = |name: &str| value.get(name)?.as_str().map(str::to_string);
         let key = Key {
@@ -79,86 +94,136 @@ impl Attachment {
         let list = value.get("addresses")?.as_array()?;
         let addresses = list.iter().map(|a| a.as_str()?.parse().ok()).collect::<Option<_>>()?;
         let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
-        Some(Self { key, addresses, hairpin: flag("hairpin"), adopted: flag("adopted") })
+        let (hairpin, left_out) = (flag("hairpin"), flag("leftOut"));
+        Some((Self { key, addresses, hairpin, left_out }, flag("adopted")))
     }
 }
 
+/// What an attachment's file said before it was written anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Whether the kernel has, or is to have, settings of this pod alone.
+    pub has_own_settings: bool,
+    /// Whether there was a file.
+    pub existed: bool,
+}
+
+/// All attachments, and the files that can't be read as one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attachments {
+    /// The readable ones.
+    pub readable: Vec<Attachment>,
+    /// Paths of the other files.
+    pub unreadable: Vec<String>,
+}
+
 impl State {
-    /// Writes an attachment and makes it the owner of its addresses. To be done before the kernel
-    /// is touched, so that no element is there without a file that names it.
-    pub fn enroll(&self, attachment: &Attachment) -> Result<(), Error> {
+    /// Writes an attachment. This comes before the question whether the settings are in force: a
+    /// DEL that is about to take the node state away looks for files last.
+    pub fn attach(&self, attachment: &Attachment) -> Result<Written, Error> {
         let name = attachment.key.file_name();
-        self.write("pods", &name, &attachment.to_json())?;
-        for &address in &attachment.addresses {
-            self.own(address, &name)?;
+        let (text, own) = (attachment.to_json(), attachment.has_own_settings());
+        let mut existed = false;
+        if attachment.left_out {
+            existed |= Self::remove(&self.path(&[PODS, &name]))?;
         }
-        Ok(())
+        let had_own = if own {
+            // A reconcile must find it as soon as it holds the node state.
+            let had_own = self.path(&[OWN_SETTINGS, &name]).exists();
+            self.write(OWN_SETTINGS, &name, &text)?;
+            had_own
+        } else {
+            Self::remove(&self.path(&[OWN_SETTINGS, &name]))?
+        };
+        if !attachment.left_out {
+            existed |= self.replace(PODS, &name, &text)?;
+        }
+        Ok(Written { has_own_settings: own || had_own, existed: existed || had_own })
     }
 
-    /// The attachment of this key, if it is enrolled.
+    /// Removes an attachment: whether it had settings of its own.
+    pub fn detach(&self, key: &Key) -> Result<bool, Error> {
+        let name = key.file_name();
+        Self::remove(&self.path(&[PODS, &name]))?;
+        Self::remove(&self.path(&[OWN_SETTINGS, &name]))
+    }
+
+    /// The attachment of this key, if there is one.
     pub fn attachment(&self, key: &Key) -> Result<Option<Attachment>, Error> {
-        let path = self.path(&["pods", &key.file_name()]);
-        let text = Self::read(&path)?;
-        Ok(text.and_then(|text| Attachment::from_json(&text)).filter(|a| a.key == *key))
-    }
-
-    /// Marks an attachment as being removed and gives it, or none if there is none of this key.
-    /// A removal that was cut short is given again.
-    pub fn begin_removal(&self, key: &Key) -> Result<Option<Attachment>, Error> {
-        let name = key.file_name();
-        let (from, to) = (self.path(&["pods", &name]), self.path(&["gone", &name]));
-        let mut moved = fs::rename(&from, &to);
-        if is_absent(&moved) && from.exists() {
-            let folder = self.path(&["gone"]);
-            fs::create_dir_all(&folder).map_err(Error::at("make", &folder))?;
-            moved = fs::rename(&from, &to);
+        for folder in [PODS, OWN_SETTINGS] {
+            let path = self.path(&[folder, &key.file_name()]);
+            let found = Self::read(&path)?.and_then(|text| Attachment::from_json(&text));
+            if let Some((attachment, _)) = found.filter(|(a, _)| a.key == *key) {
+                return Ok(Some(attachment));
+            }
         }
-        absent_is_none(moved).map_err(Error::at("move", &from))?;
-        Ok(Self::read(&to)?.and_then(|text| Attachment::from_json(&text)))
+        Ok(None)
     }
 
-    /// Ends a removal, and clears what a killed call for this attachment may have left.
-    pub fn end_removal(&self, key: &Key) -> Result<(), Error> {
-        let name = key.file_name();
-        for folder in ["pods", "owners"] {
-            Self::remove(&self.path(&[folder, &format!(".{name}")]))?;
-        }
-        Self::remove(&self.path(&["gone", &name]))
-    }
-
-    /// How many attachments are enrolled, readable or not.
+    /// How many attachments hold the node state, readable or not.
     pub fn count(&self) -> Result<usize, Error> {
-        Ok(self.list("pods")?.len())
+        Ok(self.list(PODS)?.len())
     }
 
-    /// All enrolled attachments, and the names of files that can't be read as one.
-    pub fn attachments(&self) -> Result<(Vec<Attachment>, Vec<String>), Error> {
-        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
-        for name in self.list("pods")? {
-            let path = self.path(&["pods", &name]);
+    /// All attachments. Takes longer the more there are.
+    pub fn attachments(&self) -> Result<Attachments, Error> {
+        let mut found = self.attachments_of(PODS)?;
+        let own = self.attachments_of(OWN_SETTINGS)?;
+        found.readable.extend(own.readable.into_iter().filter(|a| a.left_out));
+        found.unreadable.extend(own.unreadable);
+        Ok(found)
+    }
+
+    /// The attachments that have settings of their own.
+    pub fn with_own_settings(&self) -> Result<Attachments, Error> {
+        self.attachments_of(OWN_SETTINGS)
+    }
+
+    fn attachments_of(&self, folder: &str) -> Result<Attachments, Error> {
+        let mut found = Attachments::default();
+        for name in self.list(folder)? {
+            let path = self.path(&[folder, &name]);
             match Self::read(&path)?.map(|text| Attachment::from_json(&text)) {
-                Some(Some(attachment)) => found.push(attachment),
-                Some(None) => unreadable.push(path.display().to_string()),
+                Some(Some((attachment, _))) => found.readable.push(attachment),
+                Some(None) => found.unreadable.push(path.display().to_string()),
                 // Removed since the folder was listed.
                 None => {}
             }
         }
-        Ok((found, unreadable))
+        Ok(found)
     }
 
-    /// Forgets removals that were cut short, unreadable attachments, and owners that are no
-    /// more. Under the lock, and when the kernel has none of their addresses left.
+    /// Whether a network has an attachment.
+    pub fn has_attachment_of(&self, network: &str) -> Result<bool, Error> {
+        Ok(self.attachments()?.readable.iter().any(|a| a.key.network == network))
+    }
+
+    /// Removes these files, which can't be read as attachments.
     pub fn sweep(&self, unreadable: &[String]) -> Result<(), Error> {
-        for path in unreadable {
-            Self::remove(path.as_ref())?;
-        }
-        for name in self.list("gone")? {
-            Self::remove(&self.path(&["gone", &name]))?;
-        }
-        self.sweep_owners()
+        unreadable.iter().try_for_each(|path| Self::remove(path.as_ref()).map(drop))
     }
-}
 
-fn is_absent<T>(result: &io::Result<T>) -> bool {
-    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    /// Understands what an older release has left. Its attachments with settings of their own are
+    /// marked as such, and those that it wrote without an ADD go, since no DEL would remove them.
+    pub(crate) fn migrate(&self) -> Result<(), Error> {
+        let is_old = |folder: &&&str| self.path(&[folder]).is_dir();
+        let Some(_) = OLD_FOLDERS.iter().find(is_old) else { return Ok(()) };
+        for name in self.list(PODS)? {
+            let path = self.path(&[PODS, &name]);
+            let read = Self::read(&path)?.and_then(|text| Attachment::from_json(&text));
+            match read {
+                Some((_, true)) => drop(Self::remove(&path)?),
+                Some((attachment, _)) if attachment.hairpin => {
+                    self.write(OWN_SETTINGS, &name, &attachment.to_json())?;
+                }
+                _ => {}
+            }
+        }
+        for folder in OLD_FOLDERS {
+            let path = self.path(&[folder]);
+            let removed: io::Result<()> = fs::remove_dir_all(&path);
+            absent_is_none(removed).map_err(Error::at("remove", &path))?;
+        }
+        Ok(())
+    }
 }

@@ -2,13 +2,13 @@
 //! made, who holds it.
 //!
 //! ```text
-//! pods/KEY       one file per attachment: its addresses
-//! gone/KEY       an attachment that is being removed
-//! owners/ADDRESS symbolic link to the KEY that an address belongs to now
-//! hold/NAME      who keeps node state beyond the last pod ("up", "agent")
-//! node.json      settings in force, the network that brought them, sysctls to put back
-//! agent          locked by the agent that runs; its process id
-//! marking        symbolic link to "nftables" or "iptables": where addresses are enrolled
+//! pods/KEY         one file per attachment
+//! own-settings/KEY an attachment that has settings of its own
+//! hold/NAME        what keeps node state beyond the last pod ("up", "agent")
+//! node.json        settings in force, the network that brought them, sysctls to put back
+//! ready            what an ADD has to prove
+//! agent            locked by the agent that runs; its process id
+//! marking          symbolic link to "nftables" or "iptables": what marks
 //! ```
 //! The directory itself is the lock. Each file is written to a temporary name and renamed, so
 //! that a kill leaves the old or the new one.
@@ -17,21 +17,23 @@ mod alone;
 mod attachment;
 mod folder;
 mod lock;
-mod owners;
+mod ready;
 mod record;
 
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::Value;
 
 pub use alone::Alone;
-pub use attachment::{Attachment, Key};
+pub use attachment::{Attachment, Attachments, Key, Written};
 pub use lock::{Lock, holder};
-pub use record::{Marking, Record};
+pub use ready::Ready;
+pub use record::Record;
 
 /// A file of the state could not be read or written.
 #[derive(Debug)]
@@ -77,21 +79,36 @@ impl State {
 
     /// Writes a file so that a reader sees all of it or none.
     fn write(&self, folder: &str, name: &str, content: &str) -> Result<(), Error> {
-        self.place(folder, name, name, |temporary| fs::write(temporary, content))
+        self.place(folder, name, |temporary, path| {
+            fs::write(temporary, content)?;
+            fs::rename(temporary, path)
+        })
     }
 
-    /// Puts what `make` makes into its place by a rename. `maker` is part of the temporary name.
-    fn place(
+    /// The same; whether there was a file before.
+    fn replace(&self, folder: &str, name: &str, content: &str) -> Result<bool, Error> {
+        self.place(folder, name, |temporary, path| {
+            fs::write(temporary, content)?;
+            match renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {
+                Ok(()) => Ok(false),
+                // Some file systems can't tell.
+                Err(Errno::EEXIST | Errno::EINVAL) => fs::rename(temporary, path).map(|()| true),
+                Err(errno) => Err(errno.into()),
+            }
+        })
+    }
+
+    /// Puts what `make` makes under a temporary name into its place. The folder is made on demand.
+    fn place<T>(
         &self,
         folder: &str,
         name: &str,
-        maker: &str,
-        make: impl Fn(&Path) -> io::Result<()>,
-    ) -> Result<(), Error> {
+        make: impl Fn(&Path, &Path) -> io::Result<T>,
+    ) -> Result<T, Error> {
         let path = self.path(&[folder, name]);
-        let temporary = self.path(&[folder, &format!(".{maker}")]);
+        let temporary = self.path(&[folder, &format!(".{name}")]);
         let attempt = || {
-            let done = make(&temporary).and_then(|()| fs::rename(&temporary, &path));
+            let done = make(&temporary, &path);
             if done.is_err() {
                 let _ = fs::remove_file(&temporary);
             }
@@ -112,9 +129,10 @@ impl State {
         absent_is_none(fs::read_to_string(path)).map_err(Error::at("read", path))
     }
 
-    /// Removes a file; one that has gone already is no error.
-    fn remove(path: &Path) -> Result<(), Error> {
-        absent_is_none(fs::remove_file(path)).map_err(Error::at("remove", path)).map(drop)
+    /// Removes a file: whether it was there.
+    fn remove(path: &Path) -> Result<bool, Error> {
+        let removed = absent_is_none(fs::remove_file(path)).map_err(Error::at("remove", path))?;
+        Ok(removed.is_some())
     }
 
     /// Names of the files in a folder, temporary ones left out.
@@ -144,7 +162,7 @@ impl State {
 
     /// Ends the hold of `name`.
     pub fn release(&self, name: &str) -> Result<(), Error> {
-        Self::remove(&self.path(&["hold", name]))
+        Self::remove(&self.path(&["hold", name])).map(drop)
     }
 
     /// Who holds the node state, with the network in whose name.
@@ -163,26 +181,20 @@ impl State {
         self.dir.is_dir()
     }
 
-    /// Whether an attachment was removed within this time. One look, at the folder that each goes
-    /// through.
-    #[must_use]
-    pub fn has_removed_within(&self, time: Duration) -> bool {
-        let changed = fs::metadata(self.path(&["gone"])).and_then(|folder| folder.modified());
-        changed.is_ok_and(|at| at.elapsed().is_ok_and(|ago| ago < time))
-    }
-
     /// Whether neither a pod nor a holder needs the node state.
     pub fn is_idle(&self) -> Result<bool, Error> {
-        Ok(self.is_empty("pods")? && self.is_empty("hold")?)
+        Ok(self.is_empty(attachment::PODS)? && self.is_empty("hold")?)
     }
 
     /// Removes what is left when the node state has gone: the record, temporary files of calls
     /// that were killed, and empty folders. A writer that loses its temporary file writes again.
     pub fn clear(&self) -> Result<(), Error> {
-        Self::remove(&self.path(&[record::FILE]))?;
-        Self::remove(&self.path(&[record::MARKING]))?;
+        self.migrate()?;
+        for file in [ready::FILE, record::FILE, record::MARKING] {
+            Self::remove(&self.path(&[file]))?;
+        }
         self.forget_the_agent()?;
-        for folder in ["", "pods", "gone", "owners", "hold"] {
+        for folder in ["", attachment::PODS, attachment::OWN_SETTINGS, "hold"] {
             let path = self.path(&[folder]);
             let entries = fs::read_dir(&path).into_iter().flatten().flatten();
             for entry in entries.filter(|e| e.file_name().as_encoded_bytes().starts_with(b".")) {

@@ -3,44 +3,27 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
 use super::{Error, State, absent_is_none, readable};
+use crate::backend::Marker;
+use crate::backend::iptables::node_set::Notes;
 use crate::config::{self, Backend, Settings};
-use crate::facts::{ElementData, Family};
-use crate::mark::Field;
+use crate::model::{ElementData, Family, Field};
 use crate::names;
-use crate::xtables::notes::Notes;
 
 /// Name of the record's file.
 pub(super) const FILE: &str = "node.json";
 /// Raised when the record changes so that older releases misread it.
 const VERSION: u64 = 1;
 
-/// Name of the link that tells a pod's call where addresses are enrolled, in one system call.
+/// Name of the link that says what marks, in the words that every release reads.
 pub(super) const MARKING: &str = "marking";
-
-/// Where addresses are enrolled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Marking {
-    /// In sets of the nftables table.
-    #[default]
-    Nftables,
-    /// In ipsets that rules of iptables look into.
-    Iptables,
-}
-
-impl Marking {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Nftables => "nftables",
-            Self::Iptables => "iptables",
-        }
-    }
-}
+const BY_NFTABLES: &str = "nftables";
+const BY_IPTABLES: &str = "iptables";
 
 /// What was made on the node. Written before the kernel is touched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +32,8 @@ pub struct Record {
     pub network: String,
     /// The settings in force.
     pub settings: Settings,
+    /// The conflist that the settings came from, if they came from one and not from an ADD.
+    pub conflist: Option<PathBuf>,
     /// Settings before those in force of which something may be left: not empty while the node
     /// moves, or when a move was cut short.
     pub previous: Vec<Settings>,
@@ -70,6 +55,7 @@ impl Record {
             "version": VERSION,
             "network": self.network,
             "settings": self.settings.to_json(),
+            "conflist": self.conflist,
             "previous": self.previous.iter().map(Settings::to_json).collect::<Vec<_>>(),
             "srcValidMark": self.src_valid_mark,
             "madeChains": self.made.iter().map(|(f, chain)| (f.number(), chain)).collect::<Vec<_>>(),
@@ -89,6 +75,7 @@ impl Record {
         Some(Self {
             network: value.get("network")?.as_str()?.into(),
             settings: settings(value.get("settings")?)?,
+            conflist: value.get("conflist").and_then(Value::as_str).map(PathBuf::from),
             previous: previous.iter().filter_map(settings).collect(),
             src_valid_mark: indexes.iter().filter_map(|n| n.as_u64()?.try_into().ok()).collect(),
             // Releases before the iptables backend had none.
@@ -139,6 +126,7 @@ impl Record {
         Some(Self {
             network: String::new(),
             settings,
+            conflist: None,
             previous: Vec::new(),
             src_valid_mark,
             made: BTreeSet::new(),
@@ -172,25 +160,27 @@ impl State {
         absent_is_none(touched).map_err(Error::at("touch", &path)).map(drop)
     }
 
-    /// Where addresses are enrolled; none where nothing is in force, or where an older release
-    /// has put it in force.
+    /// Whether iptables marks, by what the last reconcile said.
     #[must_use]
-    pub fn marking(&self) -> Option<Marking> {
-        let said = fs::read_link(self.path(&[MARKING])).ok()?;
-        [Marking::Nftables, Marking::Iptables].into_iter().find(|m| said == Path::new(m.name()))
+    pub fn is_marked_by_iptables(&self) -> bool {
+        fs::read_link(self.path(&[MARKING])).is_ok_and(|said| said == Path::new(BY_IPTABLES))
     }
 
-    /// Says where addresses are enrolled from now on.
-    pub fn set_marking(&self, marking: Marking) -> Result<(), Error> {
-        if self.marking() == Some(marking) {
+    /// Says what marks from now on.
+    pub fn set_marker(&self, marker: Marker) -> Result<(), Error> {
+        let word = match marker {
+            Marker::Nftables => BY_NFTABLES,
+            Marker::Iptables(_) => BY_IPTABLES,
+        };
+        if fs::read_link(self.path(&[MARKING])).is_ok_and(|said| said == Path::new(word)) {
             return Ok(());
         }
-        let link = |at: &Path| {
-            // Of a call that was killed.
-            let _ = fs::remove_file(at);
-            symlink(marking.name(), at)
-        };
-        self.place("", MARKING, MARKING, link)
+        self.place("", MARKING, |temporary, path| {
+            // A call that was killed may have left one.
+            let _ = fs::remove_file(temporary);
+            symlink(word, temporary)?;
+            fs::rename(temporary, path)
+        })
     }
 
     /// Writes the record.

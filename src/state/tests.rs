@@ -1,12 +1,11 @@
 //! Tests of the state directory.
 
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::*;
 use crate::config::Settings;
-use crate::facts::Family;
+use crate::model::Family;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -31,7 +30,7 @@ fn pod(container: &str, addresses: &[&str]) -> Attachment {
         key: Key { network: "net".into(), container: container.into(), ifname: "eth0".into() },
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         hairpin: false,
-        adopted: false,
+        left_out: false,
     }
 }
 
@@ -50,39 +49,71 @@ fn one_agent_to_a_node() {
 }
 
 #[test]
-fn a_removal_takes_what_was_enrolled_and_no_more() {
+fn an_attachment_holds_the_node_state_until_it_is_detached() {
     let temporary = Temporary::new();
     let state = &temporary.0;
     assert!(state.is_idle().unwrap());
     let a = pod("a", &["10.0.0.1", "fd00::1"]);
-    state.enroll(&a).unwrap();
+    let written = state.attach(&a).unwrap();
+    assert_eq!(written, Written { has_own_settings: false, existed: false });
+    assert!(state.attach(&a).unwrap().existed, "ADD twice");
+    assert_eq!(state.attachment(&a.key).unwrap(), Some(a.clone()));
     assert!(!state.is_idle().unwrap());
-    assert_eq!(state.begin_removal(&pod("b", &[]).key).unwrap(), None);
-    assert_eq!(state.begin_removal(&a.key).unwrap(), Some(a.clone()));
-    // Cut short and asked again.
-    assert_eq!(state.begin_removal(&a.key).unwrap(), Some(a.clone()));
-    for &address in &a.addresses {
-        assert!(state.disown(address, &a.key.file_name()).unwrap());
-    }
-    state.end_removal(&a.key).unwrap();
-    assert_eq!(state.begin_removal(&a.key).unwrap(), None);
+    assert!(!state.detach(&pod("b", &[]).key).unwrap());
+    assert!(!state.detach(&a.key).unwrap(), "it has no settings of its own");
+    assert!(!state.detach(&a.key).unwrap(), "DEL twice");
     assert!(state.is_idle().unwrap());
     state.clear().unwrap();
     assert_eq!(fs::read_dir(&state.dir).unwrap().count(), 0);
 }
 
 #[test]
-fn a_late_removal_leaves_the_new_owner_alone() {
+fn settings_of_a_pod_come_and_go_with_its_attachment() {
     let temporary = Temporary::new();
     let state = &temporary.0;
-    let (old, new) = (pod("old", &["10.0.0.1"]), pod("new", &["10.0.0.1"]));
-    let address: IpAddr = "10.0.0.1".parse().unwrap();
-    state.enroll(&old).unwrap();
-    state.enroll(&new).unwrap();
-    assert!(!state.disown(address, &old.key.file_name()).unwrap());
-    assert_eq!(state.owner(address).as_ref(), Some(&new));
-    assert!(state.disown(address, &new.key.file_name()).unwrap());
-    assert_eq!(state.owner(address), None);
+    let plain = pod("a", &["10.0.0.1"]);
+    let hairpin = Attachment { hairpin: true, ..plain.clone() };
+    let left_out = Attachment { left_out: true, ..plain.clone() };
+    assert!(state.attach(&hairpin).unwrap().has_own_settings);
+    assert_eq!(state.with_own_settings().unwrap().readable, [hairpin]);
+    let written = state.attach(&left_out).unwrap();
+    assert_eq!(written, Written { has_own_settings: true, existed: true });
+    assert!(state.is_idle().unwrap(), "a pod that is left out holds nothing");
+    assert_eq!(state.attachments().unwrap().readable, [left_out]);
+    let written = state.attach(&plain).unwrap();
+    assert_eq!(written, Written { has_own_settings: true, existed: true }, "until now it had");
+    assert!(!state.attach(&plain).unwrap().has_own_settings);
+    assert_eq!(state.with_own_settings().unwrap(), Attachments::default());
+    state.attach(&Attachment { hairpin: true, ..plain.clone() }).unwrap();
+    assert!(state.detach(&plain.key).unwrap());
+}
+
+#[test]
+fn folders_of_an_older_release_are_understood() {
+    let temporary = Temporary::new();
+    let state = &temporary.0;
+    let old = |container: &str, more: &str| {
+        let key = pod(container, &[]).key;
+        let text = format!(
+            "{{\"version\":1,\"network\":\"net\",\"container\":\"{container}\",\
+             \"ifname\":\"eth0\",\"addresses\":[\"10.0.0.1\"]{more}}}"
+        );
+        state.write("pods", &key.file_name(), &text).unwrap();
+    };
+    old("plain", "");
+    old("adopted", ",\"adopted\":true");
+    old("hairpin", ",\"hairpin\":true");
+    state.write("gone", "x", "").unwrap();
+    state.write("owners", "10.0.0.1", "").unwrap();
+    state.migrate().unwrap();
+    let names = |found: Attachments| {
+        let mut names: Vec<_> = found.readable.into_iter().map(|a| a.key.container).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(state.attachments().unwrap()), ["hairpin", "plain"]);
+    assert_eq!(names(state.with_own_settings().unwrap()), ["hairpin"]);
+    assert!(!state.path(&["gone"]).exists() && !state.path(&["owners"]).exists());
 }
 
 #[test]
@@ -97,14 +128,14 @@ fn damaged_files_are_reported_and_swept() {
     let temporary = Temporary::new();
     let state = &temporary.0;
     let good = pod("good", &["10.0.0.1"]);
-    state.enroll(&good).unwrap();
+    state.attach(&good).unwrap();
     for (name, text) in
         [("empty", ""), ("cut", "{\"version\":1,"), ("other", "[]"), ("newer", "{\"version\":2}")]
     {
         state.write("pods", name, text).unwrap();
     }
-    let (found, unreadable) = state.attachments().unwrap();
-    assert_eq!((found, unreadable.len()), (vec![good], 4));
+    let Attachments { readable, unreadable } = state.attachments().unwrap();
+    assert_eq!((readable, unreadable.len()), (vec![good], 4));
     state.sweep(&unreadable).unwrap();
     assert_eq!(state.list("pods").unwrap().len(), 1);
     state.write("", record::FILE, "{").unwrap();
@@ -118,6 +149,7 @@ fn the_record_survives_a_round_trip() {
     let record = Record {
         network: "k8s".into(),
         settings: Settings::default(),
+        conflist: Some("/etc/cni/net.d/10-k8s.conflist".into()),
         previous: vec![Settings { host: false, ..Settings::default() }],
         src_valid_mark: [3, 7].into(),
         made: [(Family::V6, "INPUT".into())].into(),

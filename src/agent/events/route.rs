@@ -13,7 +13,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::proto::sys::AsyncSocket as _;
 
 use crate::agent::filter::Event;
-use crate::facts::Link;
+use crate::model::Link;
 
 /// Room for events in the kernel while they are not read; it gives what it may.
 const BUFFER: usize = 1 << 20;

@@ -1,0 +1,37 @@
+//! What rules count, whichever backend they are of.
+
+use std::collections::BTreeMap;
+
+/// What a rule counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// Connections that were bound to the uplink with this id.
+    Bound(u32),
+    /// Packets that were made to leave by the uplink with this id.
+    Steered(u32),
+    /// Packets that lost a mark that was evidence only.
+    Cleared,
+}
+
+/// Counts since the rules were made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections bound, by the id of the uplink.
+    pub bound: BTreeMap<u32, u64>,
+    /// Packets that were made to leave by an uplink, by its id.
+    pub steered: BTreeMap<u32, u64>,
+    /// Packets that lost a mark that was evidence only.
+    pub cleared: u64,
+}
+
+impl Extend<(Counted, u64)> for Counts {
+    fn extend<T: IntoIterator<Item = (Counted, u64)>>(&mut self, counts: T) {
+        for (counted, number) in counts {
+            match counted {
+                Counted::Bound(id) => *self.bound.entry(id).or_default() += number,
+                Counted::Steered(id) => *self.steered.entry(id).or_default() += number,
+                Counted::Cleared => self.cleared += number,
+            }
+        }
+    }
+}

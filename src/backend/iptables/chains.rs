@@ -1,0 +1,464 @@
+//! The rules of the iptables backend. docs/design.md says what they do; where a rule does what one
+//! of [`crate::backend::nftables::chains`] does, its comment says so in the same words.
+//!
+//! Table mangle comes before DNAT, so the destination is known only in FORWARD and INPUT: there a
+//! request is bound. In PREROUTING it gets its uplink's mark as evidence for `rp_filter`.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::node_set;
+use super::rules::{Chain, Ipset, Kind, Rule, Xtables};
+use crate::backend::spec::{Spec, Uplink};
+use crate::model::{Family, Field, Member, Variant, whole};
+use crate::names;
+
+/// Builds the desired chains and sets. `prefixes`: see [`super::inside`]. `made`: built-in chains
+/// that come with symroute.
+#[must_use]
+pub fn build(
+    spec: &Spec<'_>,
+    variant: Variant,
+    families: impl IntoIterator<Item = Family>,
+    prefixes: impl Fn(Family) -> Prefixes,
+    made: &BTreeSet<(Family, String)>,
+) -> Xtables {
+    let mut out = Xtables { variant, chains: [].into(), sets: Vec::new() };
+    for family in families {
+        out.chains.insert(family, Builder { spec, family }.chains());
+        out.sets.extend(sets(spec, family, prefixes(family)));
+    }
+    out.sets.push(Ipset {
+        name: names::NODE_SET,
+        kind: Kind::Notes,
+        family: Family::V4,
+        members: node_set::write(spec, made),
+    });
+    out
+}
+
+/// What main says of a family's prefixes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Prefixes {
+    /// Prefixes that lead to something that is not outside, with exceptions.
+    pub inside: Vec<Member>,
+    /// Single addresses that lead outside.
+    pub hosts: Vec<Member>,
+}
+
+/// The set of prefixes inside, of a family.
+#[must_use]
+pub fn inside_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => names::INSIDE4,
+        Family::V6 => names::INSIDE6,
+    }
+}
+
+fn hosts_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => names::HOSTS4,
+        Family::V6 => names::HOSTS6,
+    }
+}
+
+/// The set of a family's pods that accept hairpin.
+#[must_use]
+pub fn hairpin_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => names::HAIRPIN_SET4,
+        Family::V6 => names::HAIRPIN_SET6,
+    }
+}
+
+fn left_out_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => names::LEFT_OUT_SET4,
+        Family::V6 => names::LEFT_OUT_SET6,
+    }
+}
+
+/// An address as a member of a set of addresses.
+#[must_use]
+pub fn member(address: IpAddr) -> Member {
+    Member { address, prefix: whole(address), nomatch: false, comment: None }
+}
+
+fn sets(spec: &Spec<'_>, family: Family, prefixes: Prefixes) -> Vec<Ipset> {
+    let set = |name, kind, members: Vec<Member>| {
+        let members = members.into_iter().collect();
+        Ipset { name, kind, family, members }
+    };
+    let mut sets = vec![
+        set(inside_set(family), Kind::Prefixes, prefixes.inside),
+        set(hosts_set(family), Kind::Addresses, prefixes.hosts),
+    ];
+    let pods = [(hairpin_set(family), spec.hairpins), (left_out_set(family), spec.left_out)];
+    for (name, pods) in pods.into_iter().filter(|(_, pods)| Spec::any(pods, family)) {
+        let of_family = pods.iter().filter(|&&ip| Family::of(ip) == family);
+        sets.push(set(name, Kind::Addresses, of_family.map(|&ip| member(ip)).collect()));
+    }
+    sets
+}
+
+fn rule(matches: impl Into<String>, why: &'static str, target: impl Into<String>) -> Rule {
+    Rule { matches: matches.into(), why, target: target.into() }
+}
+
+/// The full name of a chain of ours.
+fn named(chain: &str) -> String {
+    format!("{}{chain}", names::CHAIN_PREFIX)
+}
+
+fn of(chain: &str, id: u32) -> String {
+    format!("{}{chain}-{id}", names::CHAIN_PREFIX)
+}
+
+fn goto(chain: &str) -> String {
+    format!("-g {}", named(chain))
+}
+
+fn goto_of(chain: &str, id: u32) -> String {
+    format!("-g {}", of(chain, id))
+}
+
+fn in_set(set: &str, side: &str) -> String {
+    format!("-m set --match-set {set} {side}")
+}
+
+const ORIGINAL: &str = "-m conntrack --ctdir ORIGINAL";
+const REPLY: &str = "-m conntrack --ctdir REPLY";
+const ANSWERED: &str = "-m conntrack --ctstatus SEEN_REPLY";
+const RETURN: &str = "-j RETURN";
+
+/// The chains of one family.
+struct Builder<'a> {
+    spec: &'a Spec<'a>,
+    family: Family,
+}
+
+impl Builder<'_> {
+    fn field(&self) -> Field {
+        self.spec.field
+    }
+
+    fn chains(&self) -> Vec<Chain> {
+        let uplinks = self.spec.uplinks;
+        let mut chains: Vec<Chain> = uplinks.iter().flat_map(|u| self.of_uplink(u)).collect();
+        let mut chain = |name, rules| chains.push(Chain { name, hook: None, rules });
+        let counts = |why| uplinks.iter().map(move |u| self.count(u.id, why));
+        let restored = std::iter::once(self.restore()).chain(counts("counts what leaves by it"));
+        chain(names::COUNT_RESTORED.into(), restored.collect());
+        chain(names::COUNT_BOUND.into(), counts("counts connections bound to it").collect());
+        chain(named("clear"), vec![self.set_mark("was evidence only", 0)]);
+        chain(named("refuse"), vec![self.set_mark("the address of a local pod", 0)]);
+        chain(named("take"), self.take());
+        chain(named("turn"), self.turn());
+        chain(named("request"), self.request());
+        chain(named("local"), self.local());
+        let unmarked = || rule(self.mark(0), "no mark of symroute", RETURN);
+        let mut forwarded = vec![unmarked()];
+        // IPVS would route by the mark.
+        if !self.spec.ipvs {
+            forwarded.extend(uplinks.iter().map(|u| self.done(u.id)));
+        }
+        forwarded.extend(self.forget("request"));
+        chain(named("forwarded"), forwarded);
+        chain(named("received"), [vec![unmarked()], self.forget("local")].concat());
+        chains.extend(self.hooks());
+        chains
+    }
+
+    /// The chains of one uplink.
+    fn of_uplink(&self, uplink: &Uplink) -> Vec<Chain> {
+        let id = uplink.id;
+        let chain = |name, rules| Chain { name, hook: None, rules };
+        let (mark, turned) = (self.spec.bound(id), self.spec.turned(id));
+        vec![
+            chain(of("via", id), vec![self.set_mark("leaves by this uplink", mark)]),
+            chain(of("uturn", id), vec![self.set_mark("turns round on this uplink", turned)]),
+            chain(of("source", id), self.source(id)),
+            chain(of("offer", id), self.offer(id)),
+            chain(of("moved", id), self.moved(id)),
+            chain(of("stays", id), self.stays(uplink)),
+            chain(of("answered", id), self.answered(id)),
+            chain(of("reply", id), self.reply(uplink)),
+            chain(of("in", id), self.arrive(id)),
+        ]
+    }
+
+    fn hooks(&self) -> [Chain; 5] {
+        let from = |target: &dyn Fn(u32) -> String| -> Vec<Rule> {
+            let uplinks = self.spec.uplinks.iter();
+            uplinks.map(|u| rule(format!("-i {}", u.name), "came in by", target(u.id))).collect()
+        };
+        let hook = |hook: &'static str, rules| {
+            let name = named(&hook.to_lowercase());
+            Chain { name, hook: Some(hook), rules }
+        };
+        let mut prerouting = from(&|id| goto_of("in", id));
+        prerouting.push(rule(self.has_id("!"), "of a bound connection", goto("restore")));
+        let clear = format!("-j MARK --set-xmark 0x0/{}", self.field());
+        let bound = format!("-m connmark ! --mark 0x0/{}", self.field());
+        [
+            hook("PREROUTING", prerouting),
+            hook("INPUT", from(&|_| goto("received"))),
+            hook("FORWARD", from(&|_| goto("forwarded"))),
+            hook("OUTPUT", self.output()),
+            hook("POSTROUTING", vec![rule(bound, "exact comparers come next", clear)]),
+        ]
+    }
+
+    /// The packet's field holds this mark.
+    fn mark(&self, mark: u32) -> String {
+        format!("-m mark --mark {mark:#x}/{}", self.field())
+    }
+
+    /// The connection's field holds this mark.
+    fn connection(&self, mark: u32) -> String {
+        format!("-m connmark --mark {mark:#x}/{}", self.field())
+    }
+
+    /// The connection carries this id, turning round or not.
+    fn connection_of(&self, id: u32) -> String {
+        format!("-m connmark --mark {:#x}/{:#x}", self.field().of(id), self.field().id_mask())
+    }
+
+    /// The connection carries an id (with "!"), or none (with "").
+    fn has_id(&self, not: &str) -> String {
+        let space = if not.is_empty() { "" } else { " " };
+        format!("-m connmark {not}{space}--mark 0x0/{:#x}", self.field().id_mask())
+    }
+
+    fn set_mark(&self, why: &'static str, mark: u32) -> Rule {
+        rule("", why, format!("-j MARK --set-xmark {mark:#x}/{}", self.field()))
+    }
+
+    fn set_connection(&self, matches: String, why: &'static str, mark: u32) -> Rule {
+        rule(matches, why, format!("-j CONNMARK --set-xmark {mark:#x}/{}", self.field()))
+    }
+
+    /// A packet of a connection that is bound where it should be.
+    fn done(&self, id: u32) -> Rule {
+        let mark = self.spec.bound(id);
+        let matches = format!("{} {}", self.mark(mark), self.connection(mark));
+        rule(matches, "bound already", RETURN)
+    }
+
+    /// Counts packets with the mark of an uplink.
+    fn count(&self, id: u32, why: &'static str) -> Rule {
+        rule(self.mark(self.spec.bound(id)), why, RETURN)
+    }
+
+    fn restore(&self) -> Rule {
+        let (field, ids) = (self.field(), self.field().id_mask());
+        let target = format!("-j CONNMARK --restore-mark --nfmask {field} --ctmask {ids:#x}");
+        rule("", "leaves by the uplink of its connection", target)
+    }
+
+    fn icmp_error(&self, target: String) -> Rule {
+        rule(format!("-p {} -m conntrack --ctstate RELATED", self.icmp()), "an ICMP error", target)
+    }
+
+    fn icmp(&self) -> &'static str {
+        match self.family {
+            Family::V4 => "icmp",
+            Family::V6 => "ipv6-icmp",
+        }
+    }
+
+    /// An uplink's own addresses, as matches of the destination.
+    fn own(&self, uplink: &Uplink) -> impl Iterator<Item = String> {
+        let of_uplink =
+            |(link, ip): &&(u32, IpAddr)| *link == uplink.link && Family::of(*ip) == self.family;
+        self.spec.own.iter().filter(of_uplink).map(|(_, ip)| format!("-d {ip}/{}", whole(*ip)))
+    }
+
+    /// A packet in the reply direction came in by this uplink.
+    fn reply(&self, uplink: &Uplink) -> Vec<Rule> {
+        let id = uplink.id;
+        let why = "a reply by the uplink of its own request";
+        let mut rules = vec![
+            rule(self.connection(self.spec.bound(id)), why, RETURN),
+            rule(self.connection(self.spec.turned(id)), "turns round", goto_of("uturn", id)),
+            rule(self.has_id("!"), "leaves by the uplink of the request", goto("restore")),
+        ];
+        let why = "an answer to the address that the request was sent with";
+        rules.extend(
+            self.own(uplink).map(|to| {
+                rule(format!("{to} -m conntrack --ctstatus SNAT"), why, goto_of("via", id))
+            }),
+        );
+        rules
+    }
+
+    /// A packet came in by this uplink. The usual one comes first.
+    fn arrive(&self, id: u32) -> Vec<Rule> {
+        let own = format!("{} {ORIGINAL}", self.connection(self.spec.bound(id)));
+        let turned = format!("{} {ORIGINAL}", self.connection(self.spec.turned(id)));
+        let answered = format!("{} {ANSWERED}", self.has_id("!"));
+        let error = if self.spec.hairpin { "via" } else { "source" };
+        let usual = format!("! -p {} {own}", self.icmp());
+        let mut rules = vec![
+            rule(usual, "bound to this uplink", goto_of("via", id)),
+            rule(REPLY, "an answer", goto_of("reply", id)),
+            self.icmp_error(goto_of(error, id)),
+            rule(own, "bound to this uplink", goto_of("via", id)),
+            rule(turned, "turns round", goto_of("uturn", id)),
+        ];
+        if self.spec.uplinks.len() > 1 {
+            rules.push(rule(answered, "bound to another uplink", goto_of("answered", id)));
+        }
+        rules.push(rule("", "a first packet", goto_of("offer", id)));
+        rules
+    }
+
+    /// A packet of a connection that is bound to another uplink and has been answered.
+    fn answered(&self, id: u32) -> Vec<Rule> {
+        let others = self.spec.uplinks.iter().filter(|other| other.id != id);
+        let mut rules: Vec<Rule> = others
+            .map(|o| rule(self.connection_of(o.id), "bound to this one", goto_of("stays", id)))
+            .collect();
+        rules.push(rule("", "its uplink has gone", goto_of("offer", id)));
+        rules
+    }
+
+    /// It is let in and moves nothing, unless the address that the client called has moved here.
+    fn stays(&self, uplink: &Uplink) -> Vec<Rule> {
+        let moved = goto_of("moved", uplink.id);
+        let mut rules: Vec<Rule> =
+            self.own(uplink).map(|to| rule(to, "the address has moved", moved.clone())).collect();
+        rules.push(rule("", "answered", goto_of("via", uplink.id)));
+        rules
+    }
+
+    fn moved(&self, id: u32) -> Vec<Rule> {
+        vec![
+            self.set_connection(String::new(), "bound anew", 0),
+            rule("", "as a first packet", goto_of("offer", id)),
+        ]
+    }
+
+    /// A first packet. Its destination is known after DNAT.
+    fn offer(&self, id: u32) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        if self.family == Family::V6 {
+            rules.push(rule("-s fe80::/10", "link-local", RETURN));
+        }
+        if Spec::any(self.spec.left_out, self.family) {
+            let to = in_set(left_out_set(self.family), "dst");
+            rules.push(rule(to, "a pod that is left out", RETURN));
+        }
+        if self.spec.hairpin {
+            rules.push(rule("", "hairpin", goto_of("via", id)));
+            return rules;
+        }
+        if Spec::any(self.spec.hairpins, self.family) {
+            let to = in_set(hairpin_set(self.family), "dst");
+            rules.push(rule(to, "a pod that accepts hairpin", goto_of("via", id)));
+        }
+        rules.push(rule("", "who may be a source", goto_of("source", id)));
+        rules
+    }
+
+    /// Marks what comes from outside. A local pod's single-address route in main gives it away: an
+    /// ip rule sends a look-up with this mark to main, for such routes alone.
+    fn source(&self, id: u32) -> Vec<Rule> {
+        let inside = in_set(inside_set(self.family), "src");
+        let pod = format!(
+            "-m rpfilter --loose --validmark -m set ! --match-set {} src",
+            hosts_set(self.family)
+        );
+        vec![
+            rule(inside, "source lies inside", RETURN),
+            self.set_mark("ask main for a route to the source alone", self.field().ask()),
+            rule(pod, "the address of a local pod", goto("refuse")),
+            rule("", "source lies outside", goto_of("via", id)),
+        ]
+    }
+
+    /// Where a marked packet that came in by an uplink goes: requests are bound, and what was
+    /// marked as evidence only loses the mark, before IPVS routes by it.
+    fn forget(&self, request: &str) -> Vec<Rule> {
+        vec![
+            rule(ORIGINAL, "a request", goto(request)),
+            rule(self.has_id("!"), "a bound reply", RETURN),
+            rule("", "a reply that is not bound", goto("clear")),
+        ]
+    }
+
+    /// What a request loses its mark by at once.
+    fn passed_over(&self) -> Vec<Rule> {
+        let mut rules = vec![self.icmp_error(goto("clear"))];
+        rules.extend(self.spec.uplinks.iter().map(|u| {
+            let answered = format!("{} {ANSWERED}", self.connection_of(u.id));
+            rule(answered, "answered", goto("clear"))
+        }));
+        rules
+    }
+
+    /// A request that is forwarded: the outgoing interface says whether it is for something inside.
+    fn request(&self) -> Vec<Rule> {
+        let mut rules = self.passed_over();
+        if Spec::any(self.spec.left_out, self.family) {
+            let to = in_set(left_out_set(self.family), "dst");
+            rules.push(rule(to, "a pod that is left out", goto("clear")));
+        }
+        if self.spec.host {
+            let why = "NodePort, backend anywhere";
+            rules.push(rule("-m conntrack --ctstatus DNAT", why, goto("turn")));
+        }
+        let outside = self.spec.outside.iter();
+        rules.extend(
+            outside
+                .map(|(_, name)| rule(format!("-o {name}"), "only passes through", goto("clear"))),
+        );
+        rules.push(rule("", "for something inside", format!("-j {}", named("take"))));
+        rules.push(rule("", "a request needs its mark no more", goto("clear")));
+        rules
+    }
+
+    /// A DNATed request: to a backend behind its own uplink it turns round.
+    fn turn(&self) -> Vec<Rule> {
+        let mut rules = vec![rule("", "bound", format!("-j {}", named("take")))];
+        rules.extend(self.spec.uplinks.iter().map(|u| {
+            let by_itself = format!("{} -o {}", self.mark(self.spec.bound(u.id)), u.name);
+            self.set_connection(
+                by_itself,
+                "to a backend behind this uplink",
+                self.spec.turned(u.id),
+            )
+        }));
+        rules.push(rule("", "a request needs its mark no more", goto("clear")));
+        rules
+    }
+
+    /// Binds to the uplink of the packet's mark.
+    fn take(&self) -> Vec<Rule> {
+        let (field, ids) = (self.field(), self.field().id_mask());
+        let save = format!("-j CONNMARK --save-mark --nfmask {ids:#x} --ctmask {field}");
+        let count = format!("-j {}", names::COUNT_BOUND);
+        vec![
+            rule(self.connection(0), "not bound yet", count),
+            rule("", "bound to the uplink that it came in by", save),
+        ]
+    }
+
+    /// A request to the node itself.
+    fn local(&self) -> Vec<Rule> {
+        let mut rules = self.passed_over();
+        if self.spec.host {
+            rules.push(rule("", "the node itself", format!("-j {}", named("take"))));
+        }
+        rules.push(rule("", "a request needs its mark no more", goto("clear")));
+        rules
+    }
+
+    /// The node's own packets.
+    fn output(&self) -> Vec<Rule> {
+        vec![
+            rule(self.has_id(""), "not bound", RETURN),
+            rule(REPLY, "the node answers", goto("restore")),
+        ]
+    }
+}

@@ -1,0 +1,58 @@
+//! Which prefixes lie inside: main leads them to something that is not outside. With nftables the
+//! kernel is asked per connection; iptables can't, so they are listed.
+//!
+//! Routes to single addresses inside are not listed, since pods come and go with them: the rules
+//! ask main for those. Single addresses that main leads outside are the exceptions from that.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnetwork::IpNetwork;
+
+use super::chains::{Prefixes, member};
+use crate::model::{Facts, Family, Member, Route, is_link_local, whole};
+use crate::netlink::uapi::RT_TABLE_MAIN;
+
+/// What main says of a family, for interfaces that lead outside.
+#[must_use]
+pub fn prefixes(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -> Prefixes {
+    let leads = leads(facts, outside, family);
+    // One that leads nowhere stays, so it is listed.
+    let is_single =
+        |net: &IpNetwork| net.prefix() == whole(net.ip()) && !facts.nowhere.contains(net);
+    let hosts = leads.iter().filter(|(net, inside)| is_single(net) && !**inside);
+    let hosts = hosts.map(|(net, _)| member(net.ip())).collect();
+    let listed: BTreeMap<_, _> = leads.into_iter().filter(|(net, _)| !is_single(net)).collect();
+    let is_inside: Vec<IpNetwork> =
+        listed.iter().filter(|(_, inside)| **inside).map(|(net, _)| *net).collect();
+    let within = |net: &IpNetwork| {
+        is_inside.iter().any(|wide| wide.prefix() < net.prefix() && wide.contains(net.ip()))
+    };
+    let entry = |(net, inside): (IpNetwork, bool)| Member {
+        address: net.network(),
+        prefix: net.prefix(),
+        nomatch: !inside,
+        comment: None,
+    };
+    // An exception is needed only within something longer.
+    let needed = listed.into_iter().filter(|(net, inside)| *inside || within(net));
+    Prefixes { inside: needed.map(entry).collect(), hosts }
+}
+
+/// By prefix, whether main leads it inside. Of several routes to the same prefix the one with the
+/// lowest metric counts.
+fn leads(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -> BTreeMap<IpNetwork, bool> {
+    let listed = |net: &IpNetwork| Family::of(net.ip()) == family && !is_link_local(net.ip());
+    let of_main = |r: &&Route| r.table == RT_TABLE_MAIN && !r.is_wide() && listed(&r.dst);
+    let mut leads: BTreeMap<IpNetwork, (u32, bool)> = BTreeMap::new();
+    for route in facts.routes.iter().filter(of_main) {
+        let inside = !route.nexthops.iter().any(|hop| outside.contains(&hop.link));
+        let entry = leads.entry(route.dst).or_insert((route.metric, inside));
+        if route.metric < entry.0 {
+            *entry = (route.metric, inside);
+        }
+    }
+    for net in facts.nowhere.iter().filter(|net| listed(net) && net.prefix() > 1) {
+        leads.entry(*net).or_insert((0, true));
+    }
+    leads.into_iter().map(|(net, (_, inside))| (net, inside)).collect()
+}

@@ -1,0 +1,110 @@
+//! What is in force, written where the kernel keeps it: in the comments of an ipset of its own.
+//! With nftables the same stands in the table (`in_force`, `layout`, `ids`, `restore`).
+//!
+//! ```text
+//! 0.0.0.1  "in force: 3735928559"
+//! 0.0.0.2  "mask 7936, priority 400, tables 47000"
+//! 1.0.0.3  "interface 3 has id 1"
+//! 2.0.0.3  "restore src_valid_mark of interface 3"
+//! 3.0.0.4  "made for IPv4: INPUT PREROUTING"  (built-in chains of iptables-nft)
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::backend::spec::Spec;
+use crate::model::{Family, Member};
+
+const IN_FORCE: u32 = 1;
+const LAYOUT: u32 = 2;
+/// Above the key of an interface, whose index is kept in 24 bits of the key for a person's eyes;
+/// what counts is the comment.
+const HAS_ID: u32 = 1 << 24;
+const RESTORE: u32 = 2 << 24;
+const MADE: u32 = 3 << 24;
+const INDEX: u32 = HAS_ID - 1;
+
+/// What the notes say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Notes {
+    /// Fingerprint of the settings in force.
+    pub in_force: Option<u32>,
+    /// `markMask`, `rulePriority` and `tableBase`.
+    pub layout: Option<(u32, u32, u32)>,
+    /// Id by interface index.
+    pub ids: BTreeMap<u32, u32>,
+    /// Indexes of the interfaces whose `src_valid_mark` was 0 before us.
+    pub restore: BTreeSet<u32>,
+    /// Built-in chains of iptables-nft that came with us.
+    pub made: BTreeSet<(Family, String)>,
+}
+
+fn note(key: u32, comment: String) -> Member {
+    let address = IpAddr::V4(Ipv4Addr::from(key));
+    Member { address, prefix: 32, nomatch: false, comment: Some(comment) }
+}
+
+/// The notes for these marks.
+#[must_use]
+pub fn write(spec: &Spec<'_>, made: &BTreeSet<(Family, String)>) -> BTreeSet<Member> {
+    let (priority, tables) = spec.layout;
+    let mask = spec.field.mask();
+    let mut out = BTreeSet::from([
+        note(IN_FORCE, format!("in force: {}", spec.fingerprint)),
+        note(LAYOUT, format!("mask {mask}, priority {priority}, tables {tables}")),
+    ]);
+    out.extend(spec.uplinks.iter().map(|uplink| {
+        let (id, link) = (uplink.id, uplink.link);
+        note(HAS_ID | link & INDEX, format!("interface {link} has id {id}"))
+    }));
+    out.extend(spec.restore.iter().map(|link| {
+        note(RESTORE | link & INDEX, format!("restore src_valid_mark of interface {link}"))
+    }));
+    for (version, family) in [(4, Family::V4), (6, Family::V6)] {
+        let chains = made.iter().filter(|(of, _)| *of == family).map(|(_, chain)| chain.as_str());
+        let chains: Vec<_> = chains.collect();
+        if !chains.is_empty() {
+            out.insert(note(MADE | version, format!("made for {family}: {}", chains.join(" "))));
+        }
+    }
+    out
+}
+
+/// Whether this note says which settings are in force.
+#[must_use]
+pub fn says_in_force(member: &Member) -> bool {
+    key(member) == Some(IN_FORCE)
+}
+
+fn key(member: &Member) -> Option<u32> {
+    match member.address {
+        IpAddr::V4(ip) => Some(ip.into()),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// Reads the notes. What is none of ours is passed over.
+#[must_use]
+pub fn read(members: &BTreeSet<Member>) -> Notes {
+    let mut notes = Notes::default();
+    for member in members {
+        let (Some(key), Some(comment)) = (key(member), &member.comment) else { continue };
+        if let (4 | 6, Some((_, chains))) = (key ^ MADE, comment.split_once(": ")) {
+            let family = if key ^ MADE == 4 { Family::V4 } else { Family::V6 };
+            notes.made.extend(chains.split(' ').map(|chain| (family, chain.to_string())));
+            continue;
+        }
+        let words = comment.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty());
+        let numbers: Vec<u32> = words.filter_map(|word| word.parse().ok()).collect();
+        match (key, key & !INDEX, &numbers[..]) {
+            (IN_FORCE, _, &[number]) => notes.in_force = Some(number),
+            (LAYOUT, _, &[mask, priority, tables]) => {
+                notes.layout = Some((mask, priority, tables));
+            }
+            (_, HAS_ID, &[link, id]) => drop(notes.ids.insert(link, id)),
+            (_, RESTORE, &[link]) => drop(notes.restore.insert(link)),
+            _ => {}
+        }
+    }
+    notes
+}

@@ -1,0 +1,307 @@
+//! The programs of iptables. Slow path only: nothing here runs in an ADD or DEL that finds its
+//! node state in place.
+//!
+//! The `iptables` crate reads what iptables-nft has (its `list_table` passes no `--wait`, and
+//! brings no regular expressions into the program). It knows neither `iptables-restore`, which
+//! changes are made by, nor `iptables-legacy-save`, which unlike `iptables-legacy -S` does not
+//! wait for the lock.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use iptables::IPTables;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::restore_script::{Script, parse};
+use crate::error::Error;
+use crate::model::{Family, Mangle, Variant, VariantUse};
+use crate::names;
+use crate::state::holder;
+
+/// The lock that all users of iptables-legacy take (`XT_LOCK_NAME`, iptables/xshared.h).
+const LOCK: &str = "/run/xtables.lock";
+/// Says where that lock is (iptables 1.8.6 and later).
+const LOCK_VARIABLE: &str = "XTABLES_LOCKFILE";
+/// Exit code for "the lock is held" and for troubles of the kernel (`RESOURCE_PROBLEM`,
+/// xtables.h).
+const RESOURCE_PROBLEM: i32 = 4;
+/// Pause between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Where programs are when PATH does not say so: runtimes pass a short one.
+const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
+/// Chains by which the kubelet and kube-proxy show which variant they use.
+const HINTS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
+/// Tables whose rules are counted.
+const TABLES: [&str; 4] = ["mangle", "nat", "filter", "raw"];
+
+/// Runs iptables, and waits for its lock no longer than until a deadline.
+#[derive(Debug)]
+pub struct Programs {
+    started: Instant,
+    deadline: Instant,
+}
+
+impl Programs {
+    /// With this long to wait for the lock, from now on and in total.
+    #[must_use]
+    pub fn patient(patience: Duration) -> Self {
+        let now = Instant::now();
+        Self { started: now, deadline: now + patience }
+    }
+
+    /// The variants that are installed.
+    #[must_use]
+    pub fn installed() -> Vec<Variant> {
+        let there = |variant: &Variant| program(*variant, Family::V4, "").is_some();
+        Variant::ALL.into_iter().filter(there).collect()
+    }
+
+    /// Table mangle, as far as it concerns us. A legacy table that the kernel does not have is
+    /// not asked for: the question alone would make it.
+    pub fn mangle(variant: Variant, family: Family) -> Result<Mangle, Error> {
+        if !has_table(variant, family, "mangle") {
+            return Ok(Mangle::default());
+        }
+        let lines = Self::list(variant, family, "mangle")?;
+        Ok(parse(lines.iter().map(String::as_str)))
+    }
+
+    /// Table mangle as `iptables-save` prints it, with the counters.
+    pub fn mangle_with_counts(variant: Variant, family: Family) -> Result<String, Error> {
+        if !has_table(variant, family, "mangle") {
+            return Ok(String::new());
+        }
+        Self::save(variant, family, &["-c", "-t", "mangle"])
+    }
+
+    /// Whether the kubelet's chains are here, and how many rules other programs have.
+    pub fn use_of(variant: Variant) -> Result<VariantUse, Error> {
+        let mut found = VariantUse::default();
+        for family in Family::ALL {
+            for table in TABLES {
+                if !has_table(variant, family, table) {
+                    continue;
+                }
+                let lines = match Self::list(variant, family, table) {
+                    // A kernel without this table, or without IPv6, has no rules in it.
+                    Err(Error::Iptables { .. }) => continue,
+                    other => other?,
+                };
+                let hint = |line: &String| {
+                    let chain = line.strip_prefix("-N ").and_then(|l| l.split(' ').next());
+                    chain.is_some_and(|chain| HINTS.contains(&chain))
+                };
+                found.has_kubelet_chains |= lines.iter().any(hint);
+                let others =
+                    |line: &&String| line.starts_with("-A ") && !line.contains(names::CHAIN_PREFIX);
+                found.foreign_rules += lines.iter().filter(others).count();
+            }
+        }
+        Ok(found)
+    }
+
+    /// A table in the words of `iptables -S`.
+    fn list(variant: Variant, family: Family, table: &str) -> Result<Vec<String>, Error> {
+        match variant {
+            Variant::Nft => Self::list_nft(family, table),
+            Variant::Legacy => Self::save_legacy(family, table),
+        }
+    }
+
+    fn list_nft(family: Family, table: &str) -> Result<Vec<String>, Error> {
+        let program = needed(Variant::Nft, family, "")?;
+        let operation = format!("{} -t {table} -S", program.display());
+        let failed = |message: String| Error::Iptables { operation, message };
+        // The crate wants a name for good. There are at most two.
+        let cmd: &'static str = program.to_string_lossy().into_owned().leak();
+        let tool = IPTables { cmd, has_check: true, has_wait: false, is_numeric: false };
+        match tool.list_table(table) {
+            // Every table has its built-in chains.
+            Ok(lines) if lines.iter().any(|line| line.starts_with('-')) => Ok(lines),
+            Ok(_) => Err(failed("it printed nothing; run it by hand to see why".into())),
+            Err(error) => Err(failed(error.to_string())),
+        }
+    }
+
+    fn save_legacy(family: Family, table: &str) -> Result<Vec<String>, Error> {
+        let text = Self::save(Variant::Legacy, family, &["-t", table])?;
+        let line = |line: &str| match line.strip_prefix(':') {
+            Some(chain) => format!("-N {chain}"),
+            None => line.to_string(),
+        };
+        Ok(text.lines().map(line).collect())
+    }
+
+    /// What `iptables-save` prints.
+    fn save(variant: Variant, family: Family, arguments: &[&str]) -> Result<String, Error> {
+        let program = needed(variant, family, "-save")?;
+        let operation = format!("{} {}", program.display(), arguments.join(" "));
+        let output = Command::new(&program).args(arguments).stdin(Stdio::null()).output();
+        let failed = |message: String| Error::Iptables { operation, message };
+        match output {
+            Ok(output) if output.status.success() => {
+                Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            }
+            Ok(output) => Err(failed(said(&output))),
+            Err(error) => Err(failed(error.to_string())),
+        }
+    }
+
+    /// Runs scripts, all of them or none. The lock of iptables is held from the first to the
+    /// last, so that nobody comes in between.
+    pub fn run(&self, scripts: &[Script]) -> Result<(), Error> {
+        let legacy = scripts.iter().any(|script| script.variant == Variant::Legacy);
+        let mut lock = if legacy { Some(self.lock()?) } else { None };
+        for (at, script) in scripts.iter().enumerate() {
+            if let Err(error) = self.change(script, &script.change, &mut lock) {
+                for done in scripts[..at].iter().rev() {
+                    if let Err(error) = self.change(done, &done.undo, &mut lock) {
+                        log::warn!("undo: {error}");
+                    }
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs one transaction.
+    fn change(
+        &self,
+        script: &Script,
+        text: &str,
+        lock: &mut Option<Flock<File>>,
+    ) -> Result<(), Error> {
+        let program = needed(script.variant, script.family, "-restore")?;
+        let operation = format!("{}: {}", program.display(), script.what.join(", "));
+        let failed = |message: String| Error::Iptables { operation: operation.clone(), message };
+        loop {
+            let mut command = Command::new(&program);
+            command.arg("--noflush");
+            if script.variant == Variant::Legacy {
+                // Some releases wait without end where no time is given.
+                command.args(["--wait", "1"]);
+            }
+            if lock.is_some() {
+                // We have the lock that everybody asks for. This one, nobody has.
+                command.env(LOCK_VARIABLE, Path::new(names::STATE_DIR).join("node.json"));
+            }
+            let (code, message) = feed(command, text).map_err(|e| failed(e.to_string()))?;
+            match code {
+                Some(0) => return Ok(()),
+                // An iptables that knows no other lock than the one that we hold.
+                Some(RESOURCE_PROBLEM) if lock.take().is_some() => {}
+                Some(RESOURCE_PROBLEM) if script.variant == Variant::Legacy && is_locked() => {
+                    self.pause()?;
+                }
+                _ => return Err(failed(message)),
+            }
+        }
+    }
+
+    fn lock(&self) -> Result<Flock<File>, Error> {
+        let failed =
+            |message: String| Error::Iptables { operation: format!("lock {LOCK}"), message };
+        // iptables makes the file where it is missing, and so do we.
+        let opened = File::options().read(true).append(true).create(true).open(LOCK);
+        let mut file = opened.map_err(|error| failed(error.to_string()))?;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(held) => return Ok(held),
+                Err((returned, nix::errno::Errno::EWOULDBLOCK | nix::errno::Errno::EINTR)) => {
+                    file = returned;
+                }
+                Err((_, errno)) => return Err(failed(errno.desc().into())),
+            }
+            self.pause()?;
+        }
+    }
+
+    fn pause(&self) -> Result<(), Error> {
+        if Instant::now() >= self.deadline {
+            let seconds = self.started.elapsed().as_secs();
+            return Err(Error::XtablesLock { holder: holder(Path::new(LOCK)), seconds });
+        }
+        thread::sleep(PAUSE);
+        Ok(())
+    }
+}
+
+/// Gives a program its input, and gives back its exit code and what it had to say.
+fn feed(mut command: Command, input: &str) -> std::io::Result<(Option<i32>, String)> {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that has given up early says why in its exit code.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output()?;
+    Ok((output.status.code(), said(&output)))
+}
+
+/// What a program had to say about its failure.
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")
+}
+
+/// Whether somebody has the lock of iptables-legacy.
+fn is_locked() -> bool {
+    let Ok(file) = File::open(LOCK) else { return false };
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err()
+}
+
+/// Whether there is a table to look at. The kernel lists those of iptables-legacy.
+fn has_table(variant: Variant, family: Family, table: &str) -> bool {
+    let list = match family {
+        Family::V4 => "/proc/self/net/ip_tables_names",
+        Family::V6 => "/proc/self/net/ip6_tables_names",
+    };
+    variant == Variant::Nft
+        || fs::read_to_string(list).is_ok_and(|text| text.lines().any(|line| line == table))
+}
+
+fn needed(variant: Variant, family: Family, suffix: &str) -> Result<PathBuf, Error> {
+    program(variant, family, suffix).ok_or_else(|| Error::Iptables {
+        operation: format!("find {}{suffix}", name(variant, family)),
+        message: "there is no such program in PATH or in the usual places".into(),
+    })
+}
+
+fn name(variant: Variant, family: Family) -> String {
+    let name = variant.to_string();
+    match family {
+        Family::V4 => name,
+        Family::V6 => name.replacen("ip", "ip6", 1),
+    }
+}
+
+/// The path of a program: by the name of its variant, or plain `iptables` where that is this
+/// variant. What plain `iptables` is, is seen from what its link leads to, without running it.
+fn program(variant: Variant, family: Family, suffix: &str) -> Option<PathBuf> {
+    if let Some(path) = find(&format!("{}{suffix}", name(variant, family))) {
+        return Some(path);
+    }
+    let plain = match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    };
+    let path = find(&format!("{plain}{suffix}"))?;
+    let real = fs::canonicalize(&path).ok()?.file_name()?.to_string_lossy().into_owned();
+    // Before 1.8 there was but one, with no mark of it in its name.
+    let is = if real.contains("nft") { Variant::Nft } else { Variant::Legacy };
+    (is == variant).then_some(path)
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(FOLDERS.map(PathBuf::from));
+    folders
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(name))
+        .find(|p| p.is_file())
+}

@@ -1,0 +1,126 @@
+//! The shape of the iptables backend: chains with rules as text, and ipsets.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::hash::fnv32;
+use crate::model::{Family, FoundIpset, Member, Variant};
+
+/// The desired marking by iptables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Xtables {
+    /// The variant that the rules are made in.
+    pub variant: Variant,
+    /// The chains of each family in use.
+    pub chains: BTreeMap<Family, Vec<Chain>>,
+    /// The ipsets, the node's last.
+    pub sets: Vec<Ipset>,
+}
+
+impl Xtables {
+    /// How many of the rules look into each set that any looks into.
+    #[must_use]
+    pub fn references(&self) -> BTreeMap<&'static str, u32> {
+        let rules = || self.chains.values().flatten().flat_map(|chain| &chain.rules);
+        let count = |set: &Ipset| {
+            let matched = format!("--match-set {} ", set.name);
+            let count = rules().map(|rule| rule.matches.matches(&matched).count()).sum::<usize>();
+            (set.name, u32::try_from(count).unwrap_or(u32::MAX))
+        };
+        self.sets.iter().map(count).filter(|(_, count)| *count > 0).collect()
+    }
+}
+
+/// A chain of ours in table mangle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Its name.
+    pub name: String,
+    /// The built-in chain whose first rule jumps here, if one does.
+    pub hook: Option<&'static str>,
+    /// Its rules in order.
+    pub rules: Vec<Rule>,
+}
+
+/// A rule, less the chain that it stands in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// What it asks for, in the words of iptables; may be empty.
+    pub matches: String,
+    /// What it is for. No quotes.
+    pub why: &'static str,
+    /// What it does.
+    pub target: String,
+}
+
+impl Rule {
+    /// Changes with each word of the rule. iptables prints rules in words of its own, which differ
+    /// between releases, so a rule is known again by this number in its comment.
+    #[must_use]
+    pub fn fingerprint(&self) -> u32 {
+        fnv32(format!("{} {} {}", self.matches, self.why, self.target).as_bytes())
+    }
+
+    /// The rule as iptables reads it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let space = if self.matches.is_empty() { "" } else { " " };
+        format!(
+            "{}{space}-m comment --comment \"{} #{:08x}\" {}",
+            self.matches,
+            self.why,
+            self.fingerprint(),
+            self.target
+        )
+    }
+}
+
+/// The fingerprint in a rule as iptables prints it, if it has one of ours.
+#[must_use]
+pub fn fingerprint_of(line: &str) -> Option<u32> {
+    let comment = line.split_once("--comment \"")?.1.split_once('"')?.0;
+    let (_, number) = comment.rsplit_once('#')?;
+    (number.len() == 8).then(|| u32::from_str_radix(number, 16).ok())?
+}
+
+/// What an ipset holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Addresses.
+    Addresses,
+    /// Prefixes.
+    Prefixes,
+    /// What is in force, in comments; see [`super::notes`].
+    Notes,
+}
+
+impl Kind {
+    /// The type as ipset calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Addresses | Self::Notes => "hash:ip",
+            Self::Prefixes => "hash:net",
+        }
+    }
+}
+
+/// An ipset. No release may change type or family under the same name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ipset {
+    /// Its name.
+    pub name: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+    /// Family of its members.
+    pub family: Family,
+    /// Its members.
+    pub members: BTreeSet<Member>,
+}
+
+impl Ipset {
+    /// Whether what was found by this name can be ours.
+    #[must_use]
+    pub fn is_like(&self, found: &FoundIpset) -> bool {
+        found.kind == self.kind.name() && found.family == self.family.number()
+    }
+}

@@ -1,0 +1,82 @@
+//! The difference between the ipsets that are there and those that are wanted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::rules::Ipset;
+use crate::model::{FoundIpset, Member};
+
+/// One change of an ipset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SetChange {
+    /// Make a set without members.
+    Create(Ipset),
+    /// Add members, or replace the comment of those that are there.
+    Add(String, Vec<Member>),
+    /// Take members out.
+    Remove(String, Vec<Member>),
+    /// Take a set away that no rule refers to any more.
+    Destroy(String),
+}
+
+impl SetChange {
+    /// The change that takes this one back.
+    #[must_use]
+    pub fn inverse(&self) -> Option<Self> {
+        match self {
+            Self::Create(set) => Some(Self::Destroy(set.name.into())),
+            Self::Add(set, members) => Some(Self::Remove(set.clone(), members.clone())),
+            Self::Remove(set, members) => Some(Self::Add(set.clone(), members.clone())),
+            // It held nothing but what the next reconcile would write.
+            Self::Destroy(_) => None,
+        }
+    }
+
+    /// The change, for a person.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Create(set) => format!("make ipset {}", set.name),
+            Self::Add(set, members) => format!("add {} member(s) to ipset {set}", members.len()),
+            Self::Remove(set, members) => {
+                format!("take {} member(s) out of ipset {set}", members.len())
+            }
+            Self::Destroy(set) => format!("remove ipset {set}"),
+        }
+    }
+}
+
+/// The changes that make these sets what is wanted.
+#[must_use]
+pub fn fill<'a>(
+    found: &BTreeMap<String, FoundIpset>,
+    wanted: impl IntoIterator<Item = &'a Ipset>,
+) -> Vec<SetChange> {
+    let mut changes = Vec::new();
+    for set in wanted {
+        let name = || set.name.to_string();
+        let there = found.get(set.name).filter(|there| {
+            let like = set.is_like(there);
+            if !like {
+                changes.push(SetChange::Destroy(name()));
+            }
+            like
+        });
+        let none = BTreeSet::new();
+        let members = there.map_or(&none, |there| &there.members);
+        if there.is_none() {
+            changes.push(SetChange::Create(Ipset { members: BTreeSet::new(), ..set.clone() }));
+        }
+        let new: Vec<Member> = set.members.difference(members).cloned().collect();
+        // Of a member whose comment changes there are two.
+        let kept: BTreeSet<_> = set.members.iter().map(|m| (m.address, m.prefix)).collect();
+        let stale = members.iter().filter(|m| !kept.contains(&(m.address, m.prefix)));
+        let stale: Vec<Member> = stale.cloned().collect();
+        if !new.is_empty() {
+            changes.push(SetChange::Add(name(), new));
+        }
+        if !stale.is_empty() {
+            changes.push(SetChange::Remove(name(), stale));
+        }
+    }
+    changes
+}

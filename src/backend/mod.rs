@@ -1,0 +1,31 @@
+//! What marks packets on a node: a table of nftables, or chains of iptables with ipsets.
+//!
+//! Both are built from one [`spec::Spec`].
+
+pub mod counts;
+pub mod iptables;
+pub mod nftables;
+pub mod spec;
+
+use std::fmt;
+
+use crate::model::Variant;
+
+/// What marks on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Marker {
+    /// The table `inet symroute` of nftables.
+    #[default]
+    Nftables,
+    /// Chains of this variant of iptables.
+    Iptables(Variant),
+}
+
+impl fmt::Display for Marker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nftables => f.write_str("nftables"),
+            Self::Iptables(variant) => variant.fmt(f),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The base chains: where packets meet the ruleset, and where they leave it.
+
+use super::chains::{
+    BOUND, FORGET, InSetOf, LEAVE, VIA, address_in, chain, equals, goto, has_status, icmp_error,
+    ours, plain, rule, set_packet,
+};
+use super::rules::{
+    Chain,
+    Expression::{self, *},
+    Hook, Rule, Side,
+};
+use super::sets::{has_many, left_out_set, steer_set};
+use crate::backend::spec::{Spec, Steering};
+use crate::model::{Family, Field};
+use crate::names;
+use crate::netlink::uapi::{
+    IPS_SRC_NAT, NF_INET_FORWARD, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING,
+    NF_INET_PRE_ROUTING,
+};
+
+/// After every DNAT: `dstnat` is -100, and AWS VPC CNI 1.23 overwrites the whole mark at -90.
+const PREROUTING: i32 = -80;
+/// `mangle`, where packets of the node itself are routed again by their mark.
+const MANGLE: i32 = -150;
+/// Before IPVS (98 to 100), which routes again by the mark; and behind the mangle of iptables,
+/// which binds there: when a node moves from that backend to this one, a request that came in
+/// before the move must not lose its mark on the way.
+const EARLY: i32 = -149;
+/// Just before `srcnat` (100), where exact comparers of marks sit.
+const POSTROUTING: i32 = 95;
+
+/// All of them, behind the chains that they go to.
+pub(super) fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
+    let field = spec.field;
+    let hook = |name: &str, kind, number, priority, rules| Chain {
+        name: name.into(),
+        hook: Some(Hook { kind, number, priority }),
+        rules,
+    };
+    let marked = [PacketMark, ours(field), Differs(vec![0; 4])];
+    let forgetting = || {
+        let from_uplink = [Iif, InSet { set: names::UPLINKS, not: false }, Goto(FORGET.into())];
+        vec![plain([&marked[..], &from_uplink].concat())]
+    };
+    let leaving = vec![plain([&marked[..], &[Goto(LEAVE.into())]].concat())];
+    let mut chains = vec![
+        chain(FORGET.into(), forget(field)),
+        chain(LEAVE.into(), leave(field)),
+        chain("turned".into(), turned(spec)),
+        hook("prerouting", "filter", NF_INET_PRE_ROUTING, PREROUTING, prerouting(spec)),
+        hook("input", "filter", NF_INET_LOCAL_IN, EARLY, forgetting()),
+    ];
+    if spec.ipvs {
+        chains.push(hook("forward", "filter", NF_INET_FORWARD, EARLY, forgetting()));
+    }
+    chains.extend([
+        // A chain of type filter would not route again.
+        hook("output", "route", NF_INET_LOCAL_OUT, MANGLE, output(spec)),
+        hook("postrouting", "filter", NF_INET_POST_ROUTING, POSTROUTING, leaving),
+    ]);
+    chains
+}
+
+/// Bound connections first: most packets are of one, and go no further.
+fn prerouting(spec: &Spec<'_>) -> Vec<Rule> {
+    let field = spec.field;
+    let connection = [ConntrackMark, ours(field)];
+    let bound = |then: &[Expression]| plain([&connection[..], then].concat());
+    let mut rules = if has_many(spec) {
+        vec![bound(&[VerdictMap(names::BOUND)])]
+    } else {
+        let each = spec.uplinks.iter();
+        each.map(|u| bound(&[equals(spec.bound(u.id)), goto(BOUND, u.id)])).collect()
+    };
+    let has_d = [ConntrackMark, Bits { mask: field.d(), xor: 0 }, Differs(vec![0; 4])];
+    rules.push(plain([&has_d[..], &[Goto("turned".into())]].concat()));
+    rules.push(plain([Iif, VerdictMap(names::ARRIVE)]));
+    // A pod's packet comes in by an interface that does not lead outside.
+    let inside = [Iif, InSet { set: names::OUTSIDE, not: true }];
+    rules.extend(steer(spec, &inside, &FibInterface(Side::Destination)));
+    rules
+}
+
+/// Connections that turn round on an uplink, and those that masquerade steering sends out.
+fn turned(spec: &Spec<'_>) -> Vec<Rule> {
+    let mut rules = vec![
+        plain([ConntrackMark, ours(spec.field), VerdictMap(names::TURNED)]),
+        plain([Iif, VerdictMap(names::ARRIVE)]),
+    ];
+    rules.extend(sent(spec, &[]));
+    rules
+}
+
+/// A packet of a connection that masquerade steering sends out, by the choice of its family.
+fn sent(spec: &Spec<'_>, first: &[Expression]) -> Vec<Rule> {
+    let is_sent = [ConntrackMark, ours(spec.field), equals(spec.field.d())];
+    let each = Family::ALL.into_iter().zip(&spec.steering);
+    each.filter_map(|(family, steering)| {
+        let via = goto(VIA, steering.as_ref()?.via);
+        let test = [first, &is_sent, &[FamilyIs(family), via]].concat();
+        Some(rule("masqueraded: leaves by the uplink of that address", test))
+    })
+    .collect()
+}
+
+fn output(spec: &Spec<'_>) -> Vec<Rule> {
+    let connection = [ConntrackMark, ours(spec.field), VerdictMap(names::REPLIES)];
+    let mut rules = vec![plain([&[DirectionIs { reply: true }][..], &connection].concat())];
+    rules.extend(sent(spec, &[DirectionIs { reply: false }]));
+    // IPVS sends pods' packets through here.
+    let of_pod = [FibType { side: Side::Source, is_local: false }];
+    rules.extend(steer(spec, &of_pod, &Oif));
+    rules
+}
+
+/// Takes the field off what came in by an uplink and needs it no more: before IPVS routes by it,
+/// and before what is in a tunnel's outer packet inherits it.
+fn forget(field: Field) -> Vec<Rule> {
+    let clear = [&[Counter][..], &set_packet(field, 0)].concat();
+    let unbound = [ConntrackMark, ours(field), InSet { set: names::MARKS, not: true }];
+    vec![
+        rule("a request", [&[DirectionIs { reply: false }][..], &clear].concat()),
+        rule("a reply that is not bound", [&unbound[..], &clear].concat()),
+        // A tunnel's outer packets may be.
+        rule("of no connection", [&[NoConnection][..], &clear].concat()),
+    ]
+}
+
+/// Takes the field off what is about to leave. A mark on a packet that we did not mark is somebody
+/// else's, one who writes whole marks.
+fn leave(field: Field) -> Vec<Rule> {
+    let clear = set_packet(field, 0);
+    let connected = [ConntrackMark, ours(field), Differs(vec![0; 4])];
+    let [status, snat, is_set, counter] = has_status(IPS_SRC_NAT, Counter);
+    let answer = [DirectionIs { reply: true }, status, snat, is_set, counter];
+    let error = |family| [&icmp_error(family, [Counter])[..], &clear].concat();
+    // Kernels before 5.7 do not tell it here: the rule does not hold, and the next ones do.
+    let elsewhere = [Iif, InSet { set: names::UPLINKS, not: true }, Accept];
+    vec![
+        plain([&connected[..], &clear, &[Accept]].concat()),
+        rule("not marked here", elsewhere),
+        rule("evidence, as it came in", [&answer[..], &clear].concat()),
+        plain(error(Family::V4)),
+        plain(error(Family::V6)),
+    ]
+}
+
+/// Masquerade steering: a pod's packet (`of_pod`) that will be masqueraded leaves by the uplink of
+/// that address. `out` loads the interface by which it would leave otherwise.
+fn steer(spec: &Spec<'_>, of_pod: &[Expression], out: &Expression) -> Vec<Rule> {
+    let each = Family::ALL.into_iter().zip(&spec.steering);
+    each.filter_map(|(family, steering)| {
+        let Steering { mark: (value, mask), via, .. } = steering.as_ref()?;
+        let marked = [PacketMark, Bits { mask: *mask, xor: 0 }, equals(*value)];
+        let mut test = [&marked[..], of_pod, &[FamilyIs(family)]].concat();
+        if Spec::any(spec.left_out, family) {
+            let set = InSetOf(left_out_set(family), true);
+            test.extend(address_in(family, Side::Source, set, &[]).expressions);
+        }
+        test.extend([
+            out.clone(),
+            InSet { set: steer_set(family), not: false },
+            goto("send", *via),
+        ]);
+        Some(rule("a pod's packet that will be masqueraded", test))
+    })
+    .collect()
+}

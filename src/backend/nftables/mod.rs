@@ -1,0 +1,14 @@
+//! The nftables table: what stands in it, and how it is written on the wire.
+//!
+//! [`chains`] and [`base_chains`] make the rules from a [`super::spec::Spec`], [`sets`] what they
+//! look into ([`rules`] has the shapes); [`encode`] writes them, [`table`] reads the table and
+//! changes it in one transaction, [`counters`] reads what the rules count.
+
+mod base_chains;
+pub mod chains;
+pub mod counters;
+pub mod encode;
+pub mod fingerprint;
+pub mod rules;
+pub mod sets;
+pub mod table;

@@ -1,0 +1,198 @@
+//! The shape of an nftables table: sets, chains, rules and the few expressions they are made of.
+//!
+//! Expressions are written the way nft itself compiles them, with one register, so that
+//! `nft list` reads them back as text that `nft -f` accepts.
+
+use std::collections::BTreeSet;
+
+use crate::model::{ElementData, Family};
+
+/// The desired content of the table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    /// Sets and maps. Chains refer to them by name.
+    pub sets: Vec<Set>,
+    /// Chains, those that others `goto` first.
+    pub chains: Vec<Chain>,
+}
+
+impl Ruleset {
+    /// The set with this name.
+    #[must_use]
+    pub fn set(&self, name: &str) -> Option<&Set> {
+        self.sets.iter().find(|s| s.name == name)
+    }
+
+    /// The chain with this name.
+    #[must_use]
+    pub fn chain(&self, name: &str) -> Option<&Chain> {
+        self.chains.iter().find(|c| c.name == name)
+    }
+}
+
+/// The type of a set's key or of a map's data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    /// 4 bytes, network byte order.
+    Ipv4,
+    /// 16 bytes, network byte order.
+    Ipv6,
+    /// 4 bytes, host byte order.
+    Mark,
+    /// Interface index; 4 bytes, host byte order.
+    Interface,
+    /// An interface index and an IPv4 address.
+    InterfaceIpv4,
+    /// An interface index and an IPv6 address.
+    InterfaceIpv6,
+    /// Where to go on.
+    Verdict,
+}
+
+/// A set, a map or a verdict map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    /// Its name.
+    pub name: String,
+    /// What its elements are.
+    pub key: Type,
+    /// What they stand for; none for a set.
+    pub data: Option<Type>,
+    /// The most elements it holds; none for no limit. The kernel looks things up faster where it
+    /// knows the size.
+    pub size: Option<u32>,
+    /// Its elements.
+    pub elements: BTreeSet<(Vec<u8>, ElementData)>,
+}
+
+/// Where a base chain hangs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    /// "filter" or "route".
+    pub kind: &'static str,
+    /// `NF_INET_*`
+    pub number: u32,
+    /// Place among the chains of this hook; lower comes first.
+    pub priority: i32,
+}
+
+/// A chain with its rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Its name.
+    pub name: String,
+    /// Set for a base chain.
+    pub hook: Option<Hook>,
+    /// Its rules in order.
+    pub rules: Vec<Rule>,
+}
+
+/// One rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// What it is for, shown by `nft list`.
+    pub comment: Option<&'static str>,
+    /// What it does.
+    pub expressions: Vec<Expression>,
+}
+
+/// Source or destination address of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Source
+    Source,
+    /// Destination
+    Destination,
+}
+
+/// One step of a rule. A step that compares ends the rule where it does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expression {
+    /// Incoming interface -> register.
+    Iif,
+    /// Outgoing interface -> register.
+    Oif,
+    /// Packet mark -> register.
+    PacketMark,
+    /// Conntrack mark -> register.
+    ConntrackMark,
+    /// Conntrack status bits -> register.
+    ConntrackStatus,
+    /// The connection's direction of this packet is `reply` or not.
+    DirectionIs {
+        /// `true` for the reply direction.
+        reply: bool,
+    },
+    /// The packet is of this family's ICMP.
+    IcmpOf(Family),
+    /// The packet is of no connection of its own but about one.
+    Related,
+    /// The packet belongs to the connection itself: the opposite of [`Expression::Related`].
+    NotRelated,
+    /// The packet is of no connection: it is not tracked, or conntrack makes nothing of it.
+    NoConnection,
+    /// The packet is of this family.
+    FamilyIs(Family),
+    /// Address -> register; ask [`Expression::FamilyIs`] first.
+    LoadAddress(Family, Side),
+    /// Destination of the connection's original or reply direction -> the register behind an
+    /// interface; ask [`Expression::FamilyIs`] first.
+    ConntrackAddress {
+        /// Family of the address.
+        family: Family,
+        /// `true` for the reply direction.
+        reply: bool,
+    },
+    /// Outgoing interface that a route look-up for this address gives -> register; 0 for none.
+    FibInterface(Side),
+    /// The same by a look-up with the packet's mark.
+    FibInterfaceByMark(Side),
+    /// No route for this address.
+    FibMissing {
+        /// Which address.
+        side: Side,
+        /// Look up with the packet's mark.
+        by_mark: bool,
+    },
+    /// The address is one of the node's own, or is not.
+    FibType {
+        /// Which address.
+        side: Side,
+        /// Whether it has to be the node's own.
+        is_local: bool,
+    },
+    /// register = register & mask ^ xor, on four bytes in host byte order.
+    Bits {
+        /// Bits to keep.
+        mask: u32,
+        /// Bits to flip afterwards.
+        xor: u32,
+    },
+    /// register = register & mask, on 16 bytes.
+    Bits16([u8; 16]),
+    /// The register holds these bytes.
+    Equals(Vec<u8>),
+    /// The register does not hold these bytes.
+    Differs(Vec<u8>),
+    /// The register is an element of the set, or is not.
+    InSet {
+        /// Name of the set.
+        set: &'static str,
+        /// Whether it has to be absent.
+        not: bool,
+    },
+    /// Go where the verdict map says for the register; on with the next rule where it says nothing.
+    VerdictMap(&'static str),
+    /// register -> packet mark.
+    SetPacketMark,
+    /// register -> conntrack mark.
+    SetConntrackMark,
+    /// Counts the packet.
+    Counter,
+    /// Go to a chain and don't come back.
+    Goto(String),
+    /// Leave the chain.
+    Return,
+    /// On with the next base chain.
+    Accept,
+}

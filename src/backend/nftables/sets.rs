@@ -1,0 +1,181 @@
+//! The sets and maps of the table: everything in it that differs from node to node.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::chains::{BOUND, VIA, named};
+use super::rules::{Set, Type};
+use crate::backend::spec::{Spec, Uplink};
+use crate::model::{ElementData, Family};
+use crate::names;
+
+/// The name of the set of a family's pods that accept hairpin.
+#[must_use]
+pub fn hairpin_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => names::HAIRPIN4,
+        Family::V6 => names::HAIRPIN6,
+    }
+}
+
+/// The name of the set of a family's pods that are left out.
+pub(super) fn left_out_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => names::LEFT_OUT4,
+        Family::V6 => names::LEFT_OUT6,
+    }
+}
+
+pub(super) fn steer_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => names::STEER4,
+        Family::V6 => names::STEER6,
+    }
+}
+
+pub(super) fn own_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => names::OWN4,
+        Family::V6 => names::OWN6,
+    }
+}
+
+/// The bytes of an address as a set holds them.
+#[must_use]
+pub fn address_key(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// A number as a set of marks or interfaces holds it.
+#[must_use]
+pub fn number_key(number: u32) -> Vec<u8> {
+    number.to_ne_bytes().to_vec()
+}
+
+type Element = (Vec<u8>, ElementData);
+
+fn set(
+    name: &str,
+    key: Type,
+    data: Option<Type>,
+    elements: impl IntoIterator<Item = Element>,
+) -> Set {
+    Set { name: name.into(), key, data, size: None, elements: elements.into_iter().collect() }
+}
+
+fn member(key: Vec<u8>) -> Element {
+    (key, ElementData::None)
+}
+
+fn value(key: u32, value: u32) -> Element {
+    (number_key(key), ElementData::Value(number_key(value)))
+}
+
+fn goto(key: u32, chain: &str, id: u32) -> Element {
+    (number_key(key), ElementData::Goto(named(chain, id)))
+}
+
+/// Up to this many uplinks a packet's connection mark is compared with each; behind that it is
+/// looked up. A comparison takes about a fifth of the time of a look-up.
+const FEW: usize = 4;
+
+/// Whether there are so many uplinks that looking one up takes less time.
+pub(super) fn has_many(spec: &Spec<'_>) -> bool {
+    spec.uplinks.len() > FEW
+}
+
+/// All sets and maps with their elements.
+pub(super) fn sets(spec: &Spec<'_>) -> Vec<Set> {
+    let mut sets = records(spec).to_vec();
+    sets.extend(looked_up(spec));
+    let interface = Type::Interface;
+    sets.push(set(
+        names::OUTSIDE,
+        interface,
+        None,
+        spec.outside.iter().map(|(link, _)| member(number_key(*link))),
+    ));
+    for (family, steering) in Family::ALL.into_iter().zip(&spec.steering) {
+        let links = steering.iter().flat_map(|steering| &steering.away_from);
+        let links = links.map(|&link| member(number_key(link)));
+        sets.push(set(steer_set(family), interface, None, links));
+        sets.push(own(spec, family));
+    }
+    for family in Family::ALL {
+        sets.extend(of_pods(hairpin_set(family), spec.hairpins, family));
+        sets.extend(of_pods(left_out_set(family), spec.left_out, family));
+    }
+    sets
+}
+
+/// What the table remembers for symroute itself.
+fn records(spec: &Spec<'_>) -> [Set; 4] {
+    let (mark, interface) = (Type::Mark, Type::Interface);
+    let layout = [
+        (names::LAYOUT_MASK, spec.field.mask()),
+        (names::LAYOUT_PRIORITY, spec.layout.0),
+        (names::LAYOUT_TABLES, spec.layout.1),
+    ];
+    let ids = spec.uplinks.iter().map(|uplink| value(uplink.link, spec.bound(uplink.id)));
+    let restore = spec.restore.iter().map(|&link| member(number_key(link)));
+    [
+        set(names::IN_FORCE, mark, None, [member(number_key(spec.fingerprint))]),
+        set(names::LAYOUT, mark, Some(mark), layout.map(|(key, number)| value(key, number))),
+        set(names::RESTORE, interface, None, restore),
+        set(names::IDS, interface, Some(mark), ids),
+    ]
+}
+
+/// What many packets are looked up in: with a known size the kernel takes a hash that does not
+/// resize. Twice what it may hold, since a batch may add elements before it deletes old ones.
+fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
+    let each = |element: &dyn Fn(&Uplink) -> Element| -> Vec<Element> {
+        spec.uplinks.iter().map(element).collect()
+    };
+    let by_link = |chain: &'static str| each(&|u| goto(u.link, chain, u.id));
+    let bound = |chain: &'static str| each(&|u| goto(spec.bound(u.id), chain, u.id));
+    let turned = each(&|u| goto(spec.turned(u.id), "turned", u.id));
+    let marks = spec.uplinks.iter().flat_map(|u| [spec.bound(u.id), spec.turned(u.id)]);
+    let marks: Vec<_> = marks.map(|mark| member(number_key(mark))).collect();
+    let (verdict, mark, interface) = (Some(Type::Verdict), Type::Mark, Type::Interface);
+    let mut sets = vec![
+        set(names::UPLINKS, interface, None, each(&|u| member(number_key(u.link)))),
+        set(names::ARRIVE, interface, verdict, by_link("in")),
+        set(names::ANSWERED, interface, verdict, by_link("answered")),
+        set(names::ERRORS, interface, verdict, by_link("error")),
+        set(names::REPLIES, mark, verdict, bound(VIA)),
+        set(names::TURNED, mark, verdict, turned),
+        set(names::MARKS, mark, None, marks),
+    ];
+    if has_many(spec) {
+        sets.push(set(names::BOUND, mark, verdict, bound(BOUND)));
+    }
+    let room = |name: &str| if name == names::MARKS { 4 } else { 2 };
+    let sized = |set: Set| Set { size: Some(room(&set.name) * (spec.field.max_id() + 1)), ..set };
+    sets.into_iter().map(sized).collect()
+}
+
+fn own(spec: &Spec<'_>, family: Family) -> Set {
+    let key = match family {
+        Family::V4 => Type::InterfaceIpv4,
+        Family::V6 => Type::InterfaceIpv6,
+    };
+    let of_family = spec.own.iter().filter(|(_, ip)| Family::of(*ip) == family);
+    let elements =
+        of_family.map(|&(link, ip)| member([number_key(link), address_key(ip)].concat()));
+    set(own_set(family), key, None, elements)
+}
+
+/// A set of pods' addresses, if there is one.
+fn of_pods(name: &str, pods: &BTreeSet<IpAddr>, family: Family) -> Option<Set> {
+    let key = match family {
+        Family::V4 => Type::Ipv4,
+        Family::V6 => Type::Ipv6,
+    };
+    let of_family = pods.iter().filter(|&&ip| Family::of(ip) == family);
+    Spec::any(pods, family)
+        .then(|| set(name, key, None, of_family.map(|&ip| member(address_key(ip)))))
+}

@@ -1,0 +1,353 @@
+//! `nf_tables` messages: the table's content read, and batches that change it.
+//!
+//! Layouts: `linux/netfilter/nf_tables.h`. Integers of nfnetlink are in network byte order;
+//! values that packets are compared with are in the byte order of what they are (marks and
+//! interface indexes: host; addresses: network).
+
+use std::collections::BTreeSet;
+
+use nix::errno::Errno;
+
+use super::encode::{rule_body, set_numbers, set_userdata, write_goto};
+use super::fingerprint;
+use super::rules::{Chain, Rule, Set};
+use crate::model::{ElementData, FoundChain, FoundSet, Table};
+use crate::names::TABLE;
+use crate::netlink::uapi::*;
+use crate::netlink::wire::{Writer, attrs, be_i32_at, be32_at, find, string};
+use crate::netlink::{Error, Socket};
+
+/// Bytes of `struct nfgenmsg`.
+pub(super) const NFGENMSG: usize = 4;
+/// Elements to a message: their list has to stay below 64 KiB.
+const CHUNK: usize = 512;
+
+fn kind(message: u16) -> u16 {
+    NFNL_SUBSYS_NFTABLES << 8 | message
+}
+
+/// `struct nfgenmsg` of a message about a table of family inet.
+const INET: [u8; NFGENMSG] = [NFPROTO_INET, 0, 0, 0];
+
+pub(super) fn get(message: u16, flags: u16, table_attr: u16) -> Writer {
+    let mut request = Writer::with_capacity(128);
+    write_get(&mut request, message, flags, table_attr);
+    request
+}
+
+fn write_get(request: &mut Writer, message: u16, flags: u16, table_attr: u16) {
+    request.message(kind(message), NLM_F_REQUEST | flags, &INET);
+    request.str(table_attr, TABLE);
+}
+
+/// Everything in our table, or none where it does not exist.
+pub fn table(socket: &mut Socket) -> Result<Option<Table>, Error> {
+    let flags = socket.query(&mut get(NFT_MSG_GETTABLE, 0, NFTA_TABLE_NAME), |message| {
+        be32_at(find(message.body.get(NFGENMSG..)?, NFTA_TABLE_FLAGS)?, 0)
+    });
+    let flags = match flags {
+        Err(error) if error.errno == Errno::ENOENT => return Ok(None),
+        other => other?,
+    };
+    let mut found = Table { dormant: flags & NFT_TABLE_F_DORMANT != 0, ..Table::default() };
+    for (name, chain) in
+        socket.dump(&mut get(NFT_MSG_GETCHAIN, NLM_F_DUMP, NFTA_CHAIN_TABLE), |b| {
+            let attrs = b.get(NFGENMSG..)?;
+            ours(b, attrs, NFTA_CHAIN_TABLE).then(|| parse_chain(attrs))
+        })?
+    {
+        found.chains.insert(name, chain);
+    }
+    let rules = socket.dump(&mut get(NFT_MSG_GETRULE, NLM_F_DUMP, NFTA_RULE_TABLE), |b| {
+        let attrs = b.get(NFGENMSG..)?;
+        let chain = find(attrs, NFTA_RULE_CHAIN).map(string)?;
+        let print = find(attrs, NFTA_RULE_USERDATA).and_then(fingerprint::of_userdata);
+        ours(b, attrs, NFTA_RULE_TABLE).then_some((chain, print))
+    })?;
+    for (chain, print) in rules {
+        found.chains.entry(chain).or_default().rules.push(print);
+    }
+    let sets = socket.dump(&mut get(NFT_MSG_GETSET, NLM_F_DUMP, NFTA_SET_TABLE), |b| {
+        let attrs = b.get(NFGENMSG..)?;
+        ours(b, attrs, NFTA_SET_TABLE).then(|| parse_set(attrs))
+    })?;
+    // An anonymous set belongs to its rule and goes with it.
+    for (name, mut set) in sets.into_iter().filter(|(_, s)| s.flags & NFT_SET_ANONYMOUS == 0) {
+        set.elements = elements(socket, &name)?;
+        found.sets.insert(name, set);
+    }
+    Ok(Some(found))
+}
+
+/// Whether a dumped message is about our table: older kernels ignore the filter.
+pub(super) fn ours(body: &[u8], attrs: &[u8], attr: u16) -> bool {
+    body.first() == Some(&NFPROTO_INET) && find(attrs, attr).map(string).as_deref() == Some(TABLE)
+}
+
+fn parse_chain(body: &[u8]) -> (String, FoundChain) {
+    let (mut name, mut chain) = (String::new(), FoundChain::default());
+    let mut kind = String::new();
+    let mut hook = None;
+    for (attr, payload) in attrs(body) {
+        match attr {
+            NFTA_CHAIN_NAME => name = string(payload),
+            NFTA_CHAIN_TYPE => kind = string(payload),
+            NFTA_CHAIN_HOOK => {
+                hook = find(payload, NFTA_HOOK_HOOKNUM)
+                    .and_then(|p| be32_at(p, 0))
+                    .zip(find(payload, NFTA_HOOK_PRIORITY).and_then(|p| be_i32_at(p, 0)));
+            }
+            _ => {}
+        }
+    }
+    chain.hook = hook.map(|(number, priority)| (kind, number, priority));
+    (name, chain)
+}
+
+fn parse_set(body: &[u8]) -> (String, FoundSet) {
+    let (mut name, mut set) = (String::new(), FoundSet::default());
+    for (attr, payload) in attrs(body) {
+        let number = be32_at(payload, 0).unwrap_or(0);
+        match attr {
+            NFTA_SET_NAME => name = string(payload),
+            NFTA_SET_FLAGS => set.flags = number,
+            NFTA_SET_KEY_TYPE => set.key_type = number,
+            NFTA_SET_DATA_TYPE => set.data_type = number,
+            NFTA_SET_DESC => {
+                set.size = find(payload, NFTA_SET_DESC_SIZE).and_then(|size| be32_at(size, 0));
+            }
+            _ => {}
+        }
+    }
+    (name, set)
+}
+
+/// All elements of a set or map of ours.
+pub fn elements(socket: &mut Socket, set: &str) -> Result<BTreeSet<(Vec<u8>, ElementData)>, Error> {
+    let mut request = get(NFT_MSG_GETSETELEM, NLM_F_DUMP, NFTA_SET_ELEM_LIST_TABLE);
+    request.str(NFTA_SET_ELEM_LIST_SET, set);
+    let lists = socket.dump(&mut request, |b| Some(parse_elements(b.get(NFGENMSG..)?)))?;
+    Ok(lists.into_iter().flatten().collect())
+}
+
+fn parse_elements(body: &[u8]) -> Vec<(Vec<u8>, ElementData)> {
+    let Some(list) = find(body, NFTA_SET_ELEM_LIST_ELEMENTS) else {
+        return Vec::new();
+    };
+    attrs(list).filter_map(|(_, element)| parse_element(element)).collect()
+}
+
+fn parse_element(element: &[u8]) -> Option<(Vec<u8>, ElementData)> {
+    let key = find(find(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?.to_vec();
+    let data = match find(element, NFTA_SET_ELEM_DATA) {
+        None => ElementData::None,
+        Some(data) => match find(data, NFTA_DATA_VERDICT) {
+            Some(verdict) => ElementData::Goto(string(find(verdict, NFTA_VERDICT_CHAIN)?)),
+            None => ElementData::Value(find(data, NFTA_DATA_VALUE)?.to_vec()),
+        },
+    };
+    Some((key, data))
+}
+
+/// Looks one element up in a set or map of ours: what it stands for, or none.
+pub fn element(socket: &mut Socket, set: &str, key: &[u8]) -> Result<Option<ElementData>, Error> {
+    look_up(socket, &[(set, key)])?.pop().unwrap_or(Ok(None))
+}
+
+/// Looks elements up in sets and maps of ours, all at once; see [`element`].
+pub fn look_up(
+    socket: &mut Socket,
+    elements: &[(&str, &[u8])],
+) -> Result<Vec<Result<Option<ElementData>, Error>>, Error> {
+    let mut requests = Writer::with_capacity(96 * elements.len());
+    for (set, key) in elements {
+        write_get(&mut requests, NFT_MSG_GETSETELEM, 0, NFTA_SET_ELEM_LIST_TABLE);
+        requests.str(NFTA_SET_ELEM_LIST_SET, set);
+        requests.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| write_element(w, key, &ElementData::None));
+    }
+    let answers = socket.queries(&mut requests, |message| {
+        let mut found = parse_elements(message.body.get(NFGENMSG..)?);
+        found.pop().map(|(_, data)| data)
+    })?;
+    let absent = |answer| match answer {
+        Ok(data) => Ok(Some(data)),
+        Err(Error { errno: Errno::ENOENT, .. }) => Ok(None),
+        Err(error) => Err(error),
+    };
+    Ok(answers.into_iter().map(absent).collect())
+}
+
+fn write_element(w: &mut Writer, key: &[u8], data: &ElementData) {
+    w.nest(NFTA_LIST_ELEM, |w| {
+        w.nest(NFTA_SET_ELEM_KEY, |w| w.attr(NFTA_DATA_VALUE, key));
+        match data {
+            ElementData::None => {}
+            ElementData::Value(value) => {
+                w.nest(NFTA_SET_ELEM_DATA, |w| w.attr(NFTA_DATA_VALUE, value));
+            }
+            ElementData::Goto(chain) => w.nest(NFTA_SET_ELEM_DATA, |w| write_goto(w, chain)),
+        }
+    });
+}
+
+/// Changes that the kernel makes together or not at all.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    messages: Writer,
+    count: usize,
+    sets: u32,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        let mut messages = Writer::with_capacity(512);
+        batch_edge(&mut messages, NFNL_MSG_BATCH_BEGIN);
+        Self { messages, count: 0, sets: 0 }
+    }
+}
+
+/// The message that opens or closes a batch; its resource id is the subsystem.
+pub(crate) fn batch_edge(messages: &mut Writer, edge: u16) {
+    let subsystem = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+    messages.message(edge, NLM_F_REQUEST, &[0, 0, subsystem[0], subsystem[1]]);
+}
+
+impl Batch {
+    /// Whether it changes nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    fn add(&mut self, message: u16, flags: u16) -> &mut Writer {
+        self.count += 1;
+        self.messages.message(kind(message), NLM_F_REQUEST | flags, &INET);
+        &mut self.messages
+    }
+
+    /// Makes the table, if it is not there.
+    pub fn new_table(&mut self) {
+        self.add(NFT_MSG_NEWTABLE, NLM_F_CREATE).str(NFTA_TABLE_NAME, TABLE);
+    }
+
+    /// Removes the table with everything in it.
+    pub fn delete_table(&mut self) {
+        self.add(NFT_MSG_DELTABLE, 0).str(NFTA_TABLE_NAME, TABLE);
+    }
+
+    /// Makes a chain without rules.
+    pub fn new_chain(&mut self, chain: &Chain) {
+        let w = self.add(NFT_MSG_NEWCHAIN, NLM_F_CREATE);
+        w.str(NFTA_CHAIN_TABLE, TABLE);
+        w.str(NFTA_CHAIN_NAME, &chain.name);
+        if let Some(hook) = chain.hook {
+            w.nest(NFTA_CHAIN_HOOK, |w| {
+                w.be32(NFTA_HOOK_HOOKNUM, hook.number);
+                w.be_i32(NFTA_HOOK_PRIORITY, hook.priority);
+            });
+            w.be_i32(NFTA_CHAIN_POLICY, NF_ACCEPT);
+            w.str(NFTA_CHAIN_TYPE, hook.kind);
+        }
+    }
+
+    /// Removes a chain, which must be empty and unused by then.
+    pub fn delete_chain(&mut self, name: &str) {
+        let w = self.add(NFT_MSG_DELCHAIN, 0);
+        w.str(NFTA_CHAIN_TABLE, TABLE);
+        w.str(NFTA_CHAIN_NAME, name);
+    }
+
+    /// Removes the rules of a chain.
+    pub fn flush_chain(&mut self, name: &str) {
+        let w = self.add(NFT_MSG_DELRULE, 0);
+        w.str(NFTA_RULE_TABLE, TABLE);
+        w.str(NFTA_RULE_CHAIN, name);
+    }
+
+    /// Appends a rule to a chain.
+    pub fn append_rule(&mut self, chain: &str, rule: &Rule) {
+        let w = self.add(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND);
+        w.str(NFTA_RULE_TABLE, TABLE);
+        w.str(NFTA_RULE_CHAIN, chain);
+        let body = rule_body(rule);
+        w.bytes(body.as_bytes());
+        w.attr(NFTA_RULE_USERDATA, &fingerprint::userdata(rule, body.as_bytes()));
+    }
+
+    /// Makes a set or map without elements.
+    pub fn new_set(&mut self, set: &Set) {
+        self.sets += 1;
+        let id = self.sets;
+        let w = self.add(NFT_MSG_NEWSET, NLM_F_CREATE);
+        w.str(NFTA_SET_TABLE, TABLE);
+        w.str(NFTA_SET_NAME, &set.name);
+        w.be32(NFTA_SET_FLAGS, set_numbers(set).flags);
+        w.be32(NFTA_SET_KEY_TYPE, set_numbers(set).key_type);
+        w.be32(NFTA_SET_KEY_LEN, set_numbers(set).key_len);
+        if let Some((data_type, data_len)) = set_numbers(set).data {
+            w.be32(NFTA_SET_DATA_TYPE, data_type);
+            w.be32(NFTA_SET_DATA_LEN, data_len);
+        }
+        if let Some(size) = set.size {
+            w.nest(NFTA_SET_DESC, |w| w.be32(NFTA_SET_DESC_SIZE, size));
+        }
+        w.be32(NFTA_SET_ID, id);
+        w.attr(NFTA_SET_USERDATA, &set_userdata(set));
+    }
+
+    /// Removes a set, which must be unused by then.
+    pub fn delete_set(&mut self, name: &str) {
+        let w = self.add(NFT_MSG_DELSET, 0);
+        w.str(NFTA_SET_TABLE, TABLE);
+        w.str(NFTA_SET_NAME, name);
+    }
+
+    /// Adds elements; those that are there already stay.
+    pub fn add_elements<'a>(
+        &mut self,
+        set: &str,
+        elements: impl IntoIterator<Item = &'a (Vec<u8>, ElementData)>,
+    ) {
+        self.change_elements(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, elements);
+    }
+
+    /// Removes elements; the batch fails if one is not there.
+    pub fn delete_elements<'a>(
+        &mut self,
+        set: &str,
+        elements: impl IntoIterator<Item = &'a (Vec<u8>, ElementData)>,
+    ) {
+        self.change_elements(NFT_MSG_DELSETELEM, 0, set, elements);
+    }
+
+    fn change_elements<'a>(
+        &mut self,
+        message: u16,
+        flags: u16,
+        set: &str,
+        elements: impl IntoIterator<Item = &'a (Vec<u8>, ElementData)>,
+    ) {
+        let mut elements = elements.into_iter().peekable();
+        while elements.peek().is_some() {
+            let w = self.add(message, flags);
+            w.str(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+            w.str(NFTA_SET_ELEM_LIST_SET, set);
+            w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
+                for (key, data) in elements.by_ref().take(CHUNK) {
+                    write_element(w, key, data);
+                }
+            });
+        }
+    }
+
+    /// Hands the batch to the kernel and waits for its one answer.
+    pub fn commit(mut self, socket: &mut Socket) -> Result<(), Error> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        // Only the last change is acknowledged: answers to each would overflow the socket.
+        self.messages.add_flags(NLM_F_ACK);
+        batch_edge(&mut self.messages, NFNL_MSG_BATCH_END);
+        socket.batch(&mut self.messages)
+    }
+}

@@ -1,0 +1,7 @@
+//! Plain values that every part speaks of: what a node looks like, and our bits of the mark.
+
+mod facts;
+mod mark;
+
+pub use facts::*;
+pub use mark::Field;

@@ -1,0 +1,240 @@
+//! Operations carried out. What was done can be undone, so that a failing step leaves nothing.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::sysctl::set_src_valid_mark;
+use crate::backend::iptables::programs::Programs;
+use crate::backend::iptables::restore_script::Script;
+use crate::backend::iptables::set_diff::SetChange;
+use crate::backend::iptables::{builtin_chains, ipset};
+use crate::backend::nftables::table::Batch;
+use crate::error::Error;
+use crate::model::{Facts, FoundRule, Route};
+use crate::netlink::{self, Socket, route};
+use crate::plan::diff::{Operation, TableChange};
+
+/// How long a call waits for what others hold, in total.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long rules that are gone may hold on to their sets.
+const FREED: Duration = Duration::from_secs(2);
+/// Pause between two tries.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What became of a list of operations that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// At least one was carried out.
+    Something,
+    /// None was: there were none, or none that can be.
+    Nothing,
+}
+
+/// Where operations go.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Links, addresses, routes, rules.
+    pub rtnetlink: Socket,
+    /// The nftables table and ipsets.
+    pub netfilter: Socket,
+    /// The programs of iptables.
+    pub iptables: Programs,
+}
+
+impl Kernel {
+    /// Opens both sockets in the network namespace of this thread.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self {
+            rtnetlink: Socket::route().map_err(Error::kernel("open a socket to rtnetlink"))?,
+            netfilter: Socket::netfilter().map_err(Error::kernel("open a socket to netfilter"))?,
+            iptables: Programs::patient(PATIENCE),
+        })
+    }
+
+    /// Carries out the operations in order. After a failure those done are undone, the last
+    /// first, and the failure is returned.
+    pub fn apply(&mut self, operations: &[Operation], facts: &Facts) -> Result<Applied, Error> {
+        let mut done: Vec<&Operation> = Vec::new();
+        for operation in operations {
+            log::debug!("{}", describe(operation, facts));
+            match self.execute(operation, facts) {
+                Ok(()) => done.push(operation),
+                Err(error) if is_dispensable(operation, &error) => log::warn!("left out: {error}"),
+                Err(error) => {
+                    done.into_iter().rev().for_each(|operation| self.undo(operation, facts));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(if done.is_empty() { Applied::Nothing } else { Applied::Something })
+    }
+
+    /// Carries out all operations, whatever fails, and returns what failed.
+    pub fn apply_all(&mut self, operations: &[Operation], facts: &Facts) -> Vec<Error> {
+        let execute = |operation| {
+            log::debug!("{}", describe(operation, facts));
+            self.execute(operation, facts).err()
+        };
+        operations.iter().filter_map(execute).collect()
+    }
+
+    fn execute(&mut self, operation: &Operation, facts: &Facts) -> Result<(), Error> {
+        let result = match operation {
+            Operation::AddRoute(r) => route::add_route(&mut self.rtnetlink, r),
+            Operation::ReplaceRoute { new, .. } => route::replace_route(&mut self.rtnetlink, new),
+            Operation::DeleteRoute(r) => route::delete_route(&mut self.rtnetlink, r),
+            Operation::AddRule(r) => route::add_rule(&mut self.rtnetlink, r),
+            Operation::DeleteRule(found) => route::delete_rule(&mut self.rtnetlink, found),
+            Operation::SrcValidMark { link, on } => return set_src_valid_mark(facts, *link, *on),
+            Operation::Table(changes) => batch(changes).commit(&mut self.netfilter),
+            Operation::Sets(changes) => {
+                changes.iter().try_for_each(|change| self.change_set(change))
+            }
+            Operation::Mangle(scripts) => return self.iptables.run(scripts),
+            Operation::RemoveEmpty(family, chains) => {
+                builtin_chains::remove_empty(&mut self.netfilter, *family, chains)
+            }
+        };
+        result.map_err(|source| Error::Kernel { operation: describe(operation, facts), source })
+    }
+
+    fn change_set(&mut self, change: &SetChange) -> Result<(), netlink::Error> {
+        let socket = &mut self.netfilter;
+        match change {
+            SetChange::Create(set) => ipset::create(socket, set),
+            SetChange::Add(set, members) => ipset::add(socket, set, members),
+            SetChange::Remove(set, members) => ipset::remove(socket, set, members),
+            SetChange::Destroy(set) => {
+                // nf_tables frees rules, and what they refer to, some time after they are gone
+                // (`nf_tables_trans_destroy_work`).
+                let deadline = Instant::now() + FREED;
+                loop {
+                    match ipset::destroy(socket, set) {
+                        Err(error) if error.errno == Errno::EBUSY && Instant::now() < deadline => {
+                            thread::sleep(PAUSE);
+                        }
+                        other => return other,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Undoes an operation as well as it can be: the failure that led here is what is reported.
+    fn undo(&mut self, operation: &Operation, facts: &Facts) {
+        let inverse = match operation {
+            Operation::AddRoute(r) => Operation::DeleteRoute(r.clone()),
+            Operation::DeleteRoute(r) => Operation::AddRoute(r.clone()),
+            Operation::ReplaceRoute { old, new } => {
+                Operation::ReplaceRoute { old: new.clone(), new: old.clone() }
+            }
+            Operation::AddRule(rule) => {
+                let message = route::rule_message(rule);
+                Operation::DeleteRule(FoundRule { rule: rule.clone(), message })
+            }
+            Operation::DeleteRule(found) => Operation::AddRule(found.rule.clone()),
+            Operation::SrcValidMark { link, on } => {
+                Operation::SrcValidMark { link: *link, on: !on }
+            }
+            Operation::Sets(changes) => {
+                Operation::Sets(changes.iter().rev().filter_map(SetChange::inverse).collect())
+            }
+            Operation::Mangle(scripts) => {
+                let back = |s: &Script| Script {
+                    change: s.undo.clone(),
+                    undo: s.change.clone(),
+                    ..s.clone()
+                };
+                Operation::Mangle(scripts.iter().rev().map(back).collect())
+            }
+            // What comes after is removals only; what is left is healed by the next reconcile.
+            Operation::Table(_) | Operation::RemoveEmpty(..) => return,
+        };
+        if let Err(error) = self.execute(&inverse, facts) {
+            log::warn!("undo: {error}");
+        }
+    }
+}
+
+/// A route of main that leads to some place by another router than the uplink's gateway is copied
+/// for that place's sake. One that the kernel does not take in another table is no reason to fail.
+fn is_dispensable(operation: &Operation, error: &Error) -> bool {
+    // A set that an older release has left, and that a rule of somebody else looks into.
+    if let Operation::Sets(changes) = operation {
+        let busy = matches!(error, Error::Kernel { source, .. } if source.errno == Errno::EBUSY);
+        return busy && changes.iter().all(|change| matches!(change, SetChange::Destroy(_)));
+    }
+    let (Operation::AddRoute(route) | Operation::ReplaceRoute { new: route, .. }) = operation
+    else {
+        return false;
+    };
+    let refused = matches!(error, Error::Kernel { source, .. }
+        if matches!(source.errno, Errno::EINVAL | Errno::ENETUNREACH | Errno::EHOSTUNREACH));
+    refused && !route.is_default() && route.nexthops.iter().any(|hop| hop.gateway.is_some())
+}
+
+fn batch(changes: &[TableChange]) -> Batch {
+    let mut batch = Batch::default();
+    for change in changes {
+        match change {
+            TableChange::DeleteTable => batch.delete_table(),
+            TableChange::NewTable => batch.new_table(),
+            TableChange::NewSet(set) => batch.new_set(set),
+            TableChange::NewChain(chain) => batch.new_chain(chain),
+            TableChange::FlushChain(name) => batch.flush_chain(name),
+            TableChange::AppendRule(chain, rule) => batch.append_rule(chain, rule),
+            TableChange::DeleteElements(set, elements) => batch.delete_elements(set, elements),
+            TableChange::AddElements(set, elements) => batch.add_elements(set, elements),
+            TableChange::DeleteChain(name) => batch.delete_chain(name),
+            TableChange::DeleteSet(name) => batch.delete_set(name),
+        }
+    }
+    batch
+}
+
+/// An operation in the words of `ip` and `nft`, for errors and logs.
+#[must_use]
+pub fn describe(operation: &Operation, facts: &Facts) -> String {
+    match operation {
+        Operation::AddRoute(r) => format!("add route {}", route_text(r, facts)),
+        Operation::ReplaceRoute { new, .. } => format!("replace route {}", route_text(new, facts)),
+        Operation::DeleteRoute(r) => format!("delete route {}", route_text(r, facts)),
+        Operation::AddRule(rule) => format!("add rule {rule}"),
+        Operation::DeleteRule(found) => format!("delete rule {}", found.rule),
+        Operation::SrcValidMark { link, on } => {
+            format!("set src_valid_mark of {} to {}", facts.link_name(*link), u8::from(*on))
+        }
+        Operation::Sets(changes) => {
+            changes.iter().map(SetChange::text).collect::<Vec<_>>().join(", ")
+        }
+        Operation::Mangle(scripts) => {
+            let text = |s: &Script| format!("{} {}: {}", s.variant, s.family, s.what.join(", "));
+            scripts.iter().map(text).collect::<Vec<_>>().join("; ")
+        }
+        Operation::RemoveEmpty(family, chains) => {
+            let chains: Vec<_> = chains.iter().map(String::as_str).collect();
+            format!("remove what is empty of {} in {family} table mangle", chains.join(", "))
+        }
+        Operation::Table(changes) => format!(
+            "change table inet symroute ({} change{})",
+            changes.len(),
+            if changes.len() == 1 { "" } else { "s" }
+        ),
+    }
+}
+
+fn route_text(route: &Route, facts: &Facts) -> String {
+    use std::fmt::Write as _;
+    let mut text = if route.is_default() { "default".to_string() } else { route.dst.to_string() };
+    for hop in &route.nexthops {
+        if let Some(gateway) = hop.gateway {
+            // Writing to a string does not fail.
+            let _ = write!(text, " via {gateway}");
+        }
+        let _ = write!(text, " dev {}", facts.link_name(hop.link));
+    }
+    let _ = write!(text, " table {} ({})", route.table, route.family());
+    text
+}

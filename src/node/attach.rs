@@ -1,0 +1,74 @@
+//! What an ADD does: writes the attachment's file and proves that the node is ready, or makes it.
+
+use super::observe::has_ipvs;
+use super::proof::{self, Surprise};
+use super::{Node, teardown};
+use crate::config::Settings;
+use crate::error::Error;
+use crate::state::{Attachment, Lock, Written};
+
+impl Node {
+    /// Attaches a pod: on a ready node by its file and a proof, else by a reconcile. A failure
+    /// leaves nothing of an attachment that was not there before.
+    pub fn attach(&mut self, settings: &Settings, attachment: &Attachment) -> Result<(), Error> {
+        let written = self.state.attach(attachment)?;
+        let attached = self.make_ready(settings, attachment, &written);
+        if attached.is_err() && !written.existed {
+            for error in teardown::remove(&self.state, &attachment.key) {
+                log::error!("{}: {error}", attachment.key.container);
+            }
+        }
+        attached
+    }
+
+    fn make_ready(
+        &mut self,
+        settings: &Settings,
+        attachment: &Attachment,
+        written: &Written,
+    ) -> Result<(), Error> {
+        if attachment.left_out && self.state.record()?.is_none() {
+            // Nothing marks here. The next reconcile reads the file.
+            return Ok(());
+        }
+        if !written.has_own_settings && self.is_ready(settings) {
+            return Ok(());
+        }
+        let lock = self.lock()?;
+        // Of many pods that start on a new node, the first has done the work for the others.
+        if !written.has_own_settings && self.is_ready(settings) {
+            return Ok(());
+        }
+        self.attach_slowly(settings, attachment, &lock)
+    }
+
+    fn is_ready(&mut self, settings: &Settings) -> bool {
+        let form = settings.fingerprint(has_ipvs());
+        match proof::prove(&self.state, &mut self.kernel, &[form]) {
+            Ok(()) => true,
+            Err(Surprise(why)) => {
+                log::info!("slow path: {why}");
+                false
+            }
+        }
+    }
+
+    fn attach_slowly(
+        &mut self,
+        settings: &Settings,
+        attachment: &Attachment,
+        lock: &Lock,
+    ) -> Result<(), Error> {
+        // The last pod before this one may have taken the folder with it.
+        self.state.attach(attachment)?;
+        let plan = self.reconcile(lock, &attachment.key.network, settings)?;
+        for note in &plan.notes {
+            log::warn!("{note}");
+        }
+        let form = settings.fingerprint(has_ipvs());
+        if let Err(Surprise(why)) = proof::prove(&self.state, &mut self.kernel, &[form]) {
+            log::warn!("the node is reconciled, but {why}; see \"symroutectl status\"");
+        }
+        Ok(())
+    }
+}

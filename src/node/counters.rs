@@ -1,0 +1,28 @@
+//! Reads what the rules in force count, where an operator or a metric asks for it.
+
+use crate::backend::Marker;
+use crate::backend::counts::Counts;
+use crate::backend::iptables::counters::parse;
+use crate::backend::iptables::programs::Programs;
+use crate::backend::nftables;
+use crate::error::Error;
+use crate::model::{Family, Field};
+use crate::netlink::Socket;
+
+/// What the rules of this marker count.
+pub fn read(marker: Marker, field: Field) -> Result<Counts, Error> {
+    let mut counts = Counts::default();
+    match marker {
+        Marker::Nftables => {
+            let failed = || Error::kernel("read counters of table inet symroute");
+            let mut socket = Socket::netfilter().map_err(failed())?;
+            counts.extend(nftables::counters::read(&mut socket).map_err(failed())?);
+        }
+        Marker::Iptables(variant) => {
+            for family in Family::ALL {
+                counts.extend(parse(field, &Programs::mangle_with_counts(variant, family)?));
+            }
+        }
+    }
+    Ok(counts)
+}

@@ -1,0 +1,161 @@
+//! A node: its state and its kernel, and the one reconcile that brings what it has to what it
+//! should have. The slow path of an ADD, `up`, `down` and the agent call it.
+//!
+//! [`observe`] reads facts, [`crate::plan`] makes the desired state and the steps to it (pure),
+//! [`apply`] carries them out. [`attach`] is what an ADD does, [`proof`] how it sees that nothing
+//! has to be done; [`teardown`] is the end.
+
+pub mod apply;
+pub mod attach;
+pub mod counters;
+pub mod observe;
+pub mod proof;
+mod reconcile;
+pub mod sysctl;
+pub mod teardown;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use nix::errno::Errno;
+
+use crate::backend::iptables::programs::Programs;
+use crate::backend::iptables::{ipset, node_set};
+use crate::backend::nftables::table;
+use crate::config::Settings;
+use crate::error::Error;
+use crate::model::Facts;
+use crate::names;
+use crate::plan::diff::{Operation, diff};
+use crate::plan::{Plan, plan};
+use crate::state::{Lock, Record, State};
+use apply::{Kernel, PATIENCE};
+
+/// How long a call waits for the lock where another process can do the work next time: a DEL must
+/// not hold up a pod's end.
+const IMPATIENCE: Duration = Duration::from_secs(1);
+/// The age of the last look at the whole node from which an ADD takes another. An agent looks
+/// twice as often.
+const OVERDUE: Duration = Duration::from_secs(60);
+
+/// A node: its state and its kernel.
+#[derive(Debug)]
+pub struct Node {
+    /// The state directory.
+    pub state: State,
+    /// The kernel of this thread's network namespace.
+    pub kernel: Kernel,
+}
+
+/// A look at a node, without a change.
+#[derive(Debug)]
+pub struct View {
+    /// What is there.
+    pub facts: Facts,
+    /// What should be there for the settings asked for.
+    pub plan: Plan,
+    /// Steps that lead from one to the other; none when all is well.
+    pub steps: Vec<Operation>,
+}
+
+impl Node {
+    /// The node of this thread's network namespace.
+    pub fn open() -> Result<Self, Error> {
+        Self::at(Path::new(names::STATE_DIR))
+    }
+
+    /// The same, with its state where a container has the node's.
+    pub fn at(state: &Path) -> Result<Self, Error> {
+        Self::of(State::new(state))
+    }
+
+    /// The same, with this state.
+    pub fn of(state: State) -> Result<Self, Error> {
+        Ok(Self { state, kernel: Kernel::open()? })
+    }
+
+    /// Waits for the lock. What is left of the patience is for the lock of iptables.
+    pub fn lock(&mut self) -> Result<Lock, Error> {
+        self.lock_within(PATIENCE)
+    }
+
+    fn lock_within(&mut self, patience: Duration) -> Result<Lock, Error> {
+        self.kernel.iptables = Programs::patient(patience);
+        self.state.lock(patience)
+    }
+
+    /// Whether nothing has looked at the whole node for long, since no agent runs. Of many ADDs
+    /// that ask at once one is told so.
+    #[must_use]
+    pub fn is_overdue(state: &State) -> bool {
+        // A clock that was set back counts as well.
+        let overdue = |at: SystemTime| at.elapsed().map_or(true, |ago| ago > OVERDUE);
+        state.last_look().is_some_and(overdue) && state.note_look().is_ok()
+    }
+
+    /// Puts right what differs on a node that is in use.
+    pub fn look(&mut self) -> Result<(), Error> {
+        let lock = self.lock_within(Duration::ZERO)?;
+        // The last pod may have gone since, or other settings may be in force.
+        match self.state.record()? {
+            Some(record) if !self.state.is_idle()? => {
+                self.reconcile(&lock, &record.network, &record.settings).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The record, from its file or else from the table or ipset itself; then it has no network.
+    pub fn record(&mut self) -> Result<Option<Record>, Error> {
+        if let Some(record) = self.state.record()? {
+            return Ok(Some(record));
+        }
+        let socket = &mut self.kernel.netfilter;
+        let mut read = |set| match table::elements(socket, set) {
+            Err(error) if observe::is_missing(&error) || error.errno == Errno::ENOENT => {
+                Ok(BTreeSet::new())
+            }
+            other => other.map_err(Error::kernel(format!("read {set} of table inet symroute"))),
+        };
+        let recovered = Record::recover(&read(names::LAYOUT)?, &read(names::RESTORE)?);
+        if recovered.is_some() {
+            return Ok(recovered);
+        }
+        let notes = ipset::set(socket, names::NODE_SET)
+            .map_err(Error::kernel(format!("read ipset {}", names::NODE_SET)))?;
+        Ok(notes.and_then(|set| Record::recover_noted(node_set::read(&set.members))))
+    }
+
+    /// The facts, with the settings that pods have of their own, and the files that can't be read.
+    fn observe(
+        &mut self,
+        owned: &[&Settings],
+        record: Option<&Record>,
+    ) -> Result<(Facts, Vec<String>), Error> {
+        let by_iptables = self.state.is_marked_by_iptables();
+        let mut facts = observe::facts(&mut self.kernel, owned, by_iptables)?;
+        facts.restore = record.map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
+        facts.made = record.map_or_else(BTreeSet::new, |r| r.made.clone());
+        let own = self.state.with_own_settings()?;
+        for path in &own.unreadable {
+            log::warn!("{path}: empty or damaged; this pod's own settings are not known");
+        }
+        for attachment in own.readable {
+            let pods = if attachment.left_out { &mut facts.left_out } else { &mut facts.hairpins };
+            pods.extend(attachment.addresses);
+        }
+        Ok((facts, own.unreadable))
+    }
+
+    /// Looks at the node without changing it, by the settings in force or else by `fallback`.
+    pub fn view(&mut self, fallback: &Settings) -> Result<View, Error> {
+        let record = self.record()?;
+        let settings = record.as_ref().map_or_else(|| fallback.clone(), |r| r.settings.clone());
+        let owned = record.as_ref().map_or_else(|| vec![&settings], Record::owned);
+        let (facts, _) = self.observe(&owned, record.as_ref())?;
+        let plan = plan(&facts, &settings)?;
+        let steps = diff(&facts, &plan);
+        Ok(View { facts, plan, steps })
+    }
+}

@@ -1,0 +1,139 @@
+//! Facts from the kernel. [`facts`] dumps tables: it is never on the fast path of an ADD.
+
+use std::fs;
+
+use nix::errno::Errno;
+
+use super::apply::Kernel;
+use super::sysctl;
+use crate::backend::iptables::programs::Programs;
+use crate::backend::iptables::{builtin_chains, ipset};
+use crate::backend::nftables::table;
+use crate::config::{Backend, Settings};
+use crate::error::Error;
+use crate::model::{Facts, Family, Mangle, Route, Variant, VariantUse};
+use crate::names;
+use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST};
+use crate::netlink::{self, route};
+use crate::plan::ours;
+
+/// Everything that reconcile looks at. `owned`: the settings by which state is known as ours,
+/// first those that are wanted. `by_iptables`: whether iptables marks by now.
+pub fn facts(kernel: &mut Kernel, owned: &[&Settings], by_iptables: bool) -> Result<Facts, Error> {
+    let Kernel { rtnetlink, netfilter, .. } = &mut *kernel;
+    let mut facts = Facts {
+        links: route::links(rtnetlink).map_err(Error::kernel("list interfaces"))?,
+        addresses: route::addresses(rtnetlink).map_err(Error::kernel("list addresses"))?,
+        ipvs: has_ipvs(),
+        ..Facts::default()
+    };
+    for family in Family::ALL {
+        let keep = |r: &Route| matters(r, owned);
+        let routes = supported(route::routes(rtnetlink, family, keep), family)
+            .map_err(Error::kernel(format!("list {family} routes")))?;
+        let (forward, nowhere): (Vec<Route>, _) =
+            routes.into_iter().partition(|r| r.kind == RTN_UNICAST);
+        facts.routes.extend(forward);
+        let main = nowhere.into_iter().filter(|r| r.table == RT_TABLE_MAIN);
+        facts.nowhere.extend(main.map(|r| r.dst));
+        let rules = supported(route::rules(rtnetlink, family), family)
+            .map_err(Error::kernel(format!("list {family} rules")))?;
+        facts.rules.extend(rules);
+    }
+    facts.ours = ours::take(owned, &facts.links, &mut facts.routes, &mut facts.rules);
+    match table::table(netfilter) {
+        Err(error) if is_missing(&error) => facts.tooling.nftables = false,
+        other => {
+            facts.ours.table = other.map_err(Error::kernel("read table inet symroute"))?;
+        }
+    }
+    if by_iptables || owned.iter().any(|s| may_use_iptables(s, &facts)) {
+        iptables(kernel, owned, &mut facts)?;
+    }
+    facts.src_valid_mark = sysctl::src_valid_mark(&facts.links)?;
+    Ok(facts)
+}
+
+/// Whether the kernel has IPVS. The module may be loaded at any time.
+#[must_use]
+pub fn has_ipvs() -> bool {
+    // It has parameters, so it is here too where it is built in. /proc/net/ip_vs takes longer.
+    fs::exists("/sys/module/ip_vs").unwrap_or(false)
+}
+
+/// There is nothing behind the number of the subsystem, or no nfnetlink at all.
+#[must_use]
+pub fn is_missing(error: &netlink::Error) -> bool {
+    matches!(error.errno, Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT)
+}
+
+fn may_use_iptables(settings: &Settings, facts: &Facts) -> bool {
+    match settings.backend {
+        Backend::Nftables => false,
+        Backend::Auto => !facts.tooling.nftables,
+        Backend::Iptables | Backend::Variant(_) => true,
+    }
+}
+
+/// What iptables has of ours, and how its variants are used.
+fn iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Result<(), Error> {
+    let netfilter = &mut kernel.netfilter;
+    let sets = ipset::names(netfilter).map_err(Error::kernel("list ipsets"))?;
+    let ours = |name: &String| name == names::NODE_SET || name.starts_with(names::CHAIN_PREFIX);
+    for name in sets.into_iter().filter(ours) {
+        let found = ipset::set(netfilter, &name);
+        let found = found.map_err(Error::kernel(format!("read ipset {name}")))?;
+        facts.ours.ipsets.extend(found.map(|set| (name, set)));
+    }
+    // The variant is open: it takes a look at the rules of others.
+    let open = owned.first().is_some_and(|s| {
+        matches!(s.backend, Backend::Auto | Backend::Iptables) && may_use_iptables(s, facts)
+    });
+    for variant in Programs::installed() {
+        for family in Family::ALL {
+            // First, since an old iptables-nft makes them when it is asked what there is.
+            let existing = match variant {
+                Variant::Nft => builtin_chains::existing(netfilter, family)
+                    .map_err(Error::kernel(format!("list {family} chains of table mangle")))?,
+                Variant::Legacy => None,
+            };
+            let mangle = match Programs::mangle(variant, family) {
+                // Where one can't look, there is nothing of ours: an IPv6 that the kernel lacks.
+                Err(Error::Iptables { operation, message }) => {
+                    log::debug!("{operation}: {message}");
+                    continue;
+                }
+                other => Mangle { existing, ..other? },
+            };
+            facts.ours.mangle.insert((variant, family), mangle);
+        }
+        let footing = if open { Programs::use_of(variant)? } else { VariantUse::default() };
+        facts.tooling.iptables.insert(variant, footing);
+    }
+    Ok(())
+}
+
+/// A kernel without IPv6 has none of its objects.
+fn supported<T>(
+    found: Result<Vec<T>, netlink::Error>,
+    family: Family,
+) -> Result<Vec<T>, netlink::Error> {
+    match found {
+        Err(error)
+            if family == Family::V6
+                && matches!(error.errno, Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) =>
+        {
+            Ok(Vec::new())
+        }
+        other => other,
+    }
+}
+
+/// Default routes of any table, what main has, what our tables have, and what lies on a link.
+/// Of a large routing table elsewhere nothing else is kept.
+fn matters(route: &Route, owned: &[&Settings]) -> bool {
+    let ours = || owned.iter().any(|settings| ours::is_table(settings, route.table));
+    let on_link = || route.nexthops.iter().any(|hop| hop.gateway.is_none());
+    route.table != RT_TABLE_LOCAL
+        && (route.is_default() || route.table == RT_TABLE_MAIN || on_link() || ours())
+}

@@ -1,0 +1,158 @@
+//! The proof that a node is ready, in questions about single objects: no dump, no lock, no change,
+//! and no walk past the rules of pods.
+
+use std::net::IpAddr;
+
+use nix::errno::Errno;
+
+use super::apply::Kernel;
+use crate::backend::Marker;
+use crate::backend::iptables::{chains, ipset, node_set};
+use crate::backend::nftables::{sets, table};
+use crate::model::Family;
+use crate::names;
+use crate::netlink::route::{Lookup, Way, lookups};
+use crate::netlink::uapi::{RTN_LOCAL, RTN_UNICAST};
+use crate::netlink::{Error, Socket};
+use crate::plan::proof::Question;
+use crate::state::{Ready, State};
+
+/// Questions to a message: the answers of more may overflow the socket.
+const AT_ONCE: usize = 32;
+
+/// Why the node is not known to be ready: the slow path has to look at all of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Surprise(pub String);
+
+impl From<Error> for Surprise {
+    fn from(error: Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Proves that one of these forms of the settings is in force (see
+/// [`crate::config::Settings::fingerprint`]), and that each uplink's rules, table, gateway and
+/// `src_valid_mark` are there.
+pub fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result<(), Surprise> {
+    let ready = state.ready().ok_or_else(|| Surprise("the node is not ready".into()))?;
+    if !forms.contains(&ready.fingerprint) {
+        return Err(Surprise("other settings are in force".into()));
+    }
+    is_in_force(&mut kernel.netfilter, &ready)?;
+    let mut lookups = Vec::with_capacity(2 * ready.questions.len());
+    for question in &ready.questions {
+        lookups.push((question, reply(question)));
+        lookups.extend(request(question).map(|request| (question, request)));
+    }
+    for chunk in lookups.chunks(AT_ONCE) {
+        let asked: Vec<Lookup> = chunk.iter().map(|(_, lookup)| *lookup).collect();
+        for ((question, lookup), way) in chunk.iter().zip(ways(&mut kernel.rtnetlink, &asked)?) {
+            if !is_right(question, lookup, way.as_ref()) {
+                let (link, to) = (question.link, lookup.to);
+                return Err(Surprise(format!("a packet of uplink #{link} to {to} goes {way:?}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A reply that is bound to the uplink.
+fn reply(question: &Question) -> Lookup {
+    Lookup { to: question.outside, from: None, mark: question.mark }
+}
+
+/// A request that came in by it. The kernel checks the way back too, as strict `rp_filter` would.
+fn request(question: &Question) -> Option<Lookup> {
+    let from = Some((question.outside, question.link));
+    Some(Lookup { to: question.local?, from, mark: question.mark })
+}
+
+fn is_right(question: &Question, lookup: &Lookup, way: Option<&Way>) -> bool {
+    match (lookup.from, way) {
+        (None, Some(way)) => {
+            (way.kind, way.link, way.table) == (RTN_UNICAST, question.link, question.table)
+        }
+        (Some(_), Some(way)) => way.kind == RTN_LOCAL,
+        (_, None) => false,
+    }
+}
+
+/// The kernel's own record of what is in force, and that the rules are still there.
+fn is_in_force(socket: &mut Socket, ready: &Ready) -> Result<(), Surprise> {
+    let number = ready.fingerprint;
+    let found = match ready.marker {
+        Marker::Nftables => {
+            table::element(socket, names::IN_FORCE, &sets::number_key(number))?.is_some()
+        }
+        Marker::Iptables(_) => ipset::set(socket, names::NODE_SET)?
+            .is_some_and(|set| node_set::read(&set.members).in_force == Some(number)),
+    };
+    if !found {
+        return Err(Surprise("these settings are not in force".into()));
+    }
+    if matches!(ready.marker, Marker::Iptables(_)) {
+        let is_used =
+            |family| ready.questions.iter().any(|q: &Question| Family::of(q.outside) == family);
+        for family in Family::ALL.into_iter().filter(|&family| is_used(family)) {
+            has_rules(socket, family)?;
+        }
+    }
+    Ok(())
+}
+
+/// With iptables the rules live apart from what they look into. A program that flushes the table
+/// leaves a set that no rule refers to.
+fn has_rules(socket: &mut Socket, family: Family) -> Result<(), Surprise> {
+    match ipset::references(socket, chains::inside_set(family))? {
+        Some(1..) => Ok(()),
+        Some(0) | None => Err(Surprise(format!("the {family} rules of iptables are gone"))),
+    }
+}
+
+/// Proves that the kernel knows these addresses of a pod that accepts hairpin.
+pub fn accepts_hairpin(state: &State, kernel: &mut Kernel, pod: &[IpAddr]) -> Result<(), Surprise> {
+    let ready = state.ready().ok_or_else(|| Surprise("the node is not ready".into()))?;
+    let socket = &mut kernel.netfilter;
+    for &address in pod {
+        let family = Family::of(address);
+        let found = match ready.marker {
+            Marker::Nftables => {
+                table::element(socket, sets::hairpin_set(family), &sets::address_key(address))?
+                    .is_some()
+            }
+            Marker::Iptables(_) => {
+                ipset::contains(socket, chains::hairpin_set(family), &chains::member(address))?
+            }
+        };
+        if !found {
+            return Err(Surprise(format!("{address} is not among the pods that accept hairpin")));
+        }
+    }
+    Ok(())
+}
+
+/// Where the kernel would send each; none where it would not.
+fn ways(rtnetlink: &mut Socket, questions: &[Lookup]) -> Result<Vec<Option<Way>>, Error> {
+    if questions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let way = |answer: Result<Way, Error>| match answer {
+        Ok(way) => Ok(Some(way)),
+        Err(error)
+            if matches!(
+                error.errno,
+                // No route; a martian; a host that does not answer.
+                Errno::ENETUNREACH
+                    | Errno::EINVAL
+                    | Errno::EHOSTUNREACH
+                    | Errno::EACCES
+                    | Errno::EXDEV
+                    | Errno::ENODEV
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    };
+    lookups(rtnetlink, questions)?.into_iter().map(way).collect()
+}

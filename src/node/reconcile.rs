@@ -1,0 +1,193 @@
+//! The reconcile: looks and steps until nothing is left to do.
+
+use nix::errno::Errno;
+
+use super::Node;
+use super::apply::Applied;
+use crate::config::{Settings, file};
+use crate::error::Error;
+use crate::plan::diff::diff;
+use crate::plan::{Plan, plan};
+use crate::state::{Lock, Ready, Record};
+
+/// How often a node is looked at that changes meanwhile.
+const ROUNDS: u32 = 8;
+
+impl Node {
+    /// Brings the node to what `settings` say, in the name of `network`. Atomic for traffic;
+    /// after an error the node is as it was.
+    pub fn reconcile(
+        &mut self,
+        _lock: &Lock,
+        network: &str,
+        settings: &Settings,
+    ) -> Result<Plan, Error> {
+        self.state.migrate()?;
+        let record = self.record()?;
+        if let Some(record) = &record {
+            self.check_agreement(record, network, settings)?;
+        }
+        let same = |r: &&Record| r.settings == *settings && !r.network.is_empty();
+        // In whose name the settings are: of the network that brought them.
+        let leader = record.as_ref().filter(same).map_or(network, |r| &r.network).to_string();
+        let mut rounds = 1..ROUNDS;
+        loop {
+            let last = rounds.next().is_none();
+            match self.round(&leader, settings) {
+                Ok(Round::Settled(plan)) => return Ok(plan),
+                Ok(Round::Changed(plan)) if last => return Ok(plan),
+                Ok(Round::Changed(_)) => {}
+                Err(Interrupted::Passing(error)) if last => return Err(error),
+                Err(Interrupted::Passing(error)) => log::info!("once more: {error}"),
+                Err(Interrupted::For(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// One look and the steps that it asks for.
+    fn round(&mut self, network: &str, settings: &Settings) -> Result<Round, Interrupted> {
+        let record = self.record()?;
+        let mut previous: Vec<Settings> = Vec::new();
+        for old in record.iter().flat_map(|r| std::iter::once(&r.settings).chain(&r.previous)) {
+            if old != settings && !previous.contains(old) {
+                previous.push(old.clone());
+            }
+        }
+        let owned: Vec<&Settings> = std::iter::once(settings).chain(&previous).collect();
+        let (facts, unreadable) = self.observe(&owned, record.as_ref())?;
+        let plan = plan(&facts, settings).map_err(Error::from)?;
+        let steps = diff(&facts, &plan);
+        let from = record.as_ref().filter(|r| r.network == network);
+        let mut next = Record {
+            network: network.into(),
+            settings: settings.clone(),
+            conflist: from.and_then(|r| r.conflist.clone()),
+            previous,
+            src_valid_mark: facts.restore.union(&plan.restore).copied().collect(),
+            made: facts.made.union(&plan.made).cloned().collect(),
+        };
+        // Before the kernel is touched, so that a kill at any point leaves a trace to clean up by.
+        if !steps.is_empty() {
+            self.state.set_record(&next)?;
+            self.state.unset_ready()?;
+            match self.kernel.apply(&steps, &facts) {
+                Ok(Applied::Something) => return Ok(Round::Changed(plan)),
+                // What is left to do can't be done.
+                Ok(Applied::Nothing) => {}
+                Err(error) => {
+                    match record {
+                        Some(record) => self.state.set_record(&record)?,
+                        None => self.undo_all(&next)?,
+                    }
+                    return Err(Interrupted::by(error));
+                }
+            }
+        }
+        self.state.sweep(&unreadable)?;
+        self.state.set_marker(plan.marker())?;
+        next.previous.clear();
+        next.src_valid_mark.clone_from(&plan.restore);
+        next.made.clone_from(&plan.made);
+        if self.state.record()?.as_ref() == Some(&next) {
+            self.state.note_look()?;
+        } else {
+            self.state.set_record(&next)?;
+        }
+        self.state.set_ready(&Ready {
+            marker: plan.marker(),
+            fingerprint: settings.fingerprint(facts.ipvs),
+            questions: plan.proof.clone(),
+        })?;
+        Ok(Round::Settled(plan))
+    }
+
+    /// After a failed first reconcile. What failed is taken away too: the kernel may have done it
+    /// and only the answer was lost.
+    fn undo_all(&mut self, made: &Record) -> Result<(), Error> {
+        let (facts, _) = self.observe(&made.owned(), Some(made))?;
+        for error in self.kernel.apply_all(&diff(&facts, &Plan::default()), &facts) {
+            log::error!("undo: {error}");
+        }
+        Ok(self.state.clear()?)
+    }
+
+    /// Another network that is in use must have the same settings. It is in use while it has a pod
+    /// on this node or a conflist that still names it.
+    fn check_agreement(
+        &self,
+        record: &Record,
+        network: &str,
+        settings: &Settings,
+    ) -> Result<(), Error> {
+        // A record without a network was recovered and does not know all settings.
+        let same = record.network == network || record.network.is_empty();
+        if same || record.settings == *settings {
+            return Ok(());
+        }
+        let is_listed =
+            || record.conflist.as_deref().is_some_and(|path| is_of(path, &record.network));
+        if !is_listed() && !self.state.has_attachment_of(&record.network)? {
+            log::info!("network \"{}\" is no longer in use", record.network);
+            return Ok(());
+        }
+        let (asks, in_force) = (settings.to_json(), record.settings.to_json());
+        let differing = asks.iter().find(|(key, value)| in_force.get(*key) != Some(*value));
+        match differing {
+            Some((key, value)) => Err(Error::Disagreement {
+                key: key.clone(),
+                asks: (network.into(), value.to_string()),
+                in_force: (record.network.clone(), in_force[key].to_string()),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Remembers the conflist that the settings in force came from.
+    pub fn note_conflist(&mut self, path: &std::path::Path) -> Result<(), Error> {
+        if let Some(record) = self.state.record()? {
+            let record = Record { conflist: Some(path.into()), ..record };
+            if self.state.record()?.as_ref() != Some(&record) {
+                self.state.set_record(&record)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a conflist still is the one of this network, and names us.
+fn is_of(path: &std::path::Path, network: &str) -> bool {
+    matches!(file::read(path), Ok((Some(name), _)) if name == network)
+}
+
+/// What one look led to.
+enum Round {
+    /// There is nothing (more) to do.
+    Settled(Plan),
+    /// Something was done; another look shows whether that was all.
+    Changed(Plan),
+}
+
+/// Why a round was not finished.
+enum Interrupted {
+    /// The node changed between the look and the steps: worth another look.
+    Passing(Error),
+    /// This.
+    For(Error),
+}
+
+impl<E: Into<Error>> From<E> for Interrupted {
+    fn from(error: E) -> Self {
+        Self::For(error.into())
+    }
+}
+
+impl Interrupted {
+    fn by(error: Error) -> Self {
+        let Error::Kernel { source, .. } = &error else { return Self::For(error) };
+        // An interface went away or down.
+        match source.errno {
+            Errno::ENETDOWN | Errno::ENODEV | Errno::ENETUNREACH => Self::Passing(error),
+            _ => Self::For(error),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The end of node state: with the last pod, unless something holds it.
+
+use super::{IMPATIENCE, Node};
+use crate::backend::iptables::node_set;
+use crate::backend::iptables::set_diff::SetChange;
+use crate::error::Error;
+use crate::model::Facts;
+use crate::names;
+use crate::plan::Plan;
+use crate::plan::diff::{Operation, TableChange, diff};
+use crate::state::{Key, Lock, State};
+
+impl Node {
+    /// Takes all node state away if neither a pod nor a holder needs it. True if it did, or if
+    /// there was nothing.
+    pub fn tear_down_if_idle(&mut self, lock: &Lock) -> Result<bool, Error> {
+        // A pod that comes while the table goes is seen by the second look.
+        while self.state.is_idle()? {
+            let Some(record) = self.record()? else {
+                self.state.clear()?;
+                return Ok(true);
+            };
+            self.state.unset_ready()?;
+            let (facts, unreadable) = self.observe(&record.owned(), Some(&record))?;
+            // An ADD on the fast path writes its file and then asks whether its settings are in
+            // force. So either it is seen here, or it sees this and waits for the lock.
+            self.kernel.apply_all(&not_in_force(&facts), &facts);
+            if !self.state.is_idle()? {
+                self.reconcile(lock, &record.network, &record.settings)?;
+                continue;
+            }
+            let steps = diff(&facts, &Plan::default());
+            let failures = self.kernel.apply_all(&steps, &facts);
+            if let Some(error) = failures.into_iter().next() {
+                return Err(error);
+            }
+            if self.state.is_idle()? {
+                self.state.sweep(&unreadable)?;
+                self.state.clear()?;
+                return Ok(true);
+            }
+            self.reconcile(lock, &record.network, &record.settings)?;
+        }
+        Ok(false)
+    }
+}
+
+/// Removes an attachment, and with the last one the node state. Goes on after a failure; the next
+/// reconcile heals what is left. Opens a socket only where the kernel has to change.
+pub fn remove(state: &State, key: &Key) -> Vec<Error> {
+    let mut failures = Vec::new();
+    let had_own_settings = state.detach(key).unwrap_or_else(|error| {
+        failures.push(error.into());
+        false
+    });
+    let idle = state.is_idle().unwrap_or(false);
+    // A node that never had a pod gets no directory by a DEL.
+    if (idle || had_own_settings) && state.exists() {
+        failures.extend(settle(state, idle).err());
+    }
+    failures
+}
+
+/// Brings the kernel to what the attachments that are left say, without a long wait for another
+/// process.
+fn settle(state: &State, idle: bool) -> Result<(), Error> {
+    let mut node = Node::of(state.clone())?;
+    let lock = node.lock_within(IMPATIENCE)?;
+    if idle && node.tear_down_if_idle(&lock)? {
+        return Ok(());
+    }
+    match node.state.record()? {
+        Some(record) => node.reconcile(&lock, &record.network, &record.settings).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// The step that makes every ADD wait for the lock.
+fn not_in_force(facts: &Facts) -> Vec<Operation> {
+    let sets = facts.ours.table.iter().filter_map(|table| table.sets.get(names::IN_FORCE));
+    let elements = sets.map(|set| set.elements.clone()).filter(|elements| !elements.is_empty());
+    let of_table = elements.map(|elements| {
+        Operation::Table(vec![TableChange::DeleteElements(names::IN_FORCE.into(), elements)])
+    });
+    let notes = facts.ours.ipsets.get(names::NODE_SET).into_iter().flat_map(|set| &set.members);
+    let said: Vec<_> = notes.filter(|note| node_set::says_in_force(note)).cloned().collect();
+    let of_ipset = (!said.is_empty())
+        .then(|| Operation::Sets(vec![SetChange::Remove(names::NODE_SET.into(), said)]));
+    of_table.chain(of_ipset).collect()
+}

@@ -1,0 +1,83 @@
+//! What an ADD asks the kernel to see that a node is ready: about each uplink, and nothing else.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{Plan, Uplink};
+use crate::config::Settings;
+use crate::model::{Facts, Family, Route, is_link_local, whole};
+use crate::netlink::uapi::{IFF_LOOPBACK, IFF_UP};
+
+/// Addresses outside of any cluster (RFC 5737, RFC 3849).
+const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(192, 0, 2, 1), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+
+/// Two look-ups about one uplink and family. A reply that is bound to the uplink leaves by it and
+/// its table; a request that came in by it reaches the node itself, and the kernel's reverse path
+/// filter agrees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    /// Index of the uplink.
+    pub link: u32,
+    /// Its table.
+    pub table: u32,
+    /// Its mark.
+    pub mark: u32,
+    /// An address that the table leads to.
+    pub outside: IpAddr,
+    /// An address of the node; none where it has none of the family.
+    pub local: Option<IpAddr>,
+}
+
+/// The questions about a node that is as the plan wants it.
+#[must_use]
+pub fn questions(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<Question> {
+    let about = |uplink: &Uplink, family| {
+        let outside = outside(facts, plan, uplink, family)?;
+        let local = local(facts, uplink, family);
+        let mark = settings.field.of(uplink.id);
+        Some(Question { link: uplink.link, table: uplink.table, mark, outside, local })
+    };
+    let uplinks = plan.uplinks.iter();
+    uplinks.flat_map(|uplink| Family::ALL.into_iter().filter_map(|f| about(uplink, f))).collect()
+}
+
+/// An address that the uplink's table leads to; none where the table is empty.
+fn outside(facts: &Facts, plan: &Plan, uplink: &Uplink, family: Family) -> Option<IpAddr> {
+    let of_uplink = |r: &&Route| r.table == uplink.table && r.family() == family;
+    let mut routes = plan.routes.iter().filter(of_uplink).peekable();
+    routes.peek()?;
+    if routes.clone().any(Route::is_default) {
+        return Some(match family {
+            Family::V4 => IpAddr::V4(OUTSIDE.0),
+            Family::V6 => IpAddr::V6(OUTSIDE.1),
+        });
+    }
+    let own = |ip: IpAddr| facts.addresses.iter().any(|a| a.ip == ip);
+    let usable = |net: ipnetwork::IpNetwork| {
+        let edge = |ip: IpAddr| {
+            net.is_ipv4() && net.prefix() < 31 && (ip == net.network() || ip == net.broadcast())
+        };
+        net.iter().take(8).find(|&ip| !own(ip) && !edge(ip))
+    };
+    routes.find_map(|route| {
+        if route.dst.prefix() == whole(route.dst.ip()) {
+            return Some(route.dst.ip()).filter(|&ip| !own(ip));
+        }
+        usable(route.dst)
+    })
+}
+
+/// An address of the node in that family, one of the uplink's own first.
+fn local(facts: &Facts, uplink: &Uplink, family: Family) -> Option<IpAddr> {
+    let usable = |link: u32| {
+        facts.link(link).is_some_and(|l| {
+            l.flags & IFF_UP != 0
+                && l.flags & IFF_LOOPBACK == 0
+                && l.port_of.as_deref() != Some("vrf")
+        })
+    };
+    let global = facts.addresses.iter().filter(|a| {
+        Family::of(a.ip) == family && a.scope == 0 && !is_link_local(a.ip) && usable(a.link)
+    });
+    global.min_by_key(|a| a.link != uplink.link).map(|a| a.ip)
+}

@@ -1,0 +1,44 @@
+//! How the process begins, where that costs time, and what it prints.
+
+use std::fs::File;
+use std::io::stdout;
+use std::os::fd::{BorrowedFd, IntoRawFd as _};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::unistd::write;
+
+/// Makes a closed pipe an error of the write, not the end of the process, and sees to it that the
+/// numbers 0, 1 and 2 are not given to other files. Rust's own start-up does the same.
+pub fn standard_streams() {
+    // SAFETY: to ignore a signal calls no handler.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
+    // SAFETY: poll only inspects the descriptors; a closed one is reported as POLLNVAL.
+    let streams = [0, 1, 2].map(|fd| unsafe { BorrowedFd::borrow_raw(fd) });
+    let mut asked = streams.map(|fd| PollFd::new(fd, PollFlags::empty()));
+    let closed = |fd: &PollFd<'_>| fd.revents().is_some_and(|r| r.contains(PollFlags::POLLNVAL));
+    if poll(&mut asked, PollTimeout::ZERO).is_ok_and(|count| count > 0) && asked.iter().any(closed)
+    {
+        // Each takes the lowest number that is free.
+        while let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+            if null.into_raw_fd() > 2 {
+                break;
+            }
+        }
+    }
+}
+
+/// Writes to standard output, and once more where that failed.
+pub fn print(mut text: &[u8]) -> nix::Result<()> {
+    let mut again = true;
+    while !text.is_empty() {
+        match write(stdout(), text) {
+            Ok(written) => text = &text[written..],
+            Err(Errno::EINTR) => {}
+            Err(_) if again => again = false,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}

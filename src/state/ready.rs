@@ -1,0 +1,121 @@
+//! What an ADD reads to know what it has to prove: written when a reconcile has found nothing more
+//! to do, and removed before the kernel is changed.
+//!
+//! One line for the marker and the fingerprint of what is in force, then one line a question:
+//!
+//! ```text
+//! nftables 3735928559
+//! 3 47001 256 192.0.2.1 10.0.0.10      (interface, table, mark, outside, the node itself)
+//! ```
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use super::{Error, State};
+use crate::backend::Marker;
+use crate::model::Variant;
+use crate::plan::proof::Question;
+
+/// Name of the file.
+pub(super) const FILE: &str = "ready";
+/// Stands for the address of a node that has none.
+const NONE: &str = "-";
+
+/// A node that is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ready {
+    /// What marks.
+    pub marker: Marker,
+    /// Fingerprint of what is in force; see [`crate::config::Settings::fingerprint`].
+    pub fingerprint: u32,
+    /// What there is to prove.
+    pub questions: Vec<Question>,
+}
+
+impl Ready {
+    fn to_text(&self) -> String {
+        let mut text = format!("{} {}\n", self.marker, self.fingerprint);
+        for Question { link, table, mark, outside, local } in &self.questions {
+            let local = local.map_or_else(|| NONE.to_string(), |ip| ip.to_string());
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{link} {table} {mark} {outside} {local}");
+        }
+        text
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let (marker, fingerprint) = lines.next()?.split_once(' ')?;
+        let all =
+            [Marker::Nftables, Marker::Iptables(Variant::Nft), Marker::Iptables(Variant::Legacy)];
+        let marker = all.into_iter().find(|known| known.to_string() == marker)?;
+        let questions = lines.map(question).collect::<Option<_>>()?;
+        Some(Self { marker, fingerprint: fingerprint.parse().ok()?, questions })
+    }
+}
+
+fn question(line: &str) -> Option<Question> {
+    fn word<T: FromStr>(word: Option<&str>) -> Option<T> {
+        word?.parse().ok()
+    }
+    let mut words = line.split(' ');
+    let (link, table, mark) = (word(words.next())?, word(words.next())?, word(words.next())?);
+    let outside: IpAddr = word(words.next())?;
+    let local = match words.next()? {
+        NONE => None,
+        local => Some(local.parse().ok()?),
+    };
+    Some(Question { link, table, mark, outside, local })
+}
+
+impl State {
+    /// What there is to prove; none where the node is not ready.
+    #[must_use]
+    pub fn ready(&self) -> Option<Ready> {
+        let text = Self::read(&self.path(&[FILE])).ok()??;
+        Ready::from_text(&text)
+    }
+
+    /// Says that the node is ready.
+    pub fn set_ready(&self, ready: &Ready) -> Result<(), Error> {
+        if self.ready().as_ref() == Some(ready) {
+            return Ok(());
+        }
+        self.write("", FILE, &ready.to_text())
+    }
+
+    /// Says that it is not: every ADD looks at the whole node from now on.
+    pub fn unset_ready(&self) -> Result<(), Error> {
+        Self::remove(&self.path(&[FILE])).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_half_of_it_is_nothing_else() {
+        let question = |outside: &str, local: Option<&str>| Question {
+            link: 3,
+            table: 47001,
+            mark: 0x100,
+            outside: outside.parse().unwrap(),
+            local: local.map(|ip| ip.parse().unwrap()),
+        };
+        let ready = Ready {
+            marker: Marker::Iptables(Variant::Legacy),
+            fingerprint: u32::MAX,
+            questions: vec![
+                question("192.0.2.1", Some("10.0.0.10")),
+                question("2001:db8::1", None),
+            ],
+        };
+        let text = ready.to_text();
+        assert_eq!(Ready::from_text(&text), Some(ready));
+        for wrong in ["", "nftables", "other 5\n", "nftables x\n", "nftables 5\n1 2 3\n"] {
+            assert_eq!(Ready::from_text(wrong), None, "{wrong}");
+        }
+    }
+}
