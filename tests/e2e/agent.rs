@@ -3,7 +3,7 @@
 //! The layout is the plain one of two NICs. Each damage is shown to break traffic while no agent
 //! runs.
 
-mod adoption;
+mod before;
 mod cost;
 mod counts;
 mod files;
@@ -31,7 +31,7 @@ fn answers(layout: &TwoNics, address: &str, port: u16) -> bool {
 }
 
 /// Writes a plugin object with these settings; its path.
-fn plugin_object(node: &Node, settings: &Value) -> String {
+pub(crate) fn plugin_object(node: &Node, settings: &Value) -> String {
     let file = node.dir.join("agent.json");
     std::fs::write(&file, node.network(settings, None)).expect("write the configuration");
     file.to_str().expect("UTF-8").to_owned()

@@ -219,20 +219,21 @@ fn networks_that_disagree() {
     });
 }
 
-/// A network without a pod of its own counts as long as `up` holds its settings.
+/// A network without a pod gives way, though `up` holds the node state.
 #[test]
 fn a_network_that_disagrees_with_up() {
     let layout = two_nics();
     let before = Snapshot::take(&layout.node);
     layout.node.up(&good());
     let settings = json!({"uplinks": NICS, "name": "other", "hairpin": true});
-    let words: &[&str] = &["\"other\"", "\"lab\"", "\"hairpin\"", "true", "false"];
-    assert_refused(&layout, &[(add(&layout, &settings), 7, words)]);
-    assert_all_work(&[layout.flow_to_host()]);
-    layout.node.down();
-    // Nobody disagrees any more.
     layout.node.add(&settings, &layout.pods[0]);
+    assert_all_work(&[layout.flow_to_host()]);
+    // By now it is the first network that has no pod and is not in force.
+    let words: &[&str] = &["\"other\"", "\"lab\"", "\"hairpin\"", "true", "false"];
+    let add = layout.node.call_of("ADD", &good(), &layout.pods[1]);
+    assert_refused(&layout, &[(add, 7, words)]);
     layout.node.del(&settings, &layout.pods[0]);
+    layout.node.down();
     before.assert_unchanged(&Snapshot::take(&layout.node));
 }
 

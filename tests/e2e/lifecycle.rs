@@ -3,6 +3,8 @@
 
 mod damaged;
 mod healed;
+mod many;
+mod networks;
 mod parallel;
 mod repeated;
 

@@ -10,10 +10,13 @@
 )]
 
 mod agent;
+mod annotations;
+mod answered;
 mod backends;
 mod bad_input;
 mod discovery;
 mod fast_path;
+mod forged;
 mod interrupted;
 mod ipvs;
 mod kinds;
@@ -33,7 +36,9 @@ mod report_001_lb_ip_from_pod;
 mod report_002_lb_hairpin;
 mod report_003_flannel_tun;
 mod report_004_cluster_api_reboot;
+mod sources;
 mod text;
 mod transit;
+mod unattached;
 mod upgrade;
 mod verbs;

@@ -15,13 +15,26 @@
 //! marks behind DNAT, where it is known that the packet is not for us. The mangle table of iptables
 //! comes before, so there every request that comes in by an uplink is let in.
 
+use std::net::SocketAddr;
+
 use serde_json::json;
 
 use crate::lab::backend::Backend;
 use crate::lab::flows::{Flow, assert_only_these_fail};
+use crate::lab::forge::{self, SYN};
+use crate::lab::node::Node;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::traffic::{Proto, Server};
-use crate::lab::two_nics::{NICS, two_nics};
+use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, two_nics};
+use crate::lab::wire::Wire;
+
+/// Conntrack knows of connections to this address, if any, and none has a mark.
+fn assert_bound_to_nothing(node: &Node, to: &str) {
+    let family = if to.contains(':') { "ipv6" } else { "ipv4" };
+    let list = node.ns.exec(&["conntrack", "-L", "-f", family, "--orig-dst", to], "");
+    let bound: Vec<_> = list.lines().filter(|line| !line.contains(" mark=0 ")).collect();
+    assert!(bound.is_empty(), "bound: {bound:#?}");
+}
 
 #[test]
 fn strict_rp_filter_judges_what_is_not_for_us() {
@@ -50,8 +63,71 @@ fn strict_rp_filter_judges_what_is_not_for_us() {
         assert_only_these_fail(&flow(), &["far"]);
         assert!(node.rp_filter_drops() > drops, "dropped as before");
     }
-    let connections = node.ns.exec(&["conntrack", "-L", "--dst", "198.51.100.7"], "");
-    assert!(!connections.contains("mark=512"), "bound to nothing: {connections}");
+    assert_bound_to_nothing(node, "198.51.100.7");
     node.del(&settings, &layout.pods[1]);
     before.assert_unchanged(&Snapshot::take(node));
+}
+
+/// Over IPv6 it passes without us, and does so with us, by the same ways: out of the other uplink,
+/// out of an interface that leads outside and is no uplink, out of the uplink it came by.
+#[test]
+fn what_passes_over_ipv6_is_bound_to_nothing() {
+    for plugin in [false, true] {
+        let mut layout = two_nics();
+        layout.router.plug("eth2", &layout.node.ns, "eth2", &["10.22.0.1"]);
+        let node = &layout.node;
+        node.ns.ip("addr add 2001:db8:22::10/64 dev eth2 nodad
+             route add default via fe80::1 dev eth2 metric 4096");
+        let wire = Wire::new(&layout.router, node);
+        let settings = json!({"uplinks": NICS});
+        if plugin {
+            node.add(&settings, &layout.pods[1]);
+        }
+        for (far, port) in ["2001:db8:77::7", "2001:db8:22::77", "2001:db8:21::77"].iter().zip(1..)
+        {
+            let from = SocketAddr::new(CLIENT6.parse().expect("an address"), 40000 + port);
+            let to = SocketAddr::new(far.parse().expect("an address"), 8080);
+            let seen = wire.send("eth1", &[forge::tcp(from, to, SYN)]);
+            assert_eq!(seen.passed, 1, "{far} with the plugin: {plugin}");
+            assert_bound_to_nothing(node, far);
+        }
+        if plugin {
+            node.del(&settings, &layout.pods[1]);
+        }
+    }
+}
+
+/// Nor is it over IPv4, where iptables lets it in.
+#[test]
+fn what_passes_over_ipv4_is_bound_to_nothing() {
+    for plugin in [false, true] {
+        let mut layout = two_nics();
+        layout.router.plug("eth2", &layout.node.ns, "eth2", &["10.22.0.1"]);
+        let node = &layout.node;
+        node.ns.ip("addr add 10.22.0.10/24 dev eth2
+             route add default via 10.22.0.1 dev eth2 metric 500");
+        let wire = Wire::new(&layout.router, node);
+        let settings = json!({"uplinks": NICS});
+        if plugin {
+            node.add(&settings, &layout.pods[1]);
+        }
+        // eth0 is the way back to the client.
+        for (nic, far, port) in [
+            ("eth0", "198.51.100.7", 1),
+            ("eth0", "10.22.0.77", 2),
+            ("eth0", "10.21.0.77", 3),
+            ("eth1", "198.51.100.7", 4),
+            ("eth1", "10.22.0.77", 5),
+        ] {
+            let from = SocketAddr::new(CLIENT.parse().expect("an address"), 40000 + port);
+            let to = SocketAddr::new(far.parse().expect("an address"), 8080);
+            let seen = wire.send(nic, &[forge::tcp(from, to, SYN)]);
+            let passes = nic == "eth0" || (plugin && Backend::of_run().is_iptables());
+            assert_eq!(seen.passed, u64::from(passes), "{far} by {nic}, plugin {plugin}");
+            assert_bound_to_nothing(node, far);
+        }
+        if plugin {
+            node.del(&settings, &layout.pods[1]);
+        }
+    }
 }

@@ -9,6 +9,7 @@ use std::{env, fs};
 use serde_json::{Value, json};
 
 use crate::lab::backend::only_nftables;
+use crate::lab::flows::assert_all_work;
 use crate::lab::load::Load;
 use crate::lab::node::{Node, Pod};
 use crate::lab::plugin::{Call, Ran};
@@ -146,5 +147,120 @@ fn the_first_release_takes_this_ones_state_away() {
     old.cni("DEL", &layout.pods[0]);
     old.tool(&["down"]);
     fs::remove_file(node.dir.join("run/marking")).expect("remove the file of this release");
+    proof.assert_as_before();
+}
+
+/// The folders that it kept beside the attachments are understood, and go.
+#[test]
+fn folders_of_the_first_release_go() {
+    if !only_nftables("the first release knows nothing else") {
+        return;
+    }
+    for force in [false, true] {
+        let layout = two_nics();
+        let node = &layout.node;
+        let proof = Proof::begin(node, &layout.router);
+        let (old, new) = (Release::first(node), Release::this(node));
+        old.up();
+        for pod in &layout.pods {
+            old.cni("ADD", pod);
+        }
+        old.cni("DEL", &layout.pods[1]);
+        for folder in ["pods", "owners", "gone"] {
+            assert!(node.dir.join("run").join(folder).is_dir(), "it has made {folder}");
+        }
+        new.tool(&["up"]);
+        new.assert_well(1);
+        if force {
+            new.tool(&["down", "--force"]);
+        } else {
+            new.cni("DEL", &layout.pods[0]);
+            new.tool(&["down"]);
+        }
+        proof.assert_as_before();
+    }
+}
+
+/// What earlier releases wrote for a pod, in the folders that they had.
+fn files_of_earlier_releases(node: &Node, pod: &Pod, adopted: bool) {
+    let result: Value = serde_json::from_str(&pod.prev_result).expect("a result");
+    let all = result["ips"].as_array().expect("addresses").iter();
+    let addresses: Vec<&str> = all
+        .map(|ip| ip["address"].as_str().expect("an address"))
+        .map(|address| address.split('/').next().expect("an address"))
+        .collect();
+    let name = format!("{}-eth0-{:016x}", pod.id, fnv(&format!("lab\0{}\0eth0", pod.id)));
+    let mut attachment = json!({
+        "version": 1, "network": "lab", "container": pod.id, "ifname": "eth0",
+        "addresses": addresses, "hairpin": false,
+    });
+    if adopted {
+        attachment["adopted"] = json!(true);
+    }
+    let folder = |name: &str| {
+        let path = node.dir.join("run").join(name);
+        fs::create_dir_all(&path).expect("make a folder");
+        path
+    };
+    fs::write(folder("pods").join(&name), attachment.to_string()).expect("write it");
+    // A removal that was cut short, and a temporary link of a call that was killed.
+    let gone = attachment.to_string().replace(&pod.id, "ended");
+    fs::write(folder("gone").join("ended-eth0-0123456789abcdef"), gone).expect("write it");
+    for address in addresses {
+        let owned = folder("owners").join(address);
+        std::os::unix::fs::symlink(&name, &owned).expect("make a link");
+        let taken = owned.with_file_name(format!(".{name}-{address}"));
+        std::os::unix::fs::symlink(&name, taken).expect("make a link");
+    }
+}
+
+/// The hash in the name of an attachment's file.
+fn fnv(text: &str) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+/// With the backends that the first release does not have, and with pods that the agent has
+/// enrolled from the runtime's cache.
+#[test]
+fn files_of_earlier_releases_are_understood_and_go() {
+    for (adopted, force) in [(false, false), (false, true), (true, true)] {
+        let mut layout = two_nics();
+        let pod = layout.pod_behind_eth1(1);
+        let node = &layout.node;
+        let proof = Proof::begin(node, &layout.router);
+        let new = Release::this(node);
+        files_of_earlier_releases(node, &pod, adopted);
+        new.up();
+        let pods = node.symroute(&["status"]);
+        assert_eq!(pods.code, Some(0), "{}", pods.stdout);
+        assert_all_work(&[layout.flow_to_host(), layout.flow_to_pod(1, "pod101 203.0.113.9")]);
+        if !adopted {
+            new.cni("CHECK", &pod);
+        }
+        if force {
+            new.tool(&["down", "--force"]);
+        } else {
+            new.assert_well(1);
+            new.cni("DEL", &pod);
+            new.tool(&["down"]);
+        }
+        proof.assert_as_before();
+    }
+}
+
+/// One that was adopted has no DEL: it must not hold the node state for ever.
+#[test]
+fn an_adopted_pod_of_an_earlier_release_holds_nothing() {
+    let mut layout = two_nics();
+    let pod = layout.pod_behind_eth1(1);
+    let node = &layout.node;
+    let proof = Proof::begin(node, &layout.router);
+    let new = Release::this(node);
+    files_of_earlier_releases(node, &pod, true);
+    new.up();
+    new.cni("ADD", &layout.pods[0]);
+    new.cni("DEL", &layout.pods[0]);
+    new.tool(&["down"]);
     proof.assert_as_before();
 }

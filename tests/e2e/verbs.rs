@@ -1,14 +1,12 @@
-//! CHECK, GC, STATUS, and what a pod's annotations do.
+//! CHECK, GC, STATUS, and what all verbs have in common.
 
 use serde_json::{Value, json};
 
 use crate::lab::backend::Backend;
-use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
 use crate::lab::node::{Node, Pod};
 use crate::lab::plugin::{Call, Ran};
 use crate::lab::proof::Proof;
-use crate::lab::traffic::Proto;
-use crate::lab::two_nics::{NICS, TwoNics, two_nics};
+use crate::lab::two_nics::{NICS, two_nics};
 
 fn settings() -> Value {
     json!({"uplinks": NICS})
@@ -63,6 +61,30 @@ fn check_holds_after_add_and_sees_what_is_missing() {
     assert_eq!(code, 102, "other settings are not in force");
     node.del(&settings(), pod);
     assert_eq!(failure(&check(node, &settings(), pod)).0, 102);
+}
+
+/// A tunnel is no uplink here, and takes the pod's way to the outside.
+#[test]
+fn check_holds_after_a_tunnel_took_the_default_route() {
+    let layout = two_nics();
+    let (node, pod) = (&layout.node, &layout.pods[0]);
+    node.add(&settings(), pod);
+    check(node, &settings(), pod).assert_success("CHECK right after ADD");
+    node.ns.ip("tuntap add tun8 mode tun
+         link set tun8 up
+         addr add 10.8.1.2/24 dev tun8
+         addr add 2001:db8:8::2/64 dev tun8 nodad
+         route replace default dev tun8");
+    node.ns.ip6("route replace default dev tun8 metric 1");
+    check(node, &settings(), pod).assert_success("CHECK since the tunnel");
+    // The pod starts again, and so does another one.
+    for pod in &layout.pods {
+        node.add(&settings(), pod);
+        check(node, &settings(), pod).assert_success("CHECK after another ADD");
+    }
+    for pod in &layout.pods {
+        node.del(&settings(), pod);
+    }
 }
 
 /// GC of a network with this list of valid attachments; `Null` is a list, `None` is none.
@@ -135,49 +157,6 @@ fn status_says_whether_an_add_could_succeed() {
     let (code, msg) = failure(&ran);
     assert!(code == 50 && msg.contains("CAP_NET_ADMIN"), "{code}: {msg}");
     node.down();
-}
-
-fn flow_to_pod<'a>(layout: &'a TwoNics, name: &str) -> Flow<'a> {
-    let unenrolled = "[2001:db8:21::50]:8080";
-    Flow::new(name, &layout.client, Proto::Tcp, unenrolled, "pod1 2001:db8:9::9")
-}
-
-/// A pod that its annotation leaves out has neither file nor element; ADD, CHECK and DEL succeed.
-#[test]
-fn an_annotation_leaves_a_pod_out() {
-    let layout = two_nics();
-    let node = &layout.node;
-    let annotated = |name: &str, value: &str| {
-        let mut settings = settings();
-        let annotations = json!({ name: value, "kubernetes.io/other": "x" });
-        settings["runtimeConfig"] = json!({ "io.kubernetes.cri.pod-annotations": annotations });
-        settings
-    };
-    let out = annotated("symroute.io/enabled", "false");
-    let proof = Proof::begin(node, &layout.router);
-    node.add(&out, &layout.pods[1]);
-    check(node, &out, &layout.pods[1]).assert_success("CHECK");
-    proof.assert_as_before();
-    node.add(&settings(), &layout.pods[0]);
-    node.add(&out, &layout.pods[1]);
-    assert_eq!(enrolled(node).len(), 1);
-    // With host off, a pod that is left out is left to the node's own routing.
-    assert_all_work(&[flow_to_pod(&layout, "by its own rule")]);
-    node.ns.ip6("rule del pref 1536");
-    assert_only_these_fail(&[flow_to_pod(&layout, "left out")], &["left out"]);
-    node.add(&settings(), &layout.pods[1]);
-    assert_all_work(&[flow_to_pod(&layout, "enrolled")]);
-    node.ns.ip6("rule add pref 1536 from 2001:db8:21::50 lookup 101");
-    for (name, value) in [("symroute.io/enabled", "yes"), ("symroute.io/colour", "true")] {
-        let network = node.network(&annotated(name, value), Some(&layout.pods[1].prev_result));
-        let pod = &layout.pods[1];
-        let ran = node.cni("ADD", &network, &pod.id, &pod.ns.path(), "eth0");
-        let (code, msg) = failure(&ran);
-        assert!(code == 7 && msg.contains(name) && msg.contains(value), "{code}: {msg}");
-    }
-    for pod in &layout.pods {
-        node.del(&settings(), pod);
-    }
 }
 
 /// Every verb, with a result of 64 KiB, in 8 MiB of memory for data.

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::agent::adoption::entry;
-use crate::agent::conflist;
 use crate::lab::agent::{Agent, until};
+use crate::lab::plugin::Call;
 use crate::lab::two_nics::{NICS, two_nics};
 
 const PODS: u64 = 1000;
@@ -33,21 +32,19 @@ fn processor(pid: u32) -> Duration {
 fn a_thousand_pods_fit_into_ten_mebibytes() {
     let layout = two_nics();
     let node = &layout.node;
-    let (cache, conf_dir) = (node.dir.join("cache"), node.dir.join("net.d"));
-    fs::create_dir(&cache).expect("make the cache");
-    fs::create_dir(&conf_dir).expect("make the folder");
-    let primary = conflist(node, None);
+    node.ns.ip("route add 10.99.0.0/16 dev enipod0 scope link");
+    let settings = json!({"uplinks": NICS, "log": {"level": "warn"}});
+    let config = crate::agent::plugin_object(node, &settings);
+    let agent = Agent::ready(node, &["--config", &config, "--resync", "5s"]);
     for number in 0..PODS {
         let address = format!("10.99.{}.{}/32", number / 250, number % 250 + 1);
         let result = json!({"cniVersion": "1.0.0", "ips": [{"address": address}]}).to_string();
-        let (id, path) = (format!("c{number}"), cache.join(format!("lab-c{number}-eth0")));
-        fs::write(path, entry(&id, &primary, &result)).expect("write an entry");
+        let network = node.network(&settings, Some(&result));
+        let netns = layout.pods[0].ns.path();
+        let add = Call::cni("ADD", &network, &format!("c{number}"), &netns, "eth0");
+        node.call(&add).assert_success("one of many");
     }
-    let ours = conflist(node, Some(&json!({"uplinks": NICS, "log": {"level": "warn"}})));
-    fs::write(conf_dir.join("10-lab.conflist"), ours).expect("write the conflist");
-    let folder = conf_dir.to_str().expect("UTF-8");
-    let agent = Agent::ready(node, &["--conf-dir", folder, "--resync", "5s"]);
-    until("all are enrolled", || agent.metric("symroute_pods") == PODS);
+    until("all are known", || agent.metric("symroute_pods") == PODS);
     let looks = agent.metric("symroute_looks_total");
     until("looks with all of them", || agent.metric("symroute_looks_total") >= looks + 2);
     let (now, most) = (memory(agent.pid(), "VmRSS"), memory(agent.pid(), "VmHWM"));

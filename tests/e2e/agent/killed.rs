@@ -14,7 +14,6 @@ use std::thread;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::adoption::entry as cached_as;
 use crate::agent::{conflist, plugin_object};
 use crate::lab::agent::{Agent, program, until};
 use crate::lab::backend::Backend;
@@ -30,8 +29,6 @@ const NODES: usize = 2;
 /// A node whose conflist names the primary alone, without the plugin's binary.
 struct Scene {
     layout: TwoNics,
-    /// One whose ADD did not call us.
-    of_before: Pod,
     /// One that starts when the agent was killed.
     another: Pod,
     folders: [PathBuf; 3],
@@ -44,16 +41,16 @@ struct State(Snapshot, String);
 impl Scene {
     fn new() -> Self {
         let mut layout = two_nics();
-        let [of_before, another] = [1, 2].map(|number| layout.pod_behind_eth1(number));
+        let another = layout.pod_behind_eth1(2);
         let node = &layout.node;
         let folders = ["net.d", "bin", "lasting"].map(|name| node.dir.join(name));
-        for folder in [&folders[0], &folders[1], &node.dir.join("cache")] {
+        for folder in &folders[..2] {
             fs::create_dir(folder).expect("make a folder");
         }
         fs::write(folders[0].join("10-lab.conflist"), conflist(node, None)).expect("write it");
         fs::write(node.dir.join("plugin"), "a program").expect("write the plugin");
         let before = State::of(node, &folders);
-        Self { layout, of_before, another, folders, before }
+        Self { layout, another, folders, before }
     }
 
     fn node(&self) -> &Node {
@@ -67,18 +64,6 @@ impl Scene {
         let mut settings = json!({"type": "symroute", "uplinks": uplinks, "log": log});
         Backend::of_run().into_settings(&mut settings);
         fs::write(self.node().dir.join("entry.json"), settings.to_string()).expect("write it");
-    }
-
-    /// The runtime's cache knows the pod of before, or not.
-    fn remember(&self, it_runs: bool) {
-        let (id, result) = (&self.of_before.id, &self.of_before.prev_result);
-        let file = self.node().dir.join(format!("cache/lab-{id}-eth0"));
-        if it_runs {
-            let cached = cached_as(id, &conflist(self.node(), None), result);
-            fs::write(file, cached).expect("write the entry");
-        } else {
-            fs::remove_file(file).expect("remove the entry");
-        }
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -129,9 +114,9 @@ impl Scene {
         fs::write(run.join("agent"), "").expect("write the agent's file");
         // What a killed one was about to put in its place or to forget counts for nothing, and
         // goes with the next reconcile or the last one.
-        for folder in ["hold", "owners", "pods", "gone"] {
+        for folder in ["hold", "pods"] {
             let files = fs::read_dir(run.join(folder)).into_iter().flatten().flatten();
-            let is_temporary = |name: &OsStr| folder == "gone" || name.as_bytes()[0] == b'.';
+            let is_temporary = |name: &OsStr| name.as_bytes()[0] == b'.';
             for file in files.filter(|file| is_temporary(&file.file_name())) {
                 fs::remove_file(file.path()).expect("remove a temporary file");
             }
@@ -278,7 +263,7 @@ impl Task {
 fn while_it_takes_the_node_over() {
     let task = Task {
         uplinks: &NICS,
-        prepare: |scene| scene.remember(true),
+        prepare: |_| (),
         makes: &[
             &["write /run/symroute/agent"],
             &["rename", "/bin/symroute"],
@@ -294,8 +279,6 @@ fn while_it_takes_the_node_over() {
             &["rule add family 10"],
             &["write", "eth1/src_valid_mark"],
             &["symlink", "/.marking"],
-            &["rename", "/pods/"],
-            &["symlink", "/owners/"],
         ],
         spares: None,
         then: &[Then::GoOn, Then::CleanUp],
@@ -304,14 +287,12 @@ fn while_it_takes_the_node_over() {
 }
 
 #[test]
-fn while_it_takes_an_uplink_and_a_pod_away() {
+fn while_it_takes_an_uplink_away() {
     let task = Task {
         uplinks: &NICS[1..],
         prepare: |scene| {
             scene.want(&NICS);
-            scene.remember(true);
             assert!(scene.agent().end(Signal::SIGTERM).success());
-            scene.remember(false);
         },
         makes: &[
             &["rename", "/node.json"],
@@ -320,9 +301,6 @@ fn while_it_takes_an_uplink_and_a_pod_away() {
             &["rule del family 2"],
             &["rule del family 10"],
             &["write", "eth0/src_valid_mark"],
-            &["rename", "/gone/"],
-            &["unlink", "/gone/"],
-            &["rename", "/owners/"],
         ],
         // The entry's, which is written anew as above.
         spares: Some("/lasting/"),

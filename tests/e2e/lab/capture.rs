@@ -27,7 +27,7 @@ pub(crate) struct Packet {
     pub(crate) protocol: u8,
     pub(crate) from: SocketAddr,
     pub(crate) to: SocketAddr,
-    tcp_flags: u8,
+    pub(crate) tcp_flags: u8,
 }
 
 impl fmt::Display for Packet {

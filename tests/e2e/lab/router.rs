@@ -89,6 +89,30 @@ impl Router {
         self.ns.ip(&batch);
     }
 
+    /// The hardware address of the NIC that is plugged into this port.
+    pub(crate) fn peer_mac(&self, port: &str) -> &str {
+        let port = self.ports.iter().find(|other| other.name == port);
+        &port.unwrap_or_else(|| panic!("no such port")).peer_mac
+    }
+
+    /// Tells the fabric that `address`, which was behind another port, is behind this one now.
+    pub(crate) fn reassign(&mut self, port: &str, address: &str) {
+        let parsed: IpAddr = address.parse().expect("an address");
+        let mut batch = String::new();
+        for other in &mut self.ports {
+            if let Some(at) = other.addresses.iter().position(|known| *known == parsed) {
+                other.addresses.remove(at);
+                let _ = writeln!(batch, "route del {address} dev {}", other.name);
+                let _ = writeln!(batch, "neigh del {address} dev {}", other.name);
+            }
+            if parsed.is_ipv6() {
+                let _ = writeln!(batch, "neigh del proxy {address} dev {}", other.name);
+            }
+        }
+        self.ns.ip(&batch);
+        self.assign(port, address);
+    }
+
     /// A host with one NIC and a default route, for instance a client or a pod of another node.
     pub(crate) fn host(&mut self, name: &str, addresses: &[&str]) -> Netns {
         let ns = Netns::new(name);

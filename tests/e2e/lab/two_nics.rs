@@ -45,7 +45,7 @@ impl TwoNics {
     /// One more pod, with addresses behind eth1 and without a rule of its own: what comes in for
     /// it is dropped by strict `rp_filter` until the plugin enrolls it. `number`: 1 to 99.
     pub(crate) fn pod_behind_eth1(&mut self, number: u8) -> Pod {
-        let addresses = [Self::address_behind_eth1(number), format!("2001:db8:21::1{number:02}")];
+        let addresses = Self::addresses_behind_eth1(number);
         let name = format!("pod1{number:02}");
         for address in &addresses {
             self.router.assign("eth1", address);
@@ -59,6 +59,11 @@ impl TwoNics {
     /// The IPv4 address of [`Self::pod_behind_eth1`].
     pub(crate) fn address_behind_eth1(number: u8) -> String {
         format!("10.21.0.{}", 100 + number)
+    }
+
+    /// Both addresses of [`Self::pod_behind_eth1`].
+    pub(crate) fn addresses_behind_eth1(number: u8) -> [String; 2] {
+        [Self::address_behind_eth1(number), format!("2001:db8:21::1{number:02}")]
     }
 
     /// The client asks the host on eth1, which strict `rp_filter` drops without the plugin.

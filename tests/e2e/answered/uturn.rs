@@ -1,0 +1,82 @@
+//! The same for requests whose backend lies behind the very uplink they came by.
+//!
+//! ```text
+//!   client 203.0.113.9     far 10.21.0.77
+//!          |                    |
+//!  +-------+--------------------+------+
+//!  |              router               |
+//!  +-------+-------------------+-------+
+//!        eth0                eth1      NodePort 30001 -> far:8080
+//! ```
+//!
+//! Without the plugin there is no such connection: `remote_backend` shows it. With iptables there
+//! is none over IPv4.
+
+use std::net::SocketAddr;
+
+use super::{blind, settings};
+use crate::lab::backend::Backend;
+use crate::lab::kubeproxy::{self, Flavour, Frontend, Policy, Service};
+use crate::lab::netns::Netns;
+use crate::lab::talk::{Listening, Talk};
+use crate::lab::traffic::Proto;
+use crate::lab::two_nics::{NODE, NODE6, TwoNics, two_nics};
+use crate::lab::wire::Wire;
+
+const FAR: [&str; 2] = ["10.21.0.77", "2001:db8:21::77"];
+const NODE_PORT: u16 = 30001;
+
+fn layout() -> (TwoNics, Netns) {
+    let mut layout = two_nics();
+    let far = layout.router.host("far", &FAR);
+    let mut services = Vec::new();
+    for backend in FAR {
+        let backend = SocketAddr::new(backend.parse().expect("an address"), 8080);
+        for proto in [Proto::Tcp, Proto::Udp] {
+            let frontend = Frontend::NodePort(NODE_PORT);
+            services.push(Service { frontend, proto, backend, policy: Policy::Cluster });
+        }
+    }
+    kubeproxy::install(&layout.node.ns, Flavour::Iptables, &services);
+    (layout, far)
+}
+
+/// The conntrack mark of a u-turn by eth1.
+fn turns_round() -> u32 {
+    // The iptables backend decides by the interfaces of each packet.
+    if Backend::of_run().is_iptables() { 0x200 } else { 0x1200 }
+}
+
+fn stays(family: usize, proto: Proto) {
+    let (layout, far) = layout();
+    let (node, wire) = (&layout.node, Wire::new(&layout.router, &layout.node));
+    node.up(&settings());
+    let to = SocketAddr::new([NODE[1], NODE6[1]][family].parse().expect("an address"), NODE_PORT);
+    for (kind, forge) in blind(proto) {
+        let backend = Listening::at(&far, proto, FAR[family], 8080);
+        let mut talk = Talk::through(&layout.client, backend, to);
+        assert_eq!(node.mark_of(proto, talk.client()), Some(turns_round()), "before {kind}");
+        for _ in 0..3 {
+            wire.send("eth0", &forge(talk.client(), to));
+            assert_eq!(node.mark_of(proto, talk.client()), Some(turns_round()), "after {kind}");
+            talk.assert_goes_on(kind);
+        }
+    }
+    node.down();
+}
+
+#[test]
+fn a_u_turn_stays() {
+    if Backend::of_run().is_iptables() {
+        println!("NOT RUN: there is no u-turn over IPv4 with iptables");
+        return;
+    }
+    stays(0, Proto::Tcp);
+    stays(0, Proto::Udp);
+}
+
+#[test]
+fn a_u_turn_over_ipv6_stays() {
+    stays(1, Proto::Tcp);
+    stays(1, Proto::Udp);
+}
