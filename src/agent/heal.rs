@@ -1,5 +1,6 @@
 //! One turn of the agent: what is wanted, a look at the node, and what differs is put right.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::cause::{Cause, Causes};
@@ -10,7 +11,7 @@ use crate::config::source::{OWN_NETWORK, Source, Wanted};
 use crate::config::{Config, Log, Scope, Settings};
 use crate::error::Error;
 use crate::node::apply::describe;
-use crate::node::{Node, View};
+use crate::node::{Node, View, ended};
 use crate::plan::diff::Operation;
 use crate::state::Record;
 
@@ -23,6 +24,10 @@ pub struct Healer {
     node: Option<Node>,
     source: Option<Source>,
     kept: Vec<Kept>,
+    /// The runtime's cache of results.
+    cache: PathBuf,
+    /// The place of the next attachments to be asked whether their pods have ended.
+    next_attachment: usize,
     wanted: Option<Wanted>,
     /// Steps that were left after a reconcile: the kernel refuses them.
     stuck: Vec<Operation>,
@@ -37,11 +42,13 @@ pub struct Healer {
 impl Healer {
     /// Keeps the settings of `source` in force, or those that are.
     #[must_use]
-    pub fn new(source: Option<Source>, kept: Vec<Kept>) -> Self {
+    pub fn new(source: Option<Source>, kept: Vec<Kept>, cache: PathBuf) -> Self {
         Self {
             node: None,
             source,
             kept,
+            cache,
+            next_attachment: 0,
             wanted: None,
             stuck: Vec::new(),
             noted: Vec::new(),
@@ -90,6 +97,12 @@ impl Healer {
         }
         self.tally.contested = contested;
         if let Some(node) = &self.node {
+            if causes.iter().any(|cause| cause.is_general()) {
+                match ended::sweep(&node.state, &self.cache, self.next_attachment) {
+                    Ok(next) => self.next_attachment = next,
+                    Err(error) => status.say(Problem::Node, Err(error.to_string())),
+                }
+            }
             self.tally.pods = node.state.count().unwrap_or(self.tally.pods);
         }
         self.tally.turns += 1;

@@ -20,6 +20,7 @@ pub mod status;
 
 use std::future::ready;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,8 @@ const BEAT: Duration = Duration::from_secs(10);
 pub struct Options {
     /// Where the settings are; none for those in force.
     pub source: Option<Source>,
+    /// The runtime's cache of results.
+    pub cache: PathBuf,
     /// Where `/healthz`, `/readyz` and `/metrics` are served.
     pub listen: Option<SocketAddr>,
     /// How often everything is looked at although nothing was told.
@@ -111,7 +114,7 @@ async fn serve(options: Options) -> Result<(), String> {
     }
     // Sources before the first look: what happens from now on is told.
     sources::start(&shared, &options)?;
-    let healer = Healer::new(options.source, options.kept);
+    let healer = Healer::new(options.source, options.kept, options.cache);
     shared.pending.add(Cause::Start);
     Loop::new(shared, healer, options.resync).run().await
 }

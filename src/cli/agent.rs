@@ -130,8 +130,13 @@ pub(super) fn run(words: Words) -> Result<(), Failure> {
         Some(file) => Source::File(file),
         None => Source::Folder(words.conf_dir),
     };
-    let options =
-        Options { source: Some(source), listen: words.listen, resync: words.resync, kept };
+    let options = Options {
+        source: Some(source),
+        cache: words.cache_dir,
+        listen: words.listen,
+        resync: words.resync,
+        kept,
+    };
     agent::run(options).map_err(Failure::Failed)
 }
 

@@ -160,7 +160,8 @@ mod tests {
         let (cache, state) = (root.join("results"), State::new(root.join("run")));
         let key = Key { network: "lab".into(), container: "c1".into(), ifname: "eth0".into() };
         let addresses = vec!["10.99.0.2".parse().unwrap()];
-        let pod = Attachment { key, addresses, hairpin: false, left_out: false };
+        let netns = String::new();
+        let pod = Attachment { key, netns, addresses, hairpin: false, left_out: false };
         let need_us = |pod: &Attachment| {
             state.attach(pod).unwrap();
             Found::of(&cache, Some(&state)).unwrap().that_call_us()

@@ -249,6 +249,7 @@ fn up(settings: Option<&Settings>) -> Result<(String, u8), Failure> {
         node.note_conflist(path)?;
     }
     drop(lock);
+    node.sweep_ended()?;
     status(false).map(|(text, _)| (text, 0))
 }
 

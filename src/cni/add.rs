@@ -43,7 +43,8 @@ impl<'a> Pod<'a> {
         let addresses = result::addresses(prev_result)?;
         let (key, left_out) = (request.key.clone(), !own.enabled);
         let hairpin = own.hairpin && !left_out;
-        let attachment = Attachment { key, addresses, hairpin, left_out };
+        let netns = request.netns.to_string();
+        let attachment = Attachment { key, netns, addresses, hairpin, left_out };
         Ok(Self { config, prev_result, attachment })
     }
 }

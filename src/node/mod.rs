@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod attach;
 pub mod counters;
+pub mod ended;
 pub mod observe;
 pub mod proof;
 mod reconcile;
@@ -100,10 +101,20 @@ impl Node {
         // The last pod may have gone since, or other settings may be in force.
         match self.state.record()? {
             Some(record) if !self.state.is_idle()? => {
-                self.reconcile(&lock, &record.network, &record.settings).map(drop)
+                self.reconcile(&lock, &record.network, &record.settings)?;
             }
-            _ => Ok(()),
+            _ => return Ok(()),
         }
+        drop(lock);
+        self.sweep_ended()
+    }
+
+    /// Removes some attachments of pods that ended unseen; which ones differs from call to call.
+    pub fn sweep_ended(&self) -> Result<(), Error> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let from = usize::try_from(now.as_millis()).unwrap_or_default();
+        ended::sweep(&self.state, Path::new(names::CACHE_DIR), from)?;
+        Ok(())
     }
 
     /// The record, from its file or else from the table or ipset itself; then it has no network.

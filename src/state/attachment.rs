@@ -50,6 +50,8 @@ impl Key {
 pub struct Attachment {
     /// Which one.
     pub key: Key,
+    /// Path of the pod's network namespace, as the runtime named it; may be empty.
+    pub netns: String,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
     /// Whether a local pod's address is accepted as a source for this pod.
@@ -72,6 +74,7 @@ impl Attachment {
             "network": self.key.network,
             "container": self.key.container,
             "ifname": self.key.ifname,
+            "netns": self.netns,
             "addresses": addresses,
             "hairpin": self.hairpin,
         });
@@ -95,7 +98,8 @@ impl Attachment {
         let addresses = list.iter().map(|a| a.as_str()?.parse().ok()).collect::<Option<_>>()?;
         let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
         let (hairpin, left_out) = (flag("hairpin"), flag("leftOut"));
-        Some((Self { key, addresses, hairpin, left_out }, flag("adopted")))
+        let netns = part("netns").unwrap_or_default();
+        Some((Self { key, netns, addresses, hairpin, left_out }, flag("adopted")))
     }
 }
 
@@ -163,6 +167,27 @@ impl State {
     /// How many attachments hold the node state, readable or not.
     pub fn count(&self) -> Result<usize, Error> {
         Ok(self.list(PODS)?.len())
+    }
+
+    /// A few attachments that hold the node state, from a place on, and the place behind them. The
+    /// places go round.
+    pub fn some_attachments(
+        &self,
+        from: usize,
+        most: usize,
+    ) -> Result<(Vec<Attachment>, usize), Error> {
+        let names = self.list(PODS)?;
+        if names.is_empty() {
+            return Ok((Vec::new(), 0));
+        }
+        let (from, most) = (from % names.len(), most.min(names.len()));
+        let mut found = Vec::new();
+        for name in names.iter().cycle().skip(from).take(most) {
+            let text = Self::read(&self.path(&[PODS, name]))?;
+            let read = text.and_then(|text| Attachment::from_json(&text));
+            found.extend(read.map(|(attachment, _)| attachment));
+        }
+        Ok((found, from + most))
     }
 
     /// All attachments. Takes longer the more there are.

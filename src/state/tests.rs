@@ -28,6 +28,7 @@ impl Drop for Temporary {
 fn pod(container: &str, addresses: &[&str]) -> Attachment {
     Attachment {
         key: Key { network: "net".into(), container: container.into(), ifname: "eth0".into() },
+        netns: String::new(),
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         hairpin: false,
         left_out: false,

@@ -286,7 +286,7 @@ impl Builder<'_> {
         let why = "an answer to the address that the request was sent with";
         rules.extend(
             self.own(uplink).map(|to| {
-                rule(format!("{to} -m conntrack --ctstatus SNAT"), why, goto_of("via", id))
+                rule(format!("{to} -m conntrack --ctstate SNAT"), why, goto_of("via", id))
             }),
         );
         rules
@@ -406,7 +406,7 @@ impl Builder<'_> {
         }
         if self.spec.host {
             let why = "NodePort, backend anywhere";
-            rules.push(rule("-m conntrack --ctstatus DNAT", why, goto("turn")));
+            rules.push(rule("-m conntrack --ctstate DNAT", why, goto("turn")));
         }
         let outside = self.spec.outside.iter();
         rules.extend(

@@ -1,0 +1,47 @@
+//! Attachments of pods that ended without a DEL: the conflist did not name symroute at that moment,
+//! and containerd calls the plugins that it names then. Nothing in the kernel is about them, but
+//! they hold the node state.
+
+use std::path::Path;
+
+use super::teardown;
+use crate::state::{Attachment, Error, State};
+
+/// Attachments to a look, so that it costs the same however many there are.
+const AT_ONCE: usize = 128;
+
+/// Removes some of them, from the place `from` on, and gives the place to go on at.
+///
+/// # Errors
+/// The attachments can't be listed.
+pub fn sweep(state: &State, cache: &Path, from: usize) -> Result<usize, Error> {
+    let (some, next) = state.some_attachments(from, AT_ONCE)?;
+    for attachment in some.iter().filter(|attachment| has_ended(attachment, cache)) {
+        let key = &attachment.key;
+        log::warn!("{} ({}) has ended without a DEL", key.container, key.ifname);
+        for error in teardown::remove(state, key) {
+            log::error!("{}: {error}", key.container);
+        }
+    }
+    Ok(next)
+}
+
+/// Whether the network namespace is gone from a folder that can be seen, and the runtime's cache
+/// knows nothing of the pod.
+fn has_ended(attachment: &Attachment, cache: &Path) -> bool {
+    let netns = Path::new(&attachment.netns);
+    let is_visible = netns.is_absolute() && netns.parent().is_some_and(Path::is_dir);
+    let key = &attachment.key;
+    let entry = format!("{}-{}-{}", key.network, key.container, key.ifname);
+    // Multus keeps the results of what it calls for the runtime.
+    let caches = [cache.to_path_buf(), cache.with_file_name("multus").join("results")];
+    is_visible
+        && is_absent(netns)
+        && cache.is_dir()
+        && caches.iter().all(|cache| is_absent(&cache.join(&entry)))
+}
+
+/// False where it can't be told.
+fn is_absent(path: &Path) -> bool {
+    matches!(path.try_exists(), Ok(false))
+}
