@@ -28,8 +28,8 @@ const SHARED: [Damage; 3] = [
 /// What only a look at everything finds.
 const HIDDEN: [Damage; 7] = [
     ("a set flushed", |layout, _| ipset(layout, &["flush", "symroute-inside4"])),
-    ("a pod left out by somebody else", |layout, _| {
-        ipset(layout, &["add", "symroute-leftout6", "2001:db8:21::101"]);
+    ("the client put inside", |layout, _| {
+        ipset(layout, &["add", "symroute-inside6", "2001:db8:9::/64"]);
     }),
     ("all sets flushed", |layout, _| ipset(layout, &["flush"])),
     ("a chain flushed", |layout, variant| {
@@ -110,7 +110,7 @@ fn a_set_of_others_in_our_place() {
         one_family(&layout, variant, false, &["-A", "FORWARD", "-m", "mark", "--mark", "7"]);
         let before = Snapshot::take(node);
         // A set of this name that a rule of somebody else refers to can't be replaced.
-        ipset(&layout, &["create", "symroute-leftout4", "hash:net"]);
+        ipset(&layout, &["create", "symroute-inside4", "hash:ip"]);
         one_family(
             &layout,
             variant,
@@ -121,7 +121,7 @@ fn a_set_of_others_in_our_place() {
                 "-m",
                 "set",
                 "--match-set",
-                "symroute-leftout4",
+                "symroute-inside4",
                 "src",
                 "-j",
                 "ACCEPT",
@@ -129,7 +129,7 @@ fn a_set_of_others_in_our_place() {
         );
         let ran = node.call(&node.call_of("ADD", &settings, &layout.pods[1]));
         let (_, text) = failure(&ran);
-        assert!(text.contains("symroute-leftout4"), "does not name the set: {text}");
+        assert!(text.contains("symroute-inside4"), "does not name the set: {text}");
         one_family(
             &layout,
             variant,
@@ -140,7 +140,7 @@ fn a_set_of_others_in_our_place() {
                 "-m",
                 "set",
                 "--match-set",
-                "symroute-leftout4",
+                "symroute-inside4",
                 "src",
                 "-j",
                 "ACCEPT",
