@@ -31,7 +31,7 @@ pub(super) fn read(from: &source::Source) -> Result<Option<Source>, Failure> {
     };
     let Some(path) = path else { return Ok(None) };
     let (network, config) = file::read(&path).map_err(Failure::Failed)?;
-    let conflist = network.is_some().then_some(path);
+    let conflist = file::is_list(&path).then_some(path);
     Ok(Some(Source { network: network.unwrap_or_else(|| OWN_NETWORK.into()), config, conflist }))
 }
 

@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::logging;
 use crate::node::Node;
 use crate::process;
+use crate::state::State;
 use configuration::Source;
 use report::{Health, Report};
 
@@ -283,7 +284,7 @@ fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
     if force {
         // What can't be read, by this release or at all, can't be removed one by one.
         let unreadable = node.state.attachments()?.unreadable;
-        node.state.sweep(&unreadable)?;
+        State::sweep(&unreadable)?;
     }
     node.state.release(HOLD)?;
     // It stays when the agent stops; one that runs takes it again.

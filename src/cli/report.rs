@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
@@ -72,6 +73,12 @@ impl Report {
                 way_out: "mend that, then: symroute up".into(),
             }),
             Err(other) => return Err(other),
+        }
+        if record.is_some() && attachments == 0 && holders.is_empty() {
+            notes.push(Note {
+                what: "the node state is in force, but no attachment and no hold needs it".into(),
+                way_out: "symroutectl down, or symroutectl up to hold it".into(),
+            });
         }
         let settings = record.as_ref().map_or(fallback, |r| r.settings.clone());
         Ok(Self { record, settings, uplinks, attachments, holders, notes, pending, backend })
@@ -207,15 +214,16 @@ impl Report {
     }
 }
 
-/// What is wrong with files of the state. Of all attachments only those are read that have settings
-/// of their own, so that this takes no longer on a full node.
+/// What is wrong with files of the state. Only some attachments are read, so that this takes no
+/// longer on a full node.
 fn unreadable(node: &Node) -> Result<Vec<Note>, Error> {
-    let own = node.state.with_own_settings()?.unreadable;
-    let note = |path: &String| Note {
-        what: format!("{path} is empty or damaged: that pod's own settings are not in force"),
+    let mut paths = node.state.with_own_settings()?.unreadable;
+    paths.extend(node.state.some_attachments(0)?.0.unreadable);
+    let note = |path: &PathBuf| Note {
+        what: format!("{} is empty or damaged: that attachment counts as absent", path.display()),
         way_out: "restart the pod; the next reconcile removes the file".into(),
     };
-    Ok(own.iter().map(note).collect())
+    Ok(paths.iter().map(note).collect())
 }
 
 fn or_none(text: &str) -> &str {

@@ -23,6 +23,13 @@ pub fn read(path: &Path) -> Result<(Option<String>, Config), String> {
     Ok((name, config))
 }
 
+/// Whether a file is a list of plugins, as runtimes read it, and no plugin object.
+#[must_use]
+pub fn is_list(path: &Path) -> bool {
+    let network = fs::read_to_string(path).ok().and_then(|text| serde_json::from_str(&text).ok());
+    network.is_some_and(|network: Value| network.get("plugins").is_some())
+}
+
 /// Whether this is a network whose plugins we are one of.
 #[must_use]
 pub fn names_us(network: &Value) -> bool {

@@ -35,7 +35,7 @@ impl Node {
                 return Err(error);
             }
             if self.state.is_idle()? {
-                self.state.sweep(&unreadable)?;
+                State::sweep(&unreadable)?;
                 self.state.clear()?;
                 return Ok(true);
             }

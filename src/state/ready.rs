@@ -17,8 +17,8 @@ use crate::backend::Marker;
 use crate::model::Variant;
 use crate::plan::proof::Question;
 
-/// Name of the file.
-pub(super) const FILE: &str = "ready";
+/// Name of the file. Releases that do not know it take hidden files away with the node state.
+pub(super) const FILE: &str = ".ready";
 /// Stands for the address of a node that has none.
 const NONE: &str = "-";
 
