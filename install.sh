@@ -44,7 +44,7 @@ Options:
   --unit-dir DIR    systemd's units (/etc/systemd/system)
   --root DIR        a node's file system that does not run here; nothing is started
   --mode, --config, --file WORD
-                    install: for "symroute conflist add", see docs/conflist.md
+                    install: for "symroutectl conflist add", see docs/conflist.md
   --before-primary  install: go on where the primary plugin has written no conflist yet
   --no-systemd      leave systemd alone
   --no-agent        units that act at boot and when a conflist changes, but no agent
@@ -75,7 +75,7 @@ wrong_usage() {
 
 TARGET=${CARGO_TARGET_DIR:-target}
 
-# One static program at $TARGET/release/symroute.
+# The two static programs in $TARGET/release.
 build() {
     install_packages cc=gcc
     [ -e "$(cc -print-file-name=libc.a)" ] || install_packages libc.a=libc6-dev
@@ -84,16 +84,18 @@ build() {
     (
         # Flags of the environment would replace those of the configuration.
         unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
-        as_owner cargo build --release --locked --bin symroute --config conf/cargo-static.toml \
+        as_owner cargo build --release --locked --bins --config conf/cargo-static.toml \
             --target "$triple" --target-dir "$TARGET"
     ) || die "the build failed" "With \"failed to download\" above: the first build needs the network."
-    program=$TARGET/release/symroute
     as_owner mkdir -p "$TARGET/release"
-    # By rename in the same directory: a program that runs can't be written to.
-    as_owner cp "$TARGET/$triple/release/symroute" "$program.new.$$"
-    as_owner mv -f "$program.new.$$" "$program"
-    is_static "$program" || die "$program is not static" "Is there a static C library (libc6-dev)?"
-    printf '%s: %s, static, %s bytes\n' "$program" "$("$program" --version)" "$(wc -c <"$program")"
+    for program in symroute symroutectl; do
+        program=$TARGET/release/$program
+        # By rename in the same directory: a program that runs can't be written to.
+        as_owner cp "$TARGET/$triple/release/${program##*/}" "$program.new.$$"
+        as_owner mv -f "$program.new.$$" "$program"
+        is_static "$program" || die "$program is not static" "Is there a static C library (libc6-dev)?"
+        printf '%s: %s, static, %s bytes\n' "$program" "$("$program" --version)" "$(wc -c <"$program")"
+    done
 }
 
 # Whether the program works without a dynamic linker and libraries of the system.

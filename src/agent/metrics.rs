@@ -62,7 +62,7 @@ pub fn page(board: &Board, counts: Option<&Counts>) -> String {
         (labels.join(","), 1.0)
     });
     page.family(("uplink_info", "gauge", "The uplinks in force."), uplinks);
-    page.one("notes", "gauge", "Things that are off, see symroute status.", board.notes as f64);
+    page.one("notes", "gauge", "Things that are off, see symroutectl status.", board.notes as f64);
     page.one("pods", "gauge", "Attachments that are enrolled.", tally.pods as f64);
     page.one("pods_adopted", "gauge", "Adopted pods among them.", tally.adopted_now as f64);
     page.one("adoptions_total", "counter", "Pods adopted from the cache.", tally.adopted as f64);

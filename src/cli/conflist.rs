@@ -1,11 +1,11 @@
-//! `symroute conflist add|remove|check`: our entry in the list of plugins that the runtime calls.
+//! `symroutectl conflist add|remove|check`: our entry in the list of plugins that the runtime calls.
 
-use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lexopt::Arg::{Long, Short, Value as Word};
+use clap::builder::PossibleValue;
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::{EXIT_FAILED, EXIT_NOT_IN_FORCE, EXIT_OFF, Failure};
@@ -15,47 +15,21 @@ use crate::names;
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
 
-/// The command's own help.
-const HELP: &str = "\
-symroute conflist: symroute's entry in the conflist of the primary CNI plugin
+/// Of the command and of each of its verbs.
+pub(super) const TAIL: &str = "\
+in-place is the primary's own file; own-file is a copy, 05-symroute.conflist, that the
+runtime takes before it. Without --mode: where the entry is, else in-place. \"add\"
+remembers --mode, --config and --file until \"remove\".
 
-Usage: symroute conflist add [--mode in-place|own-file] [--config FILE] [OPTION]...
-       symroute conflist remove [OPTION]...
-       symroute conflist check [--mode in-place|own-file] [--config FILE] [OPTION]...
-
-Commands:
-  add     put the entry behind the primary plugin, once, or put it right; does
-          nothing when all is well, and may be run again at any time
-  remove  take it out: the files are byte for byte as they were
-  check   say how it stands; changes nothing
-
-Options:
-  --mode in-place    in the primary's own file
-  --mode own-file    in a copy of it, 05-symroute.conflist, that the runtime takes
-                     before it; without --mode: where the entry is, else in place
-  --config FILE      the entry, a JSON object; default {\"type\": \"symroute\"}, and an
-                     entry that is there keeps its settings
-  --file NAME        the primary's file, where the runtime's choice is not the right
-                     one; \"remove\": this file only
-  --conf-dir DIR     where the runtime reads conflists (/etc/cni/net.d)
-  --state-dir DIR    copies of files as found, and the journal (/var/lib/symroute)
-  --root DIR         the node's file system; both directories are looked for there
-  --dry-run          say what would be done, and do nothing
-  --json             print for programs
-  -h, --help         print this text
-\"add\" remembers --mode, --config and --file until \"remove\".
-
-Exit codes: 0 done, or well; 1 failed or refused, nothing was changed; 2 wrong
-usage; 3 not there: the entry (check), or the primary's file so far; 4 check: the
-entry is there, but something is off.
+Exit codes: 0 done, or well; 1 failed or refused, nothing was changed; 2 wrong usage;
+3 not there: the entry (check), or the primary's file so far; 4 check: the entry is
+there, but something is off.
 
 Examples:
-  symroute conflist add
-  symroute conflist add --config /etc/symroute.json --dry-run
-  symroute conflist add --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d
-  symroute conflist check --json
-  symroute conflist remove
-";
+  symroutectl conflist add --config /etc/symroute.json --dry-run
+  symroutectl conflist add --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d
+  symroutectl conflist check --json
+  symroutectl conflist remove";
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +40,75 @@ enum Verb {
 }
 
 /// The words behind "conflist".
+#[derive(Debug, PartialEq, Eq, Args)]
+pub(super) struct Words {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+enum Action {
+    /// Put the entry behind the primary plugin, once, or put it right
+    #[command(after_help = TAIL, args_override_self = true)]
+    Add(Wish),
+    /// Take it out: the files are byte for byte as they were
+    #[command(after_help = TAIL, args_override_self = true)]
+    Remove(Place),
+    /// Say how it stands; changes nothing
+    #[command(after_help = TAIL, args_override_self = true)]
+    Check(Wish),
+}
+
+/// How the entry is to be.
+#[derive(Debug, PartialEq, Eq, Args)]
+struct Wish {
+    /// Whose file has the entry
+    #[arg(long)]
+    mode: Option<Mode>,
+    /// The entry, a JSON object [default: as it is, else {"type": "symroute"}]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Where it is, and how that is told.
+#[derive(Debug, PartialEq, Eq, Args)]
+struct Place {
+    /// The primary's file; by default the one that the runtime takes
+    #[arg(long, value_name = "NAME")]
+    file: Option<String>,
+    /// Where the runtime reads conflists
+    #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
+    conf_dir: PathBuf,
+    /// Copies of files as found, and the journal
+    #[arg(long, value_name = "DIR", default_value = names::LASTING_DIR)]
+    state_dir: PathBuf,
+    /// The node's file system; both directories are looked for there
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object for programs
+    #[arg(long)]
+    json: bool,
+}
+
+impl ValueEnum for Mode {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::InPlace, Self::OwnFile]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Self::InPlace => "in-place",
+            Self::OwnFile => "own-file",
+        }))
+    }
+}
+
+/// What is asked for, whatever the words were.
 #[derive(Debug, PartialEq, Eq)]
 struct Request {
     verb: Verb,
@@ -77,22 +120,29 @@ struct Request {
     json: bool,
 }
 
+impl From<Words> for Request {
+    fn from(words: Words) -> Self {
+        let (verb, mode, config, place) = match words.action {
+            Action::Add(Wish { mode, config, place }) => (Verb::Add, mode, config, place),
+            Action::Check(Wish { mode, config, place }) => (Verb::Check, mode, config, place),
+            Action::Remove(place) => (Verb::Remove, None, None, place),
+        };
+        let Place { file, conf_dir, state_dir, root, dry_run, json } = place;
+        let places = Places { conf_dir, state_dir, ..Places::default() };
+        let places = root.map_or(places.clone(), |root| places.under(&root));
+        Self { verb, mode, config, file, places, dry_run, json }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Failed(format!("{error}; {}", error.way_out()))
     }
 }
 
-/// Whether these words, the program's name among them, are for this command.
-pub(super) fn is_meant(words: &[OsString]) -> bool {
-    words.get(1).is_some_and(|word| word == "conflist")
-}
-
 /// Runs the command: what it prints, and its exit code.
-pub(super) fn run(words: Vec<OsString>) -> Result<(String, u8), Failure> {
-    let Some(request) = parse(words.into_iter().skip(1))? else {
-        return Ok((HELP.into(), 0));
-    };
+pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
+    let request = Request::from(words);
     let entry = request.config.as_deref().map(entry).transpose()?;
     let directory = Directory::at(request.places.clone());
     let wanted = Wanted { mode: request.mode, entry, file: request.file.clone() };
@@ -121,61 +171,6 @@ pub(super) fn run(words: Vec<OsString>) -> Result<(String, u8), Failure> {
     let code = code(&request, &outcome, exists);
     let report = if request.json { to_json } else { to_text };
     Ok((report(&request, &outcome, exists), code))
-}
-
-/// The request; none where help is asked for. The first word is "conflist".
-fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, Failure> {
-    let mut parser = lexopt::Parser::from_iter(words);
-    let (mut verb, mut root) = (None, None);
-    let mut places = Places::default();
-    let (mut mode, mut config, mut file, mut dry_run, mut json) = (None, None, None, false, false);
-    while let Some(word) = parser.next()? {
-        match word {
-            Short('h') | Long("help") => return Ok(None),
-            Long("mode") => mode = Some(parse_mode(&parser.value()?)?),
-            Long("config") => config = Some(PathBuf::from(parser.value()?)),
-            Long("file") => file = Some(parser.value()?.to_string_lossy().into_owned()),
-            Long("conf-dir") => places.conf_dir = parser.value()?.into(),
-            Long("state-dir") => places.state_dir = parser.value()?.into(),
-            Long("root") => root = Some(PathBuf::from(parser.value()?)),
-            Long("dry-run") => dry_run = true,
-            Long("json") => json = true,
-            Word(word) if verb.is_none() => {
-                verb = Some(match word.to_str() {
-                    Some("add") => Verb::Add,
-                    Some("remove") => Verb::Remove,
-                    Some("check") => Verb::Check,
-                    Some("help") => return Ok(None),
-                    _ => {
-                        let text = format!("no command \"conflist {}\"", word.to_string_lossy());
-                        return Err(Failure::Usage(text));
-                    }
-                });
-            }
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    let usage = |text: &str| Failure::Usage(text.into());
-    let verb = verb.ok_or_else(|| usage("one of add, remove, check is missing"))?;
-    if verb == Verb::Remove && (mode.is_some() || config.is_some()) {
-        return Err(usage("--mode and --config go with \"conflist add\" and \"conflist check\""));
-    }
-    if let Some(root) = root {
-        places = places.under(&root);
-    }
-    Ok(Some(Request { verb, mode, config, file, places, dry_run, json }))
-}
-
-fn parse_mode(word: &OsString) -> Result<Mode, Failure> {
-    match word.to_str() {
-        Some("in-place") => Ok(Mode::InPlace),
-        Some("own-file") => Ok(Mode::OwnFile),
-        _ => {
-            let word = word.to_string_lossy();
-            let text = format!("--mode {word}: allowed are in-place and own-file");
-            Err(Failure::Usage(text))
-        }
-    }
 }
 
 /// Our plugin object in a file.
@@ -266,7 +261,7 @@ fn describe(view: &View, dir: &Path) -> String {
     };
     let path = dir.join(file);
     let path = path.display();
-    let fix = "; put it right with: symroute conflist add";
+    let fix = "; put it right with: symroutectl conflist add";
     match &view.state {
         State::Ready => format!("ready: {path} has our entry"),
         State::Missing => format!("missing: {path} has no entry of ours{fix}"),
@@ -314,27 +309,25 @@ fn to_json(request: &Request, outcome: &Outcome, exists: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Command;
     use super::*;
 
-    fn parsed(line: &str) -> Result<Option<Request>, String> {
-        parse(line.split_whitespace().map(OsString::from)).map_err(|e| format!("{e:?}"))
+    fn parsed(line: &str) -> Result<Request, String> {
+        match super::super::tests::parsed(&format!("conflist {line}"))? {
+            Command::Conflist(words) => Ok(words.into()),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
     fn command_lines() {
-        let request = parsed("conflist add --mode own-file --root /host").unwrap().unwrap();
+        let request = parsed("add --mode own-file --root /host").unwrap();
         assert_eq!(request.mode, Some(Mode::OwnFile));
         assert_eq!(request.places.conf_dir, PathBuf::from("/host/etc/cni/net.d"));
         assert_eq!(request.places.state_dir, PathBuf::from("/host/var/lib/symroute"));
-        assert_eq!(parsed("conflist check --help"), Ok(None));
-        for wrong in [
-            "conflist",
-            "conflist fly",
-            "conflist add check",
-            "conflist add --mode elsewhere",
-            "conflist remove --mode in-place",
-            "conflist add --file",
-        ] {
+        for wrong in
+            ["", "fly", "add check", "add --mode elsewhere", "remove --mode in-place", "add --file"]
+        {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
     }

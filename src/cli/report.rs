@@ -57,7 +57,7 @@ impl Report {
                 what: "/run/symroute/node.json is lost or damaged: which settings are in force is \
                        not known"
                     .into(),
-                way_out: "symroute up --config FILE; if pods are missing below, restart them"
+                way_out: "symroutectl up --config FILE; if pods are missing below, restart them"
                     .into(),
             });
         }
@@ -75,7 +75,7 @@ impl Report {
             // What can't be kept is the very thing to report.
             Err(Error::Config(invalid)) => notes.push(Note {
                 what: format!("the settings can't be kept: {invalid}"),
-                way_out: "mend that, then: symroute up".into(),
+                way_out: "mend that, then: symroutectl up".into(),
             }),
             Err(other) => return Err(other),
         }
@@ -163,7 +163,7 @@ impl Report {
         let _ = match &self.record {
             None => writeln!(
                 out,
-                "symroute is not in force on this node: no pod is enrolled, and \"symroute up\" \
+                "symroute is not in force on this node: no pod is enrolled, and \"symroutectl up\" \
                  was not called.\nWith the default settings the uplinks would be:\n"
             ),
             Some(record) => writeln!(
@@ -222,7 +222,7 @@ impl Report {
 
     fn write_off(&self, out: &mut String) {
         if !self.pending.is_empty() {
-            out.push_str("\nNot as it should be; \"symroute up\" or the next pod mends it:\n");
+            out.push_str("\nNot as it should be; \"symroutectl up\" or the next pod mends it:\n");
             for step in &self.pending {
                 let _ = writeln!(out, "  {step}");
             }

@@ -408,7 +408,7 @@ fn no_own_file(folder: &Folder) -> Option<Reason> {
     (folder.own().is_none() && folder.set_aside.contains(&aside)).then(|| {
         Reason::new(
             format!("{path}: Cilium has set it aside as {aside}"),
-            "set cni.exclusive=false in Cilium's Helm values, then: symroute conflist remove, and \
+            "set cni.exclusive=false in Cilium's Helm values, then: symroutectl conflist remove, and \
              add again",
         )
     })
