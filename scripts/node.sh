@@ -3,7 +3,7 @@
 #
 # The order is the point. A conflist never names a program that is not there, and a program stays
 # as long as the runtime will call it; so a kill at any point leaves a node that starts pods, and the
-# same command again completes. JSON is the program's business: "symroute conflist".
+# same command again completes. JSON is the program's business: "symroutectl conflist".
 
 # Paths below $ROOT, as all of this uses them.
 places() {
