@@ -19,14 +19,15 @@ pub(super) fn default() -> Config {
     Config { settings: Settings::default(), scope: Scope::Host, log: Log::default() }
 }
 
-/// The settings; none where no file of a folder names us.
+/// The settings; none where no file of a folder names us. What a person names is held to known
+/// keys. A folder is read at each boot, too, and a slip there must not keep the node from its state.
 pub(super) fn read(from: &wanted::Source) -> Result<Option<Source>, Failure> {
-    let path = match from {
-        wanted::Source::File(path) => Some(path.clone()),
-        wanted::Source::Folder(folder) => wanted::names_us(folder),
+    let read = match from {
+        wanted::Source::File(path) => Some(file::read_strictly(path)),
+        wanted::Source::Folder(folder) => wanted::names_us(folder).map(|path| file::read(&path)),
     };
-    let Some(path) = path else { return Ok(None) };
-    let (network, config) = file::read(&path).map_err(Failure::Failed)?;
+    let Some(read) = read else { return Ok(None) };
+    let (network, config) = read.map_err(Failure::Failed)?;
     Ok(Some(Source { network: network.unwrap_or_else(|| OWN_NETWORK.into()), config }))
 }
 

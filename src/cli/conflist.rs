@@ -9,6 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::{EXIT_FAILED, EXIT_NOT_IN_FORCE, EXIT_OFF, Failure};
+use crate::config::unknown;
 use crate::conflist::{Directory, Edit, Error, Mode, Outcome, Places, State, View, Wanted};
 use crate::names;
 
@@ -179,6 +180,9 @@ pub(super) fn entry(path: &Path) -> Result<Map<String, Value>, Failure> {
     let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
     let entry: Map<String, Value> = serde_json::from_str(&text)
         .map_err(|error| fail(format!("{error}; give our plugin object")))?;
+    if let Some(unknown) = unknown(&entry).next() {
+        return Err(fail(unknown.to_string()));
+    }
     Wanted::entry(entry).map_err(|invalid| fail(invalid.to_string()))
 }
 

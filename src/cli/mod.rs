@@ -12,16 +12,18 @@ mod uninstall;
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::agent::wanted::Source as Settings;
 use crate::config::Config;
+use crate::conflist::{Directory, Reason};
 use crate::error::Error;
 use crate::logging;
 use crate::names;
 use crate::node::Node;
+use crate::plan::Note;
 use crate::startup;
 use configuration::Source;
 use report::{Health, Report};
@@ -120,6 +122,9 @@ enum Command {
         /// Print one JSON object for programs
         #[arg(long)]
         json: bool,
+        /// The runtime's conflists, to find slips in
+        #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
+        conf_dir: PathBuf,
     },
     /// List the pods whose DEL will call symroute, and those enrolled here
     #[command(after_help = attachments::TAIL, args_override_self = true)]
@@ -217,7 +222,7 @@ impl Command {
         match self {
             Self::Up(words) => up(words.settings().as_ref()),
             Self::Down { force } => down(force),
-            Self::Status { json } => status(json),
+            Self::Status { json, conf_dir } => status(json, &conf_dir),
             Self::Attachments(words) => attachments::run(&words),
             Self::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
             Self::Conflist(words) => conflist::run(words),
@@ -266,7 +271,11 @@ fn up(settings: Option<&Settings>) -> Result<(String, u8), Failure> {
     node.reconcile(&lock, &source.network, &source.config.settings)?;
     node.state.hold(HOLD, &source.network)?;
     drop(lock);
-    status(false).map(|(text, _)| (text, 0))
+    let conf_dir = match settings {
+        Some(Settings::Folder(folder)) => folder,
+        _ => Path::new(names::CONF_DIR),
+    };
+    status(false, conf_dir).map(|(text, _)| (text, 0))
 }
 
 fn down(force: bool) -> Result<(String, u8), Failure> {
@@ -309,8 +318,12 @@ fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
     Ok(node.tear_down_if_idle(&lock)?)
 }
 
-fn status(json: bool) -> Result<(String, u8), Failure> {
-    let report = Report::of(&mut Node::open()?)?;
+fn status(json: bool, conf_dir: &Path) -> Result<(String, u8), Failure> {
+    let mut report = Report::of(&mut Node::open()?)?;
+    // A folder that is not there, or can't be read, says nothing of the node.
+    let conflists = Directory::open(conf_dir).read().unwrap_or_default();
+    let slips = conflists.unknown_keys();
+    report.note(slips.map(|Reason { what, way_out }| Note { what, way_out }));
     let text = if json { report.to_json() } else { report.to_table() };
     let code = match report.health() {
         Health::Well => 0,
@@ -339,7 +352,8 @@ mod tests {
 
     #[test]
     fn command_lines() {
-        assert_eq!(parsed("status --json"), Ok(Command::Status { json: true }));
+        let conf_dir = names::CONF_DIR.into();
+        assert_eq!(parsed("status --json"), Ok(Command::Status { json: true, conf_dir }));
         let up = |line| match parsed(line) {
             Ok(Command::Up(words)) => words.settings(),
             other => panic!("{line}: {other:?}"),

@@ -83,6 +83,11 @@ impl Report {
         Ok(Self { record, settings, uplinks, pods, holders, notes, pending, backend })
     }
 
+    /// Adds what is off beside the node itself.
+    pub(super) fn note(&mut self, notes: impl IntoIterator<Item = Note>) {
+        self.notes.extend(notes);
+    }
+
     pub(super) fn health(&self) -> Health {
         match (&self.record, self.notes.is_empty() && self.pending.is_empty()) {
             (None, _) => Health::NotInForce,

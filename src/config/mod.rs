@@ -3,6 +3,7 @@
 pub mod file;
 mod parse;
 mod pattern;
+mod unknown;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 pub use parse::{is_interface_name, parse};
 pub use pattern::Pattern;
+pub use unknown::{Unknown, unknown};
 
 use crate::facts::Variant;
 use crate::mark::Field;

@@ -175,6 +175,7 @@ pub fn decide(folder: &Folder, wanted: &Wanted) -> View {
             view.notes.push(format!("the runtime takes {taken}, which comes before {file}"));
         }
     }
+    view.notes.extend(folder.unknown_keys().map(|reason| reason.to_string()));
     match mode {
         Mode::InPlace => in_place(folder, wanted, file, &network, &mut view),
         Mode::OwnFile => own_file(folder, wanted, file, &network, &mut view),
