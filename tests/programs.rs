@@ -1,6 +1,12 @@
 //! The two programs side by side: the plugin that becomes the tool, and what the tool prints of
 //! itself. Needs no root.
 
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test stops at the first thing that is not as expected, or says why it does not run"
+)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

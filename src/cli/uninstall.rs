@@ -86,10 +86,10 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         )));
     }
     say("the node state is not in force");
-    let [kept, previous] = ["conflist", "previous"].map(|name| words.state_dir.join(name));
-    delete(&kept)?;
-    delete(&previous)?;
-    delete(&words.state_dir.join(names::CONFLIST_TEMPORARY))?;
+    // What "install.sh upgrade" keeps is among them.
+    for name in ["conflist", "previous", "previous-tool", "upgrading", names::CONFLIST_TEMPORARY] {
+        delete(&words.state_dir.join(name))?;
+    }
     delete_empty(&words.state_dir)?;
     delete(Path::new(names::LOG_FILE))?;
     delete(&words.bin_dir.join(names::CONFLIST_TEMPORARY))?;
@@ -102,6 +102,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     }
     delete_empty(&words.run_dir)?;
     delete(&words.bin_dir.join(names::PROGRAM))?;
+    delete(&words.bin_dir.join(names::TOOL))?;
     Ok(("Uninstalled.\n".into(), 0))
 }
 
