@@ -39,7 +39,7 @@ Options:
   --binary FILE     take this plugin; otherwise both programs are built, or without a Rust that
                     is new enough those in target/release are taken
   --tool FILE       take this tool (symroutectl beside the plugin); none goes with a --binary
-                    of the first release, which is plugin and tool in one
+                    of an older release, which is plugin and tool in one
   --bin-dir DIR     where the runtime takes plugins from (by platform, /opt/cni/bin)
   --tool-dir DIR    where the tool goes (/usr/local/bin; GKE: as --bin-dir)
   --conf-dir DIR    where it reads conflists (by platform, /etc/cni/net.d)

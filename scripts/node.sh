@@ -5,8 +5,8 @@
 # long as the runtime will call it; so a kill at any point leaves a node that starts pods, and the
 # same command again completes. JSON is the tool's business: "symroutectl conflist".
 #
-# The first release was one program, plugin and tool in one. It may be what is installed, what is to be
-# installed, and what was kept; there is no file of the tool then.
+# Older releases were one program, plugin and tool in one. Such a program may be what is installed, what
+# is to be installed, and what was kept; there is no file of the tool then.
 
 # Paths below $ROOT, as all of this uses them.
 places() {
@@ -47,7 +47,7 @@ attachments() {
     "$TOOL" attachments --root "${ROOT:-/}" --cache-dir "$CACHE_DIR" ${JSON:+--json}
 }
 
-# Whether a program is of the first release: plugin and tool in one.
+# Whether a program is of an older release: plugin and tool in one.
 is_both() {
     "$1" --help 2>/dev/null | grep -q '^Usage: symroute '
 }

@@ -1,5 +1,5 @@
-//! The plugin without a runtime. In the first release one program was the plugin and the tool, so
-//! units, manifests and people call the plugin by a command of the tool. The plugin then becomes
+//! The plugin without a runtime. In older releases one program was the plugin and the tool, so
+//! units, manifests and people call the plugin with a command of the tool. The plugin then becomes
 //! the tool by exec.
 
 use std::env;

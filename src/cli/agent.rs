@@ -15,17 +15,18 @@ use crate::agent::{self, Options};
 use crate::conflist::{Directory, Places, Wanted};
 use crate::names;
 
-pub(super) const TAIL: &str = "\
+const ABOUT: &str = "\
 It takes its settings from --config, or from the first conflist in --conf-dir that
 names symroute; where there is none it keeps what is in force, or else the defaults.
 It holds the node state, also when it ends: a signal stops the agent and removes
 nothing; \"symroutectl down\" does that afterwards.
 
-Exit codes: 0 ended by a signal, 1 failed, 2 wrong usage.
+";
 
-Examples:
-  symroutectl agent --conf-dir /etc/cni/net.d --listen 127.0.0.1:9617
-  symroutectl agent --manage-conflist --resync 5m --listen off";
+pub(super) fn tail() -> String {
+    let examples = ["agent --manage-conflist --resync 5m", "agent --config /etc/symroute.json"];
+    super::tail(ABOUT, &[(0, "ended by a signal")], &examples)
+}
 
 /// What the agent is told.
 #[derive(Debug, PartialEq, Eq, Args)]

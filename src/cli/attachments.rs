@@ -16,12 +16,10 @@ use crate::state::{Attachment, State};
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
 
-pub(super) const TAIL: &str = "\
-Exit codes: 0 there are none, 1 failed, 2 wrong usage, 4 there are some.
-
-Examples:
-  symroutectl attachments
-  symroutectl attachments --json | jq -r '.cached[]'";
+pub(super) fn tail() -> String {
+    let examples = ["attachments", "attachments --json | jq -r '.cached[]'"];
+    super::tail("", &[(0, "there are none"), (EXIT_OFF, "there are some")], &examples)
+}
 
 /// Where to look.
 #[derive(Debug, PartialEq, Eq, Args)]

@@ -16,21 +16,27 @@ use crate::names;
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
 
-/// Of the command and of each of its verbs.
-pub(super) const TAIL: &str = "\
+const ABOUT: &str = "\
 in-place is the primary's own file; own-file is a copy, 05-symroute.conflist, that the
 runtime takes before it. Without --mode: where the entry is, else in-place. \"add\"
-remembers --mode, --config and --file until \"remove\".
+remembers --mode, --config and --file until \"remove\". What fails or is refused
+changes nothing.
 
-Exit codes: 0 done, or well; 1 failed or refused, nothing was changed; 2 wrong usage;
-3 not there: the entry (check), or the primary's file so far; 4 check: the entry is
-there, but something is off.
-
-Examples:
-  symroutectl conflist add --config /etc/symroute.json --dry-run
-  symroutectl conflist add --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d
-  symroutectl conflist check --json
-  symroutectl conflist remove";
+";
+/// Of the command and of each of its verbs.
+pub(super) fn tail() -> String {
+    let examples = [
+        "conflist add --config /etc/symroute.json --dry-run",
+        "conflist check --json",
+        "conflist remove --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d",
+    ];
+    let codes = [
+        (0, "done, or well"),
+        (EXIT_NOT_IN_FORCE, "not there: the entry (check), or the primary's file so far"),
+        (EXIT_OFF, "check: the entry is there, but something is off"),
+    ];
+    super::tail(ABOUT, &codes, &examples)
+}
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,13 +56,13 @@ pub(super) struct Words {
 #[derive(Debug, PartialEq, Eq, Subcommand)]
 enum Action {
     /// Put the entry behind the primary plugin, once, or put it right
-    #[command(after_help = TAIL, args_override_self = true)]
+    #[command(after_help = tail(), args_override_self = true)]
     Add(Wish),
     /// Take it out: the files are byte for byte as they were
-    #[command(after_help = TAIL, args_override_self = true)]
+    #[command(after_help = tail(), args_override_self = true)]
     Remove(Place),
     /// Say how it stands; changes nothing
-    #[command(after_help = TAIL, args_override_self = true)]
+    #[command(after_help = tail(), args_override_self = true)]
     Check(Wish),
 }
 
@@ -110,28 +116,26 @@ impl ValueEnum for Mode {
 }
 
 /// What is asked for, whatever the words were.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Request {
     verb: Verb,
-    mode: Option<Mode>,
-    config: Option<PathBuf>,
-    file: Option<String>,
+    wish: Wish,
     places: Places,
-    dry_run: bool,
-    json: bool,
 }
 
 impl From<Words> for Request {
     fn from(words: Words) -> Self {
-        let (verb, mode, config, place) = match words.action {
-            Action::Add(Wish { mode, config, place }) => (Verb::Add, mode, config, place),
-            Action::Check(Wish { mode, config, place }) => (Verb::Check, mode, config, place),
-            Action::Remove(place) => (Verb::Remove, None, None, place),
+        let (verb, wish) = match words.action {
+            Action::Add(wish) => (Verb::Add, wish),
+            Action::Check(wish) => (Verb::Check, wish),
+            Action::Remove(place) => (Verb::Remove, Wish { mode: None, config: None, place }),
         };
-        let Place { file, conf_dir, state_dir, root, dry_run, json } = place;
-        let places = Places { conf_dir, state_dir, ..Places::default() };
-        let places = root.map_or(places.clone(), |root| places.under(&root));
-        Self { verb, mode, config, file, places, dry_run, json }
+        let (conf_dir, state_dir) = (wish.place.conf_dir.clone(), wish.place.state_dir.clone());
+        let mut places = Places { conf_dir, state_dir, ..Places::default() };
+        if let Some(root) = &wish.place.root {
+            places = places.under(root);
+        }
+        Self { verb, wish, places }
     }
 }
 
@@ -144,11 +148,11 @@ impl From<Error> for Failure {
 /// Runs the command: what it prints, and its exit code.
 pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
     let request = Request::from(words);
-    let entry = request.config.as_deref().map(entry).transpose()?;
+    let entry = request.wish.config.as_deref().map(entry).transpose()?;
     let directory = Directory::at(request.places.clone());
-    let wanted = Wanted { mode: request.mode, entry, file: request.file.clone() };
+    let wanted = Wanted { mode: request.wish.mode, entry, file: request.wish.place.file.clone() };
     let only = wanted.file.as_deref();
-    let outcome = match (request.verb, request.dry_run) {
+    let outcome = match (request.verb, request.wish.place.dry_run) {
         (Verb::Check, _) => {
             let view = Some(directory.examine(&wanted)?);
             Outcome { found: view.clone(), now: view, ..Outcome::default() }
@@ -163,14 +167,14 @@ pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
         (Verb::Remove, true) => directory.examine_removal(only)?,
         (Verb::Remove, false) => directory.remove(only)?,
     };
-    if let (Verb::Add, false, Some(view)) = (request.verb, request.json, &outcome.now) {
+    if let (Verb::Add, false, Some(view)) = (request.verb, request.wish.place.json, &outcome.now) {
         if let State::Refused(reason) = &view.state {
             return Err(Failure::Failed(reason.to_string()));
         }
     }
     let exists = directory.path().is_dir();
     let code = code(&request, &outcome, exists);
-    let report = if request.json { to_json } else { to_text };
+    let report = if request.wish.place.json { to_json } else { to_text };
     Ok((report(&request, &outcome, exists), code))
 }
 
@@ -212,7 +216,8 @@ fn to_text(request: &Request, outcome: &Outcome, exists: bool) -> String {
     };
     for change in &outcome.changes {
         let path = dir.join(change.file());
-        let (would, path) = (if request.dry_run { "would be " } else { "" }, path.display());
+        let (would, path) =
+            (if request.wish.place.dry_run { "would be " } else { "" }, path.display());
         match (change, request.verb) {
             (Edit::Delete { .. }, _) => line(format!("{path}: {would}deleted")),
             (Edit::Write { file, .. }, Verb::Add) if file == names::OWN_CONFLIST => {
@@ -294,7 +299,7 @@ fn to_json(request: &Request, outcome: &Outcome, exists: bool) -> String {
         "version": VERSION,
         "directory": dir,
         "exists": exists,
-        "dryRun": request.dry_run,
+        "dryRun": request.wish.place.dry_run,
         "changes": changes.collect::<Vec<_>>(),
         "left": left.collect::<Vec<_>>(),
     });
@@ -326,7 +331,7 @@ mod tests {
     #[test]
     fn command_lines() {
         let request = parsed("add --mode own-file --root /host").unwrap();
-        assert_eq!(request.mode, Some(Mode::OwnFile));
+        assert_eq!(request.wish.mode, Some(Mode::OwnFile));
         assert_eq!(request.places.conf_dir, PathBuf::from("/host/etc/cni/net.d"));
         assert_eq!(request.places.state_dir, PathBuf::from("/host/var/lib/symroute"));
         for wrong in

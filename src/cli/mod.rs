@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use crate::agent::wanted::Source as Settings;
 use crate::config::Config;
@@ -33,68 +33,36 @@ const HOLD: &str = "up";
 
 /// Something could not be done.
 const EXIT_FAILED: u8 = 1;
+/// The command line was wrong: what clap exits with.
+const EXIT_USAGE: u8 = 2;
 /// `status`: not in force.
 const EXIT_NOT_IN_FORCE: u8 = 3;
 /// `status`: in force, but something is off.
 const EXIT_OFF: u8 = 4;
 
-const TAIL: &str = "\
-Exit codes: 0 done (status: in force and well; attachments: none), 1 failed,
-2 wrong usage, 3 status: not in force, 4 status: in force, but something is off;
-attachments: there are some.
+/// What stands below a command's options: codes of an exit beside those of every command, examples.
+fn tail(about: &str, codes: &[(u8, &str)], examples: &[&str]) -> String {
+    let mut all = [&[(EXIT_FAILED, "failed"), (EXIT_USAGE, "wrong usage")], codes].concat();
+    all.sort_unstable();
+    let codes: Vec<_> = all.iter().map(|(code, text)| format!("  {code}  {text}")).collect();
+    let examples: Vec<_> = examples.iter().map(|e| format!("  {} {e}", names::TOOL)).collect();
+    format!("{about}Exit codes:\n{}\n\nExamples:\n{}", codes.join("\n"), examples.join("\n"))
+}
 
-Examples:
-  symroutectl up --config /etc/cni/net.d/10-aws.conflist
-  symroutectl status
-  symroutectl status --json | jq '.uplinks[].name'
-  symroutectl conflist add --dry-run
-
-A container runtime runs the plugin, \"symroute\", by its type, listed in a conflist
-behind the primary plugin:
-  {\"type\": \"symroute\", \"uplinks\": [\"auto\"]}";
-
-const UP_TAIL: &str = "\
-Without --config and --conf-dir the settings in force are used, or else the defaults.
-
-Exit codes: 0 done, 1 failed, 2 wrong usage.
-
-Examples:
-  symroutectl up
-  symroutectl up --config /etc/cni/net.d/10-aws.conflist";
-
-const DOWN_TAIL: &str = "\
-Exit codes: 0 done, also where pods need the node state still and it stays;
-1 failed, 2 wrong usage.
-
-Examples:
-  symroutectl down
-  symroutectl down --force";
-
-const STATUS_TAIL: &str = "\
-Exit codes: 0 in force and well, 1 failed, 2 wrong usage, 3 not in force,
-4 in force, but something is off.
-
-Examples:
-  symroutectl status
-  symroutectl status --json | jq '.uplinks[].name'";
-
-const COMPLETIONS_TAIL: &str = "\
-Exit codes: 0 done, 2 wrong usage.
-
-Examples:
-  symroutectl completions bash >/etc/bash_completion.d/symroutectl
-  symroutectl completions fish >~/.config/fish/completions/symroutectl.fish";
-
-const MAN_TAIL: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage.
-
-Examples:
-  symroutectl man | man -l -
-  symroutectl man /usr/local/share/man/man1";
+fn whole_tail() -> String {
+    let about = "A container runtime runs the plugin, \"symroute\", by its type, listed in a conflist \
+                 behind\nthe primary plugin: {\"type\": \"symroute\", \"uplinks\": [\"auto\"]}\n\n";
+    let codes = [(0, "done"), (EXIT_NOT_IN_FORCE, "and 4: see COMMAND --help")];
+    tail(
+        about,
+        &codes,
+        &["up --config /etc/cni/net.d/10-aws.conflist", "status", "help conflist add"],
+    )
+}
 
 /// Replies leave this node by the NIC the request came in by
 #[derive(Debug, Parser)]
-#[command(name = names::TOOL, bin_name = names::TOOL, version, after_help = TAIL)]
+#[command(name = names::TOOL, bin_name = names::TOOL, version, after_help = whole_tail())]
 #[command(arg_required_else_help = false)]
 struct CommandLine {
     #[command(subcommand)]
@@ -105,19 +73,42 @@ struct CommandLine {
 #[derive(Debug, PartialEq, Eq, Subcommand)]
 enum Command {
     /// Put rules, tables and marks in place now, without a pod, and hold them until "down"
-    #[command(after_help = UP_TAIL)]
-    Up(Up),
+    #[command(after_help = tail(
+        "Without --config and --conf-dir: the settings in force, or else the defaults.\n\n",
+        &[(0, "done")],
+        &["up", "up --config /etc/cni/net.d/10-aws.conflist"]
+    ))]
+    Up {
+        /// A conflist or a plugin object with the settings
+        #[arg(long, value_name = "FILE", conflicts_with = "conf_dir")]
+        config: Option<PathBuf>,
+        /// A directory; its first conflist that names symroute has the settings
+        #[arg(long, value_name = "DIR")]
+        conf_dir: Option<PathBuf>,
+    },
     /// End that hold, and the one of an agent that was stopped
-    ///
-    /// With no pod enrolled, everything is taken away.
-    #[command(after_help = DOWN_TAIL, args_override_self = true)]
+    #[command(after_help = tail(
+        "With no pod enrolled, everything is taken away.\n\n",
+        &[(0, "done, or the node state stays for pods or an agent")],
+        &["down", "down --force"]
+    ))]
+    #[command(args_override_self = true)]
     Down {
         /// Also with pods enrolled; they are forgotten
         #[arg(long)]
         force: bool,
     },
     /// Show uplinks, gateways, tables, enrolled pods and what is off
-    #[command(after_help = STATUS_TAIL, args_override_self = true)]
+    #[command(after_help = tail(
+        "",
+        &[
+            (0, "in force and well"),
+            (EXIT_NOT_IN_FORCE, "not in force"),
+            (EXIT_OFF, "in force, but something is off")
+        ],
+        &["status", "status --json | jq '.uplinks[].name'"]
+    ))]
+    #[command(args_override_self = true)]
     Status {
         /// Print one JSON object for programs
         #[arg(long)]
@@ -127,48 +118,30 @@ enum Command {
         conf_dir: PathBuf,
     },
     /// List the pods whose DEL will call symroute, and those enrolled here
-    #[command(after_help = attachments::TAIL, args_override_self = true)]
+    #[command(after_help = attachments::tail(), args_override_self = true)]
     Attachments(attachments::Words),
     /// Stay, and keep all this in place whoever changes the node
-    #[command(after_help = agent::TAIL, args_override_self = true)]
+    #[command(after_help = agent::tail(), args_override_self = true)]
     Agent(agent::Words),
     /// Put our entry into the primary plugin's conflist, or take it out
-    #[command(after_help = conflist::TAIL, arg_required_else_help = false)]
+    #[command(after_help = conflist::tail(), arg_required_else_help = false)]
     Conflist(conflist::Words),
     /// Give a node without a shell back as it was
-    #[command(after_help = uninstall::TAIL, args_override_self = true)]
+    #[command(after_help = uninstall::tail(), args_override_self = true)]
     Uninstall(uninstall::Words),
     /// Print what a shell needs to complete this tool's words
-    #[command(after_help = COMPLETIONS_TAIL)]
+    #[command(after_help = tail("", &[(0, "done")], &["completions bash >/etc/bash_completion.d/symroutectl"]))]
     Completions {
         /// The shell
         shell: pages::Shell,
     },
     /// Print this tool's manual page, or write one page per command
-    #[command(after_help = MAN_TAIL)]
+    #[command(after_help = tail("", &[(0, "done")], &["man | man -l -", "man /usr/local/share/man/man1"]))]
     Man {
         /// Write symroutectl.1, symroutectl-up.1 and so on into this directory
         #[arg(value_name = "DIR")]
         folder: Option<PathBuf>,
     },
-}
-
-/// Where the settings for `up` are.
-#[derive(Debug, PartialEq, Eq, Args)]
-struct Up {
-    /// A conflist or a plugin object with the settings
-    #[arg(long, value_name = "FILE", conflicts_with = "conf_dir")]
-    config: Option<PathBuf>,
-    /// A directory; its first conflist that names symroute has the settings
-    #[arg(long, value_name = "DIR")]
-    conf_dir: Option<PathBuf>,
-}
-
-impl Up {
-    fn settings(self) -> Option<Settings> {
-        let folder = self.conf_dir.map(Settings::Folder);
-        self.config.map(Settings::File).or(folder)
-    }
 }
 
 /// Why a command was not carried out.
@@ -220,7 +193,9 @@ impl Command {
     /// What it prints, and its exit code.
     fn run(self) -> Result<(String, u8), Failure> {
         match self {
-            Self::Up(words) => up(words.settings().as_ref()),
+            Self::Up { config, conf_dir } => {
+                up(config.map(Settings::File).or(conf_dir.map(Settings::Folder)).as_ref())
+            }
             Self::Down { force } => down(force),
             Self::Status { json, conf_dir } => status(json, &conf_dir),
             Self::Attachments(words) => attachments::run(&words),
@@ -354,13 +329,9 @@ mod tests {
     fn command_lines() {
         let conf_dir = names::CONF_DIR.into();
         assert_eq!(parsed("status --json"), Ok(Command::Status { json: true, conf_dir }));
-        let up = |line| match parsed(line) {
-            Ok(Command::Up(words)) => words.settings(),
-            other => panic!("{line}: {other:?}"),
-        };
-        assert_eq!(up("up"), None);
-        assert_eq!(up("up --config=a"), Some(Settings::File("a".into())));
-        assert_eq!(up("up --conf-dir a"), Some(Settings::Folder("a".into())));
+        assert_eq!(parsed("up"), Ok(Command::Up { config: None, conf_dir: None }));
+        let config = Some("a".into());
+        assert_eq!(parsed("up --config=a"), Ok(Command::Up { config, conf_dir: None }));
         assert_eq!(parsed("down --force"), Ok(Command::Down { force: true }));
         for wrong in [
             "",
@@ -387,7 +358,7 @@ mod tests {
     fn every_help_has_examples_and_exit_codes() {
         fn check(command: &mut clap::Command) {
             let help = command.render_help().to_string();
-            for wanted in ["\nExamples:\n  symroutectl ", "\nExit codes: 0 "] {
+            for wanted in ["\nExamples:\n  symroutectl ", "\nExit codes:\n  0  "] {
                 assert!(help.contains(wanted), "{wanted:?} in\n{help}");
             }
             let long = help.lines().find(|line| line.chars().count() > 100);

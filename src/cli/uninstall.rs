@@ -11,7 +11,7 @@ use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::attachments::Found;
-use super::{Failure, take_down};
+use super::{EXIT_OFF, Failure, take_down};
 use crate::conflist::{Directory, Places};
 use crate::names;
 use crate::node::Node;
@@ -22,7 +22,7 @@ use crate::state::{Alone, State};
 /// in its cache.
 const SETTLED: Duration = Duration::from_secs(1);
 
-pub(super) const TAIL: &str = "\
+const ABOUT: &str = "\
 For nodes without a shell, out of the image that the agent came in; elsewhere
 \"install.sh uninstall\" also takes systemd's units and this tool away. In this
 order: our entry out of the conflist, the node state, our files, and the plugin
@@ -30,11 +30,12 @@ last. While pods need the plugin (the runtime calls it at their end) the entry i
 taken out and nothing else; restart those pods and run it again. May be run at any
 time.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 4 pods need the plugin.
+";
 
-Examples:
-  symroutectl uninstall
-  symroutectl uninstall --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d";
+pub(super) fn tail() -> String {
+    let examples = ["uninstall", "uninstall --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d"];
+    super::tail(ABOUT, &[(0, "done"), (EXIT_OFF, "pods need the plugin")], &examples)
+}
 
 /// Where to look, and how far to go.
 #[derive(Debug, PartialEq, Eq, Args)]
