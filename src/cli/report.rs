@@ -70,7 +70,7 @@ impl Report {
             // What can't be kept is the very thing to report.
             Err(Error::Config(invalid)) => notes.push(Note {
                 what: format!("the settings can't be kept: {invalid}"),
-                way_out: "mend that, then: symroute up".into(),
+                way_out: "mend that, then: symroutectl up".into(),
             }),
             Err(other) => return Err(other),
         }
@@ -82,6 +82,11 @@ impl Report {
         }
         let settings = record.as_ref().map_or(fallback, |r| r.settings.clone());
         Ok(Self { record, settings, uplinks, attachments, holders, notes, pending, backend })
+    }
+
+    /// Adds what is off beside the node itself.
+    pub(super) fn note(&mut self, notes: impl IntoIterator<Item = Note>) {
+        self.notes.extend(notes);
     }
 
     pub(super) fn health(&self) -> Health {
@@ -200,7 +205,7 @@ impl Report {
 
     fn write_off(&self, out: &mut String) {
         if !self.pending.is_empty() {
-            out.push_str("\nNot as it should be; \"symroute up\" or the next pod mends it:\n");
+            out.push_str("\nNot as it should be; \"symroutectl up\" or the next pod mends it:\n");
             for step in &self.pending {
                 let _ = writeln!(out, "  {step}");
             }
@@ -219,11 +224,11 @@ impl Report {
 fn unreadable(node: &Node) -> Result<Vec<Note>, Error> {
     let mut paths = node.state.with_own_settings()?.unreadable;
     paths.extend(node.state.some_attachments(0)?.0.unreadable);
-    let note = |path: &PathBuf| Note {
+    let damaged = |path: &PathBuf| Note {
         what: format!("{} is empty or damaged: that attachment counts as absent", path.display()),
         way_out: "restart the pod; the next reconcile removes the file".into(),
     };
-    Ok(paths.iter().map(note).collect())
+    Ok(paths.iter().map(damaged).collect())
 }
 
 fn or_none(text: &str) -> &str {

@@ -141,7 +141,7 @@ impl State {
             before
         } else {
             // On a new pod this takes no look at what was there.
-            let read = |text: Option<String>| Some(Attachment::from_json(&text?)?.0);
+            let read = |text: String| Some(Attachment::from_json(&text)?.0);
             self.replace(PODS, &name, &text)?.and_then(read)
         };
         let own_path = self.path(&[&own_file]);

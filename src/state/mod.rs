@@ -86,19 +86,15 @@ impl State {
     }
 
     /// The same; what stood in the file before, if there was one.
-    fn replace(
-        &self,
-        folder: &str,
-        name: &str,
-        content: &str,
-    ) -> Result<Option<Option<String>>, Error> {
+    fn replace(&self, folder: &str, name: &str, content: &str) -> Result<Option<String>, Error> {
         self.place(folder, name, |temporary, path| {
             fs::write(temporary, content)?;
             match renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {
                 Ok(()) => Ok(None),
                 // Some file systems can't tell.
                 Err(Errno::EEXIST | Errno::EINVAL) => {
-                    let before = fs::read_to_string(path).ok();
+                    // What can't be read is no attachment.
+                    let before = fs::read_to_string(path).unwrap_or_default();
                     fs::rename(temporary, path).map(|()| Some(before))
                 }
                 Err(errno) => Err(errno.into()),

@@ -76,7 +76,7 @@ fn settings_of_a_pod_come_and_go_with_its_attachment() {
     let hairpin = Attachment { hairpin: true, ..plain.clone() };
     let left_out = Attachment { left_out: true, ..plain.clone() };
     assert!(state.attach(&hairpin).unwrap().has_own_settings);
-    assert_eq!(state.with_own_settings().unwrap().readable, [hairpin.clone()]);
+    assert_eq!(state.with_own_settings().unwrap().readable, std::slice::from_ref(&hairpin));
     let written = state.attach(&left_out).unwrap();
     assert_eq!(written, Written { has_own_settings: true, before: Some(hairpin) });
     assert!(state.is_idle().unwrap(), "a pod that is left out holds nothing");
