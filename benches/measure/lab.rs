@@ -165,13 +165,13 @@ impl Lab {
         Self { node, pod, uplinks }
     }
 
-    /// What symroute is told; `extra` are more keys, each with a comma before it.
-    pub(crate) fn settings(&self, version: &str, extra: &str) -> Plugin {
+    /// symroute with the settings for this node.
+    pub(crate) fn symroute(&self) -> Plugin {
         let uplinks: Vec<String> = (0..self.uplinks).map(|n| format!("\"eth{n}\"")).collect();
         Plugin {
-            program: std::env::var("SYMROUTE_BIN").expect("SYMROUTE_BIN: see benches/run"),
-            version: version.into(),
-            settings: format!("\"type\":\"symroute\",\"uplinks\":[{}]{extra}", uplinks.join(",")),
+            program: variable("SYMROUTE_BIN"),
+            version: "1.1.0".into(),
+            settings: format!("\"type\":\"symroute\",\"uplinks\":[{}]", uplinks.join(",")),
             path: None,
         }
     }
@@ -263,9 +263,25 @@ impl Plugin {
 /// The static program that does nothing.
 pub(crate) fn noop() -> Plugin {
     Plugin {
-        program: std::env::var("SYMROUTE_NOOP").expect("SYMROUTE_NOOP: see benches/run"),
+        program: variable("SYMROUTE_NOOP"),
         version: "1.0.0".into(),
         settings: "\"type\":\"noop\"".into(),
         path: None,
     }
+}
+
+/// What runs before each timed call: a plugin in Go, as most that a runtime calls before the next one
+/// in a chain. It enters the pod's namespace and asks the kernel about `lo`, and changes nothing.
+pub(crate) fn disturber() -> Plugin {
+    Plugin {
+        program: format!("{}/loopback", variable("SYMROUTE_PEERS")),
+        version: "1.0.0".into(),
+        settings: "\"type\":\"loopback\"".into(),
+        path: None,
+    }
+}
+
+/// What `benches/run` tells.
+pub(crate) fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name}: see benches/run"))
 }

@@ -10,6 +10,7 @@
 
 mod calls;
 mod counts;
+mod fair;
 mod lab;
 mod path;
 mod plot;
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
             }
             lab::pin();
             if wanted("calls") {
-                let rounds = if short { 60 } else { 1000 };
+                let rounds = if short { 80 } else { 2000 };
                 results.add(calls::measure(rounds, &variable("SYMROUTE_PEERS")));
                 calls::clean_up();
             }

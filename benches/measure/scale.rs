@@ -1,120 +1,85 @@
 //! What a call costs on a full node, and when many pods start at once.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
 use std::sync::Barrier;
 use std::thread;
-use std::time::Instant;
 
-use symroute::facts::ElementData;
-use symroute::names::PODS4;
-use symroute::netlink::Socket;
-use symroute::netlink::nft::Batch;
-use symroute::netlink::route::{Lookup, lookups};
-use symroute::ruleset::sets::address_key;
-
-use crate::lab::{Lab, Netns, Plugin, noop};
+use crate::fair::{NEW, SETTLED, Site};
+use crate::lab::{Lab, Netns, Plugin, disturber, noop};
 use crate::stats::{Dice, Measured};
 
 struct Node {
     label: String,
-    lab: Lab,
-    plugin: Plugin,
+    site: Site,
 }
 
 impl Node {
     fn new(label: &str, uplinks: u32, pods: u32) -> Self {
         let lab = Lab::new("scale", uplinks);
-        let plugin = lab.settings("1.1.0", "");
-        lab.node.run(|| {
-            for pod in 0..=pods {
-                plugin.call_here(&lab, "ADD", pod);
-            }
-        });
-        Self { label: label.into(), lab, plugin }
+        let plugin = lab.symroute();
+        Self { label: label.into(), site: Site::filled(lab, plugin, pods) }
+    }
+
+    fn netns(&self) -> &Netns {
+        &self.site.lab.node
     }
 }
 
 const VERBS: [&str; 4] = ["ADD", "CHECK", "STATUS", "DEL"];
-/// What the kernel alone takes for the least that an ADD asks of it.
-const FLOORS: [&str; 2] = ["nf_tables alone, one element", "rtnetlink alone, one look-up"];
-/// An address that no pod has.
-const SPARE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 255, 200));
-/// The first pod that no node has.
-const NEW: u32 = 20_000;
+/// What others are compared with is measured so much more often.
+const BASE: usize = 3;
 
 pub(crate) fn measure(rounds: u32, short: bool) -> Vec<Measured> {
     crate::say("scale: filling nodes");
     let pods: &[u32] = if short { &[100, 1000] } else { &[100, 1000, 5000] };
-    let rules: &[u32] = if short { &[10_000] } else { &[10_000, 50_000] };
-    let mut filled = vec![Node::new("empty node", 1, 0)];
-    filled.extend(pods.iter().map(|&n| Node::new(&format!("{n} pods"), 1, n)));
+    let rules: &[u32] = if short { &[50_000] } else { &[10_000, 50_000] };
+    let mut nodes = vec![Node::new("empty node", 1, 0)];
+    nodes.extend(pods.iter().map(|&n| Node::new(&format!("{n} pods"), 1, n)));
     for &count in rules {
         for variant in ["nft", "legacy"] {
             let next = Node::new(&format!("{count} iptables-{variant} rules"), 1, 0);
-            if foreign_rules(&next.lab.node, variant, count) {
-                filled.push(next);
+            if foreign_rules(next.netns(), variant, count) {
+                nodes.push(next);
             }
         }
     }
     let next = Node::new("3000 ip rules", 1, 0);
-    next.lab.node.ip(&ip_rules(3000));
-    filled.push(next);
-    filled.push(Node::new("15 uplinks", 15, 0));
+    next.netns().ip(&ip_rules(3000));
+    nodes.push(next);
+    nodes.push(Node::new("15 uplinks", 15, 0));
     let next = Node::new("all of it", 15, *pods.last().expect("one"));
-    next.lab.node.ip(&ip_rules(3000));
-    if foreign_rules(&next.lab.node, "nft", *rules.last().expect("one")) {
-        filled.push(next);
+    next.netns().ip(&ip_rules(3000));
+    if foreign_rules(next.netns(), "nft", *rules.last().expect("one")) {
+        nodes.push(next);
     }
 
-    let floor = Lab::new("noop", 1);
-    let mut samples = vec![vec![Vec::new(); VERBS.len() + FLOORS.len()]; filled.len()];
-    let (mut nothing, mut dice) = (Vec::new(), Dice::new());
+    let mut floor = Site::new(Lab::new("noop", 1), noop(), "");
+    let calls: Vec<(usize, &str)> =
+        (0..nodes.len()).flat_map(|at| VERBS.map(|verb| (at, verb))).collect();
+    let mut samples = vec![Vec::new(); calls.len() + 1];
+    // The last turn is that of the no-op.
+    let often = |call: usize| calls.get(call).is_none_or(|(node, _)| *node == 0);
+    let turns: Vec<usize> = (0..samples.len())
+        .flat_map(|call| std::iter::repeat_n(call, if often(call) { BASE } else { 1 }))
+        .collect();
+    let mut dice = Dice::new();
     for round in 0..rounds {
         crate::progress("scale", round, rounds);
-        for at in dice.order(filled.len() + 1) {
-            let Some(Node { lab, plugin, .. }) = filled.get(at) else {
-                nothing.push(noop().call(&floor, "ADD", 0));
-                continue;
-            };
-            for (n, verb) in VERBS.iter().enumerate() {
-                samples[at][n].push(plugin.call(lab, verb, NEW + round));
-            }
-            // The kernel takes its time to free what was removed.
-            if round % 4 == 0 {
-                for (n, took) in lab.node.run(floors).into_iter().enumerate() {
-                    samples[at][VERBS.len() + n].push(took);
-                }
-            }
+        for turn in dice.order(turns.len()) {
+            let call = turns[turn];
+            samples[call].push(match calls.get(call) {
+                Some((node, verb)) => nodes[*node].site.timed(verb),
+                None => floor.timed("ADD"),
+            });
         }
     }
+    let nothing = samples.pop().expect("the no-op's");
     let mut all = vec![Measured::of("scale", "static no-op", "ADD", "µs", nothing)];
-    for (node, samples) in filled.iter().zip(samples) {
-        for (verb, samples) in VERBS.iter().chain(&FLOORS).zip(samples) {
-            all.push(Measured::of("scale", &node.label, verb, "µs", samples));
-        }
+    for ((node, verb), samples) in calls.iter().zip(samples) {
+        all.push(Measured::of("scale", &nodes[*node].label, verb, "µs", samples));
     }
     all
-}
-
-/// Microseconds of each of [`FLOORS`], from within this process.
-fn floors() -> [f64; 2] {
-    let mut netfilter = Socket::netfilter().expect("a socket");
-    let member = [(address_key(SPARE), ElementData::None)];
-    let mut batch = Batch::default();
-    batch.add_elements(PODS4, &member);
-    let begin = Instant::now();
-    batch.commit(&mut netfilter).expect("add an element");
-    let element = begin.elapsed();
-    let mut batch = Batch::default();
-    batch.delete_elements(PODS4, &member);
-    batch.commit(&mut netfilter).expect("remove it");
-    let mut rtnetlink = Socket::route().expect("a socket");
-    let question = Lookup { to: Ipv4Addr::new(192, 0, 2, 1).into(), from: None, mark: 0 };
-    let begin = Instant::now();
-    lookups(&mut rtnetlink, &[question]).expect("a look-up");
-    [element, begin.elapsed()].map(|took| took.as_secs_f64() * 1e6)
 }
 
 /// Rules as kube-proxy's iptables mode has them: many chains, a jump to each, a DNAT in each.
@@ -155,11 +120,11 @@ fn ip_rules(count: u32) -> String {
     })
 }
 
-/// Many calls at the same moment, on all cores; also while somebody makes and deletes links without
-/// a pause, so that the kernel's lock of network configuration is always held.
+/// Many calls at the same moment, on all cores; also while links are made and deleted without a
+/// pause, so that the kernel's lock of network configuration is always held.
 pub(crate) fn parallel(rounds: u32) -> Vec<Measured> {
     let (lab, floor) = (Lab::new("many", 1), Lab::new("noop", 1));
-    let plugin = lab.settings("1.1.0", "");
+    let plugin = lab.symroute();
     plugin.call(&lab, "ADD", 0);
     let nothing = noop();
     let mut measured = Vec::new();
@@ -182,6 +147,7 @@ pub(crate) fn parallel(rounds: u32) -> Vec<Measured> {
                                 plugin.call_here(&lab, "DEL", pod);
                             }
                         });
+                        thread::sleep(SETTLED);
                     }
                 }
             }
@@ -195,13 +161,20 @@ pub(crate) fn parallel(rounds: u32) -> Vec<Measured> {
     measured
 }
 
+/// The same program at the same moment. Before it, another one runs on each core.
 fn at_once(plugin: &Plugin, lab: &Lab, first: u32, width: u32) -> Vec<f64> {
     let barrier = Barrier::new(width as usize);
     let one = &|pod| {
         barrier.wait();
         plugin.call_here(lab, "ADD", pod)
     };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
     lab.node.run(|| {
+        thread::scope(|scope| {
+            for _ in 0..cores {
+                scope.spawn(|| disturber().call_here(lab, "ADD", 0));
+            }
+        });
         thread::scope(|scope| {
             let start = |pod| scope.spawn(move || one(pod));
             let all: Vec<_> = (first..first + width).map(start).collect();
