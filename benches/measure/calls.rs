@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::fair::Site;
-use crate::lab::{Lab, Plugin, noop};
+use crate::lab::{Lab, Plugin, Release, noop};
 use crate::stats::{Dice, Measured};
 
 /// One call of a program, on a node of its own.
@@ -28,11 +28,13 @@ pub(crate) fn measure(rounds: u32, peers: &str) -> Vec<Measured> {
     let nothing = Site::new(Lab::new("noop", 1), noop(), "");
     let mut all =
         vec![Candidate { label: "static no-op", verb: "ADD", site: nothing, times: 4, every: 1 }];
-    for (verb, times) in [("VERSION", 1), ("STATUS", 1), ("ADD", 2), ("CHECK", 1), ("DEL", 2)] {
-        let lab = Lab::new("own", 1);
-        let plugin = lab.symroute();
-        let site = Site::filled(lab, plugin, 0);
-        all.push(Candidate { label: "symroute", verb, site, times, every: 1 });
+    for release in Release::all() {
+        for (verb, times) in [("VERSION", 1), ("STATUS", 1), ("ADD", 2), ("CHECK", 1), ("DEL", 2)] {
+            let lab = Lab::new("own", 1);
+            let plugin = lab.symroute(&release);
+            let site = Site::filled(lab, plugin, 0);
+            all.push(Candidate { label: release.label, verb, site, times, every: 1 });
+        }
     }
     let ports = "\"type\":\"portmap\",\"capabilities\":{\"portMappings\":true},\"runtimeConfig\":\
                  {\"portMappings\":[{\"hostPort\":8080,\"containerPort\":80,\"protocol\":\"tcp\"}]}";

@@ -165,15 +165,42 @@ impl Lab {
         Self { node, pod, uplinks }
     }
 
-    /// symroute with the settings for this node.
-    pub(crate) fn symroute(&self) -> Plugin {
+    /// A release of symroute with the settings for this node.
+    pub(crate) fn symroute(&self, release: &Release) -> Plugin {
         let uplinks: Vec<String> = (0..self.uplinks).map(|n| format!("\"eth{n}\"")).collect();
         Plugin {
-            program: variable("SYMROUTE_BIN"),
+            program: release.program.clone(),
             version: "1.1.0".into(),
             settings: format!("\"type\":\"symroute\",\"uplinks\":[{}]", uplinks.join(",")),
             path: None,
         }
+    }
+}
+
+/// A release of symroute.
+pub(crate) struct Release {
+    /// What tables call it.
+    pub(crate) label: &'static str,
+    /// The plugin.
+    pub(crate) program: String,
+}
+
+impl Release {
+    /// The one that is measured.
+    pub(crate) fn now() -> Self {
+        Self { label: "symroute", program: variable("SYMROUTE_BIN") }
+    }
+
+    /// It, and the one it is compared with in the same run, if there is one.
+    pub(crate) fn all() -> Vec<Self> {
+        let before = std::env::var("SYMROUTE_BEFORE").ok().filter(|program| !program.is_empty());
+        let before = before.map(|program| Self { label: "symroute before", program });
+        std::iter::once(Self::now()).chain(before).collect()
+    }
+
+    /// What a call of it is named where the label is that of a node.
+    pub(crate) fn call(&self, verb: &str) -> String {
+        format!("{verb}{}", self.label.trim_start_matches("symroute"))
     }
 }
 

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::Netns;
+use crate::lab::{Netns, Release};
 use crate::stats::{Dice, Measured};
 
 const POD: &str = "10.99.0.2";
@@ -23,7 +23,7 @@ const PAYLOAD: [u8; 18] = [0; 18];
 const BURST: Duration = Duration::from_millis(40);
 
 struct Way {
-    label: &'static str,
+    label: String,
     /// Packets by UDP: from the client, and from the pod back.
     ends: [UdpSocket; 2],
     /// One byte there and back.
@@ -36,7 +36,7 @@ struct Way {
 }
 
 impl Way {
-    fn new(label: &'static str, prepare: impl Fn(&Netns, &Netns)) -> Self {
+    fn new(label: &str, prepare: impl Fn(&Netns, &Netns)) -> Self {
         let [client, router, node, pod] = ["client", "router", "node", "pod"].map(Netns::new);
         router.sysctl("ipv4/ip_forward", "1");
         node.sysctl("ipv4/ip_forward", "1");
@@ -66,7 +66,7 @@ impl Way {
         }
         let (talk, bulk) = (tcp(&client, &pod, 7, echo), tcp(&client, &pod, 9, discard));
         talk.set_nodelay(true).expect("no delay");
-        Self { label, ends, talk, bulk, client, pod, _between: [router, node] }
+        Self { label: label.into(), ends, talk, bulk, client, pod, _between: [router, node] }
     }
 
     /// Nanoseconds per packet that arrived.
@@ -120,15 +120,15 @@ pub(crate) fn measure(rounds: u32) -> Vec<Measured> {
             node.ip("rule add pref 32000 fwmark 0x1 lookup main");
         }),
     ];
-    let backends = [
-        ("symroute, nftables", "nftables"),
-        ("symroute, iptables-nft", "iptables-nft"),
-        ("symroute, iptables-legacy", "iptables-legacy"),
-    ];
     let legacy = Netns::new("probe").can("iptables-legacy", &["-S"]);
-    for (label, backend) in backends {
-        if legacy || backend != "iptables-legacy" {
-            ways.push(Way::new(label, |node, pod| enroll(node, pod, backend)));
+    for release in Release::all() {
+        for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
+            if legacy || backend != "iptables-legacy" {
+                let label = format!("{}, {backend}", release.label);
+                ways.push(Way::new(&label, |node, pod| {
+                    enroll(&release.program, node, pod, backend);
+                }));
+            }
         }
     }
     for (label, variant) in [
@@ -165,7 +165,7 @@ pub(crate) fn measure(rounds: u32) -> Vec<Measured> {
     let mut measured = Vec::new();
     for (way, samples) in ways.iter().zip(samples) {
         for ((call, unit), samples) in calls.iter().zip(samples) {
-            measured.push(Measured::of("path", way.label, call, unit, samples));
+            measured.push(Measured::of("path", &way.label, call, unit, samples));
         }
     }
     measured
@@ -201,8 +201,7 @@ COMMIT
 ";
 
 /// ADD for the pod, as a runtime would call it.
-fn enroll(node: &Netns, pod: &Netns, backend: &str) {
-    let program = std::env::var("SYMROUTE_BIN").expect("SYMROUTE_BIN: see benches/run");
+fn enroll(program: &str, node: &Netns, pod: &Netns, backend: &str) {
     let input = format!(
         "{{\"cniVersion\":\"1.0.0\",\"name\":\"bench\",\"type\":\"symroute\",\"uplinks\":[\"eth0\"],\
          \"backend\":\"{backend}\",\"prevResult\":{{\"cniVersion\":\"1.0.0\",\"ips\":\
@@ -215,7 +214,7 @@ fn enroll(node: &Netns, pod: &Netns, backend: &str) {
         "CNI_IFNAME=eth0",
         "CNI_PATH=/opt/cni/bin",
         &netns,
-        &program,
+        program,
     ];
     node.exec("env", &words, &input);
 }

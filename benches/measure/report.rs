@@ -12,6 +12,9 @@ use crate::stats::Measured;
 const BEGIN: &str = "<!-- figures: written by benches/run -->\n";
 const END: &str = "<!-- end of figures -->\n";
 const NOOP: &str = "static no-op";
+/// What [`crate::lab::Release`] calls a release to compare with, as a label and behind a call.
+const BEFORE: &str = "symroute before";
+const BEFORE_CALL: &str = " before";
 
 /// What a run has found; a section that it left out stays as an earlier run found it.
 pub(crate) struct Results {
@@ -26,6 +29,7 @@ impl Results {
         let taken = json!({
             "commit": variable("SYMROUTE_COMMIT"), "date": variable("SYMROUTE_DATE"),
             "machine": variable("SYMROUTE_MACHINE"), "length": length,
+            "before": variable("SYMROUTE_BEFORE_NAME"),
             "load": fs::read_to_string("/proc/loadavg").unwrap_or_default().trim(),
         });
         let bytes = fs::metadata(variable("SYMROUTE_BIN")).map_or(0, |data| data.len());
@@ -78,6 +82,18 @@ impl Figures {
         self.find(section, label, call).map(|row| row.median)
     }
 
+    /// The same of the release that was measured to compare with.
+    fn before(&self, row: &Measured) -> Option<&Measured> {
+        let Measured { section, label, call, .. } = row;
+        if label.starts_with(BEFORE) || call.ends_with(BEFORE_CALL) {
+            return None;
+        }
+        let label_before = label.replacen("symroute", BEFORE, 1);
+        self.find(section, &label_before, call)
+            .filter(|_| label_before != *label)
+            .or_else(|| self.find(section, label, &format!("{call}{BEFORE_CALL}")))
+    }
+
     fn section<'a>(&'a self, section: &'a str) -> impl Iterator<Item = &'a Measured> {
         self.rows.iter().filter(move |row| row.section == section)
     }
@@ -85,8 +101,12 @@ impl Figures {
     fn taken(&self, key: &str) -> String {
         let taken = &self.all["taken"][key];
         let text = |key: &str| taken[key].as_str().unwrap_or("unknown");
+        let before = match text("before") {
+            "" | "unknown" => String::new(),
+            before => format!(" \"Before\" is {before}."),
+        };
         format!(
-            "Commit {}, {}, {} run, load {}; {}.\n\n",
+            "Commit {}, {}, {} run, load {}; {}.{before}\n\n",
             text("commit"),
             text("date"),
             text("length"),
@@ -144,34 +164,53 @@ fn table(figures: &Figures, section: &str) -> String {
         "parallel" => [("no-op", ""), ("no-op, p99", "")],
         _ => [("no plugin", "no plugin, no conntrack"), ("conntrack", "no plugin, conntrack")],
     };
-    let mut text = format!(
-        "| where | what | n | min | median | p95 | p99 | × {} | × {} |\n\
-         |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
-        bases[0].0, bases[1].0
-    );
+    let compared = figures.section(section).any(|row| figures.before(row).is_some());
+    let mut heads = bases.map(|(head, _)| head).to_vec();
+    heads.extend(compared.then_some("before"));
+    let mut text = "| where | what | n | min | median | ± % | p95 | p99 |".to_owned();
+    for head in &heads {
+        let _ = write!(text, " × {head} |");
+    }
+    let _ = writeln!(text, "\n|---|---|{}", "---:|".repeat(6 + heads.len()));
     for row in figures.section(section) {
-        let ratios = match section {
+        let mut ratios = match section {
             "parallel" => {
                 let base = figures.find(section, &row.label, "no-op");
-                [base.map(|base| row.median / base.median), base.map(|base| row.p99 / base.p99)]
+                vec![base.map(|base| row.median / base.median), base.map(|base| row.p99 / base.p99)]
             }
-            _ => bases.map(|(_, label)| {
-                let verb = if label == NOOP || section == "calls" && row.call != "DEL" {
-                    "ADD"
-                } else {
-                    &row.call
-                };
-                figures.median(section, label, verb).map(|base| row.median / base)
-            }),
+            _ => bases
+                .map(|(_, label)| {
+                    let verb = if label == NOOP || section == "calls" && row.call != "DEL" {
+                        "ADD"
+                    } else {
+                        &row.call
+                    };
+                    figures.median(section, label, verb).map(|base| row.median / base)
+                })
+                .to_vec(),
         };
-        let [one, two] =
-            ratios.map(|ratio| ratio.map_or_else(|| "–".into(), |r| format!("{r:.2}")));
+        if compared {
+            ratios.push(figures.before(row).map(|before| row.median / before.median));
+        }
         let digits = if row.median < 100.0 { 2 } else { 0 };
-        let _ = writeln!(
+        let _ = write!(
             text,
-            "| {} | {} | {} | {:.digits$} | {:.digits$} {} | {:.digits$} | {:.digits$} | {one} | {two} |",
-            row.label, row.call, row.count, row.min, row.median, row.unit, row.p95, row.p99
+            "| {} | {} | {} | {:.digits$} | {:.digits$} {} | {:.1} | {:.digits$} | {:.digits$} |",
+            row.label,
+            row.call,
+            row.count,
+            row.min,
+            row.median,
+            row.unit,
+            100.0 * row.doubt,
+            row.p95,
+            row.p99
         );
+        for ratio in ratios {
+            let ratio = ratio.map_or_else(|| "–".into(), |ratio| format!("{ratio:.2}"));
+            let _ = write!(text, " {ratio} |");
+        }
+        text.push('\n');
     }
     text
 }
@@ -199,7 +238,7 @@ fn chart(figures: &Figures, section: &str, title: &str) -> String {
             own: match section {
                 "scale" => row.label != NOOP,
                 "parallel" => row.call == "ADD",
-                _ => row.label.starts_with("symroute"),
+                _ => row.label.starts_with("symroute") && !row.label.starts_with(BEFORE),
             },
         })
         .collect();

@@ -6,19 +6,24 @@ use std::sync::Barrier;
 use std::thread;
 
 use crate::fair::{NEW, SETTLED, Site};
-use crate::lab::{Lab, Netns, Plugin, disturber, noop};
+use crate::lab::{Lab, Netns, Plugin, Release, disturber, noop};
 use crate::stats::{Dice, Measured};
 
 struct Node {
     label: String,
     site: Site,
+    /// The calls of it, as tables name them and for the runtime.
+    calls: Vec<(String, &'static str)>,
 }
 
 impl Node {
-    fn new(label: &str, uplinks: u32, pods: u32) -> Self {
+    fn new(release: &Release, label: &str, uplinks: u32, pods: u32) -> Self {
         let lab = Lab::new("scale", uplinks);
-        let plugin = lab.symroute();
-        Self { label: label.into(), site: Site::filled(lab, plugin, pods) }
+        let plugin = lab.symroute(release);
+        let verbs: &[&str] =
+            if release.label == Release::now().label { &VERBS } else { &VERBS_BEFORE };
+        let calls = verbs.iter().map(|verb| (release.call(verb), *verb)).collect();
+        Self { label: label.into(), site: Site::filled(lab, plugin, pods), calls }
     }
 
     fn netns(&self) -> &Netns {
@@ -26,40 +31,50 @@ impl Node {
     }
 }
 
+const EMPTY: &str = "empty node";
 const VERBS: [&str; 4] = ["ADD", "CHECK", "STATUS", "DEL"];
+/// Of a release to compare with.
+const VERBS_BEFORE: [&str; 2] = ["ADD", "DEL"];
 /// What others are compared with is measured so much more often.
 const BASE: usize = 3;
 
-pub(crate) fn measure(rounds: u32, short: bool) -> Vec<Measured> {
-    crate::say("scale: filling nodes");
+/// The nodes of a release.
+fn nodes(release: &Release, short: bool) -> Vec<Node> {
     let pods: &[u32] = if short { &[100, 1000] } else { &[100, 1000, 5000] };
     let rules: &[u32] = if short { &[50_000] } else { &[10_000, 50_000] };
-    let mut nodes = vec![Node::new("empty node", 1, 0)];
-    nodes.extend(pods.iter().map(|&n| Node::new(&format!("{n} pods"), 1, n)));
+    let node = |label: &str, uplinks, pods| Node::new(release, label, uplinks, pods);
+    let mut nodes = vec![node(EMPTY, 1, 0)];
+    nodes.extend(pods.iter().map(|&n| node(&format!("{n} pods"), 1, n)));
     for &count in rules {
         for variant in ["nft", "legacy"] {
-            let next = Node::new(&format!("{count} iptables-{variant} rules"), 1, 0);
+            let next = node(&format!("{count} iptables-{variant} rules"), 1, 0);
             if foreign_rules(next.netns(), variant, count) {
                 nodes.push(next);
             }
         }
     }
-    let next = Node::new("3000 ip rules", 1, 0);
+    let next = node("3000 ip rules", 1, 0);
     next.netns().ip(&ip_rules(3000));
     nodes.push(next);
-    nodes.push(Node::new("15 uplinks", 15, 0));
-    let next = Node::new("all of it", 15, *pods.last().expect("one"));
+    nodes.push(node("15 uplinks", 15, 0));
+    let next = node("all of it", 15, *pods.last().expect("one"));
     next.netns().ip(&ip_rules(3000));
     if foreign_rules(next.netns(), "nft", *rules.last().expect("one")) {
         nodes.push(next);
     }
+    nodes
+}
 
+pub(crate) fn measure(rounds: u32, short: bool) -> Vec<Measured> {
+    crate::say("scale: filling nodes");
+    let mut nodes: Vec<Node> =
+        Release::all().iter().flat_map(|release| nodes(release, short)).collect();
     let mut floor = Site::new(Lab::new("noop", 1), noop(), "");
-    let calls: Vec<(usize, &str)> =
-        (0..nodes.len()).flat_map(|at| VERBS.map(|verb| (at, verb))).collect();
+    let calls = |(at, node): (usize, &Node)| (0..node.calls.len()).map(move |call| (at, call));
+    let calls: Vec<_> = nodes.iter().enumerate().flat_map(calls).collect();
     let mut samples = vec![Vec::new(); calls.len() + 1];
-    // The last turn is that of the no-op.
-    let often = |call: usize| calls.get(call).is_none_or(|(node, _)| *node == 0);
+    // The last is the no-op's.
+    let often = |call: usize| calls.get(call).is_none_or(|(at, _)| nodes[*at].label == EMPTY);
     let turns: Vec<usize> = (0..samples.len())
         .flat_map(|call| std::iter::repeat_n(call, if often(call) { BASE } else { 1 }))
         .collect();
@@ -67,17 +82,21 @@ pub(crate) fn measure(rounds: u32, short: bool) -> Vec<Measured> {
     for round in 0..rounds {
         crate::progress("scale", round, rounds);
         for turn in dice.order(turns.len()) {
-            let call = turns[turn];
-            samples[call].push(match calls.get(call) {
-                Some((node, verb)) => nodes[*node].site.timed(verb),
+            let at = turns[turn];
+            samples[at].push(match calls.get(at) {
+                Some(&(node, call)) => {
+                    let Node { site, calls, .. } = &mut nodes[node];
+                    site.timed(calls[call].1)
+                }
                 None => floor.timed("ADD"),
             });
         }
     }
     let nothing = samples.pop().expect("the no-op's");
     let mut all = vec![Measured::of("scale", "static no-op", "ADD", "µs", nothing)];
-    for ((node, verb), samples) in calls.iter().zip(samples) {
-        all.push(Measured::of("scale", &nodes[*node].label, verb, "µs", samples));
+    for ((node, call), samples) in calls.into_iter().zip(samples) {
+        let Node { label, calls, .. } = &nodes[node];
+        all.push(Measured::of("scale", label, &calls[call].0, "µs", samples));
     }
     all
 }
@@ -124,7 +143,7 @@ fn ip_rules(count: u32) -> String {
 /// pause, so that the kernel's lock of network configuration is always held.
 pub(crate) fn parallel(rounds: u32) -> Vec<Measured> {
     let (lab, floor) = (Lab::new("many", 1), Lab::new("noop", 1));
-    let plugin = lab.symroute();
+    let plugin = lab.symroute(&Release::now());
     plugin.call(&lab, "ADD", 0);
     let nothing = noop();
     let mut measured = Vec::new();
