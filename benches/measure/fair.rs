@@ -7,7 +7,7 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::lab::{Lab, Plugin, disturber};
+use crate::lab::{Lab, Plugin, disturber, tool_here};
 
 /// The pod that every node has.
 const KEPT: u32 = 0;
@@ -86,6 +86,15 @@ impl Site {
             _ => {}
         }
         took
+    }
+
+    /// Microseconds of one call of the tool.
+    pub(crate) fn timed_tool(&self, tool: &str, word: &str) -> f64 {
+        let Self { lab, disturber, .. } = self;
+        lab.node.run(|| {
+            disturber.call_here(lab, "ADD", KEPT);
+            tool_here(tool, word)
+        })
     }
 
     fn add(&mut self) -> u32 {

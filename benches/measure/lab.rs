@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::panic;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -13,6 +13,9 @@ use std::time::Instant;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
 use nix::unistd::Pid;
+
+/// Where programs find others.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -183,18 +186,26 @@ pub(crate) struct Release {
     pub(crate) label: &'static str,
     /// The plugin.
     pub(crate) program: String,
+    /// The tool beside it, or the plugin itself in releases where it is both.
+    pub(crate) tool: String,
 }
 
 impl Release {
     /// The one that is measured.
     pub(crate) fn now() -> Self {
-        Self { label: "symroute", program: variable("SYMROUTE_BIN") }
+        Self::of("symroute", variable("SYMROUTE_BIN"))
+    }
+
+    fn of(label: &'static str, program: String) -> Self {
+        let tool = Path::new(&program).with_file_name("symroutectl");
+        let tool = if tool.exists() { tool.display().to_string() } else { program.clone() };
+        Self { label, program, tool }
     }
 
     /// It, and the one it is compared with in the same run, if there is one.
     pub(crate) fn all() -> Vec<Self> {
         let before = std::env::var("SYMROUTE_BEFORE").ok().filter(|program| !program.is_empty());
-        let before = before.map(|program| Self { label: "symroute before", program });
+        let before = before.map(|program| Self::of("symroute before", program));
         std::iter::once(Self::now()).chain(before).collect()
     }
 
@@ -248,7 +259,7 @@ impl Plugin {
         };
         command
             .env_clear()
-            .env("PATH", self.path.as_deref().unwrap_or("/usr/sbin:/usr/bin:/sbin:/bin"))
+            .env("PATH", self.path.as_deref().unwrap_or(PATH))
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", format!("pod{pod}"))
             .env("CNI_NETNS", lab.pod.path())
@@ -263,28 +274,42 @@ impl Plugin {
     /// Calls it from the calling thread as a runtime does: starts it, writes its input, reads its
     /// output to the end, waits. Gives the microseconds of all that.
     pub(crate) fn call_here(&self, lab: &Lab, verb: &str, pod: u32) -> f64 {
-        let (mut command, input) = self.command(&[], lab, verb, pod);
-        let mut output = Vec::new();
-        let begin = Instant::now();
-        let mut child = command.spawn().expect("start the program");
-        // One that does not read its input may be gone by now.
-        let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
-        child.stdout.take().expect("piped").read_to_end(&mut output).expect("read");
-        let status = child.wait().expect("wait");
-        let took = begin.elapsed();
-        assert!(
-            status.success(),
-            "{} {verb} of pod {pod}: {status}: {}",
-            self.program,
-            String::from_utf8_lossy(&output)
-        );
-        took.as_secs_f64() * 1e6
+        let (command, input) = self.command(&[], lab, verb, pod);
+        let (took, status, output) = time(command, &input);
+        let program = &self.program;
+        assert!(status.success(), "{program} {verb} of pod {pod}: {status}: {output}");
+        took
     }
 
     /// Calls it on the lab's node.
     pub(crate) fn call(&self, lab: &Lab, verb: &str, pod: u32) -> f64 {
         lab.node.run(|| self.call_here(lab, verb, pod))
     }
+}
+
+/// Microseconds of a whole process, its end, and what it said.
+fn time(mut command: Command, input: &str) -> (f64, ExitStatus, String) {
+    let mut output = Vec::new();
+    let begin = Instant::now();
+    let mut child = command.spawn().expect("start the program");
+    // One that does not read its input may be gone by now.
+    let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+    child.stdout.take().expect("piped").read_to_end(&mut output).expect("read");
+    let status = child.wait().expect("wait");
+    let took = begin.elapsed().as_secs_f64() * 1e6;
+    (took, status, String::from_utf8_lossy(&output).into_owned())
+}
+
+/// Calls the tool from the calling thread, as a person or a unit of systemd does. Gives the
+/// microseconds.
+pub(crate) fn tool_here(program: &str, word: &str) -> f64 {
+    let mut command = Command::new(program);
+    command.arg(word).env_clear().env("PATH", PATH);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let (took, status, output) = time(command, "");
+    // 4: in force, with something to say about the node.
+    assert!(matches!(status.code(), Some(0 | 4)), "{program} {word}: {status}: {output}");
+    took
 }
 
 /// The static program that does nothing.

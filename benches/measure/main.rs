@@ -17,6 +17,7 @@ mod plot;
 mod report;
 mod scale;
 mod stats;
+mod targets;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
             }
             if wanted("scale") {
                 results.add(scale::measure(if short { 40 } else { 400 }, short));
+                results.add(scale::tool(if short { 20 } else { 200 }, short));
             }
             if wanted("path") {
                 results.add(path::measure(if short { 20 } else { 200 }));

@@ -101,6 +101,41 @@ pub(crate) fn measure(rounds: u32, short: bool) -> Vec<Measured> {
     all
 }
 
+/// What the tool takes where there are few pods and many.
+pub(crate) fn tool(rounds: u32, short: bool) -> Vec<Measured> {
+    const WORDS: [&str; 2] = ["up", "status"];
+    crate::say("tool: filling nodes");
+    let pods = [5, if short { 1000 } else { 5000 }];
+    let releases = Release::all();
+    let sites: Vec<(&Release, u32, Site)> = (releases.iter())
+        .flat_map(|release| pods.map(|pods| (release, pods)))
+        .map(|(release, pods)| {
+            let lab = Lab::new("tool", 1);
+            let plugin = lab.symroute(release);
+            // One more is pod 0.
+            (release, pods, Site::filled(lab, plugin, pods - 1))
+        })
+        .collect();
+    let mut samples = vec![WORDS.map(|_| Vec::new()); sites.len()];
+    let mut dice = Dice::new();
+    for round in 0..rounds {
+        crate::progress("tool", round, rounds);
+        for turn in dice.order(sites.len() * WORDS.len()) {
+            let (at, word) = (turn / WORDS.len(), turn % WORDS.len());
+            let (release, _, site) = &sites[at];
+            samples[at][word].push(site.timed_tool(&release.tool, WORDS[word]));
+        }
+    }
+    let mut all = Vec::new();
+    for ((release, pods, _), samples) in sites.iter().zip(samples) {
+        for (word, samples) in WORDS.iter().zip(samples) {
+            let label = format!("{pods} pods");
+            all.push(Measured::of("tool", &label, &release.call(word), "µs", samples));
+        }
+    }
+    all
+}
+
 /// Rules as kube-proxy's iptables mode has them: many chains, a jump to each, a DNAT in each.
 fn foreign_rules(node: &Netns, variant: &str, count: u32) -> bool {
     let tool = format!("iptables-{variant}");
