@@ -20,13 +20,14 @@ Usage: ./install.sh build
        sudo ./install.sh --demo
        ./install.sh --help
 
-  build      build one static program, target/release/symroute
-  install    put it where the runtime takes plugins from, list it in the conflist behind the
-             primary plugin, and bring node state into force, also at each boot where there is
-             systemd; may be run again at any time
-  upgrade    replace the program; connections go on. The old one is kept:
-             "upgrade --rollback" puts it back
-  uninstall  the node is as it was before; refused while pods need the program
+  build      build two static programs in target/release: the plugin symroute, and the command
+             line tool symroutectl
+  install    put the plugin where the runtime takes plugins from and the tool into --tool-dir,
+             list the plugin in the conflist behind the primary plugin, and bring node state
+             into force, also at each boot where there is systemd; may be run again at any time
+  upgrade    replace both programs; connections go on. The old ones are kept:
+             "upgrade --rollback" puts them back
+  uninstall  the node is as it was before; refused while pods need the plugin
   status     what is installed, and whether it is well
   --demo     lay out a node with two NICs in network namespaces of its own, show what fails
              without symroute and works with it, and take everything away again; installs the
@@ -35,21 +36,24 @@ Usage: ./install.sh build
 
 Options:
   --dry-run         say what would be done, and do nothing
-  --binary FILE     take this program; otherwise it is built, or without a Rust that is new
-                    enough target/release/symroute is taken
+  --binary FILE     take this plugin; otherwise both programs are built, or without a Rust that
+                    is new enough those in target/release are taken
+  --tool FILE       take this tool (symroutectl beside the plugin); none goes with a --binary
+                    of an older release, which is plugin and tool in one
   --bin-dir DIR     where the runtime takes plugins from (by platform, /opt/cni/bin)
+  --tool-dir DIR    where the tool goes (/usr/local/bin; GKE: as --bin-dir)
   --conf-dir DIR    where it reads conflists (by platform, /etc/cni/net.d)
   --cache-dir DIR   where it keeps results (/var/lib/cni/results)
   --state-dir DIR   what was done, to be undone (/var/lib/symroute)
   --unit-dir DIR    systemd's units (/etc/systemd/system)
   --root DIR        a node's file system that does not run here; nothing is started
   --mode, --config, --file WORD
-                    install: for "symroute conflist add", see docs/conflist.md
+                    install: for "symroutectl conflist add", see docs/conflist.md
   --before-primary  install: go on where the primary plugin has written no conflist yet
   --no-systemd      leave systemd alone
   --no-agent        units that act at boot and when a conflist changes, but no agent
   --no-up           install: no node state before the first pod, or the next boot
-  --force           uninstall: also while pods need the program
+  --force           uninstall: also while pods need the plugin
   --json            status: print one JSON object for programs, see docs/operations.md
 Give the same directories to each command.
 
@@ -75,7 +79,7 @@ wrong_usage() {
 
 TARGET=${CARGO_TARGET_DIR:-target}
 
-# One static program at $TARGET/release/symroute.
+# The two static programs in $TARGET/release.
 build() {
     install_packages cc=gcc
     [ -e "$(cc -print-file-name=libc.a)" ] || install_packages libc.a=libc6-dev
@@ -84,16 +88,18 @@ build() {
     (
         # Flags of the environment would replace those of the configuration.
         unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
-        as_owner cargo build --release --locked --bin symroute --config conf/cargo-static.toml \
+        as_owner cargo build --release --locked --bins --config conf/cargo-static.toml \
             --target "$triple" --target-dir "$TARGET"
     ) || die "the build failed" "With \"failed to download\" above: the first build needs the network."
-    program=$TARGET/release/symroute
     as_owner mkdir -p "$TARGET/release"
-    # By rename in the same directory: a program that runs can't be written to.
-    as_owner cp "$TARGET/$triple/release/symroute" "$program.new.$$"
-    as_owner mv -f "$program.new.$$" "$program"
-    is_static "$program" || die "$program is not static" "Is there a static C library (libc6-dev)?"
-    printf '%s: %s, static, %s bytes\n' "$program" "$("$program" --version)" "$(wc -c <"$program")"
+    for program in symroute symroutectl; do
+        program=$TARGET/release/$program
+        # By rename in the same directory: a program that runs can't be written to.
+        as_owner cp "$TARGET/$triple/release/${program##*/}" "$program.new.$$"
+        as_owner mv -f "$program.new.$$" "$program"
+        is_static "$program" || die "$program is not static" "Is there a static C library (libc6-dev)?"
+        printf '%s: %s, static, %s bytes\n' "$program" "$("$program" --version)" "$(wc -c <"$program")"
+    done
 }
 
 # Whether the program works without a dynamic linker and libraries of the system.
@@ -127,6 +133,8 @@ absolute() {
 option() {
     case $1 in
         --binary) BINARY=$2 ;;
+        --tool) TOOL_FILE=$2 ;;
+        --tool-dir) TOOL_DIR=$2 ;;
         --bin-dir) BIN_DIR=$2 ;;
         --conf-dir) CONF_DIR=$2 ;;
         --cache-dir) CACHE_DIR=$2 ;;
@@ -144,7 +152,7 @@ option() {
     esac
 }
 
-COMMAND='' OPTIONS='' BINARY='' BIN_DIR='' CONF_DIR='' ROOT='' MODE='' CONFIG='' FILE=''
+COMMAND='' OPTIONS='' BINARY='' TOOL_FILE='' BIN_DIR='' TOOL_DIR='' CONF_DIR='' ROOT='' MODE='' CONFIG='' FILE=''
 CACHE_DIR=/var/lib/cni/results STATE_DIR=/var/lib/symroute UNIT_DIR=/etc/systemd/system
 DRY_RUN='' BEFORE_PRIMARY='' NO_SYSTEMD='' NO_AGENT='' NO_UP='' FORCE='' ROLLBACK='' JSON=''
 
@@ -153,7 +161,8 @@ while [ $# -gt 0 ]; do
     word=$1
     shift
     case $word in
-        --binary | --bin-dir | --conf-dir | --cache-dir | --state-dir | --unit-dir | --root | --mode | --config | --file)
+        --binary | --tool | --bin-dir | --tool-dir | --conf-dir | --cache-dir | --state-dir | --unit-dir | --root | \
+            --mode | --config | --file)
             [ $# -gt 0 ] || wrong_usage "$word: a value is missing"
             option "$word" "$1"
             shift
@@ -188,7 +197,7 @@ esac
 [ -z "$ROLLBACK" ] || [ "$COMMAND" = upgrade ] || wrong_usage "--rollback goes with \"upgrade\""
 [ -z "$FORCE" ] || [ "$COMMAND" = uninstall ] || wrong_usage "--force goes with \"uninstall\""
 [ -z "$JSON" ] || [ "$COMMAND" = status ] || wrong_usage "--json goes with \"status\""
-BINARY=$(absolute "$BINARY") CONFIG=$(absolute "$CONFIG")
+BINARY=$(absolute "$BINARY") TOOL_FILE=$(absolute "$TOOL_FILE") CONFIG=$(absolute "$CONFIG")
 
 case $COMMAND in
     build) build ;;

@@ -24,7 +24,7 @@ for applet in httpd wget; do
     busybox --list | grep -qx "$applet" || die "this busybox has no $applet" "Install the package busybox-static."
 done
 
-# Directories with symroute and the plugins before it.
+# Directories with symroute, its tool beside it, and the plugins before it.
 CNI_PATH=$(cd "${1%%:*}" && pwd):${1#*:}
 CONFLIST=conf/demo.conflist
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/symroute-demo.XXXXXX")
@@ -289,8 +289,8 @@ on_pods ADD symroute
 step "Ask with symroute"
 ask_all after
 
-step "symroute status"
-on_node "${CNI_PATH%%:*}/symroute" status >"$WORK/status" || fault "symroute status: exit code $?"
+step "symroutectl status"
+on_node "${CNI_PATH%%:*}/symroutectl" status >"$WORK/status" || fault "symroutectl status: exit code $?"
 sed 's/^/  /' "$WORK/status"
 
 step "Take the pods away, in reverse order of the chain"

@@ -51,3 +51,7 @@ delete() {
         if [ -e "$file" ] || [ -L "$file" ]; then act "delete $file" rm -rf "$file"; fi
     done
 }
+
+hash_of() {
+    cat "$@" 2>/dev/null | sha256sum | cut -d ' ' -f 1
+}

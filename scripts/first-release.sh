@@ -1,19 +1,21 @@
 #!/bin/sh
-# Builds the program of the first release, which upgrades have to start from, out of this repository's
-# history; prints its path.
+# first-release.sh [NAME]: builds the program of an old release, which upgrades have to start from, out of
+# this repository's history; prints its path. tests/NAME has the commit: first-release, or one-program,
+# the last release in which one program was plugin and tool.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 
-commit=$(cat tests/first-release)
-target=${CARGO_TARGET_DIR:-$PWD/target}/first-release
+name=${1:-first-release}
+commit=$(cat "tests/$name")
+target=${CARGO_TARGET_DIR:-$PWD/target}/$name
 program=$target/build/debug/symroute
 # The program tells nothing of its commit, so a file beside it does.
 if [ "$(cat "$target/commit" 2>/dev/null)" != "$commit" ] || [ ! -x "$program" ]; then
     repository() { git -c safe.directory='*' "$@"; }
     repository cat-file -e "$commit^{commit}" 2>/dev/null ||
-        die "the first release, commit $commit, is not in this clone" \
-            "In a shallow clone: git fetch --unshallow. Or name its program by SYMROUTE_OLD."
+        die "commit $commit of tests/$name is not in this clone" \
+            "In a shallow clone: git fetch --unshallow. Or name its program by SYMROUTE_OLD (one-program: SYMROUTE_ONE)."
     need_cargo >&2
     rm -rf "$target/source"
     as_owner mkdir -p "$target/source"
@@ -21,7 +23,7 @@ if [ "$(cat "$target/commit" 2>/dev/null)" != "$commit" ] || [ ! -x "$program" ]
     (
         cd "$target/source"
         CARGO_TARGET_DIR=$target/build as_owner cargo build --quiet --locked --bin symroute >&2
-    ) || die "the first release does not build"
+    ) || die "commit $commit of tests/$name does not build"
     printf '%s\n' "$commit" | as_owner tee "$target/commit" >/dev/null
 fi
 printf '%s\n' "$program"

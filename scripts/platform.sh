@@ -22,7 +22,7 @@ given_both() {
     [ -n "$BIN_DIR" ] && [ -n "$CONF_DIR" ]
 }
 
-# Sets PLATFORM, and BIN_DIR and CONF_DIR where they were not given.
+# Sets PLATFORM, and BIN_DIR, CONF_DIR and TOOL_DIR where they were not given.
 detect_platform() {
     PLATFORM='' found_bin='' found_conf=''
     while IFS='|' read -r name sign plugins conflists; do
@@ -46,6 +46,8 @@ TEXT
         talos | '"talos"') PLATFORM=Talos ;;
     esac
     BIN_DIR=${BIN_DIR:-$found_bin} CONF_DIR=${CONF_DIR:-$found_conf}
+    # GKE's /usr is read-only.
+    [ -n "$TOOL_DIR" ] || case $PLATFORM in GKE) TOOL_DIR=$BIN_DIR ;; *) TOOL_DIR=/usr/local/bin ;; esac
 }
 
 # What to do where the directory of plugins can't be written, for this platform.

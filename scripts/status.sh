@@ -10,16 +10,13 @@ row() {
     printf '%s\n' "$2" | sed "1s/^/$(printf '%-10s' "$1")/;2,\$s/^/          /"
 }
 
-hash_of() {
-    sha256sum <"$1" | cut -d ' ' -f 1
-}
-
 # Exit code 0 where all is well, 3 where symroute is not installed, 4 where something is off.
 status_node() {
     result=0 OFF=''
     if [ -n "$JSON" ]; then places >/dev/null; else places; fi
     find_tool
     look_at_binary
+    look_at_tool
     look_at_conflist
     look_at_units
     look_at_node
@@ -47,6 +44,28 @@ look_at_binary() {
     done
 }
 
+# Sets CTL_VERSION, CTL_HASH, OTHER_TOOL likewise, and TOOL_STATE: what is wrong, or that nothing is.
+look_at_tool() {
+    CTL_VERSION='' CTL_HASH='' OTHER_TOOL='' TOOL_STATE=well
+    [ -n "$BIN_HASH" ] || [ -e "$CTL" ] || return 0
+    if [ ! -e "$CTL" ]; then
+        TOOL_STATE="in the plugin"
+        is_both "$BIN" || { TOOL_STATE="not there; ./install.sh install puts it in place"; off tool; }
+        return
+    fi
+    CTL_HASH=$(hash_of "$CTL")
+    CTL_VERSION=$("$CTL" --version 2>/dev/null) || CTL_VERSION=''
+    for other in "$TOOL_FILE" "${OTHER:+${OTHER%/*}/symroutectl}" "$TARGET/release/symroutectl"; do
+        [ -n "$OTHER_TOOL" ] || [ ! -e "$other" ] || OTHER_TOOL=$other
+    done
+    if [ -z "$CTL_VERSION" ]; then
+        TOOL_STATE="does not run"
+    elif [ -n "$BIN_VERSION" ] && [ "${CTL_VERSION#* }" != "${BIN_VERSION#* }" ]; then
+        TOOL_STATE="not of the plugin's version, ${BIN_VERSION#* }; ./install.sh upgrade puts both right"
+    fi
+    [ "$TOOL_STATE" = well ] || off tool
+}
+
 # said COMMAND [ARGUMENT...]: sets SAID to what it prints, and code. With --json, what is no report
 # becomes {"error": ...}.
 said() {
@@ -65,7 +84,7 @@ said() {
 }
 
 look_at_conflist() {
-    CONFLIST="unknown: no symroute program to ask; give one by --binary FILE"
+    CONFLIST="unknown: no symroutectl to ask; give one by --tool FILE"
     [ -z "$JSON" ] || CONFLIST=null
     [ -n "$TOOL" ] || return 0
     said conflist check
@@ -109,15 +128,27 @@ look_at_pods() {
     [ "$code" -eq 0 ] || [ "$code" -eq 4 ] || off pods
 }
 
+# described FILE VERSION HASH OTHER: one line about a program that is there.
+described() {
+    text="$1: ${2:-does not run}, sha256 $(printf '%.16s' "$3")..."
+    if [ -n "$4" ]; then
+        if cmp -s "$4" "$1"; then text="$text, as $4"; else text="$text, not as $4"; fi
+    fi
+    printf '%s\n' "$text"
+}
+
 status_rows() {
     text="$BIN: not there"
-    if [ -n "$BIN_HASH" ]; then
-        text="$BIN: ${BIN_VERSION:-does not run}, sha256 $(printf '%.16s' "$BIN_HASH")..."
-        if [ -n "$OTHER" ]; then
-            if cmp -s "$OTHER" "$BIN"; then text="$text, as $OTHER"; else text="$text, not as $OTHER"; fi
-        fi
-    fi
+    [ -z "$BIN_HASH" ] || text=$(described "$BIN" "$BIN_VERSION" "$BIN_HASH" "$OTHER")
     row binary "$text"
+    if [ -n "$CTL_HASH" ]; then
+        text=$(described "$CTL" "$CTL_VERSION" "$CTL_HASH" "$OTHER_TOOL")
+        [ "$TOOL_STATE" = well ] || text="$text
+$TOOL_STATE"
+        row tool "$text"
+    elif [ -n "$BIN_HASH" ]; then
+        row tool "$CTL: $TOOL_STATE"
+    fi
     row conflist "$CONFLIST"
     [ -n "$TOOL" ] || return 0
     row units "${UNITS_SEEN:-none}"
@@ -168,14 +199,15 @@ json_units() {
     printf ']'
 }
 
-json_binary() {
-    [ -n "$BIN_HASH" ] || { printf null; return; }
-    printf '{"version": %s, "sha256": "%s", "previous": %s' "$(json_or_null "$BIN_VERSION")" \
-        "$BIN_HASH" "$(json_or_null "$([ ! -e "$PREVIOUS" ] || hash_of "$PREVIOUS")")"
-    if [ -n "$OTHER" ]; then
+# json_program FILE VERSION HASH KEPT OTHER: an object about a program, or null where it is not there.
+json_program() {
+    [ -n "$3" ] || { printf null; return; }
+    printf '{"version": %s, "sha256": "%s", "previous": %s' "$(json_or_null "$2")" \
+        "$3" "$(json_or_null "$([ ! -e "$4" ] || hash_of "$4")")"
+    if [ -n "$5" ]; then
         same=false
-        ! cmp -s "$OTHER" "$BIN" || same=true
-        printf ', "comparedWith": %s, "isSame": %s' "$(json_string "$OTHER")" "$same"
+        ! cmp -s "$5" "$1" || same=true
+        printf ', "comparedWith": %s, "isSame": %s' "$(json_string "$5")" "$same"
     fi
     printf '}'
 }
@@ -191,8 +223,9 @@ status_json() {
 "state": "$state",
 "off": $off_,
 "platform": $(json_or_null "$PLATFORM"),
-"paths": {"binary": $(json_string "$BIN"), "conflists": $(json_string "$CONFS"), "state": $(json_string "$STATE"), "units": $(json_string "$UNITS")},
-"binary": $(json_binary),
+"paths": {"binary": $(json_string "$BIN"), "tool": $(json_string "$CTL"), "conflists": $(json_string "$CONFS"), "state": $(json_string "$STATE"), "units": $(json_string "$UNITS")},
+"binary": $(json_program "$BIN" "$BIN_VERSION" "$BIN_HASH" "$PREVIOUS" "$OTHER"),
+"tool": $(json_program "$CTL" "$CTL_VERSION" "$CTL_HASH" "$PREVIOUS_TOOL" "$OTHER_TOOL"),
 "units": $(json_units),
 "conflist": $CONFLIST,
 "node": $NODE,

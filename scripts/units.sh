@@ -33,7 +33,8 @@ systemd() {
     systemctl ${ROOT:+"--root=$ROOT"} "$@"
 }
 
-# unit NAME: its text with the directories of this node.
+# unit NAME: its text with the directories of this node. Units call the plugin, which becomes the tool:
+# so they are right before and after an upgrade from one program to two, and a rollback.
 unit() {
     case $STATE_DIR in
         /var/lib/*) state=StateDirectory=${STATE_DIR#/var/lib/} ;;
@@ -41,7 +42,24 @@ unit() {
     esac
     sed -e "s|/opt/cni/bin|$BIN_DIR|g" -e "s|/etc/cni/net.d|$CONF_DIR|g" \
         -e "s|/var/lib/cni/results|$CACHE_DIR|g" -e "s|/var/lib/symroute|$STATE_DIR|g" \
-        -e "s|^StateDirectory=symroute$|$state|" "conf/systemd/$1"
+        -e "s|^StateDirectory=symroute$|$state|" "conf/systemd/$1" | at_tool | at_home
+}
+
+# Where the tool is where the plugin would not look for it.
+at_tool() {
+    case $TOOL_DIR in
+        /usr/local/bin | "$BIN_DIR") cat ;;
+        *) sed "s|^\[Service\]\$|&\\
+Environment=PATH=$TOOL_DIR:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin|" ;;
+    esac
+}
+
+# A program below /home can't be run by a unit that doesn't see it.
+at_home() {
+    case $BIN_DIR:$TOOL_DIR in
+        /home/* | *:/home/* | /root/* | *:/root/*) sed 's|^ProtectHome=yes$|ProtectHome=read-only|' ;;
+        *) cat ;;
+    esac
 }
 
 # Brings the unit files up to date. NEW_UNITS tells whether one has changed.

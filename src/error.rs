@@ -81,7 +81,7 @@ impl Error {
                      else ip_set with hash:ip and hash:net, and \"backend\": \"iptables\"",
                 ),
                 Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR => Some("try again"),
-                _ => Some("see the kernel's message; \"symroute status\" shows what is there"),
+                _ => Some("see the kernel's message; \"symroutectl status\" shows what is there"),
             },
             Self::Sysctl { .. } => Some("mount /proc/sys writable and run as root"),
             Self::State(_) => Some("make /run/symroute writable for root"),

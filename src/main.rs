@@ -1,8 +1,8 @@
-//! The `symroute` program: a CNI plugin when a runtime calls it, a command line tool otherwise.
+//! The `symroute` program: the CNI plugin that a container runtime calls.
 #![no_main]
 
 use symroute::cni::{self, Environment};
-use symroute::process;
+use symroute::{handover, process};
 
 /// Called by the C library. Rust's own start-up would look for its stack's guard page in
 /// `/proc/self/maps` and set up a stack for signals, which is a tenth of what a fast ADD costs.
@@ -12,7 +12,7 @@ pub extern "C" fn main() -> libc::c_int {
     process::standard_streams();
     let code = match Environment::of_process() {
         Some(environment) => cni::run(&environment),
-        None => symroute::cli::run(std::env::args_os()),
+        None => handover::run(std::env::args_os()),
     };
     code.into()
 }

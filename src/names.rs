@@ -123,7 +123,11 @@ pub const LASTING_DIR: &str = "/var/lib/symroute";
 /// State of this boot: attachments, the node record, the lock. A tmpfs on every system that has
 /// systemd, so it goes with the kernel's rules at a reboot.
 pub const STATE_DIR: &str = "/run/symroute";
-/// Name of the program, as the kernel tells it of a process.
+/// Name of the plugin's program, as the kernel tells it of a process.
 pub const PROGRAM: &str = "symroute";
+/// Name of the command line tool, likewise.
+pub const TOOL: &str = "symroutectl";
+/// Where the tool is unless install.sh was told otherwise.
+pub const TOOL_DIR: &str = "/usr/local/bin";
 /// Default of `log.file`.
 pub const LOG_FILE: &str = "/var/log/symroute.log";

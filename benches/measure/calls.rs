@@ -2,31 +2,40 @@
 
 use std::fs;
 
-use crate::lab::{Lab, Plugin, noop};
+use crate::fair::Site;
+use crate::lab::{Lab, Plugin, Release, noop};
 use crate::stats::{Dice, Measured};
 
-/// A program on a node of its own, and the calls it gets in each round.
+/// One call of a program, on a node of its own.
 struct Candidate {
     label: &'static str,
-    lab: Lab,
-    plugin: Plugin,
-    verbs: &'static [&'static str],
+    verb: &'static str,
+    site: Site,
+    /// How often in a round.
+    times: u32,
+    /// In each of how many rounds.
+    every: u32,
 }
+
+/// What takes a tenth of a second needs no more.
+const PEERS_EVERY: u32 = 8;
+/// sbr takes the pod's routes away.
+const ROUTES: &str = "link set eth0 down\nlink set eth0 up\nroute replace default via 10.99.0.1\n";
 
 /// `peers` holds Debian's plugins.
 pub(crate) fn measure(rounds: u32, peers: &str) -> Vec<Measured> {
-    let mut all = vec![Candidate {
-        label: "static no-op",
-        lab: Lab::new("noop", 1),
-        plugin: noop(),
-        verbs: &["ADD"],
-    }];
-    let lab = Lab::new("own", 1);
-    let plugin = lab.settings("1.1.0", "");
-    // The last pod takes the node's state with it: this one stays.
-    plugin.call(&lab, "ADD", 0);
-    let verbs = &["VERSION", "STATUS", "ADD", "CHECK", "DEL"];
-    all.push(Candidate { label: "symroute", lab, plugin, verbs });
+    // All others are compared with it, so it is measured best.
+    let nothing = Site::new(Lab::new("noop", 1), noop(), "");
+    let mut all =
+        vec![Candidate { label: "static no-op", verb: "ADD", site: nothing, times: 4, every: 1 }];
+    for release in Release::all() {
+        for (verb, times) in [("VERSION", 1), ("STATUS", 1), ("ADD", 2), ("CHECK", 1), ("DEL", 2)] {
+            let lab = Lab::new("own", 1);
+            let plugin = lab.symroute(&release);
+            let site = Site::filled(lab, plugin, 0);
+            all.push(Candidate { label: release.label, verb, site, times, every: 1 });
+        }
+    }
     let ports = "\"type\":\"portmap\",\"capabilities\":{\"portMappings\":true},\"runtimeConfig\":\
                  {\"portMappings\":[{\"hostPort\":8080,\"containerPort\":80,\"protocol\":\"tcp\"}]}";
     let peers_settings = [
@@ -38,51 +47,45 @@ pub(crate) fn measure(rounds: u32, peers: &str) -> Vec<Measured> {
         ("portmap, iptables-legacy", "portmap", ports, "legacy"),
     ];
     for (label, name, settings, variant) in peers_settings {
-        let plugin = Plugin {
-            program: format!("{peers}/{name}"),
-            version: "1.0.0".into(),
-            settings: settings.into(),
-            path: (!variant.is_empty()).then(|| tools_of(variant)),
-        };
-        let lab = Lab::new(name, 1);
-        if variant == "legacy" && !lab.node.can("iptables-legacy", &["-S"]) {
-            crate::say(&format!("left out: {label}: this kernel has no iptables-legacy"));
-            continue;
+        for verb in ["ADD", "DEL"] {
+            let plugin = Plugin {
+                program: format!("{peers}/{name}"),
+                version: "1.0.0".into(),
+                settings: settings.into(),
+                path: (!variant.is_empty()).then(|| tools_of(variant)),
+            };
+            let lab = Lab::new(name, 1);
+            if variant == "legacy" && !lab.node.can("iptables-legacy", &["-S"]) {
+                let why = "this kernel has no iptables-legacy";
+                crate::say(&format!("left out: {label}, {verb}: {why}"));
+                continue;
+            }
+            let site = Site::new(lab, plugin, if name == "sbr" { ROUTES } else { "" });
+            all.push(Candidate { label, verb, site, times: 1, every: PEERS_EVERY });
         }
-        all.push(Candidate { label, lab, plugin, verbs: &["ADD", "DEL"] });
     }
-    interleave(&all, rounds)
+    interleave(&mut all, rounds)
 }
 
-fn interleave(all: &[Candidate], rounds: u32) -> Vec<Measured> {
-    let mut samples: Vec<Vec<Vec<f64>>> =
-        all.iter().map(|one| vec![Vec::new(); one.verbs.len()]).collect();
+fn interleave(all: &mut [Candidate], rounds: u32) -> Vec<Measured> {
+    let mut samples = vec![Vec::new(); all.len()];
     let mut dice = Dice::new();
     for round in 0..rounds {
         crate::progress("calls", round, rounds);
-        for at in dice.order(all.len()) {
-            let Candidate { label, lab, plugin, verbs } = &all[at];
-            if *label == "sbr" {
-                // It has taken the pod's routes away.
-                lab.pod.ip("link set eth0 down\nlink set eth0 up\n\
-                            route replace default via 10.99.0.1\n");
-            }
-            for (n, verb) in verbs.iter().enumerate() {
-                let took = plugin.call(lab, verb, 1 + round);
-                // The first calls fill caches.
-                if round >= rounds / 20 {
-                    samples[at][n].push(took);
-                }
+        let due = all.iter().enumerate().filter(|(_, one)| round % one.every == 0);
+        let turns: Vec<_> =
+            due.flat_map(|(at, one)| std::iter::repeat_n(at, one.times as usize)).collect();
+        for turn in dice.order(turns.len()) {
+            let at = turns[turn];
+            let took = all[at].site.timed(all[at].verb);
+            // The first calls fill caches.
+            if round >= rounds / 20 {
+                samples[at].push(took);
             }
         }
     }
-    let mut measured = Vec::new();
-    for (candidate, samples) in all.iter().zip(samples) {
-        for (verb, samples) in candidate.verbs.iter().zip(samples) {
-            measured.push(Measured::of("calls", candidate.label, verb, "µs", samples));
-        }
-    }
-    measured
+    let rows = all.iter().zip(samples);
+    rows.map(|(one, samples)| Measured::of("calls", one.label, one.verb, "µs", samples)).collect()
 }
 
 /// A PATH where `iptables` is of one variant, `nft` or `legacy`.

@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use serde_json::{Map, Value, json};
 
-use crate::lab::{Lab, Plugin, noop};
+use crate::lab::{Lab, Plugin, Release, noop, variable};
 
 /// The C library picks its string functions by the processor; this has it pick the plain ones.
 const PLAIN: &str = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX2,-AVX,-ERMS,-FSRM,-BMI2,\
@@ -22,7 +22,7 @@ const ALLOWED_LOOSELY: f64 = 15.0;
 /// Counts every verb, in thousands of instructions.
 pub(crate) fn count() -> Map<String, Value> {
     let lab = Lab::new("count", 2);
-    let plugin = lab.settings("1.1.0", "");
+    let plugin = lab.symroute(&Release::now());
     plugin.call(&lab, "ADD", 0);
     let mut counts = Map::new();
     counts.insert("no-op".into(), instructions(&noop(), &lab, "ADD").into());
@@ -51,9 +51,9 @@ fn instructions(plugin: &Plugin, lab: &Lab, verb: &str) -> u64 {
 /// The most memory that an ADD on a ready node has, in KiB.
 pub(crate) fn peak() -> u64 {
     let lab = Lab::new("peak", 1);
-    let plugin = lab.settings("1.1.0", "");
+    let plugin = lab.symroute(&Release::now());
     plugin.call(&lab, "ADD", 0);
-    let helper = std::env::var("SYMROUTE_PEAK").expect("SYMROUTE_PEAK: see benches/run");
+    let helper = variable("SYMROUTE_PEAK");
     let (mut command, input) = plugin.command(&[&helper], &lab, "ADD", 1);
     let output = lab.node.run(|| {
         let mut child = command.spawn().expect("start the helper");

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::panic;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -13,6 +13,9 @@ use std::time::Instant;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
 use nix::unistd::Pid;
+
+/// Where programs find others.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -165,15 +168,50 @@ impl Lab {
         Self { node, pod, uplinks }
     }
 
-    /// What symroute is told; `extra` are more keys, each with a comma before it.
-    pub(crate) fn settings(&self, version: &str, extra: &str) -> Plugin {
+    /// A release of symroute with the settings for this node.
+    pub(crate) fn symroute(&self, release: &Release) -> Plugin {
         let uplinks: Vec<String> = (0..self.uplinks).map(|n| format!("\"eth{n}\"")).collect();
         Plugin {
-            program: std::env::var("SYMROUTE_BIN").expect("SYMROUTE_BIN: see benches/run"),
-            version: version.into(),
-            settings: format!("\"type\":\"symroute\",\"uplinks\":[{}]{extra}", uplinks.join(",")),
+            program: release.program.clone(),
+            version: "1.1.0".into(),
+            settings: format!("\"type\":\"symroute\",\"uplinks\":[{}]", uplinks.join(",")),
             path: None,
         }
+    }
+}
+
+/// A release of symroute.
+pub(crate) struct Release {
+    /// What tables call it.
+    pub(crate) label: &'static str,
+    /// The plugin.
+    pub(crate) program: String,
+    /// The tool beside it, or the plugin itself in releases where it is both.
+    pub(crate) tool: String,
+}
+
+impl Release {
+    /// The one that is measured.
+    pub(crate) fn now() -> Self {
+        Self::of("symroute", variable("SYMROUTE_BIN"))
+    }
+
+    fn of(label: &'static str, program: String) -> Self {
+        let tool = Path::new(&program).with_file_name("symroutectl");
+        let tool = if tool.exists() { tool.display().to_string() } else { program.clone() };
+        Self { label, program, tool }
+    }
+
+    /// It, and the one it is compared with in the same run, if there is one.
+    pub(crate) fn all() -> Vec<Self> {
+        let before = std::env::var("SYMROUTE_BEFORE").ok().filter(|program| !program.is_empty());
+        let before = before.map(|program| Self::of("symroute before", program));
+        std::iter::once(Self::now()).chain(before).collect()
+    }
+
+    /// What a call of it is named where the label is that of a node.
+    pub(crate) fn call(&self, verb: &str) -> String {
+        format!("{verb}{}", self.label.trim_start_matches("symroute"))
     }
 }
 
@@ -221,7 +259,7 @@ impl Plugin {
         };
         command
             .env_clear()
-            .env("PATH", self.path.as_deref().unwrap_or("/usr/sbin:/usr/bin:/sbin:/bin"))
+            .env("PATH", self.path.as_deref().unwrap_or(PATH))
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", format!("pod{pod}"))
             .env("CNI_NETNS", lab.pod.path())
@@ -236,22 +274,11 @@ impl Plugin {
     /// Calls it from the calling thread as a runtime does: starts it, writes its input, reads its
     /// output to the end, waits. Gives the microseconds of all that.
     pub(crate) fn call_here(&self, lab: &Lab, verb: &str, pod: u32) -> f64 {
-        let (mut command, input) = self.command(&[], lab, verb, pod);
-        let mut output = Vec::new();
-        let begin = Instant::now();
-        let mut child = command.spawn().expect("start the program");
-        // One that does not read its input may be gone by now.
-        let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
-        child.stdout.take().expect("piped").read_to_end(&mut output).expect("read");
-        let status = child.wait().expect("wait");
-        let took = begin.elapsed();
-        assert!(
-            status.success(),
-            "{} {verb} of pod {pod}: {status}: {}",
-            self.program,
-            String::from_utf8_lossy(&output)
-        );
-        took.as_secs_f64() * 1e6
+        let (command, input) = self.command(&[], lab, verb, pod);
+        let (took, status, output) = time(command, &input);
+        let program = &self.program;
+        assert!(status.success(), "{program} {verb} of pod {pod}: {status}: {output}");
+        took
     }
 
     /// Calls it on the lab's node.
@@ -260,12 +287,53 @@ impl Plugin {
     }
 }
 
+/// Microseconds of a whole process, its end, and what it said.
+fn time(mut command: Command, input: &str) -> (f64, ExitStatus, String) {
+    let mut output = Vec::new();
+    let begin = Instant::now();
+    let mut child = command.spawn().expect("start the program");
+    // One that does not read its input may be gone by now.
+    let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+    child.stdout.take().expect("piped").read_to_end(&mut output).expect("read");
+    let status = child.wait().expect("wait");
+    let took = begin.elapsed().as_secs_f64() * 1e6;
+    (took, status, String::from_utf8_lossy(&output).into_owned())
+}
+
+/// Calls the tool from the calling thread, as a person or a unit of systemd does. Gives the
+/// microseconds.
+pub(crate) fn tool_here(program: &str, word: &str) -> f64 {
+    let mut command = Command::new(program);
+    command.arg(word).env_clear().env("PATH", PATH);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let (took, status, output) = time(command, "");
+    // 4: in force, with something to say about the node.
+    assert!(matches!(status.code(), Some(0 | 4)), "{program} {word}: {status}: {output}");
+    took
+}
+
 /// The static program that does nothing.
 pub(crate) fn noop() -> Plugin {
     Plugin {
-        program: std::env::var("SYMROUTE_NOOP").expect("SYMROUTE_NOOP: see benches/run"),
+        program: variable("SYMROUTE_NOOP"),
         version: "1.0.0".into(),
         settings: "\"type\":\"noop\"".into(),
         path: None,
     }
+}
+
+/// What runs before each timed call: a plugin in Go, as most that a runtime calls before the next one
+/// in a chain. It enters the pod's namespace and asks the kernel about `lo`, and changes nothing.
+pub(crate) fn disturber() -> Plugin {
+    Plugin {
+        program: format!("{}/loopback", variable("SYMROUTE_PEERS")),
+        version: "1.0.0".into(),
+        settings: "\"type\":\"loopback\"".into(),
+        path: None,
+    }
+}
+
+/// What `benches/run` tells.
+pub(crate) fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name}: see benches/run"))
 }

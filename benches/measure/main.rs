@@ -10,12 +10,14 @@
 
 mod calls;
 mod counts;
+mod fair;
 mod lab;
 mod path;
 mod plot;
 mod report;
 mod scale;
 mod stats;
+mod targets;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -63,12 +65,13 @@ fn main() -> ExitCode {
             }
             lab::pin();
             if wanted("calls") {
-                let rounds = if short { 60 } else { 1000 };
+                let rounds = if short { 80 } else { 2000 };
                 results.add(calls::measure(rounds, &variable("SYMROUTE_PEERS")));
                 calls::clean_up();
             }
             if wanted("scale") {
                 results.add(scale::measure(if short { 40 } else { 400 }, short));
+                results.add(scale::tool(if short { 20 } else { 200 }, short));
             }
             if wanted("path") {
                 results.add(path::measure(if short { 20 } else { 200 }));

@@ -13,19 +13,23 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::Netns;
+use crate::lab::{Netns, Release};
 use crate::stats::{Dice, Measured};
 
 const POD: &str = "10.99.0.2";
 const CLIENT: &str = "203.0.113.9";
+/// An address of a Service of type `LoadBalancer` whose one backend is the pod.
+const SERVICE: &str = "198.51.100.10";
 /// A frame of 64 bytes: Ethernet's 14 and its checksum's 4, IPv4's 20, UDP's 8, and this.
 const PAYLOAD: [u8; 18] = [0; 18];
 const BURST: Duration = Duration::from_millis(40);
 
 struct Way {
-    label: &'static str,
+    label: String,
     /// Packets by UDP: from the client, and from the pod back.
     ends: [UdpSocket; 2],
+    /// The client's packets to the Service.
+    service: Option<UdpSocket>,
     /// One byte there and back.
     talk: TcpStream,
     bulk: TcpStream,
@@ -36,7 +40,8 @@ struct Way {
 }
 
 impl Way {
-    fn new(label: &'static str, prepare: impl Fn(&Netns, &Netns)) -> Self {
+    /// With or without the rules of a kube-proxy.
+    fn new(label: &str, tracked: bool, prepare: impl Fn(&Netns, &Netns)) -> Self {
         let [client, router, node, pod] = ["client", "router", "node", "pod"].map(Netns::new);
         router.sysctl("ipv4/ip_forward", "1");
         node.sysctl("ipv4/ip_forward", "1");
@@ -44,7 +49,8 @@ impl Way {
         router.ip(&format!(
             "link add down0 type veth peer name eth0 netns {}\nlink add up0 type veth peer name eth0 netns {}\n\
              addr add 10.0.0.1/24 dev down0\naddr add 203.0.113.1/24 dev up0\n\
-             link set down0 up\nlink set up0 up\nroute add 10.99.0.0/16 via 10.0.0.10 dev down0 onlink\n",
+             link set down0 up\nlink set up0 up\nroute add 10.99.0.0/16 via 10.0.0.10 dev down0 onlink\n\
+             route add {SERVICE} via 10.0.0.10 dev down0 onlink\n",
             node.name, client.name
         ));
         client.ip(&format!(
@@ -59,20 +65,38 @@ impl Way {
         pod.ip(&format!(
             "addr add {POD}/16 dev eth0\nlink set eth0 up\nroute add default via 10.99.0.1\n"
         ));
+        if tracked {
+            node.exec("nft", &["-f", "-"], &kube_proxy());
+        }
         prepare(&node, &pod);
-        let ends = udp(&client, &pod);
+        let ends = udp(&client, &pod, 5000, (POD, 5000));
+        let service = tracked.then(|| udp(&client, &pod, 5001, (SERVICE, 53)));
+        let service = service.map(|[near, _]| near);
         for netns in [&client, &router, &node, &pod] {
             keep_neighbours(netns);
         }
         let (talk, bulk) = (tcp(&client, &pod, 7, echo), tcp(&client, &pod, 9, discard));
         talk.set_nodelay(true).expect("no delay");
-        Self { label, ends, talk, bulk, client, pod, _between: [router, node] }
+        Self {
+            label: label.into(),
+            ends,
+            service,
+            talk,
+            bulk,
+            client,
+            pod,
+            _between: [router, node],
+        }
     }
 
-    /// Nanoseconds per packet that arrived.
-    fn packets(&self, reply: bool) -> f64 {
-        let (from, to) =
-            if reply { (&self.ends[1], &self.client) } else { (&self.ends[0], &self.pod) };
+    /// Nanoseconds per packet that arrived, in the order of [`CALLS`].
+    fn bursts(&self) -> [Option<f64>; 3] {
+        let [near, far] = &self.ends;
+        let service = self.service.as_ref().map(|service| self.burst(service, &self.pod));
+        [Some(self.burst(near, &self.pod)), Some(self.burst(far, &self.client)), service]
+    }
+
+    fn burst(&self, from: &UdpSocket, to: &Netns) -> f64 {
         let (before, begin) = (received(to), Instant::now());
         let mut sent = 0;
         while begin.elapsed() < BURST {
@@ -111,24 +135,32 @@ fn as_float(number: u64) -> f64 {
     number as f64
 }
 
+/// What is measured, and in which unit.
+const CALLS: [(&str, &str); 5] = [
+    ("request, 64 bytes", "ns"),
+    ("reply, 64 bytes", "ns"),
+    ("DNATed request, 64 bytes", "ns"),
+    ("TCP_RR", "µs"),
+    ("TCP stream", "Gbit/s"),
+];
+
 pub(crate) fn measure(rounds: u32) -> Vec<Measured> {
     let mut ways = vec![
-        Way::new("no plugin, no conntrack", |_, _| {}),
-        Way::new("no plugin, conntrack", |node, _| node.exec("nft", &["-f", "-"], CONNTRACK)),
-        Way::new("no plugin, conntrack and an ip rule", |node, _| {
-            node.exec("nft", &["-f", "-"], CONNTRACK);
+        Way::new("no plugin, no conntrack", false, |_, _| {}),
+        Way::new("no plugin, conntrack", true, |_, _| {}),
+        Way::new("no plugin, conntrack and an ip rule", true, |node, _| {
             node.ip("rule add pref 32000 fwmark 0x1 lookup main");
         }),
     ];
-    let backends = [
-        ("symroute, nftables", "nftables"),
-        ("symroute, iptables-nft", "iptables-nft"),
-        ("symroute, iptables-legacy", "iptables-legacy"),
-    ];
     let legacy = Netns::new("probe").can("iptables-legacy", &["-S"]);
-    for (label, backend) in backends {
-        if legacy || backend != "iptables-legacy" {
-            ways.push(Way::new(label, |node, pod| enroll(node, pod, backend)));
+    for release in Release::all() {
+        for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
+            if legacy || backend != "iptables-legacy" {
+                let label = format!("{}, {backend}", release.label);
+                ways.push(Way::new(&label, true, |node, pod| {
+                    enroll(&release.program, node, pod, backend);
+                }));
+            }
         }
     }
     for (label, variant) in [
@@ -137,46 +169,53 @@ pub(crate) fn measure(rounds: u32) -> Vec<Measured> {
     ] {
         if legacy || variant != "legacy" {
             let tool = format!("iptables-{variant}-restore");
-            ways.push(Way::new(label, |node, _| {
+            ways.push(Way::new(label, true, |node, _| {
                 node.exec(&tool, &["--noflush"], AWS);
                 node.ip(AWS_RULES);
             }));
         }
     }
-    let calls = [
-        ("request, 64 bytes", "ns"),
-        ("reply, 64 bytes", "ns"),
-        ("TCP_RR", "µs"),
-        ("TCP stream", "Gbit/s"),
-    ];
-    let mut samples = vec![vec![Vec::new(); calls.len()]; ways.len()];
+    let mut samples = vec![vec![Vec::new(); CALLS.len()]; ways.len()];
     let mut dice = Dice::new();
     for round in 0..rounds {
         crate::progress("data path", round, rounds);
         for at in dice.order(ways.len()) {
             let way = &mut ways[at];
-            let all = [way.packets(false), way.packets(true), way.round_trip(), way.throughput()];
+            let [request, reply, service] = way.bursts();
+            let (talk, bulk) = (Some(way.round_trip()), Some(way.throughput()));
             // The first burst fills caches.
             if round > 0 {
-                samples[at].iter_mut().zip(all).for_each(|(list, one)| list.push(one));
+                let all = [request, reply, service, talk, bulk];
+                samples[at].iter_mut().zip(all).for_each(|(list, one)| list.extend(one));
             }
         }
     }
     let mut measured = Vec::new();
     for (way, samples) in ways.iter().zip(samples) {
-        for ((call, unit), samples) in calls.iter().zip(samples) {
-            measured.push(Measured::of("path", way.label, call, unit, samples));
+        for ((call, unit), samples) in CALLS.iter().zip(samples).filter(|(_, all)| !all.is_empty())
+        {
+            measured.push(Measured::of("path", &way.label, call, unit, samples));
         }
     }
     measured
 }
 
-/// The least that makes the kernel track connections, as every kube-proxy does. Empty chains do not.
-const CONNTRACK: &str = "table ip nat {
-    chain prerouting { type nat hook prerouting priority dstnat; }
-    chain postrouting { type nat hook postrouting priority srcnat; meta mark & 0x4000 != 0 masquerade; }
+/// The least of a kube-proxy in nftables mode: it makes the kernel track connections, which empty
+/// chains do not, and DNATs what comes for the Service.
+fn kube_proxy() -> String {
+    format!(
+        "table ip kube-proxy {{
+            chain prerouting {{
+                type nat hook prerouting priority dstnat;
+                ip daddr {SERVICE} udp dport 53 dnat to {POD}:5001;
+            }}
+            chain postrouting {{
+                type nat hook postrouting priority srcnat;
+                meta mark & 0x4000 != 0 masquerade;
+            }}
+        }}"
+    )
 }
-";
 
 /// The ip rules that the AWS VPC CNI has for one pod and for its mark.
 const AWS_RULES: &str =
@@ -201,8 +240,7 @@ COMMIT
 ";
 
 /// ADD for the pod, as a runtime would call it.
-fn enroll(node: &Netns, pod: &Netns, backend: &str) {
-    let program = std::env::var("SYMROUTE_BIN").expect("SYMROUTE_BIN: see benches/run");
+fn enroll(program: &str, node: &Netns, pod: &Netns, backend: &str) {
     let input = format!(
         "{{\"cniVersion\":\"1.0.0\",\"name\":\"bench\",\"type\":\"symroute\",\"uplinks\":[\"eth0\"],\
          \"backend\":\"{backend}\",\"prevResult\":{{\"cniVersion\":\"1.0.0\",\"ips\":\
@@ -215,7 +253,7 @@ fn enroll(node: &Netns, pod: &Netns, backend: &str) {
         "CNI_IFNAME=eth0",
         "CNI_PATH=/opt/cni/bin",
         &netns,
-        &program,
+        program,
     ];
     node.exec("env", &words, &input);
 }
@@ -237,13 +275,13 @@ fn keep_neighbours(netns: &Netns) {
     netns.ip(&batch);
 }
 
-/// One flow of packets, seen in both directions. Nobody reads: both ends drop what does not fit,
-/// at a cost that is the same for all.
-fn udp(client: &Netns, pod: &Netns) -> [UdpSocket; 2] {
-    let near = client.run(|| UdpSocket::bind((CLIENT, 5000))).expect("bind");
-    let far = pod.run(|| UdpSocket::bind((POD, 5000))).expect("bind");
-    near.connect((POD, 5000)).expect("connect");
-    far.connect((CLIENT, 5000)).expect("connect");
+/// One flow of packets, seen in both directions. Neither end reads: both drop what does not fit, at a
+/// cost that is the same for all.
+fn udp(client: &Netns, pod: &Netns, port: u16, called: (&str, u16)) -> [UdpSocket; 2] {
+    let near = client.run(|| UdpSocket::bind((CLIENT, port))).expect("bind");
+    let far = pod.run(|| UdpSocket::bind((POD, port))).expect("bind");
+    near.connect(called).expect("connect");
+    far.connect((CLIENT, port)).expect("connect");
     for (from, to) in [(&near, &far), (&far, &near)] {
         to.set_read_timeout(Some(Duration::from_secs(5))).expect("a time limit");
         from.send(&PAYLOAD).expect("send");

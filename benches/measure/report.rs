@@ -8,10 +8,14 @@ use serde_json::{Map, Value, json};
 
 use crate::plot::{Bar, bars};
 use crate::stats::Measured;
+use crate::targets;
 
 const BEGIN: &str = "<!-- figures: written by benches/run -->\n";
 const END: &str = "<!-- end of figures -->\n";
-const NOOP: &str = "static no-op";
+pub(crate) const NOOP: &str = "static no-op";
+/// What [`crate::lab::Release`] calls a release to compare with, as a label and behind a call.
+const BEFORE: &str = "symroute before";
+const BEFORE_CALL: &str = " before";
 
 /// What a run has found; a section that it left out stays as an earlier run found it.
 pub(crate) struct Results {
@@ -26,6 +30,7 @@ impl Results {
         let taken = json!({
             "commit": variable("SYMROUTE_COMMIT"), "date": variable("SYMROUTE_DATE"),
             "machine": variable("SYMROUTE_MACHINE"), "length": length,
+            "before": variable("SYMROUTE_BEFORE_NAME"),
             "load": fs::read_to_string("/proc/loadavg").unwrap_or_default().trim(),
         });
         let bytes = fs::metadata(variable("SYMROUTE_BIN")).map_or(0, |data| data.len());
@@ -62,13 +67,13 @@ impl Results {
     }
 }
 
-struct Figures {
-    all: Value,
+pub(crate) struct Figures {
+    pub(crate) all: Value,
     rows: Vec<Measured>,
 }
 
 impl Figures {
-    fn find(&self, section: &str, label: &str, call: &str) -> Option<&Measured> {
+    pub(crate) fn find(&self, section: &str, label: &str, call: &str) -> Option<&Measured> {
         let same =
             |row: &&Measured| row.section == section && row.label == label && row.call == call;
         self.rows.iter().find(same)
@@ -78,15 +83,31 @@ impl Figures {
         self.find(section, label, call).map(|row| row.median)
     }
 
-    fn section<'a>(&'a self, section: &'a str) -> impl Iterator<Item = &'a Measured> {
+    /// The same of the release that was measured to compare with.
+    pub(crate) fn before(&self, row: &Measured) -> Option<&Measured> {
+        let Measured { section, label, call, .. } = row;
+        if label.starts_with(BEFORE) || call.ends_with(BEFORE_CALL) {
+            return None;
+        }
+        let label_before = label.replacen("symroute", BEFORE, 1);
+        self.find(section, &label_before, call)
+            .filter(|_| label_before != *label)
+            .or_else(|| self.find(section, label, &format!("{call}{BEFORE_CALL}")))
+    }
+
+    pub(crate) fn section<'a>(&'a self, section: &'a str) -> impl Iterator<Item = &'a Measured> {
         self.rows.iter().filter(move |row| row.section == section)
     }
 
     fn taken(&self, key: &str) -> String {
         let taken = &self.all["taken"][key];
         let text = |key: &str| taken[key].as_str().unwrap_or("unknown");
+        let before = match text("before") {
+            "" | "unknown" => String::new(),
+            before => format!(" \"Before\" is {before}."),
+        };
         format!(
-            "Commit {}, {}, {} run, load {}; {}.\n\n",
+            "Commit {}, {}, {} run, load {}; {}.{before}\n\n",
             text("commit"),
             text("date"),
             text("length"),
@@ -103,10 +124,11 @@ pub(crate) fn render(directory: &Path) {
     let rows = all["measured"].as_array().map(Vec::as_slice).unwrap_or_default();
     let rows = rows.iter().map(Measured::from_json).collect();
     let figures = Figures { all, rows };
-    let mut text = targets(&figures);
+    let mut text = targets::table(&figures);
     for (section, title, plot) in [
         ("calls", "One call", "ADD as a whole process"),
         ("scale", "Full nodes", "ADD by what is on the node"),
+        ("tool", "The tool", "symroutectl by how many pods there are"),
         ("parallel", "Many at once", "ADD and no-op, median"),
         ("path", "Data path", "A reply of 64 bytes, client to pod and all between"),
     ] {
@@ -142,36 +164,57 @@ fn table(figures: &Figures, section: &str) -> String {
         "calls" => [("no-op", NOOP), ("tuning", "tuning, empty configuration")],
         "scale" => [("no-op", NOOP), ("empty node", "empty node")],
         "parallel" => [("no-op", ""), ("no-op, p99", "")],
+        "tool" => [("5 pods", "5 pods"), ("", "")],
         _ => [("no plugin", "no plugin, no conntrack"), ("conntrack", "no plugin, conntrack")],
     };
-    let mut text = format!(
-        "| where | what | n | min | median | p95 | p99 | × {} | × {} |\n\
-         |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
-        bases[0].0, bases[1].0
-    );
+    let compared = figures.section(section).any(|row| figures.before(row).is_some());
+    let bases = bases.into_iter().filter(|(head, _)| !head.is_empty());
+    let mut heads: Vec<_> = bases.clone().map(|(head, _)| head).collect();
+    heads.extend(compared.then_some("before"));
+    let mut text = "| where | what | n | min | median | ± % | p95 | p99 |".to_owned();
+    for head in &heads {
+        let _ = write!(text, " × {head} |");
+    }
+    let _ = writeln!(text, "\n|---|---|{}", "---:|".repeat(6 + heads.len()));
     for row in figures.section(section) {
-        let ratios = match section {
+        let mut ratios = match section {
             "parallel" => {
                 let base = figures.find(section, &row.label, "no-op");
-                [base.map(|base| row.median / base.median), base.map(|base| row.p99 / base.p99)]
+                vec![base.map(|base| row.median / base.median), base.map(|base| row.p99 / base.p99)]
             }
-            _ => bases.map(|(_, label)| {
-                let verb = if label == NOOP || section == "calls" && row.call != "DEL" {
-                    "ADD"
-                } else {
-                    &row.call
-                };
-                figures.median(section, label, verb).map(|base| row.median / base)
-            }),
+            _ => (bases.clone())
+                .map(|(_, label)| {
+                    let verb = if label == NOOP || section == "calls" && row.call != "DEL" {
+                        "ADD"
+                    } else {
+                        &row.call
+                    };
+                    figures.median(section, label, verb).map(|base| row.median / base)
+                })
+                .collect(),
         };
-        let [one, two] =
-            ratios.map(|ratio| ratio.map_or_else(|| "–".into(), |r| format!("{r:.2}")));
+        if compared {
+            ratios.push(figures.before(row).map(|before| row.median / before.median));
+        }
         let digits = if row.median < 100.0 { 2 } else { 0 };
-        let _ = writeln!(
+        let _ = write!(
             text,
-            "| {} | {} | {} | {:.digits$} | {:.digits$} {} | {:.digits$} | {:.digits$} | {one} | {two} |",
-            row.label, row.call, row.count, row.min, row.median, row.unit, row.p95, row.p99
+            "| {} | {} | {} | {:.digits$} | {:.digits$} {} | {:.1} | {:.digits$} | {:.digits$} |",
+            row.label,
+            row.call,
+            row.count,
+            row.min,
+            row.median,
+            row.unit,
+            100.0 * row.doubt,
+            row.p95,
+            row.p99
         );
+        for ratio in ratios {
+            let ratio = ratio.map_or_else(|| "–".into(), |ratio| format!("{ratio:.2}"));
+            let _ = write!(text, " {ratio} |");
+        }
+        text.push('\n');
     }
     text
 }
@@ -199,92 +242,9 @@ fn chart(figures: &Figures, section: &str, title: &str) -> String {
             own: match section {
                 "scale" => row.label != NOOP,
                 "parallel" => row.call == "ADD",
-                _ => row.label.starts_with("symroute"),
+                _ => row.label.starts_with("symroute") && !row.label.starts_with(BEFORE),
             },
         })
         .collect();
     bars(title, &format!("{unit}; bar: median, line: min to p95"), &all)
-}
-
-/// What was set out for, and what came of it.
-fn targets(figures: &Figures) -> String {
-    let call = |verb: &str| figures.median("calls", "symroute", verb);
-    let peer = |label: &str| figures.median("calls", label, "ADD");
-    let ratio = |one: Option<f64>, two: Option<f64>| Some(one? / two?);
-    let worst = |prefix: &str, contains: &str| {
-        let empty = figures.median("scale", "empty node", "ADD")?;
-        let rows = figures.section("scale").filter(|row| row.call == "ADD");
-        let fit = rows.filter(|row| row.label.starts_with(prefix) && row.label.contains(contains));
-        fit.map(|row| row.median / empty).max_by(f64::total_cmp)
-    };
-    let at_once = |label: &str| {
-        ratio(
-            figures.find("parallel", label, "ADD").map(|row| row.p99),
-            figures.find("parallel", label, "no-op").map(|row| row.p99),
-        )
-    };
-    let path = |label: &str, way: &str| figures.median("path", label, &format!("{way}, 64 bytes"));
-    let fewer = |base: &str, way: &str| {
-        Some(100.0 * (1.0 - path(base, way)? / path("symroute, nftables", way)?))
-    };
-    // What is added to a node that does not track connections.
-    let added =
-        |label: &str| Some(path(label, "reply")? - path("no plugin, no conntrack", "reply")?);
-    let aws = |backend: &str, variant: &str| {
-        let rules = added(&format!("AWS connmark rules, iptables-{variant}"));
-        // On a busy machine the rules may seem to cost nothing.
-        ratio(added(&format!("symroute, {backend}")), rules.filter(|cost| *cost > 0.0))
-    };
-    let mib = |key: &str, unit: f64| Some(figures.all[key].as_f64()? / unit);
-    let (bare, tracked) = ("no plugin, no conntrack", "no plugin, conntrack");
-    let floor = "no plugin, conntrack and an ip rule";
-    let all = [
-        ("ADD / no-op", call("ADD"), peer(NOOP), 1.15),
-        ("ADD / tuning that does nothing", call("ADD"), peer("tuning, empty configuration"), 0.5),
-        ("ADD / firewall, iptables-nft", call("ADD"), peer("firewall, iptables-nft"), 1.0 / 15.0),
-        (
-            "ADD / firewall, iptables-legacy",
-            call("ADD"),
-            peer("firewall, iptables-legacy"),
-            1.0 / 15.0,
-        ),
-        ("DEL / no-op", call("DEL"), peer(NOOP), 1.5),
-        ("CHECK / no-op", call("CHECK"), peer(NOOP), 1.25),
-        ("STATUS / no-op", call("STATUS"), peer(NOOP), 1.15),
-        ("ADD, most pods / empty node", worst("5000", "pods"), Some(1.0), 1.1),
-        ("ADD, foreign iptables rules / empty node", worst("", "iptables"), Some(1.0), 1.1),
-        ("ADD, 3000 ip rules / empty node", worst("3000", "ip rules"), Some(1.0), 1.1),
-        ("ADD, 15 uplinks / empty node", worst("15", "uplinks"), Some(1.0), 1.1),
-        ("ADD, all of it / empty node", worst("all", ""), Some(1.0), 1.1),
-        ("64 ADDs at once / 64 no-ops, p99", at_once("64 at once"), Some(1.0), 2.0),
-        ("the same while links change", at_once("64 at once, links change"), Some(1.0), 2.0),
-        ("fewer requests per second than no plugin, %", fewer(bare, "request"), Some(1.0), 5.0),
-        ("fewer replies per second than no plugin, %", fewer(bare, "reply"), Some(1.0), 5.0),
-        ("fewer requests than with conntrack alone, %", fewer(tracked, "request"), Some(1.0), 5.0),
-        ("fewer replies than with conntrack alone, %", fewer(tracked, "reply"), Some(1.0), 5.0),
-        ("fewer requests than with an ip rule, too, %", fewer(floor, "request"), Some(1.0), 5.0),
-        ("fewer replies than with an ip rule, too, %", fewer(floor, "reply"), Some(1.0), 5.0),
-        ("cost of a reply / AWS rules, nftables", aws("nftables", "nft"), Some(1.0), 1.5),
-        ("cost of a reply / AWS rules, iptables-nft", aws("iptables-nft", "nft"), Some(1.0), 1.5),
-        (
-            "cost of a reply / AWS rules, iptables-legacy",
-            aws("iptables-legacy", "legacy"),
-            Some(1.0),
-            1.5,
-        ),
-        ("program, MiB", mib("program_bytes", 1_048_576.0), Some(1.0), 2.5),
-        ("most memory of ADD, MiB", mib("peak_kib", 1024.0), Some(1.0), 4.0),
-    ];
-    let mut text =
-        "\n## Targets\n\n| what | at most | measured | |\n|---|---:|---:|---|\n".to_owned();
-    for (what, one, two, limit) in all {
-        let measured = ratio(one, two);
-        let (shown, verdict) = match measured {
-            Some(measured) if measured <= limit => (format!("{measured:.3}"), "met"),
-            Some(measured) => (format!("{measured:.3}"), "**missed**"),
-            None => ("–".into(), "not measured"),
-        };
-        let _ = writeln!(text, "| {what} | {limit:.3} | {shown} | {verdict} |");
-    }
-    text
 }

@@ -1,120 +1,139 @@
 //! What a call costs on a full node, and when many pods start at once.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
 use std::sync::Barrier;
 use std::thread;
-use std::time::Instant;
 
-use symroute::facts::ElementData;
-use symroute::names::PODS4;
-use symroute::netlink::Socket;
-use symroute::netlink::nft::Batch;
-use symroute::netlink::route::{Lookup, lookups};
-use symroute::ruleset::sets::address_key;
-
-use crate::lab::{Lab, Netns, Plugin, noop};
+use crate::fair::{NEW, SETTLED, Site};
+use crate::lab::{Lab, Netns, Plugin, Release, disturber, noop};
 use crate::stats::{Dice, Measured};
 
 struct Node {
     label: String,
-    lab: Lab,
-    plugin: Plugin,
+    site: Site,
+    /// The calls of it, as tables name them and for the runtime.
+    calls: Vec<(String, &'static str)>,
 }
 
 impl Node {
-    fn new(label: &str, uplinks: u32, pods: u32) -> Self {
+    fn new(release: &Release, label: &str, uplinks: u32, pods: u32) -> Self {
         let lab = Lab::new("scale", uplinks);
-        let plugin = lab.settings("1.1.0", "");
-        lab.node.run(|| {
-            for pod in 0..=pods {
-                plugin.call_here(&lab, "ADD", pod);
-            }
-        });
-        Self { label: label.into(), lab, plugin }
+        let plugin = lab.symroute(release);
+        let verbs: &[&str] =
+            if release.label == Release::now().label { &VERBS } else { &VERBS_BEFORE };
+        let calls = verbs.iter().map(|verb| (release.call(verb), *verb)).collect();
+        Self { label: label.into(), site: Site::filled(lab, plugin, pods), calls }
+    }
+
+    fn netns(&self) -> &Netns {
+        &self.site.lab.node
     }
 }
 
+const EMPTY: &str = "empty node";
 const VERBS: [&str; 4] = ["ADD", "CHECK", "STATUS", "DEL"];
-/// What the kernel alone takes for the least that an ADD asks of it.
-const FLOORS: [&str; 2] = ["nf_tables alone, one element", "rtnetlink alone, one look-up"];
-/// An address that no pod has.
-const SPARE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 255, 200));
-/// The first pod that no node has.
-const NEW: u32 = 20_000;
+/// Of a release to compare with.
+const VERBS_BEFORE: [&str; 2] = ["ADD", "DEL"];
+/// What others are compared with is measured so much more often.
+const BASE: usize = 3;
+
+/// The nodes of a release.
+fn nodes(release: &Release, short: bool) -> Vec<Node> {
+    let pods: &[u32] = if short { &[100, 1000] } else { &[100, 1000, 5000] };
+    let rules: &[u32] = if short { &[50_000] } else { &[10_000, 50_000] };
+    let node = |label: &str, uplinks, pods| Node::new(release, label, uplinks, pods);
+    let mut nodes = vec![node(EMPTY, 1, 0)];
+    nodes.extend(pods.iter().map(|&n| node(&format!("{n} pods"), 1, n)));
+    for &count in rules {
+        for variant in ["nft", "legacy"] {
+            let next = node(&format!("{count} iptables-{variant} rules"), 1, 0);
+            if foreign_rules(next.netns(), variant, count) {
+                nodes.push(next);
+            }
+        }
+    }
+    let next = node("3000 ip rules", 1, 0);
+    next.netns().ip(&ip_rules(3000));
+    nodes.push(next);
+    nodes.push(node("15 uplinks", 15, 0));
+    let next = node("all of it", 15, *pods.last().expect("one"));
+    next.netns().ip(&ip_rules(3000));
+    if foreign_rules(next.netns(), "nft", *rules.last().expect("one")) {
+        nodes.push(next);
+    }
+    nodes
+}
 
 pub(crate) fn measure(rounds: u32, short: bool) -> Vec<Measured> {
     crate::say("scale: filling nodes");
-    let pods: &[u32] = if short { &[100, 1000] } else { &[100, 1000, 5000] };
-    let rules: &[u32] = if short { &[10_000] } else { &[10_000, 50_000] };
-    let mut filled = vec![Node::new("empty node", 1, 0)];
-    filled.extend(pods.iter().map(|&n| Node::new(&format!("{n} pods"), 1, n)));
-    for &count in rules {
-        for variant in ["nft", "legacy"] {
-            let next = Node::new(&format!("{count} iptables-{variant} rules"), 1, 0);
-            if foreign_rules(&next.lab.node, variant, count) {
-                filled.push(next);
-            }
-        }
-    }
-    let next = Node::new("3000 ip rules", 1, 0);
-    next.lab.node.ip(&ip_rules(3000));
-    filled.push(next);
-    filled.push(Node::new("15 uplinks", 15, 0));
-    let next = Node::new("all of it", 15, *pods.last().expect("one"));
-    next.lab.node.ip(&ip_rules(3000));
-    if foreign_rules(&next.lab.node, "nft", *rules.last().expect("one")) {
-        filled.push(next);
-    }
-
-    let floor = Lab::new("noop", 1);
-    let mut samples = vec![vec![Vec::new(); VERBS.len() + FLOORS.len()]; filled.len()];
-    let (mut nothing, mut dice) = (Vec::new(), Dice::new());
+    let mut nodes: Vec<Node> =
+        Release::all().iter().flat_map(|release| nodes(release, short)).collect();
+    let mut floor = Site::new(Lab::new("noop", 1), noop(), "");
+    let calls = |(at, node): (usize, &Node)| (0..node.calls.len()).map(move |call| (at, call));
+    let calls: Vec<_> = nodes.iter().enumerate().flat_map(calls).collect();
+    let mut samples = vec![Vec::new(); calls.len() + 1];
+    // The last is the no-op's.
+    let often = |call: usize| calls.get(call).is_none_or(|(at, _)| nodes[*at].label == EMPTY);
+    let turns: Vec<usize> = (0..samples.len())
+        .flat_map(|call| std::iter::repeat_n(call, if often(call) { BASE } else { 1 }))
+        .collect();
+    let mut dice = Dice::new();
     for round in 0..rounds {
         crate::progress("scale", round, rounds);
-        for at in dice.order(filled.len() + 1) {
-            let Some(Node { lab, plugin, .. }) = filled.get(at) else {
-                nothing.push(noop().call(&floor, "ADD", 0));
-                continue;
-            };
-            for (n, verb) in VERBS.iter().enumerate() {
-                samples[at][n].push(plugin.call(lab, verb, NEW + round));
-            }
-            // The kernel takes its time to free what was removed.
-            if round % 4 == 0 {
-                for (n, took) in lab.node.run(floors).into_iter().enumerate() {
-                    samples[at][VERBS.len() + n].push(took);
+        for turn in dice.order(turns.len()) {
+            let at = turns[turn];
+            samples[at].push(match calls.get(at) {
+                Some(&(node, call)) => {
+                    let Node { site, calls, .. } = &mut nodes[node];
+                    site.timed(calls[call].1)
                 }
-            }
+                None => floor.timed("ADD"),
+            });
         }
     }
+    let nothing = samples.pop().expect("the no-op's");
     let mut all = vec![Measured::of("scale", "static no-op", "ADD", "µs", nothing)];
-    for (node, samples) in filled.iter().zip(samples) {
-        for (verb, samples) in VERBS.iter().chain(&FLOORS).zip(samples) {
-            all.push(Measured::of("scale", &node.label, verb, "µs", samples));
-        }
+    for ((node, call), samples) in calls.into_iter().zip(samples) {
+        let Node { label, calls, .. } = &nodes[node];
+        all.push(Measured::of("scale", label, &calls[call].0, "µs", samples));
     }
     all
 }
 
-/// Microseconds of each of [`FLOORS`], from within this process.
-fn floors() -> [f64; 2] {
-    let mut netfilter = Socket::netfilter().expect("a socket");
-    let member = [(address_key(SPARE), ElementData::None)];
-    let mut batch = Batch::default();
-    batch.add_elements(PODS4, &member);
-    let begin = Instant::now();
-    batch.commit(&mut netfilter).expect("add an element");
-    let element = begin.elapsed();
-    let mut batch = Batch::default();
-    batch.delete_elements(PODS4, &member);
-    batch.commit(&mut netfilter).expect("remove it");
-    let mut rtnetlink = Socket::route().expect("a socket");
-    let question = Lookup { to: Ipv4Addr::new(192, 0, 2, 1).into(), from: None, mark: 0 };
-    let begin = Instant::now();
-    lookups(&mut rtnetlink, &[question]).expect("a look-up");
-    [element, begin.elapsed()].map(|took| took.as_secs_f64() * 1e6)
+/// What the tool takes where there are few pods and many.
+pub(crate) fn tool(rounds: u32, short: bool) -> Vec<Measured> {
+    const WORDS: [&str; 2] = ["up", "status"];
+    crate::say("tool: filling nodes");
+    let pods = [5, if short { 1000 } else { 5000 }];
+    let releases = Release::all();
+    let sites: Vec<(&Release, u32, Site)> = (releases.iter())
+        .flat_map(|release| pods.map(|pods| (release, pods)))
+        .map(|(release, pods)| {
+            let lab = Lab::new("tool", 1);
+            let plugin = lab.symroute(release);
+            // One more is pod 0.
+            (release, pods, Site::filled(lab, plugin, pods - 1))
+        })
+        .collect();
+    let mut samples = vec![WORDS.map(|_| Vec::new()); sites.len()];
+    let mut dice = Dice::new();
+    for round in 0..rounds {
+        crate::progress("tool", round, rounds);
+        for turn in dice.order(sites.len() * WORDS.len()) {
+            let (at, word) = (turn / WORDS.len(), turn % WORDS.len());
+            let (release, _, site) = &sites[at];
+            samples[at][word].push(site.timed_tool(&release.tool, WORDS[word]));
+        }
+    }
+    let mut all = Vec::new();
+    for ((release, pods, _), samples) in sites.iter().zip(samples) {
+        for (word, samples) in WORDS.iter().zip(samples) {
+            let label = format!("{pods} pods");
+            all.push(Measured::of("tool", &label, &release.call(word), "µs", samples));
+        }
+    }
+    all
 }
 
 /// Rules as kube-proxy's iptables mode has them: many chains, a jump to each, a DNAT in each.
@@ -155,11 +174,11 @@ fn ip_rules(count: u32) -> String {
     })
 }
 
-/// Many calls at the same moment, on all cores; also while somebody makes and deletes links without
-/// a pause, so that the kernel's lock of network configuration is always held.
+/// Many calls at the same moment, on all cores; also while links are made and deleted without a
+/// pause, so that the kernel's lock of network configuration is always held.
 pub(crate) fn parallel(rounds: u32) -> Vec<Measured> {
     let (lab, floor) = (Lab::new("many", 1), Lab::new("noop", 1));
-    let plugin = lab.settings("1.1.0", "");
+    let plugin = lab.symroute(&Release::now());
     plugin.call(&lab, "ADD", 0);
     let nothing = noop();
     let mut measured = Vec::new();
@@ -182,6 +201,7 @@ pub(crate) fn parallel(rounds: u32) -> Vec<Measured> {
                                 plugin.call_here(&lab, "DEL", pod);
                             }
                         });
+                        thread::sleep(SETTLED);
                     }
                 }
             }
@@ -195,13 +215,20 @@ pub(crate) fn parallel(rounds: u32) -> Vec<Measured> {
     measured
 }
 
+/// The same program at the same moment. Before it, another one runs on each core.
 fn at_once(plugin: &Plugin, lab: &Lab, first: u32, width: u32) -> Vec<f64> {
     let barrier = Barrier::new(width as usize);
     let one = &|pod| {
         barrier.wait();
         plugin.call_here(lab, "ADD", pod)
     };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
     lab.node.run(|| {
+        thread::scope(|scope| {
+            for _ in 0..cores {
+                scope.spawn(|| disturber().call_here(lab, "ADD", 0));
+            }
+        });
         thread::scope(|scope| {
             let start = |pod| scope.spawn(move || one(pod));
             let all: Vec<_> = (first..first + width).map(start).collect();

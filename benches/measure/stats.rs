@@ -15,6 +15,8 @@ pub(crate) struct Measured {
     pub(crate) median: f64,
     pub(crate) p95: f64,
     pub(crate) p99: f64,
+    /// The median of other runs like this one is with 95 % certainty no further away, as a share.
+    pub(crate) doubt: f64,
 }
 
 impl Measured {
@@ -28,6 +30,10 @@ impl Measured {
         assert!(!all.is_empty(), "no sample of {section}, {label}, {call}");
         all.sort_unstable_by(f64::total_cmp);
         let at = |percent: usize| all[((all.len() - 1) * percent).div_ceil(100)];
+        // The number of samples below the median is binomial, so that many ranks around it.
+        let (middle, ranks) = (all.len() / 2, all.len().isqrt());
+        let (low, high) = (middle.saturating_sub(ranks), (middle + ranks).min(all.len() - 1));
+        let doubt = (all[high] - all[low]) / 2.0 / at(50);
         Self {
             section: section.into(),
             label: label.into(),
@@ -38,15 +44,16 @@ impl Measured {
             median: at(50),
             p95: at(95),
             p99: at(99),
+            doubt,
         }
     }
 
     pub(crate) fn json(&self) -> Value {
-        let round = |number: f64| (number * 1000.0).round() / 1000.0;
+        let round = |number: f64| (number * 10_000.0).round() / 10_000.0;
         json!({
             "section": self.section, "label": self.label, "call": self.call, "unit": self.unit,
             "count": self.count, "min": round(self.min), "median": round(self.median),
-            "p95": round(self.p95), "p99": round(self.p99),
+            "p95": round(self.p95), "p99": round(self.p99), "doubt": round(self.doubt),
         })
     }
 
@@ -63,6 +70,7 @@ impl Measured {
             median: number("median"),
             p95: number("p95"),
             p99: number("p99"),
+            doubt: number("doubt"),
         }
     }
 }

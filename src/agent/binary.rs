@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use super::cause::Cause;
 use super::keep::Thing;
-use crate::hash::fnv;
 use crate::names::PROGRAM;
 
 /// What a file looks like without reading it.
@@ -59,9 +58,9 @@ impl Thing for Binary {
         if self.same == Some((from, to)) {
             return Ok(true);
         }
-        let hash = |path: &Path| fs::read(path).map(|bytes| (bytes.len(), fnv(&bytes)));
-        let ours = hash(&self.from).map_err(|error| at("read", &self.from, &error))?;
-        let same = hash(&self.to()).is_ok_and(|theirs| theirs == ours) && to.4 & 0o111 == 0o111;
+        let ours = fs::read(&self.from).map_err(|error| at("read", &self.from, &error))?;
+        let theirs = fs::read(self.to());
+        let same = theirs.is_ok_and(|theirs| theirs == ours) && to.4 & 0o111 == 0o111;
         self.same = same.then_some((from, to));
         Ok(same)
     }

@@ -52,7 +52,7 @@ impl Thing for Entry {
 
     fn others(&self) -> String {
         let folder = self.0.path().display();
-        format!("the journal of \"symroute conflist\" shows what was put back in {folder}")
+        format!("the journal of \"symroutectl conflist\" shows what was put back in {folder}")
     }
 }
 

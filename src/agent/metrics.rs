@@ -63,7 +63,12 @@ pub fn page(board: &Board, counts: Option<&Counts>) -> String {
         (labels.join(","), 1.0)
     });
     page.family(("uplink_info", "gauge", "The uplinks in force."), uplinks);
-    page.one("notes", "gauge", "Things that are off, see symroute status.", board.notes as f64);
+    page.one(
+        "notes",
+        "gauge",
+        "Things that are wrong, see symroutectl status.",
+        board.notes as f64,
+    );
     page.one("pods", "gauge", "Attachments on this node.", tally.pods as f64);
     let outcomes = [("done", tally.reconciles), ("failed", tally.failures)];
     let outcomes = outcomes.map(|(outcome, n)| (label("outcome", outcome), n as f64));

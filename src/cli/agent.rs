@@ -1,10 +1,10 @@
-//! The command line of `symroute agent`.
+//! The command line of `symroutectl agent`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lexopt::{Arg::Long, Parser};
+use clap::Args;
 
 use super::Failure;
 use crate::agent::binary::Binary;
@@ -15,101 +15,67 @@ use crate::config::source::Source;
 use crate::conflist::{Directory, Places, Wanted};
 use crate::names;
 
-/// Default of `--listen`.
-const LISTEN: &str = "127.0.0.1:9617";
-/// Default of `--resync`.
-const RESYNC: Duration = Duration::from_secs(30);
-
-pub(super) const HELP: &str = "\
-symroute agent: keeps what is in force in force, whoever changes the node
-
-Usage: symroute agent [--config FILE | --conf-dir DIR] [options]
-
-It takes its settings from FILE, or from the first conflist in DIR that names
-symroute; where there is none it keeps what is in force, or else the defaults.
+const ABOUT: &str = "\
+It takes its settings from --config, or from the first conflist in --conf-dir that
+names symroute; where there is none it keeps what is in force, or else the defaults.
 It holds the node state, also when it ends: a signal stops the agent and removes
-nothing; \"symroute down\" does that afterwards.
+nothing; \"symroutectl down\" does that afterwards.
 
-Options:
-  --config FILE       a conflist or a plugin object
-  --conf-dir DIR      the runtime's conflists (default /etc/cni/net.d)
-  --cache-dir DIR     the runtime's results (default /var/lib/cni/results): pods
-                      that were there before symroute are enrolled from it
-  --manage-conflist   keep our entry in the primary plugin's conflist in DIR
-  --entry FILE        the same, with these settings: a JSON object
-  --state-dir DIR     what is known of that entry (default /var/lib/symroute)
-  --install FILE      keep a copy of FILE as the plugin in --bin-dir
-  --bin-dir DIR       the runtime's plugins (default /opt/cni/bin)
-  --listen ADDR:PORT  /healthz, /readyz, /metrics (default 127.0.0.1:9617), or
-                      \"off\"
-  --resync TIME       look at everything that often, whatever was told (default
-                      30s)
-  -h, --help          print this text
-
-Example:
-  symroute agent --conf-dir /etc/cni/net.d --listen 127.0.0.1:9617
 ";
 
-/// The words behind "agent".
-#[derive(Debug, PartialEq, Eq)]
+pub(super) fn tail() -> String {
+    let examples = ["agent --manage-conflist --resync 5m", "agent --config /etc/symroute.json"];
+    super::tail(ABOUT, &[(0, "ended by a signal")], &examples)
+}
+
+/// What the agent is told.
+#[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
+    /// A conflist or a plugin object with the settings
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The runtime's conflists
+    #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
     conf_dir: PathBuf,
+    /// The runtime's results (pods of before)
+    #[arg(long, value_name = "DIR", default_value = names::CACHE_DIR)]
     cache_dir: PathBuf,
+    /// Keep our entry in the primary plugin's conflist in --conf-dir
+    #[arg(long)]
     manage_conflist: bool,
+    /// The same, with the settings of this JSON object
+    #[arg(long, value_name = "FILE")]
     entry: Option<PathBuf>,
+    /// What is known of that entry
+    #[arg(long, value_name = "DIR", default_value = names::LASTING_DIR)]
     state_dir: PathBuf,
+    /// Keep a copy of this file as the plugin in --bin-dir
+    #[arg(long, value_name = "FILE")]
     install: Option<PathBuf>,
+    /// The runtime's plugins
+    #[arg(long, value_name = "DIR", default_value = names::BIN_DIR)]
     bin_dir: PathBuf,
-    listen: Option<SocketAddr>,
+    /// Of /healthz, /readyz, /metrics, or "off"
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9617", value_parser = listen)]
+    listen: Listen,
+    /// Look at everything that often, whatever was told
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = resync)]
     resync: Duration,
 }
 
-/// Reads the words behind "agent"; none where they ask for help.
-pub(super) fn parse(parser: &mut Parser) -> Result<Option<Words>, Failure> {
-    let mut words = Words {
-        config: None,
-        conf_dir: names::CONF_DIR.into(),
-        cache_dir: names::CACHE_DIR.into(),
-        manage_conflist: false,
-        entry: None,
-        state_dir: names::LASTING_DIR.into(),
-        install: None,
-        bin_dir: names::BIN_DIR.into(),
-        listen: LISTEN.parse().ok(),
-        resync: RESYNC,
-    };
-    while let Some(word) = parser.next()? {
-        match word {
-            lexopt::Arg::Short('h') | Long("help") => return Ok(None),
-            Long("config") => words.config = Some(parser.value()?.into()),
-            Long("conf-dir") => words.conf_dir = parser.value()?.into(),
-            Long("cache-dir") => words.cache_dir = parser.value()?.into(),
-            Long("manage-conflist") => words.manage_conflist = true,
-            Long("entry") => words.entry = Some(parser.value()?.into()),
-            Long("state-dir") => words.state_dir = parser.value()?.into(),
-            Long("install") => words.install = Some(parser.value()?.into()),
-            Long("bin-dir") => words.bin_dir = parser.value()?.into(),
-            Long("listen") => words.listen = listen(&parser.value()?.to_string_lossy())?,
-            Long("resync") => words.resync = resync(&parser.value()?.to_string_lossy())?,
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    Ok(Some(words))
-}
+/// None for nowhere. By its own name clap takes it for one value.
+type Listen = Option<SocketAddr>;
 
-fn listen(text: &str) -> Result<Option<SocketAddr>, Failure> {
+fn listen(text: &str) -> Result<Listen, &'static str> {
     if text == "off" {
         return Ok(None);
     }
-    let wrong = |_| Failure::Usage(format!("--listen {text}: wanted: ADDRESS:PORT, or \"off\""));
-    text.parse().map(Some).map_err(wrong)
+    text.parse().map(Some).map_err(|_| "wanted: ADDRESS:PORT, or \"off\"")
 }
 
-fn resync(text: &str) -> Result<Duration, Failure> {
+fn resync(text: &str) -> Result<Duration, &'static str> {
     let time = humantime::parse_duration(text).ok().filter(|time| *time >= Duration::from_secs(1));
-    let wrong = || Failure::Usage(format!("--resync {text}: wanted: 1s or more, like 30s or 5m"));
-    time.ok_or_else(wrong)
+    time.ok_or("wanted: 1s or more, like 30s or 5m")
 }
 
 /// Runs the agent until a signal ends it.
@@ -142,24 +108,27 @@ pub(super) fn run(words: Words) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Command;
     use super::*;
 
-    fn parsed(line: &str) -> Result<Option<Words>, Failure> {
-        parse(&mut Parser::from_iter(line.split_whitespace()))
+    fn parsed(line: &str) -> Result<Words, String> {
+        match super::super::tests::parsed(&format!("agent {line}"))? {
+            Command::Agent(words) => Ok(words),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
     fn command_lines() {
-        let words = parsed("agent --listen [::1]:80 --resync 5m --config a").unwrap().unwrap();
+        let words = parsed("--listen [::1]:80 --resync 5m --config a").unwrap();
         assert_eq!(words.listen, "[::1]:80".parse().ok());
         assert_eq!(words.resync, Duration::from_secs(300));
         assert_eq!(words.config, Some("a".into()));
-        let words = parsed("agent --listen off").unwrap().unwrap();
-        assert_eq!((words.listen, words.resync), (None, RESYNC));
-        assert_eq!(parsed("agent").unwrap().unwrap().listen, LISTEN.parse().ok());
-        assert!(parsed("agent --help").unwrap().is_none());
+        let words = parsed("--listen 1.1.1.1:1 --listen off").unwrap();
+        assert_eq!((words.listen, words.resync), (None, Duration::from_secs(30)));
+        assert_eq!(parsed("").unwrap().listen, "127.0.0.1:9617".parse().ok());
         for wrong in ["--listen localhost", "--resync 0s", "--resync soon", "--json", "up"] {
-            assert!(parsed(&format!("agent {wrong}")).is_err(), "{wrong}");
+            assert!(parsed(wrong).is_err(), "{wrong}");
         }
     }
 }

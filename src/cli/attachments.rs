@@ -1,10 +1,11 @@
-//! `symroute attachments`: the pods that need the program in its place, to be asked before it goes.
+//! `symroutectl attachments`: the pods that need the program in its place, to be asked before it goes.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use serde_json::json;
 
 use super::{EXIT_OFF, Failure, result_cache};
@@ -14,21 +15,33 @@ use crate::state::{Attachment, State};
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 2;
 
+pub(super) fn tail() -> String {
+    let examples = ["attachments", "attachments --json | jq -r '.cached[]'"];
+    super::tail("", &[(0, "there are none"), (EXIT_OFF, "there are some")], &examples)
+}
+
 /// Where to look.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
-    cache: PathBuf,
-    /// The state of this boot; none where the file system is not that of a running node.
-    state: Option<PathBuf>,
+    /// Print one JSON object for programs
+    #[arg(long)]
     json: bool,
+    /// The runtime's results
+    #[arg(long, value_name = "DIR", default_value = names::CACHE_DIR)]
+    cache_dir: PathBuf,
+    /// Another node's file system, of which nothing runs
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
 }
 
 impl Words {
-    pub(super) fn new(cache: Option<&Path>, root: Option<&Path>, json: bool) -> Self {
-        let root = root.unwrap_or(Path::new("/"));
-        let cache = cache.unwrap_or(Path::new(names::CACHE_DIR));
-        let state = (root == Path::new("/")).then(|| names::STATE_DIR.into());
-        Self { cache: root.join(cache.strip_prefix("/").unwrap_or(cache)), state, json }
+    fn cache(&self) -> PathBuf {
+        self.root.join(self.cache_dir.strip_prefix("/").unwrap_or(&self.cache_dir))
+    }
+
+    /// The state of this boot; none where the file system is not that of a running node.
+    fn state(&self) -> Option<State> {
+        (self.root == Path::new("/")).then(|| State::new(names::STATE_DIR))
     }
 }
 
@@ -121,7 +134,7 @@ impl Found {
 }
 
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
-    let found = Found::of(&words.cache, words.state.as_ref().map(State::new).as_ref())?;
+    let found = Found::of(&words.cache(), words.state().as_ref())?;
     let text = if words.json { found.to_json() } else { found.to_text() };
     let code = if found.is_empty() { 0 } else { EXIT_OFF };
     Ok((text, code))

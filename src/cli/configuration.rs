@@ -23,15 +23,19 @@ pub(super) fn default() -> Config {
     Config { settings: Settings::default(), scope: Scope::Host, log: Log::default() }
 }
 
-/// The settings; none where no file of a folder names us.
+/// The settings; none where no file of a folder names us. What a person names is held to known
+/// keys. A folder is read at each boot, too, and a slip there must not keep the node from its state.
 pub(super) fn read(from: &source::Source) -> Result<Option<Source>, Failure> {
-    let path = match from {
-        source::Source::File(path) => Some(path.clone()),
-        source::Source::Folder(folder) => source::names_us(folder),
+    let (path, read) = match from {
+        source::Source::File(path) => (path.clone(), file::read_strictly(path)),
+        source::Source::Folder(folder) => {
+            let Some(path) = source::names_us(folder) else { return Ok(None) };
+            let read = file::read(&path);
+            (path, read)
+        }
     };
-    let Some(path) = path else { return Ok(None) };
-    let (network, config) = file::read(&path).map_err(Failure::Failed)?;
-    let conflist = network.is_some().then_some(path);
+    let (network, config) = read.map_err(Failure::Failed)?;
+    let conflist = file::is_list(&path).then_some(path);
     Ok(Some(Source { network: network.unwrap_or_else(|| OWN_NETWORK.into()), config, conflist }))
 }
 

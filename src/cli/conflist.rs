@@ -1,61 +1,42 @@
-//! `symroute conflist add|remove|check`: our entry in the list of plugins that the runtime calls.
+//! `symroutectl conflist add|remove|check`: our entry in the list of plugins that the runtime calls.
 
-use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lexopt::Arg::{Long, Short, Value as Word};
+use clap::builder::PossibleValue;
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::{EXIT_FAILED, EXIT_NOT_IN_FORCE, EXIT_OFF, Failure};
+use crate::config::unknown;
 use crate::conflist::{Directory, Edit, Error, Mode, Outcome, Places, State, View, Wanted};
 use crate::names;
 
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
 
-/// The command's own help.
-const HELP: &str = "\
-symroute conflist: symroute's entry in the conflist of the primary CNI plugin
+const ABOUT: &str = "\
+in-place is the primary's own file; own-file is a copy, 05-symroute.conflist, that the
+runtime takes before it. Without --mode: where the entry is, else in-place. \"add\"
+remembers --mode, --config and --file until \"remove\". What fails or is refused
+changes nothing.
 
-Usage: symroute conflist add [--mode in-place|own-file] [--config FILE] [OPTION]...
-       symroute conflist remove [OPTION]...
-       symroute conflist check [--mode in-place|own-file] [--config FILE] [OPTION]...
-
-Commands:
-  add     put the entry behind the primary plugin, once, or put it right; does
-          nothing when all is well, and may be run again at any time
-  remove  take it out: the files are byte for byte as they were
-  check   say how it stands; changes nothing
-
-Options:
-  --mode in-place    in the primary's own file
-  --mode own-file    in a copy of it, 05-symroute.conflist, that the runtime takes
-                     before it; without --mode: where the entry is, else in place
-  --config FILE      the entry, a JSON object; default {\"type\": \"symroute\"}, and an
-                     entry that is there keeps its settings
-  --file NAME        the primary's file, where the runtime's choice is not the right
-                     one; \"remove\": this file only
-  --conf-dir DIR     where the runtime reads conflists (/etc/cni/net.d)
-  --state-dir DIR    copies of files as found, and the journal (/var/lib/symroute)
-  --root DIR         the node's file system; both directories are looked for there
-  --dry-run          say what would be done, and do nothing
-  --json             print for programs
-  -h, --help         print this text
-\"add\" remembers --mode, --config and --file until \"remove\".
-
-Exit codes: 0 done, or well; 1 failed or refused, nothing was changed; 2 wrong
-usage; 3 not there: the entry (check), or the primary's file so far; 4 check: the
-entry is there, but something is off.
-
-Examples:
-  symroute conflist add
-  symroute conflist add --config /etc/symroute.json --dry-run
-  symroute conflist add --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d
-  symroute conflist check --json
-  symroute conflist remove
 ";
+/// Of the command and of each of its verbs.
+pub(super) fn tail() -> String {
+    let examples = [
+        "conflist add --config /etc/symroute.json --dry-run",
+        "conflist check --json",
+        "conflist remove --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d",
+    ];
+    let codes = [
+        (0, "done, or well"),
+        (EXIT_NOT_IN_FORCE, "not there: the entry (check), or the primary's file so far"),
+        (EXIT_OFF, "check: the entry is there, but something is off"),
+    ];
+    super::tail(ABOUT, &codes, &examples)
+}
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,15 +47,96 @@ enum Verb {
 }
 
 /// The words behind "conflist".
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Args)]
+pub(super) struct Words {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+enum Action {
+    /// Put the entry behind the primary plugin, once, or put it right
+    #[command(after_help = tail(), args_override_self = true)]
+    Add(Wish),
+    /// Take it out: the files are byte for byte as they were
+    #[command(after_help = tail(), args_override_self = true)]
+    Remove(Place),
+    /// Say how it stands; changes nothing
+    #[command(after_help = tail(), args_override_self = true)]
+    Check(Wish),
+}
+
+/// How the entry is to be.
+#[derive(Debug, PartialEq, Eq, Args)]
+struct Wish {
+    /// Whose file has the entry
+    #[arg(long)]
+    mode: Option<Mode>,
+    /// The entry, a JSON object [default: as it is, else {"type": "symroute"}]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Where it is, and how that is told.
+#[derive(Debug, PartialEq, Eq, Args)]
+struct Place {
+    /// The primary's file; by default the one that the runtime takes
+    #[arg(long, value_name = "NAME")]
+    file: Option<String>,
+    /// Where the runtime reads conflists
+    #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
+    conf_dir: PathBuf,
+    /// Copies of files as found, and the journal
+    #[arg(long, value_name = "DIR", default_value = names::LASTING_DIR)]
+    state_dir: PathBuf,
+    /// The node's file system; both directories are looked for there
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object for programs
+    #[arg(long)]
+    json: bool,
+}
+
+impl ValueEnum for Mode {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::InPlace, Self::OwnFile]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Self::InPlace => "in-place",
+            Self::OwnFile => "own-file",
+        }))
+    }
+}
+
+/// What is asked for, whatever the words were.
+#[derive(Debug)]
 struct Request {
     verb: Verb,
-    mode: Option<Mode>,
-    config: Option<PathBuf>,
-    file: Option<String>,
+    wish: Wish,
     places: Places,
-    dry_run: bool,
-    json: bool,
+}
+
+impl From<Words> for Request {
+    fn from(words: Words) -> Self {
+        let (verb, wish) = match words.action {
+            Action::Add(wish) => (Verb::Add, wish),
+            Action::Check(wish) => (Verb::Check, wish),
+            Action::Remove(place) => (Verb::Remove, Wish { mode: None, config: None, place }),
+        };
+        let (conf_dir, state_dir) = (wish.place.conf_dir.clone(), wish.place.state_dir.clone());
+        let mut places = Places { conf_dir, state_dir, ..Places::default() };
+        if let Some(root) = &wish.place.root {
+            places = places.under(root);
+        }
+        Self { verb, wish, places }
+    }
 }
 
 impl From<Error> for Failure {
@@ -83,21 +145,14 @@ impl From<Error> for Failure {
     }
 }
 
-/// Whether these words, the program's name among them, are for this command.
-pub(super) fn is_meant(words: &[OsString]) -> bool {
-    words.get(1).is_some_and(|word| word == "conflist")
-}
-
 /// Runs the command: what it prints, and its exit code.
-pub(super) fn run(words: Vec<OsString>) -> Result<(String, u8), Failure> {
-    let Some(request) = parse(words.into_iter().skip(1))? else {
-        return Ok((HELP.into(), 0));
-    };
-    let entry = request.config.as_deref().map(entry).transpose()?;
+pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
+    let request = Request::from(words);
+    let entry = request.wish.config.as_deref().map(entry).transpose()?;
     let directory = Directory::at(request.places.clone());
-    let wanted = Wanted { mode: request.mode, entry, file: request.file.clone() };
+    let wanted = Wanted { mode: request.wish.mode, entry, file: request.wish.place.file.clone() };
     let only = wanted.file.as_deref();
-    let outcome = match (request.verb, request.dry_run) {
+    let outcome = match (request.verb, request.wish.place.dry_run) {
         (Verb::Check, _) => {
             let view = Some(directory.examine(&wanted)?);
             Outcome { found: view.clone(), now: view, ..Outcome::default() }
@@ -112,70 +167,15 @@ pub(super) fn run(words: Vec<OsString>) -> Result<(String, u8), Failure> {
         (Verb::Remove, true) => directory.examine_removal(only)?,
         (Verb::Remove, false) => directory.remove(only)?,
     };
-    if let (Verb::Add, false, Some(view)) = (request.verb, request.json, &outcome.now) {
+    if let (Verb::Add, false, Some(view)) = (request.verb, request.wish.place.json, &outcome.now) {
         if let State::Refused(reason) = &view.state {
             return Err(Failure::Failed(reason.to_string()));
         }
     }
     let exists = directory.path().is_dir();
     let code = code(&request, &outcome, exists);
-    let report = if request.json { to_json } else { to_text };
+    let report = if request.wish.place.json { to_json } else { to_text };
     Ok((report(&request, &outcome, exists), code))
-}
-
-/// The request; none where help is asked for. The first word is "conflist".
-fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, Failure> {
-    let mut parser = lexopt::Parser::from_iter(words);
-    let (mut verb, mut root) = (None, None);
-    let mut places = Places::default();
-    let (mut mode, mut config, mut file, mut dry_run, mut json) = (None, None, None, false, false);
-    while let Some(word) = parser.next()? {
-        match word {
-            Short('h') | Long("help") => return Ok(None),
-            Long("mode") => mode = Some(parse_mode(&parser.value()?)?),
-            Long("config") => config = Some(PathBuf::from(parser.value()?)),
-            Long("file") => file = Some(parser.value()?.to_string_lossy().into_owned()),
-            Long("conf-dir") => places.conf_dir = parser.value()?.into(),
-            Long("state-dir") => places.state_dir = parser.value()?.into(),
-            Long("root") => root = Some(PathBuf::from(parser.value()?)),
-            Long("dry-run") => dry_run = true,
-            Long("json") => json = true,
-            Word(word) if verb.is_none() => {
-                verb = Some(match word.to_str() {
-                    Some("add") => Verb::Add,
-                    Some("remove") => Verb::Remove,
-                    Some("check") => Verb::Check,
-                    Some("help") => return Ok(None),
-                    _ => {
-                        let text = format!("no command \"conflist {}\"", word.to_string_lossy());
-                        return Err(Failure::Usage(text));
-                    }
-                });
-            }
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    let usage = |text: &str| Failure::Usage(text.into());
-    let verb = verb.ok_or_else(|| usage("one of add, remove, check is missing"))?;
-    if verb == Verb::Remove && (mode.is_some() || config.is_some()) {
-        return Err(usage("--mode and --config go with \"conflist add\" and \"conflist check\""));
-    }
-    if let Some(root) = root {
-        places = places.under(&root);
-    }
-    Ok(Some(Request { verb, mode, config, file, places, dry_run, json }))
-}
-
-fn parse_mode(word: &OsString) -> Result<Mode, Failure> {
-    match word.to_str() {
-        Some("in-place") => Ok(Mode::InPlace),
-        Some("own-file") => Ok(Mode::OwnFile),
-        _ => {
-            let word = word.to_string_lossy();
-            let text = format!("--mode {word}: allowed are in-place and own-file");
-            Err(Failure::Usage(text))
-        }
-    }
 }
 
 /// Our plugin object in a file.
@@ -184,6 +184,9 @@ pub(super) fn entry(path: &Path) -> Result<Map<String, Value>, Failure> {
     let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
     let entry: Map<String, Value> = serde_json::from_str(&text)
         .map_err(|error| fail(format!("{error}; give our plugin object")))?;
+    if let Some(unknown) = unknown(&entry).next() {
+        return Err(fail(unknown.to_string()));
+    }
     Wanted::entry(entry).map_err(|invalid| fail(invalid.to_string()))
 }
 
@@ -213,7 +216,8 @@ fn to_text(request: &Request, outcome: &Outcome, exists: bool) -> String {
     };
     for change in &outcome.changes {
         let path = dir.join(change.file());
-        let (would, path) = (if request.dry_run { "would be " } else { "" }, path.display());
+        let (would, path) =
+            (if request.wish.place.dry_run { "would be " } else { "" }, path.display());
         match (change, request.verb) {
             (Edit::Delete { .. }, _) => line(format!("{path}: {would}deleted")),
             (Edit::Write { file, .. }, Verb::Add) if file == names::OWN_CONFLIST => {
@@ -266,7 +270,7 @@ fn describe(view: &View, dir: &Path) -> String {
     };
     let path = dir.join(file);
     let path = path.display();
-    let fix = "; put it right with: symroute conflist add";
+    let fix = "; put it right with: symroutectl conflist add";
     match &view.state {
         State::Ready => format!("ready: {path} has our entry"),
         State::Missing => format!("missing: {path} has no entry of ours{fix}"),
@@ -295,7 +299,7 @@ fn to_json(request: &Request, outcome: &Outcome, exists: bool) -> String {
         "version": VERSION,
         "directory": dir,
         "exists": exists,
-        "dryRun": request.dry_run,
+        "dryRun": request.wish.place.dry_run,
         "changes": changes.collect::<Vec<_>>(),
         "left": left.collect::<Vec<_>>(),
     });
@@ -314,27 +318,25 @@ fn to_json(request: &Request, outcome: &Outcome, exists: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Command;
     use super::*;
 
-    fn parsed(line: &str) -> Result<Option<Request>, String> {
-        parse(line.split_whitespace().map(OsString::from)).map_err(|e| format!("{e:?}"))
+    fn parsed(line: &str) -> Result<Request, String> {
+        match super::super::tests::parsed(&format!("conflist {line}"))? {
+            Command::Conflist(words) => Ok(words.into()),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
     fn command_lines() {
-        let request = parsed("conflist add --mode own-file --root /host").unwrap().unwrap();
-        assert_eq!(request.mode, Some(Mode::OwnFile));
+        let request = parsed("add --mode own-file --root /host").unwrap();
+        assert_eq!(request.wish.mode, Some(Mode::OwnFile));
         assert_eq!(request.places.conf_dir, PathBuf::from("/host/etc/cni/net.d"));
         assert_eq!(request.places.state_dir, PathBuf::from("/host/var/lib/symroute"));
-        assert_eq!(parsed("conflist check --help"), Ok(None));
-        for wrong in [
-            "conflist",
-            "conflist fly",
-            "conflist add check",
-            "conflist add --mode elsewhere",
-            "conflist remove --mode in-place",
-            "conflist add --file",
-        ] {
+        for wrong in
+            ["", "fly", "add check", "add --mode elsewhere", "remove --mode in-place", "add --file"]
+        {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
     }

@@ -1,26 +1,32 @@
-//! The command line tool: `symroute up`, `down`, `status`, `attachments`, `agent`, `conflist`,
-//! `uninstall`.
+//! The command line tool, `symroutectl`. Its words are described to clap here and in the modules of
+//! the commands; help, completions and manual pages are made of that.
 
 mod agent;
 mod attachments;
 mod configuration;
 mod conflist;
+mod pages;
 mod report;
 mod result_cache;
 mod uninstall;
 
+use std::env;
 use std::ffi::OsString;
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
 
-use lexopt::Arg::{Long, Short, Value};
+use clap::{Parser, Subcommand};
 
 use crate::config::Config;
 use crate::config::source::Source as Settings;
+use crate::conflist::{Directory, Reason};
 use crate::error::Error;
 use crate::logging;
+use crate::names;
 use crate::node::Node;
+use crate::plan::Note;
 use crate::process;
+use crate::state::State;
 use configuration::Source;
 use report::{Health, Report};
 
@@ -29,95 +35,123 @@ const HOLD: &str = "up";
 
 /// Something could not be done.
 const EXIT_FAILED: u8 = 1;
-/// The command line was wrong.
+/// The command line was wrong: what clap exits with.
 const EXIT_USAGE: u8 = 2;
 /// `status`: not in force.
 const EXIT_NOT_IN_FORCE: u8 = 3;
 /// `status`: in force, but something is off.
 const EXIT_OFF: u8 = 4;
 
-const HELP: &str = "\
-symroute: replies leave this node by the NIC the request came in by
+/// What stands below a command's options: codes of an exit beside those of every command, examples.
+fn tail(about: &str, codes: &[(u8, &str)], examples: &[&str]) -> String {
+    let mut all = [&[(EXIT_FAILED, "failed"), (EXIT_USAGE, "wrong usage")], codes].concat();
+    all.sort_unstable();
+    let codes: Vec<_> = all.iter().map(|(code, text)| format!("  {code}  {text}")).collect();
+    let examples: Vec<_> = examples.iter().map(|e| format!("  {} {e}", names::TOOL)).collect();
+    format!("{about}Exit codes:\n{}\n\nExamples:\n{}", codes.join("\n"), examples.join("\n"))
+}
 
-Usage: symroute up [--config FILE | --conf-dir DIR]
-       symroute down [--force]
-       symroute status [--json]
-       symroute attachments [--json] [--cache-dir DIR] [--root DIR]
-       symroute agent [options]
-       symroute conflist add|remove|check [OPTION]...
-       symroute uninstall [OPTION]...
-       symroute --help | --version
+fn whole_tail() -> String {
+    let about = "A container runtime runs the plugin, \"symroute\", by its type, listed in a conflist \
+                 behind\nthe primary plugin: {\"type\": \"symroute\", \"uplinks\": [\"auto\"]}\n\n";
+    let codes = [(0, "done"), (EXIT_NOT_IN_FORCE, "and 4: see COMMAND --help")];
+    tail(
+        about,
+        &codes,
+        &["up --config /etc/cni/net.d/10-aws.conflist", "status", "help conflist add"],
+    )
+}
 
-Commands:
-  up      put rules, tables and marks in place now, without a pod, and hold them
-          until \"down\"; --config takes a conflist or a plugin object with the
-          settings, --conf-dir a folder of which the first conflist that names
-          symroute has them; without, those in force or else the defaults are used
-  down    end that hold and the one of an agent that was stopped; with no pod
-          enrolled, take everything away; --force: also with pods enrolled, which
-          are forgotten
-  status  show uplinks, gateways, tables, enrolled pods and what is off
-  attachments
-          list the pods whose DEL will call symroute, and those enrolled here
-  agent   stay, and keep all this in place whoever changes the node; see
-          \"symroute agent --help\"
-  conflist
-          put our entry into the primary plugin's conflist, or take it out;
-          see: symroute conflist --help
-  uninstall
-          give a node without a shell back as it was; see: symroute uninstall --help
-
-Options:
-  --config FILE    settings for \"up\"
-  --conf-dir DIR   settings for \"up\", by the runtime's folder
-  --cache-dir DIR  the runtime's results (default /var/lib/cni/results)
-  --root DIR       another node's file system, of which nothing runs
-  --json           print \"status\" for programs
-  -h, --help       print this text
-  -V, --version    print the version
-
-Exit codes: 0 done (status: in force and well; attachments: none), 1 failed,
-2 wrong usage, 3 status: not in force, 4 status: in force, but something is off;
-attachments: there are some.
-
-Examples:
-  symroute up --config /etc/cni/net.d/10-aws.conflist
-  symroute status
-  symroute status --json | jq '.uplinks[].name'
-
-A container runtime runs symroute as a CNI plugin of type \"symroute\", listed in
-a conflist behind the primary plugin:
-  {\"type\": \"symroute\", \"uplinks\": [\"auto\"]}
-";
+/// Replies leave this node by the NIC the request came in by
+#[derive(Debug, Parser)]
+#[command(name = names::TOOL, bin_name = names::TOOL, version, after_help = whole_tail())]
+#[command(arg_required_else_help = false)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
 
 /// What the command line asks for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Subcommand)]
 enum Command {
-    Help,
-    Version,
-    Up { config: Option<Settings> },
-    Down { force: bool },
-    Status { json: bool },
+    /// Put rules, tables and marks in place now, without a pod, and hold them until "down"
+    #[command(after_help = tail(
+        "Without --config and --conf-dir: the settings in force, or else the defaults.\n\n",
+        &[(0, "done")],
+        &["up", "up --config /etc/cni/net.d/10-aws.conflist"]
+    ))]
+    Up {
+        /// A conflist or a plugin object with the settings
+        #[arg(long, value_name = "FILE", conflicts_with = "conf_dir")]
+        config: Option<PathBuf>,
+        /// A directory; its first conflist that names symroute has the settings
+        #[arg(long, value_name = "DIR")]
+        conf_dir: Option<PathBuf>,
+    },
+    /// End that hold, and the one of an agent that was stopped
+    #[command(after_help = tail(
+        "With no pod enrolled, everything is taken away.\n\n",
+        &[(0, "done, or the node state stays for pods or an agent")],
+        &["down", "down --force"]
+    ))]
+    #[command(args_override_self = true)]
+    Down {
+        /// Also with pods enrolled; they are forgotten
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show uplinks, gateways, tables, enrolled pods and what is off
+    #[command(after_help = tail(
+        "",
+        &[
+            (0, "in force and well"),
+            (EXIT_NOT_IN_FORCE, "not in force"),
+            (EXIT_OFF, "in force, but something is off")
+        ],
+        &["status", "status --json | jq '.uplinks[].name'"]
+    ))]
+    #[command(args_override_self = true)]
+    Status {
+        /// Print one JSON object for programs
+        #[arg(long)]
+        json: bool,
+        /// The runtime's conflists, to find slips in
+        #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
+        conf_dir: PathBuf,
+    },
+    /// List the pods whose DEL will call symroute, and those enrolled here
+    #[command(after_help = attachments::tail(), args_override_self = true)]
     Attachments(attachments::Words),
+    /// Stay, and keep all this in place whoever changes the node
+    #[command(after_help = agent::tail(), args_override_self = true)]
     Agent(agent::Words),
-    AgentHelp,
+    /// Put our entry into the primary plugin's conflist, or take it out
+    #[command(after_help = conflist::tail(), arg_required_else_help = false)]
+    Conflist(conflist::Words),
+    /// Give a node without a shell back as it was
+    #[command(after_help = uninstall::tail(), args_override_self = true)]
     Uninstall(uninstall::Words),
-    UninstallHelp,
+    /// Print what a shell needs to complete this tool's words
+    #[command(after_help = tail("", &[(0, "done")], &["completions bash >/etc/bash_completion.d/symroutectl"]))]
+    Completions {
+        /// The shell
+        shell: pages::Shell,
+    },
+    /// Print this tool's manual page, or write one page per command
+    #[command(after_help = tail("", &[(0, "done")], &["man | man -l -", "man /usr/local/share/man/man1"]))]
+    Man {
+        /// Write symroutectl.1, symroutectl-up.1 and so on into this directory
+        #[arg(value_name = "DIR")]
+        folder: Option<PathBuf>,
+    },
 }
 
 /// Why a command was not carried out.
 #[derive(Debug)]
 enum Failure {
-    Usage(String),
     Failed(String),
     /// Pods need the program, so it stays.
     Needed(String),
-}
-
-impl From<lexopt::Error> for Failure {
-    fn from(error: lexopt::Error) -> Self {
-        Self::Usage(error.to_string())
-    }
 }
 
 impl From<Error> for Failure {
@@ -135,24 +169,45 @@ impl From<crate::state::Error> for Failure {
     }
 }
 
-/// Runs the command that these words ask for.
+/// Runs the command that these words ask for; the first of them is the program's name.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> u8 {
-    let words: Vec<OsString> = words.into_iter().collect();
-    if conflist::is_meant(&words) {
-        return finish(conflist::run(words));
+    match CommandLine::try_parse_from(words) {
+        Ok(line) => finish(line.command.run()),
+        Err(answer) => explain(&answer),
     }
-    finish(parse(words).and_then(|command| match command {
-        Command::Help => Ok((HELP.to_string(), 0)),
-        Command::Version => Ok((format!("symroute {}\n", env!("CARGO_PKG_VERSION")), 0)),
-        Command::Up { config } => up(config.as_ref()),
-        Command::Down { force } => down(force),
-        Command::Attachments(words) => attachments::run(&words),
-        Command::Status { json } => status(json),
-        Command::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
-        Command::AgentHelp => Ok((agent::HELP.to_string(), 0)),
-        Command::Uninstall(words) => uninstall::run(&words),
-        Command::UninstallHelp => Ok((uninstall::HELP.to_string(), 0)),
-    }))
+}
+
+/// Prints help, the version, or what is wrong with the command line.
+fn explain(answer: &clap::Error) -> u8 {
+    if answer.use_stderr() {
+        let (rendered, mut stderr) = (answer.render(), io::stderr().lock());
+        let colours = stderr.is_terminal() && env::var_os("NO_COLOR").is_none();
+        let text = if colours { rendered.ansi().to_string() } else { rendered.to_string() };
+        let text = text.replacen("error", names::TOOL, 1);
+        let _ = stderr.write_all(text.as_bytes());
+    } else {
+        let _ = answer.print();
+    }
+    u8::try_from(answer.exit_code()).unwrap_or(EXIT_FAILED)
+}
+
+impl Command {
+    /// What it prints, and its exit code.
+    fn run(self) -> Result<(String, u8), Failure> {
+        match self {
+            Self::Up { config, conf_dir } => {
+                up(config.map(Settings::File).or(conf_dir.map(Settings::Folder)).as_ref())
+            }
+            Self::Down { force } => down(force),
+            Self::Status { json, conf_dir } => status(json, &conf_dir),
+            Self::Attachments(words) => attachments::run(&words),
+            Self::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
+            Self::Conflist(words) => conflist::run(words),
+            Self::Uninstall(words) => uninstall::run(&words),
+            Self::Completions { shell } => Ok((pages::completions(shell), 0)),
+            Self::Man { folder } => pages::manual(folder.as_deref()).map(|text| (text, 0)),
+        }
+    }
 }
 
 fn finish(outcome: Result<(String, u8), Failure>) -> u8 {
@@ -167,62 +222,11 @@ fn finish(outcome: Result<(String, u8), Failure>) -> u8 {
 
 fn complain(failure: &Failure) -> u8 {
     let (text, code) = match failure {
-        Failure::Usage(text) => (format!("{text}; see \"symroute --help\""), EXIT_USAGE),
-        Failure::Failed(text) => (text.clone(), EXIT_FAILED),
-        Failure::Needed(text) => (text.clone(), EXIT_OFF),
+        Failure::Failed(text) => (text, EXIT_FAILED),
+        Failure::Needed(text) => (text, EXIT_OFF),
     };
-    let _ = writeln!(io::stderr().lock(), "symroute: {text}");
+    let _ = writeln!(io::stderr().lock(), "{}: {text}", names::TOOL);
     code
-}
-
-fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
-    let mut parser = lexopt::Parser::from_iter(words);
-    let (mut verb, mut config, mut json, mut force) = (None, None, false, false);
-    let (mut cache_dir, mut root) = (None, None);
-    while let Some(word) = parser.next()? {
-        match word {
-            Short('h') | Long("help") => return Ok(Command::Help),
-            Short('V') | Long("version") => return Ok(Command::Version),
-            Long("config" | "conf-dir") if config.is_some() => {
-                let text = "one of --config and --conf-dir, once";
-                return Err(Failure::Usage(text.into()));
-            }
-            Long("config") => config = Some(Settings::File(parser.value()?.into())),
-            Long("conf-dir") => config = Some(Settings::Folder(parser.value()?.into())),
-            Long("cache-dir") => cache_dir = Some(PathBuf::from(parser.value()?)),
-            Long("root") => root = Some(PathBuf::from(parser.value()?)),
-            Long("json") => json = true,
-            Long("force") => force = true,
-            Value(value) if verb.is_none() && value == "agent" => {
-                return Ok(agent::parse(&mut parser)?.map_or(Command::AgentHelp, Command::Agent));
-            }
-            Value(value) if verb.is_none() && value == "uninstall" => {
-                let words = uninstall::parse(&mut parser)?;
-                return Ok(words.map_or(Command::UninstallHelp, Command::Uninstall));
-            }
-            Value(value) if verb.is_none() => verb = Some(value.to_string_lossy().into_owned()),
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    let command = match verb.as_deref() {
-        Some("up") => Command::Up { config: config.take() },
-        Some("down") => Command::Down { force: std::mem::take(&mut force) },
-        Some("attachments") => Command::Attachments(attachments::Words::new(
-            cache_dir.take().as_deref(),
-            root.take().as_deref(),
-            std::mem::take(&mut json),
-        )),
-        Some("status") => Command::Status { json: std::mem::take(&mut json) },
-        Some("help") => Command::Help,
-        Some(other) => return Err(Failure::Usage(format!("no command \"{other}\""))),
-        None => return Err(Failure::Usage("a command is missing".into())),
-    };
-    if config.is_some() || json || force || cache_dir.is_some() || root.is_some() {
-        let text = "--config and --conf-dir go with \"up\", --json with \"status\" and \
-                    \"attachments\", --force with \"down\", --cache-dir and --root with \"attachments\"";
-        return Err(Failure::Usage(text.into()));
-    }
-    Ok(command)
 }
 
 fn up(settings: Option<&Settings>) -> Result<(String, u8), Failure> {
@@ -250,7 +254,11 @@ fn up(settings: Option<&Settings>) -> Result<(String, u8), Failure> {
     }
     drop(lock);
     node.sweep_ended()?;
-    status(false).map(|(text, _)| (text, 0))
+    let conf_dir = match settings {
+        Some(Settings::Folder(folder)) => folder,
+        _ => Path::new(names::CONF_DIR),
+    };
+    status(false, conf_dir).map(|(text, _)| (text, 0))
 }
 
 fn down(force: bool) -> Result<(String, u8), Failure> {
@@ -283,7 +291,7 @@ fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
     if force {
         // What can't be read, by this release or at all, can't be removed one by one.
         let unreadable = node.state.attachments()?.unreadable;
-        node.state.sweep(&unreadable)?;
+        State::sweep(&unreadable)?;
     }
     node.state.release(HOLD)?;
     // It stays when the agent stops; one that runs takes it again.
@@ -291,8 +299,12 @@ fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
     Ok(node.tear_down_if_idle(&lock)?)
 }
 
-fn status(json: bool) -> Result<(String, u8), Failure> {
-    let report = Report::of(&mut Node::open()?)?;
+fn status(json: bool, conf_dir: &Path) -> Result<(String, u8), Failure> {
+    let mut report = Report::of(&mut Node::open()?)?;
+    // A folder that is not there, or can't be read, says nothing of the node.
+    let conflists = Directory::open(conf_dir).read().unwrap_or_default();
+    let slips = conflists.unknown_keys();
+    report.note(slips.map(|Reason { what, way_out }| Note { what, way_out }));
     let text = if json { report.to_json() } else { report.to_table() };
     let code = match report.health() {
         Health::Well => 0,
@@ -304,39 +316,63 @@ fn status(json: bool) -> Result<(String, u8), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
-    fn parsed(line: &str) -> Result<Command, String> {
-        let words = line.split_whitespace().map(OsString::from);
-        parse(words).map_err(|failure| format!("{failure:?}"))
+    /// The command of a line without the program's name.
+    pub(super) fn parsed(line: &str) -> Result<Command, String> {
+        let words = [names::TOOL].into_iter().chain(line.split_whitespace());
+        CommandLine::try_parse_from(words).map(|line| line.command).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_description_holds() {
+        CommandLine::command().debug_assert();
     }
 
     #[test]
     fn command_lines() {
-        assert_eq!(parsed("symroute status --json"), Ok(Command::Status { json: true }));
-        assert_eq!(parsed("symroute up"), Ok(Command::Up { config: None }));
-        let file = Some(Settings::File("a".into()));
-        assert_eq!(parsed("symroute up --config a"), Ok(Command::Up { config: file.clone() }));
-        assert_eq!(parsed("symroute --config=a up"), Ok(Command::Up { config: file }));
-        let folder = Some(Settings::Folder("a".into()));
-        assert_eq!(parsed("symroute up --conf-dir a"), Ok(Command::Up { config: folder }));
-        assert_eq!(parsed("symroute down --force"), Ok(Command::Down { force: true }));
-        assert_eq!(parsed("symroute down -h"), Ok(Command::Help));
+        let conf_dir = names::CONF_DIR.into();
+        assert_eq!(parsed("status --json"), Ok(Command::Status { json: true, conf_dir }));
+        assert_eq!(parsed("up"), Ok(Command::Up { config: None, conf_dir: None }));
+        let config = Some("a".into());
+        assert_eq!(parsed("up --config=a"), Ok(Command::Up { config, conf_dir: None }));
+        assert_eq!(parsed("down --force"), Ok(Command::Down { force: true }));
         for wrong in [
-            "symroute",
-            "symroute fly",
-            "symroute up up",
-            "symroute status --config a",
-            "symroute down --json",
-            "symroute up --force",
-            "symroute status --root /",
-            "symroute uninstall now",
-            "symroute up --config",
-            "symroute up --config a --conf-dir b",
-            "symroute down --conf-dir a",
-            "symroute --colour",
+            "",
+            "fly",
+            "up up",
+            "status --config a",
+            "down --json",
+            "up --force",
+            "status --root /",
+            "uninstall now",
+            "up --config",
+            "up --config a --conf-dir b",
+            "up --config a --config b",
+            "down --conf-dir a",
+            "completions tcsh",
+            "--colour",
         ] {
-            assert!(parsed(wrong).is_err(), "{wrong}");
+            let said = parsed(wrong).unwrap_err();
+            assert!(said.contains("--help"), "{wrong}: {said}");
         }
+    }
+
+    #[test]
+    fn every_help_has_examples_and_exit_codes() {
+        fn check(command: &mut clap::Command) {
+            let help = command.render_help().to_string();
+            for wanted in ["\nExamples:\n  symroutectl ", "\nExit codes:\n  0  "] {
+                assert!(help.contains(wanted), "{wanted:?} in\n{help}");
+            }
+            let long = help.lines().find(|line| line.chars().count() > 100);
+            assert_eq!(long, None, "wider than a terminal");
+            command.get_subcommands_mut().filter(|c| c.get_name() != "help").for_each(check);
+        }
+        let mut whole = CommandLine::command();
+        whole.build();
+        check(&mut whole);
     }
 }

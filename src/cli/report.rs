@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
@@ -69,12 +70,23 @@ impl Report {
             // What can't be kept is the very thing to report.
             Err(Error::Config(invalid)) => notes.push(Note {
                 what: format!("the settings can't be kept: {invalid}"),
-                way_out: "mend that, then: symroute up".into(),
+                way_out: "mend that, then: symroutectl up".into(),
             }),
             Err(other) => return Err(other),
         }
+        if record.is_some() && attachments == 0 && holders.is_empty() {
+            notes.push(Note {
+                what: "the node state is in force, but no attachment and no hold needs it".into(),
+                way_out: "symroutectl down, or symroutectl up to hold it".into(),
+            });
+        }
         let settings = record.as_ref().map_or(fallback, |r| r.settings.clone());
         Ok(Self { record, settings, uplinks, attachments, holders, notes, pending, backend })
+    }
+
+    /// Adds what is off beside the node itself.
+    pub(super) fn note(&mut self, notes: impl IntoIterator<Item = Note>) {
+        self.notes.extend(notes);
     }
 
     pub(super) fn health(&self) -> Health {
@@ -193,7 +205,7 @@ impl Report {
 
     fn write_off(&self, out: &mut String) {
         if !self.pending.is_empty() {
-            out.push_str("\nNot as it should be; \"symroute up\" or the next pod mends it:\n");
+            out.push_str("\nNot as it should be; \"symroutectl up\" or the next pod mends it:\n");
             for step in &self.pending {
                 let _ = writeln!(out, "  {step}");
             }
@@ -207,15 +219,16 @@ impl Report {
     }
 }
 
-/// What is wrong with files of the state. Of all attachments only those are read that have settings
-/// of their own, so that this takes no longer on a full node.
+/// What is wrong with files of the state. Only some attachments are read, so that this takes no
+/// longer on a full node.
 fn unreadable(node: &Node) -> Result<Vec<Note>, Error> {
-    let own = node.state.with_own_settings()?.unreadable;
-    let note = |path: &String| Note {
-        what: format!("{path} is empty or damaged: that pod's own settings are not in force"),
+    let mut paths = node.state.with_own_settings()?.unreadable;
+    paths.extend(node.state.some_attachments(0)?.0.unreadable);
+    let damaged = |path: &PathBuf| Note {
+        what: format!("{} is empty or damaged: that attachment counts as absent", path.display()),
         way_out: "restart the pod; the next reconcile removes the file".into(),
     };
-    Ok(own.iter().map(note).collect())
+    Ok(paths.iter().map(damaged).collect())
 }
 
 fn or_none(text: &str) -> &str {

@@ -1,4 +1,4 @@
-//! `symroute uninstall`: takes away what the agent has put on a node, out of the same image, where
+//! `symroutectl uninstall`: takes away what the agent has put on a node, out of the same image, where
 //! no shell is. `install.sh uninstall` does it in the same order.
 
 use std::fs;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use lexopt::{Arg::Long, Parser};
+use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::attachments::Found;
-use super::{Failure, take_down};
+use super::{EXIT_OFF, Failure, take_down};
 use crate::conflist::{Directory, Places};
 use crate::names;
 use crate::node::Node;
@@ -22,73 +22,45 @@ use crate::state::{Alone, State};
 /// in its cache.
 const SETTLED: Duration = Duration::from_secs(1);
 
-pub(super) const HELP: &str = "\
-symroute uninstall: gives the node back as it was before
-
-Usage: symroute uninstall [OPTION]...
-
+const ABOUT: &str = "\
 For nodes without a shell, out of the image that the agent came in; elsewhere
-\"install.sh uninstall\" also takes systemd's units away. In this order: our entry
-out of the conflist, the node state, our files, and the program last. While pods
-need the program (the runtime calls it at their end) the entry is taken out and
-nothing else; restart those pods and run it again. May be run at any time.
+\"install.sh uninstall\" also takes systemd's units and this tool away. In this
+order: our entry out of the conflist, the node state, our files, and the plugin
+last. While pods need the plugin (the runtime calls it at their end) the entry is
+taken out and nothing else; restart those pods and run it again. May be run at any
+time.
 
-Options:
-  --conf-dir DIR   the runtime's conflists (default /etc/cni/net.d)
-  --bin-dir DIR    the runtime's plugins (default /opt/cni/bin)
-  --cache-dir DIR  the runtime's results (default /var/lib/cni/results)
-  --state-dir DIR  what is known of the entry (default /var/lib/symroute)
-  --run-dir DIR    the state of this boot (default /run/symroute)
-  --force          go on although pods need the program: those will hang at
-                   their end until a symroute is back
-  --stay           do nothing, and stay until a signal comes: for the container
-                   that follows this one, as pods of a DaemonSet must not end
-  -h, --help       print this text
-
-Exit codes: 0 nothing of symroute is left, 1 failed, 2 wrong usage, 4 pods need
-the program.
-
-Example:
-  symroute uninstall --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d
 ";
 
-/// The words behind "uninstall".
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Words {
-    conf_dir: PathBuf,
-    bin_dir: PathBuf,
-    cache_dir: PathBuf,
-    state_dir: PathBuf,
-    run_dir: PathBuf,
-    force: bool,
-    stay: bool,
+pub(super) fn tail() -> String {
+    let examples = ["uninstall", "uninstall --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d"];
+    super::tail(ABOUT, &[(0, "done"), (EXIT_OFF, "pods need the plugin")], &examples)
 }
 
-/// Reads the words behind "uninstall"; none where they ask for help.
-pub(super) fn parse(parser: &mut Parser) -> Result<Option<Words>, Failure> {
-    let mut words = Words {
-        conf_dir: names::CONF_DIR.into(),
-        bin_dir: names::BIN_DIR.into(),
-        cache_dir: names::CACHE_DIR.into(),
-        state_dir: names::LASTING_DIR.into(),
-        run_dir: names::STATE_DIR.into(),
-        force: false,
-        stay: false,
-    };
-    while let Some(word) = parser.next()? {
-        match word {
-            lexopt::Arg::Short('h') | Long("help") => return Ok(None),
-            Long("conf-dir") => words.conf_dir = parser.value()?.into(),
-            Long("bin-dir") => words.bin_dir = parser.value()?.into(),
-            Long("cache-dir") => words.cache_dir = parser.value()?.into(),
-            Long("state-dir") => words.state_dir = parser.value()?.into(),
-            Long("run-dir") => words.run_dir = parser.value()?.into(),
-            Long("force") => words.force = true,
-            Long("stay") => words.stay = true,
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    Ok(Some(words))
+/// Where to look, and how far to go.
+#[derive(Debug, PartialEq, Eq, Args)]
+pub(super) struct Words {
+    /// The runtime's conflists
+    #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
+    conf_dir: PathBuf,
+    /// The runtime's plugins
+    #[arg(long, value_name = "DIR", default_value = names::BIN_DIR)]
+    bin_dir: PathBuf,
+    /// The runtime's results
+    #[arg(long, value_name = "DIR", default_value = names::CACHE_DIR)]
+    cache_dir: PathBuf,
+    /// What is known of the entry
+    #[arg(long, value_name = "DIR", default_value = names::LASTING_DIR)]
+    state_dir: PathBuf,
+    /// The state of this boot
+    #[arg(long, value_name = "DIR", default_value = names::STATE_DIR)]
+    run_dir: PathBuf,
+    /// Go on although pods need the plugin, which hang at their end then
+    #[arg(long)]
+    force: bool,
+    /// Only wait for a signal, as the last container of a pod has to
+    #[arg(long)]
+    stay: bool,
 }
 
 /// A kill at any point leaves a node that starts pods, and another run completes.
@@ -115,10 +87,10 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         )));
     }
     say("the node state is not in force");
-    let [kept, previous] = ["conflist", "previous"].map(|name| words.state_dir.join(name));
-    delete(&kept)?;
-    delete(&previous)?;
-    delete(&words.state_dir.join(names::CONFLIST_TEMPORARY))?;
+    // What "install.sh upgrade" keeps is among them.
+    for name in ["conflist", "previous", "previous-tool", "upgrading", names::CONFLIST_TEMPORARY] {
+        delete(&words.state_dir.join(name))?;
+    }
     delete_empty(&words.state_dir)?;
     delete(Path::new(names::LOG_FILE))?;
     delete(&words.bin_dir.join(names::CONFLIST_TEMPORARY))?;
@@ -131,6 +103,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     }
     delete_empty(&words.run_dir)?;
     delete(&words.bin_dir.join(names::PROGRAM))?;
+    delete(&words.bin_dir.join(names::TOOL))?;
     Ok(("Uninstalled.\n".into(), 0))
 }
 
@@ -241,23 +214,26 @@ fn stay() -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Command;
     use super::*;
 
-    fn parsed(line: &str) -> Result<Option<Words>, Failure> {
-        parse(&mut Parser::from_iter(line.split_whitespace()))
+    fn parsed(line: &str) -> Result<Words, String> {
+        match super::super::tests::parsed(&format!("uninstall {line}"))? {
+            Command::Uninstall(words) => Ok(words),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
     fn command_lines() {
-        let words = parsed("uninstall --run-dir /host/run --bin-dir /b").unwrap().unwrap();
+        let words = parsed("--run-dir /host/run --bin-dir /b").unwrap();
         assert_eq!((words.run_dir, words.bin_dir), ("/host/run".into(), "/b".into()));
         assert_eq!(words.conf_dir, PathBuf::from(names::CONF_DIR));
         assert!(!words.force && !words.stay);
-        let words = parsed("uninstall --force --stay").unwrap().unwrap();
+        let words = parsed("--force --stay").unwrap();
         assert!(words.force && words.stay);
-        assert!(parsed("uninstall --help").unwrap().is_none());
         for wrong in ["--json", "--conf-dir", "all", "--dry-run"] {
-            assert!(parsed(&format!("uninstall {wrong}")).is_err(), "{wrong}");
+            assert!(parsed(wrong).is_err(), "{wrong}");
         }
     }
 }

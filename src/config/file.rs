@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Config, parse};
+use super::{Config, parse, unknown};
 use crate::names::PLUGIN_TYPE as TYPE;
 
 /// The network that a file names, if it names one, and our configuration for it.
@@ -13,14 +13,36 @@ use crate::names::PLUGIN_TYPE as TYPE;
 /// # Errors
 /// What is wrong, with the path in front.
 pub fn read(path: &Path) -> Result<(Option<String>, Config), String> {
+    read_with(path, false)
+}
+
+/// The same, for what a person hands over: a key that nothing knows is refused.
+///
+/// # Errors
+/// What is wrong, with the path in front.
+pub fn read_strictly(path: &Path) -> Result<(Option<String>, Config), String> {
+    read_with(path, true)
+}
+
+fn read_with(path: &Path, strictly: bool) -> Result<(Option<String>, Config), String> {
     let fail = |text: String| format!("{}: {text}", path.display());
     let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
     let value: Value = serde_json::from_str(&text).map_err(|error| fail(error.to_string()))?;
     let object = value.as_object().ok_or_else(|| fail("not a JSON object".into()))?;
     let name = object.get("name").and_then(Value::as_str).map(str::to_string);
     let plugin = plugin(object).map_err(fail)?;
+    if let Some(unknown) = unknown(plugin).next().filter(|_| strictly) {
+        return Err(fail(unknown.to_string()));
+    }
     let config = parse(plugin).map_err(|invalid| fail(invalid.to_string()))?;
     Ok((name, config))
+}
+
+/// Whether a file is a list of plugins, as runtimes read it, and no plugin object.
+#[must_use]
+pub fn is_list(path: &Path) -> bool {
+    let network = fs::read_to_string(path).ok().and_then(|text| serde_json::from_str(&text).ok());
+    network.is_some_and(|network: Value| network.get("plugins").is_some())
 }
 
 /// Whether this is a network whose plugins we are one of.

@@ -4,6 +4,7 @@ pub mod file;
 mod parse;
 mod pattern;
 pub mod source;
+mod unknown;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 pub use parse::{is_interface_name, parse};
 pub use pattern::Pattern;
+pub use unknown::{Unknown, unknown};
 
 use crate::hash::fnv32;
 use crate::model::Field;

@@ -56,7 +56,7 @@ fn wanted(path: &Path) -> Result<Wanted, String> {
             path.display()
         ));
     }
-    let conflist = network.is_some().then(|| path.to_path_buf());
+    let conflist = file::is_list(path).then(|| path.to_path_buf());
     Ok(Wanted { network: network.unwrap_or_else(|| OWN_NETWORK.into()), config, conflist })
 }
 

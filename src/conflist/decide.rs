@@ -175,6 +175,7 @@ pub fn decide(folder: &Folder, wanted: &Wanted) -> View {
             view.notes.push(format!("the runtime takes {taken}, which comes before {file}"));
         }
     }
+    view.notes.extend(folder.unknown_keys().map(|reason| reason.to_string()));
     match mode {
         Mode::InPlace => in_place(folder, wanted, file, &network, &mut view),
         Mode::OwnFile => own_file(folder, wanted, file, &network, &mut view),
@@ -408,7 +409,7 @@ fn no_own_file(folder: &Folder) -> Option<Reason> {
     (folder.own().is_none() && folder.set_aside.contains(&aside)).then(|| {
         Reason::new(
             format!("{path}: Cilium has set it aside as {aside}"),
-            "set cni.exclusive=false in Cilium's Helm values, then: symroute conflist remove, and \
+            "set cni.exclusive=false in Cilium's Helm values, then: symroutectl conflist remove, and \
              add again",
         )
     })

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::{Network, Wanted};
+use super::{Network, Reason, Wanted};
+use crate::config::unknown;
 use crate::names;
 
 /// What the names of files end in that runtimes read.
@@ -68,6 +69,24 @@ impl Folder {
     #[must_use]
     pub fn in_force(&self) -> Option<&str> {
         self.files.keys().map(String::as_str).find(|file| self.network(file).is_ok())
+    }
+
+    /// Keys in entries of ours that nothing knows: what a slip was to set is not set.
+    pub fn unknown_keys(&self) -> impl Iterator<Item = Reason> {
+        self.files.keys().flat_map(|file| {
+            let network = self.network(file).ok();
+            let settings =
+                network.iter().flat_map(|n| n.ours().into_iter().map(|at| n.settings(at)));
+            let keys: Vec<_> = settings.flat_map(|s| unknown(&s).collect::<Vec<_>>()).collect();
+            let path = self.path.join(file);
+            keys.into_iter().map(move |key| {
+                Reason::new(
+                    format!("{}: {key}", path.display()),
+                    "it is ignored; put our entry right there, or by: symroutectl conflist add \
+                     --config FILE",
+                )
+            })
+        })
     }
 
     /// The files of others, in order.

@@ -136,7 +136,7 @@ impl Socket {
     }
 
     /// Reads one datagram. The kernel answers within the call that sends (`netlink_unicast_kernel`,
-    /// net/netlink/af_netlink.c), so an answer that is not there was lost and never comes.
+    /// `net/netlink/af_netlink.c`), so an answer that is not there was lost and never comes.
     fn receive(&mut self) -> Result<usize, Error> {
         let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
         loop {

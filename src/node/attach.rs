@@ -13,9 +13,13 @@ impl Node {
     pub fn attach(&mut self, settings: &Settings, attachment: &Attachment) -> Result<(), Error> {
         let written = self.state.attach(attachment)?;
         let attached = self.make_ready(settings, attachment, &written);
-        if attached.is_err() && !written.existed {
-            for error in teardown::remove(&self.state, &attachment.key) {
-                log::error!("{}: {error}", attachment.key.container);
+        match (&attached, &written.before) {
+            (Ok(()), _) => {}
+            (Err(_), Some(before)) => drop(self.state.attach(before)?),
+            (Err(_), None) => {
+                for error in teardown::remove(&self.state, &attachment.key) {
+                    log::error!("{}: {error}", attachment.key.container);
+                }
             }
         }
         attached

@@ -7,16 +7,13 @@ use std::path::Path;
 use super::teardown;
 use crate::state::{Attachment, Error, State};
 
-/// Attachments to a look, so that it costs the same however many there are.
-const AT_ONCE: usize = 128;
-
 /// Removes some of them, from the place `from` on, and gives the place to go on at.
 ///
 /// # Errors
 /// The attachments can't be listed.
 pub fn sweep(state: &State, cache: &Path, from: usize) -> Result<usize, Error> {
-    let (some, next) = state.some_attachments(from, AT_ONCE)?;
-    for attachment in some.iter().filter(|attachment| has_ended(attachment, cache)) {
+    let (some, next) = state.some_attachments(from)?;
+    for attachment in some.readable.iter().filter(|attachment| has_ended(attachment, cache)) {
         let key = &attachment.key;
         log::warn!("{} ({}) has ended without a DEL", key.container, key.ifname);
         for error in teardown::remove(state, key) {

@@ -16,7 +16,7 @@ pub mod sysctl;
 pub mod teardown;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
@@ -111,9 +111,7 @@ impl Node {
 
     /// Removes some attachments of pods that ended unseen; which ones differs from call to call.
     pub fn sweep_ended(&self) -> Result<(), Error> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let from = usize::try_from(now.as_millis()).unwrap_or_default();
-        ended::sweep(&self.state, Path::new(names::CACHE_DIR), from)?;
+        ended::sweep(&self.state, Path::new(names::CACHE_DIR), place_by_the_clock())?;
         Ok(())
     }
 
@@ -143,20 +141,23 @@ impl Node {
         &mut self,
         owned: &[&Settings],
         record: Option<&Record>,
-    ) -> Result<(Facts, Vec<String>), Error> {
+    ) -> Result<(Facts, Vec<PathBuf>), Error> {
         let by_iptables = self.state.is_marked_by_iptables();
         let mut facts = observe::facts(&mut self.kernel, owned, by_iptables)?;
         facts.restore = record.map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
         facts.made = record.map_or_else(BTreeSet::new, |r| r.made.clone());
         let own = self.state.with_own_settings()?;
-        for path in &own.unreadable {
-            log::warn!("{path}: empty or damaged; this pod's own settings are not known");
+        // Files can't be read that hold the node state, too.
+        let mut unreadable = self.state.some_attachments(place_by_the_clock())?.0.unreadable;
+        unreadable.extend(own.unreadable);
+        for path in &unreadable {
+            log::warn!("{}: empty or damaged; the attachment is taken as absent", path.display());
         }
         for attachment in own.readable {
             let pods = if attachment.left_out { &mut facts.left_out } else { &mut facts.hairpins };
             pods.extend(attachment.addresses);
         }
-        Ok((facts, own.unreadable))
+        Ok((facts, unreadable))
     }
 
     /// Looks at the node without changing it, by the settings in force or else by `fallback`.
@@ -169,4 +170,10 @@ impl Node {
         let steps = diff(&facts, &plan);
         Ok(View { facts, plan, steps })
     }
+}
+
+/// A place among the attachments that differs from call to call.
+fn place_by_the_clock() -> usize {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    usize::try_from(now.as_millis()).unwrap_or_default()
 }

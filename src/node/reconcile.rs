@@ -8,7 +8,7 @@ use crate::config::{Settings, file};
 use crate::error::Error;
 use crate::plan::diff::diff;
 use crate::plan::{Plan, plan};
-use crate::state::{Lock, Ready, Record};
+use crate::state::{Lock, Ready, Record, State};
 
 /// How often a node is looked at that changes meanwhile.
 const ROUNDS: u32 = 8;
@@ -83,7 +83,7 @@ impl Node {
                 }
             }
         }
-        self.state.sweep(&unreadable)?;
+        State::sweep(&unreadable)?;
         self.state.set_marker(plan.marker())?;
         next.previous.clear();
         next.src_valid_mark.clone_from(&plan.restore);

@@ -35,7 +35,7 @@ impl Node {
                 return Err(error);
             }
             if self.state.is_idle()? {
-                self.state.sweep(&unreadable)?;
+                State::sweep(&unreadable)?;
                 self.state.clear()?;
                 return Ok(true);
             }
@@ -47,6 +47,7 @@ impl Node {
 
 /// Removes an attachment, and with the last one the node state. Goes on after a failure; the next
 /// reconcile heals what is left. Opens a socket only where the kernel has to change.
+#[must_use]
 pub fn remove(state: &State, key: &Key) -> Vec<Error> {
     let mut failures = Vec::new();
     let had_own_settings = state.detach(key).unwrap_or_else(|error| {

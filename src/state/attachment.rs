@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -18,10 +19,15 @@ const VERSION: u64 = 1;
 const SHOWN: usize = 64;
 /// The folder of all attachments but those that are left out.
 pub(super) const PODS: &str = "pods";
-/// The folder of the attachments that have settings of their own.
-pub(super) const OWN_SETTINGS: &str = "own-settings";
+/// What the files of attachments that have settings of their own begin with. Releases that do not
+/// know them take hidden files away with the node state.
+pub(super) const OWN_SETTINGS: &str = ".own-";
 /// Folders that only older releases have.
 pub(super) const OLD_FOLDERS: [&str; 2] = ["gone", "owners"];
+
+/// How many attachments are "some": a look at them costs the same however many there are, and the
+/// kubelet runs no more pods than this by default.
+const SOME: usize = 128;
 
 /// What a runtime calls an attachment by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,13 +109,13 @@ impl Attachment {
     }
 }
 
-/// What an attachment's file said before it was written anew.
+/// What writing an attachment changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     /// Whether the kernel has, or is to have, settings of this pod alone.
     pub has_own_settings: bool,
-    /// Whether there was a file.
-    pub existed: bool,
+    /// What was there before by the same key.
+    pub before: Option<Attachment>,
 }
 
 /// All attachments, and the files that can't be read as one.
@@ -118,7 +124,7 @@ pub struct Attachments {
     /// The readable ones.
     pub readable: Vec<Attachment>,
     /// Paths of the other files.
-    pub unreadable: Vec<String>,
+    pub unreadable: Vec<PathBuf>,
 }
 
 impl State {
@@ -126,36 +132,41 @@ impl State {
     /// DEL that is about to take the node state away looks for files last.
     pub fn attach(&self, attachment: &Attachment) -> Result<Written, Error> {
         let name = attachment.key.file_name();
+        let own_file = format!("{OWN_SETTINGS}{name}");
         let (text, own) = (attachment.to_json(), attachment.has_own_settings());
-        let mut existed = false;
-        if attachment.left_out {
-            existed |= Self::remove(&self.path(&[PODS, &name]))?;
-        }
-        let had_own = if own {
-            // A reconcile must find it as soon as it holds the node state.
-            let had_own = self.path(&[OWN_SETTINGS, &name]).exists();
-            self.write(OWN_SETTINGS, &name, &text)?;
-            had_own
+        let before = if attachment.left_out {
+            let path = self.path(&[PODS, &name]);
+            let before = Self::read(&path)?.and_then(|text| Some(Attachment::from_json(&text)?.0));
+            Self::remove(&path)?;
+            before
         } else {
-            Self::remove(&self.path(&[OWN_SETTINGS, &name]))?
+            // On a new pod this takes no look at what was there.
+            let read = |text: String| Some(Attachment::from_json(&text)?.0);
+            self.replace(PODS, &name, &text)?.and_then(read)
         };
-        if !attachment.left_out {
-            existed |= self.replace(PODS, &name, &text)?;
+        let own_path = self.path(&[&own_file]);
+        let own_before = Self::read(&own_path)?;
+        if own {
+            self.write("", &own_file, &text)?;
+        } else if own_before.is_some() {
+            Self::remove(&own_path)?;
         }
-        Ok(Written { has_own_settings: own || had_own, existed: existed || had_own })
+        let had_own = own_before.is_some();
+        let before = before.or_else(|| Some(Attachment::from_json(&own_before?)?.0));
+        Ok(Written { has_own_settings: own || had_own, before })
     }
 
     /// Removes an attachment: whether it had settings of its own.
     pub fn detach(&self, key: &Key) -> Result<bool, Error> {
         let name = key.file_name();
         Self::remove(&self.path(&[PODS, &name]))?;
-        Self::remove(&self.path(&[OWN_SETTINGS, &name]))
+        Self::remove(&self.path(&[&format!("{OWN_SETTINGS}{name}")]))
     }
 
     /// The attachment of this key, if there is one.
     pub fn attachment(&self, key: &Key) -> Result<Option<Attachment>, Error> {
-        for folder in [PODS, OWN_SETTINGS] {
-            let path = self.path(&[folder, &key.file_name()]);
+        let name = key.file_name();
+        for path in [self.path(&[PODS, &name]), self.path(&[&format!("{OWN_SETTINGS}{name}")])] {
             let found = Self::read(&path)?.and_then(|text| Attachment::from_json(&text));
             if let Some((attachment, _)) = found.filter(|(a, _)| a.key == *key) {
                 return Ok(Some(attachment));
@@ -171,29 +182,22 @@ impl State {
 
     /// A few attachments that hold the node state, from a place on, and the place behind them. The
     /// places go round.
-    pub fn some_attachments(
-        &self,
-        from: usize,
-        most: usize,
-    ) -> Result<(Vec<Attachment>, usize), Error> {
+    pub fn some_attachments(&self, from: usize) -> Result<(Attachments, usize), Error> {
         let names = self.list(PODS)?;
         if names.is_empty() {
-            return Ok((Vec::new(), 0));
+            return Ok((Attachments::default(), 0));
         }
-        let (from, most) = (from % names.len(), most.min(names.len()));
-        let mut found = Vec::new();
-        for name in names.iter().cycle().skip(from).take(most) {
-            let text = Self::read(&self.path(&[PODS, name]))?;
-            let read = text.and_then(|text| Attachment::from_json(&text));
-            found.extend(read.map(|(attachment, _)| attachment));
-        }
+        let (from, most) = (from % names.len(), SOME.min(names.len()));
+        let some = names.iter().cycle().skip(from).take(most);
+        let found = Self::attachments_of(some.map(|name| self.path(&[PODS, name])))?;
         Ok((found, from + most))
     }
 
     /// All attachments. Takes longer the more there are.
     pub fn attachments(&self) -> Result<Attachments, Error> {
-        let mut found = self.attachments_of(PODS)?;
-        let own = self.attachments_of(OWN_SETTINGS)?;
+        let pods = self.list(PODS)?.into_iter().map(|name| self.path(&[PODS, &name]));
+        let mut found = Self::attachments_of(pods)?;
+        let own = self.with_own_settings()?;
         found.readable.extend(own.readable.into_iter().filter(|a| a.left_out));
         found.unreadable.extend(own.unreadable);
         Ok(found)
@@ -201,16 +205,17 @@ impl State {
 
     /// The attachments that have settings of their own.
     pub fn with_own_settings(&self) -> Result<Attachments, Error> {
-        self.attachments_of(OWN_SETTINGS)
+        let own = |name: &String| name.starts_with(OWN_SETTINGS);
+        let names = self.names("")?.into_iter().filter(own);
+        Self::attachments_of(names.map(|name| self.path(&[&name])))
     }
 
-    fn attachments_of(&self, folder: &str) -> Result<Attachments, Error> {
+    fn attachments_of(paths: impl Iterator<Item = PathBuf>) -> Result<Attachments, Error> {
         let mut found = Attachments::default();
-        for name in self.list(folder)? {
-            let path = self.path(&[folder, &name]);
+        for path in paths {
             match Self::read(&path)?.map(|text| Attachment::from_json(&text)) {
                 Some(Some((attachment, _))) => found.readable.push(attachment),
-                Some(None) => found.unreadable.push(path.display().to_string()),
+                Some(None) => found.unreadable.push(path),
                 // Removed since the folder was listed.
                 None => {}
             }
@@ -224,8 +229,8 @@ impl State {
     }
 
     /// Removes these files, which can't be read as attachments.
-    pub fn sweep(&self, unreadable: &[String]) -> Result<(), Error> {
-        unreadable.iter().try_for_each(|path| Self::remove(path.as_ref()).map(drop))
+    pub fn sweep(unreadable: &[PathBuf]) -> Result<(), Error> {
+        unreadable.iter().try_for_each(|path| Self::remove(path).map(drop))
     }
 
     /// Understands what an older release has left. Its attachments with settings of their own are
@@ -239,7 +244,7 @@ impl State {
             match read {
                 Some((_, true)) => drop(Self::remove(&path)?),
                 Some((attachment, _)) if attachment.hairpin => {
-                    self.write(OWN_SETTINGS, &name, &attachment.to_json())?;
+                    self.write("", &format!("{OWN_SETTINGS}{name}"), &attachment.to_json())?;
                 }
                 _ => {}
             }

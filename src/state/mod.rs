@@ -2,13 +2,13 @@
 //! made, who holds it.
 //!
 //! ```text
-//! pods/KEY         one file per attachment
-//! own-settings/KEY an attachment that has settings of its own
-//! hold/NAME        what keeps node state beyond the last pod ("up", "agent")
-//! node.json        settings in force, the network that brought them, sysctls to put back
-//! ready            what an ADD has to prove
-//! agent            locked by the agent that runs; its process id
-//! marking          symbolic link to "nftables" or "iptables": what marks
+//! pods/KEY   one file per attachment
+//! .own-KEY   an attachment that has settings of its own
+//! hold/NAME  what keeps node state beyond the last pod ("up", "agent")
+//! node.json  settings in force, the network that brought them, sysctls to put back
+//! .ready     what an ADD has to prove
+//! agent      locked by the agent that runs; its process id
+//! marking    symbolic link to "nftables" or "iptables": what marks
 //! ```
 //! The directory itself is the lock. Each file is written to a temporary name and renamed, so
 //! that a kill leaves the old or the new one.
@@ -85,14 +85,18 @@ impl State {
         })
     }
 
-    /// The same; whether there was a file before.
-    fn replace(&self, folder: &str, name: &str, content: &str) -> Result<bool, Error> {
+    /// The same; what stood in the file before, if there was one.
+    fn replace(&self, folder: &str, name: &str, content: &str) -> Result<Option<String>, Error> {
         self.place(folder, name, |temporary, path| {
             fs::write(temporary, content)?;
             match renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {
-                Ok(()) => Ok(false),
+                Ok(()) => Ok(None),
                 // Some file systems can't tell.
-                Err(Errno::EEXIST | Errno::EINVAL) => fs::rename(temporary, path).map(|()| true),
+                Err(Errno::EEXIST | Errno::EINVAL) => {
+                    // What can't be read is no attachment.
+                    let before = fs::read_to_string(path).unwrap_or_default();
+                    fs::rename(temporary, path).map(|()| Some(before))
+                }
                 Err(errno) => Err(errno.into()),
             }
         })
@@ -135,16 +139,21 @@ impl State {
         Ok(removed.is_some())
     }
 
-    /// Names of the files in a folder, temporary ones left out.
+    /// Names of the files in a folder, hidden ones left out.
     fn list(&self, folder: &str) -> Result<Vec<String>, Error> {
+        let names = self.names(folder)?.into_iter();
+        Ok(names.filter(|name| !name.starts_with('.')).collect())
+    }
+
+    /// Names of all files in a folder.
+    fn names(&self, folder: &str) -> Result<Vec<String>, Error> {
         let path = self.path(&[folder]);
         let entries = match absent_is_none(fs::read_dir(&path)) {
             Ok(None) => return Ok(Vec::new()),
             Ok(Some(entries)) => entries,
             Err(error) => return Err(Error::at("list", &path)(error)),
         };
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        Ok(names.filter(|name| !name.starts_with('.')).collect())
+        Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
     }
 
     /// Whether a folder has no file but temporary ones. Reads no more than the first few names,
@@ -194,15 +203,17 @@ impl State {
             Self::remove(&self.path(&[file]))?;
         }
         self.forget_the_agent()?;
-        for folder in ["", attachment::PODS, attachment::OWN_SETTINGS, "hold"] {
-            let path = self.path(&[folder]);
-            let entries = fs::read_dir(&path).into_iter().flatten().flatten();
-            for entry in entries.filter(|e| e.file_name().as_encoded_bytes().starts_with(b".")) {
-                Self::remove(&entry.path())?;
+        for folder in ["", attachment::PODS, "hold"] {
+            // A pod that is left out keeps its file until its own end.
+            let is_temporary = |name: &String| {
+                name.starts_with('.') && !name.starts_with(attachment::OWN_SETTINGS)
+            };
+            for name in self.names(folder)?.into_iter().filter(is_temporary) {
+                Self::remove(&self.path(&[folder, &name]))?;
             }
             if !folder.is_empty() {
-                // One that somebody has just put a file into stays.
-                let _ = fs::remove_dir(path);
+                // One that another process has just put a file into stays.
+                let _ = fs::remove_dir(self.path(&[folder]));
             }
         }
         Ok(())

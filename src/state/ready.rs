@@ -17,8 +17,8 @@ use crate::backend::Marker;
 use crate::model::Variant;
 use crate::plan::proof::Question;
 
-/// Name of the file.
-pub(super) const FILE: &str = "ready";
+/// Name of the file. Releases that do not know it take hidden files away with the node state.
+pub(super) const FILE: &str = ".ready";
 /// Stands for the address of a node that has none.
 const NONE: &str = "-";
 
@@ -50,18 +50,19 @@ impl Ready {
         let all =
             [Marker::Nftables, Marker::Iptables(Variant::Nft), Marker::Iptables(Variant::Legacy)];
         let marker = all.into_iter().find(|known| known.to_string() == marker)?;
-        let questions = lines.map(question).collect::<Option<_>>()?;
+        let questions = lines.map(parse_question).collect::<Option<_>>()?;
         Some(Self { marker, fingerprint: fingerprint.parse().ok()?, questions })
     }
 }
 
-fn question(line: &str) -> Option<Question> {
-    fn word<T: FromStr>(word: Option<&str>) -> Option<T> {
+fn parse_question(entry: &str) -> Option<Question> {
+    fn read<T: FromStr>(word: Option<&str>) -> Option<T> {
         word?.parse().ok()
     }
-    let mut words = line.split(' ');
-    let (link, table, mark) = (word(words.next())?, word(words.next())?, word(words.next())?);
-    let outside: IpAddr = word(words.next())?;
+    let mut words = entry.split_ascii_whitespace();
+    let (link, table) = (read(words.next())?, read(words.next())?);
+    let mark = read(words.next())?;
+    let outside: IpAddr = read(words.next())?;
     let local = match words.next()? {
         NONE => None,
         local => Some(local.parse().ok()?),

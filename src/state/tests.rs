@@ -56,8 +56,8 @@ fn an_attachment_holds_the_node_state_until_it_is_detached() {
     assert!(state.is_idle().unwrap());
     let a = pod("a", &["10.0.0.1", "fd00::1"]);
     let written = state.attach(&a).unwrap();
-    assert_eq!(written, Written { has_own_settings: false, existed: false });
-    assert!(state.attach(&a).unwrap().existed, "ADD twice");
+    assert_eq!(written, Written { has_own_settings: false, before: None });
+    assert_eq!(state.attach(&a).unwrap().before, Some(a.clone()), "ADD twice");
     assert_eq!(state.attachment(&a.key).unwrap(), Some(a.clone()));
     assert!(!state.is_idle().unwrap());
     assert!(!state.detach(&pod("b", &[]).key).unwrap());
@@ -76,13 +76,13 @@ fn settings_of_a_pod_come_and_go_with_its_attachment() {
     let hairpin = Attachment { hairpin: true, ..plain.clone() };
     let left_out = Attachment { left_out: true, ..plain.clone() };
     assert!(state.attach(&hairpin).unwrap().has_own_settings);
-    assert_eq!(state.with_own_settings().unwrap().readable, [hairpin]);
+    assert_eq!(state.with_own_settings().unwrap().readable, std::slice::from_ref(&hairpin));
     let written = state.attach(&left_out).unwrap();
-    assert_eq!(written, Written { has_own_settings: true, existed: true });
+    assert_eq!(written, Written { has_own_settings: true, before: Some(hairpin) });
     assert!(state.is_idle().unwrap(), "a pod that is left out holds nothing");
     assert_eq!(state.attachments().unwrap().readable, [left_out]);
     let written = state.attach(&plain).unwrap();
-    assert_eq!(written, Written { has_own_settings: true, existed: true }, "until now it had");
+    assert!(written.has_own_settings && written.before.is_some(), "until now it had");
     assert!(!state.attach(&plain).unwrap().has_own_settings);
     assert_eq!(state.with_own_settings().unwrap(), Attachments::default());
     state.attach(&Attachment { hairpin: true, ..plain.clone() }).unwrap();
@@ -137,7 +137,7 @@ fn damaged_files_are_reported_and_swept() {
     }
     let Attachments { readable, unreadable } = state.attachments().unwrap();
     assert_eq!((readable, unreadable.len()), (vec![good], 4));
-    state.sweep(&unreadable).unwrap();
+    State::sweep(&unreadable).unwrap();
     assert_eq!(state.list("pods").unwrap().len(), 1);
     state.write("", record::FILE, "{").unwrap();
     assert_eq!(state.record().unwrap(), None);

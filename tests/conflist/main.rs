@@ -1,4 +1,4 @@
-//! `symroute conflist`, the real program on files of its own. Needs no root.
+//! `symroutectl conflist`, the real program on files of its own. Needs no root.
 
 #![expect(clippy::expect_used, reason = "a test stops at the first thing that is not as expected")]
 

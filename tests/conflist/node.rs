@@ -1,4 +1,4 @@
-//! A node's file system below a folder of its own, and the program on it.
+//! A node's file system below a folder of its own, and the tool on it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_symroute");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_symroutectl");
 pub(crate) const PRIMARY: &str = "10-flannel.conflist";
 pub(crate) const FLANNEL: &str = include_str!("cases/flannel/before/10-flannel.conflist");
 
@@ -66,7 +66,7 @@ impl Node {
         files(&self.conf_dir())
     }
 
-    /// `symroute conflist WORDS`.
+    /// `symroutectl conflist WORDS`.
     pub(crate) fn run(&self, words: &str) -> Ran {
         ran(&self.command(&[PROGRAM], words).output().expect("run the program"))
     }

@@ -1,4 +1,4 @@
-//! `symroute agent`: what others do to the node is put right by events, never by the clock.
+//! `symroutectl agent`: what others do to the node is put right by events, never by the clock.
 //!
 //! The layout is the plain one of two NICs. Each damage is shown to break traffic while no agent
 //! runs.
@@ -52,7 +52,7 @@ fn conflist(node: &Node, settings: Option<&Value>) -> String {
     json!({"cniVersion": "1.0.0", "name": "lab", "plugins": plugins}).to_string()
 }
 
-/// What `symroute status --json` says.
+/// What `symroutectl status --json` says.
 fn status(node: &Node) -> Value {
     let ran = node.symroute(&["status", "--json"]);
     serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.stderr))

@@ -4,6 +4,7 @@
 mod calls;
 mod neighbours;
 mod results;
+mod unknown;
 
 use serde_json::{Value, json};
 

@@ -88,7 +88,7 @@ fn the_documents_show_what_the_node_prints() {
     let mut shown: Vec<_> =
         commands.into_iter().map(|c| (c, printed(&layout.node.ns, c))).collect();
     if nftables {
-        shown.push(("symroute status", layout.node.symroute(&["status"]).stdout));
+        shown.push(("symroutectl status", layout.node.symroute(&["status"]).stdout));
     }
     let rules = "iptables-nft -t mangle -S";
     let other = two_nics();
@@ -141,7 +141,7 @@ fn every_command_of_the_readme_runs() {
     let (mut own, mut others) = (0, 0);
     for line in fenced(&readme, "sh").into_iter().flat_map(str::lines) {
         let command = line.strip_prefix("sudo ").unwrap_or(line);
-        if let Some(arguments) = command.strip_prefix("symroute ") {
+        if let Some(arguments) = command.strip_prefix("symroutectl ") {
             let arguments: Vec<&str> = arguments
                 .split(' ')
                 .map(|word| match word.strip_prefix("/etc/cni/net.d/") {

@@ -16,7 +16,8 @@ use crate::lab::plugin::{Call, Ran};
 use crate::lab::proof::Proof;
 use crate::lab::two_nics::{NICS, NODE, NODE6, POD, POD6, two_nics};
 
-/// A build of the program, on a node.
+/// A build of the program, on a node. In the first release one program was plugin and tool, so the
+/// plugin of this one is given the tool's words, too, as old units and habits do.
 struct Release<'a> {
     program: String,
     node: &'a Node,

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # tests/install kills: install.sh killed after each change of a file. To be sourced.
 
-readonly INSTALLED=(/etc/cni /opt/cni /etc/systemd/system /var/lib/symroute)
+readonly INSTALLED=(/etc/cni /opt/cni /usr/local/bin/symroutectl /usr/local/bin/.symroute.new /etc/systemd/system
+    /var/lib/symroute)
 
 # System calls that change what files there are. Each waits before and after, so that a kill comes
 # between two.
@@ -21,7 +22,7 @@ counts() {
         *openat*) return 1 ;;
         *write* | *copy_file_range* | *sendfile* | *splice* | *ftruncate*)
             case $1 in
-                *'</etc/cni/'* | *'</opt/cni/'* | *'</etc/systemd/system/'* | *'</var/lib/symroute/'*) ;;
+                *'</etc/cni/'* | *'</opt/cni/'* | *'</usr/local/bin/'* | *'</etc/systemd/system/'* | *'</var/lib/symroute/'*) ;;
                 *) return 1 ;;
             esac
             IN_A_ROW=$((IN_A_ROW + 1))
@@ -86,6 +87,14 @@ node_holds() {
     ip netns del probe
 }
 
+# Whatever there is of an installation, a unit's call of the plugin finds its tool.
+tool_is_there() {
+    local status=0
+    [[ -e /opt/cni/bin/symroute ]] && entry_is_there || return 0
+    env PATH=/usr/bin:/bin /opt/cni/bin/symroute conflist check || status=$?
+    [[ $status -eq 0 ]]
+}
+
 # completely ARGUMENTS...: install.sh, or a program by its path, to its end.
 completely() {
     [[ $1 == */* ]] || { run "$@"; return; }
@@ -108,7 +117,7 @@ kill_everywhere() {
     result >"$WORK/wanted"
     restore
     while command_of "$n" "$@" && killed_after "$n" "${COMMAND[@]}"; do
-        node_holds >"$WORK/out" 2>&1 ||
+        { node_holds && tool_is_there; } >"$WORK/out" 2>&1 ||
             { verdict "$name, killed after change $n" "$LAST: $(cat "$WORK/out")"; restore; return; }
         completely "$@" || { verdict "$name after a kill at $n" "$LAST: $(cat "$WORK/said")"; restore; return; }
         diff "$WORK/wanted" <(result) >"$WORK/out" ||
@@ -128,13 +137,17 @@ kills() {
     printf '#!/bin/sh\n' >"$WORK/bin/sleep"
     chmod +x "$WORK/bin/sleep"
     echo '{"type": "symroute", "uplinks": ["eth0", "eth1"]}' >"$WORK/entry"
-    cp "$SYMROUTE_BIN" "$WORK/newer"
-    echo >>"$WORK/newer"
     conflist bridge bare
     kill_everywhere install install --binary "$SYMROUTE_BIN" --config "$WORK/entry" --no-up
     run install --binary "$SYMROUTE_BIN" --config "$WORK/entry" --no-up
-    kill_everywhere upgrade upgrade --binary "$WORK/newer"
-    kill_everywhere "symroute uninstall" "$SYMROUTE_BIN" uninstall
+    kill_everywhere upgrade upgrade --binary "$WORK/newer/symroute"
+    run upgrade --binary "$WORK/newer/symroute"
+    kill_everywhere "upgrade of the tool alone" upgrade --binary "$WORK/newer/symroute" --tool "$SYMROUTE_CTL"
+    run upgrade --binary "$WORK/old/symroute"
+    kill_everywhere "upgrade from one program to two" upgrade --binary "$SYMROUTE_BIN"
+    run upgrade --binary "$SYMROUTE_BIN"
+    kill_everywhere "rollback from two programs to one" upgrade --rollback
+    kill_everywhere "symroutectl uninstall" "$SYMROUTE_CTL" uninstall
     run install --binary "$SYMROUTE_BIN" --config "$WORK/entry" --no-up
     kill_everywhere uninstall uninstall
     rm "$WORK/bin/sleep"

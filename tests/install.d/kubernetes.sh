@@ -68,7 +68,7 @@ TEXT
 
 image_builds() {
     mkdir -p "$WORK/context"
-    cp "$SYMROUTE_BIN" "$WORK/context/symroute"
+    cp "$SYMROUTE_BIN" "$SYMROUTE_CTL" "$WORK/context/"
     podman_ build --network=none -t symroute -f conf/kubernetes/Containerfile "$WORK/context"
 }
 
@@ -110,7 +110,7 @@ uninstalls() {
 # The entry is out, and all that the pod has from us is there.
 pod_is_served() {
     [[ ! -e $NETD/05-symroute.conflist ]] && ! entry_is_there &&
-        cmp "$SYMROUTE_BIN" /opt/cni/bin/symroute && "$SYMROUTE_BIN" status && ask "$(address_of "$1")" 2
+        cmp "$SYMROUTE_BIN" /opt/cni/bin/symroute && "$SYMROUTE_CTL" status && ask "$(address_of "$1")" 2
 }
 
 refuses_as_it_was() {
@@ -140,7 +140,7 @@ kubernetes() {
     works "its agent is ready, run as the manifest says" agent_runs
     works "it has installed the program" cmp "$SYMROUTE_BIN" /opt/cni/bin/symroute
     works "and the entry" entry_is_there
-    works "and node state is in force" "$SYMROUTE_BIN" status
+    works "and node state is in force" "$SYMROUTE_CTL" status
     works "a pod starts" node_holds
     works "the pod of before is adopted" until_ enrolled_has early
     works "another pod starts" libcni_start later

@@ -14,19 +14,20 @@ reported() {
 }
 
 report() {
-    local names='keys == ["binary", "conflist", "node", "off", "paths", "platform", "pods", "state", "units", "version"]'
+    local names='keys == ["binary", "conflist", "node", "off", "paths", "platform", "pods", "state", "tool", "units", "version"]'
     make_root
     ODD=$WORK/"a \"quoted\\ root"$'\t'$'\001'
     rm -rf "$ODD"
     mv "$ROOT_" "$ODD"
     works "a node without symroute, and no program to ask" without_a_program 3 \
-        '.state == "not-installed" and .binary == null and .conflist == null and .pods == null'
+        '.state == "not-installed" and .binary == null and .tool == null and .conflist == null and .pods == null'
     works "a node without symroute" reported 3 '.state == "not-installed" and .binary == null
         and .conflist.state == "missing" and .units == [] and '"$names" --root "$ODD" --binary "$SYMROUTE_BIN"
     run install --root "$ODD" --binary "$SYMROUTE_BIN" || { verdict install "$(cat "$WORK/said")"; return; }
     works "paths come through as they are" paths_are_whole
     works "a node with symroute" reported 0 '.state == "well" and .off == [] and .node == null
         and .conflist.state == "ready" and .binary.isSame and .binary.previous == null
+        and .tool.isSame and .tool.previous == null
         and .pods.cached == [] and (.units | map(.enabled) == ["enabled", "enabled"]) and '"$names" \
         --root "$ODD" --binary "$SYMROUTE_BIN"
     cp tests/conflist/cases/flannel/before/10-flannel.conflist "$ODD/etc/cni/net.d/"
@@ -34,12 +35,14 @@ report() {
     : >"$ODD/opt/cni/bin/symroute"
     works "with a program that does not run" reported 4 '.off == ["binary", "conflist"]
         and .binary.version == null' --root "$ODD" --binary "$SYMROUTE_BIN"
-    cat >"$ODD/opt/cni/bin/symroute" <<'TEXT'
+    cp "$SYMROUTE_BIN" "$ODD/opt/cni/bin/symroute"
+    cat >"$ODD/usr/local/bin/symroutectl" <<'TEXT'
 #!/bin/sh
 printf '%s\n' 'attachments "\'
 TEXT
+    chmod +x "$ODD/usr/local/bin/symroutectl"
     works "with a program that talks nonsense" reported 4 '(.conflist.error | contains("\"\\"))
-        and (.pods.error | length > 0) and .off == ["conflist", "pods"]' --root "$ODD"
+        and (.pods.error | length > 0) and .off == ["tool", "conflist", "pods"]' --root "$ODD"
     rm -rf "$ODD"
     works "--json with another command" wrong_with_json
 }
@@ -51,7 +54,8 @@ without_a_program() {
 
 paths_are_whole() {
     reported 0 true --root "$ODD" --binary "$SYMROUTE_BIN" &&
-        [[ $(jq -r .paths.binary "$WORK/said") == "$ODD/opt/cni/bin/symroute" ]]
+        [[ $(jq -r .paths.binary "$WORK/said") == "$ODD/opt/cni/bin/symroute" &&
+        $(jq -r .paths.tool "$WORK/said") == "$ODD/usr/local/bin/symroutectl" ]]
 }
 
 wrong_with_json() {

@@ -3,7 +3,7 @@
 # uninstallation. To be sourced.
 #
 # systemd-nspawn gives it a root of its own with nothing of this machine but /usr, to be read: what
-# runs there can't write to any file of this machine, and its /tmp is not ours. It has no units but
+# runs there can't write to any file of this machine, and its /tmp and /usr/local/bin are its own. It has no units but
 # those that are put there, as those of /usr would do much that is not asked for.
 
 readonly UNIT_PATH=/etc/systemd/system:/etc/units
@@ -11,7 +11,7 @@ readonly UNIT_PATH=/etc/systemd/system:/etc/units
 make_machine() {
     local name dir=$WORK/machine
     MACHINE=$dir
-    mkdir -p "$dir"/{usr,dev,proc,sys,run,tmp,root,repository,opt/cni/bin} "$dir"/var/{lib,log,tmp} \
+    mkdir -p "$dir"/{usr,local-bin,dev,proc,sys,run,tmp,root,repository,opt/cni/bin} "$dir"/var/{lib,log,tmp} \
         "$dir"/etc/{cni/net.d,systemd/system,units/multi-user.target.wants,units/network-online.target.wants}
     for name in bin sbin lib lib64; do ln -s "usr/$name" "$dir/$name"; done
     cp /etc/passwd /etc/group /etc/ld.so.cache "$dir/etc/"
@@ -89,8 +89,8 @@ machine() {
     own_cgroups
     # On the machine's own network, so /proc/sys/net is its own, too.
     SYSTEMD_NSPAWN_API_VFS_WRITABLE=network exec systemd-nspawn --quiet --directory="$MACHINE" \
-        --bind-ro=/usr --bind-ro="$PWD:/repository" \
-        --bind-ro="$WORK/symroute:/root/symroute" --register=no --keep-unit --console=pipe --link-journal=no \
+        --bind-ro=/usr --bind="$MACHINE/local-bin:/usr/local/bin" --bind-ro="$PWD:/repository" \
+        --bind-ro="$WORK/symroute:/root/symroute" --bind-ro="$WORK/symroutectl:/root/symroutectl" --register=no --keep-unit --console=pipe --link-journal=no \
         --resolv-conf=off --timezone=off --network-namespace-path=/run/netns/machine \
         --capability=CAP_NET_ADMIN,CAP_NET_RAW --setenv=SYSTEMD_UNIT_PATH=$UNIT_PATH --boot -- \
         --unit=multi-user.target --log-target=console --show-status=no \
@@ -150,7 +150,7 @@ found_by_containerd() {
 }
 
 machine_files() {
-    tree "$MACHINE"/{etc,opt,var} | grep -v found-by-containerd
+    tree "$MACHINE"/{etc,local-bin,opt,var} | grep -v found-by-containerd
     on_it systemctl list-units --all --plain --no-legend 'symroute*'
     on_it systemctl list-unit-files --no-legend 'symroute*' || true # none
 }

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # A node in namespaces of its own, for tests/runtimes and tests/install: its folders, its network as
 # tests/runtimes draws it, pods by libcni and by containerd. To be sourced; $WORK is a folder that
-# goes with the test, $SYMROUTE_BIN the program.
+# goes with the test, $SYMROUTE_BIN the plugin, $SYMROUTE_CTL the tool.
 
 readonly NETD=/etc/cni/net.d
 # Where Debian has the sources of libcni.
@@ -28,7 +28,7 @@ private_folders() {
     local dir
     mkdir "$WORK/layers"
     mount -t tmpfs layers "$WORK/layers"
-    for dir in etc opt var; do
+    for dir in etc opt usr/local/bin var; do
         mkdir -p "$WORK/layers/$dir/"{upper,work}
         mount -t overlay overlay "/$dir" \
             -o "lowerdir=/$dir,upperdir=$WORK/layers/$dir/upper,workdir=$WORK/layers/$dir/work"
@@ -102,7 +102,7 @@ TEXT
 }
 
 status() {
-    "$SYMROUTE_BIN" status --json || true # 1 where nothing is in force
+    "$SYMROUTE_CTL" status --json || true # 1 where nothing is in force
 }
 
 # The addresses of the enrolled pods, one per line.

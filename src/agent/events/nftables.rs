@@ -35,6 +35,9 @@ const BUFFER: usize = 1 << 20;
 /// Room for one datagram.
 const DATAGRAM: usize = 32 * 1024;
 
+/// The kernel tells these names of a change of ours.
+const OUR_PROGRAMS: [&str; 2] = [names::PROGRAM, names::TOOL];
+
 /// What a transaction means for us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
@@ -102,8 +105,8 @@ impl Transaction {
         }
         let kind = message.kind & 0xff;
         if kind == NFT_MSG_NEWGEN {
-            let by_us =
-                find(attributes, NFTA_GEN_PROC_NAME).map(string).as_deref() == Some(names::PROGRAM);
+            let program = find(attributes, NFTA_GEN_PROC_NAME).map(string);
+            let by_us = program.is_some_and(|name| OUR_PROGRAMS.contains(&name.as_str()));
             let ended = std::mem::take(self);
             let foreign = (ended.of_ours && !by_us).then_some(Event::Foreign);
             let mangle = ended.of_mangle.then_some(Event::Mangle);
@@ -165,7 +168,9 @@ mod tests {
     #[test]
     fn only_changes_of_our_table_by_others_count() {
         assert_eq!(table(NFPROTO_INET, "symroute", "nft"), [Event::Foreign]);
-        assert_eq!(table(NFPROTO_INET, "symroute", "symroute"), []);
+        for ours in OUR_PROGRAMS {
+            assert_eq!(table(NFPROTO_INET, "symroute", ours), []);
+        }
         assert_eq!(table(NFPROTO_INET, "kube-proxy", "nft"), []);
         assert_eq!(table(NFPROTO_IPV4, "symroute", "nft"), []);
         assert_eq!(table(NFPROTO_INET, "symroute2", "nft"), []);

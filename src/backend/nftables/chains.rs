@@ -104,6 +104,7 @@ pub(super) fn address_in(family: Family, side: Side, set: InSetOf, then: &[Expre
 }
 
 /// Name of a set, and whether the address must not be in it.
+#[derive(Clone, Copy)]
 pub(super) struct InSetOf(pub(super) &'static str, pub(super) bool);
 
 pub(super) fn chain(name: String, rules: Vec<Rule>) -> Chain {

@@ -143,7 +143,7 @@ fn version_needs_nothing() {
         let asked = json!({"cniVersion": "0.4.0", "name": "/", "host": 5}).to_string();
         for (stdin, version) in [("", None), ("{", None), ("[]", None), (&asked, Some("0.4.0"))] {
             for call in [
-                Call::tool(&[]).with("CNI_COMMAND", "VERSION"),
+                Call::of_plugin(&[]).with("CNI_COMMAND", "VERSION"),
                 Call::cni("VERSION", stdin, "dummy", "dummy", "dummy"),
                 Call::cni("VERSION", stdin, "-", "", "/"),
             ] {

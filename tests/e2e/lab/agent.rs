@@ -1,8 +1,9 @@
-//! `symroute agent` on a node: runs until its value is dropped.
+//! `symroutectl agent` on a node: runs until its value is dropped.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::node::Node;
+use super::plugin::TOOL;
 
 /// How long anything may take that an event is to bring about.
 pub(crate) const PATIENT: Duration = Duration::from_secs(15);
@@ -123,9 +125,13 @@ impl Node {
     }
 }
 
-/// `SYMROUTE_BIN` names another build of the program, to measure.
+/// `SYMROUTE_BIN` names the plugin of another build, to measure; the tool is beside it.
 pub(crate) fn program() -> String {
-    std::env::var("SYMROUTE_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_symroute").to_owned())
+    let beside = |plugin| {
+        let tool = PathBuf::from(plugin).with_file_name("symroutectl");
+        tool.into_os_string().into_string().expect("UTF-8")
+    };
+    std::env::var_os("SYMROUTE_BIN").map_or_else(|| TOOL.to_owned(), beside)
 }
 
 impl Drop for Agent<'_> {

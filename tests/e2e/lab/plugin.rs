@@ -1,4 +1,4 @@
-//! Calls the real `symroute` program on a node, as a runtime or an operator would.
+//! Calls the real programs on a node: the plugin as a runtime does, the tool as an operator does.
 
 use std::fs;
 use std::io::Write as _;
@@ -11,9 +11,15 @@ use serde_json::{Value, json};
 use super::backend::Backend;
 use super::node::{Node, Pod};
 
-/// One call of the program: what a runtime or an operator would pass.
+/// The plugin.
+pub(crate) const PLUGIN: &str = env!("CARGO_BIN_EXE_symroute");
+/// The command line tool.
+pub(crate) const TOOL: &str = env!("CARGO_BIN_EXE_symroutectl");
+
+/// One call of a program: what a runtime or an operator would pass.
 #[derive(Clone)]
 pub(crate) struct Call {
+    program: &'static str,
     arguments: Vec<String>,
     variables: Vec<(&'static str, String)>,
     input: String,
@@ -30,6 +36,7 @@ impl Call {
             ("CNI_PATH", "/opt/cni/bin"),
         ];
         Self {
+            program: PLUGIN,
             arguments: Vec::new(),
             variables: variables.map(|(name, value)| (name, value.to_owned())).to_vec(),
             input: network.to_owned(),
@@ -39,7 +46,12 @@ impl Call {
     /// A call of the command line tool.
     pub(crate) fn tool(arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(ToString::to_string).collect();
-        Self { arguments, variables: Vec::new(), input: String::new() }
+        Self { program: TOOL, arguments, variables: Vec::new(), input: String::new() }
+    }
+
+    /// The same words for the plugin, without a runtime's variables.
+    pub(crate) fn of_plugin(arguments: &[&str]) -> Self {
+        Self { program: PLUGIN, ..Self::tool(arguments) }
     }
 
     pub(crate) fn has_stdin(&self) -> bool {
@@ -142,7 +154,7 @@ impl Node {
         assert_eq!(ran.stdout, "", "DEL prints nothing");
     }
 
-    /// `symroute up` with these settings.
+    /// `symroutectl up` with these settings.
     pub(crate) fn up(&self, settings: &Value) {
         let file = self.dir.join("network.json");
         fs::write(&file, self.network(settings, None)).expect("write the configuration");
@@ -150,17 +162,17 @@ impl Node {
         ran.assert_success("up");
     }
 
-    /// `symroute down`.
+    /// `symroutectl down`.
     pub(crate) fn down(&self) {
         let ran = self.symroute(&["down"]);
         ran.assert_success("down");
     }
 
-    /// Runs the program in the node's network namespace, with a `/run/symroute` and a
+    /// Runs the call's program in the node's network namespace, with a `/run/symroute` and a
     /// `/run/xtables.lock` of the node's own.
     /// `prefix` is what its command line begins with, for instance strace.
     pub(crate) fn call_under(&self, prefix: &[&str], call: &Call) -> Ran {
-        self.call_program(&[prefix, &[env!("CARGO_BIN_EXE_symroute")]].concat(), call)
+        self.call_program(&[prefix, &[call.program]].concat(), call)
     }
 
     /// Any program with the variables and the stdin of the call, for instance another plugin.

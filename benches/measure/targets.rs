@@ -1,0 +1,182 @@
+//! What was set out for, and what came of it.
+
+use std::fmt::Write as _;
+
+use crate::report::{Figures, NOOP};
+use crate::stats::Measured;
+
+/// A figure, and how far it may be from that of other runs like this one.
+type Found = Option<(f64, Option<f64>)>;
+
+/// Rows of a table: what it is, what was measured, and what it may be at most.
+struct Targets<'a> {
+    figures: &'a Figures,
+    text: String,
+}
+
+/// More than "before" by so much is what two runs of the same program may differ by.
+const NOISE: f64 = 1.02;
+/// The same of the largest of many ratios.
+const NOISE_OF_MANY: f64 = 1.05;
+
+/// The table.
+pub(crate) fn table(figures: &Figures) -> String {
+    let text = "\n## Targets\n\n| what | at most | measured | |\n|---|---:|---:|---|\n".to_owned();
+    let mut targets = Targets { figures, text };
+    targets.calls();
+    targets.scale();
+    targets.parallel();
+    targets.path();
+    targets.size("plugin, MB", "program_bytes", 1e6, 2.2);
+    targets.size("most memory of ADD, MiB", "peak_kib", 1024.0, 4.0);
+    targets.text
+}
+
+fn ratio(one: Option<&Measured>, two: Option<&Measured>) -> Found {
+    let (one, two) = (one?, two?);
+    let value = one.median / two.median;
+    Some((value, Some(value * one.doubt.hypot(two.doubt))))
+}
+
+impl<'a> Targets<'a> {
+    fn row(&mut self, what: &str, found: Found, limit: f64) {
+        let shown = match found {
+            Some((value, Some(doubt))) if doubt.is_finite() => format!("{value:.3} ± {doubt:.3}"),
+            Some((value, _)) => format!("{value:.3}"),
+            None => "–".into(),
+        };
+        let verdict = match found {
+            Some((value, _)) if value <= limit => "met",
+            Some(_) => "**missed**",
+            None => "not measured",
+        };
+        let _ = writeln!(self.text, "| {what} | {limit:.3} | {shown} | {verdict} |");
+    }
+
+    fn size(&mut self, what: &str, key: &str, unit: f64, limit: f64) {
+        let size = self.figures.all[key].as_f64();
+        self.row(what, size.map(|size| (size / unit, None)), limit);
+    }
+
+    /// A row over the same of the release to compare with; nothing where there was none.
+    fn before(&mut self, what: &str, row: Option<&'a Measured>, limit: f64) {
+        if let Some(before) = row.and_then(|row| self.figures.before(row)) {
+            self.row(what, ratio(row, Some(before)), limit);
+        }
+    }
+
+    fn calls(&mut self) {
+        let figures = self.figures;
+        let own = |verb: &str| figures.find("calls", "symroute", verb);
+        let peer = |label: &str| figures.find("calls", label, "ADD");
+        for (verb, limit) in [("ADD", 1.25), ("DEL", 1.02), ("CHECK", 1.25), ("STATUS", 1.15)] {
+            self.row(&format!("{verb} / no-op"), ratio(own(verb), peer(NOOP)), limit);
+        }
+        for (what, label, limit) in [
+            ("tuning that does nothing", "tuning, empty configuration", 0.5),
+            ("firewall, iptables-nft", "firewall, iptables-nft", 1.0 / 15.0),
+            ("firewall, iptables-legacy", "firewall, iptables-legacy", 1.0 / 15.0),
+        ] {
+            self.row(&format!("ADD / {what}"), ratio(own("ADD"), peer(label)), limit);
+        }
+        for verb in ["ADD", "DEL", "CHECK", "STATUS", "VERSION"] {
+            self.before(&format!("{verb} / before"), own(verb), NOISE);
+        }
+    }
+
+    fn scale(&mut self) {
+        let figures = self.figures;
+        let find = |label: &str, verb: &str| figures.find("scale", label, verb);
+        let pods = |row: &&Measured| row.label.strip_suffix(" pods")?.parse::<u32>().ok();
+        let most = figures.section("scale").max_by_key(pods);
+        let most = most.map_or("5000 pods", |row| &row.label);
+        for verb in ["ADD", "DEL"] {
+            for (label, limit) in [
+                (most, 1.1),
+                ("50000 iptables-nft rules", 1.05),
+                ("50000 iptables-legacy rules", 1.05),
+                ("3000 ip rules", 1.05),
+                ("15 uplinks", 1.1),
+                ("all of it", 1.1),
+            ] {
+                let found = ratio(find(label, verb), find("empty node", verb));
+                self.row(&format!("{verb}, {label} / empty node"), found, limit);
+            }
+        }
+        let over =
+            |row: &&Measured| figures.before(row).map_or(0.0, |before| row.median / before.median);
+        let slowest = figures.section("scale").max_by(|a, b| over(a).total_cmp(&over(b)));
+        if let Some(row) = slowest {
+            let what = format!("the slowest by it, {} on {}, / before", row.call, row.label);
+            self.before(&what, slowest, NOISE_OF_MANY);
+        }
+        for word in ["up", "status"] {
+            let mut rows = figures.section("tool").filter(|row| row.call == word);
+            let (few, many) = (rows.next(), rows.next());
+            let label = many.map_or("5000 pods", |row| &row.label);
+            self.row(&format!("tool {word}, {label} / 5 pods"), ratio(many, few), 1.1);
+        }
+    }
+
+    fn parallel(&mut self) {
+        for (what, label) in [
+            ("64 ADDs at once / 64 no-ops, p99", "64 at once"),
+            ("the same while links change", "64 at once, links change"),
+        ] {
+            let p99 = |call: &str| Some(self.figures.find("parallel", label, call)?.p99);
+            let found = p99("ADD").zip(p99("no-op")).map(|(one, two)| (one / two, None));
+            self.row(what, found, 2.0);
+        }
+    }
+
+    fn path(&mut self) {
+        let figures = self.figures;
+        let find =
+            |label: &str, way: &str| figures.find("path", label, &format!("{way}, 64 bytes"));
+        let own = "symroute, nftables";
+        for (than, base) in [
+            ("no plugin", "no plugin, no conntrack"),
+            ("with conntrack alone", "no plugin, conntrack"),
+            ("with an ip rule, too", "no plugin, conntrack and an ip rule"),
+        ] {
+            for (what, way) in [
+                ("requests", "request"),
+                ("replies", "reply"),
+                ("DNATed requests", "DNATed request"),
+            ] {
+                let fewer = ratio(find(base, way), find(own, way));
+                let fewer = fewer.map(|(share, doubt)| {
+                    (100.0 * (1.0 - share), doubt.map(|doubt| 100.0 * doubt))
+                });
+                // Without connections there is no DNAT.
+                if way != "DNATed request" || base != "no plugin, no conntrack" {
+                    self.row(&format!("fewer {what} per second than {than}, %"), fewer, 5.0);
+                }
+            }
+        }
+        // What is added to a node that does not track connections.
+        let added = |label: &str| {
+            let bare = find("no plugin, no conntrack", "reply")?;
+            Some(find(label, "reply")?.median - bare.median)
+        };
+        for (backend, variant) in
+            [("nftables", "nft"), ("iptables-nft", "nft"), ("iptables-legacy", "legacy")]
+        {
+            let rules = added(&format!("AWS connmark rules, iptables-{variant}"));
+            // On a busy machine the rules may seem to cost nothing.
+            let rules = rules.filter(|cost| *cost > 0.0);
+            let found = added(&format!("symroute, {backend}")).zip(rules);
+            let found = found.map(|(ours, rules)| (ours / rules, None));
+            self.row(&format!("cost of a reply / AWS rules, {backend}"), found, 1.5);
+        }
+        for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
+            // 2 % are the noise of a run; DNATed requests have to be faster.
+            for (way, limit) in
+                [("request", 1.0 / 0.98), ("reply", 1.0 / 0.98), ("DNATed request", 1.0)]
+            {
+                let label = format!("symroute, {backend}");
+                self.before(&format!("{way}, {backend} / before"), find(&label, way), limit);
+            }
+        }
+    }
+}
