@@ -27,7 +27,9 @@ const SHARED: [Damage; 3] = [
 
 /// What only a look at everything finds.
 const HIDDEN: [Damage; 7] = [
-    ("a set flushed", |layout, _| ipset(layout, &["flush", "symroute-inside4"])),
+    ("nobody put inside", |layout, _| {
+        ipset(layout, &["add", "symroute-inside4", "192.0.2.0/24"]);
+    }),
     ("the client put inside", |layout, _| {
         ipset(layout, &["add", "symroute-inside6", "2001:db8:9::/64"]);
     }),
