@@ -6,6 +6,7 @@
 mod before;
 mod cost;
 mod counts;
+mod ended;
 mod files;
 mod flushed;
 mod hotplug;

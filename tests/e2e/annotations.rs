@@ -118,8 +118,7 @@ impl Scene {
 }
 
 /// A SYN of the client by eth1 to each address of a pod: what became of it, and its mark.
-fn requests(scene: &Scene, number: u8) -> Vec<(Seen, Option<u32>)> {
-    let wire = Wire::new(&scene.layout.router, scene.node());
+fn requests(scene: &Scene, wire: &Wire<'_>, number: u8) -> Vec<(Seen, Option<u32>)> {
     scene.node().ns.exec(&["conntrack", "-F"], "");
     let request = |to: &String| {
         let client = if to.contains(':') { CLIENT6 } else { CLIENT };
@@ -137,16 +136,16 @@ const PASSED: Seen = Seen { passed: 1, strict: 0 };
 #[test]
 fn a_pod_that_is_left_out() {
     let scene = scene();
-    let node = scene.node();
-    let without = requests(&scene, 1);
+    let (node, wire) = (scene.node(), Wire::new(&scene.layout.router, scene.node()));
+    let without = requests(&scene, &wire, 1);
     assert_eq!(without, [(DROPPED, None), (PASSED, Some(0))], "without the plugin");
     let before = Snapshot::take(node);
     node.up(&settings());
     let held = Snapshot::take(node);
-    assert_eq!(requests(&scene, 1), [(PASSED, Some(0x200)); 2], "without an attachment");
+    assert_eq!(requests(&scene, &wire, 1), [(PASSED, Some(0x200)); 2], "without an attachment");
     node.add(&left_out(), &scene.pod101);
     node.add(&settings(), &scene.pod102);
-    let marks: Vec<_> = requests(&scene, 1).into_iter().map(|(_, mark)| mark).collect();
+    let marks: Vec<_> = requests(&scene, &wire, 1).into_iter().map(|(_, mark)| mark).collect();
     assert!(marks.iter().all(|mark| mark.unwrap_or(0) == 0), "bound, though left out: {marks:x?}");
     scene.assert_pod101_is_left_out();
     let network = node.network(&left_out(), Some(&scene.pod101.prev_result));
@@ -206,6 +205,7 @@ fn a_pod_that_local_pods_may_call() {
     let scene = scene();
     let node = scene.node();
     assert_only_these_fail(&scene.balanced_calls(), &BALANCED);
+    node.up(&settings());
     for pod in [&scene.layout.pods[0], &scene.pod102] {
         node.add(&settings(), pod);
     }
@@ -215,7 +215,6 @@ fn a_pod_that_local_pods_may_call() {
     assert_only_these_fail(&scene.balanced_calls(), &BALANCED[2..]);
     node.lose_all_rules();
     node.up(&settings());
-    node.down();
     assert_only_these_fail(&scene.balanced_calls(), &BALANCED[2..]);
     // Called again without, with, and ended.
     node.add(&settings(), &scene.pod101);
@@ -228,6 +227,7 @@ fn a_pod_that_local_pods_may_call() {
     for pod in [&scene.layout.pods[0], &scene.pod102] {
         node.del(&settings(), pod);
     }
+    node.down();
 }
 
 #[test]

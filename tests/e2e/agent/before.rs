@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::agent::{answers, conflist, status};
+use crate::agent::{answers, conflist};
 use crate::lab::agent::Agent;
 use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
 use crate::lab::node::Pod;
@@ -54,7 +54,7 @@ fn pods_of_before_are_served_when_the_agent_is_ready() {
         // No retransmission is waited for.
         assert!(answers(&layout, "10.21.0.101", 8080), "the agent is ready, the pod not served");
         assert_all_work(&flows(&layout));
-        assert_eq!(status(node)["pods"], json!([]), "no attachment is made up");
+        assert_eq!(node.attachments(), [json!(null); 0], "no attachment is made up");
         assert_eq!(agent.metric("symroute_pods"), 0);
         drop(agent);
         // The DEL of a pod that has no attachment, by a conflist that names us since.

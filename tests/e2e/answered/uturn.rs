@@ -16,12 +16,13 @@ use std::net::SocketAddr;
 
 use super::{blind, settings};
 use crate::lab::backend::Backend;
+use crate::lab::forge::{self, SYN};
 use crate::lab::kubeproxy::{self, Flavour, Frontend, Policy, Service};
 use crate::lab::netns::Netns;
 use crate::lab::talk::{Listening, Talk};
 use crate::lab::traffic::Proto;
-use crate::lab::two_nics::{NODE, NODE6, TwoNics, two_nics};
-use crate::lab::wire::Wire;
+use crate::lab::two_nics::{CLIENT, NODE, NODE6, TwoNics, two_nics};
+use crate::lab::wire::{Seen, Wire};
 
 const FAR: [&str; 2] = ["10.21.0.77", "2001:db8:21::77"];
 const NODE_PORT: u16 = 30001;
@@ -41,11 +42,8 @@ fn layout() -> (TwoNics, Netns) {
     (layout, far)
 }
 
-/// The conntrack mark of a u-turn by eth1.
-fn turns_round() -> u32 {
-    // The iptables backend decides by the interfaces of each packet.
-    if Backend::of_run().is_iptables() { 0x200 } else { 0x1200 }
-}
+/// The conntrack mark of a u-turn by eth1: its id, and D.
+const TURNS_ROUND: u32 = 0x1200;
 
 fn stays(family: usize, proto: Proto) {
     let (layout, far) = layout();
@@ -55,10 +53,10 @@ fn stays(family: usize, proto: Proto) {
     for (kind, forge) in blind(proto) {
         let backend = Listening::at(&far, proto, FAR[family], 8080);
         let mut talk = Talk::through(&layout.client, backend, to);
-        assert_eq!(node.mark_of(proto, talk.client()), Some(turns_round()), "before {kind}");
+        assert_eq!(node.mark_of(proto, talk.client()), Some(TURNS_ROUND), "before {kind}");
         for _ in 0..3 {
             wire.send("eth0", &forge(talk.client(), to));
-            assert_eq!(node.mark_of(proto, talk.client()), Some(turns_round()), "after {kind}");
+            assert_eq!(node.mark_of(proto, talk.client()), Some(TURNS_ROUND), "after {kind}");
             talk.assert_goes_on(kind);
         }
     }
@@ -68,11 +66,24 @@ fn stays(family: usize, proto: Proto) {
 #[test]
 fn a_u_turn_stays() {
     if Backend::of_run().is_iptables() {
-        println!("NOT RUN: there is no u-turn over IPv4 with iptables");
+        never_comes_about();
         return;
     }
     stays(0, Proto::Tcp);
     stays(0, Proto::Udp);
+}
+
+/// With iptables its first packet is dropped by strict `rp_filter`, as without us.
+fn never_comes_about() {
+    let (layout, _far) = layout();
+    let wire = Wire::new(&layout.router, &layout.node);
+    let at = |address: &str, port| SocketAddr::new(address.parse().expect("an address"), port);
+    let syn = forge::tcp(at(CLIENT, 40000), at(NODE[1], NODE_PORT), SYN);
+    let dropped = Seen { passed: 0, strict: 1 };
+    assert_eq!(wire.send("eth1", std::slice::from_ref(&syn)), dropped, "without the plugin");
+    layout.node.up(&settings());
+    assert_eq!(wire.send("eth1", &[syn]), dropped, "with the plugin");
+    layout.node.down();
 }
 
 #[test]

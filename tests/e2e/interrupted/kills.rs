@@ -183,7 +183,7 @@ fn a_late_del_then_another() {
         if status.code == Some(0) {
             scene.assert_served();
         } else {
-            let what = format!("the pod of now is not enrolled as it was:\n{}", status.stdout);
+            let what = format!("the node is not as it was for the pod of now:\n{}", status.stdout);
             findings.note(step, &what);
         }
         del(&scene);

@@ -4,7 +4,7 @@
 //! variable, and with `nftables`, the settings name no backend, as most users' do.
 
 use std::panic::Location;
-use std::{env, fs, thread};
+use std::{env, thread};
 
 use serde_json::Value;
 
@@ -115,14 +115,6 @@ impl Netns {
 }
 
 impl Node {
-    /// Whether there is an attachment with this address.
-    pub(crate) fn is_enrolled(&self, address: &str) -> bool {
-        let files = fs::read_dir(self.dir.join("run/pods")).into_iter().flatten().flatten();
-        // One that ends in between names nothing.
-        let mut texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
-        texts.any(|text| text.contains(&format!("\"{address}\"")))
-    }
-
     /// Somebody takes all rules of the run's kind away, ours and everybody else's.
     pub(crate) fn lose_all_rules(&self) {
         match Backend::of_run() {
@@ -144,11 +136,11 @@ impl Node {
         }
     }
 
-    /// Somebody empties the set of the pods' IPv4 addresses.
-    pub(crate) fn lose_the_pods(&self) {
+    /// Somebody empties a set that tells inside from outside.
+    pub(crate) fn lose_a_set(&self) {
         match Backend::of_run() {
-            Backend::Nftables => self.ns.nft("flush set inet symroute pods4"),
-            _ => drop(self.ns.exec(&["ipset", "flush", "symroute-pods4"], "")),
+            Backend::Nftables => self.ns.nft("flush set inet symroute outside"),
+            _ => drop(self.ns.exec(&["ipset", "flush", "symroute-inside4"], "")),
         }
     }
 }

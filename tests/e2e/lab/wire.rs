@@ -16,9 +16,10 @@ use super::node::Node;
 use super::router::Router;
 
 const PATIENT: Duration = Duration::from_secs(15);
-/// A packet may cross the node, be answered in a pod, and the answer cross the node: each time it
-/// goes to the end of the queue that markers wait in.
-const ROUNDS: usize = 5;
+/// A packet may cross the node, be answered in a pod, and the answer cross the node, which first
+/// has to ask for the router's hardware address: each time something goes to the end of the queue
+/// that markers wait in.
+const ROUNDS: u64 = 8;
 
 /// What became of forged packets on the node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,10 +83,10 @@ impl<'a> Wire<'a> {
             for packet in packets {
                 put(&wire, nic, self.router.peer_mac(nic), packet);
             }
-            for _ in 0..ROUNDS {
-                let seen = self.counter("marker");
+            let seen = self.counter("marker");
+            for round in 1..=ROUNDS {
                 put(&wire, nic, self.router.peer_mac(nic), &forge::marker());
-                self.await_marker(seen + 1);
+                self.await_marker(seen + round);
             }
         });
         let sent = u64::try_from(packets.len()).expect("few packets");

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::settings;
 use crate::lab::flows::assert_all_work;
 use crate::lab::node::Pod;
@@ -24,8 +26,12 @@ fn scene() -> (TwoNics, Pod, Snapshot) {
     (layout, pod, before)
 }
 
-fn assert_served(layout: &TwoNics) {
+fn assert_flows(layout: &TwoNics) {
     assert_all_work(&[layout.flow_to_host(), layout.flow_to_pod(1, "pod101 203.0.113.9")]);
+}
+
+fn assert_served(layout: &TwoNics) {
+    assert_flows(layout);
     let status = layout.node.symroute(&["status"]);
     assert_eq!(status.code, Some(0), "{}", status.stdout);
 }
@@ -39,6 +45,7 @@ fn assert_reported(layout: &TwoNics, name: &str) {
     }
 }
 
+/// Nothing in the kernel comes from it, so all goes on, and the pod's own DEL ends it.
 #[test]
 fn an_attachment_is_damaged() {
     let (layout, pod, before) = scene();
@@ -46,42 +53,63 @@ fn an_attachment_is_damaged() {
         layout.node.add(&settings(), &pod);
         let file = pod_file(&layout);
         fs::write(&file, text).expect("damage the file");
-        let name = file.file_name().expect("a name").to_str().expect("UTF-8").to_owned();
-        assert_reported(&layout, &name);
+        assert_flows(&layout);
+        assert_reported(&layout, file.file_name().and_then(|name| name.to_str()).expect("UTF-8"));
         // Another ADD, as a restart of the pod brings, mends it.
         layout.node.add(&settings(), &pod);
-        assert_served(&layout);
+        assert_eq!(layout.node.attachments().len(), 1);
         fs::write(&file, text).expect("damage the file again");
-        layout.node.del(&settings(), &pod);
-        before.assert_unchanged(&Snapshot::take(&layout.node));
-    }
-}
-
-/// `up` removes what can't be read, and the pod's own DEL finds nothing any more.
-#[test]
-fn an_attachment_is_damaged_and_swept() {
-    let (layout, pod, before) = scene();
-    for text in DAMAGE {
-        layout.node.add(&settings(), &pod);
-        fs::write(pod_file(&layout), text).expect("damage the file");
+        // It counts as absent, so the node state goes with the hold.
         layout.node.up(&settings());
-        let status = layout.node.symroute(&["status"]);
-        assert_eq!(status.code, Some(0), "{}", status.stdout);
+        assert_served(&layout);
         layout.node.down();
         before.assert_unchanged(&Snapshot::take(&layout.node));
+        layout.node.add(&settings(), &pod);
+        fs::write(&file, text).expect("damage the file once more");
         layout.node.del(&settings(), &pod);
         before.assert_unchanged(&Snapshot::take(&layout.node));
     }
 }
 
+/// The file of a pod with settings of its own, which are in the kernel.
+#[test]
+fn own_settings_are_damaged() {
+    let (layout, pod, before) = scene();
+    let mut hairpin = settings();
+    hairpin["runtimeConfig"] = json!({
+        "io.kubernetes.cri.pod-annotations": {"symroute.io/hairpin": "true"}
+    });
+    for text in DAMAGE {
+        layout.node.add(&hairpin, &pod);
+        let files = fs::read_dir(layout.node.dir.join("run")).expect("list the files");
+        let mut paths = files.map(|entry| entry.expect("an entry").path());
+        let is_own = |path: &PathBuf| path.to_string_lossy().contains("/.own-");
+        let file = paths.find(is_own).expect("a file of own settings");
+        fs::write(&file, text).expect("damage the file");
+        let name = file.file_name().expect("a name").to_str().expect("UTF-8");
+        assert_reported(&layout, name);
+        layout.node.add(&hairpin, &pod);
+        assert_served(&layout);
+        fs::write(&file, text).expect("damage the file again");
+        layout.node.up(&settings());
+        assert_served(&layout);
+        layout.node.down();
+        fs::write(&file, text).expect("damage the file once more");
+        layout.node.del(&settings(), &pod);
+        before.assert_unchanged(&Snapshot::take(&layout.node));
+    }
+}
+
+/// The pod goes on; by the next ADD it holds the node state again.
 #[test]
 fn an_attachment_is_gone() {
     let (layout, pod, before) = scene();
     layout.node.add(&settings(), &pod);
     fs::remove_file(pod_file(&layout)).expect("remove the file");
-    let status = layout.node.symroute(&["status"]);
-    assert_eq!(status.code, Some(4), "{}", status.stdout);
+    assert_flows(&layout);
+    assert_reported(&layout, "no attachment");
     layout.node.add(&settings(), &pod);
+    assert_eq!(layout.node.attachments().len(), 1);
     assert_served(&layout);
     fs::remove_file(pod_file(&layout)).expect("remove the file again");
     layout.node.del(&settings(), &pod);
