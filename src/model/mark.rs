@@ -29,6 +29,12 @@ impl Field {
         1 << self.0.ilog2()
     }
 
+    /// Whether any of these bits is one of the field's.
+    #[must_use]
+    pub fn has(self, bits: u32) -> bool {
+        self.0 & bits != 0
+    }
+
     /// The mark of a look-up that asks main for routes to single addresses (iptables). A packet
     /// with this mark that comes in by an uplink turns round there; such a look-up has `iif lo`.
     #[must_use]

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use nix::errno::Errno;
+use nix::net::if_::if_indextoname;
 
 use super::apply::Kernel;
 use crate::backend::Marker;
@@ -48,8 +49,7 @@ pub fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result<(), Su
         let asked: Vec<Lookup> = chunk.iter().map(|(_, lookup)| *lookup).collect();
         for ((question, lookup), way) in chunk.iter().zip(ways(&mut kernel.rtnetlink, &asked)?) {
             if !is_right(question, lookup, way.as_ref()) {
-                let (link, to) = (question.link, lookup.to);
-                return Err(Surprise(format!("a packet of uplink #{link} to {to} goes {way:?}")));
+                return Err(Surprise(words(question, lookup, way.as_ref())));
             }
         }
     }
@@ -65,6 +65,20 @@ fn reply(question: &Question) -> Lookup {
 fn request(question: &Question) -> Option<Lookup> {
     let from = Some((question.outside, question.link));
     Some(Lookup { to: question.local?, from, mark: question.mark })
+}
+
+/// What is wrong, for a person.
+fn words(question: &Question, lookup: &Lookup, way: Option<&Way>) -> String {
+    let name = |link: u32| {
+        let name = if_indextoname(link).ok().and_then(|name| name.into_string().ok());
+        name.unwrap_or_else(|| format!("#{link}"))
+    };
+    let (uplink, to) = (name(question.link), lookup.to);
+    let what = if lookup.from.is_some() { "a request that came in by" } else { "a reply bound to" };
+    let goes = way.map_or("has no route".into(), |way| {
+        format!("leaves by {} and table {}", name(way.link), way.table)
+    });
+    format!("{what} uplink {uplink}, to {to}, {goes}")
 }
 
 fn is_right(question: &Question, lookup: &Lookup, way: Option<&Way>) -> bool {

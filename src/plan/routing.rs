@@ -122,6 +122,10 @@ pub fn rules(
     rules
 }
 
+/// Rules that look at the whole mark clash with no other program's, and older releases of symroute
+/// take no offence at them.
+const WHOLE: u32 = u32::MAX;
+
 /// The rules of look-ups that ask main. nftables asks where a source lies, iptables whether it has
 /// a route of its own: such a look-up must find nothing else.
 fn asking(
@@ -132,13 +136,10 @@ fn asking(
 ) -> Vec<Rule> {
     let main = Action::Lookup(RT_TABLE_MAIN);
     if marker == Marker::Nftables {
-        return vec![Rule { mark: Some((field.d(), field.mask())), ..rule(at.ask, main) }];
+        return vec![Rule { mark: Some((field.d(), WHOLE)), ..rule(at.ask, main) }];
     }
-    let asked = |rule: Rule| Rule {
-        mark: Some((field.ask(), field.mask())),
-        iif: Some(LOOPBACK.into()),
-        ..rule
-    };
+    let asked =
+        |rule: Rule| Rule { mark: Some((field.ask(), WHOLE)), iif: Some(LOOPBACK.into()), ..rule };
     let end = asked(rule(at.ask, Action::Other(FR_ACT_PROHIBIT)));
     let alone = asked(rule(at.ask_alone, main));
     let shorter = if alone.family == Family::V4 { 31 } else { 127 };

@@ -216,8 +216,8 @@ fn a_rule_asks_main_alone() {
         text.lines().map(|line| line.replace('\t', " ")).collect::<Vec<_>>()
     };
     for (mask, priority, rule) in [
-        ("0x1f00", 400, "399: from all fwmark 0x1000/0x1f00 lookup main"),
-        ("0x80000107", 300, "299: from all fwmark 0x80000000/0x80000107 lookup main"),
+        ("0x1f00", 400, "399: from all fwmark 0x1000 lookup main"),
+        ("0x80000107", 300, "299: from all fwmark 0x80000000 lookup main"),
     ] {
         let layout = two_nics();
         let settings = json!({"uplinks": NICS, "markMask": mask, "rulePriority": priority});

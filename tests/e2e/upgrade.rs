@@ -135,8 +135,8 @@ fn transfers_go_on_through_upgrade_and_rollback() {
     proof.assert_as_before();
 }
 
-/// A rollback, and an end by the old release: all that is left is a file in `/run` that it does not
-/// know.
+/// A rollback, and an end by the old release. All that is left is a file in `/run` that it does not
+/// know, and an ip rule that no packet matches any more. The next upgrade takes both.
 #[test]
 fn the_first_release_takes_this_ones_state_away() {
     if !only_nftables("the first release knows nothing else") {
@@ -151,6 +151,13 @@ fn the_first_release_takes_this_ones_state_away() {
     old.cni("DEL", &layout.pods[0]);
     old.tool(&["down"]);
     fs::remove_file(node.dir.join("run/marking")).expect("remove the file of this release");
+    for family in ["-4", "-6"] {
+        let rules = node.ns.exec(&["ip", family, "rule"], "");
+        let ours = rules.lines().filter(|line| line.contains("fwmark")).collect::<Vec<_>>();
+        assert_eq!(ours, ["399:\tfrom all fwmark 0x1000 lookup main"], "{rules}");
+    }
+    new.up();
+    new.tool(&["down"]);
     proof.assert_as_before();
 }
 

@@ -369,9 +369,13 @@ impl Builder<'_> {
             "-m rpfilter --loose --validmark -m set ! --match-set {} src",
             hosts_set(self.family)
         );
+        // The ip rule looks at the whole mark.
+        let others = format!("-m mark ! --mark 0x0/{:#x}", !self.field().mask());
+        let ask = format!("-j MARK --set-xmark {:#x}/0xffffffff", self.field().ask());
         vec![
             rule(inside, "source lies inside", RETURN),
-            self.set_mark("ask main for a route to the source alone", self.field().ask()),
+            rule(others, "a mark of another program", goto_of("via", id)),
+            rule("", "ask main for a route to the source alone", ask),
             rule(pod, "the address of a local pod", goto("refuse")),
             rule("", "source lies outside", goto_of("via", id)),
         ]

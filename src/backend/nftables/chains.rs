@@ -132,7 +132,12 @@ fn uplink_chains(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Chain> {
         chain(named(VIA, id), vec![counted(&set_packet(mark))]),
         chain(named(UTURN, id), vec![counted(&set_packet(turned))]),
         chain(named(BIND, id), bind(spec, uplink)),
-        chain(named("ask", id), ask(spec, BIND, id)),
+        chain(
+            named("bindm", id),
+            vec![plain([Number(MASQUERADED), SetPacketMark, goto(BIND, id)])],
+        ),
+        chain(named("askm", id), question(spec, &goto("bindm", id), MASQUERADED)),
+        chain(named("ask", id), ask(spec, id)),
         chain(named("error", id), error(spec, id)),
         chain(named("offer", id), offer(spec, id)),
         chain(named("in", id), arrive(spec, id)),
@@ -323,18 +328,41 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
 }
 
 /// Asks table main alone where the source lies: a table of the destination's own knows nothing of
-/// what is inside. An ip rule sends a look-up with the mark D to main.
-fn ask(spec: &Spec<'_>, then: &str, id: u32) -> Vec<Rule> {
+/// what is inside. An ip rule sends a look-up whose whole mark is D to main. (Releases that do not
+/// know this rule would take one that looks at a part of the mark for a clash.) So a packet with a
+/// mark of another program is not asked about, but for the one that kube-proxy's rules have marked
+/// just before.
+fn ask(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
+    let mut rules = vec![marked_by_others(spec, MASQUERADED, goto(BIND, id))];
+    if !spec.field.has(MASQUERADED) {
+        let masqueraded = [PacketMark, Bits { mask: MASQUERADED, xor: 0 }, Differs(vec![0; 4])];
+        rules.push(plain([&masqueraded[..], &[goto("askm", id)]].concat()));
+    }
+    rules.extend(question(spec, &goto(BIND, id), 0));
+    rules
+}
+
+/// kube-proxy's mark, which is on a request to a `NodePort` here.
+const MASQUERADED: u32 = names::KUBE_MASQUERADE.0;
+
+/// The packet's mark has bits of another program, besides `known`.
+fn marked_by_others(spec: &Spec<'_>, known: u32, then: Expression) -> Rule {
+    let others = Bits { mask: !(spec.field.mask() | known), xor: 0 };
+    rule("a mark of another program", [PacketMark, others, Differs(vec![0; 4]), then])
+}
+
+/// The look-ups, between a mark that stands for the question and the packet's own.
+fn question(spec: &Spec<'_>, then: &Expression, own: u32) -> Vec<Rule> {
     let outside = InSet { set: names::OUTSIDE, not: false };
     let mut rules = vec![
-        plain(set_packet(spec.field, spec.field.d())),
-        plain([FibInterfaceByMark(Side::Source), outside, goto(then, id)]),
+        plain([Number(spec.field.d()), SetPacketMark]),
+        plain([FibInterfaceByMark(Side::Source), outside, then.clone()]),
     ];
     for &family in spec.routeless {
         let missing = FibMissing { side: Side::Source, by_mark: true };
-        rules.push(plain([FamilyIs(family), missing, goto(then, id)]));
+        rules.push(plain([FamilyIs(family), missing, then.clone()]));
     }
-    rules.push(plain(set_packet(spec.field, 0)));
+    rules.push(plain([Number(own), SetPacketMark]));
     rules
 }
 
@@ -347,6 +375,7 @@ fn error(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     let mut rules: Vec<Rule> = judged(spec)
         .map(|family| plain([&[FamilyIs(family)][..], &from_inside()].concat()))
         .collect();
-    rules.extend(ask(spec, "from", id));
+    rules.push(marked_by_others(spec, 0, goto("from", id)));
+    rules.extend(question(spec, &goto("from", id), 0));
     rules
 }

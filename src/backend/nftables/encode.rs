@@ -134,6 +134,10 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
         Expression::Differs(bytes) => compare(w, NFT_CMP_NEQ, bytes),
         Expression::InSet { set, not } => lookup(w, set, *not, false),
         Expression::VerdictMap(map) => lookup(w, map, false, true),
+        Expression::Number(number) => named(w, "immediate", |w| {
+            w.be32(NFTA_IMMEDIATE_DREG, NFT_REG_1);
+            w.nest(NFTA_IMMEDIATE_DATA, |w| w.attr(NFTA_DATA_VALUE, &number.to_ne_bytes()));
+        }),
         Expression::SetPacketMark => named(w, "meta", |w| {
             w.be32(NFTA_META_KEY, NFT_META_MARK);
             w.be32(NFTA_META_SREG, NFT_REG_1);

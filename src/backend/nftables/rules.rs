@@ -183,6 +183,8 @@ pub enum Expression {
     },
     /// Go where the verdict map says for the register; on with the next rule where it says nothing.
     VerdictMap(&'static str),
+    /// A number in host byte order -> register.
+    Number(u32),
     /// register -> packet mark.
     SetPacketMark,
     /// register -> conntrack mark.

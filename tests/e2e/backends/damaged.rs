@@ -27,11 +27,9 @@ const SHARED: [Damage; 3] = [
 
 /// What only a look at everything finds.
 const HIDDEN: [Damage; 7] = [
-    ("nobody put inside", |layout, _| {
-        ipset(layout, &["add", "symroute-inside4", "192.0.2.0/24"]);
-    }),
-    ("the client put inside", |layout, _| {
-        ipset(layout, &["add", "symroute-inside6", "2001:db8:9::/64"]);
+    ("a set flushed", |layout, _| ipset(layout, &["flush", "symroute-inside4"])),
+    ("an address that is added", |layout, _| {
+        ipset(layout, &["add", "symroute-hosts6", "2001:db8:21::101"]);
     }),
     ("all sets flushed", |layout, _| ipset(layout, &["flush"])),
     ("a chain flushed", |layout, variant| {
@@ -112,7 +110,7 @@ fn a_set_of_others_in_our_place() {
         one_family(&layout, variant, false, &["-A", "FORWARD", "-m", "mark", "--mark", "7"]);
         let before = Snapshot::take(node);
         // A set of this name that a rule of somebody else refers to can't be replaced.
-        ipset(&layout, &["create", "symroute-inside4", "hash:ip"]);
+        ipset(&layout, &["create", "symroute-hosts4", "hash:net"]);
         one_family(
             &layout,
             variant,
@@ -123,7 +121,7 @@ fn a_set_of_others_in_our_place() {
                 "-m",
                 "set",
                 "--match-set",
-                "symroute-inside4",
+                "symroute-hosts4",
                 "src",
                 "-j",
                 "ACCEPT",
@@ -131,7 +129,7 @@ fn a_set_of_others_in_our_place() {
         );
         let ran = node.call(&node.call_of("ADD", &settings, &layout.pods[1]));
         let (_, text) = failure(&ran);
-        assert!(text.contains("symroute-inside4"), "does not name the set: {text}");
+        assert!(text.contains("symroute-hosts4"), "does not name the set: {text}");
         one_family(
             &layout,
             variant,
@@ -142,7 +140,7 @@ fn a_set_of_others_in_our_place() {
                 "-m",
                 "set",
                 "--match-set",
-                "symroute-inside4",
+                "symroute-hosts4",
                 "src",
                 "-j",
                 "ACCEPT",

@@ -26,8 +26,12 @@ fn scene() -> (TwoNics, Pod, Snapshot) {
     (layout, pod, before)
 }
 
-fn assert_served(layout: &TwoNics) {
+fn assert_flows(layout: &TwoNics) {
     assert_all_work(&[layout.flow_to_host(), layout.flow_to_pod(1, "pod101 203.0.113.9")]);
+}
+
+fn assert_served(layout: &TwoNics) {
+    assert_flows(layout);
     let status = layout.node.symroute(&["status"]);
     assert_eq!(status.code, Some(0), "{}", status.stdout);
 }
@@ -49,14 +53,19 @@ fn an_attachment_is_damaged() {
         layout.node.add(&settings(), &pod);
         let file = pod_file(&layout);
         fs::write(&file, text).expect("damage the file");
-        assert_served(&layout);
+        assert_flows(&layout);
+        assert_reported(&layout, file.file_name().and_then(|name| name.to_str()).expect("UTF-8"));
         // Another ADD, as a restart of the pod brings, mends it.
         layout.node.add(&settings(), &pod);
         assert_eq!(layout.node.attachments().len(), 1);
         fs::write(&file, text).expect("damage the file again");
+        // It counts as absent, so the node state goes with the hold.
         layout.node.up(&settings());
-        layout.node.down();
         assert_served(&layout);
+        layout.node.down();
+        before.assert_unchanged(&Snapshot::take(&layout.node));
+        layout.node.add(&settings(), &pod);
+        fs::write(&file, text).expect("damage the file once more");
         layout.node.del(&settings(), &pod);
         before.assert_unchanged(&Snapshot::take(&layout.node));
     }
@@ -72,9 +81,10 @@ fn own_settings_are_damaged() {
     });
     for text in DAMAGE {
         layout.node.add(&hairpin, &pod);
-        let folder = layout.node.dir.join("run/own-settings");
-        let mut files = fs::read_dir(&folder).expect("list the settings of pods");
-        let file = files.next().expect("a file").expect("an entry").path();
+        let files = fs::read_dir(layout.node.dir.join("run")).expect("list the files");
+        let mut paths = files.map(|entry| entry.expect("an entry").path());
+        let is_own = |path: &PathBuf| path.to_string_lossy().contains("/.own-");
+        let file = paths.find(is_own).expect("a file of own settings");
         fs::write(&file, text).expect("damage the file");
         let name = file.file_name().expect("a name").to_str().expect("UTF-8");
         assert_reported(&layout, name);
@@ -96,7 +106,8 @@ fn an_attachment_is_gone() {
     let (layout, pod, before) = scene();
     layout.node.add(&settings(), &pod);
     fs::remove_file(pod_file(&layout)).expect("remove the file");
-    assert_served(&layout);
+    assert_flows(&layout);
+    assert_reported(&layout, "no attachment");
     layout.node.add(&settings(), &pod);
     assert_eq!(layout.node.attachments().len(), 1);
     assert_served(&layout);
