@@ -15,6 +15,7 @@ pub mod programs;
 pub mod restore_script;
 pub mod rules;
 pub mod set_diff;
+pub mod table_size;
 
 #[cfg(test)]
 pub(crate) mod tests;
