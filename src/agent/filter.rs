@@ -16,32 +16,23 @@ const OF_PODS: [&str; 3] = ["veth", "bridge", "dummy"];
 
 /// An event of rtnetlink, as far as it is looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// An interface is new or has changed.
     Link(Link),
-    /// An interface has gone.
     Gone(u32),
-    /// An address of this interface came or went.
     Address(u32),
-    /// A route came or went.
     Route {
-        /// Its table.
         table: u32,
         /// Length of its prefix.
         prefix: u8,
         /// Interfaces that it goes through; none for blackholes and the like.
         links: Vec<u32>,
     },
-    /// A rule came or went.
     Rule {
-        /// Its place.
         priority: u32,
-        /// The table that it looks up.
         table: u32,
-        /// Whether it asks for a mark.
         marked: bool,
     },
-    /// The kernel had to drop events.
     Lost,
 }
 
@@ -67,7 +58,7 @@ impl Shape {
 
 /// What the last look at the node found, as far as it tells events apart.
 #[derive(Debug, Default)]
-pub struct Filter {
+pub(crate) struct Filter {
     /// Rules of others beyond this place are no concern of ours.
     last_priority: u32,
     tables: Option<RangeInclusive<u32>>,
@@ -75,9 +66,7 @@ pub struct Filter {
     uplinks: BTreeSet<u32>,
     /// Interfaces that may matter.
     known: BTreeMap<u32, Shape>,
-    /// Interfaces of pods.
     quiet: BTreeSet<u32>,
-    /// The variant of iptables that does the marking.
     variant: Option<Variant>,
     /// How many rules of ours look into each ipset.
     references: References,
@@ -86,25 +75,23 @@ pub struct Filter {
 }
 
 /// How many rules look into each ipset, by its name.
-pub type References = BTreeMap<&'static str, u32>;
+pub(crate) type References = BTreeMap<&'static str, u32>;
 
 impl Filter {
     /// After a look: what stands in iptables if all is well.
-    pub fn learn_rules(&mut self, xtables: Option<&Xtables>) {
+    pub(crate) fn learn_rules(&mut self, xtables: Option<&Xtables>) {
         self.variant = xtables.map(|xtables| xtables.variant);
         self.references = xtables.map(Xtables::references).unwrap_or_default();
         self.told = false;
     }
 
     /// Whether a change of table mangle by iptables-nft may matter.
-    #[must_use]
-    pub fn minds_iptables_nft(&self) -> bool {
+    pub(crate) fn minds_iptables_nft(&self) -> bool {
         self.tables.is_none() || self.variant == Some(Variant::Nft)
     }
 
     /// The ipsets to look at, since nobody tells what happens to rules of iptables-legacy.
-    #[must_use]
-    pub fn polled(&self) -> Vec<&'static str> {
+    pub(crate) fn polled(&self) -> Vec<&'static str> {
         match self.variant {
             Some(Variant::Legacy) => self.references.keys().copied().collect(),
             _ => Vec::new(),
@@ -112,7 +99,7 @@ impl Filter {
     }
 
     /// The cause for a look that these numbers are. Rules of others may look into our sets too.
-    pub fn judge_references(&mut self, found: &References) -> Option<Cause> {
+    pub(crate) fn judge_references(&mut self, found: &References) -> Option<Cause> {
         let fewer = |(set, wanted): (&&str, &u32)| found.get(set).is_some_and(|n| n < wanted);
         let news = !self.told && self.references.iter().any(fewer);
         self.told |= news;
@@ -120,7 +107,7 @@ impl Filter {
     }
 
     /// After a look: what was found is known now.
-    pub fn learn(&mut self, settings: &Settings, uplinks: BTreeSet<u32>, facts: &Facts) {
+    pub(crate) fn learn(&mut self, settings: &Settings, uplinks: BTreeSet<u32>, facts: &Facts) {
         self.last_priority = settings.priority + 3;
         self.tables = Some(settings.table(1)..=settings.table(settings.field.max_id()));
         self.names.clone_from(&settings.uplinks);
@@ -148,7 +135,7 @@ impl Filter {
     }
 
     /// The cause for a look that an event is, if it is one.
-    pub fn judge(&mut self, event: Event) -> Option<Cause> {
+    pub(crate) fn judge(&mut self, event: Event) -> Option<Cause> {
         match event {
             Event::Lost => Some(Cause::Lost),
             Event::Link(link) => self.link(&link),
