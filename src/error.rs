@@ -10,7 +10,7 @@ use crate::state;
 
 /// Why something could not be done.
 #[derive(Debug)]
-pub enum Error {
+pub(crate) enum Error {
     /// A setting is wrong, or can't be kept on this node. Nothing was changed.
     Config(Invalid),
     /// Another network has the node configured otherwise. Nothing was changed.
@@ -26,21 +26,15 @@ pub enum Error {
     Kernel {
         /// The operation and its object: "add rule 402: …".
         operation: String,
-        /// Its answer.
         source: netlink::Error,
     },
     /// A sysctl could not be read or written.
     Sysctl {
-        /// Its path.
         path: String,
-        /// Why.
         source: std::io::Error,
     },
-    /// A program of iptables failed.
     Iptables {
-        /// What it was asked to do.
         operation: String,
-        /// What it said.
         message: String,
     },
     /// Somebody else holds the lock of iptables-legacy.
@@ -63,14 +57,13 @@ pub enum Error {
 
 impl Error {
     /// For `map_err`: the kernel refused `operation`.
-    pub fn kernel(operation: impl Into<String>) -> impl FnOnce(netlink::Error) -> Self {
+    pub(crate) fn kernel(operation: impl Into<String>) -> impl FnOnce(netlink::Error) -> Self {
         let operation = operation.into();
         move |source| Self::Kernel { operation, source }
     }
 
     /// What a person can do about it, where that is not part of the message.
-    #[must_use]
-    pub fn way_out(&self) -> Option<&'static str> {
+    pub(crate) fn way_out(&self) -> Option<&'static str> {
         match self {
             Self::Kernel { source, .. } => match source.errno {
                 Errno::EPERM | Errno::EACCES => {

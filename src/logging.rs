@@ -21,7 +21,7 @@ struct Logger {
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
 /// Sends log lines to the configured file from now on. The first call counts.
-pub fn start(log: &Log) {
+pub(crate) fn start(log: &Log) {
     let logger = LOGGER.get_or_init(|| Logger { path: log.file.clone(), file: Mutex::new(None) });
     // An error means that a logger was set before: this function called twice.
     if log::set_logger(logger).is_ok() {

@@ -2,132 +2,131 @@
 //! files.
 
 /// The nftables table, of family inet. Its name is its ownership: whatever stands in it is ours.
-pub const TABLE: &str = "symroute";
+pub(crate) const TABLE: &str = "symroute";
 
 /// Set with the fingerprint of the settings and the ruleset version in force; see
 /// [`crate::config::Settings::fingerprint`].
-pub const IN_FORCE: &str = "in_force";
+pub(crate) const IN_FORCE: &str = "in_force";
 /// Map with the numbers by which state of ours is known: [`LAYOUT_MASK`], [`LAYOUT_PRIORITY`],
 /// [`LAYOUT_TABLES`]. With [`RESTORE`] it lets the node be cleaned up when the files are lost.
-pub const LAYOUT: &str = "layout";
+pub(crate) const LAYOUT: &str = "layout";
 /// Key of `markMask` in [`LAYOUT`].
-pub const LAYOUT_MASK: u32 = 1;
+pub(crate) const LAYOUT_MASK: u32 = 1;
 /// Key of `rulePriority` in [`LAYOUT`].
-pub const LAYOUT_PRIORITY: u32 = 2;
+pub(crate) const LAYOUT_PRIORITY: u32 = 2;
 /// Key of `tableBase` in [`LAYOUT`].
-pub const LAYOUT_TABLES: u32 = 3;
+pub(crate) const LAYOUT_TABLES: u32 = 3;
 /// Set of the interfaces whose `src_valid_mark` was 0 before us.
-pub const RESTORE: &str = "restore";
+pub(crate) const RESTORE: &str = "restore";
 /// Map from an uplink's index to its id, as the conntrack mark carries it: the record of the ids.
-pub const IDS: &str = "ids";
-/// Set of the uplinks' indexes.
-pub const UPLINKS: &str = "uplinks";
+pub(crate) const IDS: &str = "ids";
+pub(crate) const UPLINKS: &str = "uplinks";
 /// Set of the interfaces that lead outside, uplinks or not: a source that is routed there is no
 /// local pod's.
-pub const OUTSIDE: &str = "outside";
+pub(crate) const OUTSIDE: &str = "outside";
 /// Verdict map: a first packet goes to the chain of the uplink that it came in by.
-pub const ARRIVE: &str = "arrive";
+pub(crate) const ARRIVE: &str = "arrive";
 /// Verdict map: the same for a packet of a connection that is bound to another uplink and answered.
-pub const ANSWERED: &str = "answered";
+pub(crate) const ANSWERED: &str = "answered";
 /// Verdict map: the same for ICMP errors.
-pub const ERRORS: &str = "errors";
+pub(crate) const ERRORS: &str = "errors";
 /// Verdict map: conntrack mark of a reply -> the uplink that it leaves by.
-pub const REPLIES: &str = "replies";
+pub(crate) const REPLIES: &str = "replies";
 /// Verdict map: conntrack mark -> the uplink's chain, where there are many uplinks.
-pub const BOUND: &str = "bound";
+pub(crate) const BOUND: &str = "bound";
 /// Verdict map: conntrack mark of a connection that turns round on an uplink -> the uplink's chain.
-pub const TURNED: &str = "turned";
+pub(crate) const TURNED: &str = "turned";
 /// Set of the conntrack marks of bound connections.
-pub const MARKS: &str = "marks";
+pub(crate) const MARKS: &str = "marks";
 /// Set of the uplinks' own addresses: interface and address.
-pub const OWN4: &str = "own4";
+pub(crate) const OWN4: &str = "own4";
 /// Set of the uplinks' own addresses: interface and address.
-pub const OWN6: &str = "own6";
+pub(crate) const OWN6: &str = "own6";
 /// Addresses of the pods that accept a local pod's address as a source.
-pub const HAIRPIN4: &str = "hairpin4";
+pub(crate) const HAIRPIN4: &str = "hairpin4";
 /// Addresses of the pods that accept a local pod's address as a source.
-pub const HAIRPIN6: &str = "hairpin6";
+pub(crate) const HAIRPIN6: &str = "hairpin6";
 /// Addresses of the pods that are left out.
-pub const LEFT_OUT4: &str = "leftout4";
+pub(crate) const LEFT_OUT4: &str = "leftout4";
 /// Addresses of the pods that are left out.
-pub const LEFT_OUT6: &str = "leftout6";
+pub(crate) const LEFT_OUT6: &str = "leftout6";
 /// Uplinks that a masqueraded connection of a pod must not leave by.
-pub const STEER4: &str = "steer4";
+pub(crate) const STEER4: &str = "steer4";
 /// Uplinks that a masqueraded connection of a pod must not leave by.
-pub const STEER6: &str = "steer6";
+pub(crate) const STEER6: &str = "steer6";
 
 /// The built-in chains of table mangle that we jump from.
-pub const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+pub(crate) const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 /// Chains in the tables mangle, and ipsets, are ours if their name begins with this.
-pub const CHAIN_PREFIX: &str = "symroute-";
+pub(crate) const CHAIN_PREFIX: &str = "symroute-";
 /// Chain that counts the packets that got the mark of their connection.
-pub const COUNT_RESTORED: &str = "symroute-restore";
+pub(crate) const COUNT_RESTORED: &str = "symroute-restore";
 /// Chain that counts connections when they are bound.
-pub const COUNT_BOUND: &str = "symroute-bind";
+pub(crate) const COUNT_BOUND: &str = "symroute-bind";
 /// Chain that counts packets that turn round on an uplink; the uplink's id stands behind it.
-pub const COUNT_TURNED: &str = "symroute-uturn-";
+pub(crate) const COUNT_TURNED: &str = "symroute-uturn-";
 /// Chain that counts marks that were evidence only.
-pub const COUNT_CLEARED: &str = "symroute-clear";
+pub(crate) const COUNT_CLEARED: &str = "symroute-clear";
 /// The ipset that says in comments what is in force.
-pub const NODE_SET: &str = "symroute";
+pub(crate) const NODE_SET: &str = "symroute";
 /// ipset of the prefixes that main leads to something that is not outside.
-pub const INSIDE4: &str = "symroute-inside4";
+pub(crate) const INSIDE4: &str = "symroute-inside4";
 /// ipset of the prefixes that main leads to something that is not outside.
-pub const INSIDE6: &str = "symroute-inside6";
+pub(crate) const INSIDE6: &str = "symroute-inside6";
 /// ipset of the single addresses that main leads outside.
-pub const HOSTS4: &str = "symroute-hosts4";
+pub(crate) const HOSTS4: &str = "symroute-hosts4";
 /// ipset of the single addresses that main leads outside.
-pub const HOSTS6: &str = "symroute-hosts6";
+pub(crate) const HOSTS6: &str = "symroute-hosts6";
 /// ipset of the pods that accept a local pod's address as a source.
-pub const HAIRPIN_SET4: &str = "symroute-hairpin4";
+pub(crate) const HAIRPIN_SET4: &str = "symroute-hairpin4";
 /// ipset of the pods that accept a local pod's address as a source.
-pub const HAIRPIN_SET6: &str = "symroute-hairpin6";
+pub(crate) const HAIRPIN_SET6: &str = "symroute-hairpin6";
 /// ipset of the pods that are left out.
-pub const LEFT_OUT_SET4: &str = "symroute-leftout4";
+pub(crate) const LEFT_OUT_SET4: &str = "symroute-leftout4";
 /// ipset of the pods that are left out.
-pub const LEFT_OUT_SET6: &str = "symroute-leftout6";
+pub(crate) const LEFT_OUT_SET6: &str = "symroute-leftout6";
 /// Raised whenever the table's shape or its rules change between releases.
-pub const RULESET_VERSION: u32 = 4;
+pub(crate) const RULESET_VERSION: u32 = 4;
 
 /// Default of `markMask`: bits 8 to 12, which no neighbour uses as conntrack mark by default.
-pub const MARK_MASK: u32 = 0x1f00;
+pub(crate) const MARK_MASK: u32 = 0x1f00;
 /// Default of `rulePriority`: 300 to 499 are used by nobody we know of.
-pub const RULE_PRIORITY: u32 = 400;
+pub(crate) const RULE_PRIORITY: u32 = 400;
 /// Default of `tableBase`.
-pub const TABLE_BASE: u32 = 47000;
+pub(crate) const TABLE_BASE: u32 = 47000;
 /// The interface by which a look-up of a rule of ours comes in that no packet has made.
-pub const LOOPBACK: &str = "lo";
+pub(crate) const LOOPBACK: &str = "lo";
 /// The interface that kube-proxy makes when it uses IPVS.
-pub const OF_KUBE_PROXY: &str = "kube-ipvs0";
+pub(crate) const OF_KUBE_PROXY: &str = "kube-ipvs0";
 /// kube-proxy's mark of packets that it will masquerade, and its mask.
-pub const KUBE_MASQUERADE: (u32, u32) = (0x4000, 0x4000);
+pub(crate) const KUBE_MASQUERADE: (u32, u32) = (0x4000, 0x4000);
 
 /// Our `type` in a conflist, and the program's name in the directories of plugins.
-pub const PLUGIN_TYPE: &str = "symroute";
+pub(crate) const PLUGIN_TYPE: &str = "symroute";
 /// Where runtimes look for conflists by default.
-pub const CONF_DIR: &str = "/etc/cni/net.d";
+pub(crate) const CONF_DIR: &str = "/etc/cni/net.d";
 /// Where the runtime's plugins are on most systems.
-pub const BIN_DIR: &str = "/opt/cni/bin";
+pub(crate) const BIN_DIR: &str = "/opt/cni/bin";
 /// Environment variable that names another place of `/proc`, for a container with the node's.
-pub const PROC_VARIABLE: &str = "SYMROUTE_PROC";
+pub(crate) const PROC_VARIABLE: &str = "SYMROUTE_PROC";
 /// Where libcni keeps the results of ADD.
-pub const CACHE_DIR: &str = "/var/lib/cni/results";
+pub(crate) const CACHE_DIR: &str = "/var/lib/cni/results";
 /// The conflist of ours beside the primary's, in own-file mode.
-pub const OWN_CONFLIST: &str = "05-symroute.conflist";
+pub(crate) const OWN_CONFLIST: &str = "05-symroute.conflist";
 /// Where a conflist's new text is written before it takes the place of the old one. Hidden, and
 /// with a suffix that no runtime reads.
-pub const CONFLIST_TEMPORARY: &str = ".symroute.new";
+pub(crate) const CONFLIST_TEMPORARY: &str = ".symroute.new";
 /// State that outlives a boot: copies of conflists as found, and the journal of changes.
-pub const LASTING_DIR: &str = "/var/lib/symroute";
+pub(crate) const LASTING_DIR: &str = "/var/lib/symroute";
 
 /// State of this boot: attachments, the node record, the lock. A tmpfs on every system that has
 /// systemd, so it goes with the kernel's rules at a reboot.
-pub const STATE_DIR: &str = "/run/symroute";
+pub(crate) const STATE_DIR: &str = "/run/symroute";
 /// Name of the plugin's program, as the kernel tells it of a process.
-pub const PROGRAM: &str = "symroute";
+pub(crate) const PROGRAM: &str = "symroute";
 /// Name of the command line tool, likewise.
-pub const TOOL: &str = "symroutectl";
+pub(crate) const TOOL: &str = "symroutectl";
 /// Where the tool is unless install.sh was told otherwise.
-pub const TOOL_DIR: &str = "/usr/local/bin";
+pub(crate) const TOOL_DIR: &str = "/usr/local/bin";
 /// Default of `log.file`.
-pub const LOG_FILE: &str = "/var/log/symroute.log";
+pub(crate) const LOG_FILE: &str = "/var/log/symroute.log";

@@ -30,7 +30,7 @@ pub fn standard_streams() {
 }
 
 /// Writes to standard output, and once more where that failed.
-pub fn print(mut text: &[u8]) -> nix::Result<()> {
+pub(crate) fn print(mut text: &[u8]) -> nix::Result<()> {
     let mut again = true;
     while !text.is_empty() {
         match write(stdout(), text) {

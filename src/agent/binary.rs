@@ -15,7 +15,7 @@ type Look = (u64, u64, i64, i64, u32);
 
 /// Copies `from` to `folder`, and keeps it there.
 #[derive(Debug)]
-pub struct Binary {
+pub(crate) struct Binary {
     from: PathBuf,
     folder: PathBuf,
     /// Looks of the two files when their content was last found to be the same.
@@ -24,8 +24,7 @@ pub struct Binary {
 
 impl Binary {
     /// Keeps a copy of `from` in `folder`.
-    #[must_use]
-    pub fn new(from: PathBuf, folder: PathBuf) -> Self {
+    pub(crate) fn new(from: PathBuf, folder: PathBuf) -> Self {
         Self { from, folder, same: None }
     }
 

@@ -8,14 +8,12 @@ use tokio::sync::Notify;
 
 /// Why the agent looks at the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Cause {
+pub(crate) enum Cause {
     /// It has just begun.
     Start,
     /// It is time again.
     Resync,
-    /// The last look failed.
     Retry,
-    /// The kernel dropped events.
     Lost,
     /// An interface came, went or changed.
     Links,
@@ -36,8 +34,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Start,
         Self::Resync,
         Self::Retry,
@@ -53,8 +50,7 @@ impl Cause {
     ];
 
     /// Its name in metrics and logs.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Start => "start",
             Self::Resync => "resync",
@@ -72,20 +68,17 @@ impl Cause {
     }
 
     /// Whether everything is looked at, whatever it was that happened.
-    #[must_use]
-    pub fn is_general(self) -> bool {
+    pub(crate) fn is_general(self) -> bool {
         matches!(self, Self::Start | Self::Resync | Self::Retry)
     }
 
     /// Whether it may change what the kernel takes for a route.
-    #[must_use]
-    pub fn is_of_routing(self) -> bool {
+    pub(crate) fn is_of_routing(self) -> bool {
         matches!(self, Self::Lost | Self::Links | Self::Addresses | Self::Routes)
     }
 
     /// Whether it is about the kernel's state.
-    #[must_use]
-    pub fn is_of_kernel(self) -> bool {
+    pub(crate) fn is_of_kernel(self) -> bool {
         !matches!(self, Self::Conflist | Self::Binary)
     }
 }
@@ -96,35 +89,34 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Causes, each once.
-pub type Causes = BTreeSet<Cause>;
+pub(crate) type Causes = BTreeSet<Cause>;
 
 /// Causes that wait for a look. A storm of events takes no more room than one event.
 #[derive(Debug, Default)]
-pub struct Pending {
+pub(crate) struct Pending {
     causes: Mutex<Causes>,
     added: Notify,
 }
 
 impl Pending {
     /// Adds a cause and wakes the agent.
-    pub fn add(&self, cause: Cause) {
+    pub(crate) fn add(&self, cause: Cause) {
         self.causes.lock().unwrap_or_else(PoisonError::into_inner).insert(cause);
         self.added.notify_one();
     }
 
     /// Wakes the agent without a cause.
-    pub fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.added.notify_one();
     }
 
     /// Takes what has come together.
-    pub fn take(&self) -> Causes {
+    pub(crate) fn take(&self) -> Causes {
         std::mem::take(&mut self.causes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until something was added since the last wait ended.
-    pub async fn added(&self) {
+    pub(crate) async fn added(&self) {
         self.added.notified().await;
     }
 }

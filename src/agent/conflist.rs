@@ -9,12 +9,10 @@ use crate::conflist::{Directory, Error, State, Wanted};
 
 /// Keeps the entry as it is wanted: where that leaves something open, as it was wanted last.
 #[derive(Debug)]
-pub struct Entry(Directory, Wanted);
+pub(crate) struct Entry(Directory, Wanted);
 
 impl Entry {
-    /// Keeps the entry in this folder.
-    #[must_use]
-    pub fn new(directory: Directory, wanted: Wanted) -> Self {
+    pub(crate) fn new(directory: Directory, wanted: Wanted) -> Self {
         Self(directory, wanted)
     }
 }

@@ -17,32 +17,23 @@ const OF_PODS: [&str; 3] = ["veth", "bridge", "dummy"];
 
 /// An event of rtnetlink, as far as it is looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// An interface is new or has changed.
     Link(Link),
-    /// An interface has gone.
     Gone(u32),
-    /// An address of this interface came or went.
     Address(u32),
-    /// A route came or went.
     Route {
-        /// Its table.
         table: u32,
         /// Length of its prefix.
         prefix: u8,
         /// Interfaces that it goes through; none for blackholes and the like.
         links: Vec<u32>,
     },
-    /// A rule came or went.
     Rule {
-        /// Its place.
         priority: u32,
-        /// The table that it looks up.
         table: u32,
-        /// Whether it asks for a mark.
         marked: bool,
     },
-    /// The kernel had to drop events.
     Lost,
 }
 
@@ -68,7 +59,7 @@ impl Shape {
 
 /// What the last look at the node found, as far as it tells events apart.
 #[derive(Debug, Default)]
-pub struct Filter {
+pub(crate) struct Filter {
     /// Rules of others beyond this place are no concern of ours.
     last_priority: u32,
     tables: Option<RangeInclusive<u32>>,
@@ -76,9 +67,7 @@ pub struct Filter {
     uplinks: BTreeSet<u32>,
     /// Interfaces that may matter.
     known: BTreeMap<u32, Shape>,
-    /// Interfaces of pods.
     quiet: BTreeSet<u32>,
-    /// The variant of iptables that does the marking.
     variant: Option<Variant>,
     /// The sizes of the tables of iptables-legacy when they were last read.
     sizes: Option<Sizes>,
@@ -86,30 +75,28 @@ pub struct Filter {
 
 impl Filter {
     /// After a look: the variant of iptables that marks.
-    pub fn learn_variant(&mut self, xtables: Option<&Xtables>) {
+    pub(crate) fn learn_variant(&mut self, xtables: Option<&Xtables>) {
         self.variant = xtables.map(|xtables| xtables.variant);
     }
 
     /// Whether a change of table mangle by iptables-nft may matter.
-    #[must_use]
-    pub fn minds_iptables_nft(&self) -> bool {
+    pub(crate) fn minds_iptables_nft(&self) -> bool {
         self.tables.is_none() || self.variant == Some(Variant::Nft)
     }
 
     /// Whether rules of iptables-legacy matter, of which the kernel reports no events.
-    #[must_use]
-    pub fn minds_iptables_legacy(&self) -> bool {
+    pub(crate) fn minds_iptables_legacy(&self) -> bool {
         self.variant == Some(Variant::Legacy)
     }
 
     /// The cause for a look that these sizes are.
-    pub fn judge_sizes(&mut self, found: Sizes) -> Option<Cause> {
+    pub(crate) fn judge_sizes(&mut self, found: Sizes) -> Option<Cause> {
         let before = self.sizes.replace(found);
         before.is_some_and(|before| before != found).then_some(Cause::Iptables)
     }
 
     /// After a look: what was found is known now.
-    pub fn learn(&mut self, settings: &Settings, uplinks: BTreeSet<u32>, facts: &Facts) {
+    pub(crate) fn learn(&mut self, settings: &Settings, uplinks: BTreeSet<u32>, facts: &Facts) {
         self.last_priority = settings.priority + 3;
         self.tables = Some(settings.table(1)..=settings.table(settings.field.max_id()));
         self.names.clone_from(&settings.uplinks);
@@ -137,7 +124,7 @@ impl Filter {
     }
 
     /// The cause for a look that an event is, if it is one.
-    pub fn judge(&mut self, event: Event) -> Option<Cause> {
+    pub(crate) fn judge(&mut self, event: Event) -> Option<Cause> {
         match event {
             Event::Lost => Some(Cause::Lost),
             Event::Link(link) => self.link(&link),

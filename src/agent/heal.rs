@@ -16,11 +16,11 @@ use crate::plan::diff::Operation;
 use crate::state::Record;
 
 /// Name of the hold that the agent has on the node state. It stays when the agent stops.
-pub const HOLD: &str = "agent";
+pub(crate) const HOLD: &str = "agent";
 
 /// What a turn works on. It blocks, so it has a thread of its own.
 #[derive(Debug)]
-pub struct Healer {
+pub(crate) struct Healer {
     node: Option<Node>,
     source: Option<Source>,
     kept: Vec<Kept>,
@@ -33,16 +33,14 @@ pub struct Healer {
     stuck: Vec<Operation>,
     /// What the log was last told.
     noted: Vec<String>,
-    /// Repairs of the last minute.
-    pub repairs: Repairs,
+    pub(crate) repairs: Repairs,
     /// What was done since the beginning.
     tally: Tally,
 }
 
 impl Healer {
     /// Keeps the settings of `source` in force, or those that are.
-    #[must_use]
-    pub fn new(source: Option<Source>, kept: Vec<Kept>, cache: PathBuf) -> Self {
+    pub(crate) fn new(source: Option<Source>, kept: Vec<Kept>, cache: PathBuf) -> Self {
         Self {
             node: None,
             source,
@@ -59,7 +57,7 @@ impl Healer {
 
     /// Looks at what the causes are about and puts it right. Goes on after a failure; what is
     /// wrong is in the status.
-    pub fn turn(&mut self, causes: &Causes) -> Status {
+    pub(crate) fn turn(&mut self, causes: &Causes) -> Status {
         let begin = Instant::now();
         let mut status = Status::default();
         // The entry in the conflist comes before the settings are read from it.

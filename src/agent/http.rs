@@ -24,33 +24,31 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed, for instance for want of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What is answered.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Whether all is well: 200, else 503.
-    pub well: bool,
-    /// The text.
-    pub text: String,
+    pub(crate) well: bool,
+    pub(crate) text: String,
 }
 
 /// An answer to come, none where nothing is.
-pub type Coming = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
+pub(crate) type Coming = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
 
 /// Who answers: a path to its answer.
-pub type Answers = Arc<dyn Fn(&str) -> Coming + Send + Sync>;
+pub(crate) type Answers = Arc<dyn Fn(&str) -> Coming + Send + Sync>;
 
 /// Listens on an address.
 ///
 /// # Errors
 /// The address can't be had.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| {
         format!("listen on {address}: {error}; choose another by --listen ADDRESS:PORT, or \"off\"")
     })
 }
 
 /// Answers for as long as the agent runs.
-pub async fn serve(listener: TcpListener, answers: Answers) {
+pub(crate) async fn serve(listener: TcpListener, answers: Answers) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         // The semaphore is never closed.

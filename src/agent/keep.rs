@@ -11,7 +11,7 @@ use super::events::files::Folder;
 use super::pace::Rewrites;
 
 /// Something that is to be in place.
-pub trait Thing: Debug + Send {
+pub(crate) trait Thing: Debug + Send {
     /// Its name in metrics and messages.
     fn name(&self) -> &'static str;
 
@@ -42,35 +42,30 @@ pub trait Thing: Debug + Send {
 
 /// A thing with what became of it.
 #[derive(Debug)]
-pub struct Kept {
+pub(crate) struct Kept {
     thing: Box<dyn Thing>,
     rewrites: Rewrites,
     /// How often it was put in place.
-    pub puts: u64,
+    pub(crate) puts: u64,
 }
 
 impl Kept {
     /// Keeps this thing from now on.
-    #[must_use]
-    pub fn new(thing: Box<dyn Thing>) -> Self {
+    pub(crate) fn new(thing: Box<dyn Thing>) -> Self {
         Self { thing, rewrites: Rewrites::default(), puts: 0 }
     }
 
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         self.thing.name()
     }
 
     /// What a change of its folder is.
-    #[must_use]
-    pub fn cause(&self) -> Cause {
+    pub(crate) fn cause(&self) -> Cause {
         self.thing.cause()
     }
 
     /// What to watch.
-    #[must_use]
-    pub fn folder(&self) -> Folder {
+    pub(crate) fn folder(&self) -> Folder {
         let (path, cause) = (self.thing.folder(), self.thing.cause());
         Folder { path, cause, names: self.thing.names() }
     }
@@ -80,7 +75,7 @@ impl Kept {
     ///
     /// # Errors
     /// It is not in place.
-    pub fn keep(&mut self, now: Instant) -> Result<(), String> {
+    pub(crate) fn keep(&mut self, now: Instant) -> Result<(), String> {
         if self.thing.is_in_place()? {
             return Ok(());
         }

@@ -50,8 +50,7 @@ fn label(name: &str, value: impl std::fmt::Display) -> String {
 
 /// All metrics. Counters of more than 2^53 lose their last digits, as everywhere in Prometheus.
 #[expect(clippy::cast_precision_loss, reason = "Prometheus knows floating point numbers only")]
-#[must_use]
-pub fn page(board: &Board, counts: Option<&Counts>) -> String {
+pub(crate) fn page(board: &Board, counts: Option<&Counts>) -> String {
     let mut page = Page::default();
     let tally = &board.tally;
     let version = label("version", env!("CARGO_PKG_VERSION"));
@@ -110,7 +109,7 @@ pub fn page(board: &Board, counts: Option<&Counts>) -> String {
 
 /// What the data plane counts, and when it was read.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     read: Option<(Marking, Instant, Counts)>,
 }
 
@@ -122,7 +121,7 @@ impl Counters {
     const FRESH: Duration = Duration::from_secs(10);
 
     /// The counts; none where they can't be read.
-    pub fn now(&mut self, marking: Marking) -> Option<Counts> {
+    pub(crate) fn now(&mut self, marking: Marking) -> Option<Counts> {
         let fresh = |(of, at, _): &&(Marking, Instant, Counts)| {
             *of == marking && marking.0 != Marker::Nftables && at.elapsed() < Self::FRESH
         };

@@ -4,19 +4,19 @@
 //! for a moment ([`pace`]); then one turn of [`heal`] looks at the node and puts it right. The
 //! plugin needs none of this.
 
-pub mod binary;
-pub mod cause;
-pub mod conflist;
-pub mod events;
-pub mod filter;
-pub mod heal;
-pub mod http;
-pub mod keep;
-pub mod metrics;
-pub mod notify;
-pub mod pace;
+pub(crate) mod binary;
+pub(crate) mod cause;
+pub(crate) mod conflist;
+pub(crate) mod events;
+pub(crate) mod filter;
+pub(crate) mod heal;
+pub(crate) mod http;
+pub(crate) mod keep;
+pub(crate) mod metrics;
+pub(crate) mod notify;
+pub(crate) mod pace;
 mod sources;
-pub mod status;
+pub(crate) mod status;
 
 use std::future::ready;
 use std::net::SocketAddr;
@@ -44,19 +44,18 @@ const DEAD: Duration = Duration::from_secs(60);
 /// How often the loop turns although nothing happens.
 const BEAT: Duration = Duration::from_secs(10);
 
-/// How the agent runs.
 #[derive(Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// Where the settings are; none for those in force.
-    pub source: Option<Source>,
+    pub(crate) source: Option<Source>,
     /// The runtime's cache of results.
-    pub cache: PathBuf,
+    pub(crate) cache: PathBuf,
     /// Where `/healthz`, `/readyz` and `/metrics` are served.
-    pub listen: Option<SocketAddr>,
+    pub(crate) listen: Option<SocketAddr>,
     /// How often everything is looked at although nothing was told.
-    pub resync: Duration,
+    pub(crate) resync: Duration,
     /// What is kept in place on the disk.
-    pub kept: Vec<Kept>,
+    pub(crate) kept: Vec<Kept>,
 }
 
 /// What the tasks share.
@@ -77,7 +76,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 ///
 /// # Errors
 /// What keeps the agent from starting.
-pub fn run(options: Options) -> Result<(), String> {
+pub(crate) fn run(options: Options) -> Result<(), String> {
     let _alone = alone()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()

@@ -8,12 +8,11 @@ use std::time::Duration;
 
 /// The service manager, if there is one that listens.
 #[derive(Debug)]
-pub struct Manager(Option<(UnixDatagram, SocketAddr)>);
+pub(crate) struct Manager(Option<(UnixDatagram, SocketAddr)>);
 
 impl Manager {
     /// The manager that the environment names. One that can't be reached is none.
-    #[must_use]
-    pub fn of_environment() -> Self {
+    pub(crate) fn of_environment() -> Self {
         let address = env::var_os("NOTIFY_SOCKET").and_then(|name| match name.as_bytes() {
             [b'@', name @ ..] => SocketAddr::from_abstract_name(name).ok(),
             [b'/', ..] => SocketAddr::from_pathname(&name).ok(),
@@ -23,7 +22,7 @@ impl Manager {
     }
 
     /// Sends lines like `READY=1`.
-    pub fn tell(&self, text: &str) {
+    pub(crate) fn tell(&self, text: &str) {
         if let Some((socket, address)) = &self.0 {
             // The manager may have gone; that is its affair.
             let _ = socket.send_to_addr(text.as_bytes(), address);
@@ -32,8 +31,7 @@ impl Manager {
 }
 
 /// How long systemd waits for a sign of life, if it waits for one of this process.
-#[must_use]
-pub fn watchdog() -> Option<Duration> {
+pub(crate) fn watchdog() -> Option<Duration> {
     let of_us = env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
     let microseconds = env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
     of_us.then(|| Duration::from_micros(microseconds))

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::cause::{Cause, Causes};
 
 /// A look is taken when no event came for this long …
-pub const QUIET: Duration = Duration::from_millis(50);
+pub(crate) const QUIET: Duration = Duration::from_millis(50);
 /// … or when the first one was this long ago.
-pub const CEILING: Duration = Duration::from_millis(200);
+pub(crate) const CEILING: Duration = Duration::from_millis(200);
 /// After a look the agent rests for this many times as long as the look took.
 const REST: u32 = 10;
 /// The longest such rest: the node has to be healed within two seconds.
@@ -24,24 +24,21 @@ const PAUSE: Duration = Duration::from_secs(5);
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// How long to wait before the next retry after this many failures in a row.
-#[must_use]
-pub fn retry_after(failures: u32) -> Duration {
+pub(crate) fn retry_after(failures: u32) -> Duration {
     RETRY.0.saturating_mul(1 << failures.clamp(1, 6).saturating_sub(1)).min(RETRY.1)
 }
 
 /// The rest after a look that took this long.
-#[must_use]
-pub fn rest_after(look: Duration) -> Duration {
+pub(crate) fn rest_after(look: Duration) -> Duration {
     look.saturating_mul(REST).min(LONGEST_REST)
 }
 
 /// Repairs of the last minute by cause.
 #[derive(Debug, Default)]
-pub struct Repairs(BTreeMap<Cause, VecDeque<Instant>>);
+pub(crate) struct Repairs(BTreeMap<Cause, VecDeque<Instant>>);
 
 impl Repairs {
-    /// Remembers a repair.
-    pub fn made(&mut self, causes: &Causes, now: Instant) {
+    pub(crate) fn made(&mut self, causes: &Causes, now: Instant) {
         for &cause in causes.iter().filter(|cause| !cause.is_general()) {
             let times = self.0.entry(cause).or_default();
             times.push_back(now);
@@ -53,7 +50,7 @@ impl Repairs {
     }
 
     /// Causes for which the node had to be repaired again and again.
-    pub fn contested(&mut self, now: Instant) -> Causes {
+    pub(crate) fn contested(&mut self, now: Instant) -> Causes {
         for times in self.0.values_mut() {
             times.retain(|&at| now.saturating_duration_since(at) < WINDOW);
         }
@@ -62,7 +59,7 @@ impl Repairs {
     }
 
     /// How long a look for these causes has to wait: not at all unless all of them are contested.
-    pub fn wait(&mut self, causes: &Causes, now: Instant) -> Option<Duration> {
+    pub(crate) fn wait(&mut self, causes: &Causes, now: Instant) -> Option<Duration> {
         let contested = self.contested(now);
         if causes.is_empty() || !causes.is_subset(&contested) {
             return None;
@@ -75,7 +72,7 @@ impl Repairs {
 
 /// Counts what is done to a file of somebody else, and says when to stop.
 #[derive(Debug, Default)]
-pub struct Rewrites(VecDeque<Instant>);
+pub(crate) struct Rewrites(VecDeque<Instant>);
 
 impl Rewrites {
     /// Rewrites that are made …
@@ -84,7 +81,7 @@ impl Rewrites {
     const WITHIN: Duration = Duration::from_secs(120);
 
     /// Whether one more is allowed; if so, it counts.
-    pub fn allow(&mut self, now: Instant) -> bool {
+    pub(crate) fn allow(&mut self, now: Instant) -> bool {
         self.0.retain(|&at| now.saturating_duration_since(at) < Self::WITHIN);
         let allowed = self.0.len() < Self::MOST;
         if allowed {

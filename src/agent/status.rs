@@ -12,7 +12,7 @@ use crate::plan::Uplink;
 
 /// Where something is wrong. Each makes the agent not ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Problem {
+pub(crate) enum Problem {
     /// The settings can't be read.
     Source,
     /// The settings can't be put in force.
@@ -31,56 +31,48 @@ pub enum Problem {
 
 impl Problem {
     /// The problem that a thing on the disk has.
-    #[must_use]
-    pub fn of_thing(cause: Cause) -> Self {
+    pub(crate) fn of_thing(cause: Cause) -> Self {
         if cause == Cause::Binary { Self::Binary } else { Self::Conflist }
     }
 }
 
 /// What a look found; large, and not kept.
 #[derive(Debug)]
-pub struct Found {
-    /// The settings in force.
-    pub settings: Settings,
-    /// The uplinks.
-    pub uplinks: Vec<Uplink>,
+pub(crate) struct Found {
+    pub(crate) settings: Settings,
+    pub(crate) uplinks: Vec<Uplink>,
     /// What is off although all is in place.
-    pub notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
     /// The marking by iptables, if that does it.
-    pub xtables: Option<Xtables>,
-    /// The facts.
-    pub facts: Facts,
+    pub(crate) xtables: Option<Xtables>,
+    pub(crate) facts: Facts,
 }
 
 /// What was done since the beginning.
 #[derive(Debug, Clone, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Turns of the loop.
-    pub turns: u64,
+    pub(crate) turns: u64,
     /// How long the last one took.
-    pub last_turn: Duration,
+    pub(crate) last_turn: Duration,
     /// Reconciles that changed the node.
-    pub reconciles: u64,
+    pub(crate) reconciles: u64,
     /// Reconciles that failed.
-    pub failures: u64,
-    /// Repairs by cause.
-    pub repairs: BTreeMap<Cause, u64>,
-    /// Causes for which somebody undoes us.
-    pub contested: Causes,
+    pub(crate) failures: u64,
+    pub(crate) repairs: BTreeMap<Cause, u64>,
+    pub(crate) contested: Causes,
     /// How often things on the disk were put in place.
-    pub puts: BTreeMap<&'static str, u64>,
+    pub(crate) puts: BTreeMap<&'static str, u64>,
     /// Attachments.
-    pub pods: usize,
+    pub(crate) pods: usize,
 }
 
 impl Tally {
-    /// Counts a reconcile.
-    pub fn reconciled(&mut self, done: bool) {
+    pub(crate) fn reconciled(&mut self, done: bool) {
         *(if done { &mut self.reconciles } else { &mut self.failures }) += 1;
     }
 
-    /// Counts a repair.
-    pub fn repaired(&mut self, causes: &Causes) {
+    pub(crate) fn repaired(&mut self, causes: &Causes) {
         for &cause in causes {
             *self.repairs.entry(cause).or_default() += 1;
         }
@@ -89,69 +81,62 @@ impl Tally {
 
 /// What one turn leads to.
 #[derive(Debug, Default)]
-pub struct Status {
+pub(crate) struct Status {
     /// What is wrong, by where.
-    pub problems: BTreeMap<Problem, String>,
+    pub(crate) problems: BTreeMap<Problem, String>,
     /// What was found, if the node was looked at.
-    pub found: Option<Found>,
+    pub(crate) found: Option<Found>,
     /// Whether the node was not looked at, so that what was wrong still is.
-    pub keeps_last_look: bool,
+    pub(crate) keeps_last_look: bool,
     /// What was done since the beginning.
-    pub tally: Tally,
+    pub(crate) tally: Tally,
 }
 
 impl Status {
-    /// Notes a problem.
-    pub fn say(&mut self, what: Problem, outcome: Result<(), String>) {
+    pub(crate) fn say(&mut self, what: Problem, outcome: Result<(), String>) {
         if let Err(text) = outcome {
             self.problems.insert(what, text);
         }
     }
 
     /// Whether the next look should come soon.
-    #[must_use]
-    pub fn failed(&self) -> bool {
+    pub(crate) fn failed(&self) -> bool {
         self.problems.keys().any(|problem| {
             !matches!(problem, Problem::Contested | Problem::Conflist | Problem::Kernel)
         })
     }
 }
 
-/// One uplink in the metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UplinkLine {
-    /// Name of the interface.
-    pub name: String,
-    /// Its id.
-    pub id: u32,
-    /// Its table.
-    pub table: u32,
+pub(crate) struct UplinkLine {
+    pub(crate) name: String,
+    pub(crate) id: u32,
+    pub(crate) table: u32,
 }
 
 /// What is kept between turns, for whoever asks.
 #[derive(Debug, Default)]
-pub struct Board {
+pub(crate) struct Board {
     /// What is wrong, by where.
-    pub problems: BTreeMap<Problem, String>,
+    pub(crate) problems: BTreeMap<Problem, String>,
     /// The uplinks of the last look.
-    pub uplinks: Vec<UplinkLine>,
+    pub(crate) uplinks: Vec<UplinkLine>,
     /// How many things are off although all is in place.
-    pub notes: usize,
+    pub(crate) notes: usize,
     /// What marks, and by which bits.
-    pub marking: Option<(Marker, Field)>,
+    pub(crate) marking: Option<(Marker, Field)>,
     /// What was done since the beginning.
-    pub tally: Tally,
-    /// Whether there was a look at all.
-    pub looked: bool,
+    pub(crate) tally: Tally,
+    pub(crate) looked: bool,
     /// Events that the kernel dropped.
-    pub lost: u64,
+    pub(crate) lost: u64,
     /// Events that led to a look.
-    pub events: u64,
+    pub(crate) events: u64,
 }
 
 impl Board {
     /// Takes over what a turn led to.
-    pub fn update(&mut self, status: Status) {
+    pub(crate) fn update(&mut self, status: Status) {
         let kept = |problem: &Problem| match problem {
             Problem::Settings | Problem::Node | Problem::Kernel => status.keeps_last_look,
             _ => false,
@@ -171,8 +156,7 @@ impl Board {
     }
 
     /// What keeps the agent from being ready; nothing when it is.
-    #[must_use]
-    pub fn unready(&self) -> Vec<&str> {
+    pub(crate) fn unready(&self) -> Vec<&str> {
         let mut reasons: Vec<_> = self.problems.values().map(String::as_str).collect();
         if !self.looked {
             reasons.push("the node was not looked at yet");

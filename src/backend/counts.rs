@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// What a rule counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Counted {
+pub(crate) enum Counted {
     /// Connections that were bound to the uplink with this id.
     Bound(u32),
     /// Packets that were made to leave by the uplink with this id.
@@ -15,13 +14,13 @@ pub enum Counted {
 
 /// Counts since the rules were made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Connections bound, by the id of the uplink.
-    pub bound: BTreeMap<u32, u64>,
+    pub(crate) bound: BTreeMap<u32, u64>,
     /// Packets that were made to leave by an uplink, by its id.
-    pub steered: BTreeMap<u32, u64>,
+    pub(crate) steered: BTreeMap<u32, u64>,
     /// Packets that lost a mark that was evidence only.
-    pub cleared: u64,
+    pub(crate) cleared: u64,
 }
 
 impl Extend<(Counted, u64)> for Counts {

@@ -2,10 +2,10 @@
 //!
 //! Both are built from one [`spec::Spec`].
 
-pub mod counts;
-pub mod iptables;
-pub mod nftables;
-pub mod spec;
+pub(crate) mod counts;
+pub(crate) mod iptables;
+pub(crate) mod nftables;
+pub(crate) mod spec;
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use crate::model::Variant;
 
 /// What marks on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Marker {
+pub(crate) enum Marker {
     /// The table `inet symroute` of nftables.
     #[default]
     Nftables,

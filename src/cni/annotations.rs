@@ -9,7 +9,6 @@ use crate::config::Invalid;
 pub(super) const CAPABILITY: &str = "io.kubernetes.cri.pod-annotations";
 const PREFIX: &str = "symroute.io/";
 
-/// Settings of one pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Annotations {
     /// `symroute.io/enabled`: whether the pod is enrolled.

@@ -10,7 +10,7 @@ use crate::error::Error;
 /// Error codes. Source: CNI specification 1.1.0, section "Error"; 8 is libcni's
 /// `ErrInvalidNetNS`; 100 and above are ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
+pub(crate) enum Code {
     /// The version of the protocol is not one of ours.
     IncompatibleVersion = 1,
     /// A necessary variable is missing or wrong.
@@ -19,7 +19,6 @@ pub enum Code {
     Io = 5,
     /// The content can't be decoded.
     Decode = 6,
-    /// The configuration is wrong.
     Config = 7,
     /// The network namespace is not the pod's.
     NetworkNamespace = 8,
@@ -27,7 +26,6 @@ pub enum Code {
     TryAgain = 11,
     /// No ADD could succeed (answer to STATUS).
     Unavailable = 50,
-    /// The kernel refused an operation.
     Kernel = 100,
     /// A file of ours could not be read or written.
     State = 101,
@@ -35,32 +33,26 @@ pub enum Code {
     NotAsAdded = 102,
 }
 
-/// A failed call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// What kind of failure.
-    pub code: Code,
-    /// What went wrong.
-    pub msg: String,
+pub(crate) struct Failure {
+    pub(crate) code: Code,
+    pub(crate) msg: String,
     /// The way out, or more about the cause.
-    pub details: String,
+    pub(crate) details: String,
 }
 
 impl Failure {
-    /// A failure that needs no details.
-    pub fn new(code: Code, msg: impl Into<String>) -> Self {
+    pub(crate) fn new(code: Code, msg: impl Into<String>) -> Self {
         Self { code, msg: msg.into(), details: String::new() }
     }
 
     /// The same with details.
-    #[must_use]
-    pub fn with(self, details: impl Into<String>) -> Self {
+    pub(crate) fn with(self, details: impl Into<String>) -> Self {
         Self { details: details.into(), ..self }
     }
 
     /// The document for stdout.
-    #[must_use]
-    pub fn to_json(&self, version: &str) -> String {
+    pub(crate) fn to_json(&self, version: &str) -> String {
         json!({
             "cniVersion": version,
             "code": self.code as u32,

@@ -14,9 +14,10 @@ mod version;
 
 use std::io::{self, Read};
 
-pub use error::{Code, Failure};
-pub use request::{Command, Environment, Request};
-pub use version::VERSIONS;
+pub(crate) use error::{Code, Failure};
+pub use request::Environment;
+pub(crate) use request::{Command, Request};
+pub(crate) use version::VERSIONS;
 
 use crate::process;
 use version::LATEST;

@@ -18,7 +18,7 @@ const OLDEST: &str = "0.1.0";
 
 /// The verbs that come with a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command {
+pub(crate) enum Command {
     /// Attach a pod.
     Add,
     /// Detach it again.
@@ -32,14 +32,12 @@ pub enum Command {
 }
 
 impl Command {
-    /// All of them.
     const ALL: [Self; 5] = [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status];
 
     fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|command| command.name() == name)
     }
 
-    /// The verb.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Add => "ADD",
@@ -50,7 +48,6 @@ impl Command {
         }
     }
 
-    /// Whether it is about one attachment.
     fn is_about_pod(self) -> bool {
         matches!(self, Self::Add | Self::Del | Self::Check)
     }
@@ -69,15 +66,15 @@ impl Command {
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     /// `CNI_COMMAND`
-    pub command: String,
+    pub(crate) command: String,
     /// `CNI_CONTAINERID`
-    pub container: String,
+    pub(crate) container: String,
     /// `CNI_NETNS`
-    pub netns: String,
+    pub(crate) netns: String,
     /// `CNI_IFNAME`
-    pub ifname: String,
+    pub(crate) ifname: String,
     /// `CNI_PATH`
-    pub path: String,
+    pub(crate) path: String,
 }
 
 impl Environment {
@@ -144,21 +141,20 @@ fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
-/// A checked call.
 #[derive(Debug)]
-pub struct Request<'a> {
+pub(crate) struct Request<'a> {
     /// `cniVersion` of the configuration.
-    pub version: String,
+    pub(crate) version: String,
     /// `CNI_COMMAND`
     command: Command,
     /// Which attachment it is about; of GC and STATUS only the network counts.
-    pub key: Key,
+    pub(crate) key: Key,
     /// Path of the pod's network namespace; may be empty for DEL.
-    pub netns: &'a str,
+    pub(crate) netns: &'a str,
     /// The plugin's configuration, `prevResult` left out.
-    pub config: Map<String, Value>,
+    pub(crate) config: Map<String, Value>,
     /// `prevResult` byte for byte.
-    pub prev_result: Option<Box<RawValue>>,
+    pub(crate) prev_result: Option<Box<RawValue>>,
 }
 
 impl<'a> Request<'a> {

@@ -7,7 +7,8 @@ use super::result::{Fields, fields};
 use super::{Code, Failure};
 
 /// Versions of the protocol that we speak, oldest first.
-pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub(crate) const VERSIONS: [&str; 7] =
+    ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// The version of an answer to a request whose own version is not known.
 pub(super) const LATEST: &str = "1.1.0";
 

@@ -12,7 +12,7 @@ use crate::names::PLUGIN_TYPE as TYPE;
 ///
 /// # Errors
 /// What is wrong, with the path in front.
-pub fn read(path: &Path) -> Result<(Option<String>, Config), String> {
+pub(crate) fn read(path: &Path) -> Result<(Option<String>, Config), String> {
     read_with(path, false)
 }
 
@@ -20,7 +20,7 @@ pub fn read(path: &Path) -> Result<(Option<String>, Config), String> {
 ///
 /// # Errors
 /// What is wrong, with the path in front.
-pub fn read_strictly(path: &Path) -> Result<(Option<String>, Config), String> {
+pub(crate) fn read_strictly(path: &Path) -> Result<(Option<String>, Config), String> {
     read_with(path, true)
 }
 
@@ -39,15 +39,13 @@ fn read_with(path: &Path, strictly: bool) -> Result<(Option<String>, Config), St
 }
 
 /// Whether a file is a list of plugins, as runtimes read it, and no plugin object.
-#[must_use]
-pub fn is_list(path: &Path) -> bool {
+pub(crate) fn is_list(path: &Path) -> bool {
     let network = fs::read_to_string(path).ok().and_then(|text| serde_json::from_str(&text).ok());
     network.is_some_and(|network: Value| network.get("plugins").is_some())
 }
 
 /// Whether this is a network whose plugins we are one of.
-#[must_use]
-pub fn names_us(network: &Value) -> bool {
+pub(crate) fn names_us(network: &Value) -> bool {
     let ours = |plugin: &Value| plugin.get("type").is_some_and(|kind| kind == TYPE);
     let plugins = network.get("plugins").and_then(Value::as_array);
     ours(network) || plugins.is_some_and(|plugins| plugins.iter().any(ours))

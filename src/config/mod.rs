@@ -1,9 +1,9 @@
 //! The public configuration: the plugin object of a conflist, checked and typed.
 
-pub mod file;
+pub(crate) mod file;
 mod parse;
 mod pattern;
-pub mod source;
+pub(crate) mod source;
 mod unknown;
 
 use std::collections::BTreeMap;
@@ -13,9 +13,9 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
-pub use parse::{is_interface_name, parse};
-pub use pattern::Pattern;
-pub use unknown::{Unknown, unknown};
+pub(crate) use parse::{is_interface_name, parse};
+pub(crate) use pattern::Pattern;
+pub(crate) use unknown::unknown;
 
 use crate::hash::fnv32;
 use crate::model::Field;
@@ -23,7 +23,7 @@ use crate::model::Variant;
 use crate::names;
 
 /// The keys of the plugin object that are ours.
-pub const KEYS: [&str; 11] = [
+pub(crate) const KEYS: [&str; 11] = [
     "uplinks",
     "gateways",
     "host",
@@ -39,18 +39,16 @@ pub const KEYS: [&str; 11] = [
 
 /// A wrong configuration value: CNI error 7.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Invalid {
+pub(crate) struct Invalid {
     /// The key, with its place: `gateways.eth1`.
-    pub key: String,
-    /// The value as it was given.
-    pub value: String,
-    /// What is wrong and what to do instead.
-    pub hint: String,
+    pub(crate) key: String,
+    pub(crate) value: String,
+    pub(crate) hint: String,
 }
 
 impl Invalid {
     /// A wrong value with what is allowed in its place.
-    pub fn new(key: impl Into<String>, value: &Value, hint: impl Into<String>) -> Self {
+    pub(crate) fn new(key: impl Into<String>, value: &Value, hint: impl Into<String>) -> Self {
         Self { key: key.into(), value: value.to_string(), hint: hint.into() }
     }
 }
@@ -61,33 +59,29 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Config {
-    /// What holds for the node as a whole.
-    pub settings: Settings,
+pub(crate) struct Config {
+    pub(crate) settings: Settings,
     /// Where the data plane is built.
-    pub scope: Scope,
-    /// What is logged, and where.
-    pub log: Log,
+    pub(crate) scope: Scope,
+    pub(crate) log: Log,
 }
 
 /// Where the data plane is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
+pub(crate) enum Scope {
     /// In the network namespace of the node.
     Host,
     /// In the network namespace of each pod.
     Pod,
 }
 
-/// What is logged, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Log {
+pub(crate) struct Log {
     /// Least level that is written.
-    pub level: log::LevelFilter,
+    pub(crate) level: log::LevelFilter,
     /// The file that lines are appended to.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
 }
 
 impl Default for Log {
@@ -98,7 +92,7 @@ impl Default for Log {
 
 /// Which packets of a pod are steered to the uplink whose address they will be masqueraded with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Masquerade {
+pub(crate) enum Masquerade {
     /// Where an uplink has no address of its own.
     Auto,
     /// Nowhere.
@@ -114,7 +108,7 @@ pub enum Masquerade {
 
 /// Who does the marking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backend {
+pub(crate) enum Backend {
     /// nftables where the kernel has it.
     Auto,
     /// nftables, over netlink.
@@ -127,25 +121,20 @@ pub enum Backend {
 
 /// The settings that hold for a node as a whole: two networks on it have to agree on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Which interfaces are uplinks.
-    pub uplinks: Vec<Pattern>,
+pub(crate) struct Settings {
+    pub(crate) uplinks: Vec<Pattern>,
     /// Gateways by uplink name, where they can't be found.
-    pub gateways: BTreeMap<String, Vec<IpAddr>>,
+    pub(crate) gateways: BTreeMap<String, Vec<IpAddr>>,
     /// Whether the node's own sockets and `NodePort`s with remote backends are served too.
-    pub host: bool,
+    pub(crate) host: bool,
     /// Whether a local pod's address is accepted as a source on an uplink.
-    pub hairpin: bool,
-    /// Masquerade steering.
-    pub masquerade: Masquerade,
-    /// Who does the marking.
-    pub backend: Backend,
-    /// Our bits of the mark.
-    pub field: Field,
-    /// Priority of the first rule.
-    pub priority: u32,
+    pub(crate) hairpin: bool,
+    pub(crate) masquerade: Masquerade,
+    pub(crate) backend: Backend,
+    pub(crate) field: Field,
+    pub(crate) priority: u32,
     /// Uplink `id` has table `table_base + id`.
-    pub table_base: u32,
+    pub(crate) table_base: u32,
 }
 
 impl Default for Settings {
@@ -168,8 +157,7 @@ impl Default for Settings {
 
 impl Settings {
     /// The settings in the words of the public contract, all keys present.
-    #[must_use]
-    pub fn to_json(&self) -> Map<String, Value> {
+    pub(crate) fn to_json(&self) -> Map<String, Value> {
         let masquerade = match &self.masquerade {
             Masquerade::Auto => json!("auto"),
             Masquerade::Off => json!("off"),
@@ -214,16 +202,14 @@ impl Settings {
     /// A number that stands for these settings, the version of the ruleset, and whether it is one
     /// for a node with IPVS. It lies in the table as one element, so that an ADD sees in one look
     /// whether all of that is in force.
-    #[must_use]
-    pub fn fingerprint(&self, ipvs: bool) -> u32 {
+    pub(crate) fn fingerprint(&self, ipvs: bool) -> u32 {
         let mut text = self.in_words();
         text.push_str(if ipvs { IPVS } else { "" });
         fnv32(text.as_bytes())
     }
 
     /// Both numbers, without IPVS and with it.
-    #[must_use]
-    pub fn fingerprints(&self) -> [u32; 2] {
+    pub(crate) fn fingerprints(&self) -> [u32; 2] {
         let mut text = self.in_words();
         let without = fnv32(text.as_bytes());
         text.push_str(IPVS);
@@ -235,8 +221,7 @@ impl Settings {
     }
 
     /// Where our rules stand.
-    #[must_use]
-    pub fn rules(&self) -> RulePriorities {
+    pub(crate) fn rules(&self) -> RulePriorities {
         let first = self.priority;
         RulePriorities {
             ask_alone: first.saturating_sub(2),
@@ -248,28 +233,26 @@ impl Settings {
         }
     }
 
-    /// The table of the uplink with this id.
-    #[must_use]
-    pub fn table(&self, id: u32) -> u32 {
+    pub(crate) fn table(&self, id: u32) -> u32 {
         self.table_base + id
     }
 }
 
 /// Priorities of our rules. Those from `skip` to `end` have to be ours alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RulePriorities {
+pub(crate) struct RulePriorities {
     /// A look-up that asks main for routes to single addresses (iptables).
-    pub ask_alone: u32,
+    pub(crate) ask_alone: u32,
     /// A look-up that asks main alone; behind `ask_alone` its end.
-    pub ask: u32,
+    pub(crate) ask: u32,
     /// Unmarked packets go on at `end`.
-    pub skip: u32,
+    pub(crate) skip: u32,
     /// Requests go on at `end`.
-    pub request: u32,
+    pub(crate) request: u32,
     /// Everything else that is marked is looked up in an uplink's table.
-    pub bound: u32,
+    pub(crate) bound: u32,
     /// Does nothing.
-    pub end: u32,
+    pub(crate) end: u32,
 }
 
 /// What the words of a ruleset for a node with IPVS end with.

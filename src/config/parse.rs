@@ -23,7 +23,7 @@ const LAST_SYSTEM_TABLE: u64 = 255;
 ///
 /// # Errors
 /// The first key with a wrong value.
-pub fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
+pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
     let default = Settings::default();
     let field = field(object)?;
     let settings = Settings {
@@ -94,8 +94,7 @@ fn hex(text: &str) -> Option<u32> {
 }
 
 /// Whether the kernel would take a name for an interface (`dev_valid_name`, net/core/dev.c).
-#[must_use]
-pub fn is_interface_name(name: &str) -> bool {
+pub(crate) fn is_interface_name(name: &str) -> bool {
     (1..=NAME_MAX).contains(&name.len())
         && name != "."
         && name != ".."

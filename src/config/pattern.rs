@@ -6,7 +6,7 @@ use wildmatch::WildMatch;
 
 /// One entry of `uplinks`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Pattern {
+pub(crate) enum Pattern {
     /// The interfaces that lead outside, by what the node looks like.
     Auto,
     /// Interfaces of this name, or matching this glob (`*` and `?`).
@@ -17,8 +17,7 @@ pub enum Pattern {
 
 impl Pattern {
     /// Whether a name fits a name or glob.
-    #[must_use]
-    pub fn fits(glob: &str, name: &str) -> bool {
+    pub(crate) fn fits(glob: &str, name: &str) -> bool {
         WildMatch::new(glob).matches(name)
     }
 }

@@ -6,15 +6,13 @@ use std::path::{Path, PathBuf};
 use super::{Config, Scope, file};
 
 /// The network that the agent acts for where no file names one.
-pub const OWN_NETWORK: &str = "symroute agent";
+pub(crate) const OWN_NETWORK: &str = "symroute agent";
 
 /// Names that libcni reads (`ConfFiles` of libcni's conf.go).
 const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
 
-/// Where the settings are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// In this file.
+pub(crate) enum Source {
     File(PathBuf),
     /// In the first file of this folder that names us.
     Folder(PathBuf),
@@ -22,13 +20,11 @@ pub enum Source {
 
 /// Settings, and the network that brings them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// Name of the network.
-    pub network: String,
-    /// Its configuration.
-    pub config: Config,
+pub(crate) struct Wanted {
+    pub(crate) network: String,
+    pub(crate) config: Config,
     /// The conflist that they are in; none for a plugin object.
-    pub conflist: Option<PathBuf>,
+    pub(crate) conflist: Option<PathBuf>,
 }
 
 impl Source {
@@ -36,7 +32,7 @@ impl Source {
     ///
     /// # Errors
     /// A file names us, but with settings that are none.
-    pub fn read(&self) -> Result<Option<Wanted>, String> {
+    pub(crate) fn read(&self) -> Result<Option<Wanted>, String> {
         match self {
             Self::File(path) => wanted(path).map(Some),
             Self::Folder(folder) => {
@@ -62,8 +58,7 @@ fn wanted(path: &Path) -> Result<Wanted, String> {
 
 /// The lexically first file with a plugin of ours. One that is no JSON is somebody's half-written
 /// file: the runtime skips it too.
-#[must_use]
-pub fn names_us(folder: &Path) -> Option<PathBuf> {
+pub(crate) fn names_us(folder: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
     let mut files: Vec<_> = entries
         .filter(|path| path.extension().is_some_and(|e| ENDINGS.iter().any(|known| e == *known)))

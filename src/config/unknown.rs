@@ -28,7 +28,7 @@ const OF_CNI: [&str; 13] = [
 
 /// A key that nothing knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unknown {
+pub(crate) struct Unknown {
     /// The object that it is in, with a dot behind; nothing for our own.
     place: &'static str,
     key: String,
@@ -47,7 +47,7 @@ impl fmt::Display for Unknown {
 }
 
 /// The keys of our object that are neither ours, nor CNI's, nor another tool's.
-pub fn unknown(object: &Map<String, Value>) -> impl Iterator<Item = Unknown> {
+pub(crate) fn unknown(object: &Map<String, Value>) -> impl Iterator<Item = Unknown> {
     let not_of_cni = object.keys().filter(|key| !OF_CNI.contains(&key.as_str()));
     let log = object.get("log").and_then(Value::as_object).into_iter().flat_map(Map::keys);
     among("", not_of_cni, &KEYS).chain(among("log.", log, &OF_LOG))

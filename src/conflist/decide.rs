@@ -11,11 +11,10 @@ use crate::names;
 
 /// What is the matter, and what a person can do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reason {
+pub(crate) struct Reason {
     /// What is the matter, with the file's path.
-    pub what: String,
-    /// What to do.
-    pub way_out: String,
+    pub(crate) what: String,
+    pub(crate) way_out: String,
 }
 
 impl Reason {
@@ -32,7 +31,7 @@ impl fmt::Display for Reason {
 
 /// How it stands with our entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// There, once, behind the primary plugin, with the wanted settings.
     Ready,
     /// Not there.
@@ -55,8 +54,7 @@ pub enum State {
 
 impl State {
     /// The state in one word, for programs.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Ready => "ready",
             Self::Missing => "missing",
@@ -71,8 +69,7 @@ impl State {
     }
 
     /// Why nothing can be done now.
-    #[must_use]
-    pub fn reason(&self) -> Option<&Reason> {
+    pub(crate) fn reason(&self) -> Option<&Reason> {
         match self {
             Self::WaitingForPrimary(reason) | Self::Refused(reason) => Some(reason),
             _ => None,
@@ -80,29 +77,23 @@ impl State {
     }
 }
 
-/// A change of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Edit {
+pub(crate) enum Edit {
     /// This becomes its text.
     Write {
         /// Name of the file; one beside it where it is a symbolic link.
         file: String,
-        /// The text.
         text: String,
         /// The file whose mode, owner and label a new file gets.
         like: String,
     },
-    /// It goes.
     Delete {
-        /// Name of the file.
         file: String,
     },
 }
 
 impl Edit {
-    /// Name of the file.
-    #[must_use]
-    pub fn file(&self) -> &str {
+    pub(crate) fn file(&self) -> &str {
         match self {
             Self::Write { file, .. } | Self::Delete { file } => file,
         }
@@ -111,25 +102,22 @@ impl Edit {
 
 /// How it stands with our entry, where, and what would mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct View {
-    /// How it stands.
-    pub state: State,
+pub(crate) struct View {
+    pub(crate) state: State,
     /// Where our entry is kept or is to be kept.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// Name of the primary's file, once it is known.
-    pub file: Option<String>,
-    /// Whether the primary is Cilium.
-    pub is_cilium: bool,
+    pub(crate) file: Option<String>,
+    pub(crate) is_cilium: bool,
     /// What a person should know besides.
-    pub notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
     /// What `add` does: nothing where the state is ready, waiting or refused, but for an own file
     /// whose original has gone.
-    pub edits: Vec<Edit>,
+    pub(crate) edits: Vec<Edit>,
 }
 
 /// Looks how it stands with our entry, and what would mend it.
-#[must_use]
-pub fn decide(folder: &Folder, wanted: &Wanted) -> View {
+pub(crate) fn decide(folder: &Folder, wanted: &Wanted) -> View {
     let in_use = folder.own().map(|_| Mode::OwnFile).or(folder.last.mode);
     let mode = wanted.mode.or(in_use).unwrap_or_default();
     let file = wanted.file.clone();
@@ -423,7 +411,6 @@ pub(super) fn target<'a>(folder: &'a Folder, file: &'a str) -> &'a str {
     }
 }
 
-/// The edit of a file of this name.
 pub(super) fn write(folder: &Folder, file: &str, text: String) -> Edit {
     let target = target(folder, file);
     Edit::Write { file: target.into(), text, like: target.into() }

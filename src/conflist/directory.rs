@@ -22,13 +22,12 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// The directories that are worked with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
-    /// Where the runtime reads conflists.
-    pub conf_dir: PathBuf,
+pub(crate) struct Places {
+    pub(crate) conf_dir: PathBuf,
     /// Where copies and the journal are kept.
-    pub state_dir: PathBuf,
+    pub(crate) state_dir: PathBuf,
     /// Where the node's file system begins; the runtime's own configuration is looked for there.
-    pub root: PathBuf,
+    pub(crate) root: PathBuf,
 }
 
 impl Default for Places {
@@ -43,8 +42,7 @@ impl Default for Places {
 
 impl Places {
     /// The same places below another root.
-    #[must_use]
-    pub fn under(self, root: &Path) -> Self {
+    pub(crate) fn under(self, root: &Path) -> Self {
         let below = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
         Self {
             conf_dir: below(&self.conf_dir),
@@ -56,46 +54,41 @@ impl Places {
 
 /// What `add` or `remove` did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// How it stood before; none for `remove`.
-    pub found: Option<View>,
+    pub(crate) found: Option<View>,
     /// How it stands now; none for `remove`.
-    pub now: Option<View>,
+    pub(crate) now: Option<View>,
     /// The changes, none where nothing had to be or could be done.
-    pub changes: Vec<Edit>,
+    pub(crate) changes: Vec<Edit>,
     /// What `remove` had to leave.
-    pub left: Vec<Reason>,
+    pub(crate) left: Vec<Reason>,
 }
 
 /// The conf dir. All calls of it serialise on the state dir.
 #[derive(Debug, Clone)]
-pub struct Directory {
+pub(crate) struct Directory {
     places: Places,
     store: Store,
 }
 
 impl Directory {
     /// A conf dir, copies and journal in the default place. Nothing is touched yet.
-    #[must_use]
-    pub fn open(conf_dir: impl Into<PathBuf>) -> Self {
+    pub(crate) fn open(conf_dir: impl Into<PathBuf>) -> Self {
         Self::at(Places { conf_dir: conf_dir.into(), ..Places::default() })
     }
 
     /// A conf dir at these places. Nothing is touched yet.
-    #[must_use]
-    pub fn at(places: Places) -> Self {
+    pub(crate) fn at(places: Places) -> Self {
         let store = Store::new(&places.state_dir);
         Self { places, store }
     }
 
-    /// Path of the conf dir.
-    #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.places.conf_dir
     }
 
-    /// The directory as it is now.
-    pub fn read(&self) -> Result<Folder, Error> {
+    pub(crate) fn read(&self) -> Result<Folder, Error> {
         let path = &self.places.conf_dir;
         let mut folder = Folder { path: path.clone(), ..Folder::default() };
         let entries = match fs::read_dir(path) {
@@ -123,13 +116,13 @@ impl Directory {
     }
 
     /// How it stands with our entry. Changes nothing.
-    pub fn examine(&self, wanted: &Wanted) -> Result<View, Error> {
+    pub(crate) fn examine(&self, wanted: &Wanted) -> Result<View, Error> {
         Ok(decide(&self.read()?, wanted))
     }
 
     /// Puts our entry in, or right. Where the state is waiting or refused the conf dir stays as
     /// it is, and the outcome says why.
-    pub fn add(&self, wanted: &Wanted) -> Result<Outcome, Error> {
+    pub(crate) fn add(&self, wanted: &Wanted) -> Result<Outcome, Error> {
         // Without anything to do there is nothing to lock, and no state directory to make.
         let folder = self.read()?;
         let (found, last) = (decide(&folder, wanted), folder.last);
@@ -161,13 +154,13 @@ impl Directory {
     }
 
     /// What [`Self::remove`] would do. Changes nothing.
-    pub fn examine_removal(&self, only: Option<&str>) -> Result<Outcome, Error> {
+    pub(crate) fn examine_removal(&self, only: Option<&str>) -> Result<Outcome, Error> {
         let removal = removal(&self.read()?, only, &self.store.originals());
         Ok(Outcome { changes: removal.edits, left: removal.left, ..Outcome::default() })
     }
 
     /// Takes our entries out of all files, or out of one, and deletes our own file.
-    pub fn remove(&self, only: Option<&str>) -> Result<Outcome, Error> {
+    pub(crate) fn remove(&self, only: Option<&str>) -> Result<Outcome, Error> {
         let found = self.examine_removal(only)?;
         let remembers = only.is_none() && self.store.remembers();
         if found.changes.is_empty() && !remembers && !self.has_litter() {

@@ -8,28 +8,17 @@ use nix::libc;
 
 /// Why the conf dir could not be read or changed. It is as it was, or as it is to be.
 #[derive(Debug)]
-pub enum Error {
+pub(crate) enum Error {
     /// A file could not be read or written.
-    Io {
-        /// What was done to it.
-        operation: &'static str,
-        /// Its path.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Io { operation: &'static str, path: PathBuf, source: io::Error },
     /// Another call of ours is changing the directory and does not end.
     Busy {
-        /// The directory that is locked.
         path: PathBuf,
         /// How long was waited.
         seconds: u64,
     },
     /// Somebody else undoes the change again and again.
-    Contended {
-        /// The file.
-        path: PathBuf,
-    },
+    Contended { path: PathBuf },
 }
 
 impl Error {
@@ -40,8 +29,7 @@ impl Error {
     }
 
     /// What a person can do about it.
-    #[must_use]
-    pub fn way_out(&self) -> &'static str {
+    pub(crate) fn way_out(&self) -> &'static str {
         match self {
             Self::Io { source, .. } => match source.raw_os_error() {
                 Some(libc::EACCES | libc::EPERM) => "run as root",

@@ -12,9 +12,8 @@ const SUFFIXES: [&str; 3] = [".conf", ".conflist", ".json"];
 /// What Cilium puts behind the names of files that it sets aside.
 const SET_ASIDE: &str = ".cilium_bak";
 
-/// What is in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
+pub(crate) enum Content {
     /// Its bytes, and the file itself where the name is a symbolic link to one beside it.
     Bytes(Vec<u8>, Option<String>),
     /// It is a symbolic link to somewhere else; whether our name occurs there.
@@ -25,37 +24,32 @@ pub enum Content {
 
 /// The conf dir as it was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Folder {
+pub(crate) struct Folder {
     /// Its path, for messages.
-    pub path: PathBuf,
-    /// Whether it is there.
-    pub exists: bool,
+    pub(crate) path: PathBuf,
+    pub(crate) exists: bool,
     /// The files that runtimes read, in the order in which they do: by the bytes of the name.
-    pub files: BTreeMap<String, Content>,
-    /// The files that Cilium set aside.
-    pub set_aside: Vec<String>,
+    pub(crate) files: BTreeMap<String, Content>,
+    pub(crate) set_aside: Vec<String>,
     /// What in the runtime's own configuration makes it take other networks than the first: the
     /// file and the setting.
-    pub not_first: Option<(PathBuf, String)>,
+    pub(crate) not_first: Option<(PathBuf, String)>,
     /// What was wanted last.
-    pub last: Wanted,
+    pub(crate) last: Wanted,
 }
 
 /// Whether runtimes read files of this name: by what Go calls the name's extension.
-#[must_use]
 pub(super) fn is_read(name: &str) -> bool {
     name.rfind('.').is_some_and(|dot| SUFFIXES.contains(&&name[dot..]))
 }
 
-/// Whether Cilium set this file aside.
-#[must_use]
 pub(super) fn is_set_aside(name: &str) -> bool {
     name.ends_with(SET_ASIDE)
 }
 
 impl Folder {
     /// A file as runtimes read it; or why they don't.
-    pub fn network(&self, file: &str) -> Result<Network<'_>, String> {
+    pub(crate) fn network(&self, file: &str) -> Result<Network<'_>, String> {
         match self.files.get(file) {
             None => Err("not there".into()),
             Some(Content::Bytes(bytes, _)) => Network::parse(file, bytes),
@@ -66,13 +60,12 @@ impl Folder {
 
     /// The file that the runtime takes: the first by name that describes a network. (containerd
     /// takes none when one that it can't read comes first, CRI-O and podman go on to the next.)
-    #[must_use]
-    pub fn in_force(&self) -> Option<&str> {
+    pub(crate) fn in_force(&self) -> Option<&str> {
         self.files.keys().map(String::as_str).find(|file| self.network(file).is_ok())
     }
 
     /// Keys in entries of ours that nothing knows: what a slip was to set is not set.
-    pub fn unknown_keys(&self) -> impl Iterator<Item = Reason> {
+    pub(crate) fn unknown_keys(&self) -> impl Iterator<Item = Reason> {
         self.files.keys().flat_map(|file| {
             let network = self.network(file).ok();
             let settings =

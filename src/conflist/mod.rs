@@ -28,12 +28,10 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
-pub use decide::{Edit, Reason, State, View, decide};
-pub use directory::{Directory, Outcome, Places};
-pub use error::Error;
-pub use folder::{Content, Folder};
+pub(crate) use decide::{Edit, Reason, State, View};
+pub(crate) use directory::{Directory, Outcome, Places};
+pub(crate) use error::Error;
 pub use network::{Network, Plugin};
-pub use removal::{Removal, removal};
 pub use splice::{insert, same_meaning, without};
 
 use crate::config::{self, Invalid};
@@ -44,7 +42,7 @@ const VERSION: u64 = 1;
 
 /// Where our entry is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// In the primary's own conflist.
     #[default]
     InPlace,
@@ -63,18 +61,18 @@ impl fmt::Display for Mode {
 
 /// What is to be true of the conf dir. What is left open here is as it was wanted last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// Where our entry is kept; by default where it is kept already, or else in place.
-    pub mode: Option<Mode>,
+    pub(crate) mode: Option<Mode>,
     /// Our entry. By default one that is there is right as it is, and a new one has no settings.
-    pub entry: Option<Map<String, Value>>,
+    pub(crate) entry: Option<Map<String, Value>>,
     /// Name of the primary's file; by default the one that the runtime takes.
-    pub file: Option<String>,
+    pub(crate) file: Option<String>,
 }
 
 impl Wanted {
     /// An entry with these settings, checked as an ADD would.
-    pub fn entry(mut settings: Map<String, Value>) -> Result<Map<String, Value>, Invalid> {
+    pub(crate) fn entry(mut settings: Map<String, Value>) -> Result<Map<String, Value>, Invalid> {
         match settings.get("type") {
             None => {
                 settings.shift_insert(0, "type".into(), json!(names::PLUGIN_TYPE));

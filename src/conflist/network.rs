@@ -20,14 +20,13 @@ type Object<'a> = BTreeMap<String, &'a RawValue>;
 /// The network that a file describes.
 #[derive(Debug, Clone)]
 pub struct Network<'a> {
-    /// The whole file.
-    pub text: &'a str,
+    pub(crate) text: &'a str,
     /// Its `name`.
-    pub name: String,
+    pub(crate) name: String,
     /// Its `cniVersion`, if it has one.
-    pub version: Option<String>,
+    pub(crate) version: Option<String>,
     /// Whether it is a list; a single plugin otherwise.
-    pub is_list: bool,
+    pub(crate) is_list: bool,
     /// The plugins in order: at least one.
     pub plugins: Vec<Plugin>,
 }
@@ -84,33 +83,25 @@ impl<'a> Network<'a> {
         text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
     }
 
-    /// Whether Multus is among the plugins.
-    #[must_use]
-    pub fn is_multus(&self) -> bool {
+    pub(crate) fn is_multus(&self) -> bool {
         self.plugins.iter().any(|plugin| MULTUS.contains(&plugin.kind.as_str()))
     }
 
     /// Whether no plugin of it makes a pod's network.
-    #[must_use]
-    pub fn is_no_primary(&self) -> bool {
+    pub(crate) fn is_no_primary(&self) -> bool {
         self.plugins.iter().all(|plugin| NO_PRIMARY.contains(&plugin.kind.as_str()))
     }
 
-    /// Whether no plugin but ours is in it.
-    #[must_use]
-    pub fn is_ours_alone(&self) -> bool {
+    pub(crate) fn is_ours_alone(&self) -> bool {
         self.plugins.iter().all(Plugin::is_ours)
     }
 
-    /// Whether Cilium wrote it.
-    #[must_use]
-    pub fn is_cilium(&self) -> bool {
+    pub(crate) fn is_cilium(&self) -> bool {
         self.plugins.first().is_some_and(|plugin| plugin.kind == "cilium-cni")
     }
 
     /// Whether this is Multus's and calls a copy of the network `name` that lacks our entry.
-    #[must_use]
-    pub fn delegates_without_us(&self, name: &str) -> bool {
+    pub(crate) fn delegates_without_us(&self, name: &str) -> bool {
         let settings: Value = serde_json::from_str(self.text).unwrap_or_default();
         let own = settings.get("plugins").and_then(Value::as_array).into_iter().flatten();
         let delegates = own.chain([&settings]).filter_map(|p| p.get("delegates")?.as_array());

@@ -10,18 +10,16 @@ use crate::names;
 
 /// What `remove` does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Removal {
-    /// The changes.
-    pub edits: Vec<Edit>,
+pub(crate) struct Removal {
+    pub(crate) edits: Vec<Edit>,
     /// Where an entry of ours is, or may be, that can't be taken out.
-    pub left: Vec<Reason>,
+    pub(crate) left: Vec<Reason>,
 }
 
 /// How to take our entry out of one file, or out of all. `originals` are the files as they were
 /// found before the first entry: one that differs from what is left in nothing but blanks is put
 /// back as it was.
-#[must_use]
-pub fn removal(
+pub(crate) fn removal(
     folder: &Folder,
     only: Option<&str>,
     originals: &BTreeMap<String, String>,

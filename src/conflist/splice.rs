@@ -18,7 +18,6 @@ pub fn insert(network: &Network<'_>, entry: &Map<String, Value>) -> String {
 }
 
 /// The text with another entry at this place.
-#[must_use]
 pub(super) fn replace(network: &Network<'_>, at: usize, entry: &Map<String, Value>) -> String {
     let Some(plugin) = network.plugins.get(at) else {
         return network.text.to_string();
@@ -29,7 +28,6 @@ pub(super) fn replace(network: &Network<'_>, at: usize, entry: &Map<String, Valu
 }
 
 /// The text without the entry at this place. The only plugin of a list stays.
-#[must_use]
 pub(super) fn remove(network: &Network<'_>, at: usize) -> String {
     let places: Vec<_> = network.plugins.iter().map(|plugin| plugin.place.clone()).collect();
     let gap = match (at, places.len()) {
@@ -54,7 +52,6 @@ pub fn without(file: &str, text: &str) -> String {
 }
 
 /// A list of one plugin, made of a file that is a single plugin, as libcni's `ConfListFromConf`.
-#[must_use]
 pub(super) fn list_of(network: &Network<'_>) -> String {
     let version = network.version.iter().map(|v| format!("  \"cniVersion\": {},\n", quoted(v)));
     let version: String = version.collect();

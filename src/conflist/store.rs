@@ -73,7 +73,6 @@ impl Store {
         }
     }
 
-    /// Keeps a copy of a file as it is now.
     pub(super) fn keep(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
         let originals = self.dir.join(ORIGINALS);
         Self::write(&originals, file, bytes)
@@ -94,14 +93,12 @@ impl Store {
         copies.collect()
     }
 
-    /// What was wanted last.
     pub(super) fn wanted(&self) -> Wanted {
         let text = fs::read_to_string(self.dir.join(WANTED)).unwrap_or_default();
         let value = serde_json::from_str(&text).ok();
         value.and_then(|value| Wanted::from_json(&value)).unwrap_or_default()
     }
 
-    /// Remembers what is wanted.
     pub(super) fn remember(&self, wanted: &Wanted) -> Result<(), Error> {
         Self::write(&self.dir, WANTED, format!("{}\n", wanted.to_json()).as_bytes())
     }

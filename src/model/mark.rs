@@ -8,64 +8,53 @@ const ID_MAX: u32 = 255;
 /// The field of the mark that is ours. Its top bit is D ("is sent out by"), the others hold the
 /// id of an uplink, lowest bit first. The bits need not lie side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Field(u32);
+pub(crate) struct Field(u32);
 
 impl Field {
     /// A field of at least two bits; none for fewer.
-    #[must_use]
-    pub fn new(mask: u32) -> Option<Self> {
+    pub(crate) fn new(mask: u32) -> Option<Self> {
         (mask.count_ones() >= 2).then_some(Self(mask))
     }
 
-    /// All bits of the field.
-    #[must_use]
-    pub fn mask(self) -> u32 {
+    pub(crate) fn mask(self) -> u32 {
         self.0
     }
 
     /// The bit D: the top bit of the field.
-    #[must_use]
-    pub fn d(self) -> u32 {
+    pub(crate) fn d(self) -> u32 {
         1 << self.0.ilog2()
     }
 
     /// Whether any of these bits is one of the field's.
-    #[must_use]
-    pub fn has(self, bits: u32) -> bool {
+    pub(crate) fn has(self, bits: u32) -> bool {
         self.0 & bits != 0
     }
 
     /// The mark of a look-up that asks main for routes to single addresses (iptables). A packet
     /// with this mark that comes in by an uplink turns round there; such a look-up has `iif lo`.
-    #[must_use]
-    pub fn ask(self) -> u32 {
+    pub(crate) fn ask(self) -> u32 {
         self.d() | self.of(1)
     }
 
-    /// The bits that hold an id.
-    #[must_use]
-    pub fn id_mask(self) -> u32 {
+    pub(crate) fn id_mask(self) -> u32 {
         self.0 & !self.d()
     }
 
     /// The largest id: how many uplinks can be told apart. Wide fields are not used up: each id
     /// claims a routing table.
-    #[must_use]
-    pub fn max_id(self) -> u32 {
+    pub(crate) fn max_id(self) -> u32 {
         (u32::MAX >> (32 - self.id_mask().count_ones())).min(ID_MAX)
     }
 
     /// The mark that carries `id` (1 to [`Field::max_id`]).
-    #[must_use]
-    pub fn of(self, id: u32) -> u32 {
+    pub(crate) fn of(self, id: u32) -> u32 {
         self.id_bits()
             .enumerate()
             .fold(0, |mark, (n, bit)| mark | if id >> n & 1 == 1 { bit } else { 0 })
     }
 
     /// The id that a mark carries; 0 for none.
-    #[must_use]
-    pub fn id(self, mark: u32) -> u32 {
+    pub(crate) fn id(self, mark: u32) -> u32 {
         self.id_bits().enumerate().fold(0, |id, (n, bit)| id | u32::from(mark & bit != 0) << n)
     }
 

@@ -3,5 +3,5 @@
 mod facts;
 mod mark;
 
-pub use facts::*;
-pub use mark::Field;
+pub(crate) use facts::*;
+pub(crate) use mark::Field;

@@ -39,8 +39,7 @@ fn dump_request(kind: u16, body: &[u8]) -> Writer {
     request
 }
 
-/// All interfaces.
-pub fn links(socket: &mut Socket) -> Result<Vec<Link>, Error> {
+pub(crate) fn links(socket: &mut Socket) -> Result<Vec<Link>, Error> {
     let mut request = dump_request(RTM_GETLINK, &[0; IFINFOMSG]);
     request.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
     socket.dump(&mut request, parse_link)
@@ -68,7 +67,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
 }
 
 /// All addresses of both families.
-pub fn addresses(socket: &mut Socket) -> Result<Vec<Address>, Error> {
+pub(crate) fn addresses(socket: &mut Socket) -> Result<Vec<Address>, Error> {
     socket.dump(&mut dump_request(RTM_GETADDR, &[0; IFADDRMSG]), parse_address)
 }
 
@@ -81,7 +80,7 @@ fn parse_address(body: &[u8]) -> Option<Address> {
 }
 
 /// All routes of one family that forward or lead nowhere and that `keep` wants, from every table.
-pub fn routes(
+pub(crate) fn routes(
     socket: &mut Socket,
     family: Family,
     keep: impl Fn(&Route) -> bool,
@@ -151,8 +150,7 @@ fn parse_nexthops(mut payload: &[u8]) -> Vec<Nexthop> {
     found
 }
 
-/// All rules of one family.
-pub fn rules(socket: &mut Socket, family: Family) -> Result<Vec<FoundRule>, Error> {
+pub(crate) fn rules(socket: &mut Socket, family: Family) -> Result<Vec<FoundRule>, Error> {
     let mut body = [0; FIB_RULE_HDR];
     body[0] = family.number();
     socket.dump(&mut dump_request(RTM_GETRULE, &body), parse_rule)
@@ -203,17 +201,17 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
 }
 
 /// Adds a route; a twin that is there already is left as it is.
-pub fn add_route(socket: &mut Socket, route: &Route) -> Result<(), Error> {
+pub(crate) fn add_route(socket: &mut Socket, route: &Route) -> Result<(), Error> {
     change_route(socket, route, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, &[Errno::EEXIST])
 }
 
 /// Puts a route in the place of the one with the same destination and metric, in one step.
-pub fn replace_route(socket: &mut Socket, route: &Route) -> Result<(), Error> {
+pub(crate) fn replace_route(socket: &mut Socket, route: &Route) -> Result<(), Error> {
     change_route(socket, route, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &[])
 }
 
 /// Deletes a route; one that has gone already is no error.
-pub fn delete_route(socket: &mut Socket, route: &Route) -> Result<(), Error> {
+pub(crate) fn delete_route(socket: &mut Socket, route: &Route) -> Result<(), Error> {
     change_route(socket, route, RTM_DELROUTE, 0, &[Errno::ESRCH, Errno::ENODEV])
 }
 
@@ -270,7 +268,7 @@ fn write_gateway(request: &mut Writer, family: Family, gateway: IpAddr) {
 }
 
 /// Adds a rule; a twin that is there already is left as it is.
-pub fn add_rule(socket: &mut Socket, rule: &Rule) -> Result<(), Error> {
+pub(crate) fn add_rule(socket: &mut Socket, rule: &Rule) -> Result<(), Error> {
     let mut request = Writer::default();
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
     request.message(RTM_NEWRULE, flags, &rule_message(rule));
@@ -278,8 +276,7 @@ pub fn add_rule(socket: &mut Socket, rule: &Rule) -> Result<(), Error> {
 }
 
 /// The body of a message that adds or deletes exactly this rule.
-#[must_use]
-pub fn rule_message(rule: &Rule) -> Vec<u8> {
+pub(crate) fn rule_message(rule: &Rule) -> Vec<u8> {
     let mut body = [0; FIB_RULE_HDR];
     body[0] = rule.family.number();
     body[7] = match rule.action {
@@ -311,7 +308,7 @@ pub fn rule_message(rule: &Rule) -> Vec<u8> {
 }
 
 /// Deletes exactly the rule that a dump gave: attributes left out would be wildcards.
-pub fn delete_rule(socket: &mut Socket, found: &FoundRule) -> Result<(), Error> {
+pub(crate) fn delete_rule(socket: &mut Socket, found: &FoundRule) -> Result<(), Error> {
     let mut body = found.message.clone();
     if let Some(flags) = u32_at(&body, 8) {
         body[8..12].copy_from_slice(&(flags & !FIB_RULE_CONDITION).to_ne_bytes());
@@ -330,31 +327,30 @@ fn forgive(result: Result<(), Error>, fine: &[Errno]) -> Result<(), Error> {
 
 /// A question to the kernel's forwarding: where would such a packet go?
 #[derive(Debug, Clone, Copy)]
-pub struct Lookup {
+pub(crate) struct Lookup {
     /// Destination address.
-    pub to: IpAddr,
+    pub(crate) to: IpAddr,
     /// Source address and the interface it comes in by; none for the node's own packets.
-    pub from: Option<(IpAddr, u32)>,
+    pub(crate) from: Option<(IpAddr, u32)>,
     /// Packet mark.
-    pub mark: u32,
+    pub(crate) mark: u32,
 }
 
 /// The kernel's answer to a [`Lookup`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Way {
+pub(crate) struct Way {
     /// `RTN_*`: 1 is unicast, 2 is local.
-    pub kind: u8,
+    pub(crate) kind: u8,
     /// The table that had the route.
-    pub table: u32,
-    /// Index of the outgoing interface.
-    pub link: u32,
+    pub(crate) table: u32,
+    pub(crate) link: u32,
     /// The router, unless the destination is on the link.
-    pub gateway: Option<IpAddr>,
+    pub(crate) gateway: Option<IpAddr>,
 }
 
 /// Asks the kernel where packets would go, reverse path filter included (a martian is an error).
 /// `RTM_GETROUTE` reads one route and does not wait for the routing lock.
-pub fn lookups(
+pub(crate) fn lookups(
     socket: &mut Socket,
     questions: &[Lookup],
 ) -> Result<Vec<Result<Way, Error>>, Error> {

@@ -35,11 +35,10 @@ const LARGE: usize = 96 * 1024;
 
 /// What the kernel said no to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Error {
-    /// The error number.
-    pub errno: Errno,
+pub(crate) struct Error {
+    pub(crate) errno: Errno,
     /// The kernel's explanation, where it gave one.
-    pub text: Option<String>,
+    pub(crate) text: Option<String>,
 }
 
 impl fmt::Display for Error {
@@ -59,9 +58,8 @@ impl From<Errno> for Error {
     }
 }
 
-/// A netlink socket.
 #[derive(Debug)]
-pub struct Socket {
+pub(crate) struct Socket {
     fd: OwnedFd,
     seq: u32,
     buf: Vec<u8>,
@@ -71,12 +69,12 @@ pub struct Socket {
 
 impl Socket {
     /// Opens a socket to rtnetlink in the network namespace of this thread.
-    pub fn route() -> Result<Self, Error> {
+    pub(crate) fn route() -> Result<Self, Error> {
         Self::open(SockProtocol::NetlinkRoute)
     }
 
     /// Opens a socket to nfnetlink in the network namespace of this thread.
-    pub fn netfilter() -> Result<Self, Error> {
+    pub(crate) fn netfilter() -> Result<Self, Error> {
         Self::open(SockProtocol::NetlinkNetFilter)
     }
 
@@ -111,7 +109,7 @@ impl Socket {
     }
 
     /// Device and inode of the network namespace that it belongs to, as those of `/proc/PID/ns/net`.
-    pub fn namespace(&self) -> io::Result<(u64, u64)> {
+    pub(crate) fn namespace(&self) -> io::Result<(u64, u64)> {
         // SAFETY: the descriptor is open for as long as `self` lives; there is no argument.
         let fd = Errno::result(unsafe { libc::ioctl(self.fd.as_raw_fd(), SIOCGSKNS) })?;
         // SAFETY: the kernel has just opened it, and nobody else knows it.
@@ -151,7 +149,7 @@ impl Socket {
     }
 
     /// Sends one message that asks for an acknowledgement, and waits for it.
-    pub fn acknowledged(&mut self, request: &mut Writer) -> Result<(), Error> {
+    pub(crate) fn acknowledged(&mut self, request: &mut Writer) -> Result<(), Error> {
         self.be_thorough();
         let last = self.send(request)?;
         self.wait(last, last)
@@ -159,7 +157,7 @@ impl Socket {
 
     /// Sends an nfnetlink batch whose last change (the message before the closing one) asks for
     /// an acknowledgement. The first error is the answer; the kernel has then changed nothing.
-    pub fn batch(&mut self, request: &mut Writer) -> Result<(), Error> {
+    pub(crate) fn batch(&mut self, request: &mut Writer) -> Result<(), Error> {
         let first = self.seq;
         let last = self.send(request)?;
         self.wait(first, last.wrapping_sub(1))
@@ -183,7 +181,7 @@ impl Socket {
     }
 
     /// Sends one message that is answered by one message, and parses that.
-    pub fn query<T>(
+    pub(crate) fn query<T>(
         &mut self,
         request: &mut Writer,
         parse: impl Fn(Message<'_>) -> Option<T>,
@@ -193,7 +191,7 @@ impl Socket {
 
     /// Sends messages that are answered by one message each, all at once, and parses the answers.
     /// They are in the order of the questions.
-    pub fn queries<T>(
+    pub(crate) fn queries<T>(
         &mut self,
         requests: &mut Writer,
         parse: impl Fn(Message<'_>) -> Option<T>,
@@ -221,7 +219,7 @@ impl Socket {
 
     /// Sends a dump request and collects what `parse` makes of each message. A dump that the
     /// kernel marks as interrupted is read again from the start.
-    pub fn dump<T>(
+    pub(crate) fn dump<T>(
         &mut self,
         request: &mut Writer,
         parse: impl Fn(&[u8]) -> Option<T>,

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::uapi::{NLA_F_NESTED, NLA_TYPE_MASK};
 
 /// Bytes of `struct nlmsghdr`.
-pub const HEADER: usize = 16;
+pub(crate) const HEADER: usize = 16;
 /// Bytes of `struct nlattr`.
 const ATTR_HEADER: usize = 4;
 
@@ -18,7 +18,7 @@ const fn align(len: usize) -> usize {
 
 /// One or more netlink messages under construction, in one buffer; or attributes alone.
 #[derive(Debug, Default, Clone)]
-pub struct Writer {
+pub(crate) struct Writer {
     buf: Vec<u8>,
     /// Offset of the message being written; none while there is none.
     start: Option<usize>,
@@ -26,13 +26,12 @@ pub struct Writer {
 
 impl Writer {
     /// An empty buffer with room for `capacity` bytes.
-    #[must_use]
-    pub fn with_capacity(capacity: usize) -> Self {
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
         Self { buf: Vec::with_capacity(capacity), start: None }
     }
 
     /// Starts a message: its header and `body`, the family's fixed header.
-    pub fn message(&mut self, kind: u16, flags: u16, body: &[u8]) {
+    pub(crate) fn message(&mut self, kind: u16, flags: u16, body: &[u8]) {
         self.start = Some(self.buf.len());
         self.buf.extend_from_slice(&[0; 4]);
         self.buf.extend_from_slice(&kind.to_ne_bytes());
@@ -42,7 +41,7 @@ impl Writer {
     }
 
     /// Appends raw bytes, padded to four.
-    pub fn bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.buf.extend_from_slice(bytes);
         self.buf.resize(align(self.buf.len()), 0);
         if let Some(start) = self.start {
@@ -52,8 +51,7 @@ impl Writer {
         }
     }
 
-    /// Appends one attribute.
-    pub fn attr(&mut self, kind: u16, payload: &[u8]) {
+    pub(crate) fn attr(&mut self, kind: u16, payload: &[u8]) {
         debug_assert!(payload.len() <= usize::from(u16::MAX) - ATTR_HEADER);
         #[expect(clippy::cast_possible_truncation, reason = "callers split lists below 64 KiB")]
         let len = (ATTR_HEADER + payload.len()) as u16;
@@ -63,22 +61,22 @@ impl Writer {
     }
 
     /// A number in host byte order.
-    pub fn u32(&mut self, kind: u16, value: u32) {
+    pub(crate) fn u32(&mut self, kind: u16, value: u32) {
         self.attr(kind, &value.to_ne_bytes());
     }
 
     /// A number in network byte order, as nfnetlink wants its integers.
-    pub fn be32(&mut self, kind: u16, value: u32) {
+    pub(crate) fn be32(&mut self, kind: u16, value: u32) {
         self.attr(kind, &value.to_be_bytes());
     }
 
     /// A signed number in network byte order.
-    pub fn be_i32(&mut self, kind: u16, value: i32) {
+    pub(crate) fn be_i32(&mut self, kind: u16, value: i32) {
         self.attr(kind, &value.to_be_bytes());
     }
 
     /// A string with its terminating zero.
-    pub fn str(&mut self, kind: u16, value: &str) {
+    pub(crate) fn str(&mut self, kind: u16, value: &str) {
         let mut bytes = Vec::with_capacity(value.len() + 1);
         bytes.extend_from_slice(value.as_bytes());
         bytes.push(0);
@@ -86,7 +84,7 @@ impl Writer {
     }
 
     /// An address in network byte order, 4 or 16 bytes.
-    pub fn ip(&mut self, kind: u16, ip: IpAddr) {
+    pub(crate) fn ip(&mut self, kind: u16, ip: IpAddr) {
         match ip {
             IpAddr::V4(ip) => self.attr(kind, &ip.octets()),
             IpAddr::V6(ip) => self.attr(kind, &ip.octets()),
@@ -94,7 +92,7 @@ impl Writer {
     }
 
     /// An attribute whose payload is what `fill` writes.
-    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let at = self.buf.len();
         self.attr(kind | NLA_F_NESTED, &[]);
         fill(self);
@@ -104,7 +102,7 @@ impl Writer {
     }
 
     /// Sets flags in the header of the last message.
-    pub fn add_flags(&mut self, flags: u16) {
+    pub(crate) fn add_flags(&mut self, flags: u16) {
         let Some(at) = self.start.map(|start| start + 6) else {
             return;
         };
@@ -113,7 +111,7 @@ impl Writer {
     }
 
     /// Writes `first`, `first + 1`, … into the messages; gives the last number used.
-    pub fn number(&mut self, first: u32) -> u32 {
+    pub(crate) fn number(&mut self, first: u32) -> u32 {
         let (mut at, mut next) = (0, first);
         while at + HEADER <= self.buf.len() {
             self.buf[at + 8..at + 12].copy_from_slice(&next.to_ne_bytes());
@@ -124,39 +122,25 @@ impl Writer {
     }
 
     /// The messages as they go to the kernel.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.buf
-    }
-
-    /// Bytes written so far.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.buf.len()
-    }
-
-    /// Whether nothing was written.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.buf.is_empty()
     }
 }
 
-/// One received message.
 #[derive(Debug, Clone, Copy)]
-pub struct Message<'a> {
+pub(crate) struct Message<'a> {
     /// `nlmsg_type`
-    pub kind: u16,
+    pub(crate) kind: u16,
     /// `nlmsg_flags`
-    pub flags: u16,
+    pub(crate) flags: u16,
     /// `nlmsg_seq`
-    pub seq: u32,
+    pub(crate) seq: u32,
     /// Everything behind the header.
-    pub body: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 /// The messages of one datagram. Stops at the first malformed one.
-pub fn messages(mut buf: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(mut buf: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let len = u32_at(buf, 0)? as usize;
         let body = buf.get(HEADER..len)?;
@@ -168,7 +152,7 @@ pub fn messages(mut buf: &[u8]) -> impl Iterator<Item = Message<'_>> {
 }
 
 /// The attributes of `buf` as (type without flags, payload). Stops at the first malformed one.
-pub fn attrs(mut buf: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attrs(mut buf: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let len = usize::from(u16_at(buf, 0)?);
         let kind = u16_at(buf, 2)? & NLA_TYPE_MASK;
@@ -179,45 +163,38 @@ pub fn attrs(mut buf: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// The payload of the first attribute of this type.
-#[must_use]
-pub fn find(buf: &[u8], kind: u16) -> Option<&[u8]> {
+pub(crate) fn find(buf: &[u8], kind: u16) -> Option<&[u8]> {
     attrs(buf).find_map(|(k, payload)| (k == kind).then_some(payload))
 }
 
 /// Two bytes in host byte order.
-#[must_use]
-pub fn u16_at(buf: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(buf: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(buf.get(at..at + 2)?.try_into().ok()?))
 }
 
 /// Four bytes in host byte order.
-#[must_use]
-pub fn u32_at(buf: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(buf: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(buf.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// Four bytes in network byte order.
-#[must_use]
-pub fn be32_at(buf: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn be32_at(buf: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(buf.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// Four bytes in network byte order, signed.
-#[must_use]
-pub fn be_i32_at(buf: &[u8], at: usize) -> Option<i32> {
+pub(crate) fn be_i32_at(buf: &[u8], at: usize) -> Option<i32> {
     Some(i32::from_be_bytes(buf.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// A string attribute, up to its terminating zero.
-#[must_use]
-pub fn string(payload: &[u8]) -> String {
+pub(crate) fn string(payload: &[u8]) -> String {
     let end = payload.iter().position(|&b| b == 0).unwrap_or(payload.len());
     String::from_utf8_lossy(&payload[..end]).into_owned()
 }
 
 /// An address attribute of 4 or 16 bytes.
-#[must_use]
-pub fn ip(payload: &[u8]) -> Option<IpAddr> {
+pub(crate) fn ip(payload: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(payload) {
         return Some(v4.into());
     }

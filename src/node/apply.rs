@@ -17,7 +17,7 @@ use crate::netlink::{self, Socket, route};
 use crate::plan::diff::{Operation, TableChange};
 
 /// How long a call waits for what others hold, in total.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long rules that are gone may hold on to their sets.
 const FREED: Duration = Duration::from_secs(2);
 /// Pause between two tries.
@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// What became of a list of operations that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Applied {
+pub(crate) enum Applied {
     /// At least one was carried out.
     Something,
     /// None was: there were none, or none that can be.
@@ -34,18 +34,17 @@ pub enum Applied {
 
 /// Where operations go.
 #[derive(Debug)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// Links, addresses, routes, rules.
-    pub rtnetlink: Socket,
+    pub(crate) rtnetlink: Socket,
     /// The nftables table and ipsets.
-    pub netfilter: Socket,
-    /// The programs of iptables.
-    pub iptables: Programs,
+    pub(crate) netfilter: Socket,
+    pub(crate) iptables: Programs,
 }
 
 impl Kernel {
     /// Opens both sockets in the network namespace of this thread.
-    pub fn open() -> Result<Self, Error> {
+    pub(crate) fn open() -> Result<Self, Error> {
         Ok(Self {
             rtnetlink: Socket::route().map_err(Error::kernel("open a socket to rtnetlink"))?,
             netfilter: Socket::netfilter().map_err(Error::kernel("open a socket to netfilter"))?,
@@ -55,7 +54,11 @@ impl Kernel {
 
     /// Carries out the operations in order. After a failure those done are undone, the last
     /// first, and the failure is returned.
-    pub fn apply(&mut self, operations: &[Operation], facts: &Facts) -> Result<Applied, Error> {
+    pub(crate) fn apply(
+        &mut self,
+        operations: &[Operation],
+        facts: &Facts,
+    ) -> Result<Applied, Error> {
         let mut done: Vec<&Operation> = Vec::new();
         for operation in operations {
             log::debug!("{}", describe(operation, facts));
@@ -72,7 +75,7 @@ impl Kernel {
     }
 
     /// Carries out all operations, whatever fails, and returns what failed.
-    pub fn apply_all(&mut self, operations: &[Operation], facts: &Facts) -> Vec<Error> {
+    pub(crate) fn apply_all(&mut self, operations: &[Operation], facts: &Facts) -> Vec<Error> {
         let execute = |operation| {
             log::debug!("{}", describe(operation, facts));
             self.execute(operation, facts).err()
@@ -195,8 +198,7 @@ fn batch(changes: &[TableChange]) -> Batch {
 }
 
 /// An operation in the words of `ip` and `nft`, for errors and logs.
-#[must_use]
-pub fn describe(operation: &Operation, facts: &Facts) -> String {
+pub(crate) fn describe(operation: &Operation, facts: &Facts) -> String {
     match operation {
         Operation::AddRoute(r) => format!("add route {}", route_text(r, facts)),
         Operation::ReplaceRoute { new, .. } => format!("replace route {}", route_text(new, facts)),

@@ -10,7 +10,11 @@ use crate::state::{Attachment, Lock, Written};
 impl Node {
     /// Attaches a pod: on a ready node by its file and a proof, else by a reconcile. A failure
     /// leaves nothing of an attachment that was not there before.
-    pub fn attach(&mut self, settings: &Settings, attachment: &Attachment) -> Result<(), Error> {
+    pub(crate) fn attach(
+        &mut self,
+        settings: &Settings,
+        attachment: &Attachment,
+    ) -> Result<(), Error> {
         let (attached, before) = match self.state.attach(attachment) {
             Ok(written) => (self.make_ready(settings, attachment, &written), written.before),
             Err(error) => (Err(error.into()), None),

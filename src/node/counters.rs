@@ -10,7 +10,7 @@ use crate::model::{Family, Field};
 use crate::netlink::Socket;
 
 /// What the rules of this marker count.
-pub fn read(marker: Marker, field: Field) -> Result<Counts, Error> {
+pub(crate) fn read(marker: Marker, field: Field) -> Result<Counts, Error> {
     let mut counts = Counts::default();
     match marker {
         Marker::Nftables => {

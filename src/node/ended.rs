@@ -11,7 +11,7 @@ use crate::state::{Attachment, Error, State};
 ///
 /// # Errors
 /// The attachments can't be listed.
-pub fn sweep(state: &State, cache: &Path, from: usize) -> Result<usize, Error> {
+pub(crate) fn sweep(state: &State, cache: &Path, from: usize) -> Result<usize, Error> {
     let (some, next) = state.some_attachments(from)?;
     for attachment in some.readable.iter().filter(|attachment| has_ended(attachment, cache)) {
         let key = &attachment.key;

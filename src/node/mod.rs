@@ -5,15 +5,15 @@
 //! [`apply`] carries them out. [`attach`] is what an ADD does, [`proof`] how it sees that nothing
 //! has to be done; [`teardown`] is the end.
 
-pub mod apply;
-pub mod attach;
-pub mod counters;
-pub mod ended;
-pub mod observe;
-pub mod proof;
+pub(crate) mod apply;
+pub(crate) mod attach;
+pub(crate) mod counters;
+pub(crate) mod ended;
+pub(crate) mod observe;
+pub(crate) mod proof;
 mod reconcile;
-pub mod sysctl;
-pub mod teardown;
+pub(crate) mod sysctl;
+pub(crate) mod teardown;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -40,44 +40,39 @@ const IMPATIENCE: Duration = Duration::from_secs(1);
 /// twice as often.
 const OVERDUE: Duration = Duration::from_secs(60);
 
-/// A node: its state and its kernel.
 #[derive(Debug)]
-pub struct Node {
-    /// The state directory.
-    pub state: State,
+pub(crate) struct Node {
+    pub(crate) state: State,
     /// The kernel of this thread's network namespace.
-    pub kernel: Kernel,
+    pub(crate) kernel: Kernel,
 }
 
 /// A look at a node, without a change.
 #[derive(Debug)]
-pub struct View {
-    /// What is there.
-    pub facts: Facts,
-    /// What should be there for the settings asked for.
-    pub plan: Plan,
+pub(crate) struct View {
+    pub(crate) facts: Facts,
+    pub(crate) plan: Plan,
     /// Steps that lead from one to the other; none when all is well.
-    pub steps: Vec<Operation>,
+    pub(crate) steps: Vec<Operation>,
 }
 
 impl Node {
     /// The node of this thread's network namespace.
-    pub fn open() -> Result<Self, Error> {
+    pub(crate) fn open() -> Result<Self, Error> {
         Self::at(Path::new(names::STATE_DIR))
     }
 
     /// The same, with its state where a container has the node's.
-    pub fn at(state: &Path) -> Result<Self, Error> {
+    pub(crate) fn at(state: &Path) -> Result<Self, Error> {
         Self::of(State::new(state))
     }
 
-    /// The same, with this state.
-    pub fn of(state: State) -> Result<Self, Error> {
+    pub(crate) fn of(state: State) -> Result<Self, Error> {
         Ok(Self { state, kernel: Kernel::open()? })
     }
 
     /// Waits for the lock. What is left of the patience is for the lock of iptables.
-    pub fn lock(&mut self) -> Result<Lock, Error> {
+    pub(crate) fn lock(&mut self) -> Result<Lock, Error> {
         self.lock_within(PATIENCE)
     }
 
@@ -88,15 +83,14 @@ impl Node {
 
     /// Whether nothing has looked at the whole node for long, since no agent runs. Of many ADDs
     /// that ask at once one is told so.
-    #[must_use]
-    pub fn is_overdue(state: &State) -> bool {
+    pub(crate) fn is_overdue(state: &State) -> bool {
         // A clock that was set back counts as well.
         let overdue = |at: SystemTime| at.elapsed().map_or(true, |ago| ago > OVERDUE);
         state.last_look().is_some_and(overdue) && state.note_look().is_ok()
     }
 
     /// Puts right what differs on a node that is in use.
-    pub fn look(&mut self) -> Result<(), Error> {
+    pub(crate) fn look(&mut self) -> Result<(), Error> {
         let lock = self.lock_within(Duration::ZERO)?;
         // The last pod may have gone since, or other settings may be in force.
         match self.state.record()? {
@@ -110,13 +104,13 @@ impl Node {
     }
 
     /// Removes some attachments of pods that ended unseen; which ones differs from call to call.
-    pub fn sweep_ended(&self) -> Result<(), Error> {
+    pub(crate) fn sweep_ended(&self) -> Result<(), Error> {
         ended::sweep(&self.state, Path::new(names::CACHE_DIR), place_by_the_clock())?;
         Ok(())
     }
 
     /// The record, from its file or else from the table or ipset itself; then it has no network.
-    pub fn record(&mut self) -> Result<Option<Record>, Error> {
+    pub(crate) fn record(&mut self) -> Result<Option<Record>, Error> {
         if let Some(record) = self.state.record()? {
             return Ok(Some(record));
         }
@@ -161,7 +155,7 @@ impl Node {
     }
 
     /// Looks at the node without changing it, by the settings in force or else by `fallback`.
-    pub fn view(&mut self, fallback: &Settings) -> Result<View, Error> {
+    pub(crate) fn view(&mut self, fallback: &Settings) -> Result<View, Error> {
         let record = self.record()?;
         let settings = record.as_ref().map_or_else(|| fallback.clone(), |r| r.settings.clone());
         let owned = record.as_ref().map_or_else(|| vec![&settings], Record::owned);

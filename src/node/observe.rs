@@ -19,7 +19,11 @@ use crate::plan::ours;
 
 /// Everything that reconcile looks at. `owned`: the settings by which state is known as ours,
 /// first those that are wanted. `by_iptables`: whether iptables marks by now.
-pub fn facts(kernel: &mut Kernel, owned: &[&Settings], by_iptables: bool) -> Result<Facts, Error> {
+pub(crate) fn facts(
+    kernel: &mut Kernel,
+    owned: &[&Settings],
+    by_iptables: bool,
+) -> Result<Facts, Error> {
     let Kernel { rtnetlink, netfilter, .. } = &mut *kernel;
     let mut facts = Facts {
         links: route::links(rtnetlink).map_err(Error::kernel("list interfaces"))?,
@@ -55,15 +59,13 @@ pub fn facts(kernel: &mut Kernel, owned: &[&Settings], by_iptables: bool) -> Res
 }
 
 /// Whether the kernel has IPVS. The module may be loaded at any time.
-#[must_use]
-pub fn has_ipvs() -> bool {
+pub(crate) fn has_ipvs() -> bool {
     // It has parameters, so it is here too where it is built in. /proc/net/ip_vs takes longer.
     fs::exists("/sys/module/ip_vs").unwrap_or(false)
 }
 
 /// There is nothing behind the number of the subsystem, or no nfnetlink at all.
-#[must_use]
-pub fn is_missing(error: &netlink::Error) -> bool {
+pub(crate) fn is_missing(error: &netlink::Error) -> bool {
     matches!(error.errno, Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT)
 }
 

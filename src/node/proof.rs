@@ -23,7 +23,7 @@ const AT_ONCE: usize = 32;
 
 /// Why the node is not known to be ready: the slow path has to look at all of it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Surprise(pub String);
+pub(crate) struct Surprise(pub String);
 
 impl From<Error> for Surprise {
     fn from(error: Error) -> Self {
@@ -34,7 +34,7 @@ impl From<Error> for Surprise {
 /// Proves that one of these forms of the settings is in force (see
 /// [`crate::config::Settings::fingerprint`]), and that each uplink's rules, table, gateway and
 /// `src_valid_mark` are there.
-pub fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result<(), Surprise> {
+pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result<(), Surprise> {
     let ready = state.ready().ok_or_else(|| Surprise("the node is not ready".into()))?;
     if !forms.contains(&ready.fingerprint) {
         return Err(Surprise("other settings are in force".into()));
@@ -124,7 +124,11 @@ fn has_rules(socket: &mut Socket, family: Family) -> Result<(), Surprise> {
 }
 
 /// Proves that the kernel knows these addresses of a pod that accepts hairpin.
-pub fn accepts_hairpin(state: &State, kernel: &mut Kernel, pod: &[IpAddr]) -> Result<(), Surprise> {
+pub(crate) fn accepts_hairpin(
+    state: &State,
+    kernel: &mut Kernel,
+    pod: &[IpAddr],
+) -> Result<(), Surprise> {
     let ready = state.ready().ok_or_else(|| Surprise("the node is not ready".into()))?;
     let socket = &mut kernel.netfilter;
     for &address in pod {

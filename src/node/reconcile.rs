@@ -18,7 +18,7 @@ const ROUNDS: u32 = 8;
 impl Node {
     /// Brings the node to what `settings` say, in the name of `network`. Atomic for traffic;
     /// after an error the node is as it was.
-    pub fn reconcile(
+    pub(crate) fn reconcile(
         &mut self,
         _lock: &Lock,
         network: &str,
@@ -145,7 +145,7 @@ impl Node {
     }
 
     /// Remembers the conflist that a network's settings came from, if they are in force.
-    pub fn note_conflist(&mut self, network: &str, path: &Path) -> Result<(), Error> {
+    pub(crate) fn note_conflist(&mut self, network: &str, path: &Path) -> Result<(), Error> {
         let Some(record) = self.state.record()? else { return Ok(()) };
         if record.network == network && record.conflist.as_deref() != Some(path) {
             self.state.set_record(&Record { conflist: Some(path.into()), ..record })?;
@@ -159,7 +159,6 @@ fn is_of(path: &Path, network: &str) -> bool {
     matches!(file::read(path), Ok((Some(name), _)) if name == network)
 }
 
-/// What one look led to.
 enum Round {
     /// There is nothing (more) to do.
     Settled(Plan),
@@ -171,7 +170,6 @@ enum Round {
 enum Interrupted {
     /// The node changed between the look and the steps: worth another look.
     Passing(Error),
-    /// This.
     For(Error),
 }
 

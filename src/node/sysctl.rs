@@ -16,7 +16,7 @@ fn path(name: &str) -> String {
 }
 
 /// The value of each interface, by index.
-pub fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, u32>, Error> {
+pub(crate) fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, u32>, Error> {
     let mut found = BTreeMap::new();
     for link in links {
         let path = path(&link.name);
@@ -31,7 +31,7 @@ pub fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, u32>, Error> {
 }
 
 /// Sets it, or sets it back.
-pub fn set_src_valid_mark(facts: &Facts, link: u32, on: bool) -> Result<(), Error> {
+pub(crate) fn set_src_valid_mark(facts: &Facts, link: u32, on: bool) -> Result<(), Error> {
     // An interface that has gone took its sysctls with it.
     let Some(link) = facts.link(link) else {
         return Ok(());

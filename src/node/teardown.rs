@@ -13,7 +13,7 @@ use crate::state::{Key, Lock, State};
 impl Node {
     /// Takes all node state away if neither a pod nor a holder needs it. True if it did, or if
     /// there was nothing.
-    pub fn tear_down_if_idle(&mut self, lock: &Lock) -> Result<bool, Error> {
+    pub(crate) fn tear_down_if_idle(&mut self, lock: &Lock) -> Result<bool, Error> {
         // A pod that comes while the table goes is seen by the second look.
         while self.state.is_idle()? {
             let Some(record) = self.record()? else {
@@ -48,7 +48,7 @@ impl Node {
 /// Removes an attachment, and with the last one the node state. Goes on after a failure; the next
 /// reconcile heals what is left. Opens a socket only where the kernel has to change.
 #[must_use]
-pub fn remove(state: &State, key: &Key) -> Vec<Error> {
+pub(crate) fn remove(state: &State, key: &Key) -> Vec<Error> {
     let mut failures = Vec::new();
     let had_own_settings = state.detach(key).unwrap_or_else(|error| {
         failures.push(error.into());

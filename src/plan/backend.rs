@@ -16,7 +16,7 @@ use crate::names::HOOKS;
 ///
 /// # Errors
 /// The node does not have what is asked for.
-pub fn choose(facts: &Facts, settings: &Settings) -> Result<Marker, Invalid> {
+pub(crate) fn choose(facts: &Facts, settings: &Settings) -> Result<Marker, Invalid> {
     let asked = settings.backend;
     let missing = |hint: &str| Err(Invalid::new("backend", &json!(asked.to_string()), hint));
     match asked {

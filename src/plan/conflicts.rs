@@ -19,7 +19,7 @@ fn rules(facts: &Facts) -> impl Iterator<Item = &Rule> {
 ///
 /// # Errors
 /// The first setting that somebody else's state rules out.
-pub fn check(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
+pub(crate) fn check(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     priorities(facts, settings)?;
     local_first(facts, settings)?;
     tables(facts, settings)?;

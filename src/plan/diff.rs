@@ -21,32 +21,23 @@ use crate::netlink::uapi::NFT_SET_MAP;
 
 /// One step. Each is a single request to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Operation {
-    /// Add a route.
+pub(crate) enum Operation {
     AddRoute(Route),
     /// Put a route in the place of another with the same destination and metric.
     ReplaceRoute {
-        /// What is there.
         old: Route,
-        /// What is wanted.
         new: Route,
     },
-    /// Delete a route.
     DeleteRoute(Route),
-    /// Add a rule.
     AddRule(Rule),
-    /// Delete a rule.
     DeleteRule(FoundRule),
     /// Set `src_valid_mark` of the interface with this index, or set it back.
     SrcValidMark {
-        /// Index of the interface.
         link: u32,
         /// Whether we need it.
         on: bool,
     },
-    /// Change the nftables table, all at once.
     Table(Vec<TableChange>),
-    /// Change ipsets.
     Sets(Vec<SetChange>),
     /// Change tables mangle, each at once.
     Mangle(Vec<Script>),
@@ -54,24 +45,16 @@ pub enum Operation {
     RemoveEmpty(Family, BTreeSet<String>),
 }
 
-/// One change of the nftables table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TableChange {
+pub(crate) enum TableChange {
     /// Remove the table with everything in it.
     DeleteTable,
-    /// Make the table.
     NewTable,
-    /// Make a set without its elements.
     NewSet(Set),
-    /// Make a chain without its rules.
     NewChain(Chain),
-    /// Remove all rules of a chain.
     FlushChain(String),
-    /// Append a rule to a chain.
     AppendRule(String, rules::Rule),
-    /// Remove elements of a set.
     DeleteElements(String, Elements),
-    /// Add elements to a set.
     AddElements(String, Elements),
     /// Remove an empty chain.
     DeleteChain(String),
@@ -82,8 +65,7 @@ pub enum TableChange {
 type Elements = BTreeSet<(Vec<u8>, ElementData)>;
 
 /// The steps from these facts to this plan.
-#[must_use]
-pub fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
+pub(crate) fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
     let (mut steps, stale_routes) = routes(facts, plan);
     let (new_rules, stale_rules) = rules(facts, plan);
     steps.extend(new_rules);

@@ -15,7 +15,7 @@ use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_MAIN};
 ///
 /// # Errors
 /// A configured gateway outside the uplink's subnets.
-pub fn ways(
+pub(crate) fn ways(
     facts: &Facts,
     settings: &Settings,
     link: &Link,
@@ -137,8 +137,7 @@ fn check(facts: &Facts, link: &Link, ip: IpAddr) -> Result<(), Invalid> {
 }
 
 /// A note for each configured gateway whose uplink is not there.
-#[must_use]
-pub fn unused(settings: &Settings, uplinks: &[Uplink]) -> Vec<Note> {
+pub(crate) fn unused(settings: &Settings, uplinks: &[Uplink]) -> Vec<Note> {
     let absent = settings.gateways.keys().filter(|name| uplinks.iter().all(|u| u.name != **name));
     absent
         .map(|name| Note {

@@ -15,7 +15,7 @@ use crate::names;
 ///
 /// # Errors
 /// More uplinks than the mask has ids.
-pub fn assign<'a>(
+pub(crate) fn assign<'a>(
     facts: &Facts,
     settings: &Settings,
     chosen: &[&'a Link],

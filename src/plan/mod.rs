@@ -1,14 +1,14 @@
 //! The plan: from facts and settings to the desired state of a node. Pure: no kernel, no files.
 
-pub mod backend;
-pub mod conflicts;
-pub mod diff;
-pub mod gateways;
-pub mod ids;
-pub mod ours;
-pub mod proof;
-pub mod routing;
-pub mod uplinks;
+pub(crate) mod backend;
+pub(crate) mod conflicts;
+pub(crate) mod diff;
+pub(crate) mod gateways;
+pub(crate) mod ids;
+pub(crate) mod ours;
+pub(crate) mod proof;
+pub(crate) mod routing;
+pub(crate) mod uplinks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,68 +27,61 @@ use proof::Question;
 
 /// The desired state of a node. The empty plan is the node without us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The uplinks in the order of their ids.
-    pub uplinks: Vec<Uplink>,
+    pub(crate) uplinks: Vec<Uplink>,
     /// Families that have rules.
-    pub families: BTreeSet<Family>,
+    pub(crate) families: BTreeSet<Family>,
     /// The content of the uplinks' tables, in the order in which it can be made.
-    pub routes: Vec<Route>,
+    pub(crate) routes: Vec<Route>,
     /// The rules, in the order in which they are made.
-    pub rules: Vec<Rule>,
+    pub(crate) rules: Vec<Rule>,
     /// Indexes of the interfaces that need `src_valid_mark`.
-    pub src_valid_mark: BTreeSet<u32>,
+    pub(crate) src_valid_mark: BTreeSet<u32>,
     /// Of those, the ones that have to be put back one day.
-    pub restore: BTreeSet<u32>,
+    pub(crate) restore: BTreeSet<u32>,
     /// The nftables table; none for no table.
-    pub ruleset: Option<Ruleset>,
+    pub(crate) ruleset: Option<Ruleset>,
     /// What is there instead with iptables.
-    pub xtables: Option<Xtables>,
+    pub(crate) xtables: Option<Xtables>,
     /// Built-in chains of iptables-nft that come with us and have to go one day.
-    pub made: BTreeSet<(Family, String)>,
+    pub(crate) made: BTreeSet<(Family, String)>,
     /// What an ADD asks to see that the node is like this.
-    pub proof: Vec<Question>,
+    pub(crate) proof: Vec<Question>,
     /// What is wrong, with the remedy.
-    pub notes: Vec<Note>,
+    pub(crate) notes: Vec<Note>,
 }
 
 impl Plan {
-    /// What marks.
-    #[must_use]
-    pub fn marker(&self) -> Marker {
+    pub(crate) fn marker(&self) -> Marker {
         self.xtables.as_ref().map_or(Marker::Nftables, |x| Marker::Iptables(x.variant))
     }
 }
 
-/// One uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Uplink {
-    /// Its id.
-    pub id: u32,
-    /// Index of the interface.
-    pub link: u32,
-    /// Name of the interface.
-    pub name: String,
-    /// Its table.
-    pub table: u32,
+pub(crate) struct Uplink {
+    pub(crate) id: u32,
+    pub(crate) link: u32,
+    pub(crate) name: String,
+    pub(crate) table: u32,
     /// How each family that it carries gets out.
-    pub ways: BTreeMap<Family, Way>,
+    pub(crate) ways: BTreeMap<Family, Way>,
 }
 
 /// How an uplink leads outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Way {
+pub(crate) struct Way {
     /// The router; none on a point-to-point device or where no router is known.
-    pub gateway: Option<IpAddr>,
+    pub(crate) gateway: Option<IpAddr>,
     /// How that was learned.
-    pub source: Source,
+    pub(crate) source: Source,
     /// `RTA_METRICS` of the default route that it was taken from.
-    pub metrics: Vec<u8>,
+    pub(crate) metrics: Vec<u8>,
 }
 
 /// How an uplink's gateway was learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// From the key `gateways`.
     Configured,
     /// From a default route in this table.
@@ -116,11 +109,10 @@ impl fmt::Display for Source {
 
 /// Something that is off, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Note {
+pub(crate) struct Note {
     /// What is off.
-    pub what: String,
-    /// The way out.
-    pub way_out: String,
+    pub(crate) what: String,
+    pub(crate) way_out: String,
 }
 
 impl fmt::Display for Note {
@@ -133,7 +125,7 @@ impl fmt::Display for Note {
 ///
 /// # Errors
 /// The first setting that can't be kept on this node, with the way out.
-pub fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
+pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
     conflicts::check(facts, settings)?;
     let chosen = uplinks::choose(facts, settings)?;
     let ids = ids::assign(facts, settings, &chosen)?;

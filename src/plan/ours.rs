@@ -7,15 +7,13 @@ use crate::names::LOOPBACK;
 use crate::netlink::uapi::{FR_ACT_PROHIBIT, RT_TABLE_MAIN, RTPROT_KERNEL};
 
 /// Whether a table is one of those that uplinks get by these settings.
-#[must_use]
-pub fn is_table(settings: &Settings, table: u32) -> bool {
+pub(crate) fn is_table(settings: &Settings, table: u32) -> bool {
     (settings.table(1)..=settings.table(settings.field.max_id())).contains(&table)
 }
 
 /// Whether a rule has the shape of one of ours by these settings. The mask is not compared: after
 /// a change of `markMask` the old rules are still ours.
-#[must_use]
-pub fn is_rule(settings: &Settings, rule: &Rule) -> bool {
+pub(crate) fn is_rule(settings: &Settings, rule: &Rule) -> bool {
     if rule.protocol != RTPROT_KERNEL || rule.other_selectors {
         return false;
     }
@@ -43,8 +41,7 @@ fn in_our_table(settings: &Settings, rule: &Rule) -> bool {
 
 /// Takes what is ours by any of these settings out of the lists, which keep what is of others. A
 /// route of another protocol in a table of ours, or one in the table of a VRF, is of others.
-#[must_use]
-pub fn take(
+pub(crate) fn take(
     owned: &[&Settings],
     links: &[Link],
     routes: &mut Vec<Route>,

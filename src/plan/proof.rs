@@ -15,22 +15,18 @@ const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
 /// its table; a request that came in by it reaches the node itself, and the kernel's reverse path
 /// filter agrees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Question {
-    /// Index of the uplink.
-    pub link: u32,
-    /// Its table.
-    pub table: u32,
-    /// Its mark.
-    pub mark: u32,
+pub(crate) struct Question {
+    pub(crate) link: u32,
+    pub(crate) table: u32,
+    pub(crate) mark: u32,
     /// An address that the table leads to.
-    pub outside: IpAddr,
+    pub(crate) outside: IpAddr,
     /// An address of the node; none where it has none of the family.
-    pub local: Option<IpAddr>,
+    pub(crate) local: Option<IpAddr>,
 }
 
 /// The questions about a node that is as the plan wants it.
-#[must_use]
-pub fn questions(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<Question> {
+pub(crate) fn questions(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<Question> {
     let about = |uplink: &Uplink, family| {
         let outside = outside(facts, plan, uplink, family)?;
         let local = local(facts, uplink, family);

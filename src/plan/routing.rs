@@ -19,8 +19,7 @@ use crate::netlink::uapi::{
 const IPV6_METRIC: u32 = 1024;
 
 /// The routes of an uplink's table, those first that later ones need.
-#[must_use]
-pub fn routes(facts: &Facts, uplink: &Uplink) -> Vec<Route> {
+pub(crate) fn routes(facts: &Facts, uplink: &Uplink) -> Vec<Route> {
     // The kernel has no routes through an interface that is down.
     if facts.link(uplink.link).is_none_or(|l| l.flags & IFF_UP == 0) {
         return Vec::new();
@@ -83,8 +82,7 @@ fn copies(facts: &Facts, uplink: &Uplink, family: Family) -> Vec<Route> {
 
 /// The rules of all uplinks, in the order in which they have to be made: targets first, and what
 /// steers last. Where a source lies is asked of main in another way by each backend.
-#[must_use]
-pub fn rules(
+pub(crate) fn rules(
     settings: &Settings,
     uplinks: &[Uplink],
     families: &BTreeSet<Family>,
@@ -147,8 +145,7 @@ fn asking(
 }
 
 /// What is off with an uplink.
-#[must_use]
-pub fn notes(facts: &Facts, uplink: &Uplink) -> Vec<Note> {
+pub(crate) fn notes(facts: &Facts, uplink: &Uplink) -> Vec<Note> {
     let mut notes = Vec::new();
     let name = &uplink.name;
     let link = facts.link(uplink.link);

@@ -17,7 +17,7 @@ const NICS: [&str; 2] = ["bond", "vlan"];
 ///
 /// # Errors
 /// A pattern that matches no interface.
-pub fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'a Link>, Invalid> {
+pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'a Link>, Invalid> {
     let left_out = |link: &Link| {
         settings
             .uplinks
@@ -90,8 +90,7 @@ fn has_default_route(facts: &Facts, link: &Link) -> bool {
 /// has a default route through. A source that the node routes there may be bound. Without the
 /// ones that are not chosen, a node that names only its second NIC would bind no client that is
 /// reached by the first.
-#[must_use]
-pub fn outside(facts: &Facts, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
+pub(crate) fn outside(facts: &Facts, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
     let main = |r: &&Route| r.is_wide() && r.table == RT_TABLE_MAIN;
     let by_main = facts.routes.iter().filter(main).flat_map(|r| &r.nexthops).map(|hop| hop.link);
     let candidates = facts.links.iter().filter(|l| leads_outside(facts, l));
@@ -100,7 +99,6 @@ pub fn outside(facts: &Facts, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
 }
 
 /// Whether the interface has a global address of the family.
-#[must_use]
-pub fn has_address(facts: &Facts, link: u32, family: Family) -> bool {
+pub(crate) fn has_address(facts: &Facts, link: u32, family: Family) -> bool {
     facts.addresses.iter().any(|a| a.link == link && a.scope == 0 && Family::of(a.ip) == family)
 }

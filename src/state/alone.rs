@@ -21,7 +21,7 @@ const DYING: Duration = Duration::from_secs(1);
 
 /// Held by the agent that runs. The kernel releases it when the process dies.
 #[derive(Debug)]
-pub struct Alone {
+pub(crate) struct Alone {
     _held: Flock<File>,
 }
 
@@ -29,12 +29,12 @@ impl State {
     /// Makes this process the one agent; the process id of the other one, if it can be known,
     /// where there is one already. Waits a moment for one that was just killed: whoever sees to it
     /// that an agent runs starts the next one at once.
-    pub fn be_the_agent(&self) -> Result<Result<Alone, Option<u32>>, Error> {
+    pub(crate) fn be_the_agent(&self) -> Result<Result<Alone, Option<u32>>, Error> {
         self.be_the_agent_within(DYING)
     }
 
     /// Waits for the end of an agent that was just killed. One that goes on is let be.
-    pub fn let_a_killed_agent_end(&self) -> Result<(), Error> {
+    pub(crate) fn let_a_killed_agent_end(&self) -> Result<(), Error> {
         if self.path(&[FILE]).exists() {
             // The lock is not kept.
             let _ = self.be_the_agent()?;
@@ -72,7 +72,7 @@ impl State {
     }
 
     /// Removes the file of the agent that this process is.
-    pub fn forget_agent(&self, _alone: &Alone) -> Result<(), Error> {
+    pub(crate) fn forget_agent(&self, _alone: &Alone) -> Result<(), Error> {
         Self::remove(&self.path(&[FILE])).map(drop)
     }
 

@@ -31,45 +31,39 @@ const SOME: usize = 128;
 
 /// What a runtime calls an attachment by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
-    /// Name of the network.
-    pub network: String,
+pub(crate) struct Key {
+    pub(crate) network: String,
     /// `CNI_CONTAINERID`
-    pub container: String,
+    pub(crate) container: String,
     /// `CNI_IFNAME`
-    pub ifname: String,
+    pub(crate) ifname: String,
 }
 
 impl Key {
     /// A file name that fits `NAME_MAX` however long the parts are: a readable beginning and a
     /// hash of all of it. The file repeats the parts, so that a clash would be seen.
-    #[must_use]
-    pub fn file_name(&self) -> String {
+    pub(crate) fn file_name(&self) -> String {
         let all = format!("{}\0{}\0{}", self.network, self.container, self.ifname);
         let shown: String = self.container.chars().take(SHOWN).collect();
         format!("{shown}-{}-{:016x}", self.ifname, fnv(all.as_bytes()))
     }
 }
 
-/// An attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attachment {
-    /// Which one.
-    pub key: Key,
+pub(crate) struct Attachment {
+    pub(crate) key: Key,
     /// Path of the pod's network namespace, as the runtime named it; may be empty.
-    pub netns: String,
-    /// The pod's addresses.
-    pub addresses: Vec<IpAddr>,
+    pub(crate) netns: String,
+    pub(crate) addresses: Vec<IpAddr>,
     /// Whether a local pod's address is accepted as a source for this pod.
-    pub hairpin: bool,
+    pub(crate) hairpin: bool,
     /// Whether this pod is left out. Such an attachment does not hold the node state.
-    pub left_out: bool,
+    pub(crate) left_out: bool,
 }
 
 impl Attachment {
     /// Whether the pod differs from what its network says.
-    #[must_use]
-    pub fn has_own_settings(&self) -> bool {
+    pub(crate) fn has_own_settings(&self) -> bool {
         self.hairpin || self.left_out
     }
 
@@ -109,28 +103,26 @@ impl Attachment {
     }
 }
 
-/// What writing an attachment changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written {
+pub(crate) struct Written {
     /// Whether the kernel has, or is to have, settings of this pod alone.
-    pub has_own_settings: bool,
+    pub(crate) has_own_settings: bool,
     /// What was there before by the same key.
-    pub before: Option<Attachment>,
+    pub(crate) before: Option<Attachment>,
 }
 
 /// All attachments, and the files that can't be read as one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Attachments {
-    /// The readable ones.
-    pub readable: Vec<Attachment>,
+pub(crate) struct Attachments {
+    pub(crate) readable: Vec<Attachment>,
     /// Paths of the other files.
-    pub unreadable: Vec<PathBuf>,
+    pub(crate) unreadable: Vec<PathBuf>,
 }
 
 impl State {
     /// Writes an attachment. This comes before the question whether the settings are in force: a
     /// DEL that is about to take the node state away looks for files last.
-    pub fn attach(&self, attachment: &Attachment) -> Result<Written, Error> {
+    pub(crate) fn attach(&self, attachment: &Attachment) -> Result<Written, Error> {
         let name = attachment.key.file_name();
         let own_file = format!("{OWN_SETTINGS}{name}");
         let (text, own) = (attachment.to_json(), attachment.has_own_settings());
@@ -157,14 +149,13 @@ impl State {
     }
 
     /// Removes an attachment: whether it had settings of its own.
-    pub fn detach(&self, key: &Key) -> Result<bool, Error> {
+    pub(crate) fn detach(&self, key: &Key) -> Result<bool, Error> {
         let name = key.file_name();
         Self::remove(&self.path(&[PODS, &name]))?;
         Self::remove(&self.path(&[&format!("{OWN_SETTINGS}{name}")]))
     }
 
-    /// The attachment of this key, if there is one.
-    pub fn attachment(&self, key: &Key) -> Result<Option<Attachment>, Error> {
+    pub(crate) fn attachment(&self, key: &Key) -> Result<Option<Attachment>, Error> {
         let name = key.file_name();
         for path in [self.path(&[PODS, &name]), self.path(&[&format!("{OWN_SETTINGS}{name}")])] {
             let found = Self::read(&path)?.and_then(|text| Attachment::from_json(&text));
@@ -176,13 +167,13 @@ impl State {
     }
 
     /// How many attachments hold the node state, readable or not.
-    pub fn count(&self) -> Result<usize, Error> {
+    pub(crate) fn count(&self) -> Result<usize, Error> {
         Ok(self.list(PODS)?.len())
     }
 
     /// A few attachments that hold the node state, from a place on, and the place behind them. The
     /// places go round.
-    pub fn some_attachments(&self, from: usize) -> Result<(Attachments, usize), Error> {
+    pub(crate) fn some_attachments(&self, from: usize) -> Result<(Attachments, usize), Error> {
         let names = self.list(PODS)?;
         if names.is_empty() {
             return Ok((Attachments::default(), 0));
@@ -194,7 +185,7 @@ impl State {
     }
 
     /// All attachments. Takes longer the more there are.
-    pub fn attachments(&self) -> Result<Attachments, Error> {
+    pub(crate) fn attachments(&self) -> Result<Attachments, Error> {
         let pods = self.list(PODS)?.into_iter().map(|name| self.path(&[PODS, &name]));
         let mut found = Self::attachments_of(pods)?;
         let own = self.with_own_settings()?;
@@ -203,8 +194,7 @@ impl State {
         Ok(found)
     }
 
-    /// The attachments that have settings of their own.
-    pub fn with_own_settings(&self) -> Result<Attachments, Error> {
+    pub(crate) fn with_own_settings(&self) -> Result<Attachments, Error> {
         let own = |name: &String| name.starts_with(OWN_SETTINGS);
         let names = self.names("")?.into_iter().filter(own);
         Self::attachments_of(names.map(|name| self.path(&[&name])))
@@ -223,13 +213,12 @@ impl State {
         Ok(found)
     }
 
-    /// Whether a network has an attachment.
-    pub fn has_attachment_of(&self, network: &str) -> Result<bool, Error> {
+    pub(crate) fn has_attachment_of(&self, network: &str) -> Result<bool, Error> {
         Ok(self.attachments()?.readable.iter().any(|a| a.key.network == network))
     }
 
     /// Removes these files, which can't be read as attachments.
-    pub fn sweep(unreadable: &[PathBuf]) -> Result<(), Error> {
+    pub(crate) fn sweep(unreadable: &[PathBuf]) -> Result<(), Error> {
         unreadable.iter().try_for_each(|path| Self::remove(path).map(drop))
     }
 

@@ -16,13 +16,13 @@ pub(super) const PAUSE: Duration = Duration::from_millis(5);
 
 /// Held until it is dropped. The kernel releases it when the process dies.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     _held: Flock<File>,
 }
 
 impl State {
     /// Takes the lock, or gives the holder's process id, if it can be known, after `patience`.
-    pub fn lock(&self, patience: Duration) -> Result<Lock, crate::error::Error> {
+    pub(crate) fn lock(&self, patience: Duration) -> Result<Lock, crate::error::Error> {
         fs::create_dir_all(&self.dir).map_err(Error::at("make", &self.dir))?;
         let deadline = Instant::now() + patience;
         let mut file = File::open(&self.dir).map_err(Error::at("open", &self.dir))?;
@@ -43,8 +43,7 @@ impl State {
 
 /// The process that has locked a file or directory, by `/proc/locks`:
 /// "1: FLOCK  ADVISORY  WRITE PID MAJ:MIN:INODE …".
-#[must_use]
-pub fn holder(dir: &Path) -> Option<u32> {
+pub(crate) fn holder(dir: &Path) -> Option<u32> {
     let inode = format!(":{}", fs::metadata(dir).ok()?.ino());
     fs::read_to_string("/proc/locks").ok()?.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);

@@ -29,15 +29,15 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::Value;
 
-pub use alone::Alone;
-pub use attachment::{Attachment, Attachments, Key, Written};
-pub use lock::{Lock, holder};
-pub use ready::Ready;
-pub use record::Record;
+pub(crate) use alone::Alone;
+pub(crate) use attachment::{Attachment, Key, Written};
+pub(crate) use lock::{Lock, holder};
+pub(crate) use ready::Ready;
+pub(crate) use record::Record;
 
 /// A file of the state could not be read or written.
 #[derive(Debug)]
-pub struct Error {
+pub(crate) struct Error {
     operation: &'static str,
     path: PathBuf,
     source: io::Error,
@@ -58,16 +58,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The state directory.
 #[derive(Debug, Clone)]
-pub struct State {
+pub(crate) struct State {
     dir: PathBuf,
 }
 
 impl State {
     /// The state in this directory, which need not exist yet.
-    #[must_use]
-    pub fn new(dir: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into() }
     }
 
@@ -165,17 +163,17 @@ impl State {
     }
 
     /// Makes `name` a holder of the node state, in the name of `network`.
-    pub fn hold(&self, name: &str, network: &str) -> Result<(), Error> {
+    pub(crate) fn hold(&self, name: &str, network: &str) -> Result<(), Error> {
         self.write("hold", name, network)
     }
 
     /// Ends the hold of `name`.
-    pub fn release(&self, name: &str) -> Result<(), Error> {
+    pub(crate) fn release(&self, name: &str) -> Result<(), Error> {
         Self::remove(&self.path(&["hold", name])).map(drop)
     }
 
     /// Who holds the node state, with the network in whose name.
-    pub fn holders(&self) -> Result<Vec<(String, String)>, Error> {
+    pub(crate) fn holders(&self) -> Result<Vec<(String, String)>, Error> {
         let names = self.list("hold")?;
         let with_network = names.into_iter().map(|name| {
             let network = Self::read(&self.path(&["hold", &name]))?.unwrap_or_default();
@@ -184,20 +182,18 @@ impl State {
         with_network.collect()
     }
 
-    /// Whether there is a state directory at all.
-    #[must_use]
-    pub fn exists(&self) -> bool {
+    pub(crate) fn exists(&self) -> bool {
         self.dir.is_dir()
     }
 
     /// Whether neither a pod nor a holder needs the node state.
-    pub fn is_idle(&self) -> Result<bool, Error> {
+    pub(crate) fn is_idle(&self) -> Result<bool, Error> {
         Ok(self.is_empty(attachment::PODS)? && self.is_empty("hold")?)
     }
 
     /// Removes what is left when the node state has gone: the record, temporary files of calls
     /// that were killed, and empty folders. A writer that loses its temporary file writes again.
-    pub fn clear(&self) -> Result<(), Error> {
+    pub(crate) fn clear(&self) -> Result<(), Error> {
         self.migrate()?;
         for file in [ready::FILE, record::FILE, record::MARKING] {
             Self::remove(&self.path(&[file]))?;

@@ -24,13 +24,12 @@ const NONE: &str = "-";
 
 /// A node that is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ready {
-    /// What marks.
-    pub marker: Marker,
+pub(crate) struct Ready {
+    pub(crate) marker: Marker,
     /// Fingerprint of what is in force; see [`crate::config::Settings::fingerprint`].
-    pub fingerprint: u32,
+    pub(crate) fingerprint: u32,
     /// What there is to prove.
-    pub questions: Vec<Question>,
+    pub(crate) questions: Vec<Question>,
 }
 
 impl Ready {
@@ -72,14 +71,12 @@ fn parse_question(entry: &str) -> Option<Question> {
 
 impl State {
     /// What there is to prove; none where the node is not ready.
-    #[must_use]
-    pub fn ready(&self) -> Option<Ready> {
+    pub(crate) fn ready(&self) -> Option<Ready> {
         let text = Self::read(&self.path(&[FILE])).ok()??;
         Ready::from_text(&text)
     }
 
-    /// Says that the node is ready.
-    pub fn set_ready(&self, ready: &Ready) -> Result<(), Error> {
+    pub(crate) fn set_ready(&self, ready: &Ready) -> Result<(), Error> {
         if self.ready().as_ref() == Some(ready) {
             return Ok(());
         }
@@ -87,7 +84,7 @@ impl State {
     }
 
     /// Says that it is not: every ADD looks at the whole node from now on.
-    pub fn unset_ready(&self) -> Result<(), Error> {
+    pub(crate) fn unset_ready(&self) -> Result<(), Error> {
         Self::remove(&self.path(&[FILE])).map(drop)
     }
 }

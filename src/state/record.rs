@@ -15,7 +15,6 @@ use crate::config::{self, Backend, Settings};
 use crate::model::{ElementData, Family, Field};
 use crate::names;
 
-/// Name of the record's file.
 pub(super) const FILE: &str = "node.json";
 /// Raised when the record changes so that older releases misread it.
 const VERSION: u64 = 1;
@@ -27,26 +26,23 @@ const BY_IPTABLES: &str = "iptables";
 
 /// What was made on the node. Written before the kernel is touched.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
-    /// The network whose settings are in force.
-    pub network: String,
-    /// The settings in force.
-    pub settings: Settings,
+pub(crate) struct Record {
+    pub(crate) network: String,
+    pub(crate) settings: Settings,
     /// The conflist that the settings came from, if they came from one and not from an ADD.
-    pub conflist: Option<PathBuf>,
+    pub(crate) conflist: Option<PathBuf>,
     /// Settings before those in force of which something may be left: not empty while the node
     /// moves, or when a move was cut short.
-    pub previous: Vec<Settings>,
+    pub(crate) previous: Vec<Settings>,
     /// Indexes of the interfaces whose `src_valid_mark` was 0 before we set it.
-    pub src_valid_mark: BTreeSet<u32>,
+    pub(crate) src_valid_mark: BTreeSet<u32>,
     /// Built-in chains of iptables-nft that came with us.
-    pub made: BTreeSet<(Family, String)>,
+    pub(crate) made: BTreeSet<(Family, String)>,
 }
 
 impl Record {
     /// The settings by which state of ours is known.
-    #[must_use]
-    pub fn owned(&self) -> Vec<&Settings> {
+    pub(crate) fn owned(&self) -> Vec<&Settings> {
         std::iter::once(&self.settings).chain(&self.previous).collect()
     }
 
@@ -91,8 +87,7 @@ impl Record {
 
     /// What the table itself remembers, for when the file is lost: the numbers by which state of
     /// ours is known, and the sysctls. The network and the other settings are not known then.
-    #[must_use]
-    pub fn recover(layout: &Elements, restore: &Elements) -> Option<Self> {
+    pub(crate) fn recover(layout: &Elements, restore: &Elements) -> Option<Self> {
         let number = |bytes: &Vec<u8>| bytes.as_slice().try_into().ok().map(u32::from_ne_bytes);
         let value = |wanted: u32| {
             layout.iter().find_map(|(key, data)| match data {
@@ -110,8 +105,7 @@ impl Record {
     }
 
     /// The same from the ipset of a node that is marked by iptables.
-    #[must_use]
-    pub fn recover_noted(notes: Notes) -> Option<Self> {
+    pub(crate) fn recover_noted(notes: Notes) -> Option<Self> {
         let recovered = Self::recovered(notes.layout?, Backend::Iptables, notes.restore)?;
         Some(Self { made: notes.made, ..recovered })
     }
@@ -134,24 +128,22 @@ impl Record {
     }
 }
 
-/// Elements of a set or map.
 type Elements = BTreeSet<(Vec<u8>, ElementData)>;
 
 impl State {
     /// The record, or none where there is none that can be read.
-    pub fn record(&self) -> Result<Option<Record>, Error> {
+    pub(crate) fn record(&self) -> Result<Option<Record>, Error> {
         Ok(Self::read(&self.path(&[FILE]))?.and_then(|text| Record::from_json(&text)))
     }
 
     /// When the node was last looked at as a whole: the time of the record's file. None where there
     /// is no record, readable or not.
-    #[must_use]
-    pub fn last_look(&self) -> Option<SystemTime> {
+    pub(crate) fn last_look(&self) -> Option<SystemTime> {
         fs::metadata(self.path(&[FILE])).and_then(|file| file.modified()).ok()
     }
 
     /// Notes that the node is looked at now.
-    pub fn note_look(&self) -> Result<(), Error> {
+    pub(crate) fn note_look(&self) -> Result<(), Error> {
         let path = self.path(&[FILE]);
         let touched = File::options()
             .append(true)
@@ -161,13 +153,12 @@ impl State {
     }
 
     /// Whether iptables marks, by what the last reconcile said.
-    #[must_use]
-    pub fn is_marked_by_iptables(&self) -> bool {
+    pub(crate) fn is_marked_by_iptables(&self) -> bool {
         fs::read_link(self.path(&[MARKING])).is_ok_and(|said| said == Path::new(BY_IPTABLES))
     }
 
     /// Says what marks from now on.
-    pub fn set_marker(&self, marker: Marker) -> Result<(), Error> {
+    pub(crate) fn set_marker(&self, marker: Marker) -> Result<(), Error> {
         let word = match marker {
             Marker::Nftables => BY_NFTABLES,
             Marker::Iptables(_) => BY_IPTABLES,
@@ -183,8 +174,7 @@ impl State {
         })
     }
 
-    /// Writes the record.
-    pub fn set_record(&self, record: &Record) -> Result<(), Error> {
+    pub(crate) fn set_record(&self, record: &Record) -> Result<(), Error> {
         self.write("", FILE, &record.to_json())
     }
 }

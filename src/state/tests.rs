@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::attachment::Attachments;
 use super::*;
 use crate::config::Settings;
 use crate::model::Family;

@@ -17,13 +17,12 @@ const AGAIN: Duration = Duration::from_secs(30);
 
 /// A folder, and what a change in it is a cause of.
 #[derive(Debug, Clone)]
-pub struct Folder {
+pub(crate) struct Folder {
     /// Its path; it need not exist yet.
-    pub path: PathBuf,
-    /// What a change in it is.
-    pub cause: Cause,
+    pub(crate) path: PathBuf,
+    pub(crate) cause: Cause,
     /// The names that count; none for all of them.
-    pub names: Option<Vec<OsString>>,
+    pub(crate) names: Option<Vec<OsString>>,
 }
 
 impl Folder {
@@ -53,7 +52,7 @@ impl AsRawFd for Descriptor {
 
 /// Watches on folders. They are armed when this value is made, so a scan that comes after it
 /// misses nothing.
-pub struct Watches {
+pub(crate) struct Watches {
     inotify: AsyncFd<Descriptor>,
     folders: Vec<Watched>,
 }
@@ -63,7 +62,7 @@ impl Watches {
     ///
     /// # Errors
     /// The kernel has no inotify instance left.
-    pub fn on(folders: Vec<Folder>) -> Result<Self, String> {
+    pub(crate) fn on(folders: Vec<Folder>) -> Result<Self, String> {
         let fail = |error: io::Error| format!("watch folders: {error}");
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
             .map_err(|errno| fail(errno.into()))?;
@@ -112,7 +111,7 @@ impl Watches {
     ///
     /// # Errors
     /// Reading events failed.
-    pub async fn watch(mut self, mut take: impl FnMut(Cause)) -> Result<(), String> {
+    pub(crate) async fn watch(mut self, mut take: impl FnMut(Cause)) -> Result<(), String> {
         loop {
             let read = self.inotify.async_io(Interest::READABLE, |fd| Ok(fd.0.read_events()?));
             // Of a folder whose parent is not there either nobody tells that it comes.

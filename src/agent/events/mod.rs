@@ -1,5 +1,5 @@
 //! The sources of causes: netlink and the file system.
 
-pub mod files;
-pub mod nftables;
-pub mod route;
+pub(crate) mod files;
+pub(crate) mod nftables;
+pub(crate) mod route;

@@ -40,7 +40,7 @@ const OUR_PROGRAMS: [&str; 2] = [names::PROGRAM, names::TOOL];
 
 /// What a transaction means for us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// Somebody else changed our table.
     Foreign,
     /// Somebody changed what may be ours in a table mangle of iptables-nft.
@@ -53,7 +53,7 @@ pub enum Event {
 ///
 /// # Errors
 /// The socket can't be opened or read.
-pub async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<(), String> {
+pub(crate) async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<(), String> {
     let fail = |error: io::Error| format!("listen to nf_tables: {error}");
     let socket = open().map_err(|errno| fail(errno.into()))?;
     // SAFETY: the socket owns its open descriptor, which stays the same until it is dropped.

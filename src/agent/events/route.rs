@@ -23,7 +23,7 @@ const BUFFER: usize = 1 << 20;
 ///
 /// # Errors
 /// The socket can't be opened, or was closed.
-pub async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<(), String> {
+pub(crate) async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<(), String> {
     let groups = [Links, Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule];
     let (mut connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)
         .map_err(|error| format!("listen to rtnetlink: {error}"))?;

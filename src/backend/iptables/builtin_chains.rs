@@ -25,7 +25,10 @@ fn message(writer: &mut Writer, message: u16, flags: u16, family: Family) {
 
 /// Which of the chains that we jump from exist; none where there is no table, or where it has
 /// other chains only.
-pub fn existing(socket: &mut Socket, family: Family) -> Result<Option<BTreeSet<String>>, Error> {
+pub(crate) fn existing(
+    socket: &mut Socket,
+    family: Family,
+) -> Result<Option<BTreeSet<String>>, Error> {
     let mut request = Writer::with_capacity(64);
     message(&mut request, NFT_MSG_GETTABLE, 0, family);
     request.str(NFTA_TABLE_NAME, TABLE);
@@ -52,7 +55,7 @@ pub fn existing(socket: &mut Socket, family: Family) -> Result<Option<BTreeSet<S
 
 /// Removes these chains, and then the table, where they are empty. What somebody uses by now
 /// stays: `NLM_F_NONREC` makes the kernel refuse.
-pub fn remove_empty(
+pub(crate) fn remove_empty(
     socket: &mut Socket,
     family: Family,
     chains: &BTreeSet<String>,

@@ -15,8 +15,7 @@ use crate::names;
 
 /// Builds the desired chains and sets. `prefixes`: see [`super::inside`]. `made`: built-in chains
 /// that come with symroute.
-#[must_use]
-pub fn build(
+pub(crate) fn build(
     spec: &Spec<'_>,
     variant: Variant,
     families: impl IntoIterator<Item = Family>,
@@ -39,16 +38,14 @@ pub fn build(
 
 /// What main says of a family's prefixes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Prefixes {
+pub(crate) struct Prefixes {
     /// Prefixes that lead to something that is not outside, with exceptions.
-    pub inside: Vec<Member>,
+    pub(crate) inside: Vec<Member>,
     /// Single addresses that lead outside.
-    pub hosts: Vec<Member>,
+    pub(crate) hosts: Vec<Member>,
 }
 
-/// The set of prefixes inside, of a family.
-#[must_use]
-pub fn inside_set(family: Family) -> &'static str {
+pub(crate) fn inside_set(family: Family) -> &'static str {
     match family {
         Family::V4 => names::INSIDE4,
         Family::V6 => names::INSIDE6,
@@ -62,9 +59,7 @@ fn hosts_set(family: Family) -> &'static str {
     }
 }
 
-/// The set of a family's pods that accept hairpin.
-#[must_use]
-pub fn hairpin_set(family: Family) -> &'static str {
+pub(crate) fn hairpin_set(family: Family) -> &'static str {
     match family {
         Family::V4 => names::HAIRPIN_SET4,
         Family::V6 => names::HAIRPIN_SET6,
@@ -79,8 +74,7 @@ fn left_out_set(family: Family) -> &'static str {
 }
 
 /// An address as a member of a set of addresses.
-#[must_use]
-pub fn member(address: IpAddr) -> Member {
+pub(crate) fn member(address: IpAddr) -> Member {
     Member { address, prefix: whole(address), nomatch: false, comment: None }
 }
 
@@ -105,7 +99,6 @@ fn rule(matches: impl Into<String>, why: &'static str, target: impl Into<String>
     Rule { matches: matches.into(), why, target: target.into() }
 }
 
-/// The full name of a chain of ours.
 fn named(chain: &str) -> String {
     format!("{}{chain}", names::CHAIN_PREFIX)
 }
@@ -131,7 +124,6 @@ const REPLY: &str = "-m conntrack --ctdir REPLY";
 const ANSWERED: &str = "-m conntrack --ctstatus SEEN_REPLY";
 const RETURN: &str = "-j RETURN";
 
-/// The chains of one family.
 struct Builder<'a> {
     spec: &'a Spec<'a>,
     family: Family,
@@ -169,7 +161,6 @@ impl Builder<'_> {
         chains
     }
 
-    /// The chains of one uplink.
     fn of_uplink(&self, uplink: &Uplink) -> Vec<Chain> {
         let id = uplink.id;
         let chain = |name, rules| Chain { name, hook: None, rules };

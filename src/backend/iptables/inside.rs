@@ -13,8 +13,7 @@ use crate::model::{Facts, Family, Member, Route, is_link_local, whole};
 use crate::netlink::uapi::RT_TABLE_MAIN;
 
 /// What main says of a family, for interfaces that lead outside.
-#[must_use]
-pub fn prefixes(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -> Prefixes {
+pub(crate) fn prefixes(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -> Prefixes {
     let leads = leads(facts, outside, family);
     // One that leads nowhere stays, so it is listed.
     let is_single =

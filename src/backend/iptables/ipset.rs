@@ -35,12 +35,11 @@ fn request(command: u16, flags: u16, set: Option<&str>) -> Writer {
 }
 
 /// Whether the kernel has ipset.
-pub fn is_there(socket: &mut Socket) -> Result<(), Error> {
+pub(crate) fn is_there(socket: &mut Socket) -> Result<(), Error> {
     socket.query(&mut request(IPSET_CMD_PROTOCOL, 0, None), |_| Some(()))
 }
 
-/// The names of all sets.
-pub fn names(socket: &mut Socket) -> Result<Vec<String>, Error> {
+pub(crate) fn names(socket: &mut Socket) -> Result<Vec<String>, Error> {
     let mut request = request(IPSET_CMD_LIST, NLM_F_DUMP, None);
     request.be32(IPSET_ATTR_FLAGS | NLA_F_NET_BYTEORDER, IPSET_FLAG_LIST_SETNAME);
     let name = |body: &[u8]| find(body.get(NFGENMSG..)?, IPSET_ATTR_SETNAME).map(string);
@@ -51,7 +50,7 @@ pub fn names(socket: &mut Socket) -> Result<Vec<String>, Error> {
 }
 
 /// A set with its members; none where it does not exist, or the kernel has no sets.
-pub fn set(socket: &mut Socket, name: &str) -> Result<Option<FoundIpset>, Error> {
+pub(crate) fn set(socket: &mut Socket, name: &str) -> Result<Option<FoundIpset>, Error> {
     let parts = socket.dump(&mut request(IPSET_CMD_LIST, NLM_F_DUMP, Some(name)), |body| {
         Some(parse(body.get(NFGENMSG..)?))
     });
@@ -102,7 +101,7 @@ fn parse_member(data: &[u8]) -> Option<Member> {
 }
 
 /// How many rules refer to a set. Reads its head only, whatever its size.
-pub fn references(socket: &mut Socket, name: &str) -> Result<Option<u32>, Error> {
+pub(crate) fn references(socket: &mut Socket, name: &str) -> Result<Option<u32>, Error> {
     let mut request = request(IPSET_CMD_LIST, NLM_F_DUMP, Some(name));
     request.be32(IPSET_ATTR_FLAGS | NLA_F_NET_BYTEORDER, IPSET_FLAG_LIST_HEADER);
     match socket.dump(&mut request, |body| Some(parse(body.get(NFGENMSG..)?))) {
@@ -111,8 +110,7 @@ pub fn references(socket: &mut Socket, name: &str) -> Result<Option<u32>, Error>
     }
 }
 
-/// Makes a set without members.
-pub fn create(socket: &mut Socket, set: &Ipset) -> Result<(), Error> {
+pub(crate) fn create(socket: &mut Socket, set: &Ipset) -> Result<(), Error> {
     let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK;
     let mut request = request(IPSET_CMD_CREATE, flags, Some(set.name));
     request.str(IPSET_ATTR_TYPENAME, set.kind.name());
@@ -128,7 +126,7 @@ pub fn create(socket: &mut Socket, set: &Ipset) -> Result<(), Error> {
 }
 
 /// Takes a set away, which no rule may refer to any more. One that has gone is no error.
-pub fn destroy(socket: &mut Socket, name: &str) -> Result<(), Error> {
+pub(crate) fn destroy(socket: &mut Socket, name: &str) -> Result<(), Error> {
     match socket.acknowledged(&mut request(IPSET_CMD_DESTROY, NLM_F_ACK, Some(name))) {
         Err(error) if error.errno == Errno::ENOENT => Ok(()),
         other => other,
@@ -136,17 +134,16 @@ pub fn destroy(socket: &mut Socket, name: &str) -> Result<(), Error> {
 }
 
 /// Adds members; of one that is there already the comment is replaced.
-pub fn add(socket: &mut Socket, set: &str, members: &[Member]) -> Result<(), Error> {
+pub(crate) fn add(socket: &mut Socket, set: &str, members: &[Member]) -> Result<(), Error> {
     change(socket, IPSET_CMD_ADD, set, members)
 }
 
 /// Takes members out; those that are not there are no error.
-pub fn remove(socket: &mut Socket, set: &str, members: &[Member]) -> Result<(), Error> {
+pub(crate) fn remove(socket: &mut Socket, set: &str, members: &[Member]) -> Result<(), Error> {
     change(socket, IPSET_CMD_DEL, set, members)
 }
 
-/// Whether an address is in a set.
-pub fn contains(socket: &mut Socket, set: &str, member: &Member) -> Result<bool, Error> {
+pub(crate) fn contains(socket: &mut Socket, set: &str, member: &Member) -> Result<bool, Error> {
     let mut request = request(IPSET_CMD_TEST, NLM_F_ACK, Some(set));
     request.nest(IPSET_ATTR_DATA, |w| write_member(w, member));
     match socket.acknowledged(&mut request) {

@@ -5,17 +5,17 @@
 //! [`restore_script`] and [`set_diff`] the difference (pure); [`programs`] runs the programs,
 //! [`ipset`] and [`builtin_chains`] speak netlink.
 
-pub mod builtin_chains;
-pub mod chains;
-pub mod counters;
-pub mod inside;
-pub mod ipset;
-pub mod node_set;
-pub mod programs;
-pub mod restore_script;
-pub mod rules;
-pub mod set_diff;
-pub mod table_size;
+pub(crate) mod builtin_chains;
+pub(crate) mod chains;
+pub(crate) mod counters;
+pub(crate) mod inside;
+pub(crate) mod ipset;
+pub(crate) mod node_set;
+pub(crate) mod programs;
+pub(crate) mod restore_script;
+pub(crate) mod rules;
+pub(crate) mod set_diff;
+pub(crate) mod table_size;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -24,19 +24,18 @@ const RESTORE: u32 = 2 << 24;
 const MADE: u32 = 3 << 24;
 const INDEX: u32 = HAS_ID - 1;
 
-/// What the notes say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Notes {
+pub(crate) struct Notes {
     /// Fingerprint of the settings in force.
-    pub in_force: Option<u32>,
+    pub(crate) in_force: Option<u32>,
     /// `markMask`, `rulePriority` and `tableBase`.
-    pub layout: Option<(u32, u32, u32)>,
+    pub(crate) layout: Option<(u32, u32, u32)>,
     /// Id by interface index.
-    pub ids: BTreeMap<u32, u32>,
+    pub(crate) ids: BTreeMap<u32, u32>,
     /// Indexes of the interfaces whose `src_valid_mark` was 0 before us.
-    pub restore: BTreeSet<u32>,
+    pub(crate) restore: BTreeSet<u32>,
     /// Built-in chains of iptables-nft that came with us.
-    pub made: BTreeSet<(Family, String)>,
+    pub(crate) made: BTreeSet<(Family, String)>,
 }
 
 fn note(key: u32, comment: String) -> Member {
@@ -45,8 +44,7 @@ fn note(key: u32, comment: String) -> Member {
 }
 
 /// The notes for these marks.
-#[must_use]
-pub fn write(spec: &Spec<'_>, made: &BTreeSet<(Family, String)>) -> BTreeSet<Member> {
+pub(crate) fn write(spec: &Spec<'_>, made: &BTreeSet<(Family, String)>) -> BTreeSet<Member> {
     let (priority, tables) = spec.layout;
     let mask = spec.field.mask();
     let mut out = BTreeSet::from([
@@ -70,9 +68,7 @@ pub fn write(spec: &Spec<'_>, made: &BTreeSet<(Family, String)>) -> BTreeSet<Mem
     out
 }
 
-/// Whether this note says which settings are in force.
-#[must_use]
-pub fn says_in_force(member: &Member) -> bool {
+pub(crate) fn says_in_force(member: &Member) -> bool {
     key(member) == Some(IN_FORCE)
 }
 
@@ -84,8 +80,7 @@ fn key(member: &Member) -> Option<u32> {
 }
 
 /// Reads the notes. What is none of ours is passed over.
-#[must_use]
-pub fn read(members: &BTreeSet<Member>) -> Notes {
+pub(crate) fn read(members: &BTreeSet<Member>) -> Notes {
     let mut notes = Notes::default();
     for member in members {
         let (Some(key), Some(comment)) = (key(member), &member.comment) else { continue };

@@ -41,29 +41,26 @@ const TABLES: [&str; 4] = ["mangle", "nat", "filter", "raw"];
 
 /// Runs iptables, and waits for its lock no longer than until a deadline.
 #[derive(Debug)]
-pub struct Programs {
+pub(crate) struct Programs {
     started: Instant,
     deadline: Instant,
 }
 
 impl Programs {
     /// With this long to wait for the lock, from now on and in total.
-    #[must_use]
-    pub fn patient(patience: Duration) -> Self {
+    pub(crate) fn patient(patience: Duration) -> Self {
         let now = Instant::now();
         Self { started: now, deadline: now + patience }
     }
 
-    /// The variants that are installed.
-    #[must_use]
-    pub fn installed() -> Vec<Variant> {
+    pub(crate) fn installed() -> Vec<Variant> {
         let there = |variant: &Variant| program(*variant, Family::V4, "").is_some();
         Variant::ALL.into_iter().filter(there).collect()
     }
 
     /// Table mangle, as far as it concerns us. A legacy table that the kernel does not have is
     /// not asked for: the question alone would make it.
-    pub fn mangle(variant: Variant, family: Family) -> Result<Mangle, Error> {
+    pub(crate) fn mangle(variant: Variant, family: Family) -> Result<Mangle, Error> {
         if !has_table(variant, family, "mangle") {
             return Ok(Mangle::default());
         }
@@ -72,7 +69,7 @@ impl Programs {
     }
 
     /// Table mangle as `iptables-save` prints it, with the counters.
-    pub fn mangle_with_counts(variant: Variant, family: Family) -> Result<String, Error> {
+    pub(crate) fn mangle_with_counts(variant: Variant, family: Family) -> Result<String, Error> {
         if !has_table(variant, family, "mangle") {
             return Ok(String::new());
         }
@@ -80,7 +77,7 @@ impl Programs {
     }
 
     /// Whether the kubelet's chains are here, and how many rules other programs have.
-    pub fn use_of(variant: Variant) -> Result<VariantUse, Error> {
+    pub(crate) fn use_of(variant: Variant) -> Result<VariantUse, Error> {
         let mut found = VariantUse::default();
         for family in Family::ALL {
             for table in TABLES {
@@ -154,7 +151,7 @@ impl Programs {
 
     /// Runs scripts, all of them or none. The lock of iptables is held from the first to the
     /// last, so that nobody comes in between.
-    pub fn run(&self, scripts: &[Script]) -> Result<(), Error> {
+    pub(crate) fn run(&self, scripts: &[Script]) -> Result<(), Error> {
         let legacy = scripts.iter().any(|script| script.variant == Variant::Legacy);
         let mut lock = if legacy { Some(self.lock()?) } else { None };
         for (at, script) in scripts.iter().enumerate() {

@@ -9,22 +9,19 @@ use crate::names::{CHAIN_PREFIX, HOOKS};
 
 /// A change of one table mangle.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Script {
-    /// The variant that runs it.
-    pub variant: Variant,
-    /// Family of the table.
-    pub family: Family,
+pub(crate) struct Script {
+    pub(crate) variant: Variant,
+    pub(crate) family: Family,
     /// Input that makes the change.
-    pub change: String,
+    pub(crate) change: String,
     /// Input that takes it back.
-    pub undo: String,
+    pub(crate) undo: String,
     /// What is changed, for a person.
-    pub what: Vec<String>,
+    pub(crate) what: Vec<String>,
 }
 
 /// What `iptables -t mangle -S` printed, as far as it concerns us.
-#[must_use]
-pub fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Mangle {
+pub(crate) fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Mangle {
     let mut found = Mangle::default();
     for line in lines {
         let mut words = line.split_whitespace();
@@ -81,8 +78,7 @@ impl Commands {
 }
 
 /// The script from what is there to these chains; none where nothing differs.
-#[must_use]
-pub fn script(
+pub(crate) fn script(
     variant: Variant,
     family: Family,
     found: &Mangle,

@@ -7,48 +7,41 @@ use crate::model::{Family, FoundIpset, Member, Variant};
 
 /// The desired marking by iptables.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Xtables {
-    /// The variant that the rules are made in.
-    pub variant: Variant,
-    /// The chains of each family in use.
-    pub chains: BTreeMap<Family, Vec<Chain>>,
+pub(crate) struct Xtables {
+    pub(crate) variant: Variant,
+    pub(crate) chains: BTreeMap<Family, Vec<Chain>>,
     /// The ipsets, the node's last.
-    pub sets: Vec<Ipset>,
+    pub(crate) sets: Vec<Ipset>,
 }
 
 /// A chain of ours in table mangle.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chain {
-    /// Its name.
-    pub name: String,
+pub(crate) struct Chain {
+    pub(crate) name: String,
     /// The built-in chain whose first rule jumps here, if one does.
-    pub hook: Option<&'static str>,
-    /// Its rules in order.
-    pub rules: Vec<Rule>,
+    pub(crate) hook: Option<&'static str>,
+    pub(crate) rules: Vec<Rule>,
 }
 
 /// A rule, less the chain that it stands in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
+pub(crate) struct Rule {
     /// What it asks for, in the words of iptables; may be empty.
-    pub matches: String,
+    pub(crate) matches: String,
     /// What it is for. No quotes.
-    pub why: &'static str,
-    /// What it does.
-    pub target: String,
+    pub(crate) why: &'static str,
+    pub(crate) target: String,
 }
 
 impl Rule {
     /// Changes with each word of the rule. iptables prints rules in words of its own, which differ
     /// between releases, so a rule is known again by this number in its comment.
-    #[must_use]
-    pub fn fingerprint(&self) -> u32 {
+    pub(crate) fn fingerprint(&self) -> u32 {
         fnv32(format!("{} {} {}", self.matches, self.why, self.target).as_bytes())
     }
 
     /// The rule as iptables reads it.
-    #[must_use]
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let space = if self.matches.is_empty() { "" } else { " " };
         format!(
             "{}{space}-m comment --comment \"{} #{:08x}\" {}",
@@ -61,8 +54,7 @@ impl Rule {
 }
 
 /// The fingerprint in a rule as iptables prints it, if it has one of ours.
-#[must_use]
-pub fn fingerprint_of(line: &str) -> Option<u32> {
+pub(crate) fn fingerprint_of(line: &str) -> Option<u32> {
     let comment = line.split_once("--comment \"")?.1.split_once('"')?.0;
     let (_, number) = comment.rsplit_once('#')?;
     (number.len() == 8).then(|| u32::from_str_radix(number, 16).ok())?
@@ -70,10 +62,8 @@ pub fn fingerprint_of(line: &str) -> Option<u32> {
 
 /// What an ipset holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Addresses.
+pub(crate) enum Kind {
     Addresses,
-    /// Prefixes.
     Prefixes,
     /// What is in force, in comments; see [`super::notes`].
     Notes,
@@ -81,8 +71,7 @@ pub enum Kind {
 
 impl Kind {
     /// The type as ipset calls it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Addresses | Self::Notes => "hash:ip",
             Self::Prefixes => "hash:net",
@@ -92,21 +81,16 @@ impl Kind {
 
 /// An ipset. No release may change type or family under the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ipset {
-    /// Its name.
-    pub name: &'static str,
-    /// What it holds.
-    pub kind: Kind,
-    /// Family of its members.
-    pub family: Family,
-    /// Its members.
-    pub members: BTreeSet<Member>,
+pub(crate) struct Ipset {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) family: Family,
+    pub(crate) members: BTreeSet<Member>,
 }
 
 impl Ipset {
     /// Whether what was found by this name can be ours.
-    #[must_use]
-    pub fn is_like(&self, found: &FoundIpset) -> bool {
+    pub(crate) fn is_like(&self, found: &FoundIpset) -> bool {
         found.kind == self.kind.name() && found.family == self.family.number()
     }
 }

@@ -5,14 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::rules::Ipset;
 use crate::model::{FoundIpset, Member};
 
-/// One change of an ipset.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SetChange {
-    /// Make a set without members.
+pub(crate) enum SetChange {
     Create(Ipset),
     /// Add members, or replace the comment of those that are there.
     Add(String, Vec<Member>),
-    /// Take members out.
     Remove(String, Vec<Member>),
     /// Take a set away that no rule refers to any more.
     Destroy(String),
@@ -20,8 +17,7 @@ pub enum SetChange {
 
 impl SetChange {
     /// The change that takes this one back.
-    #[must_use]
-    pub fn inverse(&self) -> Option<Self> {
+    pub(crate) fn inverse(&self) -> Option<Self> {
         match self {
             Self::Create(set) => Some(Self::Destroy(set.name.into())),
             Self::Add(set, members) => Some(Self::Remove(set.clone(), members.clone())),
@@ -32,8 +28,7 @@ impl SetChange {
     }
 
     /// The change, for a person.
-    #[must_use]
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             Self::Create(set) => format!("make ipset {}", set.name),
             Self::Add(set, members) => format!("add {} member(s) to ipset {set}", members.len()),
@@ -46,8 +41,7 @@ impl SetChange {
 }
 
 /// The changes that make these sets what is wanted.
-#[must_use]
-pub fn fill<'a>(
+pub(crate) fn fill<'a>(
     found: &BTreeMap<String, FoundIpset>,
     wanted: impl IntoIterator<Item = &'a Ipset>,
 ) -> Vec<SetChange> {

@@ -37,8 +37,7 @@ pub(super) const FORGET: &str = "forget";
 pub(super) const LEAVE: &str = "leave";
 
 /// The desired table.
-#[must_use]
-pub fn build(spec: &Spec<'_>) -> Ruleset {
+pub(crate) fn build(spec: &Spec<'_>) -> Ruleset {
     let mut chains = Vec::new();
     for uplink in spec.uplinks {
         chains.extend(uplink_chains(spec, uplink));
@@ -60,7 +59,6 @@ fn counted(expressions: &[Expression]) -> Rule {
     plain([&[Counter][..], expressions].concat())
 }
 
-/// The name of an uplink's chain.
 pub(super) fn named(chain: &str, id: u32) -> String {
     format!("{chain}_{id}")
 }

@@ -8,7 +8,7 @@ use crate::netlink::wire::{attrs, find, string};
 use crate::netlink::{Error, Socket};
 
 /// What the rules of the table have counted.
-pub fn read(socket: &mut Socket) -> Result<Vec<(Counted, u64)>, Error> {
+pub(crate) fn read(socket: &mut Socket) -> Result<Vec<(Counted, u64)>, Error> {
     let mut request = get(NFT_MSG_GETRULE, NLM_F_DUMP, NFTA_RULE_TABLE);
     socket.dump(&mut request, |body| {
         let attributes = body.get(NFGENMSG..)?;

@@ -7,15 +7,15 @@ use crate::netlink::wire::Writer;
 
 /// The numbers that describe a set to the kernel and to nft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SetNumbers {
+pub(crate) struct SetNumbers {
     /// `NFT_SET_*`
-    pub flags: u32,
+    pub(crate) flags: u32,
     /// nft's number of the key's type (`enum datatypes` of nftables).
-    pub key_type: u32,
+    pub(crate) key_type: u32,
     /// Bytes of the key.
-    pub key_len: u32,
+    pub(crate) key_len: u32,
     /// nft's number and the size of the data's type.
-    pub data: Option<(u32, u32)>,
+    pub(crate) data: Option<(u32, u32)>,
 }
 
 /// nft's number of a type and its size in bytes.
@@ -33,8 +33,7 @@ fn type_numbers(kind: Type) -> (u32, u32) {
 }
 
 /// How a set is described on the wire.
-#[must_use]
-pub fn set_numbers(set: &Set) -> SetNumbers {
+pub(crate) fn set_numbers(set: &Set) -> SetNumbers {
     let (key_type, key_len) = type_numbers(set.key);
     let data = set.data.map(type_numbers);
     SetNumbers { flags: if data.is_some() { NFT_SET_MAP } else { 0 }, key_type, key_len, data }
@@ -44,8 +43,7 @@ pub fn set_numbers(set: &Set) -> SetNumbers {
 /// A verdict has no byte order: nft 1.0.6 aborts on one. Parts of a concatenation have their own.
 ///
 /// Format: libnftnl's user data, (type u8, length u8, value) with u32 values in host byte order.
-#[must_use]
-pub fn set_userdata(set: &Set) -> Vec<u8> {
+pub(crate) fn set_userdata(set: &Set) -> Vec<u8> {
     const KEY_BYTE_ORDER: u8 = 0;
     const DATA_BYTE_ORDER: u8 = 1;
     const HOST: u32 = 1;
@@ -68,8 +66,7 @@ pub fn set_userdata(set: &Set) -> Vec<u8> {
 }
 
 /// The expressions of a rule as the attribute `NFTA_RULE_EXPRESSIONS`.
-#[must_use]
-pub fn rule_body(rule: &Rule) -> Writer {
+pub(crate) fn rule_body(rule: &Rule) -> Writer {
     let mut w = Writer::with_capacity(512);
     w.nest(NFTA_RULE_EXPRESSIONS, |w| {
         for expression in &rule.expressions {
@@ -159,7 +156,7 @@ fn write_verdict(w: &mut Writer, code: i32) {
 }
 
 /// A verdict that goes to a chain, as rules and map elements carry it.
-pub fn write_goto(w: &mut Writer, chain: &str) {
+pub(crate) fn write_goto(w: &mut Writer, chain: &str) {
     w.nest(NFTA_DATA_VERDICT, |w| {
         w.be_i32(NFTA_VERDICT_CODE, NFT_GOTO);
         w.str(NFTA_VERDICT_CHAIN, chain);

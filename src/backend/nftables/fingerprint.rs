@@ -13,16 +13,14 @@ const COMMENT: u8 = 0;
 const FINGERPRINT: u8 = 0xf5;
 
 /// The fingerprint of a rule whose encoded expressions are `body`.
-#[must_use]
-pub fn of_rule(rule: &Rule, body: &[u8]) -> u64 {
+pub(crate) fn of_rule(rule: &Rule, body: &[u8]) -> u64 {
     let mut all = rule.comment.unwrap_or("").as_bytes().to_vec();
     all.extend_from_slice(body);
     fnv(&all)
 }
 
 /// User data for a rule: its comment and its fingerprint, as (type u8, length u8, value).
-#[must_use]
-pub fn userdata(rule: &Rule, body: &[u8]) -> Vec<u8> {
+pub(crate) fn userdata(rule: &Rule, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     if let Some(comment) = rule.comment {
         // nft allows 128 bytes with the terminating zero.
@@ -38,8 +36,7 @@ pub fn userdata(rule: &Rule, body: &[u8]) -> Vec<u8> {
 }
 
 /// The fingerprint in a rule's user data, if it has one of ours.
-#[must_use]
-pub fn of_userdata(mut data: &[u8]) -> Option<u64> {
+pub(crate) fn of_userdata(mut data: &[u8]) -> Option<u64> {
     while let [kind, len, rest @ ..] = data {
         let value = rest.get(..usize::from(*len))?;
         if *kind == FINGERPRINT {

@@ -5,10 +5,10 @@
 //! changes it in one transaction, [`counters`] reads what the rules count.
 
 mod base_chains;
-pub mod chains;
-pub mod counters;
-pub mod encode;
-pub mod fingerprint;
-pub mod rules;
-pub mod sets;
-pub mod table;
+pub(crate) mod chains;
+pub(crate) mod counters;
+pub(crate) mod encode;
+pub(crate) mod fingerprint;
+pub(crate) mod rules;
+pub(crate) mod sets;
+pub(crate) mod table;

@@ -9,30 +9,26 @@ use crate::model::{ElementData, Family};
 
 /// The desired content of the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ruleset {
+pub(crate) struct Ruleset {
     /// Sets and maps. Chains refer to them by name.
-    pub sets: Vec<Set>,
+    pub(crate) sets: Vec<Set>,
     /// Chains, those that others `goto` first.
-    pub chains: Vec<Chain>,
+    pub(crate) chains: Vec<Chain>,
 }
 
 impl Ruleset {
-    /// The set with this name.
-    #[must_use]
-    pub fn set(&self, name: &str) -> Option<&Set> {
+    pub(crate) fn set(&self, name: &str) -> Option<&Set> {
         self.sets.iter().find(|s| s.name == name)
     }
 
-    /// The chain with this name.
-    #[must_use]
-    pub fn chain(&self, name: &str) -> Option<&Chain> {
+    pub(crate) fn chain(&self, name: &str) -> Option<&Chain> {
         self.chains.iter().find(|c| c.name == name)
     }
 }
 
 /// The type of a set's key or of a map's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Type {
+pub(crate) enum Type {
     /// 4 bytes, network byte order.
     Ipv4,
     /// 16 bytes, network byte order.
@@ -41,9 +37,7 @@ pub enum Type {
     Mark,
     /// Interface index; 4 bytes, host byte order.
     Interface,
-    /// An interface index and an IPv4 address.
     InterfaceIpv4,
-    /// An interface index and an IPv6 address.
     InterfaceIpv6,
     /// Where to go on.
     Verdict,
@@ -51,54 +45,47 @@ pub enum Type {
 
 /// A set, a map or a verdict map.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Set {
-    /// Its name.
-    pub name: String,
+pub(crate) struct Set {
+    pub(crate) name: String,
     /// What its elements are.
-    pub key: Type,
+    pub(crate) key: Type,
     /// What they stand for; none for a set.
-    pub data: Option<Type>,
+    pub(crate) data: Option<Type>,
     /// The most elements it holds; none for no limit. The kernel looks things up faster where it
     /// knows the size.
-    pub size: Option<u32>,
-    /// Its elements.
-    pub elements: BTreeSet<(Vec<u8>, ElementData)>,
+    pub(crate) size: Option<u32>,
+    pub(crate) elements: BTreeSet<(Vec<u8>, ElementData)>,
 }
 
 /// Where a base chain hangs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hook {
+pub(crate) struct Hook {
     /// "filter" or "route".
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
     /// `NF_INET_*`
-    pub number: u32,
+    pub(crate) number: u32,
     /// Place among the chains of this hook; lower comes first.
-    pub priority: i32,
+    pub(crate) priority: i32,
 }
 
-/// A chain with its rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chain {
-    /// Its name.
-    pub name: String,
+pub(crate) struct Chain {
+    pub(crate) name: String,
     /// Set for a base chain.
-    pub hook: Option<Hook>,
-    /// Its rules in order.
-    pub rules: Vec<Rule>,
+    pub(crate) hook: Option<Hook>,
+    pub(crate) rules: Vec<Rule>,
 }
 
-/// One rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
+pub(crate) struct Rule {
     /// What it is for, shown by `nft list`.
-    pub comment: Option<&'static str>,
-    /// What it does.
-    pub expressions: Vec<Expression>,
+    pub(crate) comment: Option<&'static str>,
+    pub(crate) expressions: Vec<Expression>,
 }
 
 /// Source or destination address of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     /// Source
     Source,
     /// Destination
@@ -107,7 +94,7 @@ pub enum Side {
 
 /// One step of a rule. A step that compares ends the rule where it does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Expression {
+pub(crate) enum Expression {
     /// Incoming interface -> register.
     Iif,
     /// Outgoing interface -> register.
@@ -131,14 +118,12 @@ pub enum Expression {
     NotRelated,
     /// The packet is of no connection: it is not tracked, or conntrack makes nothing of it.
     NoConnection,
-    /// The packet is of this family.
     FamilyIs(Family),
     /// Address -> register; ask [`Expression::FamilyIs`] first.
     LoadAddress(Family, Side),
     /// Destination of the connection's original or reply direction -> the register behind an
     /// interface; ask [`Expression::FamilyIs`] first.
     ConntrackAddress {
-        /// Family of the address.
         family: Family,
         /// `true` for the reply direction.
         reply: bool,
@@ -149,14 +134,12 @@ pub enum Expression {
     FibInterfaceByMark(Side),
     /// No route for this address.
     FibMissing {
-        /// Which address.
         side: Side,
         /// Look up with the packet's mark.
         by_mark: bool,
     },
     /// The address is one of the node's own, or is not.
     FibType {
-        /// Which address.
         side: Side,
         /// Whether it has to be the node's own.
         is_local: bool,
@@ -176,7 +159,6 @@ pub enum Expression {
     Differs(Vec<u8>),
     /// The register is an element of the set, or is not.
     InSet {
-        /// Name of the set.
         set: &'static str,
         /// Whether it has to be absent.
         not: bool,
@@ -189,7 +171,6 @@ pub enum Expression {
     SetPacketMark,
     /// register -> conntrack mark.
     SetConntrackMark,
-    /// Counts the packet.
     Counter,
     /// Go to a chain and don't come back.
     Goto(String),

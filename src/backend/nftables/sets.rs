@@ -9,16 +9,13 @@ use crate::backend::spec::{Spec, Uplink};
 use crate::model::{ElementData, Family};
 use crate::names;
 
-/// The name of the set of a family's pods that accept hairpin.
-#[must_use]
-pub fn hairpin_set(family: Family) -> &'static str {
+pub(crate) fn hairpin_set(family: Family) -> &'static str {
     match family {
         Family::V4 => names::HAIRPIN4,
         Family::V6 => names::HAIRPIN6,
     }
 }
 
-/// The name of the set of a family's pods that are left out.
 pub(super) fn left_out_set(family: Family) -> &'static str {
     match family {
         Family::V4 => names::LEFT_OUT4,
@@ -41,8 +38,7 @@ pub(super) fn own_set(family: Family) -> &'static str {
 }
 
 /// The bytes of an address as a set holds them.
-#[must_use]
-pub fn address_key(ip: IpAddr) -> Vec<u8> {
+pub(crate) fn address_key(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
@@ -50,8 +46,7 @@ pub fn address_key(ip: IpAddr) -> Vec<u8> {
 }
 
 /// A number as a set of marks or interfaces holds it.
-#[must_use]
-pub fn number_key(number: u32) -> Vec<u8> {
+pub(crate) fn number_key(number: u32) -> Vec<u8> {
     number.to_ne_bytes().to_vec()
 }
 

@@ -41,7 +41,7 @@ fn write_get(request: &mut Writer, message: u16, flags: u16, table_attr: u16) {
 }
 
 /// Everything in our table, or none where it does not exist.
-pub fn table(socket: &mut Socket) -> Result<Option<Table>, Error> {
+pub(crate) fn table(socket: &mut Socket) -> Result<Option<Table>, Error> {
     let flags = socket.query(&mut get(NFT_MSG_GETTABLE, 0, NFTA_TABLE_NAME), |message| {
         be32_at(find(message.body.get(NFGENMSG..)?, NFTA_TABLE_FLAGS)?, 0)
     });
@@ -123,7 +123,10 @@ fn parse_set(body: &[u8]) -> (String, FoundSet) {
 }
 
 /// All elements of a set or map of ours.
-pub fn elements(socket: &mut Socket, set: &str) -> Result<BTreeSet<(Vec<u8>, ElementData)>, Error> {
+pub(crate) fn elements(
+    socket: &mut Socket,
+    set: &str,
+) -> Result<BTreeSet<(Vec<u8>, ElementData)>, Error> {
     let mut request = get(NFT_MSG_GETSETELEM, NLM_F_DUMP, NFTA_SET_ELEM_LIST_TABLE);
     request.str(NFTA_SET_ELEM_LIST_SET, set);
     let lists = socket.dump(&mut request, |b| Some(parse_elements(b.get(NFGENMSG..)?)))?;
@@ -150,12 +153,16 @@ fn parse_element(element: &[u8]) -> Option<(Vec<u8>, ElementData)> {
 }
 
 /// Looks one element up in a set or map of ours: what it stands for, or none.
-pub fn element(socket: &mut Socket, set: &str, key: &[u8]) -> Result<Option<ElementData>, Error> {
+pub(crate) fn element(
+    socket: &mut Socket,
+    set: &str,
+    key: &[u8],
+) -> Result<Option<ElementData>, Error> {
     look_up(socket, &[(set, key)])?.pop().unwrap_or(Ok(None))
 }
 
 /// Looks elements up in sets and maps of ours, all at once; see [`element`].
-pub fn look_up(
+pub(crate) fn look_up(
     socket: &mut Socket,
     elements: &[(&str, &[u8])],
 ) -> Result<Vec<Result<Option<ElementData>, Error>>, Error> {
@@ -192,7 +199,7 @@ fn write_element(w: &mut Writer, key: &[u8], data: &ElementData) {
 
 /// Changes that the kernel makes together or not at all.
 #[derive(Debug, Clone)]
-pub struct Batch {
+pub(crate) struct Batch {
     messages: Writer,
     count: usize,
     sets: u32,
@@ -213,9 +220,7 @@ pub(crate) fn batch_edge(messages: &mut Writer, edge: u16) {
 }
 
 impl Batch {
-    /// Whether it changes nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
@@ -225,18 +230,15 @@ impl Batch {
         &mut self.messages
     }
 
-    /// Makes the table, if it is not there.
-    pub fn new_table(&mut self) {
+    pub(crate) fn new_table(&mut self) {
         self.add(NFT_MSG_NEWTABLE, NLM_F_CREATE).str(NFTA_TABLE_NAME, TABLE);
     }
 
-    /// Removes the table with everything in it.
-    pub fn delete_table(&mut self) {
+    pub(crate) fn delete_table(&mut self) {
         self.add(NFT_MSG_DELTABLE, 0).str(NFTA_TABLE_NAME, TABLE);
     }
 
-    /// Makes a chain without rules.
-    pub fn new_chain(&mut self, chain: &Chain) {
+    pub(crate) fn new_chain(&mut self, chain: &Chain) {
         let w = self.add(NFT_MSG_NEWCHAIN, NLM_F_CREATE);
         w.str(NFTA_CHAIN_TABLE, TABLE);
         w.str(NFTA_CHAIN_NAME, &chain.name);
@@ -251,21 +253,19 @@ impl Batch {
     }
 
     /// Removes a chain, which must be empty and unused by then.
-    pub fn delete_chain(&mut self, name: &str) {
+    pub(crate) fn delete_chain(&mut self, name: &str) {
         let w = self.add(NFT_MSG_DELCHAIN, 0);
         w.str(NFTA_CHAIN_TABLE, TABLE);
         w.str(NFTA_CHAIN_NAME, name);
     }
 
-    /// Removes the rules of a chain.
-    pub fn flush_chain(&mut self, name: &str) {
+    pub(crate) fn flush_chain(&mut self, name: &str) {
         let w = self.add(NFT_MSG_DELRULE, 0);
         w.str(NFTA_RULE_TABLE, TABLE);
         w.str(NFTA_RULE_CHAIN, name);
     }
 
-    /// Appends a rule to a chain.
-    pub fn append_rule(&mut self, chain: &str, rule: &Rule) {
+    pub(crate) fn append_rule(&mut self, chain: &str, rule: &Rule) {
         let w = self.add(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND);
         w.str(NFTA_RULE_TABLE, TABLE);
         w.str(NFTA_RULE_CHAIN, chain);
@@ -275,7 +275,7 @@ impl Batch {
     }
 
     /// Makes a set or map without elements.
-    pub fn new_set(&mut self, set: &Set) {
+    pub(crate) fn new_set(&mut self, set: &Set) {
         self.sets += 1;
         let id = self.sets;
         let w = self.add(NFT_MSG_NEWSET, NLM_F_CREATE);
@@ -296,14 +296,14 @@ impl Batch {
     }
 
     /// Removes a set, which must be unused by then.
-    pub fn delete_set(&mut self, name: &str) {
+    pub(crate) fn delete_set(&mut self, name: &str) {
         let w = self.add(NFT_MSG_DELSET, 0);
         w.str(NFTA_SET_TABLE, TABLE);
         w.str(NFTA_SET_NAME, name);
     }
 
     /// Adds elements; those that are there already stay.
-    pub fn add_elements<'a>(
+    pub(crate) fn add_elements<'a>(
         &mut self,
         set: &str,
         elements: impl IntoIterator<Item = &'a (Vec<u8>, ElementData)>,
@@ -312,7 +312,7 @@ impl Batch {
     }
 
     /// Removes elements; the batch fails if one is not there.
-    pub fn delete_elements<'a>(
+    pub(crate) fn delete_elements<'a>(
         &mut self,
         set: &str,
         elements: impl IntoIterator<Item = &'a (Vec<u8>, ElementData)>,
@@ -341,7 +341,7 @@ impl Batch {
     }
 
     /// Hands the batch to the kernel and waits for its one answer.
-    pub fn commit(mut self, socket: &mut Socket) -> Result<(), Error> {
+    pub(crate) fn commit(mut self, socket: &mut Socket) -> Result<(), Error> {
         if self.is_empty() {
             return Ok(());
         }
