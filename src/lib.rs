@@ -14,12 +14,14 @@
 //! compiler reports what nothing uses.
 
 mod agent;
+mod atomic_file;
 mod backend;
 pub mod cli;
 pub mod cni;
 mod config;
 pub mod conflist;
 mod error;
+mod flock;
 pub mod handover;
 mod hash;
 mod logging;

@@ -1,13 +1,14 @@
 //! The plugin's binary in the runtime's folder, as a copy of a given file.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::cause::Cause;
 use super::keep::Thing;
+use crate::atomic_file;
 use crate::names::PROGRAM;
 
 /// What a file looks like without reading it.
@@ -68,15 +69,11 @@ impl Thing for Binary {
         // A binary that runs can't be written, and half of one must not be run: a new file in the
         // same folder takes its place.
         let temporary = self.folder.join(format!(".{PROGRAM}.new"));
-        let make = || -> io::Result<()> {
-            fs::copy(&self.from, &temporary)?;
-            fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
-            File::open(&temporary)?.sync_all()?;
-            fs::rename(&temporary, self.to())?;
-            File::open(&self.folder)?.sync_all()
+        let copy = |temporary: &Path| {
+            fs::copy(&self.from, temporary)?;
+            fs::set_permissions(temporary, fs::Permissions::from_mode(0o755))
         };
-        make().map_err(|error| {
-            let _ = fs::remove_file(&temporary);
+        atomic_file::replace(&self.to(), &temporary, copy).map_err(|error| {
             let hint = "give the runtime's folder of plugins by --bin-dir, mounted writable";
             format!("{}; {hint}", at("install", &self.to(), &error))
         })

@@ -29,7 +29,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::config::source::Source;
-use crate::state::{Alone, State};
+use crate::state::{AgentLock, State};
 use cause::{Cause, Causes, Pending};
 use filter::Filter;
 use heal::Healer;
@@ -77,7 +77,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// What keeps the agent from starting.
 pub(crate) fn run(options: Options) -> Result<(), String> {
-    let _alone = alone()?;
+    let _lock = only_agent()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         // By this name the kernel tells who changed nftables.
@@ -90,13 +90,12 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
 }
 
 /// The only agent of this node, for as long as the value lives.
-fn alone() -> Result<Alone, String> {
-    State::new(crate::names::STATE_DIR).be_the_agent().map_err(|error| error.to_string())?.map_err(
-        |pid| {
-            let who = pid.map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
-            format!("an agent runs on this node already, {who}; stop that one first")
-        },
-    )
+fn only_agent() -> Result<AgentLock, String> {
+    let state = State::new(crate::names::STATE_DIR);
+    AgentLock::acquire(&state).map_err(|error| error.to_string())?.map_err(|pid| {
+        let who = pid.map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
+        format!("an agent runs on this node already, {who}; stop that one first")
+    })
 }
 
 async fn serve(options: Options) -> Result<(), String> {

@@ -26,7 +26,7 @@ use crate::names;
 use crate::node::Node;
 use crate::plan::Note;
 use crate::process;
-use crate::state::State;
+use crate::state::{AgentLock, State};
 use configuration::Source;
 use report::{Health, Report};
 
@@ -264,7 +264,7 @@ fn up(settings: Option<&Settings>) -> Result<(String, u8), Failure> {
 fn down(force: bool) -> Result<(String, u8), Failure> {
     let mut node = Node::open()?;
     // Its file would be left.
-    node.state.let_a_killed_agent_end()?;
+    AgentLock::wait_for_dying(&node.state)?;
     if take_down(&mut node, force)? {
         return Ok(("symroute is not in force: everything is as it was before\n".into(), 0));
     }

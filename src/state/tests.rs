@@ -40,12 +40,12 @@ fn pod(container: &str, addresses: &[&str]) -> Attachment {
 fn one_agent_to_a_node() {
     let temporary = Temporary::new();
     let state = &temporary.0;
-    let alone = state.be_the_agent().unwrap().unwrap();
-    assert_eq!(state.be_the_agent().unwrap().unwrap_err(), Some(std::process::id()));
+    let lock = AgentLock::acquire(state).unwrap().unwrap();
+    assert_eq!(AgentLock::acquire(state).unwrap().unwrap_err(), Some(std::process::id()));
     state.clear().unwrap();
-    assert!(state.be_the_agent().unwrap().is_err(), "what is cleared is not the lock");
-    drop(alone);
-    drop(state.be_the_agent().unwrap().unwrap());
+    assert!(AgentLock::acquire(state).unwrap().is_err(), "what is cleared is not the lock");
+    drop(lock);
+    drop(AgentLock::acquire(state).unwrap().unwrap());
     state.clear().unwrap();
     assert!(!state.path(&["agent"]).exists(), "nobody has it");
 }
