@@ -185,7 +185,8 @@ fn mark(
         left_out: &facts.left_out,
         ipvs: facts.ipvs,
         fingerprint: settings.fingerprint(facts.ipvs),
-        layout: (settings.priority, settings.table_base),
+        priority: settings.priority,
+        table_base: settings.table_base,
         restore: &plan.restore,
     };
     let Marker::Iptables(variant) = marker else {
@@ -226,10 +227,10 @@ fn steering(
     facts: &Facts,
     settings: &Settings,
     uplinks: &[Uplink],
-) -> Result<[Option<Steering>; 2], Invalid> {
-    let mut out = [None, None];
-    for (slot, family) in Family::ALL.into_iter().enumerate() {
-        out[slot] = match &settings.masquerade {
+) -> Result<BTreeMap<Family, Steering>, Invalid> {
+    let mut out = BTreeMap::new();
+    for family in Family::ALL {
+        let steering = match &settings.masquerade {
             Masquerade::Off => None,
             Masquerade::Auto => steer_auto(facts, settings, uplinks, family),
             Masquerade::Mark { mark, via } => {
@@ -251,6 +252,7 @@ fn steering(
                 Some(Steering { mark: *mark, via: via.id, away_from })
             }
         };
+        out.extend(steering.map(|steering| (family, steering)));
     }
     Ok(out)
 }

@@ -143,7 +143,7 @@ fn uplink_chains(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Chain> {
         chain(named(BOUND, id), bound(spec, uplink)),
         chain(named("turned", id), turn(spec, uplink)),
     ];
-    if spec.steering.iter().flatten().any(|steering| steering.via == id) {
+    if spec.steering.values().any(|steering| steering.via == id) {
         let remember = set_connection(field, field.d());
         let rules = vec![plain(remember), plain([goto(VIA, id)])];
         chains.push(chain(named("send", id), rules));
@@ -186,7 +186,7 @@ fn turn(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     let original = || [DirectionIs { reply: false }];
     let answered = has_status(IPS_SEEN_REPLY, Iif);
     let to_inside = [FibInterface(Side::Destination), InSet { set: names::OUTSIDE, not: true }];
-    let steered = spec.steering.iter().flatten().any(|steering| steering.via == id);
+    let steered = spec.steering.values().any(|steering| steering.via == id);
     if steered {
         let reply = [DirectionIs { reply: true }, Iif, equals(uplink.link)];
         rules.push(rule(
@@ -341,7 +341,7 @@ fn ask(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
 }
 
 /// kube-proxy's mark, which is on a request to a `NodePort` here.
-const MASQUERADED: u32 = names::KUBE_MASQUERADE.0;
+const MASQUERADED: u32 = names::KUBE_MASQUERADE.mask;
 
 /// The packet's mark has bits of another program, besides `known`.
 fn marked_by_others(spec: &Spec<'_>, known: u32, then: Expression) -> Rule {
