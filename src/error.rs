@@ -79,8 +79,8 @@ impl Error {
             Self::Sysctl { .. } => Some("mount /proc/sys writable and run as root"),
             Self::State(_) => Some("make /run/symroute writable for root"),
             Self::Iptables { .. } => Some(
-                "install iptables and the kernel's parts for set, conntrack, mark and connmark, \
-                 or set \"backend\": \"nftables\"",
+                "install iptables and the kernel's parts for set, conntrack, mark, connmark and \
+                 rpfilter, or set \"backend\": \"nftables\"",
             ),
             Self::Busy { .. } | Self::XtablesLock { .. } => {
                 Some("try again; if it lasts, see what that process waits for")

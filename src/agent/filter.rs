@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::cause::Cause;
 use crate::backend::iptables::rules::Xtables;
+use crate::backend::iptables::table_size::Sizes;
 use crate::config::{Pattern, Settings};
 use crate::model::{Facts, Link, Variant};
 use crate::names;
@@ -68,21 +69,14 @@ pub(crate) struct Filter {
     known: BTreeMap<u32, Shape>,
     quiet: BTreeSet<u32>,
     variant: Option<Variant>,
-    /// How many rules of ours look into each ipset.
-    references: References,
-    /// Whether it was told since the last look that there are fewer.
-    told: bool,
+    /// The sizes of the tables of iptables-legacy when they were last read.
+    sizes: Option<Sizes>,
 }
 
-/// How many rules look into each ipset, by its name.
-pub(crate) type References = BTreeMap<&'static str, u32>;
-
 impl Filter {
-    /// After a look: what stands in iptables if all is well.
-    pub(crate) fn learn_rules(&mut self, xtables: Option<&Xtables>) {
+    /// After a look: the variant of iptables that marks.
+    pub(crate) fn learn_variant(&mut self, xtables: Option<&Xtables>) {
         self.variant = xtables.map(|xtables| xtables.variant);
-        self.references = xtables.map(Xtables::references).unwrap_or_default();
-        self.told = false;
     }
 
     /// Whether a change of table mangle by iptables-nft may matter.
@@ -90,20 +84,15 @@ impl Filter {
         self.tables.is_none() || self.variant == Some(Variant::Nft)
     }
 
-    /// The ipsets to look at, since nobody tells what happens to rules of iptables-legacy.
-    pub(crate) fn polled(&self) -> Vec<&'static str> {
-        match self.variant {
-            Some(Variant::Legacy) => self.references.keys().copied().collect(),
-            _ => Vec::new(),
-        }
+    /// Whether rules of iptables-legacy matter, of which the kernel reports no events.
+    pub(crate) fn minds_iptables_legacy(&self) -> bool {
+        self.variant == Some(Variant::Legacy)
     }
 
-    /// The cause for a look that these numbers are. Rules of others may look into our sets too.
-    pub(crate) fn judge_references(&mut self, found: &References) -> Option<Cause> {
-        let fewer = |(set, wanted): (&&str, &u32)| found.get(set).is_some_and(|n| n < wanted);
-        let news = !self.told && self.references.iter().any(fewer);
-        self.told |= news;
-        news.then_some(Cause::Iptables)
+    /// The cause for a look that these sizes are.
+    pub(crate) fn judge_sizes(&mut self, found: Sizes) -> Option<Cause> {
+        let before = self.sizes.replace(found);
+        before.is_some_and(|before| before != found).then_some(Cause::Iptables)
     }
 
     /// After a look: what was found is known now.
@@ -248,23 +237,16 @@ mod tests {
     }
 
     #[test]
-    fn rules_of_legacy_that_are_gone_are_told_once_to_a_look() {
+    fn a_table_of_legacy_that_changes_is_looked_at_once() {
         let mut filter = filter();
-        let legacy = |filter: &mut Filter| {
-            filter.learn_rules(None);
-            assert!(filter.polled().is_empty() && !filter.minds_iptables_nft());
-            filter.variant = Some(Variant::Legacy);
-            filter.references = References::from([("symroute-inside4", 4)]);
-        };
-        legacy(&mut filter);
-        assert_eq!(filter.polled(), ["symroute-inside4"]);
-        let now = |n| References::from([("symroute-inside4", n)]);
-        assert_eq!(filter.judge_references(&now(4)), None);
-        assert_eq!(filter.judge_references(&now(5)), None, "somebody else's");
-        assert_eq!(filter.judge_references(&now(0)), Some(Cause::Iptables));
-        assert_eq!(filter.judge_references(&now(0)), None, "known");
-        legacy(&mut filter);
-        assert_eq!(filter.judge_references(&now(3)), Some(Cause::Iptables));
+        assert!(!filter.minds_iptables_legacy() && !filter.minds_iptables_nft());
+        filter.variant = Some(Variant::Legacy);
+        assert!(filter.minds_iptables_legacy());
+        let of_v4 = |entries| [Some((entries, 1000)), None];
+        assert_eq!(filter.judge_sizes(of_v4(40)), None, "the first time");
+        assert_eq!(filter.judge_sizes(of_v4(40)), None);
+        assert_eq!(filter.judge_sizes(of_v4(39)), Some(Cause::Iptables));
+        assert_eq!(filter.judge_sizes(of_v4(39)), None, "known");
     }
 
     #[test]

@@ -161,6 +161,10 @@ impl Healer {
                 status.say(Problem::Settings, Err(text(&error)));
             }
         }
+        // An agent that was killed may have left it out.
+        if let Some(path) = &target.conflist {
+            open(&mut self.node)?.note_conflist(&target.network, path)?;
+        }
         self.compare(&target, causes, status)
     }
 
@@ -243,9 +247,6 @@ fn enforce(node: &mut Node, target: &Wanted, causes: &Causes) -> Result<(), Erro
     let held = node.state.holders()?.into_iter().find(|(name, _)| name == HOLD);
     node.state.hold(HOLD, &target.network)?;
     let outcome = node.reconcile(&lock, &target.network, &target.config.settings);
-    if let (Ok(_), Some(path)) = (&outcome, &target.conflist) {
-        node.note_conflist(path)?;
-    }
     match (&outcome, held) {
         (Ok(plan), _) => plan.notes.iter().for_each(|note| log::warn!("{note}")),
         (Err(_), Some((_, before))) if before != target.network => {

@@ -262,7 +262,7 @@ impl Loop {
             let uplinks = found.uplinks.iter().map(|uplink| uplink.link).collect();
             let mut filter = lock(&self.shared.filter);
             filter.learn(&found.settings, uplinks, &found.facts);
-            filter.learn_rules(found.xtables.as_ref());
+            filter.learn_variant(found.xtables.as_ref());
         }
         let mut board = lock(&self.shared.board);
         board.update(status);

@@ -6,18 +6,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::cause::Cause;
 use super::events::files::{self, Folder};
 use super::events::{nftables, route};
-use super::filter::{Event, References};
+use super::filter::Event;
 use super::keep::Kept;
 use super::{Options, Shared, lock};
-use crate::backend::iptables::ipset;
+use crate::backend::iptables::table_size;
 use crate::config::source::Source;
-use crate::netlink::{self, Socket};
 
 /// Pause before a source that failed is opened again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -120,26 +118,16 @@ async fn nf_tables(shared: Arc<Shared>) {
     }
 }
 
-/// Nobody tells what happens to the rules of iptables-legacy, but each ipset knows how many rules
-/// look into it: rules that were flushed do so no more. A request to a set, once a second.
+/// The kernel reports no events of iptables-legacy, so the sizes of its tables are read once a second.
 async fn iptables_legacy(shared: Arc<Shared>) {
     loop {
         sleep(POLL).await;
-        let sets = lock(&shared.filter).polled();
-        if sets.is_empty() {
+        if !lock(&shared.filter).minds_iptables_legacy() {
             continue;
         }
-        // What can't be told now may be in a second, and by the clock in any case.
-        let Ok(Ok(found)) = spawn_blocking(move || references(&sets)).await else { continue };
-        let cause = lock(&shared.filter).judge_references(&found);
+        let cause = lock(&shared.filter).judge_sizes(table_size::sizes());
         if let Some(cause) = cause {
             shared.happened(cause);
         }
     }
-}
-
-fn references(sets: &[&'static str]) -> Result<References, netlink::Error> {
-    let mut socket = Socket::netfilter()?;
-    let count = |&set: &&'static str| Ok((set, ipset::references(&mut socket, set)?.unwrap_or(0)));
-    sets.iter().map(count).collect()
 }

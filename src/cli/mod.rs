@@ -250,7 +250,7 @@ fn up(settings: Option<&Settings>) -> Result<(String, u8), Failure> {
     node.reconcile(&lock, &source.network, &source.config.settings)?;
     node.state.hold(HOLD, &source.network)?;
     if let Some(path) = &source.conflist {
-        node.note_conflist(path)?;
+        node.note_conflist(&source.network, path)?;
     }
     drop(lock);
     node.sweep_ended()?;

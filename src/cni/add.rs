@@ -65,8 +65,10 @@ pub(super) fn look_if_overdue() {
     if !Node::is_overdue(&State::new(names::STATE_DIR)) {
         return;
     }
-    if let Err(error) = Node::open().and_then(|mut node| node.look()) {
-        log::warn!("a look at the node: {error}");
+    match Node::open().and_then(|mut node| node.look()) {
+        Ok(()) => {}
+        Err(error @ Error::Busy { .. }) => log::debug!("no look at the node: {error}"),
+        Err(error) => log::warn!("a look at the node: {error}"),
     }
 }
 

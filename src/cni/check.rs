@@ -30,10 +30,11 @@ pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
     }
     // IPVS may have come since: the next ADD sees to that, and this pod is none the worse.
     let forms = pod.config.settings.fingerprints();
-    proof::prove(&node.state, &mut node.kernel, &forms).map_err(|Surprise(why)| wrong(why))?;
+    let Node { state, kernel } = &mut node;
+    let mut proven = proof::prove(state, kernel, &forms);
+    proven = proven.and_then(|()| proof::reaches(state, kernel, &wanted.addresses));
     if wanted.hairpin {
-        proof::accepts_hairpin(&node.state, &mut node.kernel, &wanted.addresses)
-            .map_err(|Surprise(why)| wrong(why))?;
+        proven = proven.and_then(|()| proof::accepts_hairpin(state, kernel, &wanted.addresses));
     }
-    Ok(())
+    proven.map_err(|Surprise(why)| wrong(why))
 }

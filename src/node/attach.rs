@@ -15,11 +15,13 @@ impl Node {
         settings: &Settings,
         attachment: &Attachment,
     ) -> Result<(), Error> {
-        let written = self.state.attach(attachment)?;
-        let attached = self.make_ready(settings, attachment, &written);
-        match (&attached, &written.before) {
+        let (attached, before) = match self.state.attach(attachment) {
+            Ok(written) => (self.make_ready(settings, attachment, &written), written.before),
+            Err(error) => (Err(error.into()), None),
+        };
+        match (&attached, before) {
             (Ok(()), _) => {}
-            (Err(_), Some(before)) => drop(self.state.attach(before)?),
+            (Err(_), Some(before)) => drop(self.state.attach(&before)?),
             (Err(_), None) => {
                 for error in teardown::remove(&self.state, &attachment.key) {
                     log::error!("{}: {error}", attachment.key.container);

@@ -123,6 +123,29 @@ fn has_rules(socket: &mut Socket, family: Family) -> Result<(), Surprise> {
     }
 }
 
+/// Proves that requests that came in by the uplinks reach a pod as the node's own packets do. An
+/// address that the node does not route (macvlan) proves nothing.
+pub(crate) fn reaches(state: &State, kernel: &mut Kernel, pod: &[IpAddr]) -> Result<(), Surprise> {
+    let ready = state.ready().ok_or_else(|| Surprise("the node is not ready".into()))?;
+    let sides: Vec<Lookup> = pod.iter().map(|&to| Lookup { to, from: None, mark: 0 }).collect();
+    for chunk in sides.chunks(AT_ONCE) {
+        for (side, way) in chunk.iter().zip(ways(&mut kernel.rtnetlink, chunk)?) {
+            let Some(way) = way.filter(|way| way.kind == RTN_UNICAST) else { continue };
+            let of_family =
+                |q: &&Question| Family::of(q.outside) == Family::of(side.to) && q.link != way.link;
+            for question in ready.questions.iter().filter(of_family) {
+                let from = Some((question.outside, question.link));
+                let request = Lookup { to: side.to, from, mark: question.mark };
+                let found = ways(&mut kernel.rtnetlink, &[request])?.into_iter().next().flatten();
+                if found.is_none_or(|found| found.link != way.link) {
+                    return Err(Surprise(words(question, &request, found.as_ref())));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Proves that the kernel knows these addresses of a pod that accepts hairpin.
 pub(crate) fn accepts_hairpin(
     state: &State,

@@ -1,5 +1,7 @@
 //! The reconcile: looks and steps until nothing is left to do.
 
+use std::path::Path;
+
 use nix::errno::Errno;
 
 use super::Node;
@@ -142,20 +144,18 @@ impl Node {
         }
     }
 
-    /// Remembers the conflist that the settings in force came from.
-    pub(crate) fn note_conflist(&mut self, path: &std::path::Path) -> Result<(), Error> {
-        if let Some(record) = self.state.record()? {
-            let record = Record { conflist: Some(path.into()), ..record };
-            if self.state.record()?.as_ref() != Some(&record) {
-                self.state.set_record(&record)?;
-            }
+    /// Remembers the conflist that a network's settings came from, if they are in force.
+    pub(crate) fn note_conflist(&mut self, network: &str, path: &Path) -> Result<(), Error> {
+        let Some(record) = self.state.record()? else { return Ok(()) };
+        if record.network == network && record.conflist.as_deref() != Some(path) {
+            self.state.set_record(&Record { conflist: Some(path.into()), ..record })?;
         }
         Ok(())
     }
 }
 
 /// Whether a conflist still is the one of this network, and names us.
-fn is_of(path: &std::path::Path, network: &str) -> bool {
+fn is_of(path: &Path, network: &str) -> bool {
     matches!(file::read(path), Ok((Some(name), _)) if name == network)
 }
 

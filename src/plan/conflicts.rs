@@ -45,7 +45,7 @@ fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 /// Four free priorities in a row, from our default on.
 fn free_priorities(facts: &Facts, settings: &Settings) -> u32 {
     let taken = |p: u32| rules(facts).any(|r| (p..=p + 3).contains(&r.priority));
-    (300..500).rev().chain(1..300).find(|&p| !taken(p)).unwrap_or(settings.priority)
+    (300..500).rev().chain(3..300).find(|&p| !taken(p)).unwrap_or(settings.priority)
 }
 
 /// The table `local` has to come before ours, or the node would lose its own addresses.

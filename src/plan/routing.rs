@@ -143,7 +143,8 @@ fn asking(
     let end = asked(rule(at.ask, Action::Other(FR_ACT_PROHIBIT)));
     let alone = asked(rule(at.ask_alone, main));
     let shorter = if alone.family == Family::V4 { 31 } else { 127 };
-    vec![end, Rule { suppress: Some(shorter), ..alone }]
+    // In this order, should both stand at priority 0.
+    vec![Rule { suppress: Some(shorter), ..alone }, end]
 }
 
 /// What is off with an uplink.

@@ -134,7 +134,7 @@ fn a_table_of_another_layout_is_replaced() {
 
 fn chains_of_another_layout_are_replaced(layout: &TwoNics, backend: Backend) {
     let node = &layout.node;
-    node.ns.exec(&["ipset", "create", "symroute-leftout4", "hash:net", "family", "inet"], "");
+    node.ns.exec(&["ipset", "create", "symroute-inside4", "hash:ip", "family", "inet"], "");
     for rule in [
         "-N symroute-prerouting",
         "-N symroute-old",
@@ -148,7 +148,7 @@ fn chains_of_another_layout_are_replaced(layout: &TwoNics, backend: Backend) {
     connection.ask().expect("the connection goes on");
     let (rules, sets) = (node.ns.mangle(backend), node.ns.exec(&["ipset", "save"], ""));
     assert!(!rules.contains("symroute-old") && !rules.contains("--mark 0x7 "), "{rules}");
-    assert!(sets.contains("create symroute-leftout4 hash:ip "), "{sets}");
+    assert!(sets.contains("create symroute-inside4 hash:net "), "{sets}");
     node.down();
     assert_eq!(node.ns.backends(), []);
 }

@@ -212,7 +212,7 @@ fn strangers(backend: Backend) -> Vec<Stranger> {
         ("-D symroute-prerouting 1", iptables),
         ("-D POSTROUTING 1", iptables),
         ("create symroute-ranges hash:net", ipset),
-        ("add symroute-leftout4 192.0.2.7", ipset),
+        ("add symroute-inside4 192.0.2.0/24", ipset),
         ("flush symroute", ipset),
     ]
 }

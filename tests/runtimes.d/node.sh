@@ -105,9 +105,9 @@ status() {
     "$SYMROUTE_CTL" status --json || true # 1 where nothing is in force
 }
 
-# The addresses of the enrolled pods, one per line.
+# The addresses of the attached pods, one per line.
 enrolled() {
-    status | sed -n '/"addresses": \[/,/]/s/^ *"\([0-9a-f.:]*\)",\{0,1\}$/\1/p'
+    { "$SYMROUTE_CTL" attachments --json || true; } | sed -n '/"addresses": \[/,/]/s/^ *"\([0-9a-f.:]*\)",\{0,1\}$/\1/p'
 }
 
 # What symroute may leave on a node.

@@ -275,11 +275,15 @@ impl Builder<'_> {
             rule(self.has_id("!"), "leaves by the uplink of the request", goto("restore")),
         ];
         let why = "an answer to the address that the request was sent with";
-        rules.extend(
-            self.own(uplink).map(|to| {
-                rule(format!("{to} -m conntrack --ctstate SNAT"), why, goto_of("via", id))
-            }),
-        );
+        for to in self.own(uplink) {
+            let answer = format!("{to} -m conntrack --ctstate SNAT");
+            // An ICMP error may have any source.
+            if !self.spec.hairpin {
+                let error = format!("-p {} {answer} -m conntrack --ctstate RELATED", self.icmp());
+                rules.push(rule(error, "an ICMP error", goto_of("source", id)));
+            }
+            rules.push(rule(answer, why, goto_of("via", id)));
+        }
         rules
     }
 
@@ -308,7 +312,7 @@ impl Builder<'_> {
     fn answered(&self, id: u32) -> Vec<Rule> {
         let others = self.spec.uplinks.iter().filter(|other| other.id != id);
         let mut rules: Vec<Rule> = others
-            .map(|o| rule(self.connection_of(o.id), "bound to this one", goto_of("stays", id)))
+            .map(|o| rule(self.connection_of(o.id), "bound to that uplink", goto_of("stays", id)))
             .collect();
         rules.push(rule("", "its uplink has gone", goto_of("offer", id)));
         rules
@@ -348,7 +352,7 @@ impl Builder<'_> {
             let to = in_set(hairpin_set(self.family), "dst");
             rules.push(rule(to, "a pod that accepts hairpin", goto_of("via", id)));
         }
-        rules.push(rule("", "who may be a source", goto_of("source", id)));
+        rules.push(rule("", "the source is judged", goto_of("source", id)));
         rules
     }
 

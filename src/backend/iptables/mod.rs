@@ -15,6 +15,7 @@ pub(crate) mod programs;
 pub(crate) mod restore_script;
 pub(crate) mod rules;
 pub(crate) mod set_diff;
+pub(crate) mod table_size;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -14,19 +14,6 @@ pub(crate) struct Xtables {
     pub(crate) sets: Vec<Ipset>,
 }
 
-impl Xtables {
-    /// How many of the rules look into each set that any looks into.
-    pub(crate) fn references(&self) -> BTreeMap<&'static str, u32> {
-        let rules = || self.chains.values().flatten().flat_map(|chain| &chain.rules);
-        let count = |set: &Ipset| {
-            let matched = format!("--match-set {} ", set.name);
-            let count = rules().map(|rule| rule.matches.matches(&matched).count()).sum::<usize>();
-            (set.name, u32::try_from(count).unwrap_or(u32::MAX))
-        };
-        self.sets.iter().map(count).filter(|(_, count)| *count > 0).collect()
-    }
-}
-
 /// A chain of ours in table mangle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chain {

@@ -261,14 +261,17 @@ fn bind(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
 fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     let mut rules: Vec<Rule> = Family::ALL
         .into_iter()
-        .map(|family| {
+        .flat_map(|family| {
             let [status, bit, is_set, of] = has_status(IPS_SRC_NAT, FamilyIs(family));
             let own = own_address(family, ConntrackAddress { family, reply: true }, false);
             let snat = [DirectionIs { reply: true }, status, bit, is_set, of];
-            rule(
-                "an answer to the address that the request was sent with",
-                [&snat[..], &own, &[goto("from", id)]].concat(),
-            )
+            // An ICMP error may have any source.
+            [(NotRelated, "from"), (Related, "error")].map(|(state, then)| {
+                rule(
+                    "an answer to the address that the request was sent with",
+                    [&snat[..], &own, &[state, goto(then, id)]].concat(),
+                )
+            })
         })
         .collect();
     rules.push(plain([DirectionIs { reply: true }, Accept]));

@@ -27,7 +27,9 @@ const SHARED: [Damage; 3] = [
 
 /// What only a look at everything finds.
 const HIDDEN: [Damage; 7] = [
-    ("a set flushed", |layout, _| ipset(layout, &["flush", "symroute-inside4"])),
+    ("a prefix that is added", |layout, _| {
+        ipset(layout, &["add", "symroute-inside4", "192.0.2.0/24"]);
+    }),
     ("an address that is added", |layout, _| {
         ipset(layout, &["add", "symroute-hosts6", "2001:db8:21::101"]);
     }),

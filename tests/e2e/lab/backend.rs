@@ -136,11 +136,11 @@ impl Node {
         }
     }
 
-    /// Somebody empties a set that tells inside from outside.
-    pub(crate) fn lose_a_set(&self) {
+    /// Another program changes a set that tells inside from outside, to the client's disadvantage.
+    pub(crate) fn spoil_a_set(&self) {
         match Backend::of_run() {
             Backend::Nftables => self.ns.nft("flush set inet symroute outside"),
-            _ => drop(self.ns.exec(&["ipset", "flush", "symroute-inside4"], "")),
+            _ => drop(self.ns.exec(&["ipset", "add", "symroute-inside4", "203.0.113.0/24"], "")),
         }
     }
 }

@@ -15,7 +15,7 @@ const HIDDEN: [Damage; 3] = [
         layout.node.ns.sysctl("ipv4/conf/eth1/src_valid_mark", "0");
     }),
     ("a chain flushed", |layout| layout.node.lose_a_chain()),
-    ("a set flushed", |layout| layout.node.lose_a_set()),
+    ("a set changed", |layout| layout.node.spoil_a_set()),
 ];
 
 /// What every ADD needs.
