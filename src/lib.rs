@@ -32,3 +32,5 @@ mod node;
 mod plan;
 pub mod process;
 mod state;
+#[cfg(test)]
+mod temp_dir;

@@ -96,14 +96,14 @@ fn at(operation: &str, path: &Path, error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::temp_dir::TempDir;
 
     #[test]
     fn a_binary_that_went_or_changed_is_put_back() {
-        let folder = std::env::temp_dir().join(format!("symroute-binary-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+        let folder = TempDir::new();
         let from = folder.join("from");
         fs::write(&from, "one").unwrap();
-        let mut binary = Binary::new(from.clone(), folder.clone());
+        let mut binary = Binary::new(from.clone(), folder.to_path_buf());
         assert_eq!(binary.is_in_place(), Ok(false));
         binary.put().unwrap();
         assert_eq!(binary.is_in_place(), Ok(true));
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(binary.is_in_place(), Ok(false), "no longer executable");
         fs::remove_file(&from).unwrap();
         assert!(binary.is_in_place().is_err(), "nothing to compare with");
-        fs::remove_dir_all(&folder).unwrap();
+        fs::remove_dir_all(&*folder).unwrap();
         assert!(binary.put().unwrap_err().contains("--bin-dir"));
     }
 }

@@ -70,11 +70,12 @@ fn text(error: &Error) -> String {
 mod tests {
     use super::*;
     use crate::conflist::Places;
+    use crate::temp_dir::TempDir;
     use std::fs;
 
     #[test]
     fn the_entry_is_put_back_and_a_missing_primary_is_waited_for() {
-        let root = std::env::temp_dir().join(format!("symroute-entry-{}", std::process::id()));
+        let root = TempDir::new();
         let places = Places::default().under(&root);
         let file = places.conf_dir.join("10-flannel.conflist");
         let primary =
@@ -89,6 +90,5 @@ mod tests {
             assert_eq!(entry.is_in_place(), Ok(true));
             assert!(fs::read_to_string(&file).unwrap().contains("symroute"));
         }
-        fs::remove_dir_all(&root).unwrap();
     }
 }

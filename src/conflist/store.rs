@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::{Error, Wanted};
+use super::{Error, State, Wanted};
 use crate::atomic_file;
 use crate::flock::{self, Held};
 
@@ -162,7 +162,7 @@ impl Store {
         });
         let mut came_to_nothing = false;
         let additions = recent.filter(|line| {
-            let counts = !failed(line) && !came_to_nothing && line["why"] == "missing";
+            let counts = !failed(line) && !came_to_nothing && line["why"] == State::Missing.name();
             came_to_nothing = failed(line);
             counts
         });
