@@ -1,18 +1,25 @@
 //! The plugin's binary in the runtime's folder, as a copy of a given file.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::cause::Cause;
-use super::keep::Thing;
+use super::events::files::Folder;
+use super::managed_file::ManagedFile;
 use crate::atomic_file;
 use crate::names::PROGRAM;
 
 /// What a file looks like without reading it.
-type Look = (u64, u64, i64, i64, u32);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    inode: u64,
+    size: u64,
+    /// Time of the last change of content or mode, in seconds and nanoseconds.
+    changed: (i64, i64),
+    mode: u32,
+}
 
 /// Copies `from` to `folder`, and keeps it there.
 #[derive(Debug)]
@@ -34,21 +41,10 @@ impl Binary {
     }
 }
 
-impl Thing for Binary {
-    fn name(&self) -> &'static str {
-        "binary"
-    }
-
-    fn cause(&self) -> Cause {
-        Cause::Binary
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.folder.clone()
-    }
-
-    fn names(&self) -> Option<Vec<OsString>> {
-        Some(vec![PROGRAM.into()])
+impl ManagedFile for Binary {
+    fn folder(&self) -> Folder {
+        let names = Some(vec![PROGRAM.into()]);
+        Folder { path: self.folder.clone(), cause: Cause::Binary, names }
     }
 
     fn is_in_place(&mut self) -> Result<bool, String> {
@@ -60,7 +56,7 @@ impl Thing for Binary {
         }
         let ours = fs::read(&self.from).map_err(|error| at("read", &self.from, &error))?;
         let theirs = fs::read(self.to());
-        let same = theirs.is_ok_and(|theirs| theirs == ours) && to.4 & 0o111 == 0o111;
+        let same = theirs.is_ok_and(|theirs| theirs == ours) && to.mode & 0o111 == 0o111;
         self.same = same.then_some((from, to));
         Ok(same)
     }
@@ -86,7 +82,8 @@ impl Thing for Binary {
 
 fn look(path: &Path) -> io::Result<Look> {
     let meta = fs::metadata(path)?;
-    Ok((meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec(), meta.mode()))
+    let changed = (meta.ctime(), meta.ctime_nsec());
+    Ok(Look { inode: meta.ino(), size: meta.size(), changed, mode: meta.mode() })
 }
 
 fn at(operation: &str, path: &Path, error: &io::Error) -> String {

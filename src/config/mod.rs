@@ -66,6 +66,12 @@ pub(crate) struct Config {
     pub(crate) log: Log,
 }
 
+impl From<Settings> for Config {
+    fn from(settings: Settings) -> Self {
+        Self { settings, scope: Scope::Host, log: Log::default() }
+    }
+}
+
 /// Where the data plane is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {

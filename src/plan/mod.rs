@@ -74,14 +74,14 @@ pub(crate) struct Way {
     /// The router; none on a point-to-point device or where no router is known.
     pub(crate) gateway: Option<IpAddr>,
     /// How that was learned.
-    pub(crate) source: Source,
+    pub(crate) source: GatewaySource,
     /// `RTA_METRICS` of the default route that it was taken from.
     pub(crate) metrics: Vec<u8>,
 }
 
 /// How an uplink's gateway was learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum GatewaySource {
     /// From the key `gateways`.
     Configured,
     /// From a default route in this table.
@@ -94,7 +94,7 @@ pub(crate) enum Source {
     Unknown,
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for GatewaySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Configured => f.write_str("configured"),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{Note, Source, Uplink, Way};
+use super::{GatewaySource, Note, Uplink, Way};
 use crate::backend::Marker;
 use crate::config::{RulePriorities, Settings};
 use crate::model::{Action, Facts, Family, Field, MarkMatch, Nexthop, Route, Rule, is_link_local};
@@ -30,7 +30,7 @@ pub(crate) fn routes(facts: &Facts, uplink: &Uplink) -> Vec<Route> {
         of_family.extend(way.gateway.and_then(|gateway| to_gateway(uplink, family, gateway)));
         // What is on the link comes first: gateways are looked up in it.
         of_family.sort_by_key(|r| r.nexthops.iter().any(|hop| hop.gateway.is_some()));
-        if way.source != Source::Unknown {
+        if way.source != GatewaySource::Unknown {
             of_family.push(route(uplink, family.default_route(), way.gateway, &way.metrics));
         }
         let mut seen = BTreeSet::new();
@@ -180,7 +180,7 @@ pub(crate) fn notes(facts: &Facts, uplink: &Uplink) -> Vec<Note> {
 
 fn no_gateway(name: &str, family: Family, way: &Way) -> Option<Note> {
     let example = if family == Family::V4 { "192.0.2.1" } else { "fe80::1" };
-    (way.source == Source::Unknown).then(|| Note {
+    (way.source == GatewaySource::Unknown).then(|| Note {
         what: format!(
             "{name} has no {family} gateway: only replies to its own subnets leave by it"
         ),
