@@ -120,7 +120,16 @@ fn by(process: Option<u32>) -> String {
     process.map_or_else(|| "another process".into(), |pid| format!("process {pid}"))
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Kernel { source, .. } => Some(source),
+            Self::Sysctl { source, .. } => Some(source),
+            Self::State(error) => error.source(),
+            _ => None,
+        }
+    }
+}
 
 impl From<Invalid> for Error {
     fn from(invalid: Invalid) -> Self {

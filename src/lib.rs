@@ -14,12 +14,14 @@
 //! compiler reports what nothing uses.
 
 mod agent;
+mod atomic_file;
 mod backend;
 pub mod cli;
 pub mod cni;
 mod config;
 pub mod conflist;
 mod error;
+mod flock;
 pub mod handover;
 mod hash;
 mod logging;
@@ -30,3 +32,5 @@ mod node;
 mod plan;
 pub mod process;
 mod state;
+#[cfg(test)]
+mod temp_dir;

@@ -1,6 +1,8 @@
 //! The one place for names and numbers that exist on a node: objects of ours in the kernel, and
 //! files.
 
+use crate::model::MarkMatch;
+
 /// The nftables table, of family inet. Its name is its ownership: whatever stands in it is ours.
 pub(crate) const TABLE: &str = "symroute";
 
@@ -99,7 +101,7 @@ pub(crate) const LOOPBACK: &str = "lo";
 /// The interface that kube-proxy makes when it uses IPVS.
 pub(crate) const OF_KUBE_PROXY: &str = "kube-ipvs0";
 /// kube-proxy's mark of packets that it will masquerade, and its mask.
-pub(crate) const KUBE_MASQUERADE: (u32, u32) = (0x4000, 0x4000);
+pub(crate) const KUBE_MASQUERADE: MarkMatch = MarkMatch { value: 0x4000, mask: 0x4000 };
 
 /// Marks that neighbours put on requests before they are bound: kube-proxy's, and the one of the AWS
 /// VPC CNI for what comes in by the first NIC.

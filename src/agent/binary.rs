@@ -1,17 +1,25 @@
 //! The plugin's binary in the runtime's folder, as a copy of a given file.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::cause::Cause;
-use super::keep::Thing;
+use super::events::files::Folder;
+use super::managed_file::ManagedFile;
+use crate::atomic_file;
 use crate::names::PROGRAM;
 
 /// What a file looks like without reading it.
-type Look = (u64, u64, i64, i64, u32);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    inode: u64,
+    size: u64,
+    /// Time of the last change of content or mode, in seconds and nanoseconds.
+    changed: (i64, i64),
+    mode: u32,
+}
 
 /// Copies `from` to `folder`, and keeps it there.
 #[derive(Debug)]
@@ -33,21 +41,10 @@ impl Binary {
     }
 }
 
-impl Thing for Binary {
-    fn name(&self) -> &'static str {
-        "binary"
-    }
-
-    fn cause(&self) -> Cause {
-        Cause::Binary
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.folder.clone()
-    }
-
-    fn names(&self) -> Option<Vec<OsString>> {
-        Some(vec![PROGRAM.into()])
+impl ManagedFile for Binary {
+    fn folder(&self) -> Folder {
+        let names = Some(vec![PROGRAM.into()]);
+        Folder { path: self.folder.clone(), cause: Cause::Binary, names }
     }
 
     fn is_in_place(&mut self) -> Result<bool, String> {
@@ -59,7 +56,7 @@ impl Thing for Binary {
         }
         let ours = fs::read(&self.from).map_err(|error| at("read", &self.from, &error))?;
         let theirs = fs::read(self.to());
-        let same = theirs.is_ok_and(|theirs| theirs == ours) && to.4 & 0o111 == 0o111;
+        let same = theirs.is_ok_and(|theirs| theirs == ours) && to.mode & 0o111 == 0o111;
         self.same = same.then_some((from, to));
         Ok(same)
     }
@@ -68,15 +65,11 @@ impl Thing for Binary {
         // A binary that runs can't be written, and half of one must not be run: a new file in the
         // same folder takes its place.
         let temporary = self.folder.join(format!(".{PROGRAM}.new"));
-        let make = || -> io::Result<()> {
-            fs::copy(&self.from, &temporary)?;
-            fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
-            File::open(&temporary)?.sync_all()?;
-            fs::rename(&temporary, self.to())?;
-            File::open(&self.folder)?.sync_all()
+        let copy = |temporary: &Path| {
+            fs::copy(&self.from, temporary)?;
+            fs::set_permissions(temporary, fs::Permissions::from_mode(0o755))
         };
-        make().map_err(|error| {
-            let _ = fs::remove_file(&temporary);
+        atomic_file::replace(&self.to(), &temporary, copy).map_err(|error| {
             let hint = "give the runtime's folder of plugins by --bin-dir, mounted writable";
             format!("{}; {hint}", at("install", &self.to(), &error))
         })
@@ -89,7 +82,8 @@ impl Thing for Binary {
 
 fn look(path: &Path) -> io::Result<Look> {
     let meta = fs::metadata(path)?;
-    Ok((meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec(), meta.mode()))
+    let changed = (meta.ctime(), meta.ctime_nsec());
+    Ok(Look { inode: meta.ino(), size: meta.size(), changed, mode: meta.mode() })
 }
 
 fn at(operation: &str, path: &Path, error: &io::Error) -> String {
@@ -99,14 +93,14 @@ fn at(operation: &str, path: &Path, error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::temp_dir::TempDir;
 
     #[test]
     fn a_binary_that_went_or_changed_is_put_back() {
-        let folder = std::env::temp_dir().join(format!("symroute-binary-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+        let folder = TempDir::new();
         let from = folder.join("from");
         fs::write(&from, "one").unwrap();
-        let mut binary = Binary::new(from.clone(), folder.clone());
+        let mut binary = Binary::new(from.clone(), folder.to_path_buf());
         assert_eq!(binary.is_in_place(), Ok(false));
         binary.put().unwrap();
         assert_eq!(binary.is_in_place(), Ok(true));
@@ -117,7 +111,7 @@ mod tests {
         assert_eq!(binary.is_in_place(), Ok(false), "no longer executable");
         fs::remove_file(&from).unwrap();
         assert!(binary.is_in_place().is_err(), "nothing to compare with");
-        fs::remove_dir_all(&folder).unwrap();
+        fs::remove_dir_all(&*folder).unwrap();
         assert!(binary.put().unwrap_err().contains("--bin-dir"));
     }
 }

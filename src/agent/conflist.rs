@@ -1,46 +1,29 @@
 //! Our entry in the primary plugin's conflist.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
-
 use super::cause::Cause;
-use super::keep::Thing;
+use super::events::files::Folder;
+use super::managed_file::ManagedFile;
 use crate::conflist::{Directory, Error, State, Wanted};
 
-/// Keeps the entry as it is wanted: where that leaves something open, as it was wanted last.
 #[derive(Debug)]
-pub(crate) struct Entry(Directory, Wanted);
-
-impl Entry {
-    pub(crate) fn new(directory: Directory, wanted: Wanted) -> Self {
-        Self(directory, wanted)
-    }
+pub(crate) struct Entry {
+    pub(crate) directory: Directory,
+    /// What this leaves open is kept as it was wanted last.
+    pub(crate) wanted: Wanted,
 }
 
-impl Thing for Entry {
-    fn name(&self) -> &'static str {
-        "conflist"
-    }
-
-    fn cause(&self) -> Cause {
-        Cause::Conflist
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.0.path().to_path_buf()
-    }
-
-    fn names(&self) -> Option<Vec<OsString>> {
-        None
+impl ManagedFile for Entry {
+    fn folder(&self) -> Folder {
+        Folder { path: self.directory.path().into(), cause: Cause::Conflist, names: None }
     }
 
     fn is_in_place(&mut self) -> Result<bool, String> {
-        let view = self.0.examine(&self.1).map_err(|error| text(&error))?;
+        let view = self.directory.examine(&self.wanted).map_err(|error| text(&error))?;
         is_ready(&view.state)
     }
 
     fn put(&mut self) -> Result<(), String> {
-        let outcome = self.0.add(&self.1).map_err(|error| text(&error))?;
+        let outcome = self.directory.add(&self.wanted).map_err(|error| text(&error))?;
         match outcome.now.map(|now| is_ready(&now.state)) {
             Some(Ok(false)) => Err("the conflist changed again while it was put right".into()),
             Some(Err(reason)) => Err(reason),
@@ -49,7 +32,7 @@ impl Thing for Entry {
     }
 
     fn others(&self) -> String {
-        let folder = self.0.path().display();
+        let folder = self.directory.path().display();
         format!("the journal of \"symroutectl conflist\" shows what was put back in {folder}")
     }
 }
@@ -70,17 +53,18 @@ fn text(error: &Error) -> String {
 mod tests {
     use super::*;
     use crate::conflist::Places;
+    use crate::temp_dir::TempDir;
     use std::fs;
 
     #[test]
     fn the_entry_is_put_back_and_a_missing_primary_is_waited_for() {
-        let root = std::env::temp_dir().join(format!("symroute-entry-{}", std::process::id()));
+        let root = TempDir::new();
         let places = Places::default().under(&root);
         let file = places.conf_dir.join("10-flannel.conflist");
         let primary =
             r#"{"cniVersion": "1.0.0", "name": "cbr0", "plugins": [{"type": "flannel"}]}"#;
         fs::create_dir_all(&places.conf_dir).unwrap();
-        let mut entry = Entry::new(Directory::at(places), Wanted::default());
+        let mut entry = Entry { directory: Directory::at(places), wanted: Wanted::default() };
         assert!(entry.is_in_place().unwrap_err().contains("; "), "waited for, with a way out");
         for _ in 0..2 {
             fs::write(&file, primary).unwrap();
@@ -89,6 +73,5 @@ mod tests {
             assert_eq!(entry.is_in_place(), Ok(true));
             assert!(fs::read_to_string(&file).unwrap().contains("symroute"));
         }
-        fs::remove_dir_all(&root).unwrap();
     }
 }

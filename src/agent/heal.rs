@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::cause::{Cause, Causes};
-use super::keep::Kept;
+use super::managed_file::Keeper;
 use super::pace::Repairs;
 use super::status::{Found, Problem, Status, Tally};
-use crate::config::source::{OWN_NETWORK, Source, Wanted};
-use crate::config::{Config, Log, Scope, Settings};
+use crate::config::Settings;
+use crate::config::source::{NetworkConfig, Reader, SettingsSource};
 use crate::error::Error;
 use crate::node::apply::describe;
 use crate::node::{Node, View, ended};
@@ -22,13 +22,13 @@ pub(crate) const HOLD: &str = "agent";
 #[derive(Debug)]
 pub(crate) struct Healer {
     node: Option<Node>,
-    source: Option<Source>,
-    kept: Vec<Kept>,
+    source: SettingsSource,
+    keepers: Vec<Keeper>,
     /// The runtime's cache of results.
     cache: PathBuf,
     /// The place of the next attachments to be asked whether their pods have ended.
     next_attachment: usize,
-    wanted: Option<Wanted>,
+    wanted: Option<NetworkConfig>,
     /// Steps that were left after a reconcile: the kernel refuses them.
     stuck: Vec<Operation>,
     /// What the log was last told.
@@ -39,12 +39,12 @@ pub(crate) struct Healer {
 }
 
 impl Healer {
-    /// Keeps the settings of `source` in force, or those that are.
-    pub(crate) fn new(source: Option<Source>, kept: Vec<Kept>, cache: PathBuf) -> Self {
+    /// Keeps the settings of `source` in force; while it has none, those that are.
+    pub(crate) fn new(source: SettingsSource, keepers: Vec<Keeper>, cache: PathBuf) -> Self {
         Self {
             node: None,
             source,
-            kept,
+            keepers,
             cache,
             next_attachment: 0,
             wanted: None,
@@ -61,20 +61,18 @@ impl Healer {
         let begin = Instant::now();
         let mut status = Status::default();
         // The entry in the conflist comes before the settings are read from it.
-        for kept in &mut self.kept {
-            // Cheap where all is well, and its problem has to be told by each status.
-            let outcome = kept.keep(Instant::now());
-            status.say(Problem::of_thing(kept.cause()), outcome);
-            self.tally.puts.insert(kept.name(), kept.puts);
+        for keeper in &mut self.keepers {
+            // Cheap where all is well, and each status has to tell its problem.
+            let outcome = keeper.keep(Instant::now());
+            status.say(Problem::of_file(keeper.cause()), outcome);
+            self.tally.puts.insert(keeper.name(), keeper.puts);
         }
         let before = self.wanted.clone();
-        if let Some(source) = &self.source {
-            match source.read() {
-                Ok(Some(found)) => self.wanted = Some(found),
-                // Gone for a moment, or for good: what is in force stays.
-                Ok(None) => {}
-                Err(error) => status.say(Problem::Source, Err(error)),
-            }
+        match self.source.read(Reader::Agent) {
+            Ok(Some(found)) => self.wanted = Some(found),
+            // Gone for a moment, or for good: what is in force stays.
+            Ok(None) => {}
+            Err(error) => status.say(Problem::Source, Err(error)),
         }
         let news = self.wanted != before;
         if news || causes.iter().any(|cause| cause.is_of_kernel()) {
@@ -111,26 +109,13 @@ impl Healer {
     }
 
     /// What is to be in force.
-    fn target(&mut self) -> Result<Wanted, Error> {
+    fn target(&mut self) -> Result<NetworkConfig, Error> {
         let node = open(&mut self.node)?;
         if let Some(wanted) = &self.wanted {
             return Ok(wanted.clone());
         }
-        let found = match node.state.record()? {
-            Some(record) => {
-                Wanted { network: record.network, config: config(record.settings), conflist: None }
-            }
-            None => Wanted {
-                network: OWN_NETWORK.into(),
-                config: config(Settings::default()),
-                conflist: None,
-            },
-        };
-        // A record that gets lost is made again from this.
-        if self.source.is_none() {
-            self.wanted = Some(found.clone());
-        }
-        Ok(found)
+        let record = node.state.record()?;
+        Ok(record.map_or_else(|| Reader::Agent.default_config(), Into::into))
     }
 
     fn look(&mut self, causes: &Causes, status: &mut Status) -> Result<(), Error> {
@@ -171,7 +156,7 @@ impl Healer {
     /// Looks whether the node is as the settings in force want it, and puts right what is not.
     fn compare(
         &mut self,
-        target: &Wanted,
+        target: &NetworkConfig,
         causes: &Causes,
         status: &mut Status,
     ) -> Result<(), Error> {
@@ -235,13 +220,9 @@ fn open(node: &mut Option<Node>) -> Result<&mut Node, Error> {
     }
 }
 
-fn config(settings: Settings) -> Config {
-    Config { settings, scope: Scope::Host, log: Log::default() }
-}
-
 /// Brings the node to the settings and holds it. The hold changes hands first: else a network
 /// that takes over from another, or from no network, would disagree with our own hold.
-fn enforce(node: &mut Node, target: &Wanted, causes: &Causes) -> Result<(), Error> {
+fn enforce(node: &mut Node, target: &NetworkConfig, causes: &Causes) -> Result<(), Error> {
     log::info!("network \"{}\" comes into force ({})", target.network, names_of(causes));
     let lock = node.lock()?;
     let held = node.state.holders()?.into_iter().find(|(name, _)| name == HOLD);

@@ -7,10 +7,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use super::cause::Cause;
-use super::status::{Board, UplinkLine};
+use super::status::{Board, MarkedBy, UplinkLine};
 use crate::backend::Marker;
 use crate::backend::counts::Counts;
-use crate::model::Field;
 use crate::node::counters;
 
 /// Writes families of metrics.
@@ -110,27 +109,24 @@ pub(crate) fn page(board: &Board, counts: Option<&Counts>) -> String {
 /// What the data plane counts, and when it was read.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    read: Option<(Marking, Instant, Counts)>,
+    read: Option<(MarkedBy, Instant, Counts)>,
 }
-
-/// What marks, and the bits of the mark.
-type Marking = (Marker, Field);
 
 impl Counters {
     /// Programs have to be run to read what iptables counts, so that is done no more often.
     const FRESH: Duration = Duration::from_secs(10);
 
     /// The counts; none where they can't be read.
-    pub(crate) fn now(&mut self, marking: Marking) -> Option<Counts> {
-        let fresh = |(of, at, _): &&(Marking, Instant, Counts)| {
-            *of == marking && marking.0 != Marker::Nftables && at.elapsed() < Self::FRESH
+    pub(crate) fn now(&mut self, by: MarkedBy) -> Option<Counts> {
+        let fresh = |(of, at, _): &&(MarkedBy, Instant, Counts)| {
+            *of == by && by.marker != Marker::Nftables && at.elapsed() < Self::FRESH
         };
         if let Some((_, _, counts)) = self.read.as_ref().filter(fresh) {
             return Some(counts.clone());
         }
-        match counters::read(marking.0, marking.1) {
+        match counters::read(by.marker, by.field) {
             Ok(counts) => {
-                self.read = Some((marking, Instant::now(), counts.clone()));
+                self.read = Some((by, Instant::now(), counts.clone()));
                 Some(counts)
             }
             Err(error) => {

@@ -11,7 +11,7 @@ pub(crate) mod events;
 pub(crate) mod filter;
 pub(crate) mod heal;
 pub(crate) mod http;
-pub(crate) mod keep;
+pub(crate) mod managed_file;
 pub(crate) mod metrics;
 pub(crate) mod notify;
 pub(crate) mod pace;
@@ -28,13 +28,13 @@ use tokio::runtime;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
-use crate::config::source::Source;
-use crate::state::{Alone, State};
+use crate::config::source::SettingsSource;
+use crate::state::{AgentLock, State};
 use cause::{Cause, Causes, Pending};
 use filter::Filter;
 use heal::Healer;
 use http::{Answer, Answers};
-use keep::Kept;
+use managed_file::Keeper;
 use metrics::Counters;
 use notify::Manager;
 use status::{Board, Status};
@@ -46,16 +46,14 @@ const BEAT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Options {
-    /// Where the settings are; none for those in force.
-    pub(crate) source: Option<Source>,
+    pub(crate) source: SettingsSource,
     /// The runtime's cache of results.
     pub(crate) cache: PathBuf,
     /// Where `/healthz`, `/readyz` and `/metrics` are served.
     pub(crate) listen: Option<SocketAddr>,
     /// How often everything is looked at although nothing was told.
     pub(crate) resync: Duration,
-    /// What is kept in place on the disk.
-    pub(crate) kept: Vec<Kept>,
+    pub(crate) keepers: Vec<Keeper>,
 }
 
 /// What the tasks share.
@@ -77,7 +75,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// What keeps the agent from starting.
 pub(crate) fn run(options: Options) -> Result<(), String> {
-    let _alone = alone()?;
+    let _lock = only_agent()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         // By this name the kernel tells who changed nftables.
@@ -90,13 +88,12 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
 }
 
 /// The only agent of this node, for as long as the value lives.
-fn alone() -> Result<Alone, String> {
-    State::new(crate::names::STATE_DIR).be_the_agent().map_err(|error| error.to_string())?.map_err(
-        |pid| {
-            let who = pid.map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
-            format!("an agent runs on this node already, {who}; stop that one first")
-        },
-    )
+fn only_agent() -> Result<AgentLock, String> {
+    let state = State::new(crate::names::STATE_DIR);
+    AgentLock::acquire(&state).map_err(|error| error.to_string())?.map_err(|pid| {
+        let who = pid.map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
+        format!("an agent runs on this node already, {who}; stop that one first")
+    })
 }
 
 async fn serve(options: Options) -> Result<(), String> {
@@ -113,7 +110,7 @@ async fn serve(options: Options) -> Result<(), String> {
     }
     // Sources before the first look: what happens from now on is told.
     sources::start(&shared, &options)?;
-    let healer = Healer::new(options.source, options.kept, options.cache);
+    let healer = Healer::new(options.source, options.keepers, options.cache);
     shared.pending.add(Cause::Start);
     Loop::new(shared, healer, options.resync).run().await
 }
@@ -126,8 +123,8 @@ fn answers(shared: &Arc<Shared>) -> Answers {
             let (shared, counters) = (Arc::clone(&shared), Arc::clone(&counters));
             // Reading what iptables counts takes programs, and the loop must not wait for those.
             let page = spawn_blocking(move || {
-                let marking = lock(&shared.board).marking;
-                let counts = marking.and_then(|marking| lock(&counters).now(marking));
+                let marked_by = lock(&shared.board).marked_by;
+                let counts = marked_by.and_then(|by| lock(&counters).now(by));
                 metrics::page(&lock(&shared.board), counts.as_ref())
             });
             return Box::pin(async { page.await.ok().map(|text| Answer { well: true, text }) });

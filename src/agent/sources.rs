@@ -12,10 +12,10 @@ use super::cause::Cause;
 use super::events::files::{self, Folder};
 use super::events::{nftables, route};
 use super::filter::Event;
-use super::keep::Kept;
+use super::managed_file::Keeper;
 use super::{Options, Shared, lock};
 use crate::backend::iptables::table_size;
-use crate::config::source::Source;
+use crate::config::source::SettingsSource;
 
 /// Pause before a source that failed is opened again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -58,8 +58,8 @@ fn signals(shared: &Arc<Shared>) -> Result<(), String> {
 }
 
 fn folders(shared: &Arc<Shared>, options: &Options) -> Result<(), String> {
-    let mut folders: Vec<_> = options.kept.iter().map(Kept::folder).collect();
-    folders.extend(options.source.as_ref().map(folder_of));
+    let mut folders: Vec<_> = options.keepers.iter().map(Keeper::folder).collect();
+    folders.extend([folder_of(&options.source)]);
     let watches = files::Watches::on(folders)?;
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
@@ -71,14 +71,14 @@ fn folders(shared: &Arc<Shared>, options: &Options) -> Result<(), String> {
 }
 
 /// What is to be watched for changes of the settings.
-fn folder_of(source: &Source) -> Folder {
+fn folder_of(source: &SettingsSource) -> Folder {
     let (path, names) = match source {
-        Source::File(path) => {
+        SettingsSource::File(path) => {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             let name = path.file_name().map(|name| vec![name.to_os_string()]);
             (parent.unwrap_or(Path::new(".")), name)
         }
-        Source::Folder(path) => (path.as_path(), None),
+        SettingsSource::Folder(path) => (path.as_path(), None),
     };
     Folder { path: path.into(), cause: Cause::Conflist, names }
 }

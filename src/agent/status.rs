@@ -30,8 +30,8 @@ pub(crate) enum Problem {
 }
 
 impl Problem {
-    /// The problem that a thing on the disk has.
-    pub(crate) fn of_thing(cause: Cause) -> Self {
+    /// The problem that a managed file has.
+    pub(crate) fn of_file(cause: Cause) -> Self {
         if cause == Cause::Binary { Self::Binary } else { Self::Conflist }
     }
 }
@@ -114,6 +114,13 @@ pub(crate) struct UplinkLine {
     pub(crate) table: u32,
 }
 
+/// What marks, and by which bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MarkedBy {
+    pub(crate) marker: Marker,
+    pub(crate) field: Field,
+}
+
 /// What is kept between turns, for whoever asks.
 #[derive(Debug, Default)]
 pub(crate) struct Board {
@@ -123,8 +130,7 @@ pub(crate) struct Board {
     pub(crate) uplinks: Vec<UplinkLine>,
     /// How many things are off although all is in place.
     pub(crate) notes: usize,
-    /// What marks, and by which bits.
-    pub(crate) marking: Option<(Marker, Field)>,
+    pub(crate) marked_by: Option<MarkedBy>,
     /// What was done since the beginning.
     pub(crate) tally: Tally,
     pub(crate) looked: bool,
@@ -149,7 +155,7 @@ impl Board {
             self.notes = found.notes.len();
             let marker =
                 found.xtables.as_ref().map_or(Marker::Nftables, |x| Marker::Iptables(x.variant));
-            self.marking = Some((marker, found.settings.field));
+            self.marked_by = Some(MarkedBy { marker, field: found.settings.field });
             let line = |u: Uplink| UplinkLine { name: u.name, id: u.id, table: u.table };
             self.uplinks = found.uplinks.into_iter().map(line).collect();
         }

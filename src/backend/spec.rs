@@ -1,14 +1,14 @@
 //! What both backends build their rules from.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::model::{Family, Field};
+use crate::model::{Family, Field, MarkMatch};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Steering {
-    /// Value and mask of the packet mark that says "will be masqueraded".
-    pub(crate) mark: (u32, u32),
+    /// The packet mark that says "will be masqueraded".
+    pub(crate) mark: MarkMatch,
     /// Id of the uplink that owns the address used then.
     pub(crate) via: u32,
     /// Indexes of the uplinks that such packets must not leave by.
@@ -38,8 +38,7 @@ pub(crate) struct Spec<'a> {
     pub(crate) hairpin: bool,
     /// The node has IPVS, which routes forwarded packets again by their mark.
     pub(crate) ipvs: bool,
-    /// Masquerade steering of IPv4 and IPv6, in the order of [`Family::ALL`].
-    pub(crate) steering: [Option<Steering>; 2],
+    pub(crate) steering: BTreeMap<Family, Steering>,
     /// Families in which main has no default route, so that a source without a route may come
     /// from outside.
     pub(crate) routeless: &'a [Family],
@@ -48,8 +47,9 @@ pub(crate) struct Spec<'a> {
     pub(crate) left_out: &'a BTreeSet<IpAddr>,
     /// See [`crate::names::IN_FORCE`].
     pub(crate) fingerprint: u32,
-    /// See [`crate::names::LAYOUT`]: priority and tables.
-    pub(crate) layout: (u32, u32),
+    /// See [`crate::names::LAYOUT`].
+    pub(crate) priority: u32,
+    pub(crate) table_base: u32,
     /// See [`crate::names::RESTORE`].
     pub(crate) restore: &'a BTreeSet<u32>,
 }

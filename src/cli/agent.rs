@@ -9,9 +9,9 @@ use clap::Args;
 use super::Failure;
 use crate::agent::binary::Binary;
 use crate::agent::conflist::Entry;
-use crate::agent::keep::Kept;
+use crate::agent::managed_file::Keeper;
 use crate::agent::{self, Options};
-use crate::config::source::Source;
+use crate::config::source::SettingsSource;
 use crate::conflist::{Directory, Places, Wanted};
 use crate::names;
 
@@ -80,28 +80,28 @@ fn resync(text: &str) -> Result<Duration, &'static str> {
 
 /// Runs the agent until a signal ends it.
 pub(super) fn run(words: Words) -> Result<(), Failure> {
-    let mut kept = Vec::new();
+    let mut keepers = Vec::new();
     // First of all: a conflist must not name a program that is not there.
     if let Some(from) = words.install {
-        kept.push(Kept::new(Box::new(Binary::new(from, words.bin_dir))));
+        keepers.push(Keeper::new(Binary::new(from, words.bin_dir)));
     }
     if words.manage_conflist || words.entry.is_some() {
         let (conf_dir, state_dir) = (words.conf_dir.clone(), words.state_dir);
         let places = Places { conf_dir, state_dir, ..Places::default() };
         let entry = words.entry.as_deref().map(super::conflist::entry).transpose()?;
         let wanted = Wanted { entry, ..Wanted::default() };
-        kept.push(Kept::new(Box::new(Entry::new(Directory::at(places), wanted))));
+        keepers.push(Keeper::new(Entry { directory: Directory::at(places), wanted }));
     }
     let source = match words.config {
-        Some(file) => Source::File(file),
-        None => Source::Folder(words.conf_dir),
+        Some(file) => SettingsSource::File(file),
+        None => SettingsSource::Folder(words.conf_dir),
     };
     let options = Options {
-        source: Some(source),
+        source,
         cache: words.cache_dir,
         listen: words.listen,
         resync: words.resync,
-        kept,
+        keepers,
     };
     agent::run(options).map_err(Failure::Failed)
 }

@@ -162,6 +162,7 @@ fn cached_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 #[cfg(test)]
 mod tests {
     use crate::state::Key;
+    use crate::temp_dir::TempDir;
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
 
@@ -169,7 +170,7 @@ mod tests {
 
     #[test]
     fn without_a_cache_who_is_enrolled_may_need_us() {
-        let root = std::env::temp_dir().join(format!("symroute-no-cache-{}", std::process::id()));
+        let root = TempDir::new();
         let (cache, state) = (root.join("results"), State::new(root.join("run")));
         let key = Key { network: "lab".into(), container: "c1".into(), ifname: "eth0".into() };
         let addresses = vec!["10.99.0.2".parse().unwrap()];
@@ -183,12 +184,11 @@ mod tests {
         assert!(text.contains("no such directory") && text.contains("container c1"), "{text}");
         fs::create_dir_all(&cache).unwrap();
         assert!(need_us(&pod).is_empty(), "it is not in the cache");
-        fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]
     fn caches_of_the_runtime_and_of_multus_are_looked_at() {
-        let root = std::env::temp_dir().join(format!("symroute-caches-{}", std::process::id()));
+        let root = TempDir::new();
         let cache = root.join("results");
         let entry = |plugin: &str| {
             let config = json!({"name": "lab", "plugins": [{"type": "bridge"}, {"type": plugin}]});
@@ -204,6 +204,5 @@ mod tests {
         let found = Found::of(&cache, None).unwrap();
         assert_eq!(found.cached, [root.join("multus/results/lab-c1-eth0")]);
         assert!(found.to_text().contains("multus/results/lab-c1-eth0: a pod whose DEL"));
-        fs::remove_dir_all(&root).unwrap();
     }
 }

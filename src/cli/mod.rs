@@ -3,7 +3,6 @@
 
 mod agent;
 mod attachments;
-mod configuration;
 mod conflist;
 mod pages;
 mod report;
@@ -17,8 +16,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
-use crate::config::Config;
-use crate::config::source::Source as Settings;
+use crate::config::source::{NetworkConfig, Reader, SettingsSource};
 use crate::conflist::{Directory, Reason};
 use crate::error::Error;
 use crate::logging;
@@ -26,8 +24,7 @@ use crate::names;
 use crate::node::Node;
 use crate::plan::Note;
 use crate::process;
-use crate::state::State;
-use configuration::Source;
+use crate::state::{AgentLock, State};
 use report::{Health, Report};
 
 /// Name of the hold that `up` has on the node state.
@@ -196,7 +193,8 @@ impl Command {
     fn run(self) -> Result<(String, u8), Failure> {
         match self {
             Self::Up { config, conf_dir } => {
-                up(config.map(Settings::File).or(conf_dir.map(Settings::Folder)).as_ref())
+                let folder = conf_dir.map(SettingsSource::Folder);
+                up(config.map(SettingsSource::File).or(folder).as_ref())
             }
             Self::Down { force } => down(force),
             Self::Status { json, conf_dir } => status(json, &conf_dir),
@@ -229,33 +227,23 @@ fn complain(failure: &Failure) -> u8 {
     code
 }
 
-fn up(settings: Option<&Settings>) -> Result<(String, u8), Failure> {
-    let given = settings.map(configuration::read).transpose()?.flatten();
-    if let Some(Source { config, .. }) = &given {
-        configuration::check_scope(config)?;
-    }
+fn up(source: Option<&SettingsSource>) -> Result<(String, u8), Failure> {
+    let read = source.map_or(Ok(None), |source| source.read(Reader::Up));
+    let given = read.map_err(Failure::Failed)?;
     let mut node = Node::open()?;
     let lock = node.lock()?;
-    let in_force = node.state.record()?.map(|r| Source {
-        network: r.network,
-        config: Config { settings: r.settings, ..configuration::default() },
-        conflist: r.conflist,
-    });
-    let source = given.or(in_force).unwrap_or_else(|| Source {
-        network: configuration::OWN_NETWORK.into(),
-        config: configuration::default(),
-        conflist: None,
-    });
-    logging::start(&source.config.log);
-    node.reconcile(&lock, &source.network, &source.config.settings)?;
-    node.state.hold(HOLD, &source.network)?;
-    if let Some(path) = &source.conflist {
-        node.note_conflist(&source.network, path)?;
+    let in_force = node.state.record()?.map(NetworkConfig::from);
+    let wanted = given.or(in_force).unwrap_or_else(|| Reader::Up.default_config());
+    logging::start(&wanted.config.log);
+    node.reconcile(&lock, &wanted.network, &wanted.config.settings)?;
+    node.state.hold(HOLD, &wanted.network)?;
+    if let Some(path) = &wanted.conflist {
+        node.note_conflist(&wanted.network, path)?;
     }
     drop(lock);
     node.sweep_ended()?;
-    let conf_dir = match settings {
-        Some(Settings::Folder(folder)) => folder,
+    let conf_dir = match source {
+        Some(SettingsSource::Folder(folder)) => folder,
         _ => Path::new(names::CONF_DIR),
     };
     status(false, conf_dir).map(|(text, _)| (text, 0))
@@ -264,7 +252,7 @@ fn up(settings: Option<&Settings>) -> Result<(String, u8), Failure> {
 fn down(force: bool) -> Result<(String, u8), Failure> {
     let mut node = Node::open()?;
     // Its file would be left.
-    node.state.let_a_killed_agent_end()?;
+    AgentLock::wait_for_dying(&node.state)?;
     if take_down(&mut node, force)? {
         return Ok(("symroute is not in force: everything is as it was before\n".into(), 0));
     }

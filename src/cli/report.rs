@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::model::Family;
 use crate::node::Node;
 use crate::node::apply::describe;
-use crate::plan::{Note, Source, Uplink};
+use crate::plan::{GatewaySource, Note, Uplink};
 use crate::state::Record;
 
 /// Raised when keys of the JSON report change their meaning or go away.
@@ -193,7 +193,7 @@ impl Report {
             for (family, way) in &uplink.ways {
                 let gateway = match (way.gateway, &way.source) {
                     (Some(ip), _) => ip.to_string(),
-                    (None, Source::PointToPoint) => "(none needed)".into(),
+                    (None, GatewaySource::PointToPoint) => "(none needed)".into(),
                     (None, _) => "-".into(),
                 };
                 let tail = [family.to_string(), gateway, way.source.to_string()];

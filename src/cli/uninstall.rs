@@ -16,7 +16,7 @@ use crate::conflist::{Directory, Places};
 use crate::names;
 use crate::node::Node;
 use crate::process;
-use crate::state::{Alone, State};
+use crate::state::{AgentLock, State};
 
 /// After this, whoever puts our entry back has done so, and what the runtime had begun with it is
 /// in its cache.
@@ -70,7 +70,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         return Ok((String::new(), 0));
     }
     let state = State::new(&words.run_dir);
-    let alone = no_agent(&state)?;
+    let agent_lock = no_agent(&state)?;
     take_entry_out(words)?;
     refuse_while_needed(words, &state)?;
     let mut node = Node::at(&words.run_dir)?;
@@ -98,8 +98,8 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     if !words.force {
         refuse_while_needed(words, &state)?;
     }
-    if let Some(alone) = alone {
-        state.forget_agent(&alone)?;
+    if let Some(agent_lock) = agent_lock {
+        agent_lock.remove()?;
     }
     delete_empty(&words.run_dir)?;
     delete(&words.bin_dir.join(names::PROGRAM))?;
@@ -108,7 +108,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
 }
 
 /// An agent would put back what is taken away. None starts while the returned value lives.
-fn no_agent(state: &State) -> Result<Option<Alone>, Failure> {
+fn no_agent(state: &State) -> Result<Option<AgentLock>, Failure> {
     if !state.exists() {
         return Ok(None);
     }
@@ -119,7 +119,7 @@ fn no_agent(state: &State) -> Result<Option<Alone>, Failure> {
              (kubectl delete -k conf/kubernetes, or systemctl disable --now symroute-agent)"
         ))
     };
-    state.be_the_agent()?.map(Some).map_err(running)
+    AgentLock::acquire(state)?.map(Some).map_err(running)
 }
 
 fn take_entry_out(words: &Words) -> Result<(), Failure> {

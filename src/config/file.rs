@@ -8,23 +8,12 @@ use serde_json::{Map, Value};
 use super::{Config, parse, unknown};
 use crate::names::PLUGIN_TYPE as TYPE;
 
-/// The network that a file names, if it names one, and our configuration for it.
+/// The network that a file names, if it names one, and our configuration for it. `strictly`: a key
+/// that nothing knows is refused.
 ///
 /// # Errors
 /// What is wrong, with the path in front.
-pub(crate) fn read(path: &Path) -> Result<(Option<String>, Config), String> {
-    read_with(path, false)
-}
-
-/// The same, for what a person hands over: a key that nothing knows is refused.
-///
-/// # Errors
-/// What is wrong, with the path in front.
-pub(crate) fn read_strictly(path: &Path) -> Result<(Option<String>, Config), String> {
-    read_with(path, true)
-}
-
-fn read_with(path: &Path, strictly: bool) -> Result<(Option<String>, Config), String> {
+pub(crate) fn read(path: &Path, strictly: bool) -> Result<(Option<String>, Config), String> {
     let fail = |text: String| format!("{}: {text}", path.display());
     let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
     let value: Value = serde_json::from_str(&text).map_err(|error| fail(error.to_string()))?;

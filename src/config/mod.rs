@@ -18,8 +18,7 @@ pub(crate) use pattern::Pattern;
 pub(crate) use unknown::unknown;
 
 use crate::hash::fnv32;
-use crate::model::Field;
-use crate::model::Variant;
+use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
 
 /// The keys of the plugin object that are ours.
@@ -67,6 +66,12 @@ pub(crate) struct Config {
     pub(crate) log: Log,
 }
 
+impl From<Settings> for Config {
+    fn from(settings: Settings) -> Self {
+        Self { settings, scope: Scope::Host, log: Log::default() }
+    }
+}
+
 /// Where the data plane is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
@@ -97,10 +102,9 @@ pub(crate) enum Masquerade {
     Auto,
     /// Nowhere.
     Off,
-    /// Packets with this mark (value, mask), whatever uplink they would leave by.
+    /// Packets with this mark, whatever uplink they would leave by.
     Mark {
-        /// Value and mask of the packet mark.
-        mark: (u32, u32),
+        mark: MarkMatch,
         /// Name of the uplink to leave by; none for that of main's default route.
         via: Option<String>,
     },
@@ -161,9 +165,9 @@ impl Settings {
         let masquerade = match &self.masquerade {
             Masquerade::Auto => json!("auto"),
             Masquerade::Off => json!("off"),
-            Masquerade::Mark { mark: (value, mask), via } => {
+            Masquerade::Mark { mark, via } => {
                 let mut object = Map::new();
-                object.insert("mark".into(), json!(format!("{value:#x}/{mask:#x}")));
+                object.insert("mark".into(), json!(mark.to_string()));
                 object.extend(via.iter().map(|via| ("via".into(), json!(via))));
                 Value::Object(object)
             }

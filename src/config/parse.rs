@@ -8,8 +8,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use super::{Backend, Config, Invalid, Log, Masquerade, Pattern, Scope, Settings};
-use crate::model::Field;
-use crate::model::Variant;
+use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
 
 /// Longest interface name: `IFNAMSIZ` less the terminating zero.
@@ -187,7 +186,7 @@ fn masquerade(object: &Map<String, Value>, field: Field) -> Result<Masquerade, I
             if object.keys().any(|key| key != "mark" && key != "via") {
                 return Err(wrong(whole));
             }
-            if mark.1 & field.mask() != 0 {
+            if field.has(mark.mask) {
                 let hint = format!("\"mark\" must lie outside of markMask {field}");
                 return Err(Invalid::new(key, whole, hint));
             }
@@ -198,10 +197,10 @@ fn masquerade(object: &Map<String, Value>, field: Field) -> Result<Masquerade, I
 }
 
 /// `value/mask` with bits of the value inside the mask; a bare value is its own mask.
-fn mark_and_mask(text: &str) -> Option<(u32, u32)> {
+fn mark_and_mask(text: &str) -> Option<MarkMatch> {
     let (value, mask) = text.split_once('/').unwrap_or((text, text));
     let (value, mask) = (hex(value)?, hex(mask)?);
-    (mask != 0 && value & !mask == 0).then_some((value, mask))
+    (mask != 0 && value & !mask == 0).then_some(MarkMatch { value, mask })
 }
 
 fn backend(object: &Map<String, Value>) -> Result<Backend, Invalid> {

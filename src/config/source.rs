@@ -3,62 +3,82 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Config, Scope, file};
-
-/// The network that the agent acts for where no file names one.
-pub(crate) const OWN_NETWORK: &str = "symroute agent";
+use super::{Config, Scope, Settings, file};
 
 /// Names that libcni reads (`ConfFiles` of libcni's conf.go).
 const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum SettingsSource {
     File(PathBuf),
     /// In the first file of this folder that names us.
     Folder(PathBuf),
 }
 
+/// The commands that read settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reader {
+    Up,
+    Agent,
+}
+
 /// Settings, and the network that brings them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct NetworkConfig {
     pub(crate) network: String,
     pub(crate) config: Config,
     /// The conflist that they are in; none for a plugin object.
     pub(crate) conflist: Option<PathBuf>,
 }
 
-impl Source {
-    /// The settings, or none where no file names us (yet).
-    ///
-    /// # Errors
-    /// A file names us, but with settings that are none.
-    pub(crate) fn read(&self) -> Result<Option<Wanted>, String> {
+impl Reader {
+    /// The network that the command acts for where no file names one.
+    fn network(self) -> String {
         match self {
-            Self::File(path) => wanted(path).map(Some),
-            Self::Folder(folder) => {
-                let Some(path) = names_us(folder) else { return Ok(None) };
-                wanted(&path).map(Some)
-            }
+            Self::Up => "symroute up".into(),
+            Self::Agent => "symroute agent".into(),
         }
+    }
+
+    /// The settings where neither a file nor the node has any.
+    pub(crate) fn default_config(self) -> NetworkConfig {
+        let config = Settings::default().into();
+        NetworkConfig { network: self.network(), config, conflist: None }
     }
 }
 
-fn wanted(path: &Path) -> Result<Wanted, String> {
-    let (network, config) = file::read(path)?;
-    if config.scope == Scope::Pod {
-        return Err(format!(
-            "{}: \"scope\": \"pod\": the agent serves the node; a pod's own data plane is made by \
-             its ADD",
-            path.display()
-        ));
+impl SettingsSource {
+    /// The settings, or none where no file of a folder names us (yet). What a person names to `up`
+    /// is held to known keys. A folder is read at each boot, too, and a slip there must not keep the
+    /// node from its state.
+    ///
+    /// # Errors
+    /// The file can't be read, or has settings that can't be taken.
+    pub(crate) fn read(&self, reader: Reader) -> Result<Option<NetworkConfig>, String> {
+        let (path, strictly) = match self {
+            Self::File(path) => (path.clone(), reader == Reader::Up),
+            Self::Folder(folder) => match names_us(folder) {
+                Some(path) => (path, false),
+                None => return Ok(None),
+            },
+        };
+        let (network, config) = file::read(&path, strictly)?;
+        if config.scope == Scope::Pod {
+            return Err(format!(
+                "{}: \"scope\": \"pod\": this command serves the node; a pod's own data plane is \
+                 made by its ADD",
+                path.display()
+            ));
+        }
+        let conflist = file::is_list(&path).then_some(path);
+        let network = network.unwrap_or_else(|| reader.network());
+        Ok(Some(NetworkConfig { network, config, conflist }))
     }
-    let conflist = file::is_list(path).then(|| path.to_path_buf());
-    Ok(Wanted { network: network.unwrap_or_else(|| OWN_NETWORK.into()), config, conflist })
 }
 
 /// The lexically first file with a plugin of ours. One that is no JSON is somebody's half-written
 /// file: the runtime skips it too.
-pub(crate) fn names_us(folder: &Path) -> Option<PathBuf> {
+fn names_us(folder: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
     let mut files: Vec<_> = entries
         .filter(|path| path.extension().is_some_and(|e| ENDINGS.iter().any(|known| e == *known)))

@@ -147,12 +147,12 @@ fn set_label(file: &File, value: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::temp_dir::TempDir;
 
     #[test]
     #[expect(clippy::print_stderr, reason = "says what could not be tested")]
     fn the_label_stays() {
-        let dir = std::env::temp_dir().join(format!("symroute-label-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
+        let dir = TempDir::new();
         let wanted = b"system_u:object_r:etc_t:s0\0";
         fs::write(dir.join("file"), "old").unwrap();
         match set_label(&File::open(dir.join("file")).unwrap(), wanted) {
@@ -164,20 +164,17 @@ mod tests {
             }
             Err(error) => eprintln!("NOT RUN the_label_stays: {error}"),
         }
-        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
     fn a_file_that_changed_meanwhile_stays() {
-        let dir = std::env::temp_dir().join(format!("symroute-outrun-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
+        let dir = TempDir::new();
         fs::write(dir.join("file"), "newer").unwrap();
         for old in [Some(&b"old"[..]), None] {
             assert_eq!(replace(&dir, "file", old, b"new", "file").unwrap(), Done::Outrun);
         }
         assert_eq!(replace(&dir, "gone", Some(b"old"), b"new", "gone").unwrap(), Done::Outrun);
         assert_eq!(fs::read(dir.join("file")).unwrap(), b"newer");
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
-        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(fs::read_dir(&*dir).unwrap().count(), 1);
     }
 }

@@ -12,14 +12,13 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
-use super::{Error, Wanted};
+use super::{Error, State, Wanted};
+use crate::atomic_file;
+use crate::flock::{self, Held};
 
 /// What the journal says when our entry goes into a file.
 pub(super) const PUT_IN: &str = "put in";
@@ -38,8 +37,6 @@ const TEMPORARY: &str = ".new";
 const JOURNAL_LIMIT: usize = 128 * 1024;
 /// How long another call is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Pause between two tries: `flock` has no deadline of its own.
-const PAUSE: Duration = Duration::from_millis(5);
 
 /// The folder with all that.
 #[derive(Debug, Clone)]
@@ -53,24 +50,16 @@ impl Store {
     }
 
     /// Makes the folder where it is missing and locks it until the guard is dropped.
-    pub(super) fn lock(&self) -> Result<Flock<File>, Error> {
+    pub(super) fn lock(&self) -> Result<Held, Error> {
         let originals = self.dir.join(ORIGINALS);
         // A conflist may hold tokens.
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&originals);
         made.map_err(Error::at("make", &originals))?;
-        let deadline = Instant::now() + PATIENCE;
-        let mut file = File::open(&self.dir).map_err(Error::at("open", &self.dir))?;
-        loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(held) => return Ok(held),
-                Err((returned, Errno::EWOULDBLOCK | Errno::EINTR)) => file = returned,
-                Err((_, errno)) => return Err(Error::at("lock", &self.dir)(errno.into())),
-            }
-            if Instant::now() >= deadline {
-                return Err(Error::Busy { path: self.dir.clone(), seconds: PATIENCE.as_secs() });
-            }
-            thread::sleep(PAUSE);
-        }
+        let file = File::open(&self.dir).map_err(Error::at("open", &self.dir))?;
+        let locked = flock::lock(file, Instant::now() + PATIENCE);
+        locked
+            .map_err(Error::at("lock", &self.dir))?
+            .ok_or_else(|| Error::Busy { path: self.dir.clone(), seconds: PATIENCE.as_secs() })
     }
 
     pub(super) fn keep(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
@@ -118,17 +107,14 @@ impl Store {
     }
 
     fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let (path, temporary) = (folder.join(name), folder.join(TEMPORARY));
-        let write = || {
+        let path = folder.join(name);
+        let write = |temporary: &Path| {
             let mut options = OpenOptions::new();
             let options = options.write(true).create(true).truncate(true).mode(0o600);
-            let mut file = options.open(&temporary)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(folder)?.sync_all()
+            options.open(temporary)?.write_all(bytes)
         };
-        write().map_err(Error::at("write", &path))
+        let written = atomic_file::replace(&path, &folder.join(TEMPORARY), write);
+        written.map_err(Error::at("write", &path))
     }
 
     /// Writes down what is about to be done to a file, or that it failed; and why. `source` is the
@@ -176,7 +162,7 @@ impl Store {
         });
         let mut came_to_nothing = false;
         let additions = recent.filter(|line| {
-            let counts = !failed(line) && !came_to_nothing && line["why"] == "missing";
+            let counts = !failed(line) && !came_to_nothing && line["why"] == State::Missing.name();
             came_to_nothing = failed(line);
             counts
         });

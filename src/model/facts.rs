@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::MarkMatch;
 use crate::netlink::uapi::FR_ACT_PROHIBIT;
 
 /// Length of the prefix that holds just this address.
@@ -173,8 +174,8 @@ pub(crate) struct Rule {
     /// Its place; lower comes first.
     pub(crate) priority: u32,
     pub(crate) action: Action,
-    /// Packet mark and mask that it wants, if it asks for one.
-    pub(crate) mark: Option<(u32, u32)>,
+    /// Packet mark that it wants, if it asks for one.
+    pub(crate) mark: Option<MarkMatch>,
     /// Incoming interface that it wants.
     pub(crate) iif: Option<String>,
     /// Routes whose prefix is no longer than this do not count (`suppress_prefixlength`).
@@ -189,8 +190,8 @@ pub(crate) struct Rule {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.priority)?;
-        if let Some((mark, mask)) = self.mark {
-            write!(f, "fwmark {mark:#x}/{mask:#x} ")?;
+        if let Some(mark) = self.mark {
+            write!(f, "fwmark {mark} ")?;
         }
         if let Some(iif) = &self.iif {
             write!(f, "iif {iif} ")?;

@@ -20,6 +20,11 @@ impl Field {
         self.0
     }
 
+    /// A mark that has exactly these bits of the field.
+    pub(crate) fn matches(self, value: u32) -> MarkMatch {
+        MarkMatch { value, mask: self.0 }
+    }
+
     /// The bit D: the top bit of the field.
     pub(crate) fn d(self) -> u32 {
         1 << self.0.ilog2()
@@ -68,6 +73,20 @@ impl Field {
 impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)
+    }
+}
+
+/// What some bits of a mark are, or are to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct MarkMatch {
+    pub(crate) value: u32,
+    /// The bits that count.
+    pub(crate) mask: u32,
+}
+
+impl fmt::Display for MarkMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}/{:#x}", self.value, self.mask)
     }
 }
 

@@ -4,4 +4,4 @@ mod facts;
 mod mark;
 
 pub(crate) use facts::*;
-pub(crate) use mark::Field;
+pub(crate) use mark::{Field, MarkMatch};

@@ -22,7 +22,7 @@ use super::uapi::{
 };
 use super::wire::{Writer, attrs, find, ip, string, u16_at, u32_at};
 use super::{Error, Socket};
-use crate::model::{Action, Address, Family, FoundRule, Link, Nexthop, Route, Rule};
+use crate::model::{Action, Address, Family, FoundRule, Link, MarkMatch, Nexthop, Route, Rule};
 
 /// Kinds of route that are read.
 const KINDS: [u8; 4] = [RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT];
@@ -195,7 +195,7 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
         other => Action::Other(other),
     };
     if let Some(bits) = bits.filter(|&bits| bits != 0) {
-        rule.mark = Some((mark.unwrap_or(0), bits));
+        rule.mark = Some(MarkMatch { value: mark.unwrap_or(0), mask: bits });
     }
     Some(FoundRule { rule, message: body.to_vec() })
 }
@@ -294,8 +294,8 @@ pub(crate) fn rule_message(rule: &Rule) -> Vec<u8> {
         Action::Goto(target) => message.u32(FRA_GOTO, target),
         Action::Nop | Action::Other(_) => {}
     }
-    if let Some((mark, mask)) = rule.mark {
-        message.u32(FRA_FWMARK, mark);
+    if let Some(MarkMatch { value, mask }) = rule.mark {
+        message.u32(FRA_FWMARK, value);
         message.u32(FRA_FWMASK, mask);
     }
     if let Some(iif) = &rule.iif {

@@ -1,6 +1,6 @@
 //! Who does the marking: nftables, or iptables in one of its variants.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
@@ -85,7 +85,7 @@ pub(super) fn made(
 pub(super) fn without_steering(
     settings: &Settings,
     variant: Variant,
-    steering: &mut [Option<Steering>; 2],
+    steering: &mut BTreeMap<Family, Steering>,
 ) -> Result<Option<Note>, Invalid> {
     if let Masquerade::Mark { .. } = settings.masquerade {
         let value = settings.to_json()["masquerade"].clone();
@@ -95,10 +95,10 @@ pub(super) fn without_steering(
         );
         return Err(Invalid::new("masquerade", &value, hint));
     }
-    if steering.iter().all(Option::is_none) {
+    if steering.is_empty() {
         return Ok(None);
     }
-    *steering = [None, None];
+    steering.clear();
     Ok(Some(Note {
         what: format!(
             "masquerade steering is off, since {variant} cannot do it: a pod's connection that is \

@@ -107,7 +107,7 @@ fn tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     let field = settings.field;
     let clash = rules(facts).find_map(|r| {
-        let (_, mask) = r.mark?;
+        let mask = r.mark?.mask;
         (mask != u32::MAX && mask & field.mask() != 0).then_some((r, mask))
     });
     let Some((rule, mask)) = clash else {
@@ -125,8 +125,8 @@ fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 
 fn free_mask(facts: &Facts) -> Option<Field> {
     let used = rules(facts)
-        .filter_map(|r| r.mark)
-        .filter(|&(_, mask)| mask != u32::MAX)
-        .fold(0, |used, (_, mask)| used | mask);
+        .filter_map(|r| r.mark.map(|mark| mark.mask))
+        .filter(|&mask| mask != u32::MAX)
+        .fold(0, |used, mask| used | mask);
     OTHER_MASKS.into_iter().find(|mask| mask & used == 0).and_then(Field::new)
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde_json::json;
 
 use super::uplinks::has_address;
-use super::{Note, Source, Uplink, Way};
+use super::{GatewaySource, Note, Uplink, Way};
 use crate::config::{Invalid, Settings};
 use crate::model::{Facts, Family, Link, Route, is_link_local};
 use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_MAIN};
@@ -38,7 +38,7 @@ fn way(
     if let Some(ip) = configured(settings, &link.name, family) {
         check(facts, link, ip)?;
         let metrics = Vec::new();
-        return Ok(Some(Way { gateway: Some(ip), source: Source::Configured, metrics }));
+        return Ok(Some(Way { gateway: Some(ip), source: GatewaySource::Configured, metrics }));
     }
     if !carries(facts, link, family) {
         return Ok(None);
@@ -47,8 +47,8 @@ fn way(
     let own = defaults.iter().find_map(|route| {
         let hop = route.nexthops.iter().find(|hop| hop.link == link.index)?;
         let source = match hop.gateway {
-            Some(_) => Source::DefaultRoute(route.table),
-            None => Source::PointToPoint,
+            Some(_) => GatewaySource::DefaultRoute(route.table),
+            None => GatewaySource::PointToPoint,
         };
         Some(Way { gateway: hop.gateway, source, metrics: route.metrics.clone() })
     });
@@ -56,15 +56,15 @@ fn way(
         return Ok(own);
     }
     if link.flags & IFF_POINTOPOINT != 0 {
-        let source = Source::PointToPoint;
+        let source = GatewaySource::PointToPoint;
         return Ok(Some(Way { gateway: None, source, metrics: Vec::new() }));
     }
     let inferred = defaults.iter().flat_map(|route| &route.nexthops).find_map(|hop| {
         let ip = hop.gateway.filter(|&ip| in_subnet(facts, link, ip))?;
-        let source = Source::Inferred(facts.link_name(hop.link));
+        let source = GatewaySource::Inferred(facts.link_name(hop.link));
         Some(Way { gateway: Some(ip), source, metrics: Vec::new() })
     });
-    let unknown = Way { gateway: None, source: Source::Unknown, metrics: Vec::new() };
+    let unknown = Way { gateway: None, source: GatewaySource::Unknown, metrics: Vec::new() };
     Ok(Some(inferred.unwrap_or(unknown)))
 }
 

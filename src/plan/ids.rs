@@ -86,13 +86,13 @@ fn from_map(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
 
 fn from_rules(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
     facts.ours.rules.iter().map(|found| &found.rule).find_map(|rule| match (&rule.iif, rule.mark) {
-        (Some(iif), Some((mark, bits)))
+        (Some(iif), Some(mark))
             if *iif == link.name
                 && rule.priority == settings.rules().request
-                && bits == settings.field.mask()
+                && mark.mask == settings.field.mask()
                 && rule.action == Action::Goto(settings.rules().end) =>
         {
-            Some(settings.field.id(mark))
+            Some(settings.field.id(mark.value))
         }
         _ => None,
     })

@@ -74,14 +74,14 @@ pub(crate) struct Way {
     /// The router; none on a point-to-point device or where no router is known.
     pub(crate) gateway: Option<IpAddr>,
     /// How that was learned.
-    pub(crate) source: Source,
+    pub(crate) source: GatewaySource,
     /// `RTA_METRICS` of the default route that it was taken from.
     pub(crate) metrics: Vec<u8>,
 }
 
 /// How an uplink's gateway was learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum GatewaySource {
     /// From the key `gateways`.
     Configured,
     /// From a default route in this table.
@@ -94,7 +94,7 @@ pub(crate) enum Source {
     Unknown,
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for GatewaySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Configured => f.write_str("configured"),
@@ -185,7 +185,8 @@ fn mark(
         left_out: &facts.left_out,
         ipvs: facts.ipvs,
         fingerprint: settings.fingerprint(facts.ipvs),
-        layout: (settings.priority, settings.table_base),
+        priority: settings.priority,
+        table_base: settings.table_base,
         restore: &plan.restore,
     };
     let Marker::Iptables(variant) = marker else {
@@ -226,10 +227,10 @@ fn steering(
     facts: &Facts,
     settings: &Settings,
     uplinks: &[Uplink],
-) -> Result<[Option<Steering>; 2], Invalid> {
-    let mut out = [None, None];
-    for (slot, family) in Family::ALL.into_iter().enumerate() {
-        out[slot] = match &settings.masquerade {
+) -> Result<BTreeMap<Family, Steering>, Invalid> {
+    let mut out = BTreeMap::new();
+    for family in Family::ALL {
+        let steering = match &settings.masquerade {
             Masquerade::Off => None,
             Masquerade::Auto => steer_auto(facts, settings, uplinks, family),
             Masquerade::Mark { mark, via } => {
@@ -251,6 +252,7 @@ fn steering(
                 Some(Steering { mark: *mark, via: via.id, away_from })
             }
         };
+        out.extend(steering.map(|steering| (family, steering)));
     }
     Ok(out)
 }

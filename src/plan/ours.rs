@@ -18,8 +18,8 @@ pub(crate) fn is_rule(settings: &Settings, rule: &Rule) -> bool {
         return false;
     }
     let at = settings.rules();
-    let marked = rule.mark.is_some_and(|(mark, _)| mark != 0);
-    let unmarked = rule.mark.is_some_and(|(mark, _)| mark == 0);
+    let marked = rule.mark.is_some_and(|mark| mark.value != 0);
+    let unmarked = rule.mark.is_some_and(|mark| mark.value == 0);
     let by_any = rule.iif.is_none();
     let asks = marked && (by_any || rule.iif.as_deref() == Some(LOOPBACK));
     let to_end = rule.action == Action::Goto(at.end);

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{Note, Source, Uplink, Way};
+use super::{GatewaySource, Note, Uplink, Way};
 use crate::backend::Marker;
 use crate::config::{RulePriorities, Settings};
-use crate::model::{Action, Facts, Family, Field, Nexthop, Route, Rule, is_link_local};
+use crate::model::{Action, Facts, Family, Field, MarkMatch, Nexthop, Route, Rule, is_link_local};
 use crate::names::LOOPBACK;
 use crate::netlink::uapi::{
     FR_ACT_PROHIBIT, IFF_UP, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTN_UNICAST,
@@ -30,7 +30,7 @@ pub(crate) fn routes(facts: &Facts, uplink: &Uplink) -> Vec<Route> {
         of_family.extend(way.gateway.and_then(|gateway| to_gateway(uplink, family, gateway)));
         // What is on the link comes first: gateways are looked up in it.
         of_family.sort_by_key(|r| r.nexthops.iter().any(|hop| hop.gateway.is_some()));
-        if way.source != Source::Unknown {
+        if way.source != GatewaySource::Unknown {
             of_family.push(route(uplink, family.default_route(), way.gateway, &way.metrics));
         }
         let mut seen = BTreeSet::new();
@@ -103,17 +103,17 @@ pub(crate) fn rules(
         };
         rules.push(rule(at.end, Action::Nop));
         let unmarked = rule(at.skip, Action::Goto(at.end));
-        rules.push(Rule { mark: Some((0, field.mask())), ..unmarked });
+        rules.push(Rule { mark: Some(field.matches(0)), ..unmarked });
         rules.extend(asking(field, at, marker, &rule));
         for uplink in uplinks {
             let mark = field.of(uplink.id);
             let request = rule(at.request, Action::Goto(at.end));
             let iif = Some(uplink.name.clone());
-            rules.push(Rule { mark: Some((mark, field.mask())), iif, ..request });
+            rules.push(Rule { mark: Some(field.matches(mark)), iif, ..request });
         }
         for uplink in uplinks {
             let bound = rule(at.bound, Action::Lookup(uplink.table));
-            let mark = Some((field.of(uplink.id), field.id_mask()));
+            let mark = Some(MarkMatch { value: field.of(uplink.id), mask: field.id_mask() });
             rules.push(Rule { mark, ..bound });
         }
     }
@@ -122,7 +122,9 @@ pub(crate) fn rules(
 
 /// Rules that look at the whole mark clash with no other program's, and older releases of symroute
 /// take no offence at them.
-const WHOLE: u32 = u32::MAX;
+fn whole(value: u32) -> MarkMatch {
+    MarkMatch { value, mask: u32::MAX }
+}
 
 /// The rules of look-ups that ask main. nftables asks where a source lies, iptables whether it has
 /// a route of its own: such a look-up must find nothing else.
@@ -134,10 +136,10 @@ fn asking(
 ) -> Vec<Rule> {
     let main = Action::Lookup(RT_TABLE_MAIN);
     if marker == Marker::Nftables {
-        return vec![Rule { mark: Some((field.d(), WHOLE)), ..rule(at.ask, main) }];
+        return vec![Rule { mark: Some(whole(field.d())), ..rule(at.ask, main) }];
     }
     let asked =
-        |rule: Rule| Rule { mark: Some((field.ask(), WHOLE)), iif: Some(LOOPBACK.into()), ..rule };
+        |rule: Rule| Rule { mark: Some(whole(field.ask())), iif: Some(LOOPBACK.into()), ..rule };
     let end = asked(rule(at.ask, Action::Other(FR_ACT_PROHIBIT)));
     let alone = asked(rule(at.ask_alone, main));
     let shorter = if alone.family == Family::V4 { 31 } else { 127 };
@@ -178,7 +180,7 @@ pub(crate) fn notes(facts: &Facts, uplink: &Uplink) -> Vec<Note> {
 
 fn no_gateway(name: &str, family: Family, way: &Way) -> Option<Note> {
     let example = if family == Family::V4 { "192.0.2.1" } else { "fe80::1" };
-    (way.source == Source::Unknown).then(|| Note {
+    (way.source == GatewaySource::Unknown).then(|| Note {
         what: format!(
             "{name} has no {family} gateway: only replies to its own subnets leave by it"
         ),

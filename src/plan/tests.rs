@@ -161,7 +161,7 @@ fn assert_safe(facts: &Facts, settings: &Settings, goal: &Plan) {
             let mark = settings.field.of(uplink.id);
             assert!(has(&|r| r.action == Action::Lookup(uplink.table)), "402 of {}", uplink.name);
             assert!(has(&|r| r.iif.as_ref() == Some(&uplink.name)
-                && r.mark == Some((mark, settings.field.mask()))));
+                && r.mark == Some(settings.field.matches(mark))));
             assert!(has(&|r| r.priority == settings.priority + 3));
         }
     }

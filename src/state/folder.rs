@@ -54,10 +54,11 @@ mod tests {
     use super::*;
     use std::fs;
 
+    use crate::temp_dir::TempDir;
+
     #[test]
     fn hidden_files_do_not_count_however_many() {
-        let folder = std::env::temp_dir().join(format!("symroute-folder-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+        let folder = TempDir::new();
         assert!(!has_visible(&folder).unwrap());
         for number in 0..200 {
             fs::write(folder.join(format!(".hidden-{number}")), "").unwrap();
@@ -65,7 +66,7 @@ mod tests {
         assert!(!has_visible(&folder).unwrap());
         fs::write(folder.join("seen"), "").unwrap();
         assert!(has_visible(&folder).unwrap());
-        fs::remove_dir_all(&folder).unwrap();
+        fs::remove_dir_all(&*folder).unwrap();
         assert_eq!(has_visible(&folder).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

@@ -13,7 +13,7 @@
 //! The directory itself is the lock. Each file is written to a temporary name and renamed, so
 //! that a kill leaves the old or the new one.
 
-mod alone;
+mod agent_lock;
 mod attachment;
 mod folder;
 mod lock;
@@ -29,9 +29,9 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::Value;
 
-pub(crate) use alone::Alone;
+pub(crate) use agent_lock::AgentLock;
 pub(crate) use attachment::{Attachment, Key, Written};
-pub(crate) use lock::{Lock, holder};
+pub(crate) use lock::Lock;
 pub(crate) use ready::Ready;
 pub(crate) use record::Record;
 
@@ -56,7 +56,11 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
 
 #[derive(Debug, Clone)]
 pub(crate) struct State {
@@ -198,7 +202,7 @@ impl State {
         for file in [ready::FILE, record::FILE, record::MARKING] {
             Self::remove(&self.path(&[file]))?;
         }
-        self.forget_the_agent()?;
+        AgentLock::remove_if_stale(self)?;
         for folder in ["", attachment::PODS, "hold"] {
             // A pod that is left out keeps its file until its own end.
             let is_temporary = |name: &String| {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{Error, State, absent_is_none, readable};
 use crate::backend::Marker;
 use crate::backend::iptables::node_set::Notes;
+use crate::config::source::NetworkConfig;
 use crate::config::{self, Backend, Settings};
 use crate::model::{ElementData, Family, Field};
 use crate::names;
@@ -125,6 +126,13 @@ impl Record {
             src_valid_mark,
             made: BTreeSet::new(),
         })
+    }
+}
+
+impl From<Record> for NetworkConfig {
+    fn from(record: Record) -> Self {
+        let Record { network, settings, conflist, .. } = record;
+        Self { network, config: settings.into(), conflist }
     }
 }
 

@@ -1,29 +1,17 @@
 //! Tests of the state directory.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::attachment::Attachments;
 use super::*;
 use crate::config::Settings;
 use crate::model::Family;
+use crate::temp_dir::TempDir;
 
-static NEXT: AtomicU32 = AtomicU32::new(0);
-
-struct Temporary(State);
-
-impl Temporary {
-    fn new() -> Self {
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("symroute-state-{}-{n}", std::process::id()));
-        Self(State::new(dir))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0.dir);
-    }
+fn state() -> (TempDir, State) {
+    let folder = TempDir::new();
+    let state = State::new(folder.join("state"));
+    (folder, state)
 }
 
 fn pod(container: &str, addresses: &[&str]) -> Attachment {
@@ -38,22 +26,20 @@ fn pod(container: &str, addresses: &[&str]) -> Attachment {
 
 #[test]
 fn one_agent_to_a_node() {
-    let temporary = Temporary::new();
-    let state = &temporary.0;
-    let alone = state.be_the_agent().unwrap().unwrap();
-    assert_eq!(state.be_the_agent().unwrap().unwrap_err(), Some(std::process::id()));
+    let (_folder, state) = state();
+    let lock = AgentLock::acquire(&state).unwrap().unwrap();
+    assert_eq!(AgentLock::acquire(&state).unwrap().unwrap_err(), Some(std::process::id()));
     state.clear().unwrap();
-    assert!(state.be_the_agent().unwrap().is_err(), "what is cleared is not the lock");
-    drop(alone);
-    drop(state.be_the_agent().unwrap().unwrap());
+    assert!(AgentLock::acquire(&state).unwrap().is_err(), "what is cleared is not the lock");
+    drop(lock);
+    drop(AgentLock::acquire(&state).unwrap().unwrap());
     state.clear().unwrap();
     assert!(!state.path(&["agent"]).exists(), "nobody has it");
 }
 
 #[test]
 fn an_attachment_holds_the_node_state_until_it_is_detached() {
-    let temporary = Temporary::new();
-    let state = &temporary.0;
+    let (_folder, state) = state();
     assert!(state.is_idle().unwrap());
     let a = pod("a", &["10.0.0.1", "fd00::1"]);
     let written = state.attach(&a).unwrap();
@@ -71,8 +57,7 @@ fn an_attachment_holds_the_node_state_until_it_is_detached() {
 
 #[test]
 fn settings_of_a_pod_come_and_go_with_its_attachment() {
-    let temporary = Temporary::new();
-    let state = &temporary.0;
+    let (_folder, state) = state();
     let plain = pod("a", &["10.0.0.1"]);
     let hairpin = Attachment { hairpin: true, ..plain.clone() };
     let left_out = Attachment { left_out: true, ..plain.clone() };
@@ -92,8 +77,7 @@ fn settings_of_a_pod_come_and_go_with_its_attachment() {
 
 #[test]
 fn folders_of_an_older_release_are_understood() {
-    let temporary = Temporary::new();
-    let state = &temporary.0;
+    let (_folder, state) = state();
     let old = |container: &str, more: &str| {
         let key = pod(container, &[]).key;
         let text = format!(
@@ -127,8 +111,7 @@ fn names_fit_whatever_their_length() {
 
 #[test]
 fn damaged_files_are_reported_and_swept() {
-    let temporary = Temporary::new();
-    let state = &temporary.0;
+    let (_folder, state) = state();
     let good = pod("good", &["10.0.0.1"]);
     state.attach(&good).unwrap();
     for (name, text) in
@@ -146,8 +129,7 @@ fn damaged_files_are_reported_and_swept() {
 
 #[test]
 fn the_record_survives_a_round_trip() {
-    let temporary = Temporary::new();
-    let state = &temporary.0;
+    let (_folder, state) = state();
     let record = Record {
         network: "k8s".into(),
         settings: Settings::default(),
@@ -162,8 +144,7 @@ fn the_record_survives_a_round_trip() {
 
 #[test]
 fn a_held_lock_ends_in_busy_with_the_holder() {
-    let temporary = Temporary::new();
-    let state = &temporary.0;
+    let (_folder, state) = state();
     let held = state.lock(Duration::ZERO).unwrap();
     match state.lock(Duration::from_millis(20)) {
         Err(crate::error::Error::Busy { holder, .. }) => {

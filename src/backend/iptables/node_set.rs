@@ -45,8 +45,7 @@ fn note(key: u32, comment: String) -> Member {
 
 /// The notes for these marks.
 pub(crate) fn write(spec: &Spec<'_>, made: &BTreeSet<(Family, String)>) -> BTreeSet<Member> {
-    let (priority, tables) = spec.layout;
-    let mask = spec.field.mask();
+    let (mask, priority, tables) = (spec.field.mask(), spec.priority, spec.table_base);
     let mut out = BTreeSet::from([
         note(IN_FORCE, format!("in force: {}", spec.fingerprint)),
         note(LAYOUT, format!("mask {mask}, priority {priority}, tables {tables}")),

@@ -15,13 +15,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use iptables::IPTables;
-use nix::fcntl::{Flock, FlockArg};
 
 use super::restore_script::{Script, parse};
 use crate::error::Error;
+use crate::flock::{self, Held};
 use crate::model::{Family, Mangle, Variant, VariantUse};
 use crate::names;
-use crate::state::holder;
 
 /// The lock that all users of iptables-legacy take (`XT_LOCK_NAME`, iptables/xshared.h).
 const LOCK: &str = "/run/xtables.lock";
@@ -168,12 +167,7 @@ impl Programs {
     }
 
     /// Runs one transaction.
-    fn change(
-        &self,
-        script: &Script,
-        text: &str,
-        lock: &mut Option<Flock<File>>,
-    ) -> Result<(), Error> {
+    fn change(&self, script: &Script, text: &str, lock: &mut Option<Held>) -> Result<(), Error> {
         let program = needed(script.variant, script.family, "-restore")?;
         let operation = format!("{}: {}", program.display(), script.what.join(", "));
         let failed = |message: String| Error::Iptables { operation: operation.clone(), message };
@@ -201,28 +195,23 @@ impl Programs {
         }
     }
 
-    fn lock(&self) -> Result<Flock<File>, Error> {
+    fn lock(&self) -> Result<Held, Error> {
         let failed =
             |message: String| Error::Iptables { operation: format!("lock {LOCK}"), message };
         // iptables makes the file where it is missing, and so do we.
         let opened = File::options().read(true).append(true).create(true).open(LOCK);
-        let mut file = opened.map_err(|error| failed(error.to_string()))?;
-        loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(held) => return Ok(held),
-                Err((returned, nix::errno::Errno::EWOULDBLOCK | nix::errno::Errno::EINTR)) => {
-                    file = returned;
-                }
-                Err((_, errno)) => return Err(failed(errno.desc().into())),
-            }
-            self.pause()?;
-        }
+        let locked = opened.and_then(|file| flock::lock(file, self.deadline));
+        locked.map_err(|error| failed(error.to_string()))?.ok_or_else(|| self.locked_too_long())
+    }
+
+    fn locked_too_long(&self) -> Error {
+        let seconds = self.started.elapsed().as_secs();
+        Error::XtablesLock { holder: flock::holder(Path::new(LOCK)), seconds }
     }
 
     fn pause(&self) -> Result<(), Error> {
         if Instant::now() >= self.deadline {
-            let seconds = self.started.elapsed().as_secs();
-            return Err(Error::XtablesLock { holder: holder(Path::new(LOCK)), seconds });
+            return Err(self.locked_too_long());
         }
         thread::sleep(PAUSE);
         Ok(())
@@ -249,7 +238,7 @@ fn said(output: &Output) -> String {
 /// Whether somebody has the lock of iptables-legacy.
 fn is_locked() -> bool {
     let Ok(file) = File::open(LOCK) else { return false };
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err()
+    !matches!(flock::lock(file, Instant::now()), Ok(Some(_)))
 }
 
 /// Whether there is a table to look at. The kernel lists those of iptables-legacy.

@@ -10,8 +10,8 @@ use super::rules::{
     Hook, Rule, Side,
 };
 use super::sets::{has_many, left_out_set, steer_set};
-use crate::backend::spec::{Spec, Steering};
-use crate::model::{Family, Field};
+use crate::backend::spec::Spec;
+use crate::model::{Family, Field, MarkMatch};
 use crate::names;
 use crate::netlink::uapi::{
     IPS_SRC_NAT, NF_INET_FORWARD, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING,
@@ -94,13 +94,12 @@ fn turned(spec: &Spec<'_>) -> Vec<Rule> {
 /// A packet of a connection that masquerade steering sends out, by the choice of its family.
 fn sent(spec: &Spec<'_>, first: &[Expression]) -> Vec<Rule> {
     let is_sent = [ConntrackMark, ours(spec.field), equals(spec.field.d())];
-    let each = Family::ALL.into_iter().zip(&spec.steering);
-    each.filter_map(|(family, steering)| {
-        let via = goto(VIA, steering.as_ref()?.via);
+    let each = spec.steering.iter().map(|(&family, steering)| {
+        let via = goto(VIA, steering.via);
         let test = [first, &is_sent, &[FamilyIs(family), via]].concat();
-        Some(rule("masqueraded: leaves by the uplink of that address", test))
-    })
-    .collect()
+        rule("masqueraded: leaves by the uplink of that address", test)
+    });
+    each.collect()
 }
 
 fn output(spec: &Spec<'_>) -> Vec<Rule> {
@@ -148,10 +147,9 @@ fn leave(field: Field) -> Vec<Rule> {
 /// Masquerade steering: a pod's packet (`of_pod`) that will be masqueraded leaves by the uplink of
 /// that address. `out` loads the interface by which it would leave otherwise.
 fn steer(spec: &Spec<'_>, of_pod: &[Expression], out: &Expression) -> Vec<Rule> {
-    let each = Family::ALL.into_iter().zip(&spec.steering);
-    each.filter_map(|(family, steering)| {
-        let Steering { mark: (value, mask), via, .. } = steering.as_ref()?;
-        let marked = [PacketMark, Bits { mask: *mask, xor: 0 }, equals(*value)];
+    let each = spec.steering.iter().map(|(&family, steering)| {
+        let MarkMatch { value, mask } = steering.mark;
+        let marked = [PacketMark, Bits { mask, xor: 0 }, equals(value)];
         let mut test = [&marked[..], of_pod, &[FamilyIs(family)]].concat();
         if Spec::any(spec.left_out, family) {
             let set = InSetOf(left_out_set(family), true);
@@ -160,9 +158,9 @@ fn steer(spec: &Spec<'_>, of_pod: &[Expression], out: &Expression) -> Vec<Rule> 
         test.extend([
             out.clone(),
             InSet { set: steer_set(family), not: false },
-            goto("send", *via),
+            goto("send", steering.via),
         ]);
-        Some(rule("a pod's packet that will be masqueraded", test))
-    })
-    .collect()
+        rule("a pod's packet that will be masqueraded", test)
+    });
+    each.collect()
 }

@@ -139,7 +139,7 @@ fn uplink_chains(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Chain> {
         chain(named("turned", id), turn(spec, uplink)),
     ];
     chains.extend(asks_with_marks(spec, id));
-    if spec.steering.iter().flatten().any(|steering| steering.via == id) {
+    if spec.steering.values().any(|steering| steering.via == id) {
         let remember = set_connection(field, field.d());
         let rules = vec![plain(remember), plain([goto(VIA, id)])];
         chains.push(chain(named("send", id), rules));
@@ -182,7 +182,7 @@ fn turn(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     let original = || [DirectionIs { reply: false }];
     let answered = has_status(IPS_SEEN_REPLY, Iif);
     let to_inside = [FibInterface(Side::Destination), InSet { set: names::OUTSIDE, not: true }];
-    let steered = spec.steering.iter().flatten().any(|steering| steering.via == id);
+    let steered = spec.steering.values().any(|steering| steering.via == id);
     if steered {
         let reply = [DirectionIs { reply: true }, Iif, equals(uplink.link)];
         rules.push(rule(

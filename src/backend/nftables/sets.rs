@@ -93,8 +93,8 @@ pub(super) fn sets(spec: &Spec<'_>) -> Vec<Set> {
         None,
         spec.outside.iter().map(|(link, _)| member(number_key(*link))),
     ));
-    for (family, steering) in Family::ALL.into_iter().zip(&spec.steering) {
-        let links = steering.iter().flat_map(|steering| &steering.away_from);
+    for family in Family::ALL {
+        let links = spec.steering.get(&family).into_iter().flat_map(|s| &s.away_from);
         let links = links.map(|&link| member(number_key(link)));
         sets.push(set(steer_set(family), interface, None, links));
         sets.push(own(spec, family));
@@ -111,8 +111,8 @@ fn records(spec: &Spec<'_>) -> [Set; 4] {
     let (mark, interface) = (Type::Mark, Type::Interface);
     let layout = [
         (names::LAYOUT_MASK, spec.field.mask()),
-        (names::LAYOUT_PRIORITY, spec.layout.0),
-        (names::LAYOUT_TABLES, spec.layout.1),
+        (names::LAYOUT_PRIORITY, spec.priority),
+        (names::LAYOUT_TABLES, spec.table_base),
     ];
     let ids = spec.uplinks.iter().map(|uplink| value(uplink.link, spec.bound(uplink.id)));
     let restore = spec.restore.iter().map(|&link| member(number_key(link)));

@@ -39,7 +39,7 @@ fn every_key_is_read() {
     assert_eq!(settings.gateways["eth1"].len(), 2);
     assert_eq!((settings.host, settings.hairpin), (false, true));
     let via = Some("eth0".to_string());
-    assert_eq!(settings.masquerade, Masquerade::Mark { mark: (0x4000, 0x4000), via });
+    assert_eq!(settings.masquerade, Masquerade::Mark { mark: names::KUBE_MASQUERADE, via });
     assert_eq!((settings.backend, settings.field.mask()), (Backend::Nftables, 0xf_0000));
     assert_eq!((settings.priority, settings.table_base), (32762, 255));
     assert_eq!(config.scope, Scope::Pod);

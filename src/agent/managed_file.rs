@@ -1,28 +1,16 @@
-//! Things of ours on the node's disk that others rewrite or remove: the entry in the conflist,
-//! the plugin's binary.
+//! Files on the node that the agent keeps in place, since others rewrite or remove them: the
+//! conflist with our entry, the plugin's binary.
 
-use std::ffi::OsString;
 use std::fmt::Debug;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use super::cause::Cause;
 use super::events::files::Folder;
 use super::pace::Rewrites;
 
-/// Something that is to be in place.
-pub(crate) trait Thing: Debug + Send {
-    /// Its name in metrics and messages.
-    fn name(&self) -> &'static str;
-
-    /// What a change of its folder is.
-    fn cause(&self) -> Cause;
-
-    /// The folder to watch.
-    fn folder(&self) -> PathBuf;
-
-    /// The entries of the folder that count; none for all of them.
-    fn names(&self) -> Option<Vec<OsString>>;
+pub(crate) trait ManagedFile: Debug + Send {
+    /// The folder to watch. The cause that a change in it is names the file in metrics and messages.
+    fn folder(&self) -> Folder;
 
     /// Whether it is in place. Cheap: called at each event and each resync.
     ///
@@ -40,34 +28,30 @@ pub(crate) trait Thing: Debug + Send {
     fn others(&self) -> String;
 }
 
-/// A thing with what became of it.
+/// Keeps a file in place.
 #[derive(Debug)]
-pub(crate) struct Kept {
-    thing: Box<dyn Thing>,
+pub(crate) struct Keeper {
+    file: Box<dyn ManagedFile>,
     rewrites: Rewrites,
-    /// How often it was put in place.
+    /// How often the file was put in place.
     pub(crate) puts: u64,
 }
 
-impl Kept {
-    /// Keeps this thing from now on.
-    pub(crate) fn new(thing: Box<dyn Thing>) -> Self {
-        Self { thing, rewrites: Rewrites::default(), puts: 0 }
+impl Keeper {
+    pub(crate) fn new(file: impl ManagedFile + 'static) -> Self {
+        Self { file: Box::new(file), rewrites: Rewrites::default(), puts: 0 }
     }
 
     pub(crate) fn name(&self) -> &'static str {
-        self.thing.name()
+        self.cause().name()
     }
 
-    /// What a change of its folder is.
     pub(crate) fn cause(&self) -> Cause {
-        self.thing.cause()
+        self.folder().cause
     }
 
-    /// What to watch.
     pub(crate) fn folder(&self) -> Folder {
-        let (path, cause) = (self.thing.folder(), self.thing.cause());
-        Folder { path, cause, names: self.thing.names() }
+        self.file.folder()
     }
 
     /// Puts it in place unless it is there. Somebody who takes it away again and again has a
@@ -76,17 +60,17 @@ impl Kept {
     /// # Errors
     /// It is not in place.
     pub(crate) fn keep(&mut self, now: Instant) -> Result<(), String> {
-        if self.thing.is_in_place()? {
+        if self.file.is_in_place()? {
             return Ok(());
         }
         if !self.rewrites.allow(now) {
             return Err(format!(
                 "the {} is rewritten by somebody else again and again, so it is left as it is; {}",
                 self.name(),
-                self.thing.others()
+                self.file.others()
             ));
         }
-        self.thing.put()?;
+        self.file.put()?;
         self.puts += 1;
         log::warn!("the {} was put in place", self.name());
         Ok(())
@@ -100,18 +84,9 @@ mod tests {
     #[derive(Debug)]
     struct Contested;
 
-    impl Thing for Contested {
-        fn name(&self) -> &'static str {
-            "conflist"
-        }
-        fn cause(&self) -> Cause {
-            Cause::Conflist
-        }
-        fn folder(&self) -> PathBuf {
-            PathBuf::new()
-        }
-        fn names(&self) -> Option<Vec<OsString>> {
-            None
+    impl ManagedFile for Contested {
+        fn folder(&self) -> Folder {
+            Folder { path: "".into(), cause: Cause::Conflist, names: None }
         }
         fn is_in_place(&mut self) -> Result<bool, String> {
             Ok(false)
@@ -126,9 +101,9 @@ mod tests {
 
     #[test]
     fn a_quarrel_ends() {
-        let (mut kept, now) = (Kept::new(Box::new(Contested)), Instant::now());
-        let puts = (0..50).filter(|_| kept.keep(now).is_ok()).count();
-        assert_eq!((puts, kept.puts), (5, 5));
-        assert!(kept.keep(now).unwrap_err().contains("somebody"));
+        let (mut keeper, now) = (Keeper::new(Contested), Instant::now());
+        let puts = (0..50).filter(|_| keeper.keep(now).is_ok()).count();
+        assert_eq!((puts, keeper.puts), (5, 5));
+        assert!(keeper.keep(now).unwrap_err().contains("somebody"));
     }
 }

@@ -1,0 +1,88 @@
+//! One agent to a node: two would undo each other's settings.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::{Error, State};
+use crate::flock::{self, Held};
+
+/// The file that the agent which runs has locked, with its process id.
+const FILE: &str = "agent";
+/// How long an agent that was killed may still have it locked: closing its netfilter sockets waits
+/// for RCU, and 60 ms were seen where the processors were busy.
+const DYING: Duration = Duration::from_secs(1);
+
+/// Held by the agent that runs.
+#[derive(Debug)]
+pub(crate) struct AgentLock {
+    path: PathBuf,
+    _held: Held,
+}
+
+impl AgentLock {
+    /// Makes this process the one agent; the process id of the other one, if it can be known,
+    /// where there is one already. Waits a moment for one that was just killed: a manager that
+    /// restarts a killed agent does so at once.
+    pub(crate) fn acquire(state: &State) -> Result<Result<Self, Option<u32>>, Error> {
+        Self::acquire_within(state, DYING)
+    }
+
+    /// Waits for the end of an agent that was just killed. One that goes on is let be.
+    pub(crate) fn wait_for_dying(state: &State) -> Result<(), Error> {
+        if state.path(&[FILE]).exists() {
+            // The lock is not kept.
+            let _ = Self::acquire(state)?;
+        }
+        Ok(())
+    }
+
+    fn acquire_within(
+        state: &State,
+        patience: Duration,
+    ) -> Result<Result<Self, Option<u32>>, Error> {
+        let path = state.path(&[FILE]);
+        let deadline = Instant::now() + patience;
+        fs::create_dir_all(&state.dir).map_err(Error::at("make", &state.dir))?;
+        loop {
+            let opened =
+                File::options().read(true).write(true).create(true).truncate(false).open(&path);
+            let file = opened.map_err(Error::at("open", &path))?;
+            match flock::lock(file, deadline).map_err(Error::at("lock", &path))? {
+                // A process that cleaned up took the file away.
+                Some(held) if !is_at(&held, &path) => {}
+                Some(mut held) => {
+                    let pid = std::process::id().to_string();
+                    let written = held.set_len(0).and_then(|()| held.write_all(pid.as_bytes()));
+                    written.map_err(Error::at("write", &path))?;
+                    return Ok(Ok(Self { path, _held: held }));
+                }
+                None => {
+                    let pid = fs::read_to_string(&path).ok();
+                    return Ok(Err(pid.and_then(|pid| pid.trim().parse().ok())));
+                }
+            }
+        }
+    }
+
+    /// Removes the file, and releases the lock then.
+    pub(crate) fn remove(self) -> Result<(), Error> {
+        State::remove(&self.path).map(drop)
+    }
+
+    /// Removes the file, unless an agent runs.
+    pub(super) fn remove_if_stale(state: &State) -> Result<(), Error> {
+        if !state.path(&[FILE]).exists() {
+            return Ok(());
+        }
+        Self::acquire_within(state, Duration::ZERO)?.map_or(Ok(()), Self::remove)
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let of = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    let open = file.metadata().map(of);
+    open.is_ok_and(|open| fs::metadata(path).map(of).is_ok_and(|there| there == open))
+}
