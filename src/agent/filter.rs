@@ -69,7 +69,7 @@ pub(crate) struct Filter {
     known: BTreeMap<u32, Shape>,
     quiet: BTreeSet<u32>,
     variant: Option<Variant>,
-    /// The sizes of the tables of iptables-legacy when they were last read.
+    /// The sizes of the tables of iptables-legacy where they are known to be as wanted.
     sizes: Option<Sizes>,
 }
 
@@ -89,10 +89,15 @@ impl Filter {
         self.variant == Some(Variant::Legacy)
     }
 
+    /// After a look: the sizes right before it; none if it repaired something. Rules that another
+    /// program removes before and after a repair leave the same sizes, so the next poll looks again.
+    pub(crate) fn learn_sizes(&mut self, sizes: Option<Sizes>) {
+        self.sizes = sizes;
+    }
+
     /// The cause for a look that these sizes are.
-    pub(crate) fn judge_sizes(&mut self, found: Sizes) -> Option<Cause> {
-        let before = self.sizes.replace(found);
-        before.is_some_and(|before| before != found).then_some(Cause::Iptables)
+    pub(crate) fn judge_sizes(&self, found: Sizes) -> Option<Cause> {
+        (self.sizes != Some(found)).then_some(Cause::Iptables)
     }
 
     /// After a look: what was found is known now.
@@ -237,16 +242,18 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_legacy_that_changes_is_looked_at_once() {
+    fn a_table_of_legacy_is_looked_at_until_it_is_as_wanted() {
         let mut filter = filter();
         assert!(!filter.minds_iptables_legacy() && !filter.minds_iptables_nft());
         filter.variant = Some(Variant::Legacy);
         assert!(filter.minds_iptables_legacy());
         let of_v4 = |entries| [Some((entries, 1000)), None];
-        assert_eq!(filter.judge_sizes(of_v4(40)), None, "the first time");
+        assert_eq!(filter.judge_sizes(of_v4(40)), Some(Cause::Iptables), "unknown");
+        filter.learn_sizes(Some(of_v4(40)));
         assert_eq!(filter.judge_sizes(of_v4(40)), None);
         assert_eq!(filter.judge_sizes(of_v4(39)), Some(Cause::Iptables));
-        assert_eq!(filter.judge_sizes(of_v4(39)), None, "known");
+        filter.learn_sizes(None);
+        assert_eq!(filter.judge_sizes(of_v4(39)), Some(Cause::Iptables), "after a repair");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::cause::{Cause, Causes};
 use super::managed_file::Keeper;
 use super::pace::Repairs;
 use super::status::{Found, Problem, Status, Tally};
+use crate::backend::iptables::table_size;
 use crate::config::Settings;
 use crate::config::source::{NetworkConfig, Reader, SettingsSource};
 use crate::error::Error;
@@ -161,6 +162,8 @@ impl Healer {
         status: &mut Status,
     ) -> Result<(), Error> {
         let node = open(&mut self.node)?;
+        // Read first: a change between the two makes the next poll differ.
+        let sizes = table_size::sizes();
         let mut view = node.view(&target.config.settings)?;
         let refused = view.steps == self.stuck && !causes.iter().any(|cause| cause.is_of_routing());
         if !view.steps.is_empty() && !refused {
@@ -185,8 +188,11 @@ impl Healer {
             let refused = left.steps == view.steps && of_routes_alone(&left.steps);
             self.stuck = if refused { left.steps.clone() } else { Vec::new() };
             view = left;
-        } else if view.steps.is_empty() {
-            self.stuck.clear();
+        } else {
+            if view.steps.is_empty() {
+                self.stuck.clear();
+            }
+            status.sizes = Some(sizes);
         }
         // So that no ADD does what is done here.
         node.state.note_look()?;

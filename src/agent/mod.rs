@@ -261,6 +261,7 @@ impl Loop {
             let mut filter = lock(&self.shared.filter);
             filter.learn(&found.settings, uplinks, &found.facts);
             filter.learn_variant(found.xtables.as_ref());
+            filter.learn_sizes(status.sizes);
         }
         let mut board = lock(&self.shared.board);
         board.update(status);

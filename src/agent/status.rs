@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::cause::{Cause, Causes};
 use crate::backend::Marker;
 use crate::backend::iptables::rules::Xtables;
+use crate::backend::iptables::table_size::Sizes;
 use crate::config::Settings;
 use crate::model::{Facts, Field};
 use crate::plan::Uplink;
@@ -86,6 +87,8 @@ pub(crate) struct Status {
     pub(crate) problems: BTreeMap<Problem, String>,
     /// What was found, if the node was looked at.
     pub(crate) found: Option<Found>,
+    /// The sizes of the tables of iptables-legacy right before a look that repaired nothing.
+    pub(crate) sizes: Option<Sizes>,
     /// Whether the node was not looked at, so that what was wrong still is.
     pub(crate) keeps_last_look: bool,
     /// What was done since the beginning.
