@@ -84,8 +84,8 @@ fn not_in_force(facts: &Facts) -> Vec<Operation> {
         Operation::Table(vec![TableChange::DeleteElements(names::IN_FORCE.into(), elements)])
     });
     let notes = facts.ours.ipsets.get(names::NODE_SET).into_iter().flat_map(|set| &set.members);
-    let said: Vec<_> = notes.filter(|note| node_set::says_in_force(note)).cloned().collect();
-    let of_ipset = (!said.is_empty())
-        .then(|| Operation::Sets(vec![SetChange::Remove(names::NODE_SET.into(), said)]));
+    let in_force: Vec<_> = notes.filter(|note| node_set::says_in_force(note)).cloned().collect();
+    let of_ipset = (!in_force.is_empty())
+        .then(|| Operation::Sets(vec![SetChange::Remove(names::NODE_SET.into(), in_force)]));
     of_table.chain(of_ipset).collect()
 }

@@ -162,7 +162,7 @@ impl State {
 
     /// Whether iptables marks, by what the last reconcile said.
     pub(crate) fn is_marked_by_iptables(&self) -> bool {
-        fs::read_link(self.path(&[MARKING])).is_ok_and(|said| said == Path::new(BY_IPTABLES))
+        fs::read_link(self.path(&[MARKING])).is_ok_and(|found| found == Path::new(BY_IPTABLES))
     }
 
     /// Says what marks from now on.
@@ -171,7 +171,7 @@ impl State {
             Marker::Nftables => BY_NFTABLES,
             Marker::Iptables(_) => BY_IPTABLES,
         };
-        if fs::read_link(self.path(&[MARKING])).is_ok_and(|said| said == Path::new(word)) {
+        if fs::read_link(self.path(&[MARKING])).is_ok_and(|found| found == Path::new(word)) {
             return Ok(());
         }
         self.place("", MARKING, |temporary, path| {

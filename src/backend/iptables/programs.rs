@@ -53,8 +53,8 @@ impl Programs {
     }
 
     pub(crate) fn installed() -> Vec<Variant> {
-        let there = |variant: &Variant| program(*variant, Family::V4, "").is_some();
-        Variant::ALL.into_iter().filter(there).collect()
+        let is_installed = |variant: &Variant| program(*variant, Family::V4, "").is_some();
+        Variant::ALL.into_iter().filter(is_installed).collect()
     }
 
     /// Table mangle, as far as it concerns us. A legacy table that the kernel does not have is
@@ -143,7 +143,7 @@ impl Programs {
             Ok(output) if output.status.success() => {
                 Ok(String::from_utf8_lossy(&output.stdout).into_owned())
             }
-            Ok(output) => Err(failed(said(&output))),
+            Ok(output) => Err(failed(stderr_of(&output))),
             Err(error) => Err(failed(error.to_string())),
         }
     }
@@ -227,11 +227,11 @@ fn feed(mut command: Command, input: &str) -> std::io::Result<(Option<i32>, Stri
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output()?;
-    Ok((output.status.code(), said(&output)))
+    Ok((output.status.code(), stderr_of(&output)))
 }
 
 /// What a program had to say about its failure.
-fn said(output: &Output) -> String {
+fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")
 }
 
