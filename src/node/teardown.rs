@@ -3,11 +3,12 @@
 use super::{IMPATIENCE, Node};
 use crate::backend::iptables::node_set;
 use crate::backend::iptables::set_diff::SetChange;
+use crate::backend::nftables::table_diff::TableChange;
 use crate::error::Error;
 use crate::model::Facts;
 use crate::names;
 use crate::plan::Plan;
-use crate::plan::diff::{Operation, TableChange, diff};
+use crate::plan::diff::{Operation, diff};
 use crate::state::{Key, Lock, State};
 
 impl Node {

@@ -10,14 +10,9 @@ use super::Plan;
 use crate::backend::iptables::restore_script::{Script, script};
 use crate::backend::iptables::rules::{Ipset, Xtables};
 use crate::backend::iptables::set_diff::{SetChange, fill};
-use crate::backend::nftables::encode::{rule_body, set_numbers};
-use crate::backend::nftables::fingerprint;
-use crate::backend::nftables::rules::{self, Chain, Ruleset, Set};
-use crate::model::{
-    Action, ElementData, Facts, Family, FoundRule, FoundSet, Mangle, Route, Rule, Table, Variant,
-};
+use crate::backend::nftables::table_diff::{self, TableChange};
+use crate::model::{Action, Facts, Family, FoundRule, Mangle, Route, Rule, Variant};
 use crate::names;
-use crate::netlink::uapi::NFT_SET_MAP;
 
 /// One step. Each is a single request to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,25 +40,6 @@ pub(crate) enum Operation {
     RemoveEmpty(Family, BTreeSet<String>),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum TableChange {
-    /// Remove the table with everything in it.
-    DeleteTable,
-    NewTable,
-    NewSet(Set),
-    NewChain(Chain),
-    FlushChain(String),
-    AppendRule(String, rules::Rule),
-    DeleteElements(String, Elements),
-    AddElements(String, Elements),
-    /// Remove an empty chain.
-    DeleteChain(String),
-    /// Remove an unused set.
-    DeleteSet(String),
-}
-
-type Elements = BTreeSet<(Vec<u8>, ElementData)>;
-
 /// The steps from these facts to this plan.
 pub(crate) fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
     let (mut steps, stale_routes) = routes(facts, plan);
@@ -89,7 +65,7 @@ pub(crate) fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
 fn marking(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
     let (mut new, mut stale) = (Vec::new(), Vec::new());
     let ours = &facts.ours;
-    let table = table(ours.table.as_ref(), plan.ruleset.as_ref());
+    let table = table_diff::changes(ours.table.as_ref(), plan.ruleset.as_ref());
     let of_node = |set: &&Ipset| set.name == names::NODE_SET;
     let wanted = plan.xtables.as_ref();
     let sets = || wanted.into_iter().flat_map(|x| &x.sets);
@@ -193,104 +169,4 @@ fn rules(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
         Action::Nop | Action::Other(_) => 2,
     });
     (steps, present.into_iter().cloned().map(Operation::DeleteRule).collect())
-}
-
-fn table(present: Option<&Table>, wanted: Option<&Ruleset>) -> Vec<TableChange> {
-    let Some(wanted) = wanted else {
-        return present.map(|_| TableChange::DeleteTable).into_iter().collect();
-    };
-    match present {
-        Some(present) if !reshaped(present, wanted) => contents(present, wanted),
-        Some(_) => {
-            // Base chains are not made anew lightly: packets that wait in a queue of theirs are
-            // lost. It takes another release with another layout to get here.
-            let mut changes = vec![TableChange::DeleteTable, TableChange::NewTable];
-            changes.extend(contents(&Table::default(), wanted));
-            changes
-        }
-        None => {
-            let mut changes = vec![TableChange::NewTable];
-            changes.extend(contents(&Table::default(), wanted));
-            changes
-        }
-    }
-}
-
-/// Whether the table can't be changed into the one that is wanted: a set or base chain that is
-/// there has another type, size, hook or priority than the one that is wanted by its name, somebody has
-/// put a kind of set into it that we can't take apart, or it is switched off.
-fn reshaped(present: &Table, wanted: &Ruleset) -> bool {
-    let simple = |set: &FoundSet| set.flags & !NFT_SET_MAP == 0;
-    if present.dormant || !present.sets.values().all(simple) {
-        return true;
-    }
-    let set = |set: &Set| {
-        let numbers = set_numbers(set);
-        present.sets.get(&set.name).is_some_and(|found| {
-            let data_type = numbers.data.map_or(0, |(kind, _)| kind);
-            (found.flags, found.key_type, found.data_type, found.size)
-                != (numbers.flags, numbers.key_type, data_type, set.size)
-        })
-    };
-    let chain = |chain: &Chain| {
-        let hook = chain.hook.map(|h| (h.kind.to_string(), h.number, h.priority));
-        present.chains.get(&chain.name).is_some_and(|found| found.hook != hook)
-    };
-    wanted.sets.iter().any(set) || wanted.chains.iter().any(chain)
-}
-
-fn contents(present: &Table, wanted: &Ruleset) -> Vec<TableChange> {
-    let (mut off, mut on, mut stale) = (Vec::new(), Vec::new(), Vec::new());
-    for set in &wanted.sets {
-        let empty = FoundSet::default();
-        let found = present.sets.get(&set.name).unwrap_or_else(|| {
-            on.push(TableChange::NewSet(set.clone()));
-            &empty
-        });
-        let gone: Elements = found.elements.difference(&set.elements).cloned().collect();
-        if !gone.is_empty() {
-            off.push(TableChange::DeleteElements(set.name.clone(), gone));
-        }
-    }
-    let prints = |chain: &Chain| -> Vec<_> {
-        let print = |rule| Some(fingerprint::of_rule(rule, rule_body(rule).as_bytes()));
-        chain.rules.iter().map(print).collect()
-    };
-    let mut rewritten = Vec::new();
-    for chain in &wanted.chains {
-        match present.chains.get(&chain.name) {
-            Some(found) if found.rules == prints(chain) => continue,
-            Some(_) => off.push(TableChange::FlushChain(chain.name.clone())),
-            None => on.push(TableChange::NewChain(chain.clone())),
-        }
-        rewritten.push(chain);
-    }
-    for chain in rewritten {
-        let rules = chain.rules.iter().cloned();
-        on.extend(rules.map(|rule| TableChange::AppendRule(chain.name.clone(), rule)));
-    }
-    for set in &wanted.sets {
-        let present = present.sets.get(&set.name).map(|found| &found.elements);
-        let new: Elements = set
-            .elements
-            .iter()
-            .filter(|e| present.is_none_or(|t| !t.contains(e)))
-            .cloned()
-            .collect();
-        if !new.is_empty() {
-            on.push(TableChange::AddElements(set.name.clone(), new));
-        }
-    }
-    let gone: Vec<&String> = present.chains.keys().filter(|n| wanted.chain(n).is_none()).collect();
-    off.extend(gone.iter().map(|&name| TableChange::FlushChain(name.clone())));
-    stale.extend(gone.iter().map(|&name| TableChange::DeleteChain(name.clone())));
-    let gone = present.sets.iter().filter(|(name, _)| wanted.set(name).is_none());
-    for (name, found) in gone {
-        // Elements of a verdict map hold the chains that they lead to.
-        if !found.elements.is_empty() {
-            off.push(TableChange::DeleteElements(name.clone(), found.elements.clone()));
-        }
-        stale.push(TableChange::DeleteSet(name.clone()));
-    }
-    [off, on, stale].concat()
 }

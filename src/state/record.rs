@@ -13,7 +13,7 @@ use crate::backend::Marker;
 use crate::backend::iptables::node_set::Notes;
 use crate::config::source::NetworkConfig;
 use crate::config::{self, Backend, Settings};
-use crate::model::{ElementData, Family, Field};
+use crate::model::{ElementData, Elements, Family, Field};
 use crate::names;
 
 pub(super) const FILE: &str = "node.json";
@@ -135,8 +135,6 @@ impl From<Record> for NetworkConfig {
         Self { network, config: settings.into(), conflist }
     }
 }
-
-type Elements = BTreeSet<(Vec<u8>, ElementData)>;
 
 impl State {
     /// The record, or none where there is none that can be read.

@@ -19,7 +19,7 @@ use iptables::IPTables;
 use super::restore_script::{Script, parse};
 use crate::error::Error;
 use crate::flock::{self, Held};
-use crate::model::{Family, Mangle, Variant, VariantUse};
+use crate::model::{Family, Mangle, PerFamily, Variant, VariantUse};
 use crate::names;
 
 /// The lock that all users of iptables-legacy take (`XT_LOCK_NAME`, iptables/xshared.h).
@@ -243,10 +243,8 @@ fn is_locked() -> bool {
 
 /// Whether there is a table to look at. The kernel lists those of iptables-legacy.
 fn has_table(variant: Variant, family: Family, table: &str) -> bool {
-    let list = match family {
-        Family::V4 => "/proc/self/net/ip_tables_names",
-        Family::V6 => "/proc/self/net/ip6_tables_names",
-    };
+    let list =
+        PerFamily("/proc/self/net/ip_tables_names", "/proc/self/net/ip6_tables_names").of(family);
     variant == Variant::Nft
         || fs::read_to_string(list).is_ok_and(|text| text.lines().any(|line| line == table))
 }
@@ -272,10 +270,7 @@ fn program(variant: Variant, family: Family, suffix: &str) -> Option<PathBuf> {
     if let Some(path) = find(&format!("{}{suffix}", name(variant, family))) {
         return Some(path);
     }
-    let plain = match family {
-        Family::V4 => "iptables",
-        Family::V6 => "ip6tables",
-    };
+    let plain = PerFamily("iptables", "ip6tables").of(family);
     let path = find(&format!("{plain}{suffix}"))?;
     let real = fs::canonicalize(&path).ok()?.file_name()?.to_string_lossy().into_owned();
     // Before 1.8 there was but one, with no mark of it in its name.
