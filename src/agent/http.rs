@@ -46,8 +46,6 @@ pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
         format!("listen on {address}: {error}; choose another by --listen ADDRESS:PORT, or \"off\"")
     })
 }
-
-/// Answers for as long as the agent runs.
 pub(crate) async fn serve(listener: TcpListener, answers: Answers) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use nix::errno::Errno;
+use nix::errno::Errno::{self, *};
 use nix::net::if_::if_indextoname;
 
 use super::apply::Kernel;
@@ -172,6 +172,9 @@ pub(crate) fn accepts_hairpin(
     Ok(())
 }
 
+/// No route; a martian; a host that does not answer.
+const NOWHERE: [Errno; 6] = [ENETUNREACH, EINVAL, EHOSTUNREACH, EACCES, EXDEV, ENODEV];
+
 /// Where the kernel would send each; none where it would not.
 fn ways(rtnetlink: &mut Socket, questions: &[Lookup]) -> Result<Vec<Option<Way>>, Error> {
     if questions.is_empty() {
@@ -179,20 +182,7 @@ fn ways(rtnetlink: &mut Socket, questions: &[Lookup]) -> Result<Vec<Option<Way>>
     }
     let way = |answer: Result<Way, Error>| match answer {
         Ok(way) => Ok(Some(way)),
-        Err(error)
-            if matches!(
-                error.errno,
-                // No route; a martian; a host that does not answer.
-                Errno::ENETUNREACH
-                    | Errno::EINVAL
-                    | Errno::EHOSTUNREACH
-                    | Errno::EACCES
-                    | Errno::EXDEV
-                    | Errno::ENODEV
-            ) =>
-        {
-            Ok(None)
-        }
+        Err(error) if NOWHERE.contains(&error.errno) => Ok(None),
         Err(error) => Err(error),
     };
     lookups(rtnetlink, questions)?.into_iter().map(way).collect()

@@ -48,7 +48,6 @@ pub(crate) struct Plan {
     pub(crate) made: BTreeSet<(Family, String)>,
     /// What an ADD asks to see that the node is like this.
     pub(crate) proof: Vec<Question>,
-    /// What is wrong, with the remedy.
     pub(crate) notes: Vec<Note>,
 }
 

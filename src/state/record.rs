@@ -8,11 +8,12 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::{Error, State, absent_is_none, readable};
+use super::{Error, State, readable};
 use crate::backend::Marker;
 use crate::backend::iptables::node_set::Notes;
 use crate::config::source::NetworkConfig;
 use crate::config::{self, Backend, Settings};
+use crate::error::absent_is_none;
 use crate::model::{ElementData, Elements, Family, Field};
 use crate::names;
 

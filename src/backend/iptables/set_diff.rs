@@ -16,7 +16,6 @@ pub(crate) enum SetChange {
 }
 
 impl SetChange {
-    /// The change that takes this one back.
     pub(crate) fn inverse(&self) -> Option<Self> {
         match self {
             Self::Create(set) => Some(Self::Destroy(set.name.into())),

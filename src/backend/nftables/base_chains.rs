@@ -13,10 +13,7 @@ use super::sets::has_many;
 use crate::backend::spec::Spec;
 use crate::model::{Family, Field, MarkMatch};
 use crate::names;
-use crate::netlink::uapi::{
-    IPS_SRC_NAT, NF_INET_FORWARD, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING,
-    NF_INET_PRE_ROUTING,
-};
+use crate::netlink::uapi::*;
 
 /// After every DNAT: `dstnat` is -100, and AWS VPC CNI 1.23 overwrites the whole mark at -90.
 const PREROUTING: i32 = -80;

@@ -172,7 +172,6 @@ pub(crate) enum Expression {
     Counter,
     /// Go to a chain and don't come back.
     Goto(String),
-    /// Leave the chain.
     Return,
     /// On with the next base chain.
     Accept,

@@ -130,9 +130,7 @@ pub(crate) fn elements(socket: &mut Socket, set: &str) -> Result<Elements, Error
 }
 
 fn parse_elements(body: &[u8]) -> Vec<(Vec<u8>, ElementData)> {
-    let Some(list) = find(body, NFTA_SET_ELEM_LIST_ELEMENTS) else {
-        return Vec::new();
-    };
+    let Some(list) = find(body, NFTA_SET_ELEM_LIST_ELEMENTS) else { return Vec::new() };
     attrs(list).filter_map(|(_, element)| parse_element(element)).collect()
 }
 
