@@ -19,9 +19,7 @@ const PRIORITIES: std::ops::RangeInclusive<u64> = 1..=32762;
 const LAST_SYSTEM_TABLE: u64 = 255;
 
 /// Reads the keys of the plugin object that are ours.
-///
-/// # Errors
-/// The first key with a wrong value.
+/// Error: the first key with a wrong value.
 pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
     let default = Settings::default();
     let field = field(object)?;

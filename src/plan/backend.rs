@@ -13,9 +13,7 @@ use crate::model::{Facts, Family, Variant, VariantUse};
 use crate::names::HOOKS;
 
 /// Chooses by the settings and by what there is on the node.
-///
-/// # Errors
-/// The node does not have what is asked for.
+/// Error: the node does not have what is asked for.
 pub(crate) fn choose(facts: &Facts, settings: &Settings) -> Result<Marker, Invalid> {
     let asked = settings.backend;
     let missing = |hint: &str| Err(Invalid::new("backend", &json!(asked.to_string()), hint));

@@ -46,9 +46,6 @@ pub(crate) enum Event {
 }
 
 /// Hands every event to `take` until the socket fails; see [`super::route::watch`].
-///
-/// # Errors
-/// The socket can't be opened or read.
 pub(crate) async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<(), String> {
     let fail = |error: io::Error| format!("listen to nf_tables: {error}");
     let socket = open().map_err(|errno| fail(errno.into()))?;
