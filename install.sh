@@ -61,7 +61,7 @@ Environment:
   CARGO_TARGET_DIR  where to build instead of target/
 
 Exit codes: 0 done (--demo: everything was as it should be), 1 failed, 2 wrong usage,
-3 status: not installed, 4 status: installed, but something is off.
+3 status: not installed, 4 status: installed, but something is wrong.
 
 Examples:
   ./install.sh build && sudo ./install.sh install --binary target/release/symroute

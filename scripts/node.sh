@@ -36,7 +36,7 @@ conflist_as_wished() {
     conflist "$verb" "$@"
 }
 
-# How the running node is: 0 well, 3 not in force, 4 something is off.
+# How the running node is: 0 well, 3 not in force, 4 something is wrong.
 node_status() {
     [ -z "$ROOT" ] || return 3
     is_both "$TOOL" || set -- --conf-dir "$CONF_DIR"
@@ -266,9 +266,9 @@ check_removal() {
     [ "$code" -eq 0 ] || [ "$code" -eq 3 ] || die "$said" "Nothing was changed."
 }
 
-# Pods that were started with us need the program at their end: the runtime calls it for them. Not so
-# one that is merely enrolled: containerd calls whom the conflist names by then, so after "conflist
-# remove" pods end without our seeing it; and nobody calls us for those that the agent has adopted.
+# Some runtimes cache the list of plugins per pod and call symroute at the pod's end: such pods need the
+# plugin. Pods that are only attached don't: containerd calls what the conflist names by then, so after
+# "conflist remove" it does not call symroute for them.
 refuse_while_needed() {
     code=0
     pods=$(attachments) || code=$?

@@ -10,7 +10,7 @@ row() {
     printf '%s\n' "$2" | sed "1s/^/$(printf '%-10s' "$1")/;2,\$s/^/          /"
 }
 
-# Exit code 0 where all is well, 3 where symroute is not installed, 4 where something is off.
+# Exit code 0 where all is well, 3 where symroute is not installed, 4 where something is wrong.
 status_node() {
     result=0 OFF=''
     if [ -n "$JSON" ]; then places >/dev/null; else places; fi

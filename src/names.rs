@@ -88,6 +88,10 @@ pub(crate) const OF_KUBE_PROXY: &str = "kube-ipvs0";
 /// kube-proxy's mark of packets that it will masquerade, and its mask.
 pub(crate) const KUBE_MASQUERADE: MarkMatch = MarkMatch { value: 0x4000, mask: 0x4000 };
 
+/// Marks that neighbours put on requests before they are bound: kube-proxy's, and the one of the AWS
+/// VPC CNI for what comes in by the first NIC.
+pub(crate) const MARKS_ON_REQUESTS: [u32; 2] = [0x4000, 0x80];
+
 /// Our `type` in a conflist, and the program's name in the directories of plugins.
 pub(crate) const PLUGIN_TYPE: &str = "symroute";
 /// Where runtimes look for conflists by default.

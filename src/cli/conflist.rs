@@ -33,7 +33,7 @@ pub(super) fn tail() -> String {
     let codes = [
         (0, "done, or well"),
         (EXIT_NOT_IN_FORCE, "not there: the entry (check), or the primary's file so far"),
-        (EXIT_OFF, "check: the entry is there, but something is off"),
+        (EXIT_OFF, "check: the entry is there, but something is wrong"),
     ];
     super::tail(ABOUT, &codes, &examples)
 }

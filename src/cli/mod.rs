@@ -36,7 +36,7 @@ const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 /// `status`: not in force.
 const EXIT_NOT_IN_FORCE: u8 = 3;
-/// `status`: in force, but something is off.
+/// `status`: in force, but something is wrong.
 const EXIT_OFF: u8 = 4;
 
 /// What stands below a command's options: codes of an exit beside those of every command, examples.
@@ -87,23 +87,23 @@ enum Command {
     },
     /// End that hold, and the one of an agent that was stopped
     #[command(after_help = tail(
-        "With no pod enrolled, everything is taken away.\n\n",
+        "With no pod attached, everything is taken away.\n\n",
         &[(0, "done, or the node state stays for pods or an agent")],
         &["down", "down --force"]
     ))]
     #[command(args_override_self = true)]
     Down {
-        /// Also with pods enrolled; they are forgotten
+        /// Also with pods attached; they are forgotten
         #[arg(long)]
         force: bool,
     },
-    /// Show uplinks, gateways, tables, enrolled pods and what is off
+    /// Show uplinks, gateways, tables, attachments and what is wrong
     #[command(after_help = tail(
         "",
         &[
             (0, "in force and well"),
             (EXIT_NOT_IN_FORCE, "not in force"),
-            (EXIT_OFF, "in force, but something is off")
+            (EXIT_OFF, "in force, but something is wrong")
         ],
         &["status", "status --json | jq '.uplinks[].name'"]
     ))]
@@ -116,7 +116,7 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
         conf_dir: PathBuf,
     },
-    /// List the pods whose DEL will call symroute, and those enrolled here
+    /// List the pods whose DEL will call symroute, and the attachments of this node
     #[command(after_help = attachments::tail(), args_override_self = true)]
     Attachments(attachments::Words),
     /// Stay, and keep all this in place whoever changes the node

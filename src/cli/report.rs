@@ -1,4 +1,4 @@
-//! `status`: what is in force, what is off, and the way out; as a table and as JSON.
+//! `status`: what is in force, what is wrong, and the remedy; as a table and as JSON.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -84,7 +84,7 @@ impl Report {
         Ok(Self { record, settings, uplinks, attachments, holders, notes, pending, backend })
     }
 
-    /// Adds what is off beside the node itself.
+    /// Adds what is wrong beside the node itself.
     pub(super) fn note(&mut self, notes: impl IntoIterator<Item = Note>) {
         self.notes.extend(notes);
     }

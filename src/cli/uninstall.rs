@@ -75,7 +75,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     take_entry_out(words)?;
     refuse_while_needed(words, &state)?;
     let mut node = Node::at(&words.run_dir)?;
-    // Nobody is left to take out an adopted pod at its end, or one that has ended unseen.
+    // By force: the runtime will not call symroute at the end of the pods that are still attached.
     if !take_down(&mut node, true)? {
         let holders: Vec<_> = state.holders()?.into_iter().map(|(name, _)| name).collect();
         return Err(Failure::Failed(format!(

@@ -17,7 +17,7 @@ impl Node {
     ) -> Result<(), Error> {
         let (attached, before) = match self.state.attach(attachment) {
             Ok(written) => (self.make_ready(settings, attachment, &written), written.before),
-            Err(error) => (Err(error.into()), None),
+            Err(error) => (Err(error.into()), self.state.attachment(&attachment.key)?),
         };
         match (&attached, before) {
             (Ok(()), _) => {}

@@ -121,32 +121,45 @@ pub(crate) struct Attachments {
 }
 
 impl State {
-    /// Writes an attachment. This comes before the question whether the settings are in force: a
-    /// DEL that is about to take the node state away looks for files last.
+    /// Writes an attachment, all of it or nothing. This comes before the question whether the
+    /// settings are in force: a DEL that is about to take the node state away looks for files last.
     pub(crate) fn attach(&self, attachment: &Attachment) -> Result<Written, Error> {
         let name = attachment.key.file_name();
-        let own_file = format!("{OWN_SETTINGS}{name}");
-        let (text, own) = (attachment.to_json(), attachment.has_own_settings());
+        let (path, text) = (self.path(&[PODS, &name]), attachment.to_json());
         let before = if attachment.left_out {
-            let path = self.path(&[PODS, &name]);
-            let before = Self::read(&path)?.and_then(|text| Some(Attachment::from_json(&text)?.0));
+            let before = Self::read(&path)?;
             Self::remove(&path)?;
             before
         } else {
             // On a new pod this takes no look at what was there.
-            let read = |text: String| Some(Attachment::from_json(&text)?.0);
-            self.replace(PODS, &name, &text)?.and_then(read)
+            self.replace(PODS, &name, &text)?
         };
-        let own_path = self.path(&[&own_file]);
-        let own_before = Self::read(&own_path)?;
-        if own {
-            self.write("", &own_file, &text)?;
-        } else if own_before.is_some() {
-            Self::remove(&own_path)?;
+        let own_before = self.write_own(attachment, &text).inspect_err(|_| {
+            let restored = match &before {
+                Some(before) => self.write(PODS, &name, before),
+                None => Self::remove(&path).map(drop),
+            };
+            if let Err(error) = restored {
+                log::error!("{error}");
+            }
+        })?;
+        let read = |text: String| Some(Attachment::from_json(&text)?.0);
+        let has_own_settings = attachment.has_own_settings() || own_before.is_some();
+        let before = before.and_then(read).or_else(|| own_before.and_then(read));
+        Ok(Written { has_own_settings, before })
+    }
+
+    /// Writes the file of settings that are the pod's own, or removes it. What stood there before.
+    fn write_own(&self, attachment: &Attachment, text: &str) -> Result<Option<String>, Error> {
+        let name = format!("{OWN_SETTINGS}{}", attachment.key.file_name());
+        let path = self.path(&[&name]);
+        let before = Self::read(&path)?;
+        if attachment.has_own_settings() {
+            self.write("", &name, text)?;
+        } else if before.is_some() {
+            Self::remove(&path)?;
         }
-        let had_own = own_before.is_some();
-        let before = before.or_else(|| Some(Attachment::from_json(&own_before?)?.0));
-        Ok(Written { has_own_settings: own || had_own, before })
+        Ok(before)
     }
 
     /// Removes an attachment: whether it had settings of its own.

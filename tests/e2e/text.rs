@@ -75,7 +75,6 @@ fn the_documents_show_what_the_node_prints() {
         layout.node.add(&json!({"uplinks": NICS}), pod);
     }
     let mut commands = vec![
-        "ip rule",
         "ip route show table 47001",
         "ip -6 route show table 47001",
         "ip route show table 47002",
@@ -83,6 +82,7 @@ fn the_documents_show_what_the_node_prints() {
     // These are the same with every backend; the document shows the rest as nftables has it.
     let nftables = Backend::of_run() == Backend::Nftables;
     if nftables {
+        commands.push("ip rule");
         commands.push("nft -s list table inet symroute");
     }
     let mut shown: Vec<_> =
@@ -94,6 +94,9 @@ fn the_documents_show_what_the_node_prints() {
     let other = two_nics();
     other.node.add(&json!({"uplinks": NICS, "backend": "iptables-nft"}), &other.pods[1]);
     shown.push((rules, printed(&other.node.ns, rules)));
+    let all = printed(&other.node.ns, "ip rule");
+    let own = all.lines().filter(|line| ["398:", "399:"].iter().any(|of| line.starts_with(of)));
+    shown.push(("ip rule, with iptables", own.flat_map(|line| [line, "\n"]).collect()));
     compare(&shown);
 }
 

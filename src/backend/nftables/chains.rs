@@ -130,11 +130,6 @@ fn uplink_chains(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Chain> {
         chain(named(VIA, id), vec![counted(&set_packet(mark))]),
         chain(named(UTURN, id), vec![counted(&set_packet(turned))]),
         chain(named(BIND, id), bind(spec, uplink)),
-        chain(
-            named("bindm", id),
-            vec![plain([Number(MASQUERADED), SetPacketMark, goto(BIND, id)])],
-        ),
-        chain(named("askm", id), question(spec, &goto("bindm", id), MASQUERADED)),
         chain(named("ask", id), ask(spec, id)),
         chain(named("error", id), error(spec, id)),
         chain(named("offer", id), offer(spec, id)),
@@ -143,6 +138,7 @@ fn uplink_chains(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Chain> {
         chain(named(BOUND, id), bound(spec, uplink)),
         chain(named("turned", id), turn(spec, uplink)),
     ];
+    chains.extend(asks_with_marks(spec, id));
     if spec.steering.values().any(|steering| steering.via == id) {
         let remember = set_connection(field, field.d());
         let rules = vec![plain(remember), plain([goto(VIA, id)])];
@@ -330,26 +326,47 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
 
 /// Asks table main alone where the source lies: a table of the destination's own knows nothing of
 /// what is inside. An ip rule sends a look-up whose whole mark is D to main. (Releases that do not
-/// know this rule would take one that looks at a part of the mark for a clash.) So a packet with a
-/// mark of another program is not asked about, but for the one that kube-proxy's rules have marked
-/// just before.
+/// know this rule would take one that looks at a part of the mark for a clash.) So the mark of
+/// another program is put aside meanwhile: those of known neighbours are. A packet with any other
+/// is bound without this question.
 fn ask(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
-    let mut rules = vec![marked_by_others(spec, MASQUERADED, goto(BIND, id))];
-    if !spec.field.has(MASQUERADED) {
-        let masqueraded = [PacketMark, Bits { mask: MASQUERADED, xor: 0 }, Differs(vec![0; 4])];
-        rules.push(plain([&masqueraded[..], &[goto("askm", id)]].concat()));
-    }
+    let mut rules: Vec<Rule> = foreign_marks(spec)
+        .map(|mark| plain([PacketMark, others(spec), equals(mark), Goto(of_mark("ask", mark, id))]))
+        .collect();
+    rules.push(marked_by_others(spec, goto(BIND, id)));
     rules.extend(question(spec, &goto(BIND, id), 0));
     rules
 }
 
-/// kube-proxy's mark, which is on a request to a `NodePort` here.
-const MASQUERADED: u32 = names::KUBE_MASQUERADE.mask;
+/// The chains that put such a mark aside and back.
+fn asks_with_marks(spec: &Spec<'_>, id: u32) -> impl Iterator<Item = Chain> {
+    foreign_marks(spec).flat_map(move |mark| {
+        let bind = of_mark("back", mark, id);
+        let questions = question(spec, &Goto(bind.clone()), mark);
+        let back = plain([Number(mark), SetPacketMark, goto(BIND, id)]);
+        [chain(bind, vec![back]), chain(of_mark("ask", mark, id), questions)]
+    })
+}
 
-/// The packet's mark has bits of another program, besides `known`.
-fn marked_by_others(spec: &Spec<'_>, known: u32, then: Expression) -> Rule {
-    let others = Bits { mask: !(spec.field.mask() | known), xor: 0 };
-    rule("a mark of another program", [PacketMark, others, Differs(vec![0; 4]), then])
+/// The name of an uplink's chain for packets with a mark of another program.
+fn of_mark(chain: &str, mark: u32, id: u32) -> String {
+    format!("{chain}{mark:x}_{id}")
+}
+
+/// The marks, and their sum, that neighbours put on requests before this hook.
+fn foreign_marks(spec: &Spec<'_>) -> impl Iterator<Item = u32> {
+    let [kube, aws] = names::MARKS_ON_REQUESTS;
+    [kube, aws, kube | aws].into_iter().filter(|&mark| !spec.field.has(mark))
+}
+
+/// The bits of other programs.
+fn others(spec: &Spec<'_>) -> Expression {
+    Bits { mask: !spec.field.mask(), xor: 0 }
+}
+
+/// The packet has a mark of another program.
+fn marked_by_others(spec: &Spec<'_>, then: Expression) -> Rule {
+    rule("a mark of another program", [PacketMark, others(spec), Differs(vec![0; 4]), then])
 }
 
 /// The look-ups, between a mark that stands for the question and the packet's own.
@@ -376,7 +393,7 @@ fn error(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     let mut rules: Vec<Rule> = judged(spec)
         .map(|family| plain([&[FamilyIs(family)][..], &from_inside()].concat()))
         .collect();
-    rules.push(marked_by_others(spec, 0, goto("from", id)));
+    rules.push(marked_by_others(spec, Accept));
     rules.extend(question(spec, &goto("from", id), 0));
     rules
 }
