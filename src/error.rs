@@ -1,6 +1,7 @@
 //! What can go wrong on a node, in words that name the operation, the object and the way out.
 
 use std::fmt;
+use std::io;
 
 use nix::errno::Errno;
 
@@ -22,7 +23,6 @@ pub(crate) enum Error {
         /// The network in force, and its value.
         in_force: (String, String),
     },
-    /// The kernel refused an operation.
     Kernel {
         /// The operation and its object: "add rule 402: …".
         operation: String,
@@ -31,7 +31,7 @@ pub(crate) enum Error {
     /// A sysctl could not be read or written.
     Sysctl {
         path: String,
-        source: std::io::Error,
+        source: io::Error,
     },
     Iptables {
         operation: String,
@@ -128,6 +128,15 @@ impl std::error::Error for Error {
             Self::State(error) => error.source(),
             _ => None,
         }
+    }
+}
+
+/// None for a file that is not there.
+pub(crate) fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -35,9 +35,7 @@ impl log::Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        let Ok(mut file) = self.file.lock() else {
-            return;
-        };
+        let Ok(mut file) = self.file.lock() else { return };
         if file.is_none() {
             // A FIFO that nobody reads must not hold up a pod.
             let mut options = OpenOptions::new();

@@ -1,7 +1,7 @@
 //! The one place for names and numbers that exist on a node: objects of ours in the kernel, and
 //! files.
 
-use crate::model::MarkMatch;
+use crate::model::{MarkMatch, PerFamily};
 
 /// The nftables table, of family inet. Its name is its ownership: whatever stands in it is ours.
 pub(crate) const TABLE: &str = "symroute";
@@ -41,21 +41,13 @@ pub(crate) const TURNED: &str = "turned";
 /// Set of the conntrack marks of bound connections.
 pub(crate) const MARKS: &str = "marks";
 /// Set of the uplinks' own addresses: interface and address.
-pub(crate) const OWN4: &str = "own4";
-/// Set of the uplinks' own addresses: interface and address.
-pub(crate) const OWN6: &str = "own6";
+pub(crate) const OWN: PerFamily<&str> = PerFamily("own4", "own6");
 /// Addresses of the pods that accept a local pod's address as a source.
-pub(crate) const HAIRPIN4: &str = "hairpin4";
-/// Addresses of the pods that accept a local pod's address as a source.
-pub(crate) const HAIRPIN6: &str = "hairpin6";
+pub(crate) const HAIRPIN: PerFamily<&str> = PerFamily("hairpin4", "hairpin6");
 /// Addresses of the pods that are left out.
-pub(crate) const LEFT_OUT4: &str = "leftout4";
-/// Addresses of the pods that are left out.
-pub(crate) const LEFT_OUT6: &str = "leftout6";
+pub(crate) const LEFT_OUT: PerFamily<&str> = PerFamily("leftout4", "leftout6");
 /// Uplinks that a masqueraded connection of a pod must not leave by.
-pub(crate) const STEER4: &str = "steer4";
-/// Uplinks that a masqueraded connection of a pod must not leave by.
-pub(crate) const STEER6: &str = "steer6";
+pub(crate) const STEER: PerFamily<&str> = PerFamily("steer4", "steer6");
 
 /// The built-in chains of table mangle that we jump from.
 pub(crate) const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
@@ -72,21 +64,14 @@ pub(crate) const COUNT_CLEARED: &str = "symroute-clear";
 /// The ipset that says in comments what is in force.
 pub(crate) const NODE_SET: &str = "symroute";
 /// ipset of the prefixes that main leads to something that is not outside.
-pub(crate) const INSIDE4: &str = "symroute-inside4";
-/// ipset of the prefixes that main leads to something that is not outside.
-pub(crate) const INSIDE6: &str = "symroute-inside6";
+pub(crate) const INSIDE: PerFamily<&str> = PerFamily("symroute-inside4", "symroute-inside6");
 /// ipset of the single addresses that main leads outside.
-pub(crate) const HOSTS4: &str = "symroute-hosts4";
-/// ipset of the single addresses that main leads outside.
-pub(crate) const HOSTS6: &str = "symroute-hosts6";
+pub(crate) const HOSTS: PerFamily<&str> = PerFamily("symroute-hosts4", "symroute-hosts6");
 /// ipset of the pods that accept a local pod's address as a source.
-pub(crate) const HAIRPIN_SET4: &str = "symroute-hairpin4";
-/// ipset of the pods that accept a local pod's address as a source.
-pub(crate) const HAIRPIN_SET6: &str = "symroute-hairpin6";
+pub(crate) const HAIRPIN_SET: PerFamily<&str> = PerFamily("symroute-hairpin4", "symroute-hairpin6");
 /// ipset of the pods that are left out.
-pub(crate) const LEFT_OUT_SET4: &str = "symroute-leftout4";
-/// ipset of the pods that are left out.
-pub(crate) const LEFT_OUT_SET6: &str = "symroute-leftout6";
+pub(crate) const LEFT_OUT_SET: PerFamily<&str> =
+    PerFamily("symroute-leftout4", "symroute-leftout6");
 /// Raised whenever the table's shape or its rules change between releases.
 pub(crate) const RULESET_VERSION: u32 = 4;
 

@@ -8,11 +8,10 @@ use super::managed_file::Keeper;
 use super::pace::Repairs;
 use super::status::{Found, Problem, Status, Tally};
 use crate::backend::iptables::table_size;
-use crate::config::Settings;
 use crate::config::source::{NetworkConfig, Reader, SettingsSource};
 use crate::error::Error;
 use crate::node::apply::describe;
-use crate::node::{Node, View, ended};
+use crate::node::{Node, ended};
 use crate::plan::diff::Operation;
 use crate::state::Record;
 
@@ -205,7 +204,7 @@ impl Healer {
             .state
             .record()?
             .map_or_else(|| target.config.settings.clone(), |record| record.settings);
-        status.found = Some(found(view, settings));
+        status.found = Some(Found { settings, view });
         Ok(())
     }
 
@@ -250,16 +249,6 @@ fn of_routes_alone(steps: &[Operation]) -> bool {
     let route =
         |step: &Operation| matches!(step, Operation::AddRoute(_) | Operation::ReplaceRoute { .. });
     steps.iter().all(route)
-}
-
-fn found(view: View, settings: Settings) -> Found {
-    Found {
-        notes: view.plan.notes.iter().map(ToString::to_string).collect(),
-        uplinks: view.plan.uplinks,
-        xtables: view.plan.xtables,
-        facts: view.facts,
-        settings,
-    }
 }
 
 fn names_of(causes: &Causes) -> String {

@@ -38,16 +38,11 @@ pub(crate) type Coming = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
 pub(crate) type Answers = Arc<dyn Fn(&str) -> Coming + Send + Sync>;
 
 /// Listens on an address.
-///
-/// # Errors
-/// The address can't be had.
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| {
         format!("listen on {address}: {error}; choose another by --listen ADDRESS:PORT, or \"off\"")
     })
 }
-
-/// Answers for as long as the agent runs.
 pub(crate) async fn serve(listener: TcpListener, answers: Answers) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {

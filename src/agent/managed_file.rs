@@ -13,15 +13,11 @@ pub(crate) trait ManagedFile: Debug + Send {
     fn folder(&self) -> Folder;
 
     /// Whether it is in place. Cheap: called at each event and each resync.
-    ///
-    /// # Errors
-    /// It can't be told, or has to be waited for; nothing is put in place then.
+    /// Error: it can't be told, or has to be waited for; nothing is put in place then.
     fn is_in_place(&mut self) -> Result<bool, String>;
 
     /// Puts it in place.
-    ///
-    /// # Errors
-    /// It could not be done; the text says what to do.
+    /// Error: it could not be done; the text says what to do.
     fn put(&mut self) -> Result<(), String>;
 
     /// Who else may have changed it, as far as it can be told.
@@ -56,9 +52,7 @@ impl Keeper {
 
     /// Puts it in place unless it is there. Somebody who takes it away again and again has a
     /// reason: then that is told, and it is left.
-    ///
-    /// # Errors
-    /// It is not in place.
+    /// Error: it is not in place.
     pub(crate) fn keep(&mut self, now: Instant) -> Result<(), String> {
         if self.file.is_in_place()? {
             return Ok(());

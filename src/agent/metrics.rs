@@ -7,10 +7,11 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use super::cause::Cause;
-use super::status::{Board, MarkedBy, UplinkLine};
+use super::status::{Board, MarkedBy};
 use crate::backend::Marker;
 use crate::backend::counts::Counts;
 use crate::node::counters;
+use crate::plan::Uplink;
 
 /// Writes families of metrics.
 #[derive(Debug, Default)]
@@ -92,7 +93,7 @@ pub(crate) fn page(board: &Board, counts: Option<&Counts>) -> String {
     }
     if let Some(counts) = counts {
         let by_uplink = |of: &BTreeMap<u32, u64>| {
-            let value = |u: &UplinkLine| of.get(&u.id).copied().unwrap_or(0) as f64;
+            let value = |u: &Uplink| of.get(&u.id).copied().unwrap_or(0) as f64;
             let lines = board.uplinks.iter().map(|u| (label("uplink", &u.name), value(u)));
             lines.collect::<Vec<_>>()
         };
@@ -156,7 +157,8 @@ mod tests {
 
     #[test]
     fn the_page_has_one_value_to_a_line() {
-        let uplink = UplinkLine { name: "e\"t\\h".into(), id: 1, table: 47001 };
+        let uplink =
+            Uplink { id: 1, link: 2, name: "e\"t\\h".into(), table: 47001, ways: BTreeMap::new() };
         let board = Board { uplinks: vec![uplink], looked: true, ..Board::default() };
         let counts = Counts { bound: [(1, 3), (2, 9)].into(), ..Counts::default() };
         let text = page(&board, Some(&counts));

@@ -71,9 +71,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Runs until a signal ends it. What is in force stays in force, and held.
-///
-/// # Errors
-/// What keeps the agent from starting.
+/// Error: what keeps the agent from starting.
 pub(crate) fn run(options: Options) -> Result<(), String> {
     let _lock = only_agent()?;
     let runtime = runtime::Builder::new_current_thread()
@@ -257,10 +255,11 @@ impl Loop {
 
     fn publish(&mut self, status: Status) {
         if let Some(found) = &status.found {
-            let uplinks = found.uplinks.iter().map(|uplink| uplink.link).collect();
+            let plan = &found.view.plan;
+            let uplinks = plan.uplinks.iter().map(|uplink| uplink.link).collect();
             let mut filter = lock(&self.shared.filter);
-            filter.learn(&found.settings, uplinks, &found.facts);
-            filter.learn_variant(found.xtables.as_ref());
+            filter.learn(&found.settings, uplinks, &found.view.facts);
+            filter.learn_variant(plan.xtables.as_ref());
             filter.learn_sizes(status.sizes);
         }
         let mut board = lock(&self.shared.board);

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::cause::{Cause, Causes};
 use crate::backend::Marker;
-use crate::backend::iptables::rules::Xtables;
 use crate::backend::iptables::table_size::Sizes;
 use crate::config::Settings;
-use crate::model::{Facts, Field};
+use crate::model::Field;
+use crate::node::View;
 use crate::plan::Uplink;
 
 /// Where something is wrong. Each makes the agent not ready.
@@ -41,12 +41,7 @@ impl Problem {
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) settings: Settings,
-    pub(crate) uplinks: Vec<Uplink>,
-    /// What is off although all is in place.
-    pub(crate) notes: Vec<String>,
-    /// The marking by iptables, if that does it.
-    pub(crate) xtables: Option<Xtables>,
-    pub(crate) facts: Facts,
+    pub(crate) view: View,
 }
 
 /// What was done since the beginning.
@@ -110,13 +105,6 @@ impl Status {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct UplinkLine {
-    pub(crate) name: String,
-    pub(crate) id: u32,
-    pub(crate) table: u32,
-}
-
 /// What marks, and by which bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MarkedBy {
@@ -130,7 +118,7 @@ pub(crate) struct Board {
     /// What is wrong, by where.
     pub(crate) problems: BTreeMap<Problem, String>,
     /// The uplinks of the last look.
-    pub(crate) uplinks: Vec<UplinkLine>,
+    pub(crate) uplinks: Vec<Uplink>,
     /// How many things are off although all is in place.
     pub(crate) notes: usize,
     pub(crate) marked_by: Option<MarkedBy>,
@@ -153,14 +141,11 @@ impl Board {
         self.problems.retain(|problem, _| kept(problem));
         self.problems.extend(status.problems);
         self.tally = status.tally;
-        if let Some(found) = status.found {
+        if let Some(Found { settings, view }) = status.found {
             self.looked = true;
-            self.notes = found.notes.len();
-            let marker =
-                found.xtables.as_ref().map_or(Marker::Nftables, |x| Marker::Iptables(x.variant));
-            self.marked_by = Some(MarkedBy { marker, field: found.settings.field });
-            let line = |u: Uplink| UplinkLine { name: u.name, id: u.id, table: u.table };
-            self.uplinks = found.uplinks.into_iter().map(line).collect();
+            self.notes = view.plan.notes.len();
+            self.marked_by = Some(MarkedBy { marker: view.plan.marker(), field: settings.field });
+            self.uplinks = view.plan.uplinks;
         }
     }
 

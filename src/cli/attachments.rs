@@ -9,6 +9,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{EXIT_OFF, Failure, result_cache};
+use crate::error::absent_is_none;
 use crate::names;
 use crate::state::{Attachment, State};
 
@@ -143,12 +144,9 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
 /// The entries of the runtime's cache with us among the plugins.
 fn cached_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let fail = |error: io::Error| Failure::Failed(format!("read {}: {error}", folder.display()));
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(fail)?,
-    };
+    let entries = absent_is_none(fs::read_dir(folder)).map_err(fail)?;
     let mut ours = Vec::new();
-    for entry in entries {
+    for entry in entries.into_iter().flatten() {
         let path = entry.map_err(fail)?.path();
         let text = fs::read_to_string(&path).unwrap_or_default();
         if result_cache::names_us(&text) {

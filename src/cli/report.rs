@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::config::Settings;
 use crate::error::Error;
-use crate::model::Family;
+use crate::model::PerFamily;
 use crate::node::Node;
 use crate::node::apply::describe;
 use crate::plan::{GatewaySource, Note, Uplink};
@@ -126,18 +126,14 @@ impl Report {
     }
 
     fn uplink_json(&self, uplink: &Uplink) -> Value {
-        let mut object = Map::new();
-        object.insert("name".into(), json!(uplink.name));
-        object.insert("id".into(), json!(uplink.id));
-        object.insert("mark".into(), json!(format!("{:#x}", self.settings.field.of(uplink.id))));
-        object.insert("table".into(), json!(uplink.table));
-        for (family, way) in &uplink.ways {
-            let key = if *family == Family::V4 { "ipv4" } else { "ipv6" };
-            let gateway = way.gateway.map(|ip| ip.to_string());
-            let value = json!({"gateway": gateway, "learnedFrom": way.source.to_string()});
-            object.insert(key.into(), value);
+        let mark = format!("{:#x}", self.settings.field.of(uplink.id));
+        let (name, id, table) = (&uplink.name, uplink.id, uplink.table);
+        let mut object = json!({"name": name, "id": id, "mark": mark, "table": table});
+        for (&family, way) in &uplink.ways {
+            let key = PerFamily("ipv4", "ipv6").of(family);
+            object[key] = json!({"gateway": way.gateway, "learnedFrom": way.source.to_string()});
         }
-        Value::Object(object)
+        object
     }
 
     pub(super) fn to_table(&self) -> String {

@@ -13,6 +13,7 @@ use nix::sys::signal::{SigSet, Signal};
 use super::attachments::Found;
 use super::{EXIT_OFF, Failure, take_down};
 use crate::conflist::{Directory, Places};
+use crate::error::absent_is_none;
 use crate::names;
 use crate::node::Node;
 use crate::process;
@@ -173,11 +174,9 @@ fn delete(path: &Path) -> Result<(), Failure> {
         Ok(_) => fs::remove_file(path),
         Err(error) => Err(error),
     };
-    match deleted {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(|error| failed(path, &error))?,
+    if absent_is_none(deleted).map_err(|error| failed(path, &error))?.is_some() {
+        say(&format!("{}: deleted", path.display()));
     }
-    say(&format!("{}: deleted", path.display()));
     Ok(())
 }
 

@@ -81,7 +81,7 @@ fn answer(environment: &Environment, stdin: &[u8]) -> Result<String, Versioned> 
     };
     environment.check_presence().map_err(with(LATEST))?;
     let request = Request::parse(environment, stdin).map_err(with(LATEST))?;
-    let told = with(&request.version);
+    let with_version = with(&request.version);
     let silent = |outcome: Result<(), Failure>| outcome.map(|()| String::new());
     let outcome = request.command().and_then(|command| match command {
         Command::Add => add::add(&request),
@@ -93,7 +93,7 @@ fn answer(environment: &Environment, stdin: &[u8]) -> Result<String, Versioned> 
             Ok(String::new())
         }
     });
-    outcome.map_err(told)
+    outcome.map_err(with_version)
 }
 
 /// The answer to VERSION: the version asked for, and all that we speak. Looks at nothing else and

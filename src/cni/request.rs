@@ -19,15 +19,10 @@ const OLDEST: &str = "0.1.0";
 /// The verbs that come with a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Attach a pod.
     Add,
-    /// Detach it again.
     Del,
-    /// See whether it is served.
     Check,
-    /// Detach what the runtime does not know any more.
     Gc,
-    /// See whether an ADD could succeed.
     Status,
 }
 

@@ -10,9 +10,7 @@ use crate::names::PLUGIN_TYPE as TYPE;
 
 /// The network that a file names, if it names one, and our configuration for it. `strictly`: a key
 /// that nothing knows is refused.
-///
-/// # Errors
-/// What is wrong, with the path in front.
+/// Error: what is wrong, with the path in front.
 pub(crate) fn read(path: &Path, strictly: bool) -> Result<(Option<String>, Config), String> {
     let fail = |text: String| format!("{}: {text}", path.display());
     let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;

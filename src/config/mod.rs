@@ -85,7 +85,6 @@ pub(crate) enum Scope {
 pub(crate) struct Log {
     /// Least level that is written.
     pub(crate) level: log::LevelFilter,
-    /// The file that lines are appended to.
     pub(crate) file: PathBuf,
 }
 
@@ -173,23 +172,9 @@ impl Settings {
             }
         };
         let uplinks: Vec<_> = self.uplinks.iter().map(ToString::to_string).collect();
-        let mut out = Map::new();
-        for (key, value) in [
+        let all = [
             ("uplinks", json!(uplinks)),
-            (
-                "gateways",
-                json!(
-                    self.gateways
-                        .iter()
-                        .map(|(name, list)| {
-                            (
-                                name.clone(),
-                                json!(list.iter().map(ToString::to_string).collect::<Vec<_>>()),
-                            )
-                        })
-                        .collect::<Map<_, _>>()
-                ),
-            ),
+            ("gateways", json!(self.gateways)),
             ("host", json!(self.host)),
             ("hairpin", json!(self.hairpin)),
             ("masquerade", masquerade),
@@ -197,10 +182,8 @@ impl Settings {
             ("markMask", json!(self.field.to_string())),
             ("rulePriority", json!(self.priority)),
             ("tableBase", json!(self.table_base)),
-        ] {
-            out.insert(key.to_string(), value);
-        }
-        out
+        ];
+        all.map(|(key, value)| (key.to_string(), value)).into_iter().collect()
     }
 
     /// A number that stands for these settings, the version of the ruleset, and whether it is one

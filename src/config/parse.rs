@@ -19,9 +19,7 @@ const PRIORITIES: std::ops::RangeInclusive<u64> = 1..=32762;
 const LAST_SYSTEM_TABLE: u64 = 255;
 
 /// Reads the keys of the plugin object that are ours.
-///
-/// # Errors
-/// The first key with a wrong value.
+/// Error: the first key with a wrong value.
 pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
     let default = Settings::default();
     let field = field(object)?;
@@ -58,9 +56,7 @@ fn number(
     default: u32,
     allowed: &std::ops::RangeInclusive<u64>,
 ) -> Result<u32, Invalid> {
-    let Some(value) = object.get(key) else {
-        return Ok(default);
-    };
+    let Some(value) = object.get(key) else { return Ok(default) };
     value.as_u64().filter(|n| allowed.contains(n)).and_then(|n| u32::try_from(n).ok()).ok_or_else(
         || {
             let hint = format!("allowed: a number from {} to {}", allowed.start(), allowed.end());
@@ -70,9 +66,7 @@ fn number(
 }
 
 fn field(object: &Map<String, Value>) -> Result<Field, Invalid> {
-    let Some(value) = object.get("markMask") else {
-        return Ok(Settings::default().field);
-    };
+    let Some(value) = object.get("markMask") else { return Ok(Settings::default().field) };
     value.as_str().and_then(hex).and_then(Field::new).ok_or_else(|| {
         Invalid::new(
             "markMask",
@@ -103,9 +97,7 @@ pub(crate) fn is_interface_name(name: &str) -> bool {
 fn uplinks(object: &Map<String, Value>) -> Result<Vec<Pattern>, Invalid> {
     const HINT: &str = "allowed: a list of \"auto\", names, globs (\"eth*\") and \"!name\" to \
                         leave one out, with at least one that is no \"!name\"";
-    let Some(value) = object.get("uplinks") else {
-        return Ok(Settings::default().uplinks);
-    };
+    let Some(value) = object.get("uplinks") else { return Ok(Settings::default().uplinks) };
     let wrong = |at: &Value| Invalid::new("uplinks", at, HINT);
     let list = value.as_array().ok_or_else(|| wrong(value))?;
     let mut patterns = Vec::with_capacity(list.len());
@@ -130,9 +122,7 @@ fn uplinks(object: &Map<String, Value>) -> Result<Vec<Pattern>, Invalid> {
 fn gateways(object: &Map<String, Value>) -> Result<BTreeMap<String, Vec<IpAddr>>, Invalid> {
     const HINT: &str = "allowed: an object from uplink names to lists of addresses, at most one \
                         of each family, like {\"eth1\": [\"10.0.1.1\", \"fe80::1\"]}";
-    let Some(value) = object.get("gateways") else {
-        return Ok(BTreeMap::new());
-    };
+    let Some(value) = object.get("gateways") else { return Ok(BTreeMap::new()) };
     let all = value.as_object().ok_or_else(|| Invalid::new("gateways", value, HINT))?;
     let mut found = BTreeMap::new();
     for (name, list) in all {
@@ -204,9 +194,7 @@ fn mark_and_mask(text: &str) -> Option<MarkMatch> {
 }
 
 fn backend(object: &Map<String, Value>) -> Result<Backend, Invalid> {
-    let Some(value) = object.get("backend") else {
-        return Ok(Backend::Auto);
-    };
+    let Some(value) = object.get("backend") else { return Ok(Backend::Auto) };
     match value.as_str() {
         Some("auto") => Ok(Backend::Auto),
         Some("nftables") => Ok(Backend::Nftables),

@@ -51,9 +51,7 @@ impl SettingsSource {
     /// The settings, or none where no file of a folder names us (yet). What a person names to `up`
     /// is held to known keys. A folder is read at each boot, too, and a slip there must not keep the
     /// node from its state.
-    ///
-    /// # Errors
-    /// The file can't be read, or has settings that can't be taken.
+    /// Error: the file can't be read, or has settings that can't be taken.
     pub(crate) fn read(&self, reader: Reader) -> Result<Option<NetworkConfig>, String> {
         let (path, strictly) = match self {
             Self::File(path) => (path.clone(), reader == Reader::Up),

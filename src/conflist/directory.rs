@@ -12,6 +12,7 @@ use super::removal::removal;
 use super::replace::{self, Done};
 use super::store::{self, Store};
 use super::{Error, Network, Wanted, runtimes};
+use crate::error::absent_is_none;
 use crate::names;
 
 /// How often a change is tried while somebody else writes.
@@ -91,10 +92,8 @@ impl Directory {
     pub(crate) fn read(&self) -> Result<Folder, Error> {
         let path = &self.places.conf_dir;
         let mut folder = Folder { path: path.clone(), ..Folder::default() };
-        let entries = match fs::read_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(folder),
-            other => other.map_err(Error::at("read", path))?,
-        };
+        let entries = absent_is_none(fs::read_dir(path)).map_err(Error::at("read", path))?;
+        let Some(entries) = entries else { return Ok(folder) };
         folder.exists = true;
         folder.last = self.store.wanted();
         folder.not_first = runtimes::not_first(&self.places.root);
@@ -102,9 +101,7 @@ impl Directory {
         for entry in entries {
             let entry = entry.map_err(Error::at("read", path))?;
             // Runtimes take such a name too, but none of their plugins' writers makes one.
-            let Ok(name) = entry.file_name().into_string() else {
-                continue;
-            };
+            let Ok(name) = entry.file_name().into_string() else { continue };
             if is_set_aside(&name) {
                 folder.set_aside.push(name);
             } else if is_read(&name) && !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -252,9 +249,7 @@ impl Directory {
 
     /// Whether our entry was put back too often of late.
     fn fight(&self, view: &View) -> Option<Reason> {
-        let [Edit::Write { file, .. }, ..] = view.edits.as_slice() else {
-            return None;
-        };
+        let [Edit::Write { file, .. }, ..] = view.edits.as_slice() else { return None };
         let path = self.path().join(file);
         let missing = view.state == State::Missing;
         let times = self.store.recent_additions(&path, WINDOW);

@@ -114,9 +114,7 @@ impl<'a> Network<'a> {
 }
 
 fn string(object: &Object<'_>, key: &str) -> Result<Option<String>, String> {
-    let Some(value) = object.get(key) else {
-        return Ok(None);
-    };
+    let Some(value) = object.get(key) else { return Ok(None) };
     let string = serde_json::from_str(value.get());
     string.map(Some).map_err(|_| format!("\"{key}\" is no string"))
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 use nix::libc;
 
 use super::Error;
+use crate::error::absent_is_none;
 use crate::names;
 
 /// The attribute that holds a file's security label.
@@ -55,10 +56,8 @@ pub(super) fn replace(
     let (path, temporary) = (dir.join(file), dir.join(names::CONFLIST_TEMPORARY));
     clean(dir)?;
     let model = dir.join(like);
-    let model = match File::open(&model) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Done::Outrun),
-        other => other.map_err(Error::at("open", &model))?,
-    };
+    let opened = absent_is_none(File::open(&model)).map_err(Error::at("open", &model))?;
+    let Some(model) = opened else { return Ok(Done::Outrun) };
     let done = write(&temporary, text, &model).and_then(|()| {
         let unchanged = match (read(&path), old) {
             (Ok(now), Some(old)) => now == old,
@@ -82,10 +81,9 @@ pub(super) fn replace(
 /// Removes a file; one that has gone already is no error.
 pub(super) fn delete(dir: &Path, file: &str) -> Result<(), Error> {
     let path = dir.join(file);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::at("remove", &path)(error)),
-        Ok(()) => sync(dir),
+    match absent_is_none(fs::remove_file(&path)).map_err(Error::at("remove", &path))? {
+        Some(()) => sync(dir),
+        None => Ok(()),
     }
 }
 

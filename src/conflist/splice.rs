@@ -9,9 +9,7 @@ use super::Network;
 #[must_use]
 pub fn insert(network: &Network<'_>, entry: &Map<String, Value>) -> String {
     let text = network.text;
-    let Some(last) = network.plugins.last() else {
-        return text.to_string();
-    };
+    let Some(last) = network.plugins.last() else { return text.to_string() };
     let separator = separator(network);
     let entry = layout(network, &text[last.place.clone()], last.place.start, entry);
     format!("{}{separator}{entry}{}", &text[..last.place.end], &text[last.place.end..])
@@ -19,9 +17,7 @@ pub fn insert(network: &Network<'_>, entry: &Map<String, Value>) -> String {
 
 /// The text with another entry at this place.
 pub(super) fn replace(network: &Network<'_>, at: usize, entry: &Map<String, Value>) -> String {
-    let Some(plugin) = network.plugins.get(at) else {
-        return network.text.to_string();
-    };
+    let Some(plugin) = network.plugins.get(at) else { return network.text.to_string() };
     let place = plugin.place.clone();
     let entry = layout(network, &network.text[place.clone()], place.start, entry);
     format!("{}{entry}{}", &network.text[..place.start], &network.text[place.end..])
@@ -43,9 +39,7 @@ pub(super) fn remove(network: &Network<'_>, at: usize) -> String {
 pub fn without(file: &str, text: &str) -> String {
     let mut text = text.to_string();
     while let Ok(network) = Network::parse(file, text.as_bytes()) {
-        let Some(last) = network.ours().pop().filter(|_| !network.is_ours_alone()) else {
-            break;
-        };
+        let Some(last) = network.ours().pop().filter(|_| !network.is_ours_alone()) else { break };
         text = remove(&network, last);
     }
     text

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::{Error, State, Wanted};
 use crate::atomic_file;
+use crate::error::absent_is_none;
 use crate::flock::{self, Held};
 
 /// What the journal says when our entry goes into a file.
@@ -95,15 +96,9 @@ impl Store {
     /// Drops all copies, and what was wanted.
     pub(super) fn forget(&self) -> Result<(), Error> {
         let path = self.dir.join(WANTED);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => other.map_err(Error::at("remove", &path))?,
-        }
+        absent_is_none(fs::remove_file(&path)).map_err(Error::at("remove", &path))?;
         let path = self.dir.join(ORIGINALS);
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(Error::at("remove", &path)),
-        }
+        absent_is_none(fs::remove_dir_all(&path)).map_err(Error::at("remove", &path)).map(drop)
     }
 
     fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
@@ -132,9 +127,8 @@ impl Store {
         if let Some(source) = source {
             line["madeOf"] = json!(source);
         }
-        let old = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        let old = match absent_is_none(fs::read_to_string(&path)) {
+            Ok(text) => text.unwrap_or_default(),
             // Damaged: it is for people, and no change hangs on it.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
             Err(error) => return Err(Error::at("read", &path)(error)),

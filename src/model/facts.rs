@@ -71,6 +71,19 @@ impl Family {
     }
 }
 
+/// A value for IPv4 and one for IPv6.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PerFamily<T>(pub(crate) T, pub(crate) T);
+
+impl<T> PerFamily<T> {
+    pub(crate) fn of(self, family: Family) -> T {
+        match family {
+            Family::V4 => self.0,
+            Family::V6 => self.1,
+        }
+    }
+}
+
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -237,8 +250,11 @@ pub(crate) struct FoundSet {
     pub(crate) data_type: u32,
     /// The most elements it holds, if that is limited.
     pub(crate) size: Option<u32>,
-    pub(crate) elements: BTreeSet<(Vec<u8>, ElementData)>,
+    pub(crate) elements: Elements,
 }
+
+/// Keys, and what they stand for.
+pub(crate) type Elements = BTreeSet<(Vec<u8>, ElementData)>;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum ElementData {

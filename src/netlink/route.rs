@@ -9,17 +9,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use super::uapi::{
-    FIB_RULE_CONDITION, FIB_RULE_INVERT, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, FRA_FWMARK,
-    FRA_FWMASK, FRA_GOTO, FRA_IIFNAME, FRA_PRIORITY, FRA_PROTOCOL, FRA_SUPPRESS_PREFIXLEN,
-    FRA_TABLE, IFA_ADDRESS, IFA_LOCAL, IFLA_CARRIER, IFLA_EXT_MASK, IFLA_IFNAME, IFLA_INFO_DATA,
-    IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, IFLA_VRF_TABLE, NLM_F_ACK, NLM_F_APPEND,
-    NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, RTA_DST, RTA_ENCAP_TYPE,
-    RTA_GATEWAY, RTA_IIF, RTA_MARK, RTA_METRICS, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_SRC,
-    RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_DELROUTE, RTM_DELRULE, RTM_F_CLONED,
-    RTM_F_LOOKUP_TABLE, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_GETRULE, RTM_NEWROUTE,
-    RTM_NEWRULE, RTN_BLACKHOLE, RTN_PROHIBIT, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
-};
+use super::uapi::*;
 use super::wire::{Writer, attrs, find, ip, string, u16_at, u32_at};
 use super::{Error, Socket};
 use crate::model::{Action, Address, Family, FoundRule, Link, MarkMatch, Nexthop, Route, Rule};
@@ -134,9 +124,7 @@ fn parse_nexthops(mut payload: &[u8]) -> Vec<Nexthop> {
     let mut found = Vec::new();
     while let (Some(len), Some(link)) = (u16_at(payload, 0), u32_at(payload, 4)) {
         let len = usize::from(len);
-        let Some(rest) = payload.get(RTNEXTHOP..len) else {
-            break;
-        };
+        let Some(rest) = payload.get(RTNEXTHOP..len) else { break };
         let gateway = attrs(rest).find_map(|(kind, payload)| match kind {
             RTA_GATEWAY => ip(payload),
             RTA_VIA => payload.get(2..).and_then(ip),
@@ -243,7 +231,7 @@ fn change_route(
         request.u32(RTA_PRIORITY, route.metric);
     }
     if !route.metrics.is_empty() && kind == RTM_NEWROUTE {
-        request.attr(RTA_METRICS | super::uapi::NLA_F_NESTED, &route.metrics);
+        request.attr(RTA_METRICS | NLA_F_NESTED, &route.metrics);
     }
     if let Some(nexthop) = nexthop {
         request.u32(RTA_OIF, nexthop.link);

@@ -16,12 +16,7 @@ use nix::sys::socket::{
     sockopt,
 };
 
-use super::uapi::{
-    IPSET_ERR_BUSY, IPSET_ERR_EXIST, IPSET_ERR_FIND_TYPE, IPSET_ERR_PRIVATE, IPSET_ERR_REFERENCED,
-    IPSET_ERR_TYPE_MISMATCH, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK,
-    NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSGERR_ATTR_MSG, SIOCGSKNS,
-    SOL_NETLINK,
-};
+use super::uapi::*;
 use super::wire::{HEADER, Message, Writer, find, messages, string};
 
 /// Room for one reply of a single request.

@@ -103,9 +103,7 @@ impl Writer {
 
     /// Sets flags in the header of the last message.
     pub(crate) fn add_flags(&mut self, flags: u16) {
-        let Some(at) = self.start.map(|start| start + 6) else {
-            return;
-        };
+        let Some(at) = self.start.map(|start| start + 6) else { return };
         let old = u16::from_ne_bytes([self.buf[at], self.buf[at + 1]]);
         self.buf[at..at + 2].copy_from_slice(&(old | flags).to_ne_bytes());
     }

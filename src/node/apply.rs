@@ -10,11 +10,11 @@ use crate::backend::iptables::programs::Programs;
 use crate::backend::iptables::restore_script::Script;
 use crate::backend::iptables::set_diff::SetChange;
 use crate::backend::iptables::{builtin_chains, ipset};
-use crate::backend::nftables::table::Batch;
+use crate::backend::nftables::table;
 use crate::error::Error;
 use crate::model::{Facts, FoundRule, Route};
 use crate::netlink::{self, Socket, route};
-use crate::plan::diff::{Operation, TableChange};
+use crate::plan::diff::Operation;
 
 /// How long a call waits for what others hold, in total.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -91,7 +91,7 @@ impl Kernel {
             Operation::AddRule(r) => route::add_rule(&mut self.rtnetlink, r),
             Operation::DeleteRule(found) => route::delete_rule(&mut self.rtnetlink, found),
             Operation::SrcValidMark { link, on } => return set_src_valid_mark(facts, *link, *on),
-            Operation::Table(changes) => batch(changes).commit(&mut self.netfilter),
+            Operation::Table(changes) => table::commit(&mut self.netfilter, changes),
             Operation::Sets(changes) => {
                 changes.iter().try_for_each(|change| self.change_set(change))
             }
@@ -176,25 +176,6 @@ fn is_dispensable(operation: &Operation, error: &Error) -> bool {
     let refused = matches!(error, Error::Kernel { source, .. }
         if matches!(source.errno, Errno::EINVAL | Errno::ENETUNREACH | Errno::EHOSTUNREACH));
     refused && !route.is_default() && route.nexthops.iter().any(|hop| hop.gateway.is_some())
-}
-
-fn batch(changes: &[TableChange]) -> Batch {
-    let mut batch = Batch::default();
-    for change in changes {
-        match change {
-            TableChange::DeleteTable => batch.delete_table(),
-            TableChange::NewTable => batch.new_table(),
-            TableChange::NewSet(set) => batch.new_set(set),
-            TableChange::NewChain(chain) => batch.new_chain(chain),
-            TableChange::FlushChain(name) => batch.flush_chain(name),
-            TableChange::AppendRule(chain, rule) => batch.append_rule(chain, rule),
-            TableChange::DeleteElements(set, elements) => batch.delete_elements(set, elements),
-            TableChange::AddElements(set, elements) => batch.add_elements(set, elements),
-            TableChange::DeleteChain(name) => batch.delete_chain(name),
-            TableChange::DeleteSet(name) => batch.delete_set(name),
-        }
-    }
-    batch
 }
 
 /// An operation in the words of `ip` and `nft`, for errors and logs.

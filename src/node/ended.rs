@@ -8,9 +8,6 @@ use super::teardown;
 use crate::state::{Attachment, Error, State};
 
 /// Removes some of them, from the place `from` on, and gives the place to go on at.
-///
-/// # Errors
-/// The attachments can't be listed.
 pub(crate) fn sweep(state: &State, cache: &Path, from: usize) -> Result<usize, Error> {
     let (some, next) = state.some_attachments(from)?;
     for attachment in some.readable.iter().filter(|attachment| has_ended(attachment, cache)) {

@@ -109,8 +109,8 @@ fn iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Resu
             };
             facts.ours.mangle.insert((variant, family), mangle);
         }
-        let footing = if open { Programs::use_of(variant)? } else { VariantUse::default() };
-        facts.tooling.iptables.insert(variant, footing);
+        let usage = if open { Programs::use_of(variant)? } else { VariantUse::default() };
+        facts.tooling.iptables.insert(variant, usage);
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use nix::errno::Errno;
+use nix::errno::Errno::{self, *};
 use nix::net::if_::if_indextoname;
 
 use super::apply::Kernel;
@@ -117,7 +117,7 @@ fn is_in_force(socket: &mut Socket, ready: &Ready) -> Result<(), Surprise> {
 /// With iptables the rules live apart from what they look into. A program that flushes the table
 /// leaves a set that no rule refers to.
 fn has_rules(socket: &mut Socket, family: Family) -> Result<(), Surprise> {
-    match ipset::references(socket, chains::inside_set(family))? {
+    match ipset::references(socket, names::INSIDE.of(family))? {
         Some(1..) => Ok(()),
         Some(0) | None => Err(Surprise(format!("the {family} rules of iptables are gone"))),
     }
@@ -158,11 +158,11 @@ pub(crate) fn accepts_hairpin(
         let family = Family::of(address);
         let found = match ready.marker {
             Marker::Nftables => {
-                table::element(socket, sets::hairpin_set(family), &sets::address_key(address))?
+                table::element(socket, names::HAIRPIN.of(family), &sets::address_key(address))?
                     .is_some()
             }
             Marker::Iptables(_) => {
-                ipset::contains(socket, chains::hairpin_set(family), &chains::member(address))?
+                ipset::contains(socket, names::HAIRPIN_SET.of(family), &chains::member(address))?
             }
         };
         if !found {
@@ -172,6 +172,9 @@ pub(crate) fn accepts_hairpin(
     Ok(())
 }
 
+/// No route; a martian; a host that does not answer.
+const NOWHERE: [Errno; 6] = [ENETUNREACH, EINVAL, EHOSTUNREACH, EACCES, EXDEV, ENODEV];
+
 /// Where the kernel would send each; none where it would not.
 fn ways(rtnetlink: &mut Socket, questions: &[Lookup]) -> Result<Vec<Option<Way>>, Error> {
     if questions.is_empty() {
@@ -179,20 +182,7 @@ fn ways(rtnetlink: &mut Socket, questions: &[Lookup]) -> Result<Vec<Option<Way>>
     }
     let way = |answer: Result<Way, Error>| match answer {
         Ok(way) => Ok(Some(way)),
-        Err(error)
-            if matches!(
-                error.errno,
-                // No route; a martian; a host that does not answer.
-                Errno::ENETUNREACH
-                    | Errno::EINVAL
-                    | Errno::EHOSTUNREACH
-                    | Errno::EACCES
-                    | Errno::EXDEV
-                    | Errno::ENODEV
-            ) =>
-        {
-            Ok(None)
-        }
+        Err(error) if NOWHERE.contains(&error.errno) => Ok(None),
         Err(error) => Err(error),
     };
     lookups(rtnetlink, questions)?.into_iter().map(way).collect()

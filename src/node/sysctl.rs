@@ -1,10 +1,9 @@
 //! `src_valid_mark` of interfaces: the kernel's reverse path filter then judges by the mark.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::{env, fs};
 
-use crate::error::Error;
+use crate::error::{Error, absent_is_none};
 use crate::model::{Facts, Link};
 use crate::names;
 
@@ -20,12 +19,10 @@ pub(crate) fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, u32>, Error
     let mut found = BTreeMap::new();
     for link in links {
         let path = path(&link.name);
-        match fs::read_to_string(&path) {
-            Ok(text) => drop(found.insert(link.index, text.trim().parse().unwrap_or(0))),
-            // The interface went away since it was listed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(Error::Sysctl { path, source }),
-        }
+        // None: the interface went away since it was listed.
+        let text = absent_is_none(fs::read_to_string(&path));
+        let text = text.map_err(|source| Error::Sysctl { path, source })?;
+        found.extend(text.map(|text| (link.index, text.trim().parse().unwrap_or(0))));
     }
     Ok(found)
 }
@@ -33,14 +30,8 @@ pub(crate) fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, u32>, Error
 /// Sets it, or sets it back.
 pub(crate) fn set_src_valid_mark(facts: &Facts, link: u32, on: bool) -> Result<(), Error> {
     // An interface that has gone took its sysctls with it.
-    let Some(link) = facts.link(link) else {
-        return Ok(());
-    };
+    let Some(link) = facts.link(link) else { return Ok(()) };
     let path = path(&link.name);
-    match fs::write(&path, if on { "1" } else { "0" }) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(Error::Sysctl { path, source })
-        }
-        _ => Ok(()),
-    }
+    let written = absent_is_none(fs::write(&path, if on { "1" } else { "0" }));
+    written.map(drop).map_err(|source| Error::Sysctl { path, source })
 }

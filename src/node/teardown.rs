@@ -3,11 +3,12 @@
 use super::{IMPATIENCE, Node};
 use crate::backend::iptables::node_set;
 use crate::backend::iptables::set_diff::SetChange;
+use crate::backend::nftables::table_diff::TableChange;
 use crate::error::Error;
 use crate::model::Facts;
 use crate::names;
 use crate::plan::Plan;
-use crate::plan::diff::{Operation, TableChange, diff};
+use crate::plan::diff::{Operation, diff};
 use crate::state::{Key, Lock, State};
 
 impl Node {
@@ -84,8 +85,8 @@ fn not_in_force(facts: &Facts) -> Vec<Operation> {
         Operation::Table(vec![TableChange::DeleteElements(names::IN_FORCE.into(), elements)])
     });
     let notes = facts.ours.ipsets.get(names::NODE_SET).into_iter().flat_map(|set| &set.members);
-    let said: Vec<_> = notes.filter(|note| node_set::says_in_force(note)).cloned().collect();
-    let of_ipset = (!said.is_empty())
-        .then(|| Operation::Sets(vec![SetChange::Remove(names::NODE_SET.into(), said)]));
+    let in_force: Vec<_> = notes.filter(|note| node_set::says_in_force(note)).cloned().collect();
+    let of_ipset = (!in_force.is_empty())
+        .then(|| Operation::Sets(vec![SetChange::Remove(names::NODE_SET.into(), in_force)]));
     of_table.chain(of_ipset).collect()
 }

@@ -13,9 +13,7 @@ use crate::model::{Facts, Family, Variant, VariantUse};
 use crate::names::HOOKS;
 
 /// Chooses by the settings and by what there is on the node.
-///
-/// # Errors
-/// The node does not have what is asked for.
+/// Error: the node does not have what is asked for.
 pub(crate) fn choose(facts: &Facts, settings: &Settings) -> Result<Marker, Invalid> {
     let asked = settings.backend;
     let missing = |hint: &str| Err(Invalid::new("backend", &json!(asked.to_string()), hint));
@@ -43,14 +41,15 @@ pub(crate) fn choose(facts: &Facts, settings: &Settings) -> Result<Marker, Inval
 /// mark; else where ours are already; else where more rules are. It is how the images of
 /// Kubernetes choose, so that all programs of a node agree.
 fn variant(facts: &Facts) -> Option<Variant> {
-    let there = &facts.tooling.iptables;
-    let hinted = |variant: &Variant| there.get(variant).is_some_and(|f| f.has_kubelet_chains);
+    let installed = &facts.tooling.iptables;
+    let hinted = |variant: &Variant| installed.get(variant).is_some_and(|f| f.has_kubelet_chains);
     let ours = |variant: &Variant| {
         let of = facts.ours.mangle.iter().filter(|((v, _), _)| v == variant);
-        there.contains_key(variant) && of.into_iter().any(|(_, mangle)| !mangle.chains.is_empty())
+        installed.contains_key(variant)
+            && of.into_iter().any(|(_, mangle)| !mangle.chains.is_empty())
     };
     let rules =
-        |variant: Variant| there.get(&variant).map(|found: &VariantUse| found.foreign_rules);
+        |variant: Variant| installed.get(&variant).map(|found: &VariantUse| found.foreign_rules);
     let by_rules = || match (rules(Variant::Nft), rules(Variant::Legacy)) {
         (Some(nft), Some(legacy)) if legacy > nft => Some(Variant::Legacy),
         (Some(_), _) => Some(Variant::Nft),

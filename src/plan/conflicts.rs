@@ -16,9 +16,7 @@ fn rules(facts: &Facts) -> impl Iterator<Item = &Rule> {
 }
 
 /// Finds what clashes with these settings.
-///
-/// # Errors
-/// The first setting that somebody else's state rules out.
+/// Error: the first setting that somebody else's state rules out.
 pub(crate) fn check(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     priorities(facts, settings)?;
     local_first(facts, settings)?;
@@ -89,9 +87,7 @@ fn tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
         .iter()
         .find(|r| is_table(settings, r.table))
         .map(|r| (r.table, format!("it has a route to {} of protocol {}", r.dst, r.protocol)));
-    let Some((table, why)) = rule.or(vrf).or(route) else {
-        return Ok(());
-    };
+    let Some((table, why)) = rule.or(vrf).or(route) else { return Ok(()) };
     let hint = format!(
         "tables {} to {} must be ours alone, but somebody else uses table {table} ({why}); set \
          tableBase to a number with {} free tables behind it",
@@ -110,9 +106,7 @@ fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
         let mask = r.mark?.mask;
         (mask != u32::MAX && mask & field.mask() != 0).then_some((r, mask))
     });
-    let Some((rule, mask)) = clash else {
-        return Ok(());
-    };
+    let Some((rule, mask)) = clash else { return Ok(()) };
     let hint = format!(
         "bits {:#x} are somebody else's: the rule at {} is {}; set markMask to free bits{}",
         mask & field.mask(),

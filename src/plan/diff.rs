@@ -10,14 +10,9 @@ use super::Plan;
 use crate::backend::iptables::restore_script::{Script, script};
 use crate::backend::iptables::rules::{Ipset, Xtables};
 use crate::backend::iptables::set_diff::{SetChange, fill};
-use crate::backend::nftables::encode::{rule_body, set_numbers};
-use crate::backend::nftables::fingerprint;
-use crate::backend::nftables::rules::{self, Chain, Ruleset, Set};
-use crate::model::{
-    Action, ElementData, Facts, Family, FoundRule, FoundSet, Mangle, Route, Rule, Table, Variant,
-};
+use crate::backend::nftables::table_diff::{self, TableChange};
+use crate::model::{Action, Facts, Family, FoundRule, Mangle, Route, Rule, Variant};
 use crate::names;
-use crate::netlink::uapi::NFT_SET_MAP;
 
 /// One step. Each is a single request to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,25 +40,6 @@ pub(crate) enum Operation {
     RemoveEmpty(Family, BTreeSet<String>),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum TableChange {
-    /// Remove the table with everything in it.
-    DeleteTable,
-    NewTable,
-    NewSet(Set),
-    NewChain(Chain),
-    FlushChain(String),
-    AppendRule(String, rules::Rule),
-    DeleteElements(String, Elements),
-    AddElements(String, Elements),
-    /// Remove an empty chain.
-    DeleteChain(String),
-    /// Remove an unused set.
-    DeleteSet(String),
-}
-
-type Elements = BTreeSet<(Vec<u8>, ElementData)>;
-
 /// The steps from these facts to this plan.
 pub(crate) fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
     let (mut steps, stale_routes) = routes(facts, plan);
@@ -89,7 +65,7 @@ pub(crate) fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
 fn marking(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
     let (mut new, mut stale) = (Vec::new(), Vec::new());
     let ours = &facts.ours;
-    let table = table(ours.table.as_ref(), plan.ruleset.as_ref());
+    let table = table_diff::changes(ours.table.as_ref(), plan.ruleset.as_ref());
     let of_node = |set: &&Ipset| set.name == names::NODE_SET;
     let wanted = plan.xtables.as_ref();
     let sets = || wanted.into_iter().flat_map(|x| &x.sets);
@@ -122,10 +98,10 @@ fn remove_empty(facts: &Facts, plan: &Plan, family: Family) -> Option<Operation>
     let existing = facts.ours.mangle.get(&(Variant::Nft, family))?.existing.as_ref()?;
     let gone = facts.made.difference(&plan.made).filter(|(of, _)| *of == family);
     let gone: Vec<&String> = gone.map(|(_, chain)| chain).collect();
-    let there: BTreeSet<String> =
+    let present: BTreeSet<String> =
         gone.iter().filter(|chain| existing.contains(**chain)).copied().cloned().collect();
-    let does_something = !there.is_empty() || !gone.is_empty() && existing.is_empty();
-    does_something.then_some(Operation::RemoveEmpty(family, there))
+    let does_something = !present.is_empty() || !gone.is_empty() && existing.is_empty();
+    does_something.then_some(Operation::RemoveEmpty(family, present))
 }
 
 /// Scripts for the tables mangle that are wanted, and for those that are not.
@@ -153,13 +129,13 @@ fn scripts(
 fn routes(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
     let place = |r: &Route| (r.table, r.dst, r.metric);
     // A place has several routes only where somebody appended one.
-    let mut there: BTreeMap<_, Vec<&Route>> = BTreeMap::new();
+    let mut present: BTreeMap<_, Vec<&Route>> = BTreeMap::new();
     for route in &facts.ours.routes {
-        there.entry(place(route)).or_default().push(route);
+        present.entry(place(route)).or_default().push(route);
     }
     let mut steps = Vec::new();
     for wanted in &plan.routes {
-        let found = there.entry(place(wanted)).or_default();
+        let found = present.entry(place(wanted)).or_default();
         if let Some(at) = found.iter().position(|r| *r == wanted) {
             found.remove(at);
         } else if found.is_empty() {
@@ -169,7 +145,7 @@ fn routes(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
             steps.push(Operation::ReplaceRoute { old, new: wanted.clone() });
         }
     }
-    let mut stale: Vec<&Route> = there.into_values().flatten().collect();
+    let mut stale: Vec<&Route> = present.into_values().flatten().collect();
     // Default routes go first: the gateway's own route is what they lean on.
     let leans = |r: &Route| r.nexthops.iter().any(|hop| hop.gateway.is_some());
     stale.sort_by_key(|r| std::cmp::Reverse((r.is_default(), leans(r))));
@@ -178,115 +154,19 @@ fn routes(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
 
 /// Rules to add, and rules to delete.
 fn rules(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
-    let mut there: Vec<&FoundRule> = facts.ours.rules.iter().collect();
+    let mut present: Vec<&FoundRule> = facts.ours.rules.iter().collect();
     let mut steps = Vec::new();
     for wanted in &plan.rules {
-        match there.iter().position(|found| found.rule == *wanted) {
-            Some(at) => drop(there.remove(at)),
+        match present.iter().position(|found| found.rule == *wanted) {
+            Some(at) => drop(present.remove(at)),
             None => steps.push(Operation::AddRule(wanted.clone())),
         }
     }
     // What steers goes first, its targets last.
-    there.sort_by_key(|found| match found.rule.action {
+    present.sort_by_key(|found| match found.rule.action {
         Action::Lookup(_) => 0,
         Action::Goto(_) => 1,
         Action::Nop | Action::Other(_) => 2,
     });
-    (steps, there.into_iter().cloned().map(Operation::DeleteRule).collect())
-}
-
-fn table(there: Option<&Table>, wanted: Option<&Ruleset>) -> Vec<TableChange> {
-    let Some(wanted) = wanted else {
-        return there.map(|_| TableChange::DeleteTable).into_iter().collect();
-    };
-    match there {
-        Some(there) if !reshaped(there, wanted) => contents(there, wanted),
-        Some(_) => {
-            // Base chains are not made anew lightly: packets that wait in a queue of theirs are
-            // lost. It takes another release with another layout to get here.
-            let mut changes = vec![TableChange::DeleteTable, TableChange::NewTable];
-            changes.extend(contents(&Table::default(), wanted));
-            changes
-        }
-        None => {
-            let mut changes = vec![TableChange::NewTable];
-            changes.extend(contents(&Table::default(), wanted));
-            changes
-        }
-    }
-}
-
-/// Whether the table can't be changed into the one that is wanted: a set or base chain that is
-/// there has another type, size, hook or priority than the one that is wanted by its name, somebody has
-/// put a kind of set into it that we can't take apart, or it is switched off.
-fn reshaped(there: &Table, wanted: &Ruleset) -> bool {
-    let simple = |set: &FoundSet| set.flags & !NFT_SET_MAP == 0;
-    if there.dormant || !there.sets.values().all(simple) {
-        return true;
-    }
-    let set = |set: &Set| {
-        let numbers = set_numbers(set);
-        there.sets.get(&set.name).is_some_and(|found| {
-            let data_type = numbers.data.map_or(0, |(kind, _)| kind);
-            (found.flags, found.key_type, found.data_type, found.size)
-                != (numbers.flags, numbers.key_type, data_type, set.size)
-        })
-    };
-    let chain = |chain: &Chain| {
-        let hook = chain.hook.map(|h| (h.kind.to_string(), h.number, h.priority));
-        there.chains.get(&chain.name).is_some_and(|found| found.hook != hook)
-    };
-    wanted.sets.iter().any(set) || wanted.chains.iter().any(chain)
-}
-
-fn contents(there: &Table, wanted: &Ruleset) -> Vec<TableChange> {
-    let (mut off, mut on, mut stale) = (Vec::new(), Vec::new(), Vec::new());
-    for set in &wanted.sets {
-        let empty = FoundSet::default();
-        let found = there.sets.get(&set.name).unwrap_or_else(|| {
-            on.push(TableChange::NewSet(set.clone()));
-            &empty
-        });
-        let gone: Elements = found.elements.difference(&set.elements).cloned().collect();
-        if !gone.is_empty() {
-            off.push(TableChange::DeleteElements(set.name.clone(), gone));
-        }
-    }
-    let prints = |chain: &Chain| -> Vec<_> {
-        let print = |rule| Some(fingerprint::of_rule(rule, rule_body(rule).as_bytes()));
-        chain.rules.iter().map(print).collect()
-    };
-    let mut rewritten = Vec::new();
-    for chain in &wanted.chains {
-        match there.chains.get(&chain.name) {
-            Some(found) if found.rules == prints(chain) => continue,
-            Some(_) => off.push(TableChange::FlushChain(chain.name.clone())),
-            None => on.push(TableChange::NewChain(chain.clone())),
-        }
-        rewritten.push(chain);
-    }
-    for chain in rewritten {
-        let rules = chain.rules.iter().cloned();
-        on.extend(rules.map(|rule| TableChange::AppendRule(chain.name.clone(), rule)));
-    }
-    for set in &wanted.sets {
-        let there = there.sets.get(&set.name).map(|found| &found.elements);
-        let new: Elements =
-            set.elements.iter().filter(|e| there.is_none_or(|t| !t.contains(e))).cloned().collect();
-        if !new.is_empty() {
-            on.push(TableChange::AddElements(set.name.clone(), new));
-        }
-    }
-    let gone: Vec<&String> = there.chains.keys().filter(|n| wanted.chain(n).is_none()).collect();
-    off.extend(gone.iter().map(|&name| TableChange::FlushChain(name.clone())));
-    stale.extend(gone.iter().map(|&name| TableChange::DeleteChain(name.clone())));
-    let gone = there.sets.iter().filter(|(name, _)| wanted.set(name).is_none());
-    for (name, found) in gone {
-        // Elements of a verdict map hold the chains that they lead to.
-        if !found.elements.is_empty() {
-            off.push(TableChange::DeleteElements(name.clone(), found.elements.clone()));
-        }
-        stale.push(TableChange::DeleteSet(name.clone()));
-    }
-    [off, on, stale].concat()
+    (steps, present.into_iter().cloned().map(Operation::DeleteRule).collect())
 }

@@ -12,9 +12,7 @@ use crate::model::{Facts, Family, Link, Route, is_link_local};
 use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_MAIN};
 
 /// The way out of an uplink for each family that it carries.
-///
-/// # Errors
-/// A configured gateway outside the uplink's subnets.
+/// Error: a configured gateway outside the uplink's subnets.
 pub(crate) fn ways(
     facts: &Facts,
     settings: &Settings,

@@ -12,9 +12,7 @@ use crate::names;
 /// The ids of these uplinks, in the order of the ids. The kernel is the record: ids are read back
 /// from the map of ids, then from the rules, then from the tables; new uplinks get the lowest
 /// free ones.
-///
-/// # Errors
-/// More uplinks than the mask has ids.
+/// Error: more uplinks than the mask has ids.
 pub(crate) fn assign<'a>(
     facts: &Facts,
     settings: &Settings,

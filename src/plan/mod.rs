@@ -48,7 +48,6 @@ pub(crate) struct Plan {
     pub(crate) made: BTreeSet<(Family, String)>,
     /// What an ADD asks to see that the node is like this.
     pub(crate) proof: Vec<Question>,
-    /// What is wrong, with the remedy.
     pub(crate) notes: Vec<Note>,
 }
 
@@ -122,9 +121,7 @@ impl fmt::Display for Note {
 }
 
 /// The desired state for these facts and settings.
-///
-/// # Errors
-/// The first setting that can't be kept on this node, with the way out.
+/// Error: the first setting that can't be kept on this node, with the way out.
 pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
     conflicts::check(facts, settings)?;
     let chosen = uplinks::choose(facts, settings)?;

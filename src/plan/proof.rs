@@ -4,12 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Plan, Uplink};
 use crate::config::Settings;
-use crate::model::{Facts, Family, Route, is_link_local, whole};
+use crate::model::{Facts, Family, PerFamily, Route, is_link_local, whole};
 use crate::netlink::uapi::{IFF_LOOPBACK, IFF_UP};
 
 /// Addresses outside of any cluster (RFC 5737, RFC 3849).
-const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
-    (Ipv4Addr::new(192, 0, 2, 1), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+const OUTSIDE: PerFamily<IpAddr> = PerFamily(
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+);
 
 /// Two look-ups about one uplink and family. A reply that is bound to the uplink leaves by it and
 /// its table; a request that came in by it reaches the node itself, and the kernel's reverse path
@@ -43,10 +45,7 @@ fn outside(facts: &Facts, plan: &Plan, uplink: &Uplink, family: Family) -> Optio
     let mut routes = plan.routes.iter().filter(of_uplink).peekable();
     routes.peek()?;
     if routes.clone().any(Route::is_default) {
-        return Some(match family {
-            Family::V4 => IpAddr::V4(OUTSIDE.0),
-            Family::V6 => IpAddr::V6(OUTSIDE.1),
-        });
+        return Some(OUTSIDE.of(family));
     }
     let own = |ip: IpAddr| facts.addresses.iter().any(|a| a.ip == ip);
     let usable = |net: ipnetwork::IpNetwork| {

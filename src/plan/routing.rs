@@ -10,10 +10,7 @@ use crate::backend::Marker;
 use crate::config::{RulePriorities, Settings};
 use crate::model::{Action, Facts, Family, Field, MarkMatch, Nexthop, Route, Rule, is_link_local};
 use crate::names::LOOPBACK;
-use crate::netlink::uapi::{
-    FR_ACT_PROHIBIT, IFF_UP, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTN_UNICAST,
-    RTPROT_KERNEL,
-};
+use crate::netlink::uapi::*;
 
 /// What the kernel makes of an IPv6 metric that is not set.
 const IPV6_METRIC: u32 = 1024;

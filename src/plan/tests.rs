@@ -9,12 +9,13 @@ use ipnetwork::IpNetwork;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::diff::{Operation, TableChange, diff};
+use super::diff::{Operation, diff};
 use super::*;
 use crate::backend::iptables::tests::{change_set, restore};
 use crate::backend::nftables::encode::{rule_body, set_numbers};
 use crate::backend::nftables::fingerprint;
 use crate::backend::nftables::rules::Expression;
+use crate::backend::nftables::table_diff::TableChange;
 use crate::config::{Backend, Pattern};
 use crate::model::Field;
 use crate::model::{

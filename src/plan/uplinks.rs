@@ -14,9 +14,7 @@ const NEVER: [&str; 4] = ["veth", "bridge", "dummy", "vrf"];
 const NICS: [&str; 2] = ["bond", "vlan"];
 
 /// The interfaces that the settings name, in the order of their indexes.
-///
-/// # Errors
-/// A pattern that matches no interface.
+/// Error: a pattern that matches no interface.
 pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'a Link>, Invalid> {
     let left_out = |link: &Link| {
         settings

@@ -84,5 +84,5 @@ impl AgentLock {
 fn is_at(file: &File, path: &Path) -> bool {
     let of = |meta: fs::Metadata| (meta.dev(), meta.ino());
     let open = file.metadata().map(of);
-    open.is_ok_and(|open| fs::metadata(path).map(of).is_ok_and(|there| there == open))
+    open.is_ok_and(|open| fs::metadata(path).map(of).is_ok_and(|at_path| at_path == open))
 }

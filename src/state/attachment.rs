@@ -10,7 +10,8 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::{Error, State, absent_is_none, readable};
+use super::{Error, State, readable};
+use crate::error::absent_is_none;
 use crate::hash::fnv;
 
 /// Raised when the content of an attachment's file changes so that older releases misread it.

@@ -29,6 +29,8 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::Value;
 
+use crate::error::absent_is_none;
+
 pub(crate) use agent_lock::AgentLock;
 pub(crate) use attachment::{Attachment, Key, Written};
 pub(crate) use lock::Lock;
@@ -225,14 +227,6 @@ impl State {
 fn readable(text: &str, newest: u64) -> Option<Value> {
     let value: Value = serde_json::from_str(text).ok()?;
     (value.get("version")?.as_u64()? <= newest).then_some(value)
-}
-
-fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

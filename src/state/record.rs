@@ -8,12 +8,13 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::{Error, State, absent_is_none, readable};
+use super::{Error, State, readable};
 use crate::backend::Marker;
 use crate::backend::iptables::node_set::Notes;
 use crate::config::source::NetworkConfig;
 use crate::config::{self, Backend, Settings};
-use crate::model::{ElementData, Family, Field};
+use crate::error::absent_is_none;
+use crate::model::{ElementData, Elements, Family, Field};
 use crate::names;
 
 pub(super) const FILE: &str = "node.json";
@@ -136,8 +137,6 @@ impl From<Record> for NetworkConfig {
     }
 }
 
-type Elements = BTreeSet<(Vec<u8>, ElementData)>;
-
 impl State {
     /// The record, or none where there is none that can be read.
     pub(crate) fn record(&self) -> Result<Option<Record>, Error> {
@@ -162,7 +161,7 @@ impl State {
 
     /// Whether iptables marks, by what the last reconcile said.
     pub(crate) fn is_marked_by_iptables(&self) -> bool {
-        fs::read_link(self.path(&[MARKING])).is_ok_and(|said| said == Path::new(BY_IPTABLES))
+        fs::read_link(self.path(&[MARKING])).is_ok_and(|found| found == Path::new(BY_IPTABLES))
     }
 
     /// Says what marks from now on.
@@ -171,7 +170,7 @@ impl State {
             Marker::Nftables => BY_NFTABLES,
             Marker::Iptables(_) => BY_IPTABLES,
         };
-        if fs::read_link(self.path(&[MARKING])).is_ok_and(|said| said == Path::new(word)) {
+        if fs::read_link(self.path(&[MARKING])).is_ok_and(|found| found == Path::new(word)) {
             return Ok(());
         }
         self.place("", MARKING, |temporary, path| {

@@ -59,9 +59,7 @@ pub(crate) struct Watches {
 
 impl Watches {
     /// Arms watches on the folders; on the parent of a folder that is not there.
-    ///
-    /// # Errors
-    /// The kernel has no inotify instance left.
+    /// Error: the kernel has no inotify instance left.
     pub(crate) fn on(folders: Vec<Folder>) -> Result<Self, String> {
         let fail = |error: io::Error| format!("watch folders: {error}");
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
@@ -108,9 +106,6 @@ impl Watches {
     }
 
     /// Hands the causes to `take` until the watch fails.
-    ///
-    /// # Errors
-    /// Reading events failed.
     pub(crate) async fn watch(mut self, mut take: impl FnMut(Cause)) -> Result<(), String> {
         loop {
             let read = self.inotify.async_io(Interest::READABLE, |fd| Ok(fd.0.read_events()?));

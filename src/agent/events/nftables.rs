@@ -19,11 +19,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::names::{self, HOOKS};
-use crate::netlink::uapi::{
-    NFNL_SUBSYS_NFTABLES, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, NFT_MSG_DELCHAIN,
-    NFT_MSG_DELRULE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWGEN, NFT_MSG_NEWRULE,
-    NFTA_CHAIN_NAME, NFTA_GEN_PROC_NAME, NFTA_RULE_CHAIN,
-};
+use crate::netlink::uapi::*;
 use crate::netlink::wire::{Message, attrs, find, messages, string};
 
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h, as a bit.
@@ -50,9 +46,6 @@ pub(crate) enum Event {
 }
 
 /// Hands every event to `take` until the socket fails; see [`super::route::watch`].
-///
-/// # Errors
-/// The socket can't be opened or read.
 pub(crate) async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<(), String> {
     let fail = |error: io::Error| format!("listen to nf_tables: {error}");
     let socket = open().map_err(|errno| fail(errno.into()))?;

@@ -20,9 +20,7 @@ const BUFFER: usize = 1 << 20;
 
 /// Hands every event to `take` until the socket fails. Before the first one, the groups are
 /// joined and `ready` is called: what happens from then on is told.
-///
-/// # Errors
-/// The socket can't be opened, or was closed.
+/// Error: the socket can't be opened, or was closed.
 pub(crate) async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<(), String> {
     let groups = [Links, Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule];
     let (mut connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)

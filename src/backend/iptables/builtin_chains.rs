@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use nix::errno::Errno;
 
 use crate::backend::nftables::table::batch_edge;
-use crate::model::Family;
+use crate::model::{Family, PerFamily};
 use crate::names::HOOKS;
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, be32_at, find};
@@ -15,10 +15,7 @@ use crate::netlink::{Error, Socket};
 const TABLE: &str = "mangle";
 
 fn message(writer: &mut Writer, message: u16, flags: u16, family: Family) {
-    let family = match family {
-        Family::V4 => NFPROTO_IPV4,
-        Family::V6 => NFPROTO_IPV6,
-    };
+    let family = PerFamily(NFPROTO_IPV4, NFPROTO_IPV6).of(family);
     let kind = NFNL_SUBSYS_NFTABLES << 8 | message;
     writer.message(kind, NLM_F_REQUEST | flags, &[family, 0, 0, 0]);
 }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use super::node_set;
 use super::rules::{Chain, Ipset, Kind, Rule, Xtables};
 use crate::backend::spec::{Spec, Uplink};
-use crate::model::{Family, Field, Member, Variant, whole};
+use crate::model::{Family, Field, Member, PerFamily, Variant, whole};
 use crate::names;
 
 /// Builds the desired chains and sets. `prefixes`: see [`super::inside`]. `made`: built-in chains
@@ -45,34 +45,6 @@ pub(crate) struct Prefixes {
     pub(crate) hosts: Vec<Member>,
 }
 
-pub(crate) fn inside_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => names::INSIDE4,
-        Family::V6 => names::INSIDE6,
-    }
-}
-
-fn hosts_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => names::HOSTS4,
-        Family::V6 => names::HOSTS6,
-    }
-}
-
-pub(crate) fn hairpin_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => names::HAIRPIN_SET4,
-        Family::V6 => names::HAIRPIN_SET6,
-    }
-}
-
-fn left_out_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => names::LEFT_OUT_SET4,
-        Family::V6 => names::LEFT_OUT_SET6,
-    }
-}
-
 /// An address as a member of a set of addresses.
 pub(crate) fn member(address: IpAddr) -> Member {
     Member { address, prefix: whole(address), nomatch: false, comment: None }
@@ -84,10 +56,13 @@ fn sets(spec: &Spec<'_>, family: Family, prefixes: Prefixes) -> Vec<Ipset> {
         Ipset { name, kind, family, members }
     };
     let mut sets = vec![
-        set(inside_set(family), Kind::Prefixes, prefixes.inside),
-        set(hosts_set(family), Kind::Addresses, prefixes.hosts),
+        set(names::INSIDE.of(family), Kind::Prefixes, prefixes.inside),
+        set(names::HOSTS.of(family), Kind::Addresses, prefixes.hosts),
     ];
-    let pods = [(hairpin_set(family), spec.hairpins), (left_out_set(family), spec.left_out)];
+    let pods = [
+        (names::HAIRPIN_SET.of(family), spec.hairpins),
+        (names::LEFT_OUT_SET.of(family), spec.left_out),
+    ];
     for (name, pods) in pods.into_iter().filter(|(_, pods)| Spec::any(pods, family)) {
         let of_family = pods.iter().filter(|&&ip| Family::of(ip) == family);
         sets.push(set(name, Kind::Addresses, of_family.map(|&ip| member(ip)).collect()));
@@ -252,10 +227,7 @@ impl Builder<'_> {
     }
 
     fn icmp(&self) -> &'static str {
-        match self.family {
-            Family::V4 => "icmp",
-            Family::V6 => "ipv6-icmp",
-        }
+        PerFamily("icmp", "ipv6-icmp").of(self.family)
     }
 
     /// An uplink's own addresses, as matches of the destination.
@@ -341,7 +313,7 @@ impl Builder<'_> {
             rules.push(rule("-s fe80::/10", "link-local", RETURN));
         }
         if Spec::any(self.spec.left_out, self.family) {
-            let to = in_set(left_out_set(self.family), "dst");
+            let to = in_set(names::LEFT_OUT_SET.of(self.family), "dst");
             rules.push(rule(to, "a pod that is left out", RETURN));
         }
         if self.spec.hairpin {
@@ -349,7 +321,7 @@ impl Builder<'_> {
             return rules;
         }
         if Spec::any(self.spec.hairpins, self.family) {
-            let to = in_set(hairpin_set(self.family), "dst");
+            let to = in_set(names::HAIRPIN_SET.of(self.family), "dst");
             rules.push(rule(to, "a pod that accepts hairpin", goto_of("via", id)));
         }
         rules.push(rule("", "the source is judged", goto_of("source", id)));
@@ -359,10 +331,10 @@ impl Builder<'_> {
     /// Marks what comes from outside. A local pod's single-address route in main gives it away: an
     /// ip rule sends a look-up with this mark to main, for such routes alone.
     fn source(&self, id: u32) -> Vec<Rule> {
-        let inside = in_set(inside_set(self.family), "src");
+        let inside = in_set(names::INSIDE.of(self.family), "src");
         let pod = format!(
             "-m rpfilter --loose --validmark -m set ! --match-set {} src",
-            hosts_set(self.family)
+            names::HOSTS.of(self.family)
         );
         // The ip rule looks at the whole mark.
         let others = format!("-m mark ! --mark 0x0/{:#x}", !self.field().mask());
@@ -400,7 +372,7 @@ impl Builder<'_> {
     fn request(&self) -> Vec<Rule> {
         let mut rules = self.passed_over();
         if Spec::any(self.spec.left_out, self.family) {
-            let to = in_set(left_out_set(self.family), "dst");
+            let to = in_set(names::LEFT_OUT_SET.of(self.family), "dst");
             rules.push(rule(to, "a pod that is left out", goto("clear")));
         }
         if self.spec.host {

@@ -19,7 +19,7 @@ use iptables::IPTables;
 use super::restore_script::{Script, parse};
 use crate::error::Error;
 use crate::flock::{self, Held};
-use crate::model::{Family, Mangle, Variant, VariantUse};
+use crate::model::{Family, Mangle, PerFamily, Variant, VariantUse};
 use crate::names;
 
 /// The lock that all users of iptables-legacy take (`XT_LOCK_NAME`, iptables/xshared.h).
@@ -53,8 +53,8 @@ impl Programs {
     }
 
     pub(crate) fn installed() -> Vec<Variant> {
-        let there = |variant: &Variant| program(*variant, Family::V4, "").is_some();
-        Variant::ALL.into_iter().filter(there).collect()
+        let is_installed = |variant: &Variant| program(*variant, Family::V4, "").is_some();
+        Variant::ALL.into_iter().filter(is_installed).collect()
     }
 
     /// Table mangle, as far as it concerns us. A legacy table that the kernel does not have is
@@ -143,7 +143,7 @@ impl Programs {
             Ok(output) if output.status.success() => {
                 Ok(String::from_utf8_lossy(&output.stdout).into_owned())
             }
-            Ok(output) => Err(failed(said(&output))),
+            Ok(output) => Err(failed(stderr_of(&output))),
             Err(error) => Err(failed(error.to_string())),
         }
     }
@@ -227,11 +227,11 @@ fn feed(mut command: Command, input: &str) -> std::io::Result<(Option<i32>, Stri
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output()?;
-    Ok((output.status.code(), said(&output)))
+    Ok((output.status.code(), stderr_of(&output)))
 }
 
 /// What a program had to say about its failure.
-fn said(output: &Output) -> String {
+fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")
 }
 
@@ -243,10 +243,8 @@ fn is_locked() -> bool {
 
 /// Whether there is a table to look at. The kernel lists those of iptables-legacy.
 fn has_table(variant: Variant, family: Family, table: &str) -> bool {
-    let list = match family {
-        Family::V4 => "/proc/self/net/ip_tables_names",
-        Family::V6 => "/proc/self/net/ip6_tables_names",
-    };
+    let list =
+        PerFamily("/proc/self/net/ip_tables_names", "/proc/self/net/ip6_tables_names").of(family);
     variant == Variant::Nft
         || fs::read_to_string(list).is_ok_and(|text| text.lines().any(|line| line == table))
 }
@@ -272,10 +270,7 @@ fn program(variant: Variant, family: Family, suffix: &str) -> Option<PathBuf> {
     if let Some(path) = find(&format!("{}{suffix}", name(variant, family))) {
         return Some(path);
     }
-    let plain = match family {
-        Family::V4 => "iptables",
-        Family::V6 => "ip6tables",
-    };
+    let plain = PerFamily("iptables", "ip6tables").of(family);
     let path = find(&format!("{plain}{suffix}"))?;
     let real = fs::canonicalize(&path).ok()?.file_name()?.to_string_lossy().into_owned();
     // Before 1.8 there was but one, with no mark of it in its name.

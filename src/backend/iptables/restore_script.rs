@@ -136,16 +136,16 @@ fn hooked(
     if well {
         return None;
     }
-    let said = |line: &String| line.strip_prefix("-A ").unwrap_or(line).to_string();
+    let without_command = |line: &String| line.strip_prefix("-A ").unwrap_or(line).to_string();
     for line in &ours {
-        let _ = writeln!(change.jumps, "-D {}", said(line));
+        let _ = writeln!(change.jumps, "-D {}", without_command(line));
     }
     if let Some(jump) = jump {
         let _ = writeln!(change.jumps, "-I {hook} 1 {jump}");
         let _ = writeln!(undo.jumps, "-D {hook} {jump}");
     }
     for line in ours.iter().rev() {
-        let rule = said(line);
+        let rule = without_command(line);
         let rule = rule.strip_prefix(hook).unwrap_or(&rule).trim_start();
         let _ = writeln!(undo.jumps, "-I {hook} 1 {rule}");
     }

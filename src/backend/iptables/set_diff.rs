@@ -16,7 +16,6 @@ pub(crate) enum SetChange {
 }
 
 impl SetChange {
-    /// The change that takes this one back.
     pub(crate) fn inverse(&self) -> Option<Self> {
         match self {
             Self::Create(set) => Some(Self::Destroy(set.name.into())),
@@ -48,16 +47,16 @@ pub(crate) fn fill<'a>(
     let mut changes = Vec::new();
     for set in wanted {
         let name = || set.name.to_string();
-        let there = found.get(set.name).filter(|there| {
-            let like = set.is_like(there);
+        let present = found.get(set.name).filter(|present| {
+            let like = set.is_like(present);
             if !like {
                 changes.push(SetChange::Destroy(name()));
             }
             like
         });
         let none = BTreeSet::new();
-        let members = there.map_or(&none, |there| &there.members);
-        if there.is_none() {
+        let members = present.map_or(&none, |present| &present.members);
+        if present.is_none() {
             changes.push(SetChange::Create(Ipset { members: BTreeSet::new(), ..set.clone() }));
         }
         let new: Vec<Member> = set.members.difference(members).cloned().collect();

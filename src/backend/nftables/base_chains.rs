@@ -9,14 +9,11 @@ use super::rules::{
     Expression::{self, *},
     Hook, Rule, Side,
 };
-use super::sets::{has_many, left_out_set, steer_set};
+use super::sets::has_many;
 use crate::backend::spec::Spec;
 use crate::model::{Family, Field, MarkMatch};
 use crate::names;
-use crate::netlink::uapi::{
-    IPS_SRC_NAT, NF_INET_FORWARD, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING,
-    NF_INET_PRE_ROUTING,
-};
+use crate::netlink::uapi::*;
 
 /// After every DNAT: `dstnat` is -100, and AWS VPC CNI 1.23 overwrites the whole mark at -90.
 const PREROUTING: i32 = -80;
@@ -152,12 +149,12 @@ fn steer(spec: &Spec<'_>, of_pod: &[Expression], out: &Expression) -> Vec<Rule> 
         let marked = [PacketMark, Bits { mask, xor: 0 }, equals(value)];
         let mut test = [&marked[..], of_pod, &[FamilyIs(family)]].concat();
         if Spec::any(spec.left_out, family) {
-            let set = InSetOf(left_out_set(family), true);
+            let set = InSetOf(names::LEFT_OUT.of(family), true);
             test.extend(address_in(family, Side::Source, set, &[]).expressions);
         }
         test.extend([
             out.clone(),
-            InSet { set: steer_set(family), not: false },
+            InSet { set: names::STEER.of(family), not: false },
             goto("send", steering.via),
         ]);
         rule("a pod's packet that will be masqueraded", test)

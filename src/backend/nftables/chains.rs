@@ -9,7 +9,7 @@ use super::rules::{
     Expression::{self, *},
     Rule, Ruleset, Side,
 };
-use super::sets::{hairpin_set, left_out_set, number_key, own_set, sets};
+use super::sets::{number_key, sets};
 use crate::backend::spec::{Spec, Uplink};
 use crate::model::{Family, Field};
 use crate::names;
@@ -227,7 +227,7 @@ fn answered(id: u32) -> Vec<Rule> {
 
 /// The incoming interface has this address of the connection, or has not.
 fn own_address(family: Family, address: Expression, not: bool) -> [Expression; 3] {
-    [Iif, address, InSet { set: own_set(family), not }]
+    [Iif, address, InSet { set: names::OWN.of(family), not }]
 }
 
 /// A request that is bound now. Where the backend of a DNATed one lies behind the very uplink that
@@ -275,7 +275,7 @@ fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
         rules.push(rule("an ICMP error", icmp_error(family, [goto("error", id)])));
     }
     for family in Family::ALL.into_iter().filter(|&f| Spec::any(spec.left_out, f)) {
-        let set = InSetOf(left_out_set(family), false);
+        let set = InSetOf(names::LEFT_OUT.of(family), false);
         rules.push(address_in(family, Side::Destination, set, &[Accept]));
     }
     if spec.host {
@@ -310,7 +310,7 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
         return rules;
     }
     for family in Family::ALL.into_iter().filter(|&f| Spec::any(spec.hairpins, f)) {
-        let set = InSetOf(hairpin_set(family), false);
+        let set = InSetOf(names::HAIRPIN.of(family), false);
         rules.push(address_in(family, Side::Destination, set, &[goto(BIND, id)]));
     }
     let outside = InSet { set: names::OUTSIDE, not: false };

@@ -2,7 +2,7 @@
 //!
 //! [`chains`] and [`base_chains`] make the rules from a [`super::spec::Spec`], [`sets`] what they
 //! look into ([`rules`] has the shapes); [`encode`] writes them, [`table`] reads the table and
-//! changes it in one transaction, [`counters`] reads what the rules count.
+//! makes the changes of [`table_diff`] in one transaction, [`counters`] reads what the rules count.
 
 mod base_chains;
 pub(crate) mod chains;
@@ -12,3 +12,4 @@ pub(crate) mod fingerprint;
 pub(crate) mod rules;
 pub(crate) mod sets;
 pub(crate) mod table;
+pub(crate) mod table_diff;

@@ -3,9 +3,7 @@
 //! Expressions are written the way nft itself compiles them, with one register, so that
 //! `nft list` reads them back as text that `nft -f` accepts.
 
-use std::collections::BTreeSet;
-
-use crate::model::{ElementData, Family};
+use crate::model::{Elements, Family};
 
 /// The desired content of the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,7 +52,7 @@ pub(crate) struct Set {
     /// The most elements it holds; none for no limit. The kernel looks things up faster where it
     /// knows the size.
     pub(crate) size: Option<u32>,
-    pub(crate) elements: BTreeSet<(Vec<u8>, ElementData)>,
+    pub(crate) elements: Elements,
 }
 
 /// Where a base chain hangs.
@@ -174,7 +172,6 @@ pub(crate) enum Expression {
     Counter,
     /// Go to a chain and don't come back.
     Goto(String),
-    /// Leave the chain.
     Return,
     /// On with the next base chain.
     Accept,

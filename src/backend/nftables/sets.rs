@@ -6,36 +6,8 @@ use std::net::IpAddr;
 use super::chains::{BOUND, VIA, named};
 use super::rules::{Set, Type};
 use crate::backend::spec::{Spec, Uplink};
-use crate::model::{ElementData, Family};
+use crate::model::{ElementData, Family, PerFamily};
 use crate::names;
-
-pub(crate) fn hairpin_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => names::HAIRPIN4,
-        Family::V6 => names::HAIRPIN6,
-    }
-}
-
-pub(super) fn left_out_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => names::LEFT_OUT4,
-        Family::V6 => names::LEFT_OUT6,
-    }
-}
-
-pub(super) fn steer_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => names::STEER4,
-        Family::V6 => names::STEER6,
-    }
-}
-
-pub(super) fn own_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => names::OWN4,
-        Family::V6 => names::OWN6,
-    }
-}
 
 /// The bytes of an address as a set holds them.
 pub(crate) fn address_key(ip: IpAddr) -> Vec<u8> {
@@ -96,12 +68,12 @@ pub(super) fn sets(spec: &Spec<'_>) -> Vec<Set> {
     for family in Family::ALL {
         let links = spec.steering.get(&family).into_iter().flat_map(|s| &s.away_from);
         let links = links.map(|&link| member(number_key(link)));
-        sets.push(set(steer_set(family), interface, None, links));
+        sets.push(set(names::STEER.of(family), interface, None, links));
         sets.push(own(spec, family));
     }
     for family in Family::ALL {
-        sets.extend(of_pods(hairpin_set(family), spec.hairpins, family));
-        sets.extend(of_pods(left_out_set(family), spec.left_out, family));
+        sets.extend(of_pods(names::HAIRPIN.of(family), spec.hairpins, family));
+        sets.extend(of_pods(names::LEFT_OUT.of(family), spec.left_out, family));
     }
     sets
 }
@@ -154,22 +126,16 @@ fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
 }
 
 fn own(spec: &Spec<'_>, family: Family) -> Set {
-    let key = match family {
-        Family::V4 => Type::InterfaceIpv4,
-        Family::V6 => Type::InterfaceIpv6,
-    };
+    let key = PerFamily(Type::InterfaceIpv4, Type::InterfaceIpv6).of(family);
     let of_family = spec.own.iter().filter(|(_, ip)| Family::of(*ip) == family);
     let elements =
         of_family.map(|&(link, ip)| member([number_key(link), address_key(ip)].concat()));
-    set(own_set(family), key, None, elements)
+    set(names::OWN.of(family), key, None, elements)
 }
 
 /// A set of pods' addresses, if there is one.
 fn of_pods(name: &str, pods: &BTreeSet<IpAddr>, family: Family) -> Option<Set> {
-    let key = match family {
-        Family::V4 => Type::Ipv4,
-        Family::V6 => Type::Ipv6,
-    };
+    let key = PerFamily(Type::Ipv4, Type::Ipv6).of(family);
     let of_family = pods.iter().filter(|&&ip| Family::of(ip) == family);
     Spec::any(pods, family)
         .then(|| set(name, key, None, of_family.map(|&ip| member(address_key(ip)))))

@@ -4,14 +4,13 @@
 //! values that packets are compared with are in the byte order of what they are (marks and
 //! interface indexes: host; addresses: network).
 
-use std::collections::BTreeSet;
-
 use nix::errno::Errno;
 
 use super::encode::{rule_body, set_numbers, set_userdata, write_goto};
 use super::fingerprint;
 use super::rules::{Chain, Rule, Set};
-use crate::model::{ElementData, FoundChain, FoundSet, Table};
+use super::table_diff::TableChange;
+use crate::model::{ElementData, Elements, FoundChain, FoundSet, Table};
 use crate::names::TABLE;
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, attrs, be_i32_at, be32_at, find, string};
@@ -123,10 +122,7 @@ fn parse_set(body: &[u8]) -> (String, FoundSet) {
 }
 
 /// All elements of a set or map of ours.
-pub(crate) fn elements(
-    socket: &mut Socket,
-    set: &str,
-) -> Result<BTreeSet<(Vec<u8>, ElementData)>, Error> {
+pub(crate) fn elements(socket: &mut Socket, set: &str) -> Result<Elements, Error> {
     let mut request = get(NFT_MSG_GETSETELEM, NLM_F_DUMP, NFTA_SET_ELEM_LIST_TABLE);
     request.str(NFTA_SET_ELEM_LIST_SET, set);
     let lists = socket.dump(&mut request, |b| Some(parse_elements(b.get(NFGENMSG..)?)))?;
@@ -134,9 +130,7 @@ pub(crate) fn elements(
 }
 
 fn parse_elements(body: &[u8]) -> Vec<(Vec<u8>, ElementData)> {
-    let Some(list) = find(body, NFTA_SET_ELEM_LIST_ELEMENTS) else {
-        return Vec::new();
-    };
+    let Some(list) = find(body, NFTA_SET_ELEM_LIST_ELEMENTS) else { return Vec::new() };
     attrs(list).filter_map(|(_, element)| parse_element(element)).collect()
 }
 
@@ -197,51 +191,84 @@ fn write_element(w: &mut Writer, key: &[u8], data: &ElementData) {
     });
 }
 
-/// Changes that the kernel makes together or not at all.
-#[derive(Debug, Clone)]
-pub(crate) struct Batch {
-    messages: Writer,
-    count: usize,
-    sets: u32,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        let mut messages = Writer::with_capacity(512);
-        batch_edge(&mut messages, NFNL_MSG_BATCH_BEGIN);
-        Self { messages, count: 0, sets: 0 }
-    }
-}
-
 /// The message that opens or closes a batch; its resource id is the subsystem.
 pub(crate) fn batch_edge(messages: &mut Writer, edge: u16) {
     let subsystem = NFNL_SUBSYS_NFTABLES.to_be_bytes();
     messages.message(edge, NLM_F_REQUEST, &[0, 0, subsystem[0], subsystem[1]]);
 }
 
+/// Makes these changes, together or not at all, and waits for the kernel's one answer.
+pub(crate) fn commit(socket: &mut Socket, changes: &[TableChange]) -> Result<(), Error> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let mut messages = Writer::with_capacity(512);
+    batch_edge(&mut messages, NFNL_MSG_BATCH_BEGIN);
+    let mut batch = Batch { messages, sets: 0 };
+    for change in changes {
+        batch.add(change);
+    }
+    // Only the last change is acknowledged: answers to each would overflow the socket.
+    batch.messages.add_flags(NLM_F_ACK);
+    batch_edge(&mut batch.messages, NFNL_MSG_BATCH_END);
+    socket.batch(&mut batch.messages)
+}
+
+/// Changes as messages.
+struct Batch {
+    messages: Writer,
+    /// How many sets are new. A new set needs a number of its own in the batch.
+    sets: u32,
+}
+
+/// The attributes that name the table and what is changed in it.
+const CHAIN: (u16, u16) = (NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME);
+const RULE: (u16, u16) = (NFTA_RULE_TABLE, NFTA_RULE_CHAIN);
+const SET: (u16, u16) = (NFTA_SET_TABLE, NFTA_SET_NAME);
+const ELEMENTS: (u16, u16) = (NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET);
+
 impl Batch {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0
+    fn add(&mut self, change: &TableChange) {
+        match change {
+            TableChange::NewTable => self.table(NFT_MSG_NEWTABLE, NLM_F_CREATE),
+            TableChange::DeleteTable => self.table(NFT_MSG_DELTABLE, 0),
+            TableChange::NewChain(chain) => self.new_chain(chain),
+            TableChange::DeleteChain(name) => drop(self.named(NFT_MSG_DELCHAIN, 0, CHAIN, name)),
+            TableChange::FlushChain(name) => drop(self.named(NFT_MSG_DELRULE, 0, RULE, name)),
+            TableChange::AppendRule(chain, rule) => self.append_rule(chain, rule),
+            TableChange::NewSet(set) => self.new_set(set),
+            TableChange::DeleteSet(name) => drop(self.named(NFT_MSG_DELSET, 0, SET, name)),
+            TableChange::AddElements(set, elements) => {
+                self.elements(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, elements);
+            }
+            TableChange::DeleteElements(set, elements) => {
+                self.elements(NFT_MSG_DELSETELEM, 0, set, elements);
+            }
+        }
     }
 
-    fn add(&mut self, message: u16, flags: u16) -> &mut Writer {
-        self.count += 1;
+    fn table(&mut self, message: u16, flags: u16) {
         self.messages.message(kind(message), NLM_F_REQUEST | flags, &INET);
-        &mut self.messages
+        self.messages.str(NFTA_TABLE_NAME, TABLE);
     }
 
-    pub(crate) fn new_table(&mut self) {
-        self.add(NFT_MSG_NEWTABLE, NLM_F_CREATE).str(NFTA_TABLE_NAME, TABLE);
+    /// Begins a message about what has this name in our table.
+    fn named(
+        &mut self,
+        message: u16,
+        flags: u16,
+        (table_attr, name_attr): (u16, u16),
+        name: &str,
+    ) -> &mut Writer {
+        let w = &mut self.messages;
+        w.message(kind(message), NLM_F_REQUEST | flags, &INET);
+        w.str(table_attr, TABLE);
+        w.str(name_attr, name);
+        w
     }
 
-    pub(crate) fn delete_table(&mut self) {
-        self.add(NFT_MSG_DELTABLE, 0).str(NFTA_TABLE_NAME, TABLE);
-    }
-
-    pub(crate) fn new_chain(&mut self, chain: &Chain) {
-        let w = self.add(NFT_MSG_NEWCHAIN, NLM_F_CREATE);
-        w.str(NFTA_CHAIN_TABLE, TABLE);
-        w.str(NFTA_CHAIN_NAME, &chain.name);
+    fn new_chain(&mut self, chain: &Chain) {
+        let w = self.named(NFT_MSG_NEWCHAIN, NLM_F_CREATE, CHAIN, &chain.name);
         if let Some(hook) = chain.hook {
             w.nest(NFTA_CHAIN_HOOK, |w| {
                 w.be32(NFTA_HOOK_HOOKNUM, hook.number);
@@ -252,39 +279,21 @@ impl Batch {
         }
     }
 
-    /// Removes a chain, which must be empty and unused by then.
-    pub(crate) fn delete_chain(&mut self, name: &str) {
-        let w = self.add(NFT_MSG_DELCHAIN, 0);
-        w.str(NFTA_CHAIN_TABLE, TABLE);
-        w.str(NFTA_CHAIN_NAME, name);
-    }
-
-    pub(crate) fn flush_chain(&mut self, name: &str) {
-        let w = self.add(NFT_MSG_DELRULE, 0);
-        w.str(NFTA_RULE_TABLE, TABLE);
-        w.str(NFTA_RULE_CHAIN, name);
-    }
-
-    pub(crate) fn append_rule(&mut self, chain: &str, rule: &Rule) {
-        let w = self.add(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND);
-        w.str(NFTA_RULE_TABLE, TABLE);
-        w.str(NFTA_RULE_CHAIN, chain);
+    fn append_rule(&mut self, chain: &str, rule: &Rule) {
+        let w = self.named(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, RULE, chain);
         let body = rule_body(rule);
         w.bytes(body.as_bytes());
         w.attr(NFTA_RULE_USERDATA, &fingerprint::userdata(rule, body.as_bytes()));
     }
 
-    /// Makes a set or map without elements.
-    pub(crate) fn new_set(&mut self, set: &Set) {
+    fn new_set(&mut self, set: &Set) {
         self.sets += 1;
-        let id = self.sets;
-        let w = self.add(NFT_MSG_NEWSET, NLM_F_CREATE);
-        w.str(NFTA_SET_TABLE, TABLE);
-        w.str(NFTA_SET_NAME, &set.name);
-        w.be32(NFTA_SET_FLAGS, set_numbers(set).flags);
-        w.be32(NFTA_SET_KEY_TYPE, set_numbers(set).key_type);
-        w.be32(NFTA_SET_KEY_LEN, set_numbers(set).key_len);
-        if let Some((data_type, data_len)) = set_numbers(set).data {
+        let (id, numbers) = (self.sets, set_numbers(set));
+        let w = self.named(NFT_MSG_NEWSET, NLM_F_CREATE, SET, &set.name);
+        w.be32(NFTA_SET_FLAGS, numbers.flags);
+        w.be32(NFTA_SET_KEY_TYPE, numbers.key_type);
+        w.be32(NFTA_SET_KEY_LEN, numbers.key_len);
+        if let Some((data_type, data_len)) = numbers.data {
             w.be32(NFTA_SET_DATA_TYPE, data_type);
             w.be32(NFTA_SET_DATA_LEN, data_len);
         }
@@ -295,59 +304,15 @@ impl Batch {
         w.attr(NFTA_SET_USERDATA, &set_userdata(set));
     }
 
-    /// Removes a set, which must be unused by then.
-    pub(crate) fn delete_set(&mut self, name: &str) {
-        let w = self.add(NFT_MSG_DELSET, 0);
-        w.str(NFTA_SET_TABLE, TABLE);
-        w.str(NFTA_SET_NAME, name);
-    }
-
-    /// Adds elements; those that are there already stay.
-    pub(crate) fn add_elements<'a>(
-        &mut self,
-        set: &str,
-        elements: impl IntoIterator<Item = &'a (Vec<u8>, ElementData)>,
-    ) {
-        self.change_elements(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, elements);
-    }
-
-    /// Removes elements; the batch fails if one is not there.
-    pub(crate) fn delete_elements<'a>(
-        &mut self,
-        set: &str,
-        elements: impl IntoIterator<Item = &'a (Vec<u8>, ElementData)>,
-    ) {
-        self.change_elements(NFT_MSG_DELSETELEM, 0, set, elements);
-    }
-
-    fn change_elements<'a>(
-        &mut self,
-        message: u16,
-        flags: u16,
-        set: &str,
-        elements: impl IntoIterator<Item = &'a (Vec<u8>, ElementData)>,
-    ) {
-        let mut elements = elements.into_iter().peekable();
+    fn elements(&mut self, message: u16, flags: u16, set: &str, elements: &Elements) {
+        let mut elements = elements.iter().peekable();
         while elements.peek().is_some() {
-            let w = self.add(message, flags);
-            w.str(NFTA_SET_ELEM_LIST_TABLE, TABLE);
-            w.str(NFTA_SET_ELEM_LIST_SET, set);
+            let w = self.named(message, flags, ELEMENTS, set);
             w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
                 for (key, data) in elements.by_ref().take(CHUNK) {
                     write_element(w, key, data);
                 }
             });
         }
-    }
-
-    /// Hands the batch to the kernel and waits for its one answer.
-    pub(crate) fn commit(mut self, socket: &mut Socket) -> Result<(), Error> {
-        if self.is_empty() {
-            return Ok(());
-        }
-        // Only the last change is acknowledged: answers to each would overflow the socket.
-        self.messages.add_flags(NLM_F_ACK);
-        batch_edge(&mut self.messages, NFNL_MSG_BATCH_END);
-        socket.batch(&mut self.messages)
     }
 }

@@ -1,0 +1,122 @@
+//! The difference between the table that is there and the one that is wanted.
+
+use super::encode::{rule_body, set_numbers};
+use super::fingerprint;
+use super::rules::{Chain, Rule, Ruleset, Set};
+use crate::model::{Elements, FoundSet, Table};
+use crate::netlink::uapi::NFT_SET_MAP;
+
+/// One change of the nftables table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TableChange {
+    /// Remove the table with everything in it.
+    DeleteTable,
+    NewTable,
+    NewSet(Set),
+    NewChain(Chain),
+    FlushChain(String),
+    AppendRule(String, Rule),
+    DeleteElements(String, Elements),
+    AddElements(String, Elements),
+    /// Remove an empty chain.
+    DeleteChain(String),
+    /// Remove an unused set.
+    DeleteSet(String),
+}
+
+/// The changes that make the table what is wanted.
+pub(crate) fn changes(present: Option<&Table>, wanted: Option<&Ruleset>) -> Vec<TableChange> {
+    let Some(wanted) = wanted else {
+        return present.map(|_| TableChange::DeleteTable).into_iter().collect();
+    };
+    match present {
+        Some(present) if !reshaped(present, wanted) => contents(present, wanted),
+        // Base chains are not made anew lightly: packets that wait in a queue of theirs are lost. It
+        // takes another release with another layout to get here.
+        Some(_) => [vec![TableChange::DeleteTable], new(wanted)].concat(),
+        None => new(wanted),
+    }
+}
+
+fn new(wanted: &Ruleset) -> Vec<TableChange> {
+    [vec![TableChange::NewTable], contents(&Table::default(), wanted)].concat()
+}
+
+/// Whether the table can't be changed into the one that is wanted: a set or base chain that is
+/// there has another type, size, hook or priority than the one that is wanted by its name, somebody has
+/// put a kind of set into it that we can't take apart, or it is switched off.
+fn reshaped(present: &Table, wanted: &Ruleset) -> bool {
+    let simple = |set: &FoundSet| set.flags & !NFT_SET_MAP == 0;
+    if present.dormant || !present.sets.values().all(simple) {
+        return true;
+    }
+    let set = |set: &Set| {
+        let numbers = set_numbers(set);
+        present.sets.get(&set.name).is_some_and(|found| {
+            let data_type = numbers.data.map_or(0, |(kind, _)| kind);
+            (found.flags, found.key_type, found.data_type, found.size)
+                != (numbers.flags, numbers.key_type, data_type, set.size)
+        })
+    };
+    let chain = |chain: &Chain| {
+        let hook = chain.hook.map(|h| (h.kind.to_string(), h.number, h.priority));
+        present.chains.get(&chain.name).is_some_and(|found| found.hook != hook)
+    };
+    wanted.sets.iter().any(set) || wanted.chains.iter().any(chain)
+}
+
+fn contents(present: &Table, wanted: &Ruleset) -> Vec<TableChange> {
+    let (mut off, mut on, mut stale) = (Vec::new(), Vec::new(), Vec::new());
+    for set in &wanted.sets {
+        let empty = FoundSet::default();
+        let found = present.sets.get(&set.name).unwrap_or_else(|| {
+            on.push(TableChange::NewSet(set.clone()));
+            &empty
+        });
+        let gone: Elements = found.elements.difference(&set.elements).cloned().collect();
+        if !gone.is_empty() {
+            off.push(TableChange::DeleteElements(set.name.clone(), gone));
+        }
+    }
+    let prints = |chain: &Chain| -> Vec<_> {
+        let print = |rule| Some(fingerprint::of_rule(rule, rule_body(rule).as_bytes()));
+        chain.rules.iter().map(print).collect()
+    };
+    let mut rewritten = Vec::new();
+    for chain in &wanted.chains {
+        match present.chains.get(&chain.name) {
+            Some(found) if found.rules == prints(chain) => continue,
+            Some(_) => off.push(TableChange::FlushChain(chain.name.clone())),
+            None => on.push(TableChange::NewChain(chain.clone())),
+        }
+        rewritten.push(chain);
+    }
+    for chain in rewritten {
+        let rules = chain.rules.iter().cloned();
+        on.extend(rules.map(|rule| TableChange::AppendRule(chain.name.clone(), rule)));
+    }
+    for set in &wanted.sets {
+        let present = present.sets.get(&set.name).map(|found| &found.elements);
+        let new: Elements = set
+            .elements
+            .iter()
+            .filter(|e| present.is_none_or(|t| !t.contains(e)))
+            .cloned()
+            .collect();
+        if !new.is_empty() {
+            on.push(TableChange::AddElements(set.name.clone(), new));
+        }
+    }
+    let gone: Vec<&String> = present.chains.keys().filter(|n| wanted.chain(n).is_none()).collect();
+    off.extend(gone.iter().map(|&name| TableChange::FlushChain(name.clone())));
+    stale.extend(gone.iter().map(|&name| TableChange::DeleteChain(name.clone())));
+    let gone = present.sets.iter().filter(|(name, _)| wanted.set(name).is_none());
+    for (name, found) in gone {
+        // Elements of a verdict map hold the chains that they lead to.
+        if !found.elements.is_empty() {
+            off.push(TableChange::DeleteElements(name.clone(), found.elements.clone()));
+        }
+        stale.push(TableChange::DeleteSet(name.clone()));
+    }
+    [off, on, stale].concat()
+}
