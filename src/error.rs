@@ -28,7 +28,6 @@ pub(crate) enum Error {
         operation: String,
         source: netlink::Error,
     },
-    /// A sysctl could not be read or written.
     Sysctl {
         path: String,
         source: io::Error,

@@ -9,7 +9,6 @@ use tokio::sync::Notify;
 /// Why the agent looks at the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cause {
-    /// It has just begun.
     Start,
     /// It is time again.
     Resync,

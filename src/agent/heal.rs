@@ -24,7 +24,6 @@ pub(crate) struct Healer {
     node: Option<Node>,
     source: SettingsSource,
     keepers: Vec<Keeper>,
-    /// The runtime's cache of results.
     cache: PathBuf,
     /// The place of the next attachments to be asked whether their pods have ended.
     next_attachment: usize,
@@ -34,7 +33,6 @@ pub(crate) struct Healer {
     /// What the log was last told.
     noted: Vec<String>,
     pub(crate) repairs: Repairs,
-    /// What was done since the beginning.
     tally: Tally,
 }
 

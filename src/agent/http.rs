@@ -37,7 +37,6 @@ pub(crate) type Coming = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
 /// Who answers: a path to its answer.
 pub(crate) type Answers = Arc<dyn Fn(&str) -> Coming + Send + Sync>;
 
-/// Listens on an address.
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| {
         format!("listen on {address}: {error}; choose another by --listen ADDRESS:PORT, or \"off\"")

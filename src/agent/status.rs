@@ -86,7 +86,6 @@ pub(crate) struct Status {
     pub(crate) sizes: Option<Sizes>,
     /// Whether the node was not looked at, so that what was wrong still is.
     pub(crate) keeps_last_look: bool,
-    /// What was done since the beginning.
     pub(crate) tally: Tally,
 }
 
@@ -115,14 +114,11 @@ pub(crate) struct MarkedBy {
 /// What is kept between turns, for whoever asks.
 #[derive(Debug, Default)]
 pub(crate) struct Board {
-    /// What is wrong, by where.
     pub(crate) problems: BTreeMap<Problem, String>,
-    /// The uplinks of the last look.
     pub(crate) uplinks: Vec<Uplink>,
     /// How many things are off although all is in place.
     pub(crate) notes: usize,
     pub(crate) marked_by: Option<MarkedBy>,
-    /// What was done since the beginning.
     pub(crate) tally: Tally,
     pub(crate) looked: bool,
     /// Events that the kernel dropped.
@@ -132,7 +128,6 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// Takes over what a turn led to.
     pub(crate) fn update(&mut self, status: Status) {
         let kept = |problem: &Problem| match problem {
             Problem::Settings | Problem::Node | Problem::Kernel => status.keeps_last_look,

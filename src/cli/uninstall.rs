@@ -74,7 +74,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let agent_lock = no_agent(&state)?;
     take_entry_out(words)?;
     refuse_while_needed(words, &state)?;
-    let mut node = Node::at(&words.run_dir)?;
+    let mut node = Node::of(state.clone())?;
     // By force: the runtime will not call symroute at the end of the pods that are still attached.
     if !take_down(&mut node, true)? {
         let holders: Vec<_> = state.holders()?.into_iter().map(|(name, _)| name).collect();

@@ -17,7 +17,6 @@ pub(super) struct Annotations {
     pub(super) hairpin: bool,
 }
 
-/// Reads them from the plugin's configuration.
 pub(super) fn read(config: &Map<String, Value>) -> Result<Annotations, Invalid> {
     let mut found = Annotations { enabled: true, hairpin: false };
     let given = config.get("runtimeConfig").and_then(|all| all.get(CAPABILITY));

@@ -61,7 +61,6 @@ impl fmt::Display for Invalid {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) settings: Settings,
-    /// Where the data plane is built.
     pub(crate) scope: Scope,
     pub(crate) log: Log,
 }

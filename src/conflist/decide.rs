@@ -79,7 +79,6 @@ impl State {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Edit {
-    /// This becomes its text.
     Write {
         /// Name of the file; one beside it where it is a symbolic link.
         file: String,

@@ -377,7 +377,6 @@ pub(crate) struct Facts {
     pub(crate) nowhere: BTreeSet<IpNetwork>,
     /// Rules of others of both families, in order.
     pub(crate) rules: Vec<FoundRule>,
-    /// What we made before.
     pub(crate) ours: Ours,
     pub(crate) tooling: Tooling,
     pub(crate) ipvs: bool,

@@ -316,7 +316,6 @@ fn forgive(result: Result<(), Error>, fine: &[Errno]) -> Result<(), Error> {
 /// A question to the kernel's forwarding: where would such a packet go?
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lookup {
-    /// Destination address.
     pub(crate) to: IpAddr,
     /// Source address and the interface it comes in by; none for the node's own packets.
     pub(crate) from: Option<(IpAddr, u32)>,

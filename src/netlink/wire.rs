@@ -119,7 +119,6 @@ impl Writer {
         next.wrapping_sub(1)
     }
 
-    /// The messages as they go to the kernel.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.buf
     }

@@ -59,14 +59,10 @@ pub(crate) struct View {
 impl Node {
     /// The node of this thread's network namespace.
     pub(crate) fn open() -> Result<Self, Error> {
-        Self::at(Path::new(names::STATE_DIR))
+        Self::of(State::new(names::STATE_DIR))
     }
 
     /// The same, with its state where a container has the node's.
-    pub(crate) fn at(state: &Path) -> Result<Self, Error> {
-        Self::of(State::new(state))
-    }
-
     pub(crate) fn of(state: State) -> Result<Self, Error> {
         Ok(Self { state, kernel: Kernel::open()? })
     }

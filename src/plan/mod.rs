@@ -72,7 +72,6 @@ pub(crate) struct Uplink {
 pub(crate) struct Way {
     /// The router; none on a point-to-point device or where no router is known.
     pub(crate) gateway: Option<IpAddr>,
-    /// How that was learned.
     pub(crate) source: GatewaySource,
     /// `RTA_METRICS` of the default route that it was taken from.
     pub(crate) metrics: Vec<u8>,

@@ -116,7 +116,6 @@ pub(crate) struct Written {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Attachments {
     pub(crate) readable: Vec<Attachment>,
-    /// Paths of the other files.
     pub(crate) unreadable: Vec<PathBuf>,
 }
 

@@ -28,7 +28,6 @@ pub(crate) struct Ready {
     pub(crate) marker: Marker,
     /// Fingerprint of what is in force; see [`crate::config::Settings::fingerprint`].
     pub(crate) fingerprint: u32,
-    /// What there is to prove.
     pub(crate) questions: Vec<Question>,
 }
 

@@ -41,7 +41,6 @@ pub(crate) enum Event {
     Foreign,
     /// Somebody changed what may be ours in a table mangle of iptables-nft.
     Mangle,
-    /// The kernel had to drop events.
     Lost,
 }
 

@@ -4,7 +4,7 @@ use crate::backend::counts::Counted;
 use crate::model::Field;
 use crate::names;
 
-/// What `iptables-save -c` printed of our chains: "[PACKETS:BYTES] -A CHAIN …".
+/// What `iptables-save -c` printed of our chains: `[PACKETS:BYTES] -A CHAIN …`.
 pub(crate) fn parse(field: Field, text: &str) -> impl Iterator<Item = (Counted, u64)> {
     text.lines().filter_map(move |line| {
         let (packets, chain, rule) = parts(line)?;

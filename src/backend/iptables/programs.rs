@@ -166,7 +166,6 @@ impl Programs {
         Ok(())
     }
 
-    /// Runs one transaction.
     fn change(&self, script: &Script, text: &str, lock: &mut Option<Held>) -> Result<(), Error> {
         let program = needed(script.variant, script.family, "-restore")?;
         let operation = format!("{}: {}", program.display(), script.what.join(", "));

@@ -65,7 +65,7 @@ pub(crate) fn fingerprint_of(line: &str) -> Option<u32> {
 pub(crate) enum Kind {
     Addresses,
     Prefixes,
-    /// What is in force, in comments; see [`super::notes`].
+    /// What is in force, in comments; see [`super::node_set`].
     Notes,
 }
 

@@ -27,7 +27,6 @@ struct Info {
 /// Rules and bytes of the tables of IPv4 and IPv6; none of a family that the kernel lacks.
 pub(crate) type Sizes = [Option<(u32, u32)>; 2];
 
-/// Reads the sizes.
 pub(crate) fn sizes() -> Sizes {
     Family::ALL.map(|family| of_family(family).ok())
 }

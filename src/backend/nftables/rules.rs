@@ -84,9 +84,7 @@ pub(crate) struct Rule {
 /// Source or destination address of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// Source
     Source,
-    /// Destination
     Destination,
 }
 

@@ -9,7 +9,6 @@ use crate::netlink::uapi::NFT_SET_MAP;
 /// One change of the nftables table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TableChange {
-    /// Remove the table with everything in it.
     DeleteTable,
     NewTable,
     NewSet(Set),
