@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use super::cause::Cause;
-use crate::backend::iptables::rules::Xtables;
 use crate::backend::iptables::table_size::Sizes;
 use crate::config::{Pattern, Settings};
 use crate::model::{Facts, Link, Variant};
@@ -68,17 +67,14 @@ pub(crate) struct Filter {
     /// Interfaces that may matter.
     known: BTreeMap<u32, Shape>,
     quiet: BTreeSet<u32>,
-    variant: Option<Variant>,
-    /// The sizes of the tables of iptables-legacy where they are known to be as wanted.
-    sizes: Option<Sizes>,
+    /// The variant of iptables that marks.
+    pub(super) variant: Option<Variant>,
+    /// The sizes of the tables of iptables-legacy right before the last look; none if it repaired
+    /// something. Rules that another program removes before and after a repair leave the same sizes.
+    pub(super) sizes: Option<Sizes>,
 }
 
 impl Filter {
-    /// After a look: the variant of iptables that marks.
-    pub(crate) fn learn_variant(&mut self, xtables: Option<&Xtables>) {
-        self.variant = xtables.map(|xtables| xtables.variant);
-    }
-
     /// Whether a change of table mangle by iptables-nft may matter.
     pub(crate) fn minds_iptables_nft(&self) -> bool {
         self.tables.is_none() || self.variant == Some(Variant::Nft)
@@ -87,12 +83,6 @@ impl Filter {
     /// Whether rules of iptables-legacy matter, of which the kernel reports no events.
     pub(crate) fn minds_iptables_legacy(&self) -> bool {
         self.variant == Some(Variant::Legacy)
-    }
-
-    /// After a look: the sizes right before it; none if it repaired something. Rules that another
-    /// program removes before and after a repair leave the same sizes, so the next poll looks again.
-    pub(crate) fn learn_sizes(&mut self, sizes: Option<Sizes>) {
-        self.sizes = sizes;
     }
 
     /// The cause for a look that these sizes are.
@@ -249,10 +239,10 @@ mod tests {
         assert!(filter.minds_iptables_legacy());
         let of_v4 = |entries| [Some((entries, 1000)), None];
         assert_eq!(filter.judge_sizes(of_v4(40)), Some(Cause::Iptables), "unknown");
-        filter.learn_sizes(Some(of_v4(40)));
+        filter.sizes = Some(of_v4(40));
         assert_eq!(filter.judge_sizes(of_v4(40)), None);
         assert_eq!(filter.judge_sizes(of_v4(39)), Some(Cause::Iptables));
-        filter.learn_sizes(None);
+        filter.sizes = None;
         assert_eq!(filter.judge_sizes(of_v4(39)), Some(Cause::Iptables), "after a repair");
     }
 

@@ -259,8 +259,8 @@ impl Loop {
             let uplinks = plan.uplinks.iter().map(|uplink| uplink.link).collect();
             let mut filter = lock(&self.shared.filter);
             filter.learn(&found.settings, uplinks, &found.view.facts);
-            filter.learn_variant(plan.xtables.as_ref());
-            filter.learn_sizes(status.sizes);
+            filter.variant = plan.xtables.as_ref().map(|xtables| xtables.variant);
+            filter.sizes = status.sizes;
         }
         let mut board = lock(&self.shared.board);
         board.update(status);

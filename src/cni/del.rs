@@ -11,7 +11,12 @@ use crate::state::State;
 /// Removes the file of this attachment, and only that. The configuration is not needed for it and
 /// may be any.
 pub(super) fn del(request: &Request<'_>) {
-    let log = config::parse(&request.config).map_or_else(|_| Log::default(), |c| c.log);
-    logging::start(&log);
-    log_failures(request, &teardown::remove(&State::new(names::STATE_DIR), &request.key));
+    let start_log = || {
+        let log = config::parse(&request.config).map_or_else(|_| Log::default(), |c| c.log);
+        logging::start(&log);
+    };
+    log_failures(
+        request,
+        &teardown::remove(&State::new(names::STATE_DIR), &request.key, start_log),
+    );
 }

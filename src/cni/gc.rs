@@ -23,7 +23,7 @@ pub(super) fn gc(request: &Request<'_>) -> Result<(), Failure> {
     let gone = gone.filter(|key| key.network == *network && !valid.contains(key));
     let mut failures: Vec<String> = Vec::new();
     for key in gone.collect::<Vec<_>>() {
-        failures.extend(teardown::remove(&state, &key).iter().map(ToString::to_string));
+        failures.extend(teardown::remove(&state, &key, || {}).iter().map(ToString::to_string));
     }
     if failures.is_empty() {
         return Ok(());

@@ -164,9 +164,10 @@ impl<'a> Request<'a> {
             Err(_) if environment.command == "DEL" => String::from_utf8_lossy(stdin),
             Err(error) => return Err(decode(error.to_string())),
         };
-        let mut raw: BTreeMap<String, Box<RawValue>> =
+        let mut raw: BTreeMap<String, &RawValue> =
             serde_json::from_str(&text).map_err(|error| decode(error.to_string()))?;
         let prev_result = raw.remove("prevResult").filter(|raw| raw.get() != "null");
+        let prev_result = prev_result.map(ToOwned::to_owned);
         let mut config = Map::new();
         // Keys of others are not looked into: they may hold what we can't read.
         raw.retain(|key, _| PROTOCOL.contains(&&**key) || config::KEYS.contains(&&**key));

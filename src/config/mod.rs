@@ -189,21 +189,13 @@ impl Settings {
     /// for a node with IPVS. It lies in the table as one element, so that an ADD sees in one look
     /// whether all of that is in force.
     pub(crate) fn fingerprint(&self, ipvs: bool) -> u32 {
-        let mut text = self.in_words();
-        text.push_str(if ipvs { IPVS } else { "" });
-        fnv32(text.as_bytes())
+        self.fingerprints()[usize::from(ipvs)]
     }
 
     /// Both numbers, without IPVS and with it.
     pub(crate) fn fingerprints(&self) -> [u32; 2] {
-        let mut text = self.in_words();
-        let without = fnv32(text.as_bytes());
-        text.push_str(IPVS);
-        [without, fnv32(text.as_bytes())]
-    }
-
-    fn in_words(&self) -> String {
-        format!("{} {}", names::RULESET_VERSION, Value::Object(self.to_json()))
+        let text = format!("{} {}", names::RULESET_VERSION, Value::Object(self.to_json()));
+        [text.clone(), text + IPVS].map(|text| fnv32(text.as_bytes()))
     }
 
     /// Where our rules stand.

@@ -23,7 +23,7 @@ impl Node {
             (Ok(()), _) => {}
             (Err(_), Some(before)) => drop(self.state.attach(&before)?),
             (Err(_), None) => {
-                for error in teardown::remove(&self.state, &attachment.key) {
+                for error in teardown::remove(&self.state, &attachment.key, || {}) {
                     log::error!("{}: {error}", attachment.key.container);
                 }
             }

@@ -13,7 +13,7 @@ pub(crate) fn sweep(state: &State, cache: &Path, from: usize) -> Result<usize, E
     for attachment in some.readable.iter().filter(|attachment| has_ended(attachment, cache)) {
         let key = &attachment.key;
         log::warn!("{} ({}) has ended without a DEL", key.container, key.ifname);
-        for error in teardown::remove(state, key) {
+        for error in teardown::remove(state, key, || {}) {
             log::error!("{}: {error}", key.container);
         }
     }

@@ -47,9 +47,10 @@ impl Node {
 }
 
 /// Removes an attachment, and with the last one the node state. Goes on after a failure; the next
-/// reconcile heals what is left. Opens a socket only where the kernel has to change.
+/// reconcile heals what is left. Opens a socket only where the kernel has to change. `start_log` is
+/// called where there is something to log: most calls don't need the settings.
 #[must_use]
-pub(crate) fn remove(state: &State, key: &Key) -> Vec<Error> {
+pub(crate) fn remove(state: &State, key: &Key, start_log: impl Fn()) -> Vec<Error> {
     let mut failures = Vec::new();
     let had_own_settings = state.detach(key).unwrap_or_else(|error| {
         failures.push(error.into());
@@ -57,7 +58,11 @@ pub(crate) fn remove(state: &State, key: &Key) -> Vec<Error> {
     });
     let idle = state.is_idle().unwrap_or(false);
     // A node that never had a pod gets no directory by a DEL.
-    if (idle || had_own_settings) && state.exists() {
+    let settles = (idle || had_own_settings) && state.exists();
+    if settles || !failures.is_empty() {
+        start_log();
+    }
+    if settles {
         failures.extend(settle(state, idle).err());
     }
     failures
