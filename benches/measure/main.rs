@@ -65,12 +65,12 @@ fn main() -> ExitCode {
             }
             lab::pin();
             if wanted("calls") {
-                let rounds = if short { 80 } else { 2000 };
+                let rounds = if short { 80 } else { 800 };
                 results.add(calls::measure(rounds, &variable("SYMROUTE_PEERS")));
                 calls::clean_up();
             }
             if wanted("scale") {
-                results.add(scale::measure(if short { 40 } else { 400 }, short));
+                results.add(scale::measure(if short { 40 } else { 200 }, short));
                 results.add(scale::tool(if short { 20 } else { 200 }, short));
             }
             if wanted("path") {
