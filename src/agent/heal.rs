@@ -10,6 +10,7 @@ use super::status::{Found, Problem, Status, Tally};
 use crate::backend::iptables::table_size;
 use crate::config::source::{NetworkConfig, Reader, SettingsSource};
 use crate::error::Error;
+use crate::model::Variant;
 use crate::node::apply::describe;
 use crate::node::{Node, ended};
 use crate::plan::diff::Operation;
@@ -28,6 +29,8 @@ pub(crate) struct Healer {
     /// The place of the next attachments to be asked whether their pods have ended.
     next_attachment: usize,
     wanted: Option<NetworkConfig>,
+    /// Whether iptables-legacy marked when the node was last looked at.
+    minds_legacy: bool,
     /// Steps that were left after a reconcile: the kernel refuses them.
     stuck: Vec<Operation>,
     /// What the log was last told.
@@ -46,6 +49,7 @@ impl Healer {
             cache,
             next_attachment: 0,
             wanted: None,
+            minds_legacy: false,
             stuck: Vec::new(),
             noted: Vec::new(),
             repairs: Repairs::default(),
@@ -159,8 +163,9 @@ impl Healer {
         status: &mut Status,
     ) -> Result<(), Error> {
         let node = open(&mut self.node)?;
-        // Read first: a change between the two makes the next poll differ.
-        let sizes = table_size::sizes();
+        // Read first: a change between the two makes the next poll differ. Where another backend
+        // marks, the question alone would make the tables.
+        let sizes = self.minds_legacy.then(table_size::sizes);
         let mut view = node.view(&target.config.settings)?;
         let refused = view.steps == self.stuck && !causes.iter().any(|cause| cause.is_of_routing());
         if !view.steps.is_empty() && !refused {
@@ -189,8 +194,10 @@ impl Healer {
             if view.steps.is_empty() {
                 self.stuck.clear();
             }
-            status.sizes = Some(sizes);
+            status.sizes = sizes;
         }
+        self.minds_legacy =
+            view.plan.xtables.as_ref().is_some_and(|x| x.variant == Variant::Legacy);
         // So that no ADD does what is done here.
         node.state.note_look()?;
         if !self.stuck.is_empty() {

@@ -122,11 +122,8 @@ async fn nf_tables(shared: Arc<Shared>) {
 async fn iptables_legacy(shared: Arc<Shared>) {
     loop {
         sleep(POLL).await;
-        if !lock(&shared.filter).minds_iptables_legacy() {
-            continue;
-        }
-        let cause = lock(&shared.filter).judge_sizes(table_size::sizes());
-        if let Some(cause) = cause {
+        let sizes = lock(&shared.filter).minds_iptables_legacy().then(table_size::sizes);
+        if let Some(cause) = sizes.and_then(|sizes| lock(&shared.filter).judge_sizes(sizes)) {
             shared.happened(cause);
         }
     }

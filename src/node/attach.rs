@@ -19,13 +19,11 @@ impl Node {
             Ok(written) => (self.make_ready(settings, attachment, &written), written.before),
             Err(error) => (Err(error.into()), self.state.attachment(&attachment.key)?),
         };
-        match (&attached, before) {
-            (Ok(()), _) => {}
-            (Err(_), Some(before)) => drop(self.state.attach(&before)?),
-            (Err(_), None) => {
-                for error in teardown::remove(&self.state, &attachment.key, || {}) {
-                    log::error!("{}: {error}", attachment.key.container);
-                }
+        if let (Err(_), Some(before)) = (&attached, &before) {
+            self.state.attach(before)?;
+        } else if attached.is_err() {
+            for error in teardown::remove(&self.state, &attachment.key, || {}) {
+                log::error!("{}: {error}", attachment.key.container);
             }
         }
         attached
