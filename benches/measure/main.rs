@@ -65,16 +65,16 @@ fn main() -> ExitCode {
             }
             lab::pin();
             if wanted("calls") {
-                let rounds = if short { 80 } else { 800 };
+                let rounds = if short { 80 } else { 400 };
                 results.add(calls::measure(rounds, &variable("SYMROUTE_PEERS")));
                 calls::clean_up();
             }
             if wanted("scale") {
-                results.add(scale::measure(if short { 40 } else { 200 }, short));
-                results.add(scale::tool(if short { 20 } else { 200 }, short));
+                results.add(scale::measure(if short { 40 } else { 100 }, short));
+                results.add(scale::tool(if short { 20 } else { 100 }, short));
             }
             if wanted("path") {
-                results.add(path::measure(if short { 20 } else { 200 }));
+                results.add(path::measure(if short { 20 } else { 100 }));
             }
             results.save(Path::new(directory));
             report::render(Path::new(directory));
