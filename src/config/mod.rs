@@ -189,13 +189,13 @@ impl Settings {
     /// for a node with IPVS. It lies in the table as one element, so that an ADD sees in one look
     /// whether all of that is in force.
     pub(crate) fn fingerprint(&self, ipvs: bool) -> u32 {
-        self.fingerprints()[usize::from(ipvs)]
+        let (settings, ipvs) = (Value::Object(self.to_json()), if ipvs { IPVS } else { "" });
+        fnv32(format!("{} {settings}{ipvs}", names::RULESET_VERSION).as_bytes())
     }
 
     /// Both numbers, without IPVS and with it.
     pub(crate) fn fingerprints(&self) -> [u32; 2] {
-        let text = format!("{} {}", names::RULESET_VERSION, Value::Object(self.to_json()));
-        [text.clone(), text + IPVS].map(|text| fnv32(text.as_bytes()))
+        [false, true].map(|ipvs| self.fingerprint(ipvs))
     }
 
     /// Where our rules stand.
