@@ -8,27 +8,31 @@ use serde_json::{Map, Value};
 use super::{Config, parse, unknown};
 use crate::names::PLUGIN_TYPE as TYPE;
 
-/// The network that a file names, if it names one, and our configuration for it. `strictly`: a key
-/// that nothing knows is refused.
+/// What a file says.
+#[derive(Debug)]
+pub(crate) struct Content {
+    /// The network that it names, if it names one.
+    pub(crate) network: Option<String>,
+    /// Our configuration for it.
+    pub(crate) config: Config,
+    /// Whether it is a list of plugins, as runtimes read it, and no plugin object.
+    pub(crate) is_list: bool,
+}
+
+/// Reads a file. `strictly`: a key that nothing knows is refused.
 /// Error: what is wrong, with the path in front.
-pub(crate) fn read(path: &Path, strictly: bool) -> Result<(Option<String>, Config), String> {
+pub(crate) fn read(path: &Path, strictly: bool) -> Result<Content, String> {
     let fail = |text: String| format!("{}: {text}", path.display());
     let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
     let value: Value = serde_json::from_str(&text).map_err(|error| fail(error.to_string()))?;
     let object = value.as_object().ok_or_else(|| fail("not a JSON object".into()))?;
-    let name = object.get("name").and_then(Value::as_str).map(str::to_string);
+    let network = object.get("name").and_then(Value::as_str).map(str::to_string);
     let plugin = plugin(object).map_err(fail)?;
     if let Some(unknown) = unknown(plugin).next().filter(|_| strictly) {
         return Err(fail(unknown.to_string()));
     }
     let config = parse(plugin).map_err(|invalid| fail(invalid.to_string()))?;
-    Ok((name, config))
-}
-
-/// Whether a file is a list of plugins, as runtimes read it, and no plugin object.
-pub(crate) fn is_list(path: &Path) -> bool {
-    let network = fs::read_to_string(path).ok().and_then(|text| serde_json::from_str(&text).ok());
-    network.is_some_and(|network: Value| network.get("plugins").is_some())
+    Ok(Content { network, config, is_list: object.contains_key("plugins") })
 }
 
 /// Whether this is a network whose plugins we are one of.

@@ -60,7 +60,7 @@ impl SettingsSource {
                 None => return Ok(None),
             },
         };
-        let (network, config) = file::read(&path, strictly)?;
+        let file::Content { network, config, is_list } = file::read(&path, strictly)?;
         if config.scope == Scope::Pod {
             return Err(format!(
                 "{}: \"scope\": \"pod\": this command serves the node; a pod's own data plane is \
@@ -68,7 +68,7 @@ impl SettingsSource {
                 path.display()
             ));
         }
-        let conflist = file::is_list(&path).then_some(path);
+        let conflist = is_list.then_some(path);
         let network = network.unwrap_or_else(|| reader.network());
         Ok(Some(NetworkConfig { network, config, conflist }))
     }

@@ -156,7 +156,7 @@ impl Node {
 
 /// Whether a conflist still is the one of this network, and names us.
 fn is_of(path: &Path, network: &str) -> bool {
-    matches!(file::read(path, false), Ok((Some(name), _)) if name == network)
+    file::read(path, false).is_ok_and(|file| file.network.as_deref() == Some(network))
 }
 
 enum Round {
