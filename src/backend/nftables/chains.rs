@@ -201,9 +201,7 @@ fn turn(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
 
 /// The families in which a source can be judged by a missing route.
 fn judged(spec: &Spec<'_>) -> impl Iterator<Item = Family> {
-    let families = Family::ALL.into_iter().filter(|family| !spec.routeless.contains(family));
-    let all: Vec<_> = if spec.hairpin { Vec::new() } else { families.collect() };
-    all.into_iter()
+    Family::ALL.into_iter().filter(|family| !spec.hairpin && !spec.routeless.contains(family))
 }
 
 /// The node does not route the source to an interface that leads outside: leave the packet alone.
@@ -331,7 +329,10 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
 /// is bound without this question.
 fn ask(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     let mut rules: Vec<Rule> = foreign_marks(spec)
-        .map(|mark| plain([PacketMark, others(spec), equals(mark), Goto(of_mark("ask", mark, id))]))
+        .map(|mark| {
+            let others = merge(spec.field, 0);
+            plain([PacketMark, others, equals(mark), Goto(of_mark("ask", mark, id))])
+        })
         .collect();
     rules.push(marked_by_others(spec, goto(BIND, id)));
     rules.extend(question(spec, &goto(BIND, id), 0));
@@ -359,14 +360,10 @@ fn foreign_marks(spec: &Spec<'_>) -> impl Iterator<Item = u32> {
     [kube, aws, kube | aws].into_iter().filter(|&mark| !spec.field.has(mark))
 }
 
-/// The bits of other programs.
-fn others(spec: &Spec<'_>) -> Expression {
-    Bits { mask: !spec.field.mask(), xor: 0 }
-}
-
 /// The packet has a mark of another program.
 fn marked_by_others(spec: &Spec<'_>, then: Expression) -> Rule {
-    rule("a mark of another program", [PacketMark, others(spec), Differs(vec![0; 4]), then])
+    let others = merge(spec.field, 0);
+    rule("a mark of another program", [PacketMark, others, Differs(vec![0; 4]), then])
 }
 
 /// The look-ups, between a mark that stands for the question and the packet's own.
