@@ -31,10 +31,11 @@ pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
     // IPVS may have come since: the next ADD sees to that, and this pod is none the worse.
     let forms = pod.config.settings.fingerprints();
     let Node { state, kernel } = &mut node;
-    let mut proven = proof::prove(state, kernel, &forms);
-    proven = proven.and_then(|()| proof::reaches(state, kernel, &wanted.addresses));
-    if wanted.hairpin {
-        proven = proven.and_then(|()| proof::accepts_hairpin(state, kernel, &wanted.addresses));
-    }
-    proven.map_err(|Surprise(why)| wrong(why))
+    let mut prove = || {
+        let ready = proof::prove(state, kernel, &forms)?;
+        proof::reaches(&ready, kernel, &wanted.addresses)?;
+        let hairpin: &[_] = if wanted.hairpin { &wanted.addresses } else { &[] };
+        proof::accepts_hairpin(&ready, kernel, hairpin)
+    };
+    prove().map_err(|Surprise(why)| wrong(why))
 }

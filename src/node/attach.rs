@@ -53,7 +53,7 @@ impl Node {
     fn is_ready(&mut self, settings: &Settings) -> bool {
         let form = settings.fingerprint(has_ipvs());
         match proof::prove(&self.state, &mut self.kernel, &[form]) {
-            Ok(()) => true,
+            Ok(_) => true,
             Err(Surprise(why)) => {
                 log::info!("slow path: {why}");
                 false

@@ -33,8 +33,8 @@ impl From<Error> for Surprise {
 
 /// Proves that one of these forms of the settings is in force (see
 /// [`crate::config::Settings::fingerprint`]), and that each uplink's rules, table, gateway and
-/// `src_valid_mark` are there.
-pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result<(), Surprise> {
+/// `src_valid_mark` are there. Gives back what was asked by.
+pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result<Ready, Surprise> {
     let ready = state.ready().ok_or_else(|| Surprise("the node is not ready".into()))?;
     if !forms.contains(&ready.fingerprint) {
         return Err(Surprise("other settings are in force".into()));
@@ -43,7 +43,7 @@ pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result
     let mut lookups = Vec::with_capacity(2 * ready.questions.len());
     for question in &ready.questions {
         lookups.push((question, reply(question)));
-        lookups.extend(request(question).map(|request| (question, request)));
+        lookups.extend(question.local.map(|to| (question, request(question, to))));
     }
     for chunk in lookups.chunks(AT_ONCE) {
         let asked: Vec<Lookup> = chunk.iter().map(|(_, lookup)| *lookup).collect();
@@ -53,7 +53,7 @@ pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result
             }
         }
     }
-    Ok(())
+    Ok(ready)
 }
 
 /// A reply that is bound to the uplink.
@@ -62,9 +62,8 @@ fn reply(question: &Question) -> Lookup {
 }
 
 /// A request that came in by it. The kernel checks the way back too, as strict `rp_filter` would.
-fn request(question: &Question) -> Option<Lookup> {
-    let from = Some((question.outside, question.link));
-    Some(Lookup { to: question.local?, from, mark: question.mark })
+fn request(question: &Question, to: IpAddr) -> Lookup {
+    Lookup { to, from: Some((question.outside, question.link)), mark: question.mark }
 }
 
 /// What is wrong, for a person.
@@ -104,14 +103,12 @@ fn is_in_force(socket: &mut Socket, ready: &Ready) -> Result<(), Surprise> {
     if !found {
         return Err(Surprise("these settings are not in force".into()));
     }
-    if matches!(ready.marker, Marker::Iptables(_)) {
-        let is_used =
-            |family| ready.questions.iter().any(|q: &Question| Family::of(q.outside) == family);
-        for family in Family::ALL.into_iter().filter(|&family| is_used(family)) {
-            has_rules(socket, family)?;
-        }
+    if ready.marker == Marker::Nftables {
+        return Ok(());
     }
-    Ok(())
+    let is_used =
+        |family: &Family| ready.questions.iter().any(|q| Family::of(q.outside) == *family);
+    Family::ALL.into_iter().filter(is_used).try_for_each(|family| has_rules(socket, family))
 }
 
 /// With iptables the rules live apart from what they look into. A program that flushes the table
@@ -125,8 +122,7 @@ fn has_rules(socket: &mut Socket, family: Family) -> Result<(), Surprise> {
 
 /// Proves that requests that came in by the uplinks reach a pod as the node's own packets do. An
 /// address that the node does not route (macvlan) proves nothing.
-pub(crate) fn reaches(state: &State, kernel: &mut Kernel, pod: &[IpAddr]) -> Result<(), Surprise> {
-    let ready = state.ready().ok_or_else(|| Surprise("the node is not ready".into()))?;
+pub(crate) fn reaches(ready: &Ready, kernel: &mut Kernel, pod: &[IpAddr]) -> Result<(), Surprise> {
     let sides: Vec<Lookup> = pod.iter().map(|&to| Lookup { to, from: None, mark: 0 }).collect();
     for chunk in sides.chunks(AT_ONCE) {
         for (side, way) in chunk.iter().zip(ways(&mut kernel.rtnetlink, chunk)?) {
@@ -134,8 +130,7 @@ pub(crate) fn reaches(state: &State, kernel: &mut Kernel, pod: &[IpAddr]) -> Res
             let of_family =
                 |q: &&Question| Family::of(q.outside) == Family::of(side.to) && q.link != way.link;
             for question in ready.questions.iter().filter(of_family) {
-                let from = Some((question.outside, question.link));
-                let request = Lookup { to: side.to, from, mark: question.mark };
+                let request = request(question, side.to);
                 let found = ways(&mut kernel.rtnetlink, &[request])?.into_iter().next().flatten();
                 if found.is_none_or(|found| found.link != way.link) {
                     return Err(Surprise(words(question, &request, found.as_ref())));
@@ -148,11 +143,10 @@ pub(crate) fn reaches(state: &State, kernel: &mut Kernel, pod: &[IpAddr]) -> Res
 
 /// Proves that the kernel knows these addresses of a pod that accepts hairpin.
 pub(crate) fn accepts_hairpin(
-    state: &State,
+    ready: &Ready,
     kernel: &mut Kernel,
     pod: &[IpAddr],
 ) -> Result<(), Surprise> {
-    let ready = state.ready().ok_or_else(|| Surprise("the node is not ready".into()))?;
     let socket = &mut kernel.netfilter;
     for &address in pod {
         let family = Family::of(address);
