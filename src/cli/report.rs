@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -41,9 +41,12 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn of(node: &mut Node) -> Result<Self, Error> {
-        let attachments = node.state.count()?;
+        let some = node.state.some_attachments(0)?;
+        let attachments = some.of;
         let holders = node.state.holders()?;
-        let mut notes = unreadable(node)?;
+        let own = node.state.with_own_settings()?;
+        let unreadable = own.unreadable.iter().chain(&some.found.unreadable);
+        let mut notes: Vec<_> = unreadable.map(|path| damaged(path)).collect();
         let fallback = Settings::default();
         let (mut uplinks, mut pending, mut backend) = (Vec::new(), Vec::new(), None);
         let record = node.record()?;
@@ -217,14 +220,11 @@ impl Report {
 
 /// What is wrong with files of the state. Only some attachments are read, so that this takes no
 /// longer on a full node.
-fn unreadable(node: &Node) -> Result<Vec<Note>, Error> {
-    let mut paths = node.state.with_own_settings()?.unreadable;
-    paths.extend(node.state.some_attachments(0)?.0.unreadable);
-    let damaged = |path: &PathBuf| Note {
+fn damaged(path: &Path) -> Note {
+    Note {
         what: format!("{} is empty or damaged: that attachment counts as absent", path.display()),
         way_out: "restart the pod; the next reconcile removes the file".into(),
-    };
-    Ok(paths.iter().map(damaged).collect())
+    }
 }
 
 fn or_none(text: &str) -> &str {

@@ -9,15 +9,15 @@ use crate::state::{Attachment, Error, State};
 
 /// Removes some of them, from the place `from` on, and gives the place to go on at.
 pub(crate) fn sweep(state: &State, cache: &Path, from: usize) -> Result<usize, Error> {
-    let (some, next) = state.some_attachments(from)?;
-    for attachment in some.readable.iter().filter(|attachment| has_ended(attachment, cache)) {
+    let some = state.some_attachments(from)?;
+    for attachment in some.found.readable.iter().filter(|attachment| has_ended(attachment, cache)) {
         let key = &attachment.key;
         log::warn!("{} ({}) has ended without a DEL", key.container, key.ifname);
         for error in teardown::remove(state, key, || {}) {
             log::error!("{}: {error}", key.container);
         }
     }
-    Ok(next)
+    Ok(some.next)
 }
 
 /// Whether the network namespace is gone from a folder that can be seen, and the runtime's cache

@@ -138,7 +138,7 @@ impl Node {
         facts.made = record.map_or_else(BTreeSet::new, |r| r.made.clone());
         let own = self.state.with_own_settings()?;
         // Files can't be read that hold the node state, too.
-        let mut unreadable = self.state.some_attachments(place_by_the_clock())?.0.unreadable;
+        let mut unreadable = self.state.some_attachments(place_by_the_clock())?.found.unreadable;
         unreadable.extend(own.unreadable);
         for path in &unreadable {
             log::warn!("{}: empty or damaged; the attachment is taken as absent", path.display());

@@ -112,6 +112,16 @@ pub(crate) struct Written {
     pub(crate) before: Option<Attachment>,
 }
 
+/// A few of the attachments that hold the node state.
+#[derive(Debug)]
+pub(crate) struct Slice {
+    pub(crate) found: Attachments,
+    /// The place behind them.
+    pub(crate) next: usize,
+    /// How many there are, readable or not.
+    pub(crate) of: usize,
+}
+
 /// All attachments, and the files that can't be read as one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Attachments {
@@ -184,17 +194,13 @@ impl State {
         Ok(self.list(PODS)?.len())
     }
 
-    /// A few attachments that hold the node state, from a place on, and the place behind them. The
-    /// places go round.
-    pub(crate) fn some_attachments(&self, from: usize) -> Result<(Attachments, usize), Error> {
+    /// A few attachments from a place on. The places go round.
+    pub(crate) fn some_attachments(&self, from: usize) -> Result<Slice, Error> {
         let names = self.list(PODS)?;
-        if names.is_empty() {
-            return Ok((Attachments::default(), 0));
-        }
-        let (from, most) = (from % names.len(), SOME.min(names.len()));
+        let (from, most) = (from % names.len().max(1), SOME.min(names.len()));
         let some = names.iter().cycle().skip(from).take(most);
         let found = Self::attachments_of(some.map(|name| self.path(&[PODS, name])))?;
-        Ok((found, from + most))
+        Ok(Slice { found, next: from + most, of: names.len() })
     }
 
     /// All attachments. Takes longer the more there are.

@@ -21,7 +21,7 @@ mod ready;
 mod record;
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -152,12 +152,9 @@ impl State {
     /// Names of all files in a folder.
     fn names(&self, folder: &str) -> Result<Vec<String>, Error> {
         let path = self.path(&[folder]);
-        let entries = match absent_is_none(fs::read_dir(&path)) {
-            Ok(None) => return Ok(Vec::new()),
-            Ok(Some(entries)) => entries,
-            Err(error) => return Err(Error::at("list", &path)(error)),
-        };
-        Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+        let entries = absent_is_none(fs::read_dir(&path)).map_err(Error::at("list", &path))?;
+        let name = |entry: io::Result<DirEntry>| entry.ok()?.file_name().into_string().ok();
+        Ok(entries.into_iter().flatten().filter_map(name).collect())
     }
 
     /// Whether a folder has no file but temporary ones. Reads no more than the first few names,
