@@ -27,13 +27,13 @@ use crate::lab::forge::{self, ACK, SYN};
 use crate::lab::netns::Netns;
 use crate::lab::node::Pod;
 use crate::lab::traffic::Proto;
-use crate::lab::two_nics::{NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
+use crate::lab::two_nics::{BRIDGED, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 use crate::lab::wire::Wire;
 
 const STRANGER: [&str; 2] = ["198.51.100.66", "2001:db8:66::66"];
 /// What lies inside, and how.
 const INSIDE: [(&str, [&str; 2]); 6] = [
-    ("a pod at a bridge", ["10.244.0.5", "2001:db8:244::5"]),
+    ("a pod at a bridge", BRIDGED),
     ("nobody at the bridge", ["10.244.0.77", "2001:db8:244::77"]),
     ("a blackholed block", ["10.99.1.1", "2001:db8:99:1::1"]),
     ("a pod with rules", [POD[0], POD6[0]]),
@@ -55,26 +55,14 @@ struct Scene {
 fn scene() -> Scene {
     let mut layout = two_nics();
     let (unattached, attached) = (layout.pod_behind_eth1(1), layout.pod_behind_eth1(2));
-    let at_bridge = Netns::new("bridged");
+    let at_bridge = layout.pod_at_bridge();
     layout.node.ns.ip(&format!(
-        "link add cni0 type bridge
-         link set cni0 up
-         addr add 10.244.0.1/24 dev cni0
-         addr add 2001:db8:244::1/64 dev cni0 nodad
-         link add bridged type veth peer name eth0 netns {}
-         link set bridged up master cni0
-         route add blackhole 10.99.0.0/16
+        "route add blackhole 10.99.0.0/16
          route add blackhole 2001:db8:99::/48
          rule add pref 1000 from {} lookup 101",
-        at_bridge.name(),
         NODE[1]
     ));
     layout.node.ns.ip6(&format!("rule add pref 1000 from {} lookup 101", NODE6[1]));
-    at_bridge.ip("link set eth0 up
-         addr add 10.244.0.5/24 dev eth0
-         addr add 2001:db8:244::5/64 dev eth0 nodad
-         route add default via 10.244.0.1
-         route add default via 2001:db8:244::1");
     Scene { layout, attached, _unattached: unattached, _at_bridge: at_bridge }
 }
 

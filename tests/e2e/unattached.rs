@@ -26,10 +26,10 @@ use crate::lab::netns::Netns;
 use crate::lab::node::Pod;
 use crate::lab::proof::Proof;
 use crate::lab::traffic::{Proto, Server};
-use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
+use crate::lab::two_nics::{
+    BRIDGED, CLIENT, CLIENT6, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics,
+};
 use crate::lab::wire::Wire;
-
-const BRIDGED: [&str; 2] = ["10.244.0.5", "2001:db8:244::5"];
 
 fn settings() -> Value {
     json!({"uplinks": NICS})
@@ -45,21 +45,7 @@ struct Scene {
 fn scene() -> Scene {
     let mut layout = two_nics();
     let routed = layout.pod_behind_eth1(1);
-    let bridged = Netns::new("bridged");
-    layout.node.ns.ip(&format!(
-        "link add cni0 type bridge
-         link set cni0 up
-         addr add 10.244.0.1/24 dev cni0
-         addr add 2001:db8:244::1/64 dev cni0 nodad
-         link add bridged type veth peer name eth0 netns {}
-         link set bridged up master cni0",
-        bridged.name()
-    ));
-    bridged.ip("link set eth0 up
-         addr add 10.244.0.5/24 dev eth0
-         addr add 2001:db8:244::5/64 dev eth0 nodad
-         route add default via 10.244.0.1
-         route add default via 2001:db8:244::1");
+    let bridged = layout.pod_at_bridge();
     for address in BRIDGED {
         layout.router.assign("eth1", address);
     }

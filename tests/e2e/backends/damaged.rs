@@ -113,41 +113,16 @@ fn a_set_of_others_in_our_place() {
         let before = Snapshot::take(node);
         // A set of this name that a rule of somebody else refers to can't be replaced.
         ipset(&layout, &["create", "symroute-hosts4", "hash:net"]);
-        one_family(
-            &layout,
-            variant,
-            false,
-            &[
-                "-A",
-                "FORWARD",
-                "-m",
-                "set",
-                "--match-set",
-                "symroute-hosts4",
-                "src",
-                "-j",
-                "ACCEPT",
-            ],
-        );
+        let refer = |how: &str| {
+            let rule = "FORWARD -m set --match-set symroute-hosts4 src -j ACCEPT".split(' ');
+            let arguments: Vec<_> = std::iter::once(how).chain(rule).collect();
+            one_family(&layout, variant, false, &arguments);
+        };
+        refer("-A");
         let ran = node.call(&node.call_of("ADD", &settings, &layout.pods[1]));
         let (_, text) = failure(&ran);
         assert!(text.contains("symroute-hosts4"), "does not name the set: {text}");
-        one_family(
-            &layout,
-            variant,
-            false,
-            &[
-                "-D",
-                "FORWARD",
-                "-m",
-                "set",
-                "--match-set",
-                "symroute-hosts4",
-                "src",
-                "-j",
-                "ACCEPT",
-            ],
-        );
+        refer("-D");
         // Nobody holds it any more: the next ADD replaces it, and the last DEL takes it away.
         node.add(&settings, &layout.pods[1]);
         assert_all_work(&[layout.flow_to_host()]);

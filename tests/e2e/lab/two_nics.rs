@@ -30,6 +30,8 @@ pub(crate) const NODE: [&str; 2] = ["10.20.0.10", "10.21.0.10"];
 pub(crate) const NODE6: [&str; 2] = ["2001:db8:20::10", "2001:db8:21::10"];
 pub(crate) const POD: [&str; 2] = ["10.20.0.50", "10.21.0.50"];
 pub(crate) const POD6: [&str; 2] = ["2001:db8:20::50", "2001:db8:21::50"];
+/// The addresses of [`TwoNics::pod_at_bridge`].
+pub(crate) const BRIDGED: [&str; 2] = ["10.244.0.5", "2001:db8:244::5"];
 pub(crate) const CLIENT: &str = "203.0.113.9";
 pub(crate) const CLIENT6: &str = "2001:db8:9::9";
 
@@ -53,6 +55,27 @@ impl TwoNics {
         self.router.check_sources(&NICS);
         let pod = self.node.pod(&name, &addresses.each_ref().map(String::as_str));
         self.servers.push(Server::start(&pod.ns, Proto::Tcp, 8080, &name));
+        pod
+    }
+
+    /// A namespace at a bridge of the node, `cni0`, with the addresses of [`BRIDGED`]. The plugin is
+    /// not called for it.
+    pub(crate) fn pod_at_bridge(&self) -> Netns {
+        let pod = Netns::new("bridged");
+        self.node.ns.ip(&format!(
+            "link add cni0 type bridge
+             link set cni0 up
+             addr add 10.244.0.1/24 dev cni0
+             addr add 2001:db8:244::1/64 dev cni0 nodad
+             link add bridged type veth peer name eth0 netns {}
+             link set bridged up master cni0",
+            pod.name()
+        ));
+        pod.ip("link set eth0 up
+             addr add 10.244.0.5/24 dev eth0
+             addr add 2001:db8:244::5/64 dev eth0 nodad
+             route add default via 10.244.0.1
+             route add default via 2001:db8:244::1");
         pod
     }
 
