@@ -15,8 +15,8 @@ use crate::process;
 /// As for a wrong command line.
 const EXIT_NO_TOOL: u8 = 2;
 
-/// Becomes the tool, with the same words; comes back only where that fails. The plugin's own
-/// version is told without the tool, so that both versions can be compared.
+/// Becomes the tool, with the same words; comes back only where that fails. The plugin prints its
+/// own version without the tool, so that both versions can be compared.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> u8 {
     let words: Vec<OsString> = words.into_iter().collect();
     if matches!(&words[..], [_, only] if only == "--version" || only == "-V") {
@@ -47,7 +47,7 @@ fn candidates(called_as: Option<&OsString>) -> Vec<PathBuf> {
     }
     let own = env::current_exe().ok().and_then(|path| Some(path.parent()?.to_path_buf()));
     let path = env::var_os("PATH").unwrap_or_default();
-    // A relative entry would run what lies in the directory of whoever calls.
+    // A relative entry would run what lies in the caller's directory.
     let named = env::split_paths(&path).filter(|folder| folder.is_absolute());
     let folders = own.into_iter().chain(named).chain([PathBuf::from(TOOL_DIR)]);
     folders.map(|folder| folder.join(TOOL)).collect()

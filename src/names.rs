@@ -77,7 +77,7 @@ pub(crate) const RULESET_VERSION: u32 = 4;
 
 /// Default of `markMask`: bits 8 to 12, which no neighbour uses as conntrack mark by default.
 pub(crate) const MARK_MASK: u32 = 0x1f00;
-/// Default of `rulePriority`: 300 to 499 are used by nobody we know of.
+/// Default of `rulePriority`: no program that we know of uses 300 to 499.
 pub(crate) const RULE_PRIORITY: u32 = 400;
 /// Default of `tableBase`.
 pub(crate) const TABLE_BASE: u32 = 47000;

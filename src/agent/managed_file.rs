@@ -50,8 +50,8 @@ impl Keeper {
         self.file.folder()
     }
 
-    /// Puts it in place unless it is there. Somebody who takes it away again and again has a
-    /// reason: then that is told, and it is left.
+    /// Puts it in place unless it is there. A program that takes it away again and again has a
+    /// reason: then the error says so, and the file is left.
     /// Error: it is not in place.
     pub(crate) fn keep(&mut self, now: Instant) -> Result<(), String> {
         if self.file.is_in_place()? {

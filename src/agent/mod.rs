@@ -1,4 +1,4 @@
-//! `symroutectl agent`: keeps what is in force in force, whoever changes the node.
+//! `symroutectl agent`: keeps what is in force in force when other programs change the node.
 //!
 //! [`events`] tell what happened; [`filter`] says whether it may matter; the [`cause`]s gather
 //! for a moment ([`pace`]); then one turn of [`heal`] looks at the node and puts it right. The

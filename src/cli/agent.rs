@@ -28,7 +28,7 @@ pub(super) fn tail() -> String {
     super::tail(ABOUT, &[(0, "ended by a signal")], &examples)
 }
 
-/// What the agent is told.
+/// The agent's arguments.
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
     /// A conflist or a plugin object with the settings

@@ -79,7 +79,7 @@ struct Wish {
     place: Place,
 }
 
-/// Where it is, and how that is told.
+/// The arguments that say where the conflist is.
 #[derive(Debug, PartialEq, Eq, Args)]
 struct Place {
     /// The primary's file; by default the one that the runtime takes

@@ -119,7 +119,7 @@ enum Command {
     /// List the pods whose DEL will call symroute, and the attachments of this node
     #[command(after_help = attachments::tail(), args_override_self = true)]
     Attachments(attachments::Words),
-    /// Stay, and keep all this in place whoever changes the node
+    /// Stay, and keep all this in place when other programs change the node
     #[command(after_help = agent::tail(), args_override_self = true)]
     Agent(agent::Words),
     /// Put our entry into the primary plugin's conflist, or take it out

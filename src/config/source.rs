@@ -74,8 +74,8 @@ impl SettingsSource {
     }
 }
 
-/// The lexically first file with a plugin of ours. One that is no JSON is somebody's half-written
-/// file: the runtime skips it too.
+/// The lexically first file with a plugin of ours. One that is no JSON is half-written: the
+/// runtime skips it too.
 fn names_us(folder: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
     let mut files: Vec<_> = entries

@@ -78,7 +78,7 @@ impl Node {
     }
 
     /// Whether nothing has looked at the whole node for long, since no agent runs. Of many ADDs
-    /// that ask at once one is told so.
+    /// that ask at once, one gets "yes".
     pub(crate) fn is_overdue(state: &State) -> bool {
         // A clock that was set back counts as well.
         let overdue = |at: SystemTime| at.elapsed().map_or(true, |ago| ago > OVERDUE);

@@ -16,7 +16,7 @@ fn rules(facts: &Facts) -> impl Iterator<Item = &Rule> {
 }
 
 /// Finds what clashes with these settings.
-/// Error: the first setting that somebody else's state rules out.
+/// Error: the first setting that another program's state rules out.
 pub(crate) fn check(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     priorities(facts, settings)?;
     local_first(facts, settings)?;

@@ -120,7 +120,7 @@ impl fmt::Display for Note {
 }
 
 /// The desired state for these facts and settings.
-/// Error: the first setting that can't be kept on this node, with the way out.
+/// Error: the first setting that can't be kept on this node, with the remedy.
 pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
     conflicts::check(facts, settings)?;
     let chosen = uplinks::choose(facts, settings)?;

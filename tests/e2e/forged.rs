@@ -1,5 +1,5 @@
-//! What somebody outside sends as part of connections of others: replies in the name of a local
-//! pod, answers to queries that were masqueraded, ICMP errors in the name of somebody inside.
+//! What a host outside sends as part of connections of others: replies in the name of a local
+//! pod, answers to queries that were masqueraded, ICMP errors in the name of a host inside.
 //!
 //! ```text
 //!            client 203.0.113.9
@@ -67,7 +67,7 @@ fn forged_reply(proto: Proto, talk: &Talk) -> Vec<u8> {
     }
 }
 
-/// A reply of the server that somebody else sends, by each NIC.
+/// A reply of the server that another host sends, by each NIC.
 fn forged_replies(layout: &TwoNics, wire: &Wire<'_>, server: &Netns, address: &str) {
     for proto in [Proto::Tcp, Proto::Udp] {
         for nic in NICS {
@@ -208,7 +208,7 @@ fn a_neighbour_of_the_pods(layout: &TwoNics) {
 }
 
 #[test]
-fn icmp_errors_in_the_name_of_somebody_inside() {
+fn icmp_errors_in_the_name_of_a_host_inside() {
     for_each_connection(|_, layout, wire, begun, (talk, end)| {
         let (sources, client): (&[&str], _) = if end.is_ipv4() {
             (&[POD[0], "10.20.0.60", NODE[0], NODE[1], "127.0.0.1"], CLIENT)
@@ -229,7 +229,7 @@ fn icmp_errors_in_the_name_of_somebody_inside() {
 /// A router between the client and us may reach us by any NIC. About what a pod has called, it is
 /// believed by the NIC that strict `rp_filter` takes its words from, as without the plugin.
 #[test]
-fn icmp_errors_of_somebody_outside_are_believed() {
+fn icmp_errors_of_a_host_outside_are_believed() {
     for_each_connection(|plugin, layout, wire, begun, (talk, end)| {
         let (source, client) =
             if end.is_ipv4() { ("198.51.100.66", CLIENT) } else { ("2001:db8:66::66", CLIENT6) };

@@ -122,8 +122,8 @@ fn forget(field: Field) -> Vec<Rule> {
     ]
 }
 
-/// Takes the field off what is about to leave. A mark on a packet that we did not mark is somebody
-/// else's, one who writes whole marks.
+/// Takes the field off what is about to leave. A mark on a packet that we did not mark is
+/// another program's, one that writes whole marks.
 fn leave(field: Field) -> Vec<Rule> {
     let clear = set_packet(field, 0);
     let connected = [ConntrackMark, ours(field), Differs(vec![0; 4])];

@@ -42,7 +42,7 @@ fn new(wanted: &Ruleset) -> Vec<TableChange> {
 }
 
 /// Whether the table can't be changed into the one that is wanted: a set or base chain that is
-/// there has another type, size, hook or priority than the one that is wanted by its name, somebody has
+/// there has another type, size, hook or priority than the one that is wanted by its name, a program has
 /// put a kind of set into it that we can't take apart, or it is switched off.
 fn reshaped(present: &Table, wanted: &Ruleset) -> bool {
     let simple = |set: &FoundSet| set.flags & !NFT_SET_MAP == 0;
