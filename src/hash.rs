@@ -1,16 +1,47 @@
 //! FNV-1a: stable over releases, unlike the standard library's hasher.
 
-/// 64 bits.
-pub(crate) fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+use std::hash::Hasher;
+
+/// The state of a hash, in 64 bits.
+pub(crate) struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
 }
 
-/// The same in 32 bits, the two halves folded into one.
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+impl Fnv {
+    /// The hash in 32 bits, the two halves folded into one.
+    pub(crate) fn folded(&self) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "the other half is folded in")]
+        let folded = (self.0 ^ self.0 >> 32) as u32;
+        folded
+    }
+}
+
+/// 64 bits of these bytes.
+pub(crate) fn fnv(bytes: &[u8]) -> u64 {
+    let mut hasher = Fnv::default();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+/// 32 bits of these bytes.
 pub(crate) fn fnv32(bytes: &[u8]) -> u32 {
-    let hash = fnv(bytes);
-    #[expect(clippy::cast_possible_truncation, reason = "the other half is folded in")]
-    let folded = (hash ^ hash >> 32) as u32;
-    folded
+    let mut hasher = Fnv::default();
+    hasher.write(bytes);
+    hasher.folded()
 }

@@ -8,6 +8,7 @@ mod unknown;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::Hash as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -17,7 +18,7 @@ pub(crate) use parse::{is_interface_name, parse};
 pub(crate) use pattern::Pattern;
 pub(crate) use unknown::unknown;
 
-use crate::hash::fnv32;
+use crate::hash::Fnv;
 use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
 
@@ -94,7 +95,7 @@ impl Default for Log {
 }
 
 /// Which packets of a pod are steered to the uplink whose address they will be masqueraded with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Masquerade {
     /// Where an uplink has no address of its own.
     Auto,
@@ -109,7 +110,7 @@ pub(crate) enum Masquerade {
 }
 
 /// Who does the marking.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Backend {
     /// nftables where the kernel has it.
     Auto,
@@ -122,7 +123,7 @@ pub(crate) enum Backend {
 }
 
 /// The settings that hold for a node as a whole: two networks on it have to agree on them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Settings {
     pub(crate) uplinks: Vec<Pattern>,
     /// Gateways by uplink name, where they can't be found.
@@ -189,8 +190,9 @@ impl Settings {
     /// for a node with IPVS. It lies in the table as one element, so that an ADD sees in one look
     /// whether all of that is in force.
     pub(crate) fn fingerprint(&self, ipvs: bool) -> u32 {
-        let (settings, ipvs) = (Value::Object(self.to_json()), if ipvs { IPVS } else { "" });
-        fnv32(format!("{} {settings}{ipvs}", names::RULESET_VERSION).as_bytes())
+        let mut hasher = Fnv::default();
+        (names::RULESET_VERSION, self, ipvs).hash(&mut hasher);
+        hasher.folded()
     }
 
     /// Both numbers, without IPVS and with it.
@@ -232,9 +234,6 @@ pub(crate) struct RulePriorities {
     /// Does nothing.
     pub(crate) end: u32,
 }
-
-/// What the words of a ruleset for a node with IPVS end with.
-const IPVS: &str = " ipvs";
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,7 +5,7 @@ use std::fmt;
 use wildmatch::WildMatch;
 
 /// One entry of `uplinks`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Pattern {
     /// The interfaces that lead outside, by what the node looks like.
     Auto,

@@ -296,7 +296,7 @@ pub(crate) struct Member {
 }
 
 /// The two programs that call themselves iptables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Variant {
     /// iptables on top of `nf_tables`.
     Nft,

@@ -7,7 +7,7 @@ const ID_MAX: u32 = 255;
 
 /// The field of the mark that is ours. Its top bit is D ("is sent out by"), the others hold the
 /// id of an uplink, lowest bit first. The bits need not lie side by side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Field(u32);
 
 impl Field {
@@ -77,7 +77,7 @@ impl fmt::Display for Field {
 }
 
 /// What some bits of a mark are, or are to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct MarkMatch {
     pub(crate) value: u32,
     /// The bits that count.
