@@ -3,14 +3,16 @@
 //! A reconcile reads only the files of pods that have settings of their own, so it costs the same
 //! however many attachments there are.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::ops::Not;
 use std::path::PathBuf;
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
-use super::{Error, State, readable};
+use super::{Error, State};
 use crate::error::absent_is_none;
 use crate::hash::fnv;
 
@@ -69,39 +71,59 @@ impl Attachment {
     }
 
     fn to_json(&self) -> String {
-        let addresses: Vec<_> = self.addresses.iter().map(ToString::to_string).collect();
-        let mut object = json!({
-            "version": VERSION,
-            "network": self.key.network,
-            "container": self.key.container,
-            "ifname": self.key.ifname,
-            "netns": self.netns,
-            "addresses": addresses,
-            "hairpin": self.hairpin,
-        });
-        if self.left_out {
-            object["leftOut"] = json!(true);
-        }
-        object.to_string()
+        let Key { network, container, ifname } = &self.key;
+        let content = Content {
+            version: VERSION,
+            network: network.into(),
+            container: container.into(),
+            ifname: ifname.into(),
+            netns: (&self.netns).into(),
+            addresses: (&self.addresses).into(),
+            hairpin: self.hairpin,
+            left_out: self.left_out,
+            adopted: false,
+        };
+        #[expect(clippy::unwrap_used, reason = "text, numbers and flags can all be written")]
+        serde_json::to_string(&content).unwrap()
     }
 
     /// None for what is empty or no attachment: a file cut short by a full disk, say. An older
     /// release has written an attachment without an ADD where `adopted` stands.
     fn from_json(text: &str) -> Option<(Self, bool)> {
-        let value = readable(text, VERSION)?;
-        let part = |name: &str| value.get(name)?.as_str().map(str::to_string);
+        let content: Content<'_> = serde_json::from_str(text).ok()?;
         let key = Key {
-            network: part("network")?,
-            container: part("container")?,
-            ifname: part("ifname")?,
+            network: content.network.into(),
+            container: content.container.into(),
+            ifname: content.ifname.into(),
         };
-        let list = value.get("addresses")?.as_array()?;
-        let addresses = list.iter().map(|a| a.as_str()?.parse().ok()).collect::<Option<_>>()?;
-        let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
-        let (hairpin, left_out) = (flag("hairpin"), flag("leftOut"));
-        let netns = part("netns").unwrap_or_default();
-        Some((Self { key, netns, addresses, hairpin, left_out }, flag("adopted")))
+        let attachment = Self {
+            key,
+            netns: content.netns.into(),
+            addresses: content.addresses.into(),
+            hairpin: content.hairpin,
+            left_out: content.left_out,
+        };
+        (content.version <= VERSION).then_some((attachment, content.adopted))
     }
+}
+
+/// What stands in an attachment's file.
+#[derive(Serialize, Deserialize)]
+struct Content<'a> {
+    version: u64,
+    network: Cow<'a, str>,
+    container: Cow<'a, str>,
+    ifname: Cow<'a, str>,
+    #[serde(default)]
+    netns: Cow<'a, str>,
+    addresses: Cow<'a, [IpAddr]>,
+    #[serde(default)]
+    hairpin: bool,
+    #[serde(default, rename = "leftOut", skip_serializing_if = "Not::not")]
+    left_out: bool,
+    /// Only an older release wrote this.
+    #[serde(default, skip_serializing)]
+    adopted: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -25,11 +25,9 @@ use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::error::absent_is_none;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use serde_json::Value;
-
-use crate::error::absent_is_none;
 
 pub(crate) use agent_lock::AgentLock;
 pub(crate) use attachment::{Attachment, Key, Written};
@@ -217,13 +215,6 @@ impl State {
         }
         Ok(())
     }
-}
-
-/// The content of a file; none where it is damaged, or written by a release whose format this one
-/// does not know.
-fn readable(text: &str, newest: u64) -> Option<Value> {
-    let value: Value = serde_json::from_str(text).ok()?;
-    (value.get("version")?.as_u64()? <= newest).then_some(value)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::{Error, State, readable};
+use super::{Error, State};
 use crate::backend::Marker;
 use crate::backend::iptables::node_set::Notes;
 use crate::config::source::NetworkConfig;
@@ -61,8 +61,12 @@ impl Record {
         .to_string()
     }
 
+    /// None for a file that is damaged, or of a format that this release does not know.
     fn from_json(text: &str) -> Option<Self> {
-        let value = readable(text, VERSION)?;
+        let value: Value = serde_json::from_str(text).ok()?;
+        if value.get("version")?.as_u64()? > VERSION {
+            return None;
+        }
         let settings = |value: &Value| Some(config::parse(value.as_object()?).ok()?.settings);
         let chain = |value: &Value| {
             let family = Family::from_number(value.get(0)?.as_u64()?.try_into().ok()?)?;
