@@ -1,278 +1,139 @@
 //! Numbers of the kernel's netlink interfaces, named as the kernel's headers name them.
 //!
-//! Sources: `include/uapi/linux/{netlink,rtnetlink,if_link,fib_rules}.h` and
+//! Sources: `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,sockios,fib_rules}.h` and
 //! `include/uapi/linux/netfilter/{nfnetlink,nf_tables,ipset/ip_set}.h`. They are kept here rather than
 //! taken from libc, which has only part of them and in several integer types.
 #![allow(missing_docs, reason = "the names are the kernel's own, documented in its headers")]
 
-// netlink.h
-pub(crate) const NLM_F_REQUEST: u16 = 0x1;
-pub(crate) const NLM_F_ACK: u16 = 0x4;
-pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
-pub(crate) const NLM_F_ACK_TLVS: u16 = 0x200;
-pub(crate) const NLM_F_REPLACE: u16 = 0x100;
-pub(crate) const NLM_F_EXCL: u16 = 0x200;
-pub(crate) const NLM_F_NONREC: u16 = 0x100;
-pub(crate) const NLM_F_DUMP: u16 = 0x300;
-pub(crate) const NLM_F_CREATE: u16 = 0x400;
-pub(crate) const NLM_F_APPEND: u16 = 0x800;
-pub(crate) const NLMSG_ERROR: u16 = 2;
-pub(crate) const NLMSG_DONE: u16 = 3;
-pub(crate) const NLMSGERR_ATTR_MSG: u16 = 1;
-pub(crate) const SOL_NETLINK: i32 = 270;
-pub(crate) const NETLINK_CAP_ACK: i32 = 10;
-pub(crate) const NETLINK_EXT_ACK: i32 = 11;
-pub(crate) const NETLINK_GET_STRICT_CHK: i32 = 12;
-pub(crate) const NLA_F_NESTED: u16 = 0x8000;
-pub(crate) const NLA_F_NET_BYTEORDER: u16 = 0x4000;
-pub(crate) const NLA_TYPE_MASK: u16 = 0x3fff;
+/// Constants by type: one paragraph for each of the kernel's enumerations.
+macro_rules! numbers {
+    ($($type:ty: $($name:ident = $value:expr),+;)+) => {
+        $($(pub(crate) const $name: $type = $value;)+)+
+    };
+}
 
-// rtnetlink.h
-pub(crate) const RTM_GETLINK: u16 = 18;
-pub(crate) const RTM_GETADDR: u16 = 22;
-pub(crate) const RTM_NEWROUTE: u16 = 24;
-pub(crate) const RTM_DELROUTE: u16 = 25;
-pub(crate) const RTM_GETROUTE: u16 = 26;
-pub(crate) const RTM_NEWRULE: u16 = 32;
-pub(crate) const RTM_DELRULE: u16 = 33;
-pub(crate) const RTM_GETRULE: u16 = 34;
-pub(crate) const RTA_DST: u16 = 1;
-pub(crate) const RTA_SRC: u16 = 2;
-pub(crate) const RTA_IIF: u16 = 3;
-pub(crate) const RTA_OIF: u16 = 4;
-pub(crate) const RTA_GATEWAY: u16 = 5;
-pub(crate) const RTA_PRIORITY: u16 = 6;
-pub(crate) const RTA_METRICS: u16 = 8;
-pub(crate) const RTA_MULTIPATH: u16 = 9;
-pub(crate) const RTA_TABLE: u16 = 15;
-pub(crate) const RTA_MARK: u16 = 16;
-pub(crate) const RTA_VIA: u16 = 18;
-pub(crate) const RTA_ENCAP_TYPE: u16 = 21;
-pub(crate) const RTNH_F_ONLINK: u32 = 4;
-pub(crate) const RTN_UNICAST: u8 = 1;
-pub(crate) const RTN_LOCAL: u8 = 2;
-pub(crate) const RTN_BLACKHOLE: u8 = 6;
-pub(crate) const RTN_UNREACHABLE: u8 = 7;
-pub(crate) const RTN_PROHIBIT: u8 = 8;
-pub(crate) const RTPROT_KERNEL: u8 = 2;
-pub(crate) const RT_SCOPE_UNIVERSE: u8 = 0;
-pub(crate) const RT_SCOPE_LINK: u8 = 253;
-pub(crate) const RT_TABLE_MAIN: u32 = 254;
-pub(crate) const RT_TABLE_LOCAL: u32 = 255;
-pub(crate) const RTM_F_CLONED: u32 = 0x200;
-pub(crate) const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
+numbers! {
+    // netlink.h
+    u16: NLM_F_REQUEST = 0x1, NLM_F_ACK = 0x4, NLM_F_DUMP_INTR = 0x10, NLM_F_ACK_TLVS = 0x200,
+        NLM_F_REPLACE = 0x100, NLM_F_EXCL = 0x200, NLM_F_NONREC = 0x100, NLM_F_DUMP = 0x300,
+        NLM_F_CREATE = 0x400, NLM_F_APPEND = 0x800;
+    u16: NLMSG_ERROR = 2, NLMSG_DONE = 3;
+    u16: NLMSGERR_ATTR_MSG = 1;
+    i32: SOL_NETLINK = 270;
+    i32: NETLINK_CAP_ACK = 10, NETLINK_EXT_ACK = 11, NETLINK_GET_STRICT_CHK = 12;
+    u16: NLA_F_NESTED = 0x8000, NLA_F_NET_BYTEORDER = 0x4000, NLA_TYPE_MASK = 0x3fff;
 
-// if_link.h, if_addr.h
-pub(crate) const IFLA_IFNAME: u16 = 3;
-pub(crate) const IFLA_LINKINFO: u16 = 18;
-pub(crate) const IFLA_EXT_MASK: u16 = 29;
-pub(crate) const IFLA_CARRIER: u16 = 33;
-pub(crate) const IFLA_INFO_KIND: u16 = 1;
-pub(crate) const IFLA_INFO_DATA: u16 = 2;
-pub(crate) const IFLA_INFO_SLAVE_KIND: u16 = 4;
-pub(crate) const IFLA_VRF_TABLE: u16 = 1;
-pub(crate) const RTEXT_FILTER_SKIP_STATS: u32 = 8;
-pub(crate) const IFF_UP: u32 = 0x1;
-pub(crate) const IFF_LOOPBACK: u32 = 0x8;
-pub(crate) const IFF_POINTOPOINT: u32 = 0x10;
-pub(crate) const IFA_ADDRESS: u16 = 1;
-pub(crate) const IFA_LOCAL: u16 = 2;
+    // rtnetlink.h
+    u16: RTM_GETLINK = 18, RTM_GETADDR = 22, RTM_NEWROUTE = 24, RTM_DELROUTE = 25,
+        RTM_GETROUTE = 26, RTM_NEWRULE = 32, RTM_DELRULE = 33, RTM_GETRULE = 34;
+    u16: RTA_DST = 1, RTA_SRC = 2, RTA_IIF = 3, RTA_OIF = 4, RTA_GATEWAY = 5, RTA_PRIORITY = 6,
+        RTA_METRICS = 8, RTA_MULTIPATH = 9, RTA_TABLE = 15, RTA_MARK = 16, RTA_VIA = 18,
+        RTA_ENCAP_TYPE = 21;
+    u32: RTNH_F_ONLINK = 4;
+    u8: RTN_UNICAST = 1, RTN_LOCAL = 2, RTN_BLACKHOLE = 6, RTN_UNREACHABLE = 7, RTN_PROHIBIT = 8;
+    u8: RTPROT_KERNEL = 2;
+    u8: RT_SCOPE_UNIVERSE = 0, RT_SCOPE_LINK = 253;
+    u32: RT_TABLE_MAIN = 254, RT_TABLE_LOCAL = 255;
+    u32: RTM_F_CLONED = 0x200, RTM_F_LOOKUP_TABLE = 0x1000;
 
-// fib_rules.h
-pub(crate) const FRA_GOTO: u16 = 4;
-pub(crate) const FRA_IIFNAME: u16 = 3;
-pub(crate) const FRA_PRIORITY: u16 = 6;
-pub(crate) const FRA_FWMARK: u16 = 10;
-pub(crate) const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
-pub(crate) const FRA_TABLE: u16 = 15;
-pub(crate) const FRA_FWMASK: u16 = 16;
-pub(crate) const FRA_PROTOCOL: u16 = 21;
-pub(crate) const FR_ACT_TO_TBL: u8 = 1;
-pub(crate) const FR_ACT_GOTO: u8 = 2;
-pub(crate) const FR_ACT_NOP: u8 = 3;
-pub(crate) const FR_ACT_PROHIBIT: u8 = 8;
-pub(crate) const FIB_RULE_INVERT: u32 = 0x2;
-/// Flags that only report a rule's condition: goto target absent, iif or oif absent.
-pub(crate) const FIB_RULE_CONDITION: u32 = 0x4 | 0x8 | 0x10;
+    // if_link.h, if_addr.h
+    u16: IFLA_IFNAME = 3, IFLA_LINKINFO = 18, IFLA_EXT_MASK = 29, IFLA_CARRIER = 33;
+    u16: IFLA_INFO_KIND = 1, IFLA_INFO_DATA = 2, IFLA_INFO_SLAVE_KIND = 4;
+    u16: IFLA_VRF_TABLE = 1;
+    u32: RTEXT_FILTER_SKIP_STATS = 8;
+    u32: IFF_UP = 0x1, IFF_LOOPBACK = 0x8, IFF_POINTOPOINT = 0x10;
+    u16: IFA_ADDRESS = 1, IFA_LOCAL = 2;
 
-// nfnetlink.h
-pub(crate) const NFNL_SUBSYS_IPSET: u16 = 6;
-pub(crate) const NFNL_SUBSYS_NFTABLES: u16 = 10;
-pub(crate) const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
-pub(crate) const NFNL_MSG_BATCH_END: u16 = 0x11;
-pub(crate) const NFPROTO_INET: u8 = 1;
-pub(crate) const NFPROTO_IPV4: u8 = 2;
-pub(crate) const NFPROTO_IPV6: u8 = 10;
-pub(crate) const NF_INET_PRE_ROUTING: u32 = 0;
-pub(crate) const NF_INET_LOCAL_IN: u32 = 1;
-pub(crate) const NF_INET_FORWARD: u32 = 2;
-pub(crate) const NF_INET_LOCAL_OUT: u32 = 3;
-pub(crate) const NF_INET_POST_ROUTING: u32 = 4;
-pub(crate) const NF_ACCEPT: i32 = 1;
+    // sockios.h
+    libc::Ioctl: SIOCGSKNS = 0x894c;
 
-// nf_tables.h
-pub(crate) const NFT_MSG_NEWTABLE: u16 = 0;
-pub(crate) const NFT_MSG_GETTABLE: u16 = 1;
-pub(crate) const NFT_MSG_DELTABLE: u16 = 2;
-pub(crate) const NFT_MSG_NEWCHAIN: u16 = 3;
-pub(crate) const NFT_MSG_GETCHAIN: u16 = 4;
-pub(crate) const NFT_MSG_DELCHAIN: u16 = 5;
-pub(crate) const NFT_MSG_NEWRULE: u16 = 6;
-pub(crate) const NFT_MSG_GETRULE: u16 = 7;
-pub(crate) const NFT_MSG_DELRULE: u16 = 8;
-pub(crate) const NFT_MSG_NEWSET: u16 = 9;
-pub(crate) const NFT_MSG_GETSET: u16 = 10;
-pub(crate) const NFT_MSG_DELSET: u16 = 11;
-pub(crate) const NFT_MSG_NEWSETELEM: u16 = 12;
-pub(crate) const NFT_MSG_GETSETELEM: u16 = 13;
-pub(crate) const NFT_MSG_DELSETELEM: u16 = 14;
-pub(crate) const NFT_MSG_NEWGEN: u16 = 15;
-pub(crate) const NFTA_GEN_PROC_NAME: u16 = 3;
-pub(crate) const NFTA_LIST_ELEM: u16 = 1;
-pub(crate) const NFTA_TABLE_NAME: u16 = 1;
-pub(crate) const NFTA_TABLE_FLAGS: u16 = 2;
-pub(crate) const NFTA_TABLE_USE: u16 = 3;
-pub(crate) const NFT_TABLE_F_DORMANT: u32 = 1;
-pub(crate) const NFTA_CHAIN_TABLE: u16 = 1;
-pub(crate) const NFTA_CHAIN_NAME: u16 = 3;
-pub(crate) const NFTA_CHAIN_HOOK: u16 = 4;
-pub(crate) const NFTA_CHAIN_POLICY: u16 = 5;
-pub(crate) const NFTA_CHAIN_TYPE: u16 = 7;
-pub(crate) const NFTA_HOOK_HOOKNUM: u16 = 1;
-pub(crate) const NFTA_HOOK_PRIORITY: u16 = 2;
-pub(crate) const NFTA_RULE_TABLE: u16 = 1;
-pub(crate) const NFTA_RULE_CHAIN: u16 = 2;
-pub(crate) const NFTA_RULE_EXPRESSIONS: u16 = 4;
-pub(crate) const NFTA_RULE_USERDATA: u16 = 7;
-pub(crate) const NFTA_EXPR_NAME: u16 = 1;
-pub(crate) const NFTA_EXPR_DATA: u16 = 2;
-pub(crate) const NFTA_COUNTER_PACKETS: u16 = 2;
-pub(crate) const NFTA_SET_TABLE: u16 = 1;
-pub(crate) const NFTA_SET_NAME: u16 = 2;
-pub(crate) const NFTA_SET_FLAGS: u16 = 3;
-pub(crate) const NFTA_SET_KEY_TYPE: u16 = 4;
-pub(crate) const NFTA_SET_KEY_LEN: u16 = 5;
-pub(crate) const NFTA_SET_DATA_TYPE: u16 = 6;
-pub(crate) const NFTA_SET_DATA_LEN: u16 = 7;
-/// `linux/sockios.h`
-pub(crate) const SIOCGSKNS: libc::Ioctl = 0x894c;
-pub(crate) const NFTA_SET_DESC: u16 = 9;
-pub(crate) const NFTA_SET_DESC_SIZE: u16 = 1;
-pub(crate) const NFTA_SET_ID: u16 = 10;
-pub(crate) const NFTA_SET_USERDATA: u16 = 13;
-pub(crate) const NFT_SET_ANONYMOUS: u32 = 0x1;
-pub(crate) const NFT_SET_MAP: u32 = 0x8;
-pub(crate) const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
-pub(crate) const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
-pub(crate) const NFTA_SET_ELEM_LIST_SET: u16 = 2;
-pub(crate) const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
-pub(crate) const NFTA_SET_ELEM_KEY: u16 = 1;
-pub(crate) const NFTA_SET_ELEM_DATA: u16 = 2;
-pub(crate) const NFTA_DATA_VALUE: u16 = 1;
-pub(crate) const NFTA_DATA_VERDICT: u16 = 2;
-pub(crate) const NFTA_VERDICT_CODE: u16 = 1;
-pub(crate) const NFTA_VERDICT_CHAIN: u16 = 2;
-pub(crate) const NFT_RETURN: i32 = -5;
-pub(crate) const NFT_GOTO: i32 = -4;
-pub(crate) const NFT_REG_VERDICT: u32 = 0;
-pub(crate) const NFT_REG_1: u32 = 1;
-/// Four bytes behind the first four of register 1.
-pub(crate) const NFT_REG32_01: u32 = 9;
-pub(crate) const NFTA_META_DREG: u16 = 1;
-pub(crate) const NFTA_META_KEY: u16 = 2;
-pub(crate) const NFTA_META_SREG: u16 = 3;
-pub(crate) const NFT_META_MARK: u32 = 3;
-pub(crate) const NFT_META_IIF: u32 = 4;
-pub(crate) const NFT_META_OIF: u32 = 5;
-pub(crate) const NFT_META_NFPROTO: u32 = 15;
-pub(crate) const NFT_META_L4PROTO: u32 = 16;
-pub(crate) const IPPROTO_ICMP: u8 = 1;
-pub(crate) const IPPROTO_ICMPV6: u8 = 58;
-pub(crate) const NFTA_CT_DREG: u16 = 1;
-pub(crate) const NFTA_CT_KEY: u16 = 2;
-pub(crate) const NFTA_CT_SREG: u16 = 4;
-pub(crate) const NFT_CT_STATE: u32 = 0;
-pub(crate) const NFT_CT_DIRECTION: u32 = 1;
-pub(crate) const NFT_CT_STATUS: u32 = 2;
-pub(crate) const NFT_CT_MARK: u32 = 3;
-pub(crate) const NFT_CT_DST_IP: u32 = 20;
-pub(crate) const NFT_CT_DST_IP6: u32 = 22;
-pub(crate) const NFTA_CT_DIRECTION: u16 = 3;
-pub(crate) const IP_CT_DIR_ORIGINAL: u8 = 0;
-pub(crate) const IP_CT_DIR_REPLY: u8 = 1;
-/// `NF_CT_STATE_BIT(IP_CT_RELATED)` of `linux/netfilter/nf_conntrack_common.h`.
-pub(crate) const NF_CT_STATE_RELATED: u32 = 4;
-/// `NF_CT_STATE_INVALID_BIT` and `NF_CT_STATE_UNTRACKED_BIT` of the same file.
-pub(crate) const NF_CT_STATE_NONE: u32 = 1 | 1 << 6;
-pub(crate) const IPS_SEEN_REPLY: u32 = 0x2;
-pub(crate) const IPS_SRC_NAT: u32 = 0x10;
-pub(crate) const IPS_DST_NAT: u32 = 0x20;
-pub(crate) const NFTA_BITWISE_SREG: u16 = 1;
-pub(crate) const NFTA_BITWISE_DREG: u16 = 2;
-pub(crate) const NFTA_BITWISE_LEN: u16 = 3;
-pub(crate) const NFTA_BITWISE_MASK: u16 = 4;
-pub(crate) const NFTA_BITWISE_XOR: u16 = 5;
-pub(crate) const NFTA_CMP_SREG: u16 = 1;
-pub(crate) const NFTA_CMP_OP: u16 = 2;
-pub(crate) const NFTA_CMP_DATA: u16 = 3;
-pub(crate) const NFT_CMP_EQ: u32 = 0;
-pub(crate) const NFT_CMP_NEQ: u32 = 1;
-pub(crate) const NFTA_LOOKUP_SET: u16 = 1;
-pub(crate) const NFTA_LOOKUP_SREG: u16 = 2;
-pub(crate) const NFTA_LOOKUP_DREG: u16 = 3;
-pub(crate) const NFTA_LOOKUP_FLAGS: u16 = 5;
-pub(crate) const NFT_LOOKUP_F_INV: u32 = 1;
-pub(crate) const NFTA_PAYLOAD_DREG: u16 = 1;
-pub(crate) const NFTA_PAYLOAD_BASE: u16 = 2;
-pub(crate) const NFTA_PAYLOAD_OFFSET: u16 = 3;
-pub(crate) const NFTA_PAYLOAD_LEN: u16 = 4;
-pub(crate) const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
-pub(crate) const NFTA_IMMEDIATE_DREG: u16 = 1;
-pub(crate) const NFTA_IMMEDIATE_DATA: u16 = 2;
-pub(crate) const NFTA_FIB_DREG: u16 = 1;
-pub(crate) const NFTA_FIB_RESULT: u16 = 2;
-pub(crate) const NFTA_FIB_FLAGS: u16 = 3;
-pub(crate) const NFT_FIB_RESULT_OIF: u32 = 1;
-pub(crate) const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
-pub(crate) const NFTA_FIB_F_SADDR: u32 = 1;
-pub(crate) const NFTA_FIB_F_DADDR: u32 = 2;
-pub(crate) const NFTA_FIB_F_MARK: u32 = 4;
-pub(crate) const NFTA_FIB_F_PRESENT: u32 = 32;
+    // fib_rules.h
+    u16: FRA_GOTO = 4, FRA_IIFNAME = 3, FRA_PRIORITY = 6, FRA_FWMARK = 10,
+        FRA_SUPPRESS_PREFIXLEN = 14, FRA_TABLE = 15, FRA_FWMASK = 16, FRA_PROTOCOL = 21;
+    u8: FR_ACT_TO_TBL = 1, FR_ACT_GOTO = 2, FR_ACT_NOP = 3, FR_ACT_PROHIBIT = 8;
+    u32: FIB_RULE_INVERT = 0x2;
+    // Flags that only report a rule's condition: goto target absent, iif or oif absent.
+    u32: FIB_RULE_CONDITION = 0x4 | 0x8 | 0x10;
 
-// ipset/ip_set.h
-/// `IPSET_PROTOCOL_MIN`: what every kernel understands.
-pub(crate) const IPSET_PROTOCOL: u8 = 6;
-pub(crate) const IPSET_CMD_PROTOCOL: u16 = 1;
-pub(crate) const IPSET_CMD_CREATE: u16 = 2;
-pub(crate) const IPSET_CMD_DESTROY: u16 = 3;
-pub(crate) const IPSET_CMD_LIST: u16 = 7;
-pub(crate) const IPSET_CMD_ADD: u16 = 9;
-pub(crate) const IPSET_CMD_DEL: u16 = 10;
-pub(crate) const IPSET_CMD_TEST: u16 = 11;
-pub(crate) const IPSET_ATTR_PROTOCOL: u16 = 1;
-pub(crate) const IPSET_ATTR_SETNAME: u16 = 2;
-pub(crate) const IPSET_ATTR_TYPENAME: u16 = 3;
-pub(crate) const IPSET_ATTR_REVISION: u16 = 4;
-pub(crate) const IPSET_ATTR_FAMILY: u16 = 5;
-pub(crate) const IPSET_ATTR_FLAGS: u16 = 6;
-pub(crate) const IPSET_ATTR_DATA: u16 = 7;
-pub(crate) const IPSET_ATTR_ADT: u16 = 8;
-pub(crate) const IPSET_ATTR_LINENO: u16 = 9;
-pub(crate) const IPSET_ATTR_IP: u16 = 1;
-pub(crate) const IPSET_ATTR_CIDR: u16 = 3;
-pub(crate) const IPSET_ATTR_CADT_FLAGS: u16 = 8;
-pub(crate) const IPSET_ATTR_MAXELEM: u16 = 19;
-pub(crate) const IPSET_ATTR_REFERENCES: u16 = 25;
-pub(crate) const IPSET_ATTR_COMMENT: u16 = 26;
-pub(crate) const IPSET_ATTR_IPADDR_IPV4: u16 = 1;
-pub(crate) const IPSET_ATTR_IPADDR_IPV6: u16 = 2;
-pub(crate) const IPSET_FLAG_LIST_SETNAME: u32 = 1 << 1;
-pub(crate) const IPSET_FLAG_LIST_HEADER: u32 = 1 << 2;
-pub(crate) const IPSET_FLAG_NOMATCH: u32 = 1 << 2;
-pub(crate) const IPSET_FLAG_WITH_COMMENT: u32 = 1 << 4;
-pub(crate) const IPSET_ERR_PRIVATE: i32 = 4096;
-pub(crate) const IPSET_ERR_FIND_TYPE: i32 = 4098;
-pub(crate) const IPSET_ERR_BUSY: i32 = 4100;
-pub(crate) const IPSET_ERR_TYPE_MISMATCH: i32 = 4102;
-pub(crate) const IPSET_ERR_EXIST: i32 = 4103;
-pub(crate) const IPSET_ERR_REFERENCED: i32 = 4108;
+    // nfnetlink.h
+    u16: NFNL_SUBSYS_IPSET = 6, NFNL_SUBSYS_NFTABLES = 10, NFNL_MSG_BATCH_BEGIN = 0x10,
+        NFNL_MSG_BATCH_END = 0x11;
+    u8: NFPROTO_INET = 1, NFPROTO_IPV4 = 2, NFPROTO_IPV6 = 10;
+    u32: NF_INET_PRE_ROUTING = 0, NF_INET_LOCAL_IN = 1, NF_INET_FORWARD = 2, NF_INET_LOCAL_OUT = 3,
+        NF_INET_POST_ROUTING = 4;
+    i32: NF_ACCEPT = 1;
+
+    // nf_tables.h
+    u16: NFT_MSG_NEWTABLE = 0, NFT_MSG_GETTABLE = 1, NFT_MSG_DELTABLE = 2, NFT_MSG_NEWCHAIN = 3,
+        NFT_MSG_GETCHAIN = 4, NFT_MSG_DELCHAIN = 5, NFT_MSG_NEWRULE = 6, NFT_MSG_GETRULE = 7,
+        NFT_MSG_DELRULE = 8, NFT_MSG_NEWSET = 9, NFT_MSG_GETSET = 10, NFT_MSG_DELSET = 11,
+        NFT_MSG_NEWSETELEM = 12, NFT_MSG_GETSETELEM = 13, NFT_MSG_DELSETELEM = 14,
+        NFT_MSG_NEWGEN = 15;
+    u16: NFTA_GEN_PROC_NAME = 3;
+    u16: NFTA_LIST_ELEM = 1;
+    u16: NFTA_TABLE_NAME = 1, NFTA_TABLE_FLAGS = 2, NFTA_TABLE_USE = 3;
+    u32: NFT_TABLE_F_DORMANT = 1;
+    u16: NFTA_CHAIN_TABLE = 1, NFTA_CHAIN_NAME = 3, NFTA_CHAIN_HOOK = 4, NFTA_CHAIN_POLICY = 5,
+        NFTA_CHAIN_TYPE = 7;
+    u16: NFTA_HOOK_HOOKNUM = 1, NFTA_HOOK_PRIORITY = 2;
+    u16: NFTA_RULE_TABLE = 1, NFTA_RULE_CHAIN = 2, NFTA_RULE_EXPRESSIONS = 4,
+        NFTA_RULE_USERDATA = 7;
+    u16: NFTA_EXPR_NAME = 1, NFTA_EXPR_DATA = 2;
+    u16: NFTA_COUNTER_PACKETS = 2;
+    u16: NFTA_SET_TABLE = 1, NFTA_SET_NAME = 2, NFTA_SET_FLAGS = 3, NFTA_SET_KEY_TYPE = 4,
+        NFTA_SET_KEY_LEN = 5, NFTA_SET_DATA_TYPE = 6, NFTA_SET_DATA_LEN = 7, NFTA_SET_DESC = 9,
+        NFTA_SET_ID = 10, NFTA_SET_USERDATA = 13;
+    u16: NFTA_SET_DESC_SIZE = 1;
+    u32: NFT_SET_ANONYMOUS = 0x1, NFT_SET_MAP = 0x8;
+    u32: NFT_DATA_VERDICT = 0xffff_ff00;
+    u16: NFTA_SET_ELEM_LIST_TABLE = 1, NFTA_SET_ELEM_LIST_SET = 2, NFTA_SET_ELEM_LIST_ELEMENTS = 3;
+    u16: NFTA_SET_ELEM_KEY = 1, NFTA_SET_ELEM_DATA = 2;
+    u16: NFTA_DATA_VALUE = 1, NFTA_DATA_VERDICT = 2;
+    u16: NFTA_VERDICT_CODE = 1, NFTA_VERDICT_CHAIN = 2;
+    i32: NFT_RETURN = -5, NFT_GOTO = -4;
+    u32: NFT_REG_VERDICT = 0, NFT_REG_1 = 1;
+    // Four bytes behind the first four of register 1.
+    u32: NFT_REG32_01 = 9;
+    u16: NFTA_META_DREG = 1, NFTA_META_KEY = 2, NFTA_META_SREG = 3;
+    u32: NFT_META_MARK = 3, NFT_META_IIF = 4, NFT_META_OIF = 5, NFT_META_NFPROTO = 15,
+        NFT_META_L4PROTO = 16;
+    u8: IPPROTO_ICMP = 1, IPPROTO_ICMPV6 = 58;
+    u16: NFTA_CT_DREG = 1, NFTA_CT_KEY = 2, NFTA_CT_DIRECTION = 3, NFTA_CT_SREG = 4;
+    u32: NFT_CT_STATE = 0, NFT_CT_DIRECTION = 1, NFT_CT_STATUS = 2, NFT_CT_MARK = 3,
+        NFT_CT_DST_IP = 20, NFT_CT_DST_IP6 = 22;
+    u8: IP_CT_DIR_ORIGINAL = 0, IP_CT_DIR_REPLY = 1;
+    // `NF_CT_STATE_BIT(IP_CT_RELATED)` of `linux/netfilter/nf_conntrack_common.h`.
+    u32: NF_CT_STATE_RELATED = 4;
+    // `NF_CT_STATE_INVALID_BIT` and `NF_CT_STATE_UNTRACKED_BIT` of the same file.
+    u32: NF_CT_STATE_NONE = 1 | 1 << 6;
+    u32: IPS_SEEN_REPLY = 0x2, IPS_SRC_NAT = 0x10, IPS_DST_NAT = 0x20;
+    u16: NFTA_BITWISE_SREG = 1, NFTA_BITWISE_DREG = 2, NFTA_BITWISE_LEN = 3, NFTA_BITWISE_MASK = 4,
+        NFTA_BITWISE_XOR = 5;
+    u16: NFTA_CMP_SREG = 1, NFTA_CMP_OP = 2, NFTA_CMP_DATA = 3;
+    u32: NFT_CMP_EQ = 0, NFT_CMP_NEQ = 1;
+    u16: NFTA_LOOKUP_SET = 1, NFTA_LOOKUP_SREG = 2, NFTA_LOOKUP_DREG = 3, NFTA_LOOKUP_FLAGS = 5;
+    u32: NFT_LOOKUP_F_INV = 1;
+    u16: NFTA_PAYLOAD_DREG = 1, NFTA_PAYLOAD_BASE = 2, NFTA_PAYLOAD_OFFSET = 3,
+        NFTA_PAYLOAD_LEN = 4;
+    u32: NFT_PAYLOAD_NETWORK_HEADER = 1;
+    u16: NFTA_IMMEDIATE_DREG = 1, NFTA_IMMEDIATE_DATA = 2;
+    u16: NFTA_FIB_DREG = 1, NFTA_FIB_RESULT = 2, NFTA_FIB_FLAGS = 3;
+    u32: NFT_FIB_RESULT_OIF = 1, NFT_FIB_RESULT_ADDRTYPE = 3;
+    u32: NFTA_FIB_F_SADDR = 1, NFTA_FIB_F_DADDR = 2, NFTA_FIB_F_MARK = 4, NFTA_FIB_F_PRESENT = 32;
+
+    // ipset/ip_set.h
+    // `IPSET_PROTOCOL_MIN`: what every kernel understands.
+    u8: IPSET_PROTOCOL = 6;
+    u16: IPSET_CMD_PROTOCOL = 1, IPSET_CMD_CREATE = 2, IPSET_CMD_DESTROY = 3, IPSET_CMD_LIST = 7,
+        IPSET_CMD_ADD = 9, IPSET_CMD_DEL = 10, IPSET_CMD_TEST = 11;
+    u16: IPSET_ATTR_PROTOCOL = 1, IPSET_ATTR_SETNAME = 2, IPSET_ATTR_TYPENAME = 3,
+        IPSET_ATTR_REVISION = 4, IPSET_ATTR_FAMILY = 5, IPSET_ATTR_FLAGS = 6, IPSET_ATTR_DATA = 7,
+        IPSET_ATTR_ADT = 8, IPSET_ATTR_LINENO = 9, IPSET_ATTR_IP = 1, IPSET_ATTR_CIDR = 3,
+        IPSET_ATTR_CADT_FLAGS = 8, IPSET_ATTR_MAXELEM = 19, IPSET_ATTR_REFERENCES = 25,
+        IPSET_ATTR_COMMENT = 26;
+    u16: IPSET_ATTR_IPADDR_IPV4 = 1, IPSET_ATTR_IPADDR_IPV6 = 2;
+    u32: IPSET_FLAG_LIST_SETNAME = 1 << 1, IPSET_FLAG_LIST_HEADER = 1 << 2,
+        IPSET_FLAG_NOMATCH = 1 << 2, IPSET_FLAG_WITH_COMMENT = 1 << 4;
+    i32: IPSET_ERR_PRIVATE = 4096, IPSET_ERR_FIND_TYPE = 4098, IPSET_ERR_BUSY = 4100,
+        IPSET_ERR_TYPE_MISMATCH = 4102, IPSET_ERR_EXIST = 4103, IPSET_ERR_REFERENCED = 4108;
+}
