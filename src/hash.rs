@@ -24,24 +24,17 @@ impl Hasher for Fnv {
 }
 
 impl Fnv {
+    /// The hash of these bytes.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let mut hasher = Self::default();
+        hasher.write(bytes);
+        hasher
+    }
+
     /// The hash in 32 bits, the two halves folded into one.
     pub(crate) fn folded(&self) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "the other half is folded in")]
         let folded = (self.0 ^ self.0 >> 32) as u32;
         folded
     }
-}
-
-/// 64 bits of these bytes.
-pub(crate) fn fnv(bytes: &[u8]) -> u64 {
-    let mut hasher = Fnv::default();
-    hasher.write(bytes);
-    hasher.finish()
-}
-
-/// 32 bits of these bytes.
-pub(crate) fn fnv32(bytes: &[u8]) -> u32 {
-    let mut hasher = Fnv::default();
-    hasher.write(bytes);
-    hasher.folded()
 }

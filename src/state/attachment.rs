@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fs;
+use std::hash::Hasher as _;
 use std::io;
 use std::net::IpAddr;
 use std::ops::Not;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, State};
 use crate::error::absent_is_none;
-use crate::hash::fnv;
+use crate::hash::Fnv;
 
 /// Raised when the content of an attachment's file changes so that older releases misread it.
 const VERSION: u64 = 1;
@@ -48,7 +49,7 @@ impl Key {
     pub(crate) fn file_name(&self) -> String {
         let all = format!("{}\0{}\0{}", self.network, self.container, self.ifname);
         let shown: String = self.container.chars().take(SHOWN).collect();
-        format!("{shown}-{}-{:016x}", self.ifname, fnv(all.as_bytes()))
+        format!("{shown}-{}-{:016x}", self.ifname, Fnv::of(all.as_bytes()).finish())
     }
 }
 

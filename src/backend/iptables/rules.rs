@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::hash::fnv32;
+use crate::hash::Fnv;
 use crate::model::{Family, FoundIpset, Member, Variant};
 
 /// The desired marking by iptables.
@@ -37,7 +37,7 @@ impl Rule {
     /// Changes with each word of the rule. iptables prints rules in words of its own, which differ
     /// between releases, so a rule is known again by this number in its comment.
     pub(crate) fn fingerprint(&self) -> u32 {
-        fnv32(format!("{} {} {}", self.matches, self.why, self.target).as_bytes())
+        Fnv::of(format!("{} {} {}", self.matches, self.why, self.target).as_bytes()).folded()
     }
 
     /// The rule as iptables reads it.

@@ -5,7 +5,9 @@
 //! that somebody changed or that came from a text has none, and its chain is written anew.
 
 use super::rules::Rule;
-use crate::hash::fnv;
+use std::hash::Hasher as _;
+
+use crate::hash::Fnv;
 
 /// libnftnl's type of a rule's comment.
 const COMMENT: u8 = 0;
@@ -16,7 +18,7 @@ const FINGERPRINT: u8 = 0xf5;
 pub(crate) fn of_rule(rule: &Rule, body: &[u8]) -> u64 {
     let mut all = rule.comment.unwrap_or("").as_bytes().to_vec();
     all.extend_from_slice(body);
-    fnv(&all)
+    Fnv::of(&all).finish()
 }
 
 /// User data for a rule: its comment and its fingerprint, as (type u8, length u8, value).
