@@ -26,8 +26,6 @@ pub(crate) struct Healer {
     source: SettingsSource,
     keepers: Vec<Keeper>,
     cache: PathBuf,
-    /// The place of the next attachments to be asked whether their pods have ended.
-    next_attachment: usize,
     wanted: Option<NetworkConfig>,
     /// Whether iptables-legacy marked when the node was last looked at.
     minds_legacy: bool,
@@ -47,7 +45,6 @@ impl Healer {
             source,
             keepers,
             cache,
-            next_attachment: 0,
             wanted: None,
             minds_legacy: false,
             stuck: Vec::new(),
@@ -96,10 +93,8 @@ impl Healer {
         self.tally.contested = contested;
         if let Some(node) = &self.node {
             if causes.iter().any(|cause| cause.is_general()) {
-                match ended::sweep(&node.state, &self.cache, self.next_attachment) {
-                    Ok(next) => self.next_attachment = next,
-                    Err(error) => status.say(Problem::Node, Err(error.to_string())),
-                }
+                let swept = ended::sweep(&node.state, &self.cache);
+                status.say(Problem::Node, swept.map_err(|error| error.to_string()));
             }
             self.tally.pods = node.state.count().unwrap_or(self.tally.pods);
         }

@@ -21,7 +21,7 @@ use crate::conflist::{Directory, Reason};
 use crate::error::Error;
 use crate::logging;
 use crate::names;
-use crate::node::Node;
+use crate::node::{Node, ended};
 use crate::plan::Note;
 use crate::process;
 use crate::state::{AgentLock, State};
@@ -241,7 +241,7 @@ fn up(source: Option<&SettingsSource>) -> Result<(String, u8), Failure> {
         node.note_conflist(&wanted.network, path)?;
     }
     drop(lock);
-    node.sweep_ended()?;
+    ended::sweep(&node.state, Path::new(names::CACHE_DIR)).map_err(Error::from)?;
     let conf_dir = match source {
         Some(SettingsSource::Folder(folder)) => folder,
         _ => Path::new(names::CONF_DIR),

@@ -41,8 +41,8 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn of(node: &mut Node) -> Result<Self, Error> {
-        let some = node.state.some_attachments(0)?;
-        let attachments = some.of;
+        let some = node.state.some_attachments()?;
+        let attachments = node.state.count()?;
         let holders = node.state.holders()?;
         let own = node.state.with_own_settings()?;
         let unreadable = own.unreadable.iter().chain(&some.found.unreadable);

@@ -7,9 +7,14 @@ use std::path::Path;
 use super::teardown;
 use crate::state::{Attachment, Error, State};
 
-/// Removes some of them, from the place `from` on, and gives the place to go on at.
-pub(crate) fn sweep(state: &State, cache: &Path, from: usize) -> Result<usize, Error> {
-    let some = state.some_attachments(from)?;
+/// Removes some of them, and some files that can't be read as an attachment. Which ones differs
+/// from call to call.
+pub(crate) fn sweep(state: &State, cache: &Path) -> Result<(), Error> {
+    let some = state.some_attachments()?;
+    for path in &some.found.unreadable {
+        log::warn!("{}: empty or damaged; the attachment is taken as absent", path.display());
+    }
+    State::sweep(&some.found.unreadable)?;
     for attachment in some.found.readable.iter().filter(|attachment| has_ended(attachment, cache)) {
         let key = &attachment.key;
         log::warn!("{} ({}) has ended without a DEL", key.container, key.ifname);
@@ -17,7 +22,7 @@ pub(crate) fn sweep(state: &State, cache: &Path, from: usize) -> Result<usize, E
             log::error!("{}: {error}", key.container);
         }
     }
-    Ok(some.next)
+    state.pass(&some)
 }
 
 /// Whether the network namespace is gone from a folder that can be seen, and the runtime's cache

@@ -96,13 +96,7 @@ impl Node {
             _ => return Ok(()),
         }
         drop(lock);
-        self.sweep_ended()
-    }
-
-    /// Removes some attachments of pods that ended unseen; which ones differs from call to call.
-    pub(crate) fn sweep_ended(&self) -> Result<(), Error> {
-        ended::sweep(&self.state, Path::new(names::CACHE_DIR), place_by_the_clock())?;
-        Ok(())
+        Ok(ended::sweep(&self.state, Path::new(names::CACHE_DIR))?)
     }
 
     /// The record, from its file or else from the table or ipset itself; then it has no network.
@@ -126,7 +120,8 @@ impl Node {
         Ok(notes.and_then(|set| Record::recover_noted(node_set::read(&set.members))))
     }
 
-    /// The facts, with the settings that pods have of their own, and the files that can't be read.
+    /// The facts, with the settings that pods have of their own, and the files of such pods that
+    /// can't be read.
     fn observe(
         &mut self,
         owned: &[&Settings],
@@ -137,17 +132,14 @@ impl Node {
         facts.restore = record.map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
         facts.made = record.map_or_else(BTreeSet::new, |r| r.made.clone());
         let own = self.state.with_own_settings()?;
-        // Files can't be read that hold the node state, too.
-        let mut unreadable = self.state.some_attachments(place_by_the_clock())?.found.unreadable;
-        unreadable.extend(own.unreadable);
-        for path in &unreadable {
+        for path in &own.unreadable {
             log::warn!("{}: empty or damaged; the attachment is taken as absent", path.display());
         }
         for attachment in own.readable {
             let pods = if attachment.left_out { &mut facts.left_out } else { &mut facts.hairpins };
             pods.extend(attachment.addresses);
         }
-        Ok((facts, unreadable))
+        Ok((facts, own.unreadable))
     }
 
     /// Looks at the node without changing it, by the settings in force or else by `fallback`.
@@ -160,10 +152,4 @@ impl Node {
         let steps = diff(&facts, &plan);
         Ok(View { facts, plan, steps })
     }
-}
-
-/// A place among the attachments that differs from call to call.
-fn place_by_the_clock() -> usize {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    usize::try_from(now.as_millis()).unwrap_or_default()
 }

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, State};
+use super::{Error, State, folder};
 use crate::error::absent_is_none;
 use crate::hash::Fnv;
 
@@ -29,9 +29,11 @@ pub(super) const OWN_SETTINGS: &str = ".own-";
 /// Folders that only older releases have.
 pub(super) const OLD_FOLDERS: [&str; 2] = ["gone", "owners"];
 
-/// How many attachments are "some": a look at them costs the same however many there are, and the
-/// kubelet runs no more pods than this by default.
-const SOME: usize = 128;
+/// How many attachments are "some": few enough to take no longer than the rest of a look.
+const SOME: usize = 16;
+/// The file that says where the next look at some attachments begins. Releases that do not know it
+/// take hidden files away with the node state.
+const NEXT: &str = ".next";
 
 /// What a runtime calls an attachment by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,10 +141,9 @@ pub(crate) struct Written {
 #[derive(Debug)]
 pub(crate) struct Slice {
     pub(crate) found: Attachments,
+    place: u64,
     /// The place behind them.
-    pub(crate) next: usize,
-    /// How many there are, readable or not.
-    pub(crate) of: usize,
+    next: u64,
 }
 
 /// All attachments, and the files that can't be read as one.
@@ -214,16 +215,27 @@ impl State {
 
     /// How many attachments hold the node state, readable or not.
     pub(crate) fn count(&self) -> Result<usize, Error> {
-        Ok(self.list(PODS)?.len())
+        let path = self.path(&[PODS]);
+        let counted = absent_is_none(folder::count(&path)).map_err(Error::at("list", &path))?;
+        Ok(counted.unwrap_or(0))
     }
 
-    /// A few attachments from a place on. The places go round.
-    pub(crate) fn some_attachments(&self, from: usize) -> Result<Slice, Error> {
-        let names = self.list(PODS)?;
-        let (from, most) = (from % names.len().max(1), SOME.min(names.len()));
-        let some = names.iter().cycle().skip(from).take(most);
-        let found = Self::attachments_of(some.map(|name| self.path(&[PODS, name])))?;
-        Ok(Slice { found, next: from + most, of: names.len() })
+    /// The attachments that come next for a look: the same until [`Self::pass`].
+    pub(crate) fn some_attachments(&self) -> Result<Slice, Error> {
+        let place = Self::read(&self.path(&[NEXT]))?.and_then(|text| text.parse().ok());
+        let (path, place) = (self.path(&[PODS]), place.unwrap_or(0));
+        let slice = absent_is_none(folder::slice(&path, place, SOME));
+        let (names, next) = slice.map_err(Error::at("list", &path))?.unwrap_or_default();
+        let found = Self::attachments_of(names.iter().map(|name| path.join(name)))?;
+        Ok(Slice { found, place, next })
+    }
+
+    /// Has the next look go on behind these attachments.
+    pub(crate) fn pass(&self, slice: &Slice) -> Result<(), Error> {
+        if slice.next == slice.place {
+            return Ok(());
+        }
+        self.write("", NEXT, &slice.next.to_string())
     }
 
     /// All attachments. Takes longer the more there are.

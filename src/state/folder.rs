@@ -1,72 +1,177 @@
-//! A look into a folder that costs the same however many files are in it.
+//! Looks into a folder that cost the same however many files are in it.
 
+use std::ffi::CStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
-/// Room for a few entries. The C library reads 32 KiB of them at once, some 500 pods.
+/// Room for a few entries. The C library reads 32 KiB of them at once, some 300 pods.
 const ROOM: usize = 512;
-/// Offset of the entry's length in `struct linux_dirent64` (`linux/dirent.h`): behind the inode and
-/// the place, eight bytes each.
+/// How many files are counted one by one; the kubelet runs no more pods than 110 by default.
+const COUNTED: usize = 128;
+/// What a tmpfs adds to the size of a folder for each file (`BOGO_DIRENT_SIZE`, `mm/shmem.c`).
+const TMPFS_ENTRY: u64 = 20;
+/// The size counts these entries too: the folder itself and its parent.
+const TMPFS_OWN: u64 = 2;
+/// Offsets in `struct linux_dirent64` (`linux/dirent.h`): the place behind the entry and the
+/// entry's length, eight and two bytes, and the name, which ends with a zero byte.
+const PLACE: usize = 8;
 const LENGTH: usize = 16;
-/// Offset of its name: behind the length and the type.
 const NAME: usize = 19;
 
-/// Whether there is a file whose name does not begin with a dot.
-pub(super) fn has_visible(path: &Path) -> io::Result<bool> {
-    let folder = File::open(path)?;
-    let mut buffer = [0; ROOM];
-    loop {
+/// A folder that is read a few entries at a time.
+struct Reader {
+    folder: File,
+    buffer: [u8; ROOM],
+    /// What of the buffer is read and not given away yet.
+    rest: std::ops::Range<usize>,
+}
+
+impl Reader {
+    fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { folder: File::open(path)?, buffer: [0; ROOM], rest: 0..0 })
+    }
+
+    /// The next file whose name does not begin with a dot, and the place behind it.
+    fn next(&mut self) -> io::Result<Option<(String, u64)>> {
+        while !self.rest.is_empty() || self.fill()? {
+            let entry = parse(&self.buffer[self.rest.clone()]);
+            let (name, place, length) = entry.ok_or(io::ErrorKind::InvalidData)?;
+            self.rest.start += length;
+            if !name.starts_with('.') {
+                return Ok(Some((name, place)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads on; false at the end.
+    fn fill(&mut self) -> io::Result<bool> {
         // SAFETY: the kernel writes no more than the length into the buffer, which outlives the
         // call, and the descriptor is open.
         let read = unsafe {
-            libc::syscall(libc::SYS_getdents64, folder.as_raw_fd(), buffer.as_mut_ptr(), ROOM)
+            let (folder, buffer) = (self.folder.as_raw_fd(), self.buffer.as_mut_ptr());
+            libc::syscall(libc::SYS_getdents64, folder, buffer, ROOM)
         };
         let read = Errno::result(read).map_err(io::Error::from)?;
-        let Some(entries) = usize::try_from(read).ok().and_then(|read| buffer.get(..read)) else {
-            return Err(io::ErrorKind::InvalidData.into());
-        };
-        if entries.is_empty() {
-            return Ok(false);
-        }
-        if names(entries).any(|first| first != b'.') {
-            return Ok(true);
-        }
+        // No more than the buffer has room for.
+        self.rest = 0..usize::try_from(read).unwrap_or(0);
+        Ok(read != 0)
     }
 }
 
-/// The first byte of each name.
-fn names(mut entries: &[u8]) -> impl Iterator<Item = u8> {
-    std::iter::from_fn(move || {
-        let length = entries.get(LENGTH..LENGTH + 2)?.try_into().ok()?;
-        let first = *entries.get(NAME)?;
-        // At least its own header, or this would not end.
-        entries = entries.get(usize::from(u16::from_ne_bytes(length)).max(NAME)..)?;
-        Some(first)
-    })
+/// The name of the first entry, the place behind it, and its length.
+fn parse(entries: &[u8]) -> Option<(String, u64, usize)> {
+    let place = u64::from_ne_bytes(entries.get(PLACE..PLACE + 8)?.try_into().ok()?);
+    let length = u16::from_ne_bytes(entries.get(LENGTH..LENGTH + 2)?.try_into().ok()?).into();
+    let name = CStr::from_bytes_until_nul(entries.get(NAME..length)?).ok()?;
+    Some((name.to_string_lossy().into_owned(), place, length))
+}
+
+/// Whether there is a file whose name does not begin with a dot.
+pub(super) fn has_visible(path: &Path) -> io::Result<bool> {
+    Ok(Reader::open(path)?.next()?.is_some())
+}
+
+/// How many such files there are. Where there are many on a tmpfs, hidden ones count too: those of
+/// calls that are under way or were killed.
+pub(super) fn count(path: &Path) -> io::Result<usize> {
+    let mut reader = Reader::open(path)?;
+    let is_tmpfs = fstatfs(&reader.folder).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
+    let mut found = 0;
+    while reader.next()?.is_some() {
+        found += 1;
+        if is_tmpfs && found == COUNTED {
+            let entries = reader.folder.metadata()?.size() / TMPFS_ENTRY;
+            return Ok(usize::try_from(entries.saturating_sub(TMPFS_OWN)).unwrap_or(found));
+        }
+    }
+    Ok(found)
+}
+
+/// The names of up to `most` such files from a place on, and the place behind them. The places go
+/// round; what was no place is the beginning.
+pub(super) fn slice(path: &Path, from: u64, most: usize) -> io::Result<(Vec<String>, u64)> {
+    let mut reader = Reader::open(path)?;
+    let mut is_first_round = reader.folder.seek(SeekFrom::Start(from)).is_ok() && from != 0;
+    let (mut names, mut behind) = (Vec::new(), from);
+    while names.len() < most {
+        match reader.next()? {
+            Some((name, place)) => {
+                if names.contains(&name) {
+                    return Ok((names, 0));
+                }
+                names.push(name);
+                behind = place;
+            }
+            None if is_first_round => {
+                is_first_round = false;
+                // ext4 does not find its way back from the end.
+                reader = Reader::open(path)?;
+            }
+            None => return Ok((names, 0)),
+        }
+    }
+    Ok((names, behind))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
     use std::fs;
 
     use crate::temp_dir::TempDir;
+
+    fn fill(folder: &Path, names: impl Iterator<Item = String>) {
+        names.for_each(|name| fs::write(folder.join(name), "").unwrap());
+    }
 
     #[test]
     fn hidden_files_do_not_count_however_many() {
         let folder = TempDir::new();
         assert!(!has_visible(&folder).unwrap());
-        for number in 0..200 {
-            fs::write(folder.join(format!(".hidden-{number}")), "").unwrap();
-        }
+        fill(&folder, (0..200).map(|number| format!(".hidden-{number}")));
         assert!(!has_visible(&folder).unwrap());
-        fs::write(folder.join("seen"), "").unwrap();
+        assert_eq!(count(&folder).unwrap(), 0);
+        fill(&folder, std::iter::once("seen".into()));
         assert!(has_visible(&folder).unwrap());
+        assert_eq!(count(&folder).unwrap(), 1);
         fs::remove_dir_all(&*folder).unwrap();
         assert_eq!(has_visible(&folder).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn slices_go_round_and_miss_nothing() {
+        for files in [0, 1, 7, 8, 9, 100] {
+            let folder = TempDir::new();
+            fill(&folder, (0..files).map(|number| format!("{number:0>90}")));
+            let (mut seen, mut place) = (BTreeSet::new(), 0);
+            for _ in 0..=files / 8 {
+                let (names, next) = slice(&folder, place, 8).unwrap();
+                assert_eq!(names.len(), files.min(8));
+                assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "each once");
+                seen.extend(names);
+                place = next;
+            }
+            assert_eq!(seen.len(), files);
+            assert_eq!(count(&folder).unwrap(), files);
+        }
+    }
+
+    #[test]
+    fn many_are_counted_without_a_look_at_each() {
+        // A folder that is a tmpfs everywhere.
+        let folder = Path::new("/dev/shm").join(format!("symroute-count-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        fill(&folder, (0..1000).map(|number| number.to_string()));
+        let counted = count(&folder);
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(counted.unwrap(), 1000);
     }
 }

@@ -7,6 +7,7 @@
 //! hold/NAME  what keeps node state beyond the last pod ("up", "agent")
 //! node.json  settings in force, the network that brought them, sysctls to put back
 //! .ready     what an ADD has to prove
+//! .next      where the next look at some attachments begins
 //! agent      locked by the agent that runs; its process id
 //! marking    symbolic link to "nftables" or "iptables": what marks
 //! ```

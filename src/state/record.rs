@@ -74,20 +74,15 @@ impl Record {
         };
         let previous = value.get("previous")?.as_array()?;
         let indexes = value.get("srcValidMark")?.as_array()?;
+        // Releases before the iptables backend had none.
+        let made = value.get("madeChains").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         Some(Self {
             network: value.get("network")?.as_str()?.into(),
             settings: settings(value.get("settings")?)?,
             conflist: value.get("conflist").and_then(Value::as_str).map(PathBuf::from),
             previous: previous.iter().filter_map(settings).collect(),
             src_valid_mark: indexes.iter().filter_map(|n| n.as_u64()?.try_into().ok()).collect(),
-            // Releases before the iptables backend had none.
-            made: value
-                .get("madeChains")
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten()
-                .filter_map(chain)
-                .collect(),
+            made: made.iter().filter_map(chain).collect(),
         })
     }
 
