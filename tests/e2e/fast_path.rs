@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::thread;
+use std::{fs, thread};
 
 use serde_json::{Value, json};
 
@@ -56,19 +56,34 @@ impl Scene {
     /// ADD and DEL, by name how often each system call is made.
     fn costs(&self) -> [BTreeMap<String, usize>; 2] {
         ["ADD", "DEL"].map(|verb| {
-            let mut costs = BTreeMap::new();
-            for call in self.traced(verb) {
-                // How much memory is asked for, and how often, is the allocator's business.
-                if !["brk", "mmap", "munmap", "mremap"].contains(&call.name.as_str()) {
-                    *costs.entry(call.name).or_insert(0) += 1;
-                }
-            }
+            let mut costs = counted(self.traced(verb));
+            costs.retain(|name, _| !ALLOCATOR.contains(&name.as_str()));
             costs
         })
     }
 
-    /// ADD or DEL of pods that have no more than a name and an address behind pod0's veth.
+    /// `up` and `status`, the same. Only a tmpfs says how many files a folder has, so elsewhere
+    /// the files are counted.
+    fn looks(&self) -> [BTreeMap<String, usize>; 2] {
+        let node = &self.layout.node;
+        let file = node.dir.join("network.json");
+        fs::write(&file, node.network(&self.settings(), None)).expect("write the configuration");
+        let file = file.to_str().expect("UTF-8");
+        [&["up", "--config", file][..], &["status"]].map(|arguments| {
+            let (ran, calls) = node.traced(&Call::tool(arguments));
+            ran.assert_success(arguments[0]);
+            let mut looks = counted(calls);
+            looks.retain(|name, _| name != "getdents64" && !ALLOCATOR.contains(&name.as_str()));
+            looks
+        })
+    }
+
     fn many(&self, verb: &str) {
+        self.many_of(MANY, verb);
+    }
+
+    /// ADD or DEL of pods that have no more than a name and an address behind pod0's veth.
+    fn many_of(&self, count: usize, verb: &str) {
         let node = &self.layout.node;
         let netns = self.layout.pods[0].ns.path();
         let call = |number: usize| {
@@ -80,7 +95,7 @@ impl Scene {
         thread::scope(|scope| {
             for first in 0..4 {
                 scope.spawn(move || {
-                    for number in (first..MANY).step_by(4) {
+                    for number in (first..count).step_by(4) {
                         node.call(&call(number)).assert_success("one of many");
                     }
                 });
@@ -94,6 +109,18 @@ impl Scene {
         self.layout.node.del(&self.settings(), &self.stays);
         self.before.assert_unchanged(&Snapshot::take(&self.layout.node));
     }
+}
+
+/// How much memory is asked for, and how often, is the allocator's business.
+const ALLOCATOR: [&str; 4] = ["brk", "mmap", "munmap", "mremap"];
+
+/// How often each system call is made.
+fn counted(calls: Vec<Syscall>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for call in calls {
+        *counts.entry(call.name).or_insert(0) += 1;
+    }
+    counts
 }
 
 /// Panics with the calls that a fast path must not make.
@@ -200,6 +227,25 @@ fn costs_do_not_grow_with_the_pods() {
     assert_eq!(scene.costs(), few, "system calls of ADD and DEL");
     scene.many("DEL");
     scene.layout.node.ns.ip("route del 10.30.0.0/16 dev enipod0");
+    scene.end();
+}
+
+/// 100 attachments are more than a look reads.
+#[test]
+fn looks_do_not_grow_with_the_pods() {
+    let scene = Scene::new();
+    let node = &scene.layout.node;
+    node.ns.ip("route add 10.30.0.0/16 dev enipod0 scope link");
+    scene.many_of(100, "ADD");
+    // The first look writes where the next one begins.
+    scene.looks();
+    let few = scene.looks();
+    scene.many("ADD");
+    scene.looks();
+    assert_eq!(scene.looks(), few, "system calls of up and status");
+    scene.many("DEL");
+    node.ns.ip("route del 10.30.0.0/16 dev enipod0");
+    node.down();
     scene.end();
 }
 
