@@ -13,6 +13,8 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 use crate::lab::{Netns, Release};
 use crate::stats::{Dice, Measured};
 
@@ -290,7 +292,8 @@ fn udp(client: &Netns, pod: &Netns, port: u16, called: (&str, u16)) -> [UdpSocke
     [near, far]
 }
 
-/// A batch of packets; gives how many were sent.
+/// A batch of packets; gives how many were sent: none where the queue is full, or where the kernel
+/// has an ICMP error of an earlier packet to report.
 fn send_many(socket: &UdpSocket) -> u64 {
     const COUNT: usize = 64;
     let mut payload = PAYLOAD;
@@ -303,7 +306,10 @@ fn send_many(socket: &UdpSocket) -> u64 {
     }
     // SAFETY: all messages, and the vector and payload they point to, outlive the call.
     let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), 64, 0) };
-    u64::try_from(sent).expect("send")
+    match Errno::result(sent) {
+        Err(Errno::ENOBUFS | Errno::EAGAIN | Errno::EINTR | Errno::ECONNREFUSED) => 0,
+        sent => u64::try_from(sent.expect("send")).expect("a number of packets"),
+    }
 }
 
 /// Packets that `eth0` of a namespace has received.
