@@ -3,7 +3,6 @@
 //! Sources: `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,sockios,fib_rules}.h` and
 //! `include/uapi/linux/netfilter/{nfnetlink,nf_tables,ipset/ip_set}.h`. They are kept here rather than
 //! taken from libc, which has only part of them and in several integer types.
-#![allow(missing_docs, reason = "the names are the kernel's own, documented in its headers")]
 
 /// Constants by type: one paragraph for each of the kernel's enumerations.
 macro_rules! numbers {
