@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::model::PerFamily;
 use crate::node::Node;
 use crate::node::apply::describe;
+use crate::plan::uplinks::LeftOut;
 use crate::plan::{GatewaySource, Note, Uplink};
 use crate::state::Record;
 
@@ -34,6 +35,7 @@ pub(super) struct Report {
     attachments: usize,
     holders: Vec<(String, String)>,
     notes: Vec<Note>,
+    left_out: Vec<LeftOut>,
     pending: Vec<String>,
     /// Who marks.
     backend: Option<String>,
@@ -48,7 +50,8 @@ impl Report {
         let unreadable = own.unreadable.iter().chain(&some.found.unreadable);
         let mut notes: Vec<_> = unreadable.map(|path| damaged(path)).collect();
         let fallback = Settings::default();
-        let (mut uplinks, mut pending, mut backend) = (Vec::new(), Vec::new(), None);
+        let (mut uplinks, mut left_out) = (Vec::new(), Vec::new());
+        let (mut pending, mut backend) = (Vec::new(), None);
         let record = node.record()?;
         let lost = record.as_ref().is_some_and(|r| r.network.is_empty());
         if lost {
@@ -65,6 +68,7 @@ impl Report {
                 backend = record.is_some().then(|| view.plan.marker().to_string());
                 notes.extend(view.plan.notes);
                 uplinks = view.plan.uplinks;
+                left_out = view.plan.left_out;
                 if record.is_some() {
                     let steps = view.steps.iter();
                     pending = steps.map(|step| describe(step, &view.facts)).collect();
@@ -84,7 +88,17 @@ impl Report {
             });
         }
         let settings = record.as_ref().map_or(fallback, |r| r.settings.clone());
-        Ok(Self { record, settings, uplinks, attachments, holders, notes, pending, backend })
+        Ok(Self {
+            record,
+            settings,
+            uplinks,
+            attachments,
+            holders,
+            notes,
+            left_out,
+            pending,
+            backend,
+        })
     }
 
     /// Adds what is wrong beside the node itself.
@@ -110,6 +124,11 @@ impl Report {
     pub(super) fn to_json(&self) -> String {
         let uplinks: Vec<_> = self.uplinks.iter().map(|u| self.uplink_json(u)).collect();
         let held_by: Vec<_> = self.holders.iter().map(|(name, _)| name).collect();
+        let left_out: Vec<_> = self
+            .left_out
+            .iter()
+            .map(|l| json!({"name": l.name, "kind": l.kind, "why": l.why}))
+            .collect();
         let off: Vec<_> =
             self.notes.iter().map(|n| json!({"what": n.what, "wayOut": n.way_out})).collect();
         let report = json!({
@@ -122,6 +141,7 @@ impl Report {
             "networks": self.networks(),
             "attachments": self.attachments,
             "heldBy": held_by,
+            "leftOut": left_out,
             "off": off,
             "pending": self.pending,
         });
@@ -134,7 +154,12 @@ impl Report {
         let mut object = json!({"name": name, "id": id, "mark": mark, "table": table});
         for (&family, way) in &uplink.ways {
             let key = PerFamily("ipv4", "ipv6").of(family);
-            object[key] = json!({"gateway": way.gateway, "learnedFrom": way.source.to_string()});
+            let gateways: Vec<_> = way.gateways().collect();
+            object[key] = json!({
+                "gateway": gateways.first(),
+                "gateways": gateways,
+                "learnedFrom": way.source.to_string(),
+            });
         }
         object
     }
@@ -168,6 +193,7 @@ impl Report {
             let _ = writeln!(out, "networks       {}", or_none(&networks.join(", ")));
             let _ = writeln!(out, "held by        {}", or_none(&self.held_text(&holders)));
         }
+        self.write_left_out(&mut out);
         self.write_off(&mut out);
         out
     }
@@ -190,16 +216,30 @@ impl Report {
                 rows.push([&lead[..], &["-", "-", "-"].map(String::from)].concat());
             }
             for (family, way) in &uplink.ways {
-                let gateway = match (way.gateway, &way.source) {
-                    (Some(ip), _) => ip.to_string(),
-                    (None, GatewaySource::PointToPoint) => "(none needed)".into(),
-                    (None, _) => "-".into(),
+                let gateways: Vec<_> = way.gateways().map(|ip| ip.to_string()).collect();
+                let gateway = match &gateways[..] {
+                    [] if way.source == GatewaySource::PointToPoint => "(none needed)".into(),
+                    [] if !way.hops.is_empty() => "(on the link)".into(),
+                    [] => "-".into(),
+                    all => all.join(", "),
                 };
                 let tail = [family.to_string(), gateway, way.source.to_string()];
                 rows.push([&lead[..], &tail].concat());
             }
         }
         rows
+    }
+
+    fn write_left_out(&self, out: &mut String) {
+        if self.left_out.is_empty() {
+            return;
+        }
+        out.push_str("\nNo uplinks; to use one, name it in \"uplinks\":\n");
+        let row = |l: &LeftOut| {
+            let kind = if l.kind.is_empty() { "NIC" } else { &l.kind };
+            vec![format!("  {}", l.name), kind.to_string(), l.why.to_string()]
+        };
+        out.push_str(&columns(&self.left_out.iter().map(row).collect::<Vec<_>>()));
     }
 
     fn write_off(&self, out: &mut String) {

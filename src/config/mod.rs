@@ -94,6 +94,27 @@ impl Default for Log {
     }
 }
 
+/// What is set for an uplink in `gateways`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Gateways {
+    /// There is no router: every client is on the link.
+    OnLink,
+    /// Its routers, those that are used where nothing else says which one first.
+    Routers(Vec<IpAddr>),
+}
+
+impl Gateways {
+    fn to_json(&self) -> Value {
+        match self {
+            Self::OnLink => json!(ON_LINK),
+            Self::Routers(routers) => json!(routers),
+        }
+    }
+}
+
+/// The word for [`Gateways::OnLink`].
+const ON_LINK: &str = "onlink";
+
 /// Which packets of a pod are steered to the uplink whose address they will be masqueraded with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Masquerade {
@@ -127,7 +148,7 @@ pub(crate) enum Backend {
 pub(crate) struct Settings {
     pub(crate) uplinks: Vec<Pattern>,
     /// Gateways by uplink name, where they can't be found.
-    pub(crate) gateways: BTreeMap<String, Vec<IpAddr>>,
+    pub(crate) gateways: BTreeMap<String, Gateways>,
     /// Whether the node's own sockets and `NodePort`s with remote backends are served too.
     pub(crate) host: bool,
     /// Whether a local pod's address is accepted as a source on an uplink.
@@ -171,10 +192,12 @@ impl Settings {
                 Value::Object(object)
             }
         };
+        let gateways: Map<_, _> =
+            self.gateways.iter().map(|(name, set)| (name.clone(), set.to_json())).collect();
         let uplinks: Vec<_> = self.uplinks.iter().map(ToString::to_string).collect();
         let all = [
             ("uplinks", json!(uplinks)),
-            ("gateways", json!(self.gateways)),
+            ("gateways", Value::Object(gateways)),
             ("host", json!(self.host)),
             ("hairpin", json!(self.hairpin)),
             ("masquerade", masquerade),

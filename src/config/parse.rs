@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use super::{Backend, Config, Invalid, Log, Masquerade, Pattern, Scope, Settings};
+use super::{
+    Backend, Config, Gateways, Invalid, Log, Masquerade, ON_LINK, Pattern, Scope, Settings,
+};
 use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
 
@@ -119,9 +121,10 @@ fn uplinks(object: &Map<String, Value>) -> Result<Vec<Pattern>, Invalid> {
     Ok(patterns)
 }
 
-fn gateways(object: &Map<String, Value>) -> Result<BTreeMap<String, Vec<IpAddr>>, Invalid> {
-    const HINT: &str = "allowed: an object from uplink names to lists of addresses, at most one \
-                        of each family, like {\"eth1\": [\"10.0.1.1\", \"fe80::1\"]}";
+fn gateways(object: &Map<String, Value>) -> Result<BTreeMap<String, Gateways>, Invalid> {
+    const HINT: &str = "allowed: an object from uplink names to lists of addresses, like \
+                        {\"eth1\": [\"10.0.1.1\", \"fe80::1\"]}, or to \"onlink\" where \
+                        there is no router";
     let Some(value) = object.get("gateways") else { return Ok(BTreeMap::new()) };
     let all = value.as_object().ok_or_else(|| Invalid::new("gateways", value, HINT))?;
     let mut found = BTreeMap::new();
@@ -130,6 +133,10 @@ fn gateways(object: &Map<String, Value>) -> Result<BTreeMap<String, Vec<IpAddr>>
         if !is_interface_name(name) {
             return Err(Invalid::new(key, list, HINT));
         }
+        if list == ON_LINK {
+            found.insert(name.clone(), Gateways::OnLink);
+            continue;
+        }
         let mut addresses: Vec<IpAddr> = Vec::new();
         for item in list.as_array().ok_or_else(|| Invalid::new(&key, list, HINT))? {
             let ip: IpAddr = item
@@ -137,12 +144,11 @@ fn gateways(object: &Map<String, Value>) -> Result<BTreeMap<String, Vec<IpAddr>>
                 .and_then(|text| text.parse().ok())
                 .filter(usable_gateway)
                 .ok_or_else(|| Invalid::new(&key, item, HINT))?;
-            if addresses.iter().any(|a| a.is_ipv4() == ip.is_ipv4()) {
-                return Err(Invalid::new(&key, list, HINT));
+            if !addresses.contains(&ip) {
+                addresses.push(ip);
             }
-            addresses.push(ip);
         }
-        found.insert(name.clone(), addresses);
+        found.insert(name.clone(), Gateways::Routers(addresses));
     }
     Ok(found)
 }

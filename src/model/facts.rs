@@ -101,6 +101,8 @@ pub(crate) struct Link {
     pub(crate) kind: Option<String>,
     /// `IFLA_INFO_SLAVE_KIND`: what it is a port of ("bridge", "vrf", "bond"), if anything.
     pub(crate) port_of: Option<String>,
+    /// `IFLA_LINK`: index of the interface that it lies on (`macvlan`, `ipvlan`, `vlan`).
+    pub(crate) parent: Option<u32>,
     /// The table of a VRF device.
     pub(crate) vrf_table: Option<u32>,
     /// `IFF_*`
@@ -128,6 +130,8 @@ pub(crate) struct Nexthop {
     pub(crate) gateway: Option<IpAddr>,
     /// `RTNH_F_ONLINK`: the router is taken to be on the link, whatever other routes say.
     pub(crate) onlink: bool,
+    /// `rtnh_hops`: its share of a multipath route, less one. 0 where there is one hop.
+    pub(crate) weight: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,6 +171,15 @@ impl Route {
     pub(crate) fn is_wide(&self) -> bool {
         self.dst.prefix() <= 1
     }
+
+    /// The hops through an interface, with their weights where there are several.
+    pub(crate) fn hops_through(&self, link: u32) -> Vec<Nexthop> {
+        let mut hops: Vec<_> = self.nexthops.iter().filter(|h| h.link == link).copied().collect();
+        if let [only] = &mut hops[..] {
+            only.weight = 0;
+        }
+        hops
+    }
 }
 
 /// What a rule of the routing policy database does.
@@ -191,9 +204,11 @@ pub(crate) struct Rule {
     pub(crate) mark: Option<MarkMatch>,
     /// Incoming interface that it wants.
     pub(crate) iif: Option<String>,
+    /// Sources that it wants; ours want none.
+    pub(crate) from: Option<IpNetwork>,
     /// Routes whose prefix is no longer than this do not count (`suppress_prefixlength`).
     pub(crate) suppress: Option<u32>,
-    /// Whether it asks for something that the fields above don't tell (source, ports, …).
+    /// Whether it asks for something that our rules never ask for (source, ports, …).
     pub(crate) other_selectors: bool,
     /// `RTPROT_*`
     pub(crate) protocol: u8,
@@ -205,6 +220,9 @@ impl fmt::Display for Rule {
         write!(f, "{}: ", self.priority)?;
         if let Some(mark) = self.mark {
             write!(f, "fwmark {mark} ")?;
+        }
+        if let Some(from) = &self.from {
+            write!(f, "from {from} ")?;
         }
         if let Some(iif) = &self.iif {
             write!(f, "iif {iif} ")?;
@@ -362,6 +380,8 @@ pub(crate) struct Ours {
     pub(crate) rules: Vec<FoundRule>,
     /// The table `inet symroute`, if it is there.
     pub(crate) table: Option<Table>,
+    /// The table `arp symroute`, likewise.
+    pub(crate) arp: Option<Table>,
     pub(crate) ipsets: BTreeMap<String, FoundIpset>,
     /// The tables mangle that were looked at.
     pub(crate) mangle: BTreeMap<(Variant, Family), Mangle>,
@@ -380,6 +400,9 @@ pub(crate) struct Facts {
     pub(crate) ours: Ours,
     pub(crate) tooling: Tooling,
     pub(crate) ipvs: bool,
+    /// `rp_filter` that the kernel applies to each interface with an IPv4 address, by index: the
+    /// larger one of its own value and that of `all`.
+    pub(crate) rp_filter: BTreeMap<u32, u32>,
     /// `src_valid_mark` of each interface, by index.
     pub(crate) src_valid_mark: BTreeMap<u32, u32>,
     /// Indexes of the interfaces whose `src_valid_mark` was set by us.

@@ -40,6 +40,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     for (kind, payload) in attrs(body.get(IFINFOMSG..)?) {
         match kind {
             IFLA_IFNAME => link.name = string(payload),
+            IFLA_LINK => link.parent = u32_at(payload, 0),
             IFLA_CARRIER => link.carrier = payload == [1],
             IFLA_LINKINFO => {
                 link.kind = find(payload, IFLA_INFO_KIND).map(string);
@@ -109,30 +110,31 @@ fn parse_route(body: &[u8]) -> Option<Route> {
             RTA_OIF => link = u32_at(payload, 0),
             RTA_GATEWAY => gateway = ip(payload),
             RTA_VIA => gateway = ip(payload.get(2..)?),
-            RTA_MULTIPATH => route.nexthops = parse_nexthops(payload),
+            RTA_MULTIPATH => route.nexthops = parse_nexthops(payload, &mut route.special),
             RTA_ENCAP_TYPE => route.special = true,
             _ => {}
         }
     }
     if let Some(link) = link {
-        route.nexthops.push(Nexthop { link, gateway, onlink });
+        route.nexthops.push(Nexthop { link, gateway, onlink, weight: 0 });
     }
     Some(route)
 }
 
-fn parse_nexthops(mut payload: &[u8]) -> Vec<Nexthop> {
+fn parse_nexthops(mut payload: &[u8], special: &mut bool) -> Vec<Nexthop> {
     let mut found = Vec::new();
     while let (Some(len), Some(link)) = (u16_at(payload, 0), u32_at(payload, 4)) {
         let len = usize::from(len);
         let Some(rest) = payload.get(RTNEXTHOP..len) else { break };
+        *special |= find(rest, RTA_ENCAP_TYPE).is_some();
         let gateway = attrs(rest).find_map(|(kind, payload)| match kind {
             RTA_GATEWAY => ip(payload),
             RTA_VIA => payload.get(2..).and_then(ip),
             _ => None,
         });
-        // `rtnh_flags` is the byte behind the length.
-        let onlink = u32::from(payload[2]) & RTNH_F_ONLINK != 0;
-        found.push(Nexthop { link, gateway, onlink });
+        // `rtnh_flags` and `rtnh_hops` are the bytes behind the length.
+        let (onlink, weight) = (u32::from(payload[2]) & RTNH_F_ONLINK != 0, payload[3]);
+        found.push(Nexthop { link, gateway, onlink, weight });
         payload = payload.get((len + 3) & !3..).unwrap_or(&[]);
     }
     found
@@ -155,6 +157,7 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
         action: Action::Nop,
         mark: None,
         iif: None,
+        from: None,
         suppress: None,
         // Source or destination prefix, TOS, or an inverted rule.
         other_selectors: body.get(1..4)? != [0; 3] || flags & FIB_RULE_INVERT != 0,
@@ -167,6 +170,7 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
             FRA_GOTO => target = u32_at(payload, 0)?,
             FRA_FWMARK => mark = u32_at(payload, 0),
             FRA_FWMASK => bits = u32_at(payload, 0),
+            FRA_SRC => rule.from = IpNetwork::new(ip(payload)?, *body.get(2)?).ok(),
             FRA_IIFNAME => rule.iif = Some(string(payload)),
             FRA_PROTOCOL => rule.protocol = *payload.first()?,
             // -1: nothing is suppressed, which the kernel says for every rule.
@@ -216,9 +220,8 @@ fn change_route(
     body[5] = route.protocol;
     body[6] = route.scope;
     body[7] = route.kind;
-    // Routes of ours go one way: there is one uplink to a table.
-    let nexthop = route.nexthops.first();
-    if nexthop.is_some_and(|hop| hop.onlink) {
+    let only = route.nexthops.first().filter(|_| route.nexthops.len() == 1);
+    if only.is_some_and(|hop| hop.onlink) {
         body[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
     }
     let mut request = Writer::default();
@@ -233,13 +236,35 @@ fn change_route(
     if !route.metrics.is_empty() && kind == RTM_NEWROUTE {
         request.attr(RTA_METRICS | NLA_F_NESTED, &route.metrics);
     }
-    if let Some(nexthop) = nexthop {
-        request.u32(RTA_OIF, nexthop.link);
-        if let Some(gateway) = nexthop.gateway {
-            write_gateway(&mut request, route.family(), gateway);
+    match only {
+        Some(hop) => {
+            request.u32(RTA_OIF, hop.link);
+            if let Some(gateway) = hop.gateway {
+                write_gateway(&mut request, route.family(), gateway);
+            }
         }
+        None => request.attr(RTA_MULTIPATH, &multipath(route)),
     }
     forgive(socket.acknowledged(&mut request), fine)
+}
+
+/// The payload of `RTA_MULTIPATH`: a `struct rtnexthop` for each hop, with the router behind it.
+fn multipath(route: &Route) -> Vec<u8> {
+    let mut hops = Vec::new();
+    for hop in &route.nexthops {
+        let mut gateway = Writer::default();
+        if let Some(ip) = hop.gateway {
+            write_gateway(&mut gateway, route.family(), ip);
+        }
+        // A router takes no more than 20 bytes.
+        let length = u16::try_from(RTNEXTHOP + gateway.as_bytes().len()).unwrap_or(u16::MAX);
+        let flags = if hop.onlink { RTNH_F_ONLINK } else { 0 };
+        hops.extend_from_slice(&length.to_ne_bytes());
+        hops.extend_from_slice(&[flags.to_le_bytes()[0], hop.weight]);
+        hops.extend_from_slice(&hop.link.to_ne_bytes());
+        hops.extend_from_slice(gateway.as_bytes());
+    }
+    hops
 }
 
 /// A router of the other family goes into `RTA_VIA`: a family of two bytes and the address.

@@ -91,7 +91,9 @@ impl Kernel {
             Operation::AddRule(r) => route::add_rule(&mut self.rtnetlink, r),
             Operation::DeleteRule(found) => route::delete_rule(&mut self.rtnetlink, found),
             Operation::SrcValidMark { link, on } => return set_src_valid_mark(facts, *link, *on),
-            Operation::Table(changes) => table::commit(&mut self.netfilter, changes),
+            Operation::Table(family, changes) => {
+                table::commit(&mut self.netfilter, *family, changes)
+            }
             Operation::Sets(changes) => {
                 changes.iter().try_for_each(|change| self.change_set(change))
             }
@@ -153,7 +155,7 @@ impl Kernel {
                 Operation::Mangle(scripts.iter().rev().map(back).collect())
             }
             // What comes after is removals only; what is left is healed by the next reconcile.
-            Operation::Table(_) | Operation::RemoveEmpty(..) => return,
+            Operation::Table(..) | Operation::RemoveEmpty(..) => return,
         };
         if let Err(error) = self.execute(&inverse, facts) {
             log::warn!("undo: {error}");
@@ -200,8 +202,8 @@ pub(crate) fn describe(operation: &Operation, facts: &Facts) -> String {
             let chains: Vec<_> = chains.iter().map(String::as_str).collect();
             format!("remove what is empty of {} in {family} table mangle", chains.join(", "))
         }
-        Operation::Table(changes) => format!(
-            "change table inet symroute ({} change{})",
+        Operation::Table(family, changes) => format!(
+            "change table {family} symroute ({} change{})",
             changes.len(),
             if changes.len() == 1 { "" } else { "s" }
         ),

@@ -1,19 +1,25 @@
 //! Facts from the kernel. [`facts`] dumps tables: it is never on the fast path of an ADD.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs;
 
+use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use super::apply::Kernel;
 use super::sysctl;
 use crate::backend::iptables::programs::Programs;
 use crate::backend::iptables::{builtin_chains, ipset};
+use crate::backend::nftables::rules::TableFamily;
 use crate::backend::nftables::table;
 use crate::config::{Backend, Settings};
 use crate::error::Error;
-use crate::model::{Facts, Family, Mangle, Route, Variant, VariantUse};
+use crate::model::{
+    Action, Address, Facts, Family, FoundRule, Link, Mangle, Route, Variant, VariantUse,
+};
 use crate::names;
-use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST};
+use crate::netlink::uapi::{IFF_LOOPBACK, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST};
 use crate::netlink::{self, route};
 use crate::plan::ours;
 
@@ -31,8 +37,22 @@ pub(crate) fn facts(
         ipvs: has_ipvs(),
         ..Facts::default()
     };
+    let ipv4 = |l: &&Link| {
+        let has = |a: &Address| a.link == l.index && a.scope == 0 && a.ip.is_ipv4();
+        l.flags & IFF_LOOPBACK == 0 && facts.addresses.iter().any(has)
+    };
+    facts.rp_filter = sysctl::rp_filter(facts.links.iter().filter(ipv4))?;
     for family in Family::ALL {
-        let keep = |r: &Route| matters(r, owned);
+        let rules = supported(route::rules(rtnetlink, family), family)
+            .map_err(Error::kernel(format!("list {family} rules")))?;
+        // Tables of the node's own addresses, and from their default route on those that have one.
+        let tables = RefCell::new(by_source(&rules, &facts.addresses));
+        let keep = |r: &Route| {
+            if r.is_default() && r.table != RT_TABLE_LOCAL {
+                tables.borrow_mut().insert(r.table);
+            }
+            matters(r, owned) || tables.borrow().contains(&r.table)
+        };
         let routes = supported(route::routes(rtnetlink, family, keep), family)
             .map_err(Error::kernel(format!("list {family} routes")))?;
         let (forward, nowhere): (Vec<Route>, _) =
@@ -40,15 +60,15 @@ pub(crate) fn facts(
         facts.routes.extend(forward);
         let main = nowhere.into_iter().filter(|r| r.table == RT_TABLE_MAIN);
         facts.nowhere.extend(main.map(|r| r.dst));
-        let rules = supported(route::rules(rtnetlink, family), family)
-            .map_err(Error::kernel(format!("list {family} rules")))?;
         facts.rules.extend(rules);
     }
     facts.ours = ours::take(owned, &facts.links, &mut facts.routes, &mut facts.rules);
-    match table::table(netfilter) {
+    match table::table(netfilter, TableFamily::Inet) {
         Err(error) if is_missing(&error) => facts.tooling.nftables = false,
         other => {
             facts.ours.table = other.map_err(Error::kernel("read table inet symroute"))?;
+            let arp = table::table(netfilter, TableFamily::Arp);
+            facts.ours.arp = arp.map_err(Error::kernel("read table arp symroute"))?;
         }
     }
     if by_iptables || owned.iter().any(|s| may_use_iptables(s, &facts)) {
@@ -129,6 +149,17 @@ fn supported<T>(
         }
         other => other,
     }
+}
+
+/// The tables that rules look up for an address of the node.
+fn by_source(rules: &[FoundRule], addresses: &[Address]) -> BTreeSet<u32> {
+    let has = |net: IpNetwork| addresses.iter().any(|a| net.contains(a.ip));
+    let table = |found: &FoundRule| match found.rule.action {
+        Action::Lookup(RT_TABLE_LOCAL) => None,
+        Action::Lookup(table) => found.rule.from.is_some_and(has).then_some(table),
+        _ => None,
+    };
+    rules.iter().filter_map(table).collect()
 }
 
 /// Default routes of any table, what main has, what our tables have, and what lies on a link.

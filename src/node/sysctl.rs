@@ -1,4 +1,5 @@
-//! `src_valid_mark` of interfaces: the kernel's reverse path filter then judges by the mark.
+//! The kernel's reverse path filter: how strict it is, and `src_valid_mark`, which has it judge by
+//! the mark.
 
 use std::collections::BTreeMap;
 use std::{env, fs};
@@ -7,22 +8,42 @@ use crate::error::{Error, absent_is_none};
 use crate::model::{Facts, Link};
 use crate::names;
 
-/// The path of `src_valid_mark` of an interface.
-fn path(name: &str) -> String {
+const RP_FILTER: &str = "rp_filter";
+const SRC_VALID_MARK: &str = "src_valid_mark";
+
+/// The path of an IPv4 setting of an interface.
+fn path(name: &str, setting: &str) -> String {
     // A container's own /proc/sys is read-only.
     let proc = env::var(names::PROC_VARIABLE).unwrap_or_else(|_| "/proc".into());
-    format!("{proc}/sys/net/ipv4/conf/{name}/src_valid_mark")
+    format!("{proc}/sys/net/ipv4/conf/{name}/{setting}")
+}
+
+/// A setting of an interface; none where the interface is gone.
+fn read(name: &str, setting: &str) -> Result<Option<u32>, Error> {
+    let path = path(name, setting);
+    let text = absent_is_none(fs::read_to_string(&path));
+    let text = text.map_err(|source| Error::Sysctl { path, source })?;
+    Ok(text.map(|text| text.trim().parse().unwrap_or(0)))
+}
+
+/// `rp_filter` that the kernel applies to each of these interfaces, by index
+/// (`IN_DEV_RPFILTER`, `linux/inetdevice.h`).
+pub(crate) fn rp_filter<'a>(
+    links: impl Iterator<Item = &'a Link>,
+) -> Result<BTreeMap<u32, u32>, Error> {
+    let of_all = read("all", RP_FILTER)?.unwrap_or(0);
+    let mut found = BTreeMap::new();
+    for link in links {
+        found.extend(read(&link.name, RP_FILTER)?.map(|own| (link.index, own.max(of_all))));
+    }
+    Ok(found)
 }
 
 /// The value of each interface, by index.
 pub(crate) fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, u32>, Error> {
     let mut found = BTreeMap::new();
     for link in links {
-        let path = path(&link.name);
-        // None: the interface went away since it was listed.
-        let text = absent_is_none(fs::read_to_string(&path));
-        let text = text.map_err(|source| Error::Sysctl { path, source })?;
-        found.extend(text.map(|text| (link.index, text.trim().parse().unwrap_or(0))));
+        found.extend(read(&link.name, SRC_VALID_MARK)?.map(|value| (link.index, value)));
     }
     Ok(found)
 }
@@ -31,7 +52,7 @@ pub(crate) fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, u32>, Error
 pub(crate) fn set_src_valid_mark(facts: &Facts, link: u32, on: bool) -> Result<(), Error> {
     // An interface that has gone took its sysctls with it.
     let Some(link) = facts.link(link) else { return Ok(()) };
-    let path = path(&link.name);
+    let path = path(&link.name, SRC_VALID_MARK);
     let written = absent_is_none(fs::write(&path, if on { "1" } else { "0" }));
     written.map(drop).map_err(|source| Error::Sysctl { path, source })
 }

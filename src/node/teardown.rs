@@ -3,6 +3,7 @@
 use super::{IMPATIENCE, Node};
 use crate::backend::iptables::node_set;
 use crate::backend::iptables::set_diff::SetChange;
+use crate::backend::nftables::rules::TableFamily;
 use crate::backend::nftables::table_diff::TableChange;
 use crate::error::Error;
 use crate::model::Facts;
@@ -87,7 +88,10 @@ fn not_in_force(facts: &Facts) -> Vec<Operation> {
     let sets = facts.ours.table.iter().filter_map(|table| table.sets.get(names::IN_FORCE));
     let elements = sets.map(|set| set.elements.clone()).filter(|elements| !elements.is_empty());
     let of_table = elements.map(|elements| {
-        Operation::Table(vec![TableChange::DeleteElements(names::IN_FORCE.into(), elements)])
+        Operation::Table(
+            TableFamily::Inet,
+            vec![TableChange::DeleteElements(names::IN_FORCE.into(), elements)],
+        )
     });
     let notes = facts.ours.ipsets.get(names::NODE_SET).into_iter().flat_map(|set| &set.members);
     let in_force: Vec<_> = notes.filter(|note| node_set::says_in_force(note)).cloned().collect();

@@ -10,6 +10,7 @@ use super::Plan;
 use crate::backend::iptables::restore_script::{Script, script};
 use crate::backend::iptables::rules::{Ipset, Xtables};
 use crate::backend::iptables::set_diff::{SetChange, fill};
+use crate::backend::nftables::rules::TableFamily;
 use crate::backend::nftables::table_diff::{self, TableChange};
 use crate::model::{Action, Facts, Family, FoundRule, Mangle, Route, Rule, Variant};
 use crate::names;
@@ -32,7 +33,7 @@ pub(crate) enum Operation {
         /// Whether we need it.
         on: bool,
     },
-    Table(Vec<TableChange>),
+    Table(TableFamily, Vec<TableChange>),
     Sets(Vec<SetChange>),
     /// Change tables mangle, each at once.
     Mangle(Vec<Script>),
@@ -74,7 +75,11 @@ fn marking(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
     new.push(Operation::Mangle(kept));
     // What tells an ADD that all is in place comes last, and goes first.
     new.push(Operation::Sets(fill(&ours.ipsets, sets().filter(of_node))));
-    if plan.ruleset.is_some() { &mut new } else { &mut stale }.push(Operation::Table(table));
+    let change = |changes| Operation::Table(TableFamily::Inet, changes);
+    if plan.ruleset.is_some() { &mut new } else { &mut stale }.push(change(table));
+    let arp = table_diff::changes(ours.arp.as_ref(), plan.arp.as_ref());
+    let change = Operation::Table(TableFamily::Arp, arp);
+    if plan.arp.is_some() { &mut new } else { &mut stale }.push(change);
     let unwanted = ours.ipsets.keys().filter(|name| !sets().any(|set| set.name == *name));
     let (node, others): (Vec<&String>, _) = unwanted.partition(|name| *name == names::NODE_SET);
     let destroy = |names: Vec<&String>| {
@@ -83,7 +88,7 @@ fn marking(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
     stale.extend([destroy(node), Operation::Mangle(gone), destroy(others)]);
     stale.extend(Family::ALL.into_iter().filter_map(|family| remove_empty(facts, plan, family)));
     let does_something = |operation: &Operation| match operation {
-        Operation::Table(changes) => !changes.is_empty(),
+        Operation::Table(_, changes) => !changes.is_empty(),
         Operation::Sets(changes) => !changes.is_empty(),
         Operation::Mangle(scripts) => !scripts.is_empty(),
         _ => true,

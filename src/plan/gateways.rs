@@ -3,79 +3,128 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use serde_json::json;
+use ipnetwork::IpNetwork;
 
 use super::uplinks::has_address;
 use super::{GatewaySource, Note, Uplink, Way};
-use crate::config::{Invalid, Settings};
-use crate::model::{Facts, Family, Link, Route, is_link_local};
-use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_MAIN};
+use crate::config::{Gateways, Settings};
+use crate::model::{Action, Address, Facts, Family, Link, Nexthop, Route, is_link_local, whole};
+use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_LOCAL, RT_TABLE_MAIN};
 
-/// The way out of an uplink for each family that it carries.
-/// Error: a configured gateway outside the uplink's subnets.
+/// `rp_filter`: a source has to be routed to the interface that its packets come in by.
+const STRICT: u32 = 1;
+
+/// The way out of an uplink for each family that it carries, and what is wrong with the gateways
+/// that are configured. No state of an address makes them an error: one may move at any time.
 pub(crate) fn ways(
     facts: &Facts,
     settings: &Settings,
     link: &Link,
-) -> Result<BTreeMap<Family, Way>, Invalid> {
-    let mut ways = BTreeMap::new();
+) -> (BTreeMap<Family, Way>, Vec<Note>) {
+    let (mut ways, mut notes) = (BTreeMap::new(), Vec::new());
     for family in Family::ALL {
-        if let Some(way) = way(facts, settings, link, family)? {
-            ways.insert(family, way);
-        }
+        let configured = configured(settings, &link.name, family);
+        let (own, usable): (Vec<_>, Vec<_>) =
+            configured.into_iter().partition(|&ip| is_own(facts, ip));
+        notes.extend(own.into_iter().map(|ip| own_address(link, ip)));
+        notes.extend(usable.iter().filter_map(|&ip| outside_subnets(facts, link, ip)));
+        let way = match usable.first() {
+            Some(&ip) => Some(Way {
+                hops: vec![hop(link, Some(ip))],
+                source: GatewaySource::Configured,
+                metrics: Vec::new(),
+            }),
+            None => found(facts, settings, link, family),
+        };
+        ways.extend(way.map(|way| (family, way)));
     }
-    Ok(ways)
+    (ways, notes)
 }
 
-fn way(
-    facts: &Facts,
-    settings: &Settings,
-    link: &Link,
-    family: Family,
-) -> Result<Option<Way>, Invalid> {
-    if let Some(ip) = configured(settings, &link.name, family) {
-        check(facts, link, ip)?;
-        let metrics = Vec::new();
-        return Ok(Some(Way { gateway: Some(ip), source: GatewaySource::Configured, metrics }));
-    }
+fn hop(link: &Link, gateway: Option<IpAddr>) -> Nexthop {
+    Nexthop { link: link.index, gateway, onlink: false, weight: 0 }
+}
+
+/// The way out by what the node itself uses.
+fn found(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> Option<Way> {
     if !carries(facts, link, family) {
-        return Ok(None);
+        return None;
     }
-    let defaults = defaults(facts, family);
-    let own = defaults.iter().find_map(|route| {
-        let hop = route.nexthops.iter().find(|hop| hop.link == link.index)?;
-        let source = match hop.gateway {
+    let by = |source, hops| Some(Way { hops, source, metrics: Vec::new() });
+    if settings.gateways.get(&link.name) == Some(&Gateways::OnLink) {
+        return by(GatewaySource::OnLink, vec![hop(link, None)]);
+    }
+    let defaults = defaults(facts, link.index, family);
+    if let Some(route) = defaults.iter().find(|r| r.nexthops.iter().any(|h| h.link == link.index)) {
+        let hops = route.hops_through(link.index);
+        let source = match hops.iter().find_map(|hop| hop.gateway) {
             Some(_) => GatewaySource::DefaultRoute(route.table),
             None => GatewaySource::PointToPoint,
         };
-        Some(Way { gateway: hop.gateway, source, metrics: route.metrics.clone() })
-    });
-    if own.is_some() {
-        return Ok(own);
+        return Some(Way { hops, source, metrics: route.metrics.clone() });
     }
     if link.flags & IFF_POINTOPOINT != 0 {
-        let source = GatewaySource::PointToPoint;
-        return Ok(Some(Way { gateway: None, source, metrics: Vec::new() }));
+        return by(GatewaySource::PointToPoint, vec![hop(link, None)]);
     }
-    let inferred = defaults.iter().flat_map(|route| &route.nexthops).find_map(|hop| {
-        let ip = hop.gateway.filter(|&ip| in_subnet(facts, link, ip))?;
-        let source = GatewaySource::Inferred(facts.link_name(hop.link));
-        Some(Way { gateway: Some(ip), source, metrics: Vec::new() })
+    let inferred = defaults.iter().flat_map(|route| &route.nexthops).find_map(|other| {
+        let ip = other.gateway.filter(|&ip| in_subnet(facts, link, ip))?;
+        Some((GatewaySource::Inferred(facts.link_name(other.link)), ip))
     });
-    let unknown = Way { gateway: None, source: GatewaySource::Unknown, metrics: Vec::new() };
-    Ok(Some(inferred.unwrap_or(unknown)))
+    match inferred {
+        Some((source, ip)) => by(source, vec![hop(link, Some(ip))]),
+        // Strict `rp_filter` drops requests of all clients but those on the link, so taking each
+        // for one of these makes nothing worse. A client behind a router that is not known may
+        // be answered by main's routes otherwise.
+        None if family == Family::V4 && is_strict(facts, link.index) => {
+            by(GatewaySource::Unknown, vec![hop(link, None)])
+        }
+        None => by(GatewaySource::Unknown, Vec::new()),
+    }
 }
 
-fn configured(settings: &Settings, name: &str, family: Family) -> Option<IpAddr> {
-    settings.gateways.get(name)?.iter().copied().find(|&ip| Family::of(ip) == family)
+/// Whether the kernel drops what comes in by the interface and has a source that is routed
+/// elsewhere.
+pub(super) fn is_strict(facts: &Facts, link: u32) -> bool {
+    facts.rp_filter.get(&link) == Some(&STRICT)
 }
 
-/// Default routes: main's first, then by metric, then by table.
-fn defaults(facts: &Facts, family: Family) -> Vec<&Route> {
+fn configured(settings: &Settings, name: &str, family: Family) -> Vec<IpAddr> {
+    match settings.gateways.get(name) {
+        Some(Gateways::Routers(all)) => {
+            all.iter().copied().filter(|&ip| Family::of(ip) == family).collect()
+        }
+        Some(Gateways::OnLink) | None => Vec::new(),
+    }
+}
+
+/// Default routes: those of tables that rules name by an address of the interface first, then
+/// main's, then by metric, then by table.
+fn defaults(facts: &Facts, link: u32, family: Family) -> Vec<&Route> {
+    let own = own_tables(facts, link, family);
     let mut found: Vec<_> =
         facts.routes.iter().filter(|r| r.is_default() && r.family() == family).collect();
-    found.sort_by_key(|r| (r.table != RT_TABLE_MAIN, r.metric, r.table));
+    found.sort_by_key(|r| {
+        let place = own.iter().position(|&table| table == r.table).unwrap_or(own.len());
+        (place, r.table != RT_TABLE_MAIN, r.metric, r.table)
+    });
     found
+}
+
+/// The tables that rules look up for packets from an address of the interface, in the order of
+/// the rules.
+pub(super) fn own_tables(facts: &Facts, link: u32, family: Family) -> Vec<u32> {
+    let has = |net: IpNetwork| facts.addresses.iter().any(|a| a.link == link && net.contains(a.ip));
+    let by_source = facts.rules.iter().map(|found| &found.rule).filter_map(|rule| {
+        let from = rule.from.filter(|_| rule.family == family && rule.mark.is_none())?;
+        match rule.action {
+            Action::Lookup(table) if has(from) => Some((rule.priority, table)),
+            _ => None,
+        }
+    });
+    let mut tables: Vec<_> = by_source.collect();
+    tables.sort_unstable();
+    let tables = tables.into_iter().map(|(_, table)| table);
+    tables.filter(|table| ![RT_TABLE_MAIN, RT_TABLE_LOCAL].contains(table)).collect()
 }
 
 /// Whether traffic of the family can come in by this uplink: it has a global address, or a route
@@ -92,7 +141,7 @@ fn carries(facts: &Facts, link: &Link, family: Family) -> bool {
 
 /// Whether an address lies in a connected subnet of the interface.
 fn in_subnet(facts: &Facts, link: &Link, ip: IpAddr) -> bool {
-    let own = |a: &&crate::model::Address| a.link == link.index;
+    let own = |a: &&Address| a.link == link.index;
     facts.addresses.iter().filter(own).any(|a| a.net.contains(ip) && a.ip != ip)
         || facts.routes.iter().any(|r| {
             !r.is_default()
@@ -103,35 +152,44 @@ fn in_subnet(facts: &Facts, link: &Link, ip: IpAddr) -> bool {
 
 /// An address of the node itself, or the first or last of an IPv4 subnet of its.
 fn is_own(facts: &Facts, ip: IpAddr) -> bool {
-    let edge = |net: ipnetwork::IpNetwork| {
+    let edge = |net: IpNetwork| {
         net.is_ipv4() && net.prefix() < 31 && (ip == net.network() || ip == net.broadcast())
     };
     facts.addresses.iter().any(|a| a.ip == ip || edge(a.net))
 }
 
-/// A configured gateway has to lie in a subnet of its uplink, where that has any.
-fn check(facts: &Facts, link: &Link, ip: IpAddr) -> Result<(), Invalid> {
-    let family = Family::of(ip);
-    let wrong = |hint: String| {
-        Err(Invalid::new(format!("gateways.{}", link.name), &json!(ip.to_string()), hint))
+fn own_address(link: &Link, ip: IpAddr) -> Note {
+    Note {
+        what: format!(
+            "gateways.{}: {ip} is an address of the node itself, or one of all hosts, so it is not \
+             used",
+            link.name
+        ),
+        way_out: "set the address of its router".into(),
+    }
+}
+
+/// A configured gateway that lies in no subnet of its uplink is a mistake, most likely. An address
+/// that is alone in its prefix says nothing of a subnet.
+fn outside_subnets(facts: &Facts, link: &Link, ip: IpAddr) -> Option<Note> {
+    let of_subnet = |a: &&Address| {
+        let of_family = Family::of(a.ip) == Family::of(ip) && a.scope == 0;
+        a.link == link.index && of_family && a.net.prefix() < whole(a.ip)
     };
-    if is_own(facts, ip) {
-        return wrong("is the node's own address, or one of all hosts; set its router".into());
+    let subnets: Vec<_> =
+        facts.addresses.iter().filter(of_subnet).map(|a| a.net.to_string()).collect();
+    if is_link_local(ip) || subnets.is_empty() || in_subnet(facts, link, ip) {
+        return None;
     }
-    if is_link_local(ip) || !has_address(facts, link.index, family) || in_subnet(facts, link, ip) {
-        return Ok(());
-    }
-    let subnets: Vec<_> = facts
-        .addresses
-        .iter()
-        .filter(|a| a.link == link.index && Family::of(a.ip) == family)
-        .map(|a| a.net.to_string())
-        .collect();
-    wrong(format!(
-        "lies outside every connected subnet of {} ({}); set a router of that subnet",
-        link.name,
-        subnets.join(", "),
-    ))
+    Some(Note {
+        what: format!(
+            "gateways.{}: {ip} lies outside every connected subnet of {} ({})",
+            link.name,
+            link.name,
+            subnets.join(", ")
+        ),
+        way_out: "set a router of that subnet".into(),
+    })
 }
 
 /// A note for each configured gateway whose uplink is not there.

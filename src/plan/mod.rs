@@ -14,16 +14,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::backend::Marker;
 use crate::backend::iptables::rules::Xtables;
 use crate::backend::iptables::{self, inside};
 use crate::backend::nftables::chains::build;
 use crate::backend::nftables::rules::Ruleset;
 use crate::backend::spec::{self, Spec, Steering};
+use crate::backend::{Marker, nftables};
 use crate::config::{Invalid, Masquerade, Settings};
-use crate::model::{Facts, Family, Route, Rule};
+use crate::model::{Facts, Family, Field, Nexthop, Route, Rule};
 use crate::netlink::uapi::RT_TABLE_MAIN;
 use proof::Question;
+use uplinks::LeftOut;
 
 /// The desired state of a node. The empty plan is the node without us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub(crate) struct Plan {
     pub(crate) restore: BTreeSet<u32>,
     /// The nftables table; none for no table.
     pub(crate) ruleset: Option<Ruleset>,
+    /// The table of family arp, with whatever backend.
+    pub(crate) arp: Option<Ruleset>,
     /// What is there instead with iptables.
     pub(crate) xtables: Option<Xtables>,
     /// Built-in chains of iptables-nft that come with us and have to go one day.
@@ -49,6 +52,8 @@ pub(crate) struct Plan {
     /// What an ADD asks to see that the node is like this.
     pub(crate) proof: Vec<Question>,
     pub(crate) notes: Vec<Note>,
+    /// Interfaces that are no uplinks, for a person to know.
+    pub(crate) left_out: Vec<LeftOut>,
 }
 
 impl Plan {
@@ -70,8 +75,8 @@ pub(crate) struct Uplink {
 /// How an uplink leads outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Way {
-    /// The router; none on a point-to-point device or where no router is known.
-    pub(crate) gateway: Option<IpAddr>,
+    /// The hops of its default route, by a router or on the link; empty for no default route.
+    pub(crate) hops: Vec<Nexthop>,
     pub(crate) source: GatewaySource,
     /// `RTA_METRICS` of the default route that it was taken from.
     pub(crate) metrics: Vec<u8>,
@@ -88,8 +93,17 @@ pub(crate) enum GatewaySource {
     Inferred(String),
     /// None is needed: what is sent arrives at the other end.
     PointToPoint,
-    /// Nowhere: only the connected subnets are reached.
+    /// The settings say that there is none.
+    OnLink,
+    /// Nowhere.
     Unknown,
+}
+
+impl Way {
+    /// The routers that it leads by.
+    pub(crate) fn gateways(&self) -> impl Iterator<Item = IpAddr> {
+        self.hops.iter().filter_map(|hop| hop.gateway)
+    }
 }
 
 impl fmt::Display for GatewaySource {
@@ -100,6 +114,7 @@ impl fmt::Display for GatewaySource {
             Self::DefaultRoute(table) => write!(f, "default route in table {table}"),
             Self::Inferred(from) => write!(f, "default route of {from}"),
             Self::PointToPoint => f.write_str("point-to-point"),
+            Self::OnLink => f.write_str("configured: no router"),
             Self::Unknown => f.write_str("not found"),
         }
     }
@@ -127,7 +142,8 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
     let ids = ids::assign(facts, settings, &chosen)?;
     let mut plan = Plan::default();
     for (id, link) in ids {
-        let ways = gateways::ways(facts, settings, link)?;
+        let (ways, notes) = gateways::ways(facts, settings, link);
+        plan.notes.extend(notes);
         let uplink = Uplink {
             id,
             link: link.index,
@@ -139,6 +155,7 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
         plan.uplinks.push(uplink);
     }
     plan.notes.extend(gateways::unused(settings, &plan.uplinks));
+    plan.left_out = uplinks::left_out(facts, settings, &plan.uplinks);
     plan.families = families(&plan.uplinks);
     plan.routes = plan.uplinks.iter().flat_map(|u| routing::routes(facts, u)).collect();
     let marker = backend::choose(facts, settings)?;
@@ -185,6 +202,7 @@ fn mark(
         table_base: settings.table_base,
         restore: &plan.restore,
     };
+    plan.arp = arp(facts, settings.field, &uplinks);
     let Marker::Iptables(variant) = marker else {
         plan.ruleset = Some(build(&spec));
         return Ok(());
@@ -196,6 +214,12 @@ fn mark(
     backend::check_sets(facts, &xtables)?;
     plan.xtables = Some(xtables);
     Ok(())
+}
+
+/// Marks ARP requests by the uplinks whose sources are checked strictly.
+fn arp(facts: &Facts, field: Field, uplinks: &[spec::Uplink]) -> Option<Ruleset> {
+    let strict = uplinks.iter().filter(|u| gateways::is_strict(facts, u.link));
+    nftables::arp::build(field, strict).filter(|_| facts.tooling.nftables)
 }
 
 /// The uplinks' own addresses. One that two of them have says nothing about either.

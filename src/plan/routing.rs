@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::gateways::own_tables;
 use super::{GatewaySource, Note, Uplink, Way};
 use crate::backend::Marker;
 use crate::config::{RulePriorities, Settings};
@@ -23,12 +24,12 @@ pub(crate) fn routes(facts: &Facts, uplink: &Uplink) -> Vec<Route> {
     }
     let mut routes = Vec::new();
     for (&family, way) in &uplink.ways {
-        let mut of_family = copies(facts, uplink, family);
-        of_family.extend(way.gateway.and_then(|gateway| to_gateway(uplink, family, gateway)));
+        let mut of_family = copies(facts, uplink, family, &way.source);
+        of_family.extend(way.gateways().filter_map(|ip| to_gateway(uplink, family, ip)));
         // What is on the link comes first: gateways are looked up in it.
         of_family.sort_by_key(|r| r.nexthops.iter().any(|hop| hop.gateway.is_some()));
-        if way.source != GatewaySource::Unknown {
-            of_family.push(route(uplink, family.default_route(), way.gateway, &way.metrics));
+        if !way.hops.is_empty() {
+            of_family.push(route(uplink, family.default_route(), &way.hops, &way.metrics));
         }
         let mut seen = BTreeSet::new();
         of_family.retain(|r| seen.insert((r.dst, r.metric)));
@@ -37,17 +38,18 @@ pub(crate) fn routes(facts: &Facts, uplink: &Uplink) -> Vec<Route> {
     routes
 }
 
-fn route(uplink: &Uplink, dst: IpNetwork, gateway: Option<IpAddr>, metrics: &[u8]) -> Route {
+fn route(uplink: &Uplink, dst: IpNetwork, hops: &[Nexthop], metrics: &[u8]) -> Route {
     let v4 = dst.is_ipv4();
+    let on_link = hops.iter().all(|hop| hop.gateway.is_none());
     Route {
         table: uplink.table,
         dst,
         kind: RTN_UNICAST,
-        scope: if v4 && gateway.is_none() { RT_SCOPE_LINK } else { RT_SCOPE_UNIVERSE },
+        scope: if v4 && on_link { RT_SCOPE_LINK } else { RT_SCOPE_UNIVERSE },
         // systemd-networkd removes routes of any other protocol when it restarts.
         protocol: RTPROT_KERNEL,
         metric: if v4 { 0 } else { IPV6_METRIC },
-        nexthops: vec![Nexthop { link: uplink.link, gateway, onlink: false }],
+        nexthops: hops.to_vec(),
         metrics: metrics.to_vec(),
         special: false,
     }
@@ -56,25 +58,28 @@ fn route(uplink: &Uplink, dst: IpNetwork, gateway: Option<IpAddr>, metrics: &[u8
 /// The link-scope route to the router, without which the default route is refused: a secondary
 /// NIC often has no connected route. A router of the other family needs none in this one.
 fn to_gateway(uplink: &Uplink, family: Family, gateway: IpAddr) -> Option<Route> {
-    (Family::of(gateway) == family).then(|| route(uplink, Family::host_route(gateway), None, &[]))
+    let hop = Nexthop { link: uplink.link, gateway: None, onlink: false, weight: 0 };
+    (Family::of(gateway) == family).then(|| route(uplink, Family::host_route(gateway), &[hop], &[]))
 }
 
-/// What main sends out of this uplink, default routes aside.
-fn copies(facts: &Facts, uplink: &Uplink, family: Family) -> Vec<Route> {
-    let of_main = facts.routes.iter().filter(|r| {
-        r.table == RT_TABLE_MAIN
-            && r.family() == family
-            && r.dst.prefix() != 0
-            && !r.special
-            && !is_link_local(r.dst.ip())
-    });
-    of_main
-        .filter_map(|r| {
-            let hop = r.nexthops.iter().find(|hop| hop.link == uplink.link)?;
-            let copy = route(uplink, r.dst, hop.gateway, &r.metrics);
-            Some(Route { metric: r.metric, nexthops: vec![*hop], ..copy })
-        })
-        .collect()
+/// What the node sends out of this uplink by main, by the table of its default route and by those
+/// that rules name by its addresses, default routes aside. Of equal routes the most particular
+/// table's comes first.
+fn copies(facts: &Facts, uplink: &Uplink, family: Family, source: &GatewaySource) -> Vec<Route> {
+    let mut tables = own_tables(facts, uplink.link, family);
+    if let GatewaySource::DefaultRoute(table) = source {
+        tables.push(*table);
+    }
+    tables.push(RT_TABLE_MAIN);
+    let of_table =
+        |table: u32| facts.routes.iter().filter(move |r| r.table == table && r.family() == family);
+    let copied = |r: &&Route| r.dst.prefix() != 0 && !r.special && !is_link_local(r.dst.ip());
+    let through = |r: &Route| {
+        let hops = r.hops_through(uplink.link);
+        let copy = || Route { metric: r.metric, ..route(uplink, r.dst, &hops, &r.metrics) };
+        (!hops.is_empty()).then(copy)
+    };
+    tables.into_iter().flat_map(of_table).filter(copied).filter_map(through).collect()
 }
 
 /// The rules of all uplinks, in the order in which they have to be made: targets first, and what
@@ -94,6 +99,7 @@ pub(crate) fn rules(
             action,
             mark: None,
             iif: None,
+            from: None,
             suppress: None,
             other_selectors: false,
             protocol: RTPROT_KERNEL,
@@ -177,10 +183,16 @@ pub(crate) fn notes(facts: &Facts, uplink: &Uplink) -> Vec<Note> {
 
 fn no_gateway(name: &str, family: Family, way: &Way) -> Option<Note> {
     let example = if family == Family::V4 { "192.0.2.1" } else { "fe80::1" };
+    let replies = if way.hops.is_empty() {
+        "only replies to its own subnets leave by it"
+    } else {
+        "replies are sent to each client as if it were on the link"
+    };
     (way.source == GatewaySource::Unknown).then(|| Note {
-        what: format!(
-            "{name} has no {family} gateway: only replies to its own subnets leave by it"
+        what: format!("{name} has no {family} gateway: {replies}"),
+        way_out: format!(
+            "set \"gateways\": {{\"{name}\": [\"{example}\"]}}, or \"onlink\" in place of \
+             the list where there is no router"
         ),
-        way_out: format!("set \"gateways\": {{\"{name}\": [\"{example}\"]}}"),
     })
 }

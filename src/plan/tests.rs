@@ -14,7 +14,7 @@ use super::*;
 use crate::backend::iptables::tests::{change_set, restore};
 use crate::backend::nftables::encode::{rule_body, set_numbers};
 use crate::backend::nftables::fingerprint;
-use crate::backend::nftables::rules::Expression;
+use crate::backend::nftables::rules::{Expression, TableFamily};
 use crate::backend::nftables::table_diff::TableChange;
 use crate::config::{Backend, Pattern};
 use crate::model::Field;
@@ -45,7 +45,15 @@ fn execute(facts: &mut Facts, step: &Operation) {
             facts.ours.rules.remove(at);
         }
         Operation::SrcValidMark { link, on } => set_sysctl(facts, *link, *on),
-        Operation::Table(changes) => changes.iter().for_each(|c| change(&mut facts.ours.table, c)),
+        Operation::Table(family, changes) => {
+            let table = match family {
+                TableFamily::Inet => &mut facts.ours.table,
+                TableFamily::Arp => &mut facts.ours.arp,
+            };
+            for c in changes {
+                change(table, c);
+            }
+        }
         Operation::Sets(changes) => {
             for change in changes {
                 change_set(&mut facts.ours.ipsets, change);
@@ -186,6 +194,7 @@ fn base_rules() -> Vec<FoundRule> {
                 action: Action::Lookup(table),
                 mark: None,
                 iif: None,
+                from: None,
                 suppress: None,
                 other_selectors: priority == 1536,
                 protocol: 2,
@@ -218,7 +227,7 @@ fn net(link: u32, v6: bool) -> (IpAddr, IpNetwork, IpAddr) {
 
 fn route(table: u32, dst: IpNetwork, link: u32, gateway: Option<IpAddr>) -> Route {
     let metric = if dst.is_ipv4() { 0 } else { 1024 };
-    let nexthops = vec![Nexthop { link, gateway, onlink: false }];
+    let nexthops = vec![Nexthop { link, gateway, onlink: false, weight: 0 }];
     let scope = if gateway.is_none() && dst.is_ipv4() { 253 } else { 0 };
     let metrics = Vec::new();
     Route { table, dst, kind: 1, scope, protocol: 3, metric, nexthops, metrics, special: false }
@@ -234,6 +243,7 @@ prop_compose! {
         for (index, (kind, has, table)) in (2..).zip(nics) {
             facts.links.push(nic(index, kind));
             facts.src_valid_mark.insert(index, u32::from(has >> 6 & 1));
+            facts.rp_filter.insert(index, u32::from(has >> 7));
             for (v6, bits) in [(false, has), (true, has >> 3)] {
                 let (ip, subnet, gateway) = net(index, v6);
                 let family = Family::of(ip);

@@ -1,17 +1,21 @@
 //! Which interfaces are uplinks.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use serde_json::json;
 
+use super::Uplink;
 use crate::config::{Invalid, Pattern, Settings};
-use crate::model::{Facts, Family, Link, Route};
-use crate::netlink::uapi::{IFF_LOOPBACK, RT_TABLE_MAIN};
+use crate::model::{Facts, Family, Link, Route, is_link_local};
+use crate::netlink::uapi::{IFF_LOOPBACK, IFF_POINTOPOINT, RT_TABLE_MAIN};
 
 /// Kinds of interface that `auto` never takes.
-const NEVER: [&str; 4] = ["veth", "bridge", "dummy", "vrf"];
+const NEVER: [&str; 2] = ["dummy", "vrf"];
 /// Kinds of interface that count as a NIC; a physical one has no kind.
 const NICS: [&str; 2] = ["bond", "vlan"];
+/// Kinds of interface that have a place of their own in the network of their parent.
+const ON_PARENT: [&str; 2] = ["macvlan", "ipvlan"];
 
 /// The interfaces that the settings name, in the order of their indexes.
 /// Error: a pattern that matches no interface.
@@ -50,7 +54,7 @@ fn nothing(facts: &Facts, pattern: &Pattern) -> Invalid {
         let carriers: Vec<_> = facts
             .links
             .iter()
-            .filter(|l| has_default_route(facts, l))
+            .filter(|l| has_default_route(facts, l, None))
             .map(|l| format!("{} ({})", l.name, l.kind.as_deref().unwrap_or("port of a VRF")))
             .collect();
         let carriers = if carriers.is_empty() { "none".into() } else { carriers.join(", ") };
@@ -65,23 +69,96 @@ fn nothing(facts: &Facts, pattern: &Pattern) -> Invalid {
     Invalid::new("uplinks", &json!(pattern.to_string()), hint)
 }
 
-/// What `auto` stands for: every interface that carries a default route in any table, and every
-/// NIC with a global address of its own that is no bridge port.
+/// What `auto` stands for. A default route in any table makes an uplink of everything but a veth,
+/// which needs main's: what leads to a pod is one, too. A global address makes one of a NIC that is
+/// no bridge port, and of a macvlan or ipvlan on an uplink. Of a tunnel only a public one does:
+/// those of overlays and of VPNs between nodes are private.
 fn leads_outside(facts: &Facts, link: &Link) -> bool {
     let kind = link.kind.as_deref();
-    let port_of = link.port_of.as_deref();
-    let never = link.flags & IFF_LOOPBACK != 0
+    if link.flags & IFF_LOOPBACK != 0
         || kind.is_some_and(|k| NEVER.contains(&k))
-        || port_of == Some("vrf");
-    let nic = kind.is_none_or(|k| NICS.contains(&k)) && port_of != Some("bridge");
+        || link.port_of.as_deref() == Some("vrf")
+    {
+        return false;
+    }
     let addressed = || Family::ALL.into_iter().any(|f| has_address(facts, link.index, f));
-    !never && (has_default_route(facts, link) || nic && addressed())
+    match kind {
+        Some("veth") => has_default_route(facts, link, Some(RT_TABLE_MAIN)),
+        _ if has_default_route(facts, link, None) => true,
+        Some("bridge") => false,
+        Some(kind) if ON_PARENT.contains(&kind) => {
+            let parent = link.parent.and_then(|index| facts.link(index));
+            addressed() && parent.is_some_and(|parent| leads_outside(facts, parent))
+        }
+        Some(kind) if !NICS.contains(&kind) => {
+            link.flags & IFF_POINTOPOINT != 0 && has_public_address(facts, link.index)
+        }
+        _ => link.port_of.as_deref() != Some("bridge") && addressed(),
+    }
 }
 
-/// Whether a default route of any family and any table leads through the interface.
-fn has_default_route(facts: &Facts, link: &Link) -> bool {
+/// Whether a default route of any family leads through the interface, in this table or in any.
+fn has_default_route(facts: &Facts, link: &Link, table: Option<u32>) -> bool {
     let through = |r: &Route| r.nexthops.iter().any(|hop| hop.link == link.index);
-    facts.routes.iter().any(|r| r.is_default() && through(r))
+    let of_table = |r: &&Route| table.is_none_or(|table| r.table == table);
+    facts.routes.iter().filter(of_table).any(|r| r.is_default() && through(r))
+}
+
+fn has_public_address(facts: &Facts, link: u32) -> bool {
+    let public = |ip: IpAddr| match ip {
+        // 100.64.0.0/10 is shared address space (RFC 6598).
+        IpAddr::V4(ip) => {
+            let shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
+            !(ip.is_private() || shared || ip.is_link_local() || ip.is_loopback())
+        }
+        IpAddr::V6(ip) => !(ip.is_unique_local() || is_link_local(ip.into()) || ip.is_loopback()),
+    };
+    facts.addresses.iter().any(|a| a.link == link && a.scope == 0 && public(a.ip))
+}
+
+/// An interface with an address or a route to the outside that is no uplink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeftOut {
+    pub(crate) name: String,
+    pub(crate) kind: String,
+    /// Why it is none.
+    pub(crate) why: &'static str,
+}
+
+/// The interfaces that are no uplinks although something speaks for it. Those that the settings
+/// leave out by name, and what only pods have, are not among them.
+pub(crate) fn left_out(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> Vec<LeftOut> {
+    let by_name = |name: &str| {
+        settings
+            .uplinks
+            .iter()
+            .any(|p| matches!(p, Pattern::Not(glob) if Pattern::fits(glob, name)))
+    };
+    let addressed = |l: &Link| Family::ALL.into_iter().any(|f| has_address(facts, l.index, f));
+    let speaks_for = |l: &&Link| {
+        let kind = l.kind.as_deref();
+        let of_pod = kind == Some("veth") || kind.is_some_and(|k| NEVER.contains(&k));
+        l.flags & IFF_LOOPBACK == 0
+            && !by_name(&l.name)
+            && uplinks.iter().all(|u| u.link != l.index)
+            && (has_default_route(facts, l, None) || !of_pod && addressed(l))
+    };
+    let why = |l: &Link| match l.kind.as_deref() {
+        _ if l.port_of.as_deref() == Some("vrf") => "a port of a VRF",
+        _ if l.port_of.as_deref() == Some("bridge") => "a port of a bridge",
+        _ if leads_outside(facts, l) => "\"uplinks\" does not name it",
+        Some("veth") => "a veth without main's default route",
+        Some("bridge") => "a bridge without a default route",
+        Some(kind) if ON_PARENT.contains(&kind) => "what it lies on is no uplink",
+        Some(kind) if NEVER.contains(&kind) => "\"auto\" takes no interface of this kind",
+        _ => "a tunnel without a default route or a public address",
+    };
+    let each = facts.links.iter().filter(speaks_for).map(|l| LeftOut {
+        name: l.name.clone(),
+        kind: l.kind.clone().unwrap_or_default(),
+        why: why(l),
+    });
+    each.collect()
 }
 
 /// Interfaces that lead outside: the chosen, those that `auto` would take, and those that main

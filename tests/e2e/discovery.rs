@@ -74,6 +74,9 @@ fn a_gateway_comes_from_the_settings_where_none_can_be_found() {
     let node = &layout.node;
     node.ns.ip("route flush table 101");
     node.ns.ip6("route flush table 101");
+    let to_host =
+        || [Flow::new("host", &layout.client, Proto::Tcp, "10.21.0.10:10250", "host 203.0.113.9")];
+    assert_only_these_fail(&to_host(), &["host"]);
     let without = json!({"uplinks": NICS});
     node.up(&without);
     assert_eq!(uplinks(node)[1], "eth1 2 47002 none, not found");
@@ -84,9 +87,6 @@ fn a_gateway_comes_from_the_settings_where_none_can_be_found() {
     assert!(way_out.contains("gateways") && way_out.contains("eth1"), "{way_out}");
     let table = node.symroute(&["status"]).stdout;
     assert!(table.contains("What is off:") && table.contains("eth1 has no IPv4"), "{table}");
-    let to_host =
-        || [Flow::new("host", &layout.client, Proto::Tcp, "10.21.0.10:10250", "host 203.0.113.9")];
-    assert_only_these_fail(&to_host(), &["host"]);
     let gateways = json!({"eth1": ["10.21.0.1", "fe80::1"]});
     node.up(&json!({"uplinks": NICS, "gateways": gateways}));
     assert_eq!(uplinks(node)[1], "eth1 2 47002 10.21.0.1, configured");

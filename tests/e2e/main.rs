@@ -36,6 +36,7 @@ mod report_001_lb_ip_from_pod;
 mod report_002_lb_hairpin;
 mod report_003_flannel_tun;
 mod report_004_cluster_api_reboot;
+mod routing;
 mod sources;
 mod text;
 mod transit;

@@ -84,6 +84,7 @@ fn the_documents_show_what_the_node_prints() {
     if nftables {
         commands.push("ip rule");
         commands.push("nft -s list table inet symroute");
+        commands.push("nft -s list table arp symroute");
     }
     let mut shown: Vec<_> =
         commands.into_iter().map(|c| (c, printed(&layout.node.ns, c))).collect();

@@ -108,7 +108,8 @@ impl Transaction {
         let table = attrs(attributes).next().filter(|(kind, _)| *kind == 1).map(|(_, name)| name);
         let name = table.map(|name| name.strip_suffix(&[0]).unwrap_or(name));
         let family = message.body[0];
-        self.of_ours |= family == NFPROTO_INET && name == Some(names::TABLE.as_bytes());
+        self.of_ours |=
+            [NFPROTO_INET, NFPROTO_ARP].contains(&family) && name == Some(names::TABLE.as_bytes());
         if matches!(family, NFPROTO_IPV4 | NFPROTO_IPV6) && name == Some(b"mangle") {
             self.of_mangle |= concerns_us(kind, attributes);
         }

@@ -298,7 +298,7 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     let link_local = [
         FamilyIs(Family::V6),
         LoadAddress(Family::V6, Side::Source),
-        Bits16(mask),
+        AddressBits(mask.to_vec()),
         Equals(value.to_vec()),
         Return,
     ];

@@ -108,7 +108,9 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
             compare(w, NFT_CMP_EQ, &[number]);
         }
         Expression::LoadAddress(family, side) => payload(w, *family, *side),
-        Expression::ConntrackAddress { family, reply } => conntrack_address(w, *family, *reply),
+        Expression::ConntrackAddress { family, reply } => {
+            conntrack_address(w, *family, *reply);
+        }
         Expression::FibInterface(side) => fib(w, *side, NFT_FIB_RESULT_OIF, 0),
         Expression::FibInterfaceByMark(side) => {
             fib(w, *side, NFT_FIB_RESULT_OIF, NFTA_FIB_F_MARK);
@@ -126,7 +128,7 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
         Expression::Bits { mask, xor } => {
             bitwise(w, &mask.to_ne_bytes(), &xor.to_ne_bytes());
         }
-        Expression::Bits16(mask) => bitwise(w, mask, &[0; 16]),
+        Expression::AddressBits(mask) => bitwise(w, mask, &vec![0; mask.len()]),
         Expression::Equals(bytes) => compare(w, NFT_CMP_EQ, bytes),
         Expression::Differs(bytes) => compare(w, NFT_CMP_NEQ, bytes),
         Expression::InSet { set, not } => lookup(w, set, *not, false),

@@ -4,6 +4,7 @@
 //! look into ([`rules`] has the shapes); [`encode`] writes them, [`table`] reads the table and
 //! makes the changes of [`table_diff`] in one transaction, [`counters`] reads what the rules count.
 
+pub(crate) mod arp;
 mod base_chains;
 pub(crate) mod chains;
 pub(crate) mod counters;

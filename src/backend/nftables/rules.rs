@@ -3,9 +3,39 @@
 //! Expressions are written the way nft itself compiles them, with one register, so that
 //! `nft list` reads them back as text that `nft -f` accepts.
 
-use crate::model::{Elements, Family};
+use std::fmt;
 
-/// The desired content of the table.
+use crate::model::{Elements, Family};
+use crate::netlink::uapi::{NFPROTO_ARP, NFPROTO_INET};
+
+/// Families of the kernel in which we have a table, each of the name [`crate::names::TABLE`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TableFamily {
+    /// IPv4 and IPv6.
+    Inet,
+    Arp,
+}
+
+impl TableFamily {
+    /// `NFPROTO_*`
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Inet => NFPROTO_INET,
+            Self::Arp => NFPROTO_ARP,
+        }
+    }
+}
+
+impl fmt::Display for TableFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inet => "inet",
+            Self::Arp => "arp",
+        })
+    }
+}
+
+/// The desired content of a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ruleset {
     /// Sets and maps. Chains refer to them by name.
@@ -60,7 +90,7 @@ pub(crate) struct Set {
 pub(crate) struct Hook {
     /// "filter" or "route".
     pub(crate) kind: &'static str,
-    /// `NF_INET_*`
+    /// `NF_INET_*`, or `NF_ARP_*`
     pub(crate) number: u32,
     /// Place among the chains of this hook; lower comes first.
     pub(crate) priority: i32,
@@ -147,8 +177,8 @@ pub(crate) enum Expression {
         /// Bits to flip afterwards.
         xor: u32,
     },
-    /// register = register & mask, on 16 bytes.
-    Bits16([u8; 16]),
+    /// register = register & mask, on the bytes of an address.
+    AddressBits(Vec<u8>),
     /// The register holds these bytes.
     Equals(Vec<u8>),
     /// The register does not hold these bytes.

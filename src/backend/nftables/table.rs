@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use super::encode::{rule_body, set_numbers, set_userdata, write_goto};
 use super::fingerprint;
+use super::rules::TableFamily::{self, Inet};
 use super::rules::{Chain, Rule, Set};
 use super::table_diff::TableChange;
 use crate::model::{ElementData, Elements, FoundChain, FoundSet, Table};
@@ -25,22 +26,30 @@ fn kind(message: u16) -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | message
 }
 
-/// `struct nfgenmsg` of a message about a table of family inet.
-const INET: [u8; NFGENMSG] = [NFPROTO_INET, 0, 0, 0];
+/// `struct nfgenmsg` of a message about a table of this family.
+fn header(family: TableFamily) -> [u8; NFGENMSG] {
+    [family.number(), 0, 0, 0]
+}
 
 pub(super) fn get(message: u16, flags: u16, table_attr: u16) -> Writer {
+    get_in(Inet, message, flags, table_attr)
+}
+
+fn get_in(family: TableFamily, message: u16, flags: u16, table_attr: u16) -> Writer {
     let mut request = Writer::with_capacity(128);
-    write_get(&mut request, message, flags, table_attr);
+    write_get(&mut request, family, message, flags, table_attr);
     request
 }
 
-fn write_get(request: &mut Writer, message: u16, flags: u16, table_attr: u16) {
-    request.message(kind(message), NLM_F_REQUEST | flags, &INET);
+fn write_get(request: &mut Writer, family: TableFamily, message: u16, flags: u16, table_attr: u16) {
+    request.message(kind(message), NLM_F_REQUEST | flags, &header(family));
     request.str(table_attr, TABLE);
 }
 
-/// Everything in our table, or none where it does not exist.
-pub(crate) fn table(socket: &mut Socket) -> Result<Option<Table>, Error> {
+/// Everything in our table of this family, or none where it does not exist.
+pub(crate) fn table(socket: &mut Socket, family: TableFamily) -> Result<Option<Table>, Error> {
+    let get = |message, flags, attr| get_in(family, message, flags, attr);
+    let ours = |body: &[u8], attrs: &[u8], attr| is_ours(family, body, attrs, attr);
     let flags = socket.query(&mut get(NFT_MSG_GETTABLE, 0, NFTA_TABLE_NAME), |message| {
         be32_at(find(message.body.get(NFGENMSG..)?, NFTA_TABLE_FLAGS)?, 0)
     });
@@ -78,9 +87,14 @@ pub(crate) fn table(socket: &mut Socket) -> Result<Option<Table>, Error> {
     Ok(Some(found))
 }
 
-/// Whether a dumped message is about our table: older kernels ignore the filter.
+/// Whether a dumped message is about our table inet: older kernels ignore the filter.
 pub(super) fn ours(body: &[u8], attrs: &[u8], attr: u16) -> bool {
-    body.first() == Some(&NFPROTO_INET) && find(attrs, attr).map(string).as_deref() == Some(TABLE)
+    is_ours(Inet, body, attrs, attr)
+}
+
+fn is_ours(family: TableFamily, body: &[u8], attrs: &[u8], attr: u16) -> bool {
+    let of_family = body.first() == Some(&family.number());
+    of_family && find(attrs, attr).map(string).as_deref() == Some(TABLE)
 }
 
 fn parse_chain(body: &[u8]) -> (String, FoundChain) {
@@ -162,7 +176,7 @@ pub(crate) fn look_up(
 ) -> Result<Vec<Result<Option<ElementData>, Error>>, Error> {
     let mut requests = Writer::with_capacity(96 * elements.len());
     for (set, key) in elements {
-        write_get(&mut requests, NFT_MSG_GETSETELEM, 0, NFTA_SET_ELEM_LIST_TABLE);
+        write_get(&mut requests, Inet, NFT_MSG_GETSETELEM, 0, NFTA_SET_ELEM_LIST_TABLE);
         requests.str(NFTA_SET_ELEM_LIST_SET, set);
         requests.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| write_element(w, key, &ElementData::None));
     }
@@ -198,13 +212,17 @@ pub(crate) fn batch_edge(messages: &mut Writer, edge: u16) {
 }
 
 /// Makes these changes, together or not at all, and waits for the kernel's one answer.
-pub(crate) fn commit(socket: &mut Socket, changes: &[TableChange]) -> Result<(), Error> {
+pub(crate) fn commit(
+    socket: &mut Socket,
+    family: TableFamily,
+    changes: &[TableChange],
+) -> Result<(), Error> {
     if changes.is_empty() {
         return Ok(());
     }
     let mut messages = Writer::with_capacity(512);
     batch_edge(&mut messages, NFNL_MSG_BATCH_BEGIN);
-    let mut batch = Batch { messages, sets: 0 };
+    let mut batch = Batch { messages, family, sets: 0 };
     for change in changes {
         batch.add(change);
     }
@@ -217,6 +235,7 @@ pub(crate) fn commit(socket: &mut Socket, changes: &[TableChange]) -> Result<(),
 /// Changes as messages.
 struct Batch {
     messages: Writer,
+    family: TableFamily,
     /// How many sets are new. A new set needs a number of its own in the batch.
     sets: u32,
 }
@@ -248,7 +267,7 @@ impl Batch {
     }
 
     fn table(&mut self, message: u16, flags: u16) {
-        self.messages.message(kind(message), NLM_F_REQUEST | flags, &INET);
+        self.messages.message(kind(message), NLM_F_REQUEST | flags, &header(self.family));
         self.messages.str(NFTA_TABLE_NAME, TABLE);
     }
 
@@ -261,7 +280,7 @@ impl Batch {
         name: &str,
     ) -> &mut Writer {
         let w = &mut self.messages;
-        w.message(kind(message), NLM_F_REQUEST | flags, &INET);
+        w.message(kind(message), NLM_F_REQUEST | flags, &header(self.family));
         w.str(table_attr, TABLE);
         w.str(name_attr, name);
         w

@@ -21,7 +21,7 @@ fn nothing_set_is_the_default() {
 fn every_key_is_read() {
     let config = parsed(json!({
         "uplinks": ["auto", "eth*", "!eth2"],
-        "gateways": {"eth1": ["10.0.1.1", "fe80::1"]},
+        "gateways": {"eth1": ["10.0.1.1", "10.0.1.2", "10.0.1.1", "fe80::1"], "int": "onlink"},
         "host": false,
         "hairpin": true,
         "masquerade": {"mark": "0x4000/0x4000", "via": "eth0"},
@@ -36,7 +36,9 @@ fn every_key_is_read() {
     let settings = &config.settings;
     let not = Pattern::Not("eth2".into());
     assert_eq!(settings.uplinks, [Pattern::Auto, Pattern::Name("eth*".into()), not]);
-    assert_eq!(settings.gateways["eth1"].len(), 2);
+    let routers = ["10.0.1.1", "10.0.1.2", "fe80::1"].map(|ip| ip.parse().unwrap());
+    assert_eq!(settings.gateways["eth1"], Gateways::Routers(routers.to_vec()));
+    assert_eq!(settings.gateways["int"], Gateways::OnLink);
     assert_eq!((settings.host, settings.hairpin), (false, true));
     let via = Some("eth0".to_string());
     assert_eq!(settings.masquerade, Masquerade::Mark { mark: names::KUBE_MASQUERADE, via });
@@ -51,6 +53,7 @@ fn settings_survive_their_own_words() {
     for value in [
         json!({}),
         json!({"masquerade": "off", "hairpin": true, "gateways": {"a": ["::1:1"], "b": []}}),
+        json!({"gateways": {"a": "onlink"}}),
         json!({"masquerade": {"mark": "0x8"}, "uplinks": ["x?", "!y"], "markMask": "3"}),
     ] {
         let settings = parsed(value).unwrap().settings;
@@ -78,7 +81,7 @@ fn wrong_values_are_named_with_their_key() {
         ("gateways.eth1", json!({"eth1": "10.0.0.1"})),
         ("gateways.eth1", json!({"eth1": ["10.0.0.256"]})),
         ("gateways.eth1", json!({"eth1": ["0.0.0.0"]})),
-        ("gateways.eth1", json!({"eth1": ["10.0.0.1", "10.0.0.2"]})),
+        ("gateways.eth1", json!({"eth1": ["onlink"]})),
         ("host", json!("true")),
         ("hairpin", json!(1)),
         ("masquerade", json!(true)),

@@ -28,10 +28,10 @@ fn a_nic_that_is_attached_is_served_once_it_has_address_and_gateway() {
         layout.router.check_sources(&["eth0", "eth1", "eth2"]);
     };
     plug(&mut layout);
-    layout.node.ns.ip("addr add 10.22.0.10/24 dev eth2");
     layout.node.up(&settings());
-    layout.node.ns.ip("route add default via 10.22.0.1 dev eth2 table 102");
-    assert!(!answers(&layout, "10.22.0.10", 10250), "up came before the gateway");
+    layout.node.ns.ip("addr add 10.22.0.10/24 dev eth2
+         route add default via 10.22.0.1 dev eth2 table 102");
+    assert!(!answers(&layout, "10.22.0.10", 10250), "up came before address and gateway");
 
     let mut layout = two_nics();
     let agent =

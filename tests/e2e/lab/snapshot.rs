@@ -39,6 +39,11 @@ impl Snapshot {
         let mut sections: BTreeMap<String, String> =
             names.into_iter().zip(output.split('\0').map(normalised)).collect();
         assert_eq!(sections.len(), commands.len(), "an output of each command");
+        // A table that is made anew comes last.
+        let tables = sections.get_mut("nft -s list ruleset").expect("a section");
+        let mut parts: Vec<_> = tables.split_inclusive("\n}\n").collect();
+        parts.sort_unstable();
+        *tables = parts.concat();
         sections.insert("sysctls".into(), node.ns.run(sysctls));
         sections.insert("/run/symroute".into(), files(node));
         Self { sections, legacy: node.legacy.load(Ordering::Relaxed) }

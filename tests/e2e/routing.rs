@@ -1,0 +1,8 @@
+//! Routing that tells the truth: an uplink's table is what the node would use if it had this uplink
+//! alone, and no flow that worked without the plugin fails with it.
+
+mod arp;
+mod gateways;
+mod lan;
+mod own_table;
+mod which_interfaces;
