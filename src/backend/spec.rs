@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
+
 use crate::model::{Family, Field, MarkMatch};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub(crate) struct Spec<'a> {
     /// Addresses of the pods that accept a local pod's address as a source.
     pub(crate) hairpins: &'a BTreeSet<IpAddr>,
     pub(crate) left_out: &'a BTreeSet<IpAddr>,
+    /// Connections to these destinations are never bound.
+    pub(crate) exclude: &'a [IpNetwork],
     /// See [`crate::names::IN_FORCE`].
     pub(crate) fingerprint: u32,
     /// See [`crate::names::LAYOUT`].

@@ -12,6 +12,7 @@ use std::hash::Hash as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use ipnetwork::IpNetwork;
 use serde_json::{Map, Value, json};
 
 pub(crate) use parse::{is_interface_name, parse};
@@ -23,9 +24,10 @@ use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
 
 /// The keys of the plugin object that are ours.
-pub(crate) const KEYS: [&str; 11] = [
+pub(crate) const KEYS: [&str; 12] = [
     "uplinks",
     "gateways",
+    "exclude",
     "host",
     "hairpin",
     "masquerade",
@@ -149,6 +151,9 @@ pub(crate) struct Settings {
     pub(crate) uplinks: Vec<Pattern>,
     /// Gateways by uplink name, where they can't be found.
     pub(crate) gateways: BTreeMap<String, Gateways>,
+    /// Connections to these destinations are never bound, since their replies are meant to take
+    /// another way: direct server return, anycast.
+    pub(crate) exclude: Vec<IpNetwork>,
     /// Whether the node's own sockets and `NodePort`s with remote backends are served too.
     pub(crate) host: bool,
     /// Whether a local pod's address is accepted as a source on an uplink.
@@ -166,6 +171,7 @@ impl Default for Settings {
         Self {
             uplinks: vec![Pattern::Auto],
             gateways: BTreeMap::new(),
+            exclude: Vec::new(),
             host: true,
             hairpin: false,
             masquerade: Masquerade::Auto,
@@ -194,10 +200,12 @@ impl Settings {
         };
         let gateways: Map<_, _> =
             self.gateways.iter().map(|(name, set)| (name.clone(), set.to_json())).collect();
+        let exclude: Vec<_> = self.exclude.iter().map(ToString::to_string).collect();
         let uplinks: Vec<_> = self.uplinks.iter().map(ToString::to_string).collect();
         let all = [
             ("uplinks", json!(uplinks)),
             ("gateways", Value::Object(gateways)),
+            ("exclude", json!(exclude)),
             ("host", json!(self.host)),
             ("hairpin", json!(self.hairpin)),
             ("masquerade", masquerade),

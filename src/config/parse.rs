@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
 
 use super::{
@@ -28,6 +29,7 @@ pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
     let settings = Settings {
         uplinks: uplinks(object)?,
         gateways: gateways(object)?,
+        exclude: exclude(object)?,
         host: boolean(object, "host", default.host)?,
         hairpin: boolean(object, "hairpin", default.hairpin)?,
         masquerade: masquerade(object, field)?,
@@ -149,6 +151,20 @@ fn gateways(object: &Map<String, Value>) -> Result<BTreeMap<String, Gateways>, I
             }
         }
         found.insert(name.clone(), Gateways::Routers(addresses));
+    }
+    Ok(found)
+}
+
+fn exclude(object: &Map<String, Value>) -> Result<Vec<IpNetwork>, Invalid> {
+    const HINT: &str = "allowed: a list of addresses and prefixes, like [\"203.0.113.0/24\"]";
+    let Some(value) = object.get("exclude") else { return Ok(Vec::new()) };
+    let wrong = |at: &Value| Invalid::new("exclude", at, HINT);
+    let mut found = Vec::new();
+    for item in value.as_array().ok_or_else(|| wrong(value))? {
+        let net: Option<IpNetwork> = item.as_str().and_then(|text| text.parse().ok());
+        let net = net.ok_or_else(|| wrong(item))?;
+        // The network that an address with a prefix lies in.
+        found.extend(IpNetwork::new(net.network(), net.prefix()));
     }
     Ok(found)
 }

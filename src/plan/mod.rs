@@ -196,6 +196,7 @@ fn mark(
         routeless: &routeless(facts),
         hairpins: &facts.hairpins,
         left_out: &facts.left_out,
+        exclude: &settings.exclude,
         ipvs: facts.ipvs,
         fingerprint: settings.fingerprint(facts.ipvs),
         priority: settings.priority,

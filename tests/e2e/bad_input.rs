@@ -126,6 +126,8 @@ fn wrong_values() -> Vec<(Value, &'static [&'static str])> {
         (json!({"gateways": {"eth1": ["ff02::1"]}}), &["\"gateways.eth1\"", "ff02::1"]),
         (json!({"gateways": {"a/b": ["10.21.0.1"]}}), &["\"gateways.a/b\"", "uplink names"]),
         (json!({"gateways": {"eth1": "on-link"}}), &["\"gateways.eth1\"", "on-link", "onlink"]),
+        (json!({"exclude": "10.0.0.0/8"}), &["\"exclude\"", "10.0.0.0/8", "list"]),
+        (json!({"exclude": ["10.0.0.0/33"]}), &["\"exclude\"", "10.0.0.0/33", "prefixes"]),
         (json!({"host": "yes"}), &["\"host\"", "\"yes\"", "true, false"]),
         (json!({"host": 1}), &["\"host\"", "1", "true, false"]),
         (json!({"hairpin": null}), &["\"hairpin\"", "null", "true, false"]),

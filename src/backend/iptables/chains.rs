@@ -312,6 +312,11 @@ impl Builder<'_> {
         if self.family == Family::V6 {
             rules.push(rule("-s fe80::/10", "link-local", RETURN));
         }
+        let excluded = self.spec.exclude.iter().filter(|net| Family::of(net.ip()) == self.family);
+        rules.extend(excluded.map(|net| {
+            let called = format!("-m conntrack --ctorigdst {net}");
+            rule(called, "a destination that is never bound", RETURN)
+        }));
         if Spec::any(self.spec.left_out, self.family) {
             let to = in_set(names::LEFT_OUT_SET.of(self.family), "dst");
             rules.push(rule(to, "a pod that is left out", RETURN));

@@ -9,7 +9,7 @@ use super::rules::{
     Expression::{self, *},
     Rule, Ruleset, Side,
 };
-use super::sets::{number_key, sets};
+use super::sets::{address_key, number_key, sets};
 use crate::backend::spec::{Spec, Uplink};
 use crate::model::{Family, Field};
 use crate::names;
@@ -272,6 +272,12 @@ fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     for family in Family::ALL {
         rules.push(rule("an ICMP error", icmp_error(family, [goto("error", id)])));
     }
+    rules.extend(spec.exclude.iter().map(|net| {
+        let family = Family::of(net.ip());
+        let called = [FamilyIs(family), CalledAddress(family)];
+        let inside = [AddressBits(address_key(net.mask())), Equals(address_key(net.network()))];
+        rule("a destination that is never bound", [&called[..], &inside, &[Accept]].concat())
+    }));
     for family in Family::ALL.into_iter().filter(|&f| Spec::any(spec.left_out, f)) {
         let set = InSetOf(names::LEFT_OUT.of(family), false);
         rules.push(address_in(family, Side::Destination, set, &[Accept]));

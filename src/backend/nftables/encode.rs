@@ -109,8 +109,9 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
         }
         Expression::LoadAddress(family, side) => payload(w, *family, *side),
         Expression::ConntrackAddress { family, reply } => {
-            conntrack_address(w, *family, *reply);
+            conntrack_address(w, NFT_REG32_01, *family, *reply);
         }
+        Expression::CalledAddress(family) => conntrack_address(w, NFT_REG_1, *family, false),
         Expression::FibInterface(side) => fib(w, *side, NFT_FIB_RESULT_OIF, 0),
         Expression::FibInterfaceByMark(side) => {
             fib(w, *side, NFT_FIB_RESULT_OIF, NFTA_FIB_F_MARK);
@@ -179,11 +180,11 @@ fn ct(w: &mut Writer, key: u32) {
     });
 }
 
-/// Into the register behind the one of an interface, so that both are one key.
-fn conntrack_address(w: &mut Writer, family: Family, reply: bool) {
+/// The register is the one behind that of an interface where both are one key.
+fn conntrack_address(w: &mut Writer, register: u32, family: Family, reply: bool) {
     let key = if family == Family::V4 { NFT_CT_DST_IP } else { NFT_CT_DST_IP6 };
     named(w, "ct", |w| {
-        w.be32(NFTA_CT_DREG, NFT_REG32_01);
+        w.be32(NFTA_CT_DREG, register);
         w.be32(NFTA_CT_KEY, key);
         w.attr(NFTA_CT_DIRECTION, &[if reply { IP_CT_DIR_REPLY } else { IP_CT_DIR_ORIGINAL }]);
     });

@@ -154,6 +154,9 @@ pub(crate) enum Expression {
         /// `true` for the reply direction.
         reply: bool,
     },
+    /// Destination of the connection's first packet, before any DNAT -> register; ask
+    /// [`Expression::FamilyIs`] first.
+    CalledAddress(Family),
     /// Outgoing interface that a route look-up for this address gives -> register; 0 for none.
     FibInterface(Side),
     /// The same by a look-up with the packet's mark.

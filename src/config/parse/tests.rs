@@ -22,6 +22,7 @@ fn every_key_is_read() {
     let config = parsed(json!({
         "uplinks": ["auto", "eth*", "!eth2"],
         "gateways": {"eth1": ["10.0.1.1", "10.0.1.2", "10.0.1.1", "fe80::1"], "int": "onlink"},
+        "exclude": ["10.7.1.0/16", "::1:0:0"],
         "host": false,
         "hairpin": true,
         "masquerade": {"mark": "0x4000/0x4000", "via": "eth0"},
@@ -39,6 +40,7 @@ fn every_key_is_read() {
     let routers = ["10.0.1.1", "10.0.1.2", "fe80::1"].map(|ip| ip.parse().unwrap());
     assert_eq!(settings.gateways["eth1"], Gateways::Routers(routers.to_vec()));
     assert_eq!(settings.gateways["int"], Gateways::OnLink);
+    assert_eq!(settings.exclude, ["10.7.0.0/16".parse().unwrap(), "::1:0:0/128".parse().unwrap()]);
     assert_eq!((settings.host, settings.hairpin), (false, true));
     let via = Some("eth0".to_string());
     assert_eq!(settings.masquerade, Masquerade::Mark { mark: names::KUBE_MASQUERADE, via });
@@ -53,7 +55,7 @@ fn settings_survive_their_own_words() {
     for value in [
         json!({}),
         json!({"masquerade": "off", "hairpin": true, "gateways": {"a": ["::1:1"], "b": []}}),
-        json!({"gateways": {"a": "onlink"}}),
+        json!({"gateways": {"a": "onlink"}, "exclude": ["10.0.0.1", "2001:db8::/32"]}),
         json!({"masquerade": {"mark": "0x8"}, "uplinks": ["x?", "!y"], "markMask": "3"}),
     ] {
         let settings = parsed(value).unwrap().settings;
@@ -82,6 +84,8 @@ fn wrong_values_are_named_with_their_key() {
         ("gateways.eth1", json!({"eth1": ["10.0.0.256"]})),
         ("gateways.eth1", json!({"eth1": ["0.0.0.0"]})),
         ("gateways.eth1", json!({"eth1": ["onlink"]})),
+        ("exclude", json!("10.0.0.0/8")),
+        ("exclude", json!(["10.0.0.0/33"])),
         ("host", json!("true")),
         ("hairpin", json!(1)),
         ("masquerade", json!(true)),
