@@ -6,6 +6,7 @@ pub(crate) mod diff;
 pub(crate) mod gateways;
 pub(crate) mod ids;
 pub(crate) mod ours;
+pub(crate) mod precedence;
 pub(crate) mod proof;
 pub(crate) mod routing;
 pub(crate) mod uplinks;
@@ -166,6 +167,7 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
     plan.restore = plan.src_valid_mark.iter().filter(restore).copied().collect();
     mark(facts, settings, marker, &mut plan)?;
     plan.proof = proof::questions(facts, settings, &plan);
+    plan.notes.extend(precedence::note(facts, settings, &plan));
     Ok(plan)
 }
 

@@ -6,4 +6,5 @@ mod excluded;
 mod gateways;
 mod lan;
 mod own_table;
+mod precedence;
 mod which_interfaces;

@@ -1,0 +1,119 @@
+//! Rules of other programs that come before ours and send replies elsewhere: those of Cilium, of
+//! MAAS and netplan, or of an operator.
+
+use std::collections::BTreeSet;
+
+use super::{Note, Plan};
+use crate::config::Settings;
+use crate::model::{Action, Facts, Route, Rule, whole};
+use crate::names::LOOPBACK;
+use crate::netlink::uapi::RT_TABLE_LOCAL;
+
+/// How many priorities ours take before the first one and behind it; see
+/// [`crate::config::RulePriorities`].
+const BEFORE: u32 = 2;
+const BEHIND: u32 = 3;
+
+/// What is wrong with the rules that come before ours, if anything is.
+pub(crate) fn note(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<Note> {
+    let first_of_ours = settings.rules().skip;
+    let all = || facts.rules.iter().map(|found| &found.rule);
+    let stray: Vec<&Rule> =
+        all().filter(|rule| rule.priority < first_of_ours && steers(facts, plan, rule)).collect();
+    let first = stray.iter().map(|rule| rule.priority).min()?;
+    let listed: Vec<_> = stray.iter().map(ToString::to_string).collect();
+    let what =
+        format!("rules before those of symroute may send replies elsewhere: {}", listed.join(", "));
+    let taken: BTreeSet<u32> = all().map(|rule| rule.priority).collect();
+    // The table local has to stay in front.
+    let local = all().filter(|rule| rule.action == Action::Lookup(RT_TABLE_LOCAL));
+    let local = local.map(|rule| rule.priority).filter(|&p| p < first).max().unwrap_or(0);
+    let free = |p: &u32| (p - BEFORE..=p + BEHIND).all(|p| !taken.contains(&p));
+    let place = (local + BEFORE + 1..first.saturating_sub(BEHIND)).rev().find(free);
+    let way_out = match place {
+        Some(place) => format!("set \"rulePriority\": {place}, which comes first, or move them"),
+        None => format!("move them behind {}", settings.rules().end),
+    };
+    Some(Note { what, way_out })
+}
+
+/// Whether a rule may send a reply that is bound to an uplink elsewhere.
+fn steers(facts: &Facts, plan: &Plan, rule: &Rule) -> bool {
+    let Action::Lookup(table) = rule.action else { return false };
+    let has_routes = || facts.routes.iter().any(|r| (r.table, r.family()) == (table, rule.family));
+    plan.families.contains(&rule.family)
+        && table != RT_TABLE_LOCAL
+        && rule.mark.is_none()
+        && rule.suppress.is_none()
+        && rule.iif.as_deref().is_none_or(|iif| iif == LOOPBACK)
+        && has_routes()
+        && !says_the_same(facts, plan, rule, table)
+}
+
+/// Whether the rule is about the one address of an uplink, and its table leads where ours leads.
+fn says_the_same(facts: &Facts, plan: &Plan, rule: &Rule, table: u32) -> bool {
+    let Some(from) = rule.from.filter(|from| from.prefix() == whole(from.ip())) else {
+        return false;
+    };
+    let owner = facts.addresses.iter().find(|a| a.ip == from.ip()).map(|a| a.link);
+    let Some(uplink) = plan.uplinks.iter().find(|u| Some(u.link) == owner) else { return false };
+    let is_gateway = |ip| uplink.ways.values().any(|way| way.gateways().any(|known| known == ip));
+    let ours = plan.routes.iter().filter(|r| {
+        let to_gateway = r.dst.prefix() == whole(r.dst.ip()) && is_gateway(r.dst.ip());
+        (r.table, r.family()) == (uplink.table, rule.family) && !to_gateway
+    });
+    let hops =
+        |r: &Route| -> Vec<_> { r.nexthops.iter().map(|hop| (hop.link, hop.gateway)).collect() };
+    let theirs = |dst| facts.routes.iter().filter(move |r| (r.table, r.dst) == (table, dst));
+    ours.into_iter().all(|route| theirs(route.dst).any(|other| hops(other) == hops(route)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Family, FoundRule};
+
+    fn facts(rules: &[(u32, Option<&str>, u32)]) -> Facts {
+        let rule = |&(priority, from, table): &(u32, Option<&str>, u32)| Rule {
+            family: Family::V4,
+            priority,
+            action: Action::Lookup(table),
+            mark: None,
+            iif: None,
+            from: from.map(|net| net.parse().unwrap()),
+            suppress: None,
+            other_selectors: from.is_some(),
+            protocol: 4,
+        };
+        let found = |rule| FoundRule { rule, message: Vec::new() };
+        let mut facts =
+            Facts { rules: rules.iter().map(rule).map(found).collect(), ..Facts::default() };
+        let route = Route {
+            table: 150,
+            dst: Family::V4.default_route(),
+            kind: 1,
+            scope: 0,
+            protocol: 3,
+            metric: 0,
+            nexthops: Vec::new(),
+            metrics: Vec::new(),
+            special: false,
+        };
+        facts.routes.push(route);
+        facts
+    }
+
+    #[test]
+    fn a_place_before_them_is_named() {
+        let plan = Plan { families: [Family::V4].into(), ..Plan::default() };
+        let advice = |rules: &[(u32, Option<&str>, u32)]| {
+            note(&facts(rules), &Settings::default(), &plan).map(|note| note.way_out)
+        };
+        assert_eq!(advice(&[(0, None, 255), (32766, None, 150)]), None);
+        assert_eq!(advice(&[(0, None, 255), (100, Some("10.0.0.0/8"), 99)]), None, "no routes");
+        let maas = advice(&[(0, None, 255), (100, Some("10.0.0.0/8"), 150)]).unwrap();
+        assert!(maas.contains("\"rulePriority\": 96,"), "{maas}");
+        let cilium = advice(&[(100, None, 255), (104, Some("10.0.0.1/32"), 150)]).unwrap();
+        assert!(cilium.starts_with("move them"), "{cilium}");
+    }
+}
