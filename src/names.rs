@@ -26,6 +26,11 @@ pub(crate) const UPLINKS: &str = "uplinks";
 /// Set of the interfaces that lead outside, uplinks or not: a source that is routed there is no
 /// local pod's.
 pub(crate) const OUTSIDE: &str = "outside";
+/// Verdict map: a first packet by an uplink with several routers goes to the chain of the one that it
+/// came from, by interface and hardware address.
+pub(crate) const ROUTERS: &str = "routers";
+/// Verdict map: the same for a request of a connection that is bound.
+pub(crate) const REROUTED: &str = "rerouted";
 /// Verdict map: a first packet goes to the chain of the uplink that it came in by.
 pub(crate) const ARRIVE: &str = "arrive";
 /// Verdict map: the same for a packet of a connection that is bound to another uplink and answered.

@@ -2,14 +2,16 @@
 //! for interfaces and routes of pods; a look for each of them would read everything.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::cause::Cause;
 use crate::backend::iptables::table_size::Sizes;
 use crate::config::{Pattern, Settings};
-use crate::model::{Facts, Link, Variant};
+use crate::model::{Facts, Link, Mac, Variant};
 use crate::names;
 use crate::netlink::uapi::{IFF_UP, RT_TABLE_LOCAL};
+use crate::plan::routers;
 
 /// Kinds of interface that `auto` never takes and of which a node has many.
 const OF_PODS: [&str; 3] = ["veth", "bridge", "dummy"];
@@ -32,6 +34,12 @@ pub(crate) enum Event {
         priority: u32,
         table: u32,
         marked: bool,
+    },
+    /// A neighbour has this hardware address.
+    Neighbour {
+        link: u32,
+        address: IpAddr,
+        mac: Mac,
     },
     Lost,
 }
@@ -64,6 +72,8 @@ pub(crate) struct Filter {
     tables: Option<RangeInclusive<u32>>,
     names: Vec<Pattern>,
     uplinks: BTreeSet<u32>,
+    /// Hardware addresses of routers that are told apart by them, as far as they are known.
+    routers: BTreeMap<(u32, IpAddr), Option<Mac>>,
     /// Interfaces that may matter.
     known: BTreeMap<u32, Shape>,
     quiet: BTreeSet<u32>,
@@ -96,6 +106,8 @@ impl Filter {
         self.tables = Some(settings.table(1)..=settings.table(settings.field.max_id()));
         self.names.clone_from(&settings.uplinks);
         self.uplinks = uplinks;
+        let routers = routers::candidates(facts, settings, facts.links.iter());
+        self.routers = routers.map(|key| (key, facts.neighbours.get(&key).copied())).collect();
         self.known.clear();
         self.quiet.clear();
         for link in &facts.links {
@@ -135,6 +147,10 @@ impl Filter {
                 let by_uplink = links.iter().any(|link| self.uplinks.contains(link));
                 let matters = table != RT_TABLE_LOCAL && (ours || wide || by_uplink);
                 matters.then_some(Cause::Routes)
+            }
+            Event::Neighbour { link, address, mac } => {
+                let known = self.routers.get(&(link, address));
+                known.is_some_and(|known| *known != Some(mac)).then_some(Cause::Routes)
             }
             // Others have rules by the addresses of pods behind ours.
             Event::Rule { priority, table, marked } => {
@@ -214,6 +230,8 @@ mod tests {
         assert_eq!(filter.judge(route(254, 24, 2)), Some(Cause::Routes));
         assert_eq!(filter.judge(route(47001, 24, 7)), Some(Cause::Routes), "one of ours");
         assert_eq!(filter.judge(route(255, 32, 2)), None, "table local follows addresses");
+        let neighbour = Event::Neighbour { link: 2, address: [10, 0, 0, 1].into(), mac: [2; 6] };
+        assert_eq!(filter.judge(neighbour), None, "one router needs no hardware address");
         assert_eq!(filter.judge(Event::Gone(2)), Some(Cause::Links));
         let ours = Event::Rule { priority: 402, table: 47001, marked: true };
         assert_eq!(filter.judge(ours), Some(Cause::Rules));

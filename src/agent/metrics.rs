@@ -93,7 +93,8 @@ pub(crate) fn page(board: &Board, counts: Option<&Counts>) -> String {
     }
     if let Some(counts) = counts {
         let by_uplink = |of: &BTreeMap<u32, u64>| {
-            let value = |u: &Uplink| of.get(&u.id).copied().unwrap_or(0) as f64;
+            let count = |unit: &Uplink| of.get(&unit.id).copied().unwrap_or(0) as f64;
+            let value = |u: &Uplink| u.units().map(count).sum::<f64>();
             let lines = board.uplinks.iter().map(|u| (label("uplink", &u.name), value(u)));
             lines.collect::<Vec<_>>()
         };
@@ -157,8 +158,15 @@ mod tests {
 
     #[test]
     fn the_page_has_one_value_to_a_line() {
-        let uplink =
-            Uplink { id: 1, link: 2, name: "e\"t\\h".into(), table: 47001, ways: BTreeMap::new() };
+        let uplink = Uplink {
+            id: 1,
+            link: 2,
+            name: "e\"t\\h".into(),
+            table: 47001,
+            ways: BTreeMap::new(),
+            routers: Vec::new(),
+            usual_macs: Vec::new(),
+        };
         let board = Board { uplinks: vec![uplink], looked: true, ..Board::default() };
         let counts = Counts { bound: [(1, 3), (2, 9)].into(), ..Counts::default() };
         let text = page(&board, Some(&counts));

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::model::{Family, Field, MarkMatch};
+use crate::model::{Family, Field, Mac, MarkMatch};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Steering {
@@ -22,13 +22,17 @@ pub(crate) struct Uplink {
     pub(crate) id: u32,
     pub(crate) link: u32,
     pub(crate) name: String,
+    /// Hardware address and id of each router of the uplink, if there are several.
+    pub(crate) routers: Vec<(Mac, u32)>,
+    /// Whether this is the uplink by one of these routers.
+    pub(crate) router: bool,
 }
 
 /// What rules are built from.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec<'a> {
     pub(crate) field: Field,
-    /// The uplinks in the order of their ids.
+    /// The uplinks in the order of their ids, each followed by what it is by its routers.
     pub(crate) uplinks: &'a [Uplink],
     /// Index and name of each interface that leads outside, uplink or not.
     pub(crate) outside: &'a [(u32, String)],
@@ -59,6 +63,11 @@ pub(crate) struct Spec<'a> {
 }
 
 impl Spec<'_> {
+    /// The uplinks, each once.
+    pub(crate) fn interfaces(&self) -> impl Iterator<Item = &Uplink> {
+        self.uplinks.iter().filter(|uplink| !uplink.router)
+    }
+
     /// The conntrack mark of a connection that is bound to an uplink.
     pub(crate) fn bound(&self, id: u32) -> u32 {
         self.field.of(id)

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::config::Settings;
 use crate::error::Error;
-use crate::model::PerFamily;
+use crate::model::{Family, PerFamily, mac_text};
 use crate::node::Node;
 use crate::node::apply::describe;
+use crate::plan::routers::Router;
 use crate::plan::uplinks::LeftOut;
 use crate::plan::{GatewaySource, Note, Uplink};
 use crate::state::Record;
@@ -161,6 +163,14 @@ impl Report {
                 "learnedFrom": way.source.to_string(),
             });
         }
+        let router = |r: &Router| {
+            let (id, table) = (r.by_it.id, r.by_it.table);
+            let gateways: Vec<_> = own_gateways(uplink, r).map(|(_, ip)| ip).collect();
+            json!({"id": id, "table": table, "hardwareAddress": mac_text(r.mac), "gateways": gateways})
+        };
+        if !uplink.routers.is_empty() {
+            object["routers"] = uplink.routers.iter().map(router).collect();
+        }
         object
     }
 
@@ -226,6 +236,16 @@ impl Report {
                 let tail = [family.to_string(), gateway, way.source.to_string()];
                 rows.push([&lead[..], &tail].concat());
             }
+            for router in &uplink.routers {
+                let unit = &router.by_it;
+                let mark = format!("{:#x}", self.settings.field.of(unit.id));
+                let lead = [uplink.name.clone(), unit.id.to_string(), mark, unit.table.to_string()];
+                for (family, ip) in own_gateways(uplink, router) {
+                    let from = format!("requests from {}", mac_text(router.mac));
+                    let tail = [family.to_string(), ip.to_string(), from];
+                    rows.push([&lead[..], &tail].concat());
+                }
+            }
         }
         rows
     }
@@ -256,6 +276,16 @@ impl Report {
             }
         }
     }
+}
+
+/// The families in which a router leads another way than the uplink does, with its address.
+fn own_gateways<'a>(
+    uplink: &'a Uplink,
+    router: &'a Router,
+) -> impl Iterator<Item = (Family, IpAddr)> + 'a {
+    let ways =
+        router.by_it.ways.iter().filter(|(family, way)| uplink.ways.get(family) != Some(way));
+    ways.filter_map(|(&family, way)| Some((family, way.gateways().next()?)))
 }
 
 /// What is wrong with files of the state. Only some attachments are read, so that this takes no

@@ -110,6 +110,17 @@ pub(crate) struct Link {
     pub(crate) carrier: bool,
 }
 
+/// A hardware address of Ethernet.
+pub(crate) type Mac = [u8; 6];
+
+/// Hardware addresses of neighbours, by interface and address.
+pub(crate) type Neighbours = BTreeMap<(u32, IpAddr), Mac>;
+
+/// A hardware address as `ip link` prints it.
+pub(crate) fn mac_text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Address {
     pub(crate) link: u32,
@@ -400,6 +411,8 @@ pub(crate) struct Facts {
     pub(crate) ours: Ours,
     pub(crate) tooling: Tooling,
     pub(crate) ipvs: bool,
+    /// Hardware addresses of routers, where an uplink may have several: by interface and address.
+    pub(crate) neighbours: Neighbours,
     /// `rp_filter` that the kernel applies to each interface with an IPv4 address, by index: the
     /// larger one of its own value and that of `all`.
     pub(crate) rp_filter: BTreeMap<u32, u32>,

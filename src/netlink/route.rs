@@ -12,13 +12,17 @@ use nix::errno::Errno;
 use super::uapi::*;
 use super::wire::{Writer, attrs, find, ip, string, u16_at, u32_at};
 use super::{Error, Socket};
-use crate::model::{Action, Address, Family, FoundRule, Link, MarkMatch, Nexthop, Route, Rule};
+use crate::model::{
+    Action, Address, Family, FoundRule, Link, MarkMatch, Neighbours, Nexthop, Route, Rule,
+};
 
 /// Kinds of route that are read.
 const KINDS: [u8; 4] = [RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT];
 const IFINFOMSG: usize = 16;
 const IFADDRMSG: usize = 8;
 const RTMSG: usize = 12;
+/// Bytes of `struct ndmsg` (`linux/neighbour.h`).
+const NDMSG: usize = 12;
 const FIB_RULE_HDR: usize = 12;
 /// Bytes of `struct rtnexthop`.
 const RTNEXTHOP: usize = 8;
@@ -68,6 +72,33 @@ fn parse_address(body: &[u8]) -> Option<Address> {
     let peer = find(rest, IFA_ADDRESS).and_then(ip)?;
     let own = find(rest, IFA_LOCAL).and_then(ip).unwrap_or(peer);
     Some(Address { link, net: IpNetwork::new(peer, prefix).ok()?, ip: own, scope })
+}
+
+/// Hardware addresses of neighbours that `keep` wants, as far as they are resolved.
+pub(crate) fn neighbours(
+    socket: &mut Socket,
+    keep: impl Fn(u32, IpAddr) -> bool,
+) -> Result<Neighbours, Error> {
+    let found = socket.dump(&mut dump_request(RTM_GETNEIGH, &[0; NDMSG]), |body| {
+        let (link, state) = (u32_at(body, 4)?, u16_at(body, 8)?);
+        let attributes = body.get(NDMSG..)?;
+        let ip = find(attributes, NDA_DST).and_then(ip).filter(|&ip| keep(link, ip))?;
+        let mac = find(attributes, NDA_LLADDR)?.try_into().ok()?;
+        (state != 0 && state & NUD_UNRESOLVED == 0).then_some(((link, ip), mac))
+    })?;
+    Ok(found.into_iter().collect())
+}
+
+/// Has the kernel resolve a neighbour, as if a packet were sent to it.
+pub(crate) fn resolve(socket: &mut Socket, link: u32, ip: IpAddr) -> Result<(), Error> {
+    let mut body = [0; NDMSG];
+    body[0] = Family::of(ip).number();
+    body[4..8].copy_from_slice(&link.to_ne_bytes());
+    body[10] = NTF_USE;
+    let mut request = Writer::default();
+    request.message(RTM_NEWNEIGH, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE, &body);
+    request.ip(NDA_DST, ip);
+    socket.acknowledged(&mut request)
 }
 
 /// All routes of one family that forward or lead nowhere and that `keep` wants, from every table.

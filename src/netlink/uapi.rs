@@ -1,6 +1,6 @@
 //! Numbers of the kernel's netlink interfaces, named as the kernel's headers name them.
 //!
-//! Sources: `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,sockios,fib_rules}.h` and
+//! Sources: `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour,sockios,fib_rules}.h` and
 //! `include/uapi/linux/netfilter/{nfnetlink,nf_tables,ipset/ip_set}.h`. They are kept here rather than
 //! taken from libc, which has only part of them and in several integer types.
 
@@ -42,6 +42,13 @@ numbers! {
     u32: RTEXT_FILTER_SKIP_STATS = 8;
     u32: IFF_UP = 0x1, IFF_LOOPBACK = 0x8, IFF_POINTOPOINT = 0x10;
     u16: IFA_ADDRESS = 1, IFA_LOCAL = 2;
+
+    // neighbour.h
+    u16: RTM_NEWNEIGH = 28, RTM_GETNEIGH = 30;
+    u16: NDA_DST = 1, NDA_LLADDR = 2;
+    u8: NTF_USE = 1;
+    // `NUD_NONE` is none of these bits; `NUD_INCOMPLETE` and `NUD_FAILED`.
+    u16: NUD_UNRESOLVED = 0x01 | 0x20;
 
     // sockios.h
     libc::Ioctl: SIOCGSKNS = 0x894c;
@@ -115,7 +122,7 @@ numbers! {
     u32: NFT_LOOKUP_F_INV = 1;
     u16: NFTA_PAYLOAD_DREG = 1, NFTA_PAYLOAD_BASE = 2, NFTA_PAYLOAD_OFFSET = 3,
         NFTA_PAYLOAD_LEN = 4;
-    u32: NFT_PAYLOAD_NETWORK_HEADER = 1;
+    u32: NFT_PAYLOAD_LL_HEADER = 0, NFT_PAYLOAD_NETWORK_HEADER = 1;
     u16: NFTA_IMMEDIATE_DREG = 1, NFTA_IMMEDIATE_DATA = 2;
     u16: NFTA_FIB_DREG = 1, NFTA_FIB_RESULT = 2, NFTA_FIB_FLAGS = 3;
     u32: NFT_FIB_RESULT_OIF = 1, NFT_FIB_RESULT_ADDRTYPE = 3;

@@ -16,12 +16,12 @@ use crate::backend::nftables::table;
 use crate::config::{Backend, Settings};
 use crate::error::Error;
 use crate::model::{
-    Action, Address, Facts, Family, FoundRule, Link, Mangle, Route, Variant, VariantUse,
+    Action, Address, Facts, Family, FoundRule, Link, Mangle, Neighbours, Route, Variant, VariantUse,
 };
 use crate::names;
 use crate::netlink::uapi::{IFF_LOOPBACK, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST};
 use crate::netlink::{self, route};
-use crate::plan::ours;
+use crate::plan::{ours, routers};
 
 /// Everything that reconcile looks at. `owned`: the settings by which state is known as ours,
 /// first those that are wanted. `by_iptables`: whether iptables marks by now.
@@ -75,7 +75,24 @@ pub(crate) fn facts(
         iptables(kernel, owned, &mut facts)?;
     }
     facts.src_valid_mark = sysctl::src_valid_mark(&facts.links)?;
+    if let Some(settings) = owned.first() {
+        facts.neighbours = routers(&mut kernel.rtnetlink, &facts, settings)?;
+    }
     Ok(facts)
+}
+
+/// Hardware addresses of the routers of uplinks that may have several.
+pub(crate) fn routers(
+    rtnetlink: &mut netlink::Socket,
+    facts: &Facts,
+    settings: &Settings,
+) -> Result<Neighbours, Error> {
+    let wanted: BTreeSet<_> = routers::candidates(facts, settings, facts.links.iter()).collect();
+    if wanted.is_empty() {
+        return Ok(Neighbours::new());
+    }
+    let found = route::neighbours(rtnetlink, |link, ip| wanted.contains(&(link, ip)));
+    found.map_err(Error::kernel("list neighbours"))
 }
 
 /// Whether the kernel has IPVS. The module may be loaded at any time.

@@ -1,19 +1,27 @@
 //! The reconcile: looks and steps until nothing is left to do.
 
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use super::Node;
 use super::apply::Applied;
+use super::observe;
 use crate::config::{Settings, file};
 use crate::error::Error;
+use crate::model::Facts;
+use crate::netlink::route;
 use crate::plan::diff::diff;
-use crate::plan::{Plan, plan};
+use crate::plan::{Plan, plan, routers};
 use crate::state::{Lock, Ready, Record, State};
 
 /// How often a node is looked at that changes meanwhile.
 const ROUNDS: u32 = 8;
+/// How long a router may take to answer that it is there. One on the same network takes far less.
+const RESOLVED: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(5);
 
 impl Node {
     /// Brings the node to what `settings` say, in the name of `network`. Atomic for traffic;
@@ -33,9 +41,10 @@ impl Node {
         // In whose name the settings are: of the network that brought them.
         let leader = record.as_ref().filter(same).map_or(network, |r| &r.network).to_string();
         let mut rounds = 1..ROUNDS;
+        let mut may_resolve = true;
         loop {
             let last = rounds.next().is_none();
-            match self.round(&leader, settings) {
+            match self.round(&leader, settings, std::mem::take(&mut may_resolve)) {
                 Ok(Round::Settled(plan)) => return Ok(plan),
                 Ok(Round::Changed(plan)) if last => return Ok(plan),
                 Ok(Round::Changed(_)) => {}
@@ -47,7 +56,12 @@ impl Node {
     }
 
     /// One look and the steps that it asks for.
-    fn round(&mut self, network: &str, settings: &Settings) -> Result<Round, Interrupted> {
+    fn round(
+        &mut self,
+        network: &str,
+        settings: &Settings,
+        may_resolve: bool,
+    ) -> Result<Round, Interrupted> {
         let record = self.record()?;
         let mut previous: Vec<Settings> = Vec::new();
         for old in record.iter().flat_map(|r| std::iter::once(&r.settings).chain(&r.previous)) {
@@ -56,7 +70,10 @@ impl Node {
             }
         }
         let owned: Vec<&Settings> = std::iter::once(settings).chain(&previous).collect();
-        let (facts, unreadable) = self.observe(&owned, record.as_ref())?;
+        let (mut facts, unreadable) = self.observe(&owned, record.as_ref())?;
+        if may_resolve {
+            self.resolve_routers(&mut facts, settings)?;
+        }
         let plan = plan(&facts, settings).map_err(Error::from)?;
         let steps = diff(&facts, &plan);
         let from = record.as_ref().filter(|r| r.network == network);
@@ -101,6 +118,26 @@ impl Node {
             questions: plan.proof.clone(),
         })?;
         Ok(Round::Settled(plan))
+    }
+
+    /// Has the kernel look for routers that can't be told apart yet, and waits for those that answer
+    /// at once. The others are told apart by a later look.
+    fn resolve_routers(&mut self, facts: &mut Facts, settings: &Settings) -> Result<(), Error> {
+        let socket = &mut self.kernel.rtnetlink;
+        let unknown: Vec<_> = routers::candidates(facts, settings, facts.links.iter())
+            .filter(|key| !facts.neighbours.contains_key(key))
+            .collect();
+        for &(link, ip) in &unknown {
+            // An interface that is down, say: status says so.
+            let _ = route::resolve(socket, link, ip);
+        }
+        let deadline = Instant::now() + RESOLVED;
+        let missing = |facts: &Facts| unknown.iter().any(|key| !facts.neighbours.contains_key(key));
+        while missing(facts) && Instant::now() < deadline {
+            thread::sleep(PAUSE);
+            facts.neighbours = observe::routers(socket, facts, settings)?;
+        }
+        Ok(())
     }
 
     /// After a failed first reconcile. What failed is taken away too: the kernel may have done it

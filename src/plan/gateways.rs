@@ -1,6 +1,6 @@
 //! How each uplink leads outside: its gateway, and where that was learned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -95,6 +95,25 @@ fn configured(settings: &Settings, name: &str, family: Family) -> Vec<IpAddr> {
         }
         Some(Gateways::OnLink) | None => Vec::new(),
     }
+}
+
+/// The routers of the uplink that are known: all that are configured, or else those of all its
+/// default routes.
+pub(crate) fn known(
+    facts: &Facts,
+    settings: &Settings,
+    link: &Link,
+    family: Family,
+) -> Vec<IpAddr> {
+    let mut routers = configured(settings, &link.name, family);
+    routers.retain(|&ip| !is_own(facts, ip));
+    if routers.is_empty() && settings.gateways.get(&link.name) != Some(&Gateways::OnLink) {
+        let hops = defaults(facts, link.index, family).into_iter().flat_map(|r| &r.nexthops);
+        routers.extend(hops.filter(|hop| hop.link == link.index).filter_map(|hop| hop.gateway));
+    }
+    let mut seen = BTreeSet::new();
+    routers.retain(|ip| Family::of(*ip) == family && seen.insert(*ip));
+    routers
 }
 
 /// Default routes: those of tables that rules name by an address of the interface first, then

@@ -1,12 +1,14 @@
 //! Which uplink has which id. An id is kept while its uplink exists: live connections carry it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use serde_json::json;
 
 use crate::backend::iptables::node_set;
+use crate::backend::nftables::sets::router_key;
 use crate::config::{Invalid, Settings};
-use crate::model::{Action, ElementData, Facts, Link};
+use crate::model::{Action, ElementData, Facts, Family, Link, Mac, Route};
 use crate::names;
 
 /// The ids of these uplinks, in the order of the ids. The kernel is the record: ids are read back
@@ -54,6 +56,43 @@ pub(crate) fn assign<'a>(
     Ok(ids)
 }
 
+/// The id of a router of an uplink that has several: the one that it has, or else the lowest that
+/// neither an uplink, a router nor a connection has. None where all are taken.
+pub(crate) fn of_router(
+    facts: &Facts,
+    settings: &Settings,
+    link: u32,
+    mac: Mac,
+    gateways: &BTreeMap<Family, IpAddr>,
+    taken: &BTreeSet<u32>,
+) -> Option<u32> {
+    let max = settings.field.max_id();
+    let recorded = routers(facts);
+    let by_mac =
+        recorded.iter().find_map(|(key, id)| (*key == router_key(link, mac)).then_some(*id));
+    let leads = |route: &&Route| {
+        let only = [(link, gateways.get(&route.family()).copied())];
+        let hops: Vec<_> = route.nexthops.iter().map(|hop| (hop.link, hop.gateway)).collect();
+        route.is_default() && super::ours::is_table(settings, route.table) && hops == only
+    };
+    let free = |id: &u32| (1..=max).contains(id) && !taken.contains(id);
+    let by_table = facts.ours.routes.iter().filter(leads).map(|r| r.table - settings.table_base);
+    let stale = self::recorded(facts, settings);
+    let fresh = || (1..=max).find(|id| free(id) && !stale.contains(id));
+    let known = by_mac.into_iter().chain(by_table).find(free);
+    known.or_else(fresh).or_else(|| (1..=max).find(free))
+}
+
+/// Interface with hardware address, and id, as the table has them.
+fn routers(facts: &Facts) -> Vec<(Vec<u8>, u32)> {
+    let maps = facts.ours.table.iter().filter_map(|t| t.sets.get(names::ROUTERS));
+    let element = |(key, data): &(Vec<u8>, ElementData)| match data {
+        ElementData::Goto(chain) => Some((key.clone(), chain.rsplit('_').next()?.parse().ok()?)),
+        _ => None,
+    };
+    maps.flat_map(|set| &set.elements).filter_map(element).collect()
+}
+
 /// Interface index and id, as the table or the ipset says.
 fn written(facts: &Facts, settings: &Settings) -> Vec<(u32, u32)> {
     let maps = facts.ours.table.iter().filter_map(|t| t.sets.get(names::IDS));
@@ -72,9 +111,26 @@ fn id_of(data: &ElementData, settings: &Settings) -> Option<u32> {
     (mark & !settings.field.id_mask() == 0).then(|| settings.field.id(mark))
 }
 
-/// All ids that the map knows, whether their uplinks are still there or not.
+/// All ids that are known, whether their uplinks and routers are still there or not.
 fn recorded(facts: &Facts, settings: &Settings) -> BTreeSet<u32> {
-    written(facts, settings).into_iter().map(|(_, id)| id).collect()
+    let tables = facts.ours.routes.iter().map(|route| route.table);
+    let by_table = tables.filter(|&table| super::ours::is_table(settings, table));
+    let all = written(facts, settings).into_iter().map(|(_, id)| id);
+    let all = all.chain(routers(facts).into_iter().map(|(_, id)| id));
+    all.chain(by_table.map(|table| table - settings.table_base)).collect()
+}
+
+/// The hardware address of a router that has an id of its own, as the map has it.
+pub(crate) fn remembered(facts: &Facts, settings: &Settings, link: u32, ip: IpAddr) -> Option<Mac> {
+    let leads = |id: u32| {
+        let only = |r: &Route| matches!(&r.nexthops[..], [hop] if (hop.link, hop.gateway) == (link, Some(ip)));
+        let mut of_table = facts.ours.routes.iter().filter(|r| r.table == settings.table(id));
+        of_table.any(|route| route.is_default() && only(route))
+    };
+    routers(facts).into_iter().find_map(|(key, id)| {
+        let mac: Mac = key.get(4..10)?.try_into().ok()?;
+        (key == router_key(link, mac) && leads(id)).then_some(mac)
+    })
 }
 
 fn from_map(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {

@@ -8,6 +8,7 @@ pub(crate) mod ids;
 pub(crate) mod ours;
 pub(crate) mod precedence;
 pub(crate) mod proof;
+pub(crate) mod routers;
 pub(crate) mod routing;
 pub(crate) mod uplinks;
 
@@ -22,9 +23,10 @@ use crate::backend::nftables::rules::Ruleset;
 use crate::backend::spec::{self, Spec, Steering};
 use crate::backend::{Marker, nftables};
 use crate::config::{Invalid, Masquerade, Settings};
-use crate::model::{Facts, Family, Field, Nexthop, Route, Rule};
+use crate::model::{Facts, Family, Field, Mac, Nexthop, Route, Rule};
 use crate::netlink::uapi::RT_TABLE_MAIN;
 use proof::Question;
+use routers::Router;
 use uplinks::LeftOut;
 
 /// The desired state of a node. The empty plan is the node without us.
@@ -71,6 +73,17 @@ pub(crate) struct Uplink {
     pub(crate) table: u32,
     /// How each family that it carries gets out.
     pub(crate) ways: BTreeMap<Family, Way>,
+    /// Routers that have ids of their own, where there are several.
+    pub(crate) routers: Vec<Router>,
+    /// Hardware addresses of its usual router.
+    pub(crate) usual_macs: Vec<Mac>,
+}
+
+impl Uplink {
+    /// The uplink, and what it is by each of its routers.
+    pub(crate) fn units(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.routers.iter().map(|router| &router.by_it))
+    }
 }
 
 /// How an uplink leads outside.
@@ -142,6 +155,7 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
     let chosen = uplinks::choose(facts, settings)?;
     let ids = ids::assign(facts, settings, &chosen)?;
     let mut plan = Plan::default();
+    let mut taken: BTreeSet<u32> = ids.keys().copied().collect();
     for (id, link) in ids {
         let (ways, notes) = gateways::ways(facts, settings, link);
         plan.notes.extend(notes);
@@ -151,16 +165,21 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
             name: link.name.clone(),
             table: settings.table(id),
             ways,
+            routers: Vec::new(),
+            usual_macs: Vec::new(),
         };
+        let uplink = routers::of(facts, settings, link, uplink, &mut taken, &mut plan.notes);
         plan.notes.extend(routing::notes(facts, &uplink));
         plan.uplinks.push(uplink);
     }
     plan.notes.extend(gateways::unused(settings, &plan.uplinks));
     plan.left_out = uplinks::left_out(facts, settings, &plan.uplinks);
     plan.families = families(&plan.uplinks);
-    plan.routes = plan.uplinks.iter().flat_map(|u| routing::routes(facts, u)).collect();
+    let units = || plan.uplinks.iter().flat_map(Uplink::units);
+    plan.routes = units().flat_map(|u| routing::routes(facts, u)).collect();
     let marker = backend::choose(facts, settings)?;
-    plan.rules = routing::rules(settings, &plan.uplinks, &plan.families, marker);
+    let units: Vec<_> = units().collect();
+    plan.rules = routing::rules(settings, &units, &plan.families, marker);
     plan.src_valid_mark = plan.uplinks.iter().map(|u| u.link).collect();
     let zero = |link: &u32| facts.src_valid_mark.get(link) == Some(&0);
     let restore = |link: &&u32| zero(link) || facts.restore.contains(link);
@@ -184,8 +203,22 @@ fn mark(
         backend::check_names(facts, &outside)?;
         plan.notes.extend(backend::without_steering(settings, variant, &mut steering)?);
     }
-    let as_named = |u: &Uplink| spec::Uplink { id: u.id, link: u.link, name: u.name.clone() };
-    let uplinks: Vec<_> = plan.uplinks.iter().map(as_named).collect();
+    let unit = |u: &Uplink, routers: Vec<(Mac, u32)>, router| spec::Uplink {
+        id: u.id,
+        link: u.link,
+        name: u.name.clone(),
+        routers,
+        router,
+    };
+    let all = |u: &Uplink| -> Vec<_> {
+        let mut routers: Vec<_> = u.routers.iter().map(|r| (r.mac, r.by_it.id)).collect();
+        if !routers.is_empty() {
+            routers.extend(u.usual_macs.iter().map(|&mac| (mac, u.id)));
+        }
+        let by_router = u.routers.iter().map(|r| unit(&r.by_it, routers.clone(), true));
+        [unit(u, routers.clone(), false)].into_iter().chain(by_router).collect()
+    };
+    let uplinks: Vec<_> = plan.uplinks.iter().flat_map(all).collect();
     let named: Vec<_> = outside.iter().map(|&link| (link, facts.link_name(link))).collect();
     let spec = Spec {
         field: settings.field,
@@ -221,7 +254,8 @@ fn mark(
 
 /// Marks ARP requests by the uplinks whose sources are checked strictly.
 fn arp(facts: &Facts, field: Field, uplinks: &[spec::Uplink]) -> Option<Ruleset> {
-    let strict = uplinks.iter().filter(|u| gateways::is_strict(facts, u.link));
+    let strict =
+        uplinks.iter().filter(|u| !u.router).filter(|u| gateways::is_strict(facts, u.link));
     nftables::arp::build(field, strict).filter(|_| facts.tooling.nftables)
 }
 

@@ -35,7 +35,7 @@ pub(crate) fn questions(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<
         let mark = settings.field.of(uplink.id);
         Some(Question { link: uplink.link, table: uplink.table, mark, outside, local })
     };
-    let uplinks = plan.uplinks.iter();
+    let uplinks = plan.uplinks.iter().flat_map(Uplink::units);
     uplinks.flat_map(|uplink| Family::ALL.into_iter().filter_map(|f| about(uplink, f))).collect()
 }
 

@@ -86,7 +86,7 @@ fn copies(facts: &Facts, uplink: &Uplink, family: Family, source: &GatewaySource
 /// steers last. Where a source lies is asked of main in another way by each backend.
 pub(crate) fn rules(
     settings: &Settings,
-    uplinks: &[Uplink],
+    uplinks: &[&Uplink],
     families: &BTreeSet<Family>,
     marker: Marker,
 ) -> Vec<Rule> {

@@ -225,6 +225,14 @@ fn net(link: u32, v6: bool) -> (IpAddr, IpNetwork, IpAddr) {
     (at(10), IpNetwork::new(at(10), if v6 { 64 } else { 24 }).unwrap(), at(1))
 }
 
+/// Another address of the same network.
+fn beside(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => (u32::from(ip) + 1).to_be_bytes().into(),
+        IpAddr::V6(ip) => (u128::from(ip) + 1).to_be_bytes().into(),
+    }
+}
+
 fn route(table: u32, dst: IpNetwork, link: u32, gateway: Option<IpAddr>) -> Route {
     let metric = if dst.is_ipv4() { 0 } else { 1024 };
     let nexthops = vec![Nexthop { link, gateway, onlink: false, weight: 0 }];
@@ -257,7 +265,17 @@ prop_compose! {
                     let table = if in_main { RT_TABLE_MAIN } else { 100 + table };
                     let mut default = route(table, family.default_route(), index, Some(gateway));
                     default.metric += index;
-                    facts.routes.push(default);
+                    facts.routes.push(default.clone());
+                    if bits & 5 == 5 {
+                        // A second router, which may be one device with that of the other family.
+                        let other = beside(gateway);
+                        default.nexthops[0].gateway = Some(other);
+                        default.metric += 50;
+                        facts.routes.push(default);
+                        let last = u8::try_from(index).unwrap();
+                        facts.neighbours.insert((index, gateway), [2, 0, 0, 0, 1, last]);
+                        facts.neighbours.insert((index, other), [2, 0, 0, 0, has & 3, last]);
+                    }
                 }
             }
         }
@@ -348,7 +366,8 @@ proptest! {
             let kept = next.uplinks.iter().find(|u| u.link == uplink.link).unwrap();
             prop_assert_eq!(kept.id, uplink.id);
         }
-        let ids: BTreeSet<_> = next.uplinks.iter().map(|u| u.id).collect();
-        prop_assert_eq!(ids.len(), next.uplinks.len());
+        let all = || next.uplinks.iter().flat_map(Uplink::units);
+        let ids: BTreeSet<_> = all().map(|u| u.id).collect();
+        prop_assert_eq!(ids.len(), all().count());
     }
 }

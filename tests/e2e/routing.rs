@@ -7,4 +7,5 @@ mod gateways;
 mod lan;
 mod own_table;
 mod precedence;
+mod two_routers;
 mod which_interfaces;

@@ -1,12 +1,15 @@
-//! Events of rtnetlink: interfaces, addresses, routes, rules.
+//! Events of rtnetlink: interfaces, addresses, routes, rules, neighbours.
+
+use std::net::IpAddr;
 
 use futures_util::StreamExt as _;
 use rtnetlink::MulticastGroup::{
-    Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link as Links,
+    Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link as Links, Neigh,
 };
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -22,7 +25,7 @@ const BUFFER: usize = 1 << 20;
 /// joined and `ready` is called: what happens from then on is told.
 /// Error: the socket can't be opened, or was closed.
 pub(crate) async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<(), String> {
-    let groups = [Links, Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule];
+    let groups = [Links, Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Neigh];
     let (mut connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)
         .map_err(|error| format!("listen to rtnetlink: {error}"))?;
     // A smaller buffer loses events earlier, and a loss is noticed.
@@ -55,6 +58,7 @@ fn event(message: RouteNetlinkMessage) -> Option<Event> {
         | M::DelAddress(AddressMessage { header, .. }) => Some(Event::Address(header.index)),
         M::NewRoute(m) | M::DelRoute(m) => route(&m),
         M::NewRule(m) | M::DelRule(m) => Some(rule(&m)),
+        M::NewNeighbour(m) => neighbour(&m),
         _ => None,
     }
 }
@@ -105,6 +109,24 @@ fn route(message: &RouteMessage) -> Option<Event> {
         links.clear();
     }
     Some(Event::Route { table, prefix: message.header.destination_prefix_length, links })
+}
+
+/// A neighbour whose hardware address is known.
+fn neighbour(message: &NeighbourMessage) -> Option<Event> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
+                address = Some(IpAddr::V4(*ip));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
+                address = Some(IpAddr::V6(*ip));
+            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    Some(Event::Neighbour { link: message.header.ifindex, address: address?, mac: mac? })
 }
 
 fn rule(message: &RuleMessage) -> Event {

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use super::node_set;
 use super::rules::{Chain, Ipset, Kind, Rule, Xtables};
 use crate::backend::spec::{Spec, Uplink};
-use crate::model::{Family, Field, Member, PerFamily, Variant, whole};
+use crate::model::{Family, Field, Member, PerFamily, Variant, mac_text, whole};
 use crate::names;
 
 /// Builds the desired chains and sets. `prefixes`: see [`super::inside`]. `made`: built-in chains
@@ -149,13 +149,13 @@ impl Builder<'_> {
             chain(of("stays", id), self.stays(uplink)),
             chain(of("answered", id), self.answered(id)),
             chain(of("reply", id), self.reply(uplink)),
-            chain(of("in", id), self.arrive(id)),
+            chain(of("in", id), self.arrive(uplink)),
         ]
     }
 
     fn hooks(&self) -> [Chain; 5] {
         let from = |target: &dyn Fn(u32) -> String| -> Vec<Rule> {
-            let uplinks = self.spec.uplinks.iter();
+            let uplinks = self.spec.interfaces();
             uplinks.map(|u| rule(format!("-i {}", u.name), "came in by", target(u.id))).collect()
         };
         let hook = |hook: &'static str, rules| {
@@ -260,7 +260,8 @@ impl Builder<'_> {
     }
 
     /// A packet came in by this uplink. The usual one comes first.
-    fn arrive(&self, id: u32) -> Vec<Rule> {
+    fn arrive(&self, uplink: &Uplink) -> Vec<Rule> {
+        let id = uplink.id;
         let own = format!("{} {ORIGINAL}", self.connection(self.spec.bound(id)));
         let turned = format!("{} {ORIGINAL}", self.connection(self.spec.turned(id)));
         let answered = format!("{} {ANSWERED}", self.has_id("!"));
@@ -273,9 +274,19 @@ impl Builder<'_> {
             rule(own, "bound to this uplink", goto_of("via", id)),
             rule(turned, "turns round", goto_of("uturn", id)),
         ];
+        let by_router =
+            || uplink.routers.iter().filter(|(_, router)| !uplink.router && *router != id);
+        rules.extend(by_router().map(|(_, router)| {
+            let own = format!("{} {ORIGINAL}", self.connection(self.spec.bound(*router)));
+            rule(own, "bound to a router of this uplink", goto_of("via", *router))
+        }));
         if self.spec.uplinks.len() > 1 {
             rules.push(rule(answered, "bound to another uplink", goto_of("answered", id)));
         }
+        rules.extend(by_router().map(|(mac, router)| {
+            let from = format!("-m mac --mac-source {}", mac_text(*mac).to_uppercase());
+            rule(from, "came from a router of its own", goto_of("offer", *router))
+        }));
         rules.push(rule("", "a first packet", goto_of("offer", id)));
         rules
     }

@@ -50,7 +50,7 @@ pub(crate) fn write(spec: &Spec<'_>, made: &BTreeSet<(Family, String)>) -> BTree
         note(IN_FORCE, format!("in force: {}", spec.fingerprint)),
         note(LAYOUT, format!("mask {mask}, priority {priority}, tables {tables}")),
     ]);
-    out.extend(spec.uplinks.iter().map(|uplink| {
+    out.extend(spec.interfaces().map(|uplink| {
         let (id, link) = (uplink.id, uplink.link);
         note(HAS_ID | link & INDEX, format!("interface {link} has id {id}"))
     }));

@@ -133,11 +133,15 @@ fn uplink_chains(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Chain> {
         chain(named("ask", id), ask(spec, id)),
         chain(named("error", id), error(spec, id)),
         chain(named("offer", id), offer(spec, id)),
-        chain(named("in", id), arrive(spec, id)),
+        chain(named("in", id), [by_router(uplink), arrive(spec, id)].concat()),
         chain(named("answered", id), answered(id)),
         chain(named(BOUND, id), bound(spec, uplink)),
         chain(named("turned", id), turn(spec, uplink)),
     ];
+    if !uplink.routers.is_empty() {
+        let reroute = [&set_connection(field, mark)[..], &set_packet(mark), &[Accept]].concat();
+        chains.insert(0, chain(named("reroute", id), vec![plain(reroute)]));
+    }
     chains.extend(asks_with_marks(spec, id));
     if spec.steering.values().any(|steering| steering.via == id) {
         let remember = set_connection(field, field.d());
@@ -145,6 +149,14 @@ fn uplink_chains(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Chain> {
         chains.push(chain(named("send", id), rules));
     }
     chains
+}
+
+/// A first packet of an uplink with several routers is for the one that it came from, if that has
+/// an id of its own.
+fn by_router(uplink: &Uplink) -> Vec<Rule> {
+    let has_some = !uplink.router && !uplink.routers.is_empty();
+    let rule = rule("came from a router of its own", [Iif, SourceMac, VerdictMap(names::ROUTERS)]);
+    has_some.then_some(rule).into_iter().collect()
 }
 
 /// A packet of a connection that is bound to this uplink: what almost all packets are, so the
@@ -158,8 +170,13 @@ fn bound(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     };
     let error = |family| icmp_error(family, [Iif, VerdictMap(names::ERRORS)]);
     let answered = has_status(IPS_SEEN_REPLY, Iif);
-    vec![
-        rule("a reply", [&elsewhere[..], &mark, &[Accept]].concat()),
+    let mut rules = vec![rule("a reply", [&elsewhere[..], &mark, &[Accept]].concat())];
+    if !uplink.routers.is_empty() {
+        let here = [&[DirectionIs { reply: false }][..], &here, &[NotRelated]].concat();
+        let by_mac = [Iif, SourceMac, VerdictMap(names::REROUTED)];
+        rules.push(rule("a request by a router of its own", [&here[..], &by_mac].concat()));
+    }
+    rules.extend([
         rule("a request", request(&[NotRelated])),
         rule("an ICMP error", error(Family::V4)),
         plain(error(Family::V6)),
@@ -169,7 +186,8 @@ fn bound(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
         rule("answered", [&answered[..], &[VerdictMap(names::ANSWERED)]].concat()),
         rule("a request by another uplink", [Iif, VerdictMap(names::ARRIVE)]),
         plain([goto(VIA, uplink.id)]),
-    ]
+    ]);
+    rules
 }
 
 /// A packet of a connection whose requests leave by the uplink that they come in by.

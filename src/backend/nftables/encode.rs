@@ -28,6 +28,7 @@ fn type_numbers(kind: Type) -> (u32, u32) {
         // Each part of a concatenation has six bits of the number.
         Type::InterfaceIpv4 => (20 << 6 | 7, 8),
         Type::InterfaceIpv6 => (20 << 6 | 8, 20),
+        Type::InterfaceMac => (20 << 6 | 9, 12),
         Type::Verdict => (NFT_DATA_VERDICT, 16),
     }
 }
@@ -51,7 +52,7 @@ pub(crate) fn set_userdata(set: &Set) -> Vec<u8> {
     let order = |kind| match kind {
         Type::Ipv4 | Type::Ipv6 => Some(NETWORK),
         Type::Mark | Type::Interface => Some(HOST),
-        Type::InterfaceIpv4 | Type::InterfaceIpv6 | Type::Verdict => None,
+        Type::InterfaceIpv4 | Type::InterfaceIpv6 | Type::InterfaceMac | Type::Verdict => None,
     };
     let mut out = Vec::new();
     for (kind, order) in
@@ -87,6 +88,7 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
     match expression {
         Expression::Iif => meta(w, NFT_META_IIF),
         Expression::Oif => meta(w, NFT_META_OIF),
+        Expression::SourceMac => source_mac(w),
         Expression::PacketMark => meta(w, NFT_META_MARK),
         Expression::ConntrackMark => ct(w, NFT_CT_MARK),
         Expression::ConntrackStatus => ct(w, NFT_CT_STATUS),
@@ -241,6 +243,17 @@ fn payload(w: &mut Writer, family: Family, side: Side) {
         w.be32(NFTA_PAYLOAD_BASE, NFT_PAYLOAD_NETWORK_HEADER);
         w.be32(NFTA_PAYLOAD_OFFSET, offset);
         w.be32(NFTA_PAYLOAD_LEN, len);
+    });
+}
+
+/// Six bytes behind the destination of `struct ethhdr`. A device without such a header ends the
+/// rule.
+fn source_mac(w: &mut Writer) {
+    named(w, "payload", |w| {
+        w.be32(NFTA_PAYLOAD_DREG, NFT_REG32_01);
+        w.be32(NFTA_PAYLOAD_BASE, NFT_PAYLOAD_LL_HEADER);
+        w.be32(NFTA_PAYLOAD_OFFSET, 6);
+        w.be32(NFTA_PAYLOAD_LEN, 6);
     });
 }
 

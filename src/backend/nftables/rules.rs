@@ -67,6 +67,8 @@ pub(crate) enum Type {
     Interface,
     InterfaceIpv4,
     InterfaceIpv6,
+    /// Interface and hardware address.
+    InterfaceMac,
     /// Where to go on.
     Verdict,
 }
@@ -125,6 +127,8 @@ pub(crate) enum Expression {
     Iif,
     /// Outgoing interface -> register.
     Oif,
+    /// Source hardware address -> the register behind an interface.
+    SourceMac,
     /// Packet mark -> register.
     PacketMark,
     /// Conntrack mark -> register.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::chains::{BOUND, VIA, named};
 use super::rules::{Set, Type};
 use crate::backend::spec::{Spec, Uplink};
-use crate::model::{ElementData, Family, PerFamily};
+use crate::model::{ElementData, Family, Mac, PerFamily};
 use crate::names;
 
 /// The bytes of an address as a set holds them.
@@ -20,6 +20,12 @@ pub(crate) fn address_key(ip: IpAddr) -> Vec<u8> {
 /// A number as a set of marks or interfaces holds it.
 pub(crate) fn number_key(number: u32) -> Vec<u8> {
     number.to_ne_bytes().to_vec()
+}
+
+/// An interface and a hardware address as a map of routers holds them: each part fills whole
+/// registers.
+pub(crate) fn router_key(link: u32, mac: Mac) -> Vec<u8> {
+    [&link.to_ne_bytes()[..], &mac, &[0; 2]].concat()
 }
 
 type Element = (Vec<u8>, ElementData);
@@ -86,7 +92,7 @@ fn records(spec: &Spec<'_>) -> [Set; 4] {
         (names::LAYOUT_PRIORITY, spec.priority),
         (names::LAYOUT_TABLES, spec.table_base),
     ];
-    let ids = spec.uplinks.iter().map(|uplink| value(uplink.link, spec.bound(uplink.id)));
+    let ids = spec.interfaces().map(|uplink| value(uplink.link, spec.bound(uplink.id)));
     let restore = spec.restore.iter().map(|&link| member(number_key(link)));
     [
         set(names::IN_FORCE, mark, None, [member(number_key(spec.fingerprint))]),
@@ -102,14 +108,16 @@ fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
     let each = |element: &dyn Fn(&Uplink) -> Element| -> Vec<Element> {
         spec.uplinks.iter().map(element).collect()
     };
-    let by_link = |chain: &'static str| each(&|u| goto(u.link, chain, u.id));
+    let by_link = |chain: &'static str| -> Vec<Element> {
+        spec.interfaces().map(|u| goto(u.link, chain, u.id)).collect()
+    };
     let bound = |chain: &'static str| each(&|u| goto(spec.bound(u.id), chain, u.id));
     let turned = each(&|u| goto(spec.turned(u.id), "turned", u.id));
     let marks = spec.uplinks.iter().flat_map(|u| [spec.bound(u.id), spec.turned(u.id)]);
     let marks: Vec<_> = marks.map(|mark| member(number_key(mark))).collect();
     let (verdict, mark, interface) = (Some(Type::Verdict), Type::Mark, Type::Interface);
     let mut sets = vec![
-        set(names::UPLINKS, interface, None, each(&|u| member(number_key(u.link)))),
+        set(names::UPLINKS, interface, None, spec.interfaces().map(|u| member(number_key(u.link)))),
         set(names::ARRIVE, interface, verdict, by_link("in")),
         set(names::ANSWERED, interface, verdict, by_link("answered")),
         set(names::ERRORS, interface, verdict, by_link("error")),
@@ -119,6 +127,19 @@ fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
     ];
     if has_many(spec) {
         sets.push(set(names::BOUND, mark, verdict, bound(BOUND)));
+    }
+    for (name, chain) in [(names::ROUTERS, "in"), (names::REROUTED, "reroute")] {
+        let mut elements = Vec::new();
+        for uplink in spec.interfaces() {
+            // The chain of the uplink itself goes on for its usual router.
+            let others = uplink.routers.iter().filter(|(_, id)| chain != "in" || *id != uplink.id);
+            elements.extend(others.map(|&(mac, id)| {
+                (router_key(uplink.link, mac), ElementData::Goto(named(chain, id)))
+            }));
+        }
+        if !elements.is_empty() {
+            sets.push(set(name, Type::InterfaceMac, verdict, elements));
+        }
     }
     let room = |name: &str| if name == names::MARKS { 4 } else { 2 };
     let sized = |set: Set| Set { size: Some(room(&set.name) * (spec.field.max_id() + 1)), ..set };

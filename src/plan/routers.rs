@@ -1,0 +1,104 @@
+//! Routers of an uplink that has several: a reply goes to the one that the request came from. The
+//! request's hardware address says which one that is, and each such router has an id and a table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::gateways::known;
+use super::{Note, Uplink, Way, ids};
+use crate::config::Settings;
+use crate::model::{Facts, Family, Link, Mac, Nexthop};
+
+/// A router that needs an id of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Router {
+    pub(crate) mac: Mac,
+    /// The uplink as it is by this router: another id, another table, another default route.
+    pub(crate) by_it: Uplink,
+}
+
+/// Routers whose hardware address the kernel has to know before they can be told apart.
+pub(crate) fn candidates<'a>(
+    facts: &'a Facts,
+    settings: &'a Settings,
+    links: impl Iterator<Item = &'a Link> + 'a,
+) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
+    links.flat_map(|link| {
+        let each = Family::ALL.map(|family| known(facts, settings, link, family));
+        // A single router of each family needs no look at hardware addresses.
+        let several = each.iter().any(|routers| routers.len() > 1);
+        let all = each.into_iter().flatten().filter(move |_| several);
+        all.map(|ip| (link.index, ip)).collect::<Vec<_>>()
+    })
+}
+
+/// Gives an uplink those of its routers that need ids of their own, as far as ids are left. One that
+/// the uplink's usual way leads to alone has the uplink's.
+pub(crate) fn of(
+    facts: &Facts,
+    settings: &Settings,
+    link: &Link,
+    uplink: Uplink,
+    taken: &mut BTreeSet<u32>,
+    notes: &mut Vec<Note>,
+) -> Uplink {
+    let (mut routers, mut usual_macs) = (Vec::new(), Vec::new());
+    for (mac, gateways) in by_mac(facts, settings, link) {
+        let usual = gateways.iter().all(|(family, ip)| {
+            let way = uplink.ways.get(family).map(|way| way.gateways().collect::<Vec<_>>());
+            way.as_deref() == Some(&[*ip])
+        });
+        if usual {
+            usual_macs.push(mac);
+            continue;
+        }
+        let Some(id) = ids::of_router(facts, settings, link.index, mac, &gateways, taken) else {
+            notes.push(Note {
+                what: format!(
+                    "markMask {} has no id left for all routers of {}: replies to some of them go \
+                     to its usual one",
+                    settings.field, uplink.name
+                ),
+                way_out: "set a wider markMask".into(),
+            });
+            break;
+        };
+        taken.insert(id);
+        let by_it = Uplink { id, table: settings.table(id), ..led_by(&uplink, &gateways) };
+        routers.push(Router { mac, by_it });
+    }
+    Uplink { routers, usual_macs, ..uplink }
+}
+
+/// The routers by hardware address. One address has one router of a family.
+fn by_mac(
+    facts: &Facts,
+    settings: &Settings,
+    link: &Link,
+) -> BTreeMap<Mac, BTreeMap<Family, IpAddr>> {
+    let mut found: BTreeMap<Mac, BTreeMap<Family, IpAddr>> = BTreeMap::new();
+    for (link, ip) in candidates(facts, settings, std::iter::once(link)) {
+        if let Some(mac) = mac_of(facts, settings, link, ip) {
+            found.entry(mac).or_default().entry(Family::of(ip)).or_insert(ip);
+        }
+    }
+    found
+}
+
+/// The hardware address of a router: as the kernel knows it, or as it was when it was last known.
+fn mac_of(facts: &Facts, settings: &Settings, link: u32, ip: IpAddr) -> Option<Mac> {
+    let known = facts.neighbours.get(&(link, ip)).copied();
+    known.or_else(|| ids::remembered(facts, settings, link, ip))
+}
+
+/// The uplink with these routers in place of its usual ones.
+fn led_by(uplink: &Uplink, gateways: &BTreeMap<Family, IpAddr>) -> Uplink {
+    let mut uplink = uplink.clone();
+    for (family, &ip) in gateways {
+        let hop = Nexthop { link: uplink.link, gateway: Some(ip), onlink: false, weight: 0 };
+        if let Some(way) = uplink.ways.get_mut(family) {
+            *way = Way { hops: vec![hop], ..way.clone() };
+        }
+    }
+    uplink
+}
