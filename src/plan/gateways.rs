@@ -159,7 +159,7 @@ fn carries(facts: &Facts, link: &Link, family: Family) -> bool {
 }
 
 /// Whether an address lies in a connected subnet of the interface.
-fn in_subnet(facts: &Facts, link: &Link, ip: IpAddr) -> bool {
+pub(super) fn in_subnet(facts: &Facts, link: &Link, ip: IpAddr) -> bool {
     let own = |a: &&Address| a.link == link.index;
     facts.addresses.iter().filter(own).any(|a| a.net.contains(ip) && a.ip != ip)
         || facts.routes.iter().any(|r| {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::gateways::own_tables;
+use super::gateways::{in_subnet, own_tables};
 use super::{GatewaySource, Note, Uplink, Way};
 use crate::backend::Marker;
 use crate::config::{RulePriorities, Settings};
@@ -62,7 +62,7 @@ fn to_gateway(uplink: &Uplink, family: Family, gateway: IpAddr) -> Option<Route>
     (Family::of(gateway) == family).then(|| route(uplink, Family::host_route(gateway), &[hop], &[]))
 }
 
-/// What the node sends out of this uplink by main, by the table of its default route and by those
+/// What the node would send out of this uplink if it had no other: what it sends out of it by main, by the table of its default route and by those
 /// that rules name by its addresses, default routes aside. Of equal routes the most particular
 /// table's comes first.
 fn copies(facts: &Facts, uplink: &Uplink, family: Family, source: &GatewaySource) -> Vec<Route> {
@@ -79,7 +79,25 @@ fn copies(facts: &Facts, uplink: &Uplink, family: Family, source: &GatewaySource
         let copy = || Route { metric: r.metric, ..route(uplink, r.dst, &hops, &r.metrics) };
         (!hops.is_empty()).then(copy)
     };
-    tables.into_iter().flat_map(of_table).filter(copied).filter_map(through).collect()
+    let mut found: Vec<_> =
+        tables.into_iter().flat_map(of_table).filter(copied).filter_map(through).collect();
+    // The network of another NIC is this one's as well, where both reach its routers.
+    let inferred: Vec<_> = of_table(RT_TABLE_MAIN)
+        .filter(copied)
+        .filter(|r| found.iter().all(|own| own.dst != r.dst))
+        .filter_map(|r| shared(facts, uplink, r))
+        .collect();
+    found.extend(inferred);
+    found
+}
+
+/// A route by another NIC as it is by this uplink, if a router of it lies in a subnet of both.
+fn shared(facts: &Facts, uplink: &Uplink, other: &Route) -> Option<Route> {
+    let link = facts.link(uplink.link)?;
+    let reached = |hop: &&Nexthop| hop.gateway.is_some_and(|ip| in_subnet(facts, link, ip));
+    let hop = other.nexthops.iter().find(reached)?;
+    let hop = Nexthop { link: uplink.link, weight: 0, ..*hop };
+    Some(Route { metric: other.metric, ..route(uplink, other.dst, &[hop], &other.metrics) })
 }
 
 /// The rules of all uplinks, in the order in which they have to be made: targets first, and what
