@@ -220,11 +220,12 @@ fn mark(
     };
     let uplinks: Vec<_> = plan.uplinks.iter().flat_map(all).collect();
     let named: Vec<_> = outside.iter().map(|&link| (link, facts.link_name(link))).collect();
+    let own = own_addresses(facts, &plan.src_valid_mark);
     let spec = Spec {
         field: settings.field,
         uplinks: &uplinks,
         outside: &named,
-        own: &own_addresses(facts, &plan.src_valid_mark),
+        own: &own,
         host: settings.host,
         hairpin: settings.hairpin,
         steering,
@@ -238,7 +239,7 @@ fn mark(
         table_base: settings.table_base,
         restore: &plan.restore,
     };
-    plan.arp = arp(facts, settings.field, &uplinks);
+    plan.arp = arp(facts, settings.field, &uplinks, &own);
     let Marker::Iptables(variant) = marker else {
         plan.ruleset = Some(build(&spec));
         return Ok(());
@@ -253,10 +254,15 @@ fn mark(
 }
 
 /// Marks ARP requests by the uplinks whose sources are checked strictly.
-fn arp(facts: &Facts, field: Field, uplinks: &[spec::Uplink]) -> Option<Ruleset> {
+fn arp(
+    facts: &Facts,
+    field: Field,
+    uplinks: &[spec::Uplink],
+    own: &BTreeSet<(u32, IpAddr)>,
+) -> Option<Ruleset> {
     let strict =
         uplinks.iter().filter(|u| !u.router).filter(|u| gateways::is_strict(facts, u.link));
-    nftables::arp::build(field, strict).filter(|_| facts.tooling.nftables)
+    nftables::arp::build(field, strict, own).filter(|_| facts.tooling.nftables)
 }
 
 /// The uplinks' own addresses. One that two of them have says nothing about either.

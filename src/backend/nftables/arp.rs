@@ -1,26 +1,41 @@
 //! The table of family arp: strict `rp_filter` judges ARP requests as well (`arp_process`,
 //! `net/ipv4/arp.c`), and those have no connection whose mark they could get. Without a mark the
 //! kernel drops a router's request for the address of a second NIC, and no packet ever comes.
+//!
+//! A request for the address of another NIC gets no mark: it may be this drop alone that keeps two
+//! NICs in one network from answering for each other.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::chains::{chain, equals, plain, set_packet};
-use super::rules::{Chain, Expression::Iif, Hook, Ruleset};
+use super::rules::{
+    Chain,
+    Expression::{ArpTarget, Iif, InSet},
+    Hook, Ruleset,
+};
+use super::sets::own_addresses;
 use crate::backend::spec::Uplink;
-use crate::model::Field;
+use crate::model::{Family, Field};
+use crate::names;
 use crate::netlink::uapi::NF_ARP_IN;
 
-/// The desired table: requests that come in by these uplinks carry their mark. None where there
-/// are none.
+/// The desired table: requests by these uplinks for an address of their own (interface, address)
+/// carry their mark. None where there are none.
 pub(crate) fn build<'a>(
     field: Field,
     uplinks: impl Iterator<Item = &'a Uplink>,
+    own: &BTreeSet<(u32, IpAddr)>,
 ) -> Option<Ruleset> {
+    let for_own = [Iif, ArpTarget, InSet { set: names::OWN.of(Family::V4), not: false }];
     let rules: Vec<_> = uplinks
         .map(|uplink| {
             let mark = set_packet(field, field.of(uplink.id));
-            plain([&[Iif, equals(uplink.link)][..], &mark].concat())
+            plain([&for_own[..], &[Iif, equals(uplink.link)], &mark].concat())
         })
         .collect();
     let hook = Hook { kind: "filter", number: NF_ARP_IN, priority: 0 };
     let input = Chain { hook: Some(hook), ..chain("input".into(), rules) };
-    (!input.rules.is_empty()).then(|| Ruleset { sets: Vec::new(), chains: vec![input] })
+    let sets = vec![own_addresses(own, Family::V4)];
+    (!input.rules.is_empty()).then(|| Ruleset { sets, chains: vec![input] })
 }

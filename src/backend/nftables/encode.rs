@@ -88,7 +88,8 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
     match expression {
         Expression::Iif => meta(w, NFT_META_IIF),
         Expression::Oif => meta(w, NFT_META_OIF),
-        Expression::SourceMac => source_mac(w),
+        // Behind the destination of `struct ethhdr`. A device without such a header ends the rule.
+        Expression::SourceMac => behind_interface(w, NFT_PAYLOAD_LL_HEADER, 6, 6),
         Expression::PacketMark => meta(w, NFT_META_MARK),
         Expression::ConntrackMark => ct(w, NFT_CT_MARK),
         Expression::ConntrackStatus => ct(w, NFT_CT_STATUS),
@@ -114,6 +115,8 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
             conntrack_address(w, NFT_REG32_01, *family, *reply);
         }
         Expression::CalledAddress(family) => conntrack_address(w, NFT_REG_1, *family, false),
+        // Behind the fixed part, two addresses of Ethernet and one of IPv4 (`arp_process`).
+        Expression::ArpTarget => behind_interface(w, NFT_PAYLOAD_NETWORK_HEADER, 24, 4),
         Expression::FibInterface(side) => fib(w, *side, NFT_FIB_RESULT_OIF, 0),
         Expression::FibInterfaceByMark(side) => {
             fib(w, *side, NFT_FIB_RESULT_OIF, NFTA_FIB_F_MARK);
@@ -246,14 +249,13 @@ fn payload(w: &mut Writer, family: Family, side: Side) {
     });
 }
 
-/// Six bytes behind the destination of `struct ethhdr`. A device without such a header ends the
-/// rule.
-fn source_mac(w: &mut Writer) {
+/// Bytes of the packet into the register behind the one of an interface, so that both are one key.
+fn behind_interface(w: &mut Writer, base: u32, offset: u32, len: u32) {
     named(w, "payload", |w| {
         w.be32(NFTA_PAYLOAD_DREG, NFT_REG32_01);
-        w.be32(NFTA_PAYLOAD_BASE, NFT_PAYLOAD_LL_HEADER);
-        w.be32(NFTA_PAYLOAD_OFFSET, 6);
-        w.be32(NFTA_PAYLOAD_LEN, 6);
+        w.be32(NFTA_PAYLOAD_BASE, base);
+        w.be32(NFTA_PAYLOAD_OFFSET, offset);
+        w.be32(NFTA_PAYLOAD_LEN, len);
     });
 }
 

@@ -161,6 +161,8 @@ pub(crate) enum Expression {
     /// Destination of the connection's first packet, before any DNAT -> register; ask
     /// [`Expression::FamilyIs`] first.
     CalledAddress(Family),
+    /// The address that an ARP request asks for -> the register behind an interface.
+    ArpTarget,
     /// Outgoing interface that a route look-up for this address gives -> register; 0 for none.
     FibInterface(Side),
     /// The same by a look-up with the packet's mark.

@@ -75,7 +75,7 @@ pub(super) fn sets(spec: &Spec<'_>) -> Vec<Set> {
         let links = spec.steering.get(&family).into_iter().flat_map(|s| &s.away_from);
         let links = links.map(|&link| member(number_key(link)));
         sets.push(set(names::STEER.of(family), interface, None, links));
-        sets.push(own(spec, family));
+        sets.push(own_addresses(spec.own, family));
     }
     for family in Family::ALL {
         sets.extend(of_pods(names::HAIRPIN.of(family), spec.hairpins, family));
@@ -146,9 +146,10 @@ fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
     sets.into_iter().map(sized).collect()
 }
 
-fn own(spec: &Spec<'_>, family: Family) -> Set {
+/// The set of the uplinks' own addresses: interface and address.
+pub(super) fn own_addresses(own: &BTreeSet<(u32, IpAddr)>, family: Family) -> Set {
     let key = PerFamily(Type::InterfaceIpv4, Type::InterfaceIpv6).of(family);
-    let of_family = spec.own.iter().filter(|(_, ip)| Family::of(*ip) == family);
+    let of_family = own.iter().filter(|(_, ip)| Family::of(*ip) == family);
     let elements =
         of_family.map(|&(link, ip)| member([number_key(link), address_key(ip)].concat()));
     set(names::OWN.of(family), key, None, elements)

@@ -81,7 +81,7 @@ pub(crate) fn table(socket: &mut Socket, family: TableFamily) -> Result<Option<T
     })?;
     // An anonymous set belongs to its rule and goes with it.
     for (name, mut set) in sets.into_iter().filter(|(_, s)| s.flags & NFT_SET_ANONYMOUS == 0) {
-        set.elements = elements(socket, &name)?;
+        set.elements = elements_in(socket, family, &name)?;
         found.sets.insert(name, set);
     }
     Ok(Some(found))
@@ -135,9 +135,13 @@ fn parse_set(body: &[u8]) -> (String, FoundSet) {
     (name, set)
 }
 
-/// All elements of a set or map of ours.
+/// All elements of a set or map of our table inet.
 pub(crate) fn elements(socket: &mut Socket, set: &str) -> Result<Elements, Error> {
-    let mut request = get(NFT_MSG_GETSETELEM, NLM_F_DUMP, NFTA_SET_ELEM_LIST_TABLE);
+    elements_in(socket, Inet, set)
+}
+
+fn elements_in(socket: &mut Socket, family: TableFamily, set: &str) -> Result<Elements, Error> {
+    let mut request = get_in(family, NFT_MSG_GETSETELEM, NLM_F_DUMP, NFTA_SET_ELEM_LIST_TABLE);
     request.str(NFTA_SET_ELEM_LIST_SET, set);
     let lists = socket.dump(&mut request, |b| Some(parse_elements(b.get(NFGENMSG..)?)))?;
     Ok(lists.into_iter().flatten().collect())
