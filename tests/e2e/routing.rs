@@ -7,5 +7,6 @@ mod gateways;
 mod lan;
 mod own_table;
 mod precedence;
+mod property;
 mod two_routers;
 mod which_interfaces;
