@@ -52,8 +52,9 @@ impl Node {
 
     fn is_ready(&mut self, settings: &Settings) -> bool {
         let form = settings.fingerprint(has_ipvs());
-        match proof::prove(&self.state, &mut self.kernel, &[form]) {
-            Ok(_) => true,
+        let proven = proof::prove(&self.state, &mut self.kernel, &[form]);
+        match proven.and_then(|ready| proof::unchanged(&mut self.kernel, &ready)) {
+            Ok(()) => true,
             Err(Surprise(why)) => {
                 log::info!("slow path: {why}");
                 false

@@ -10,13 +10,13 @@ use super::apply::Kernel;
 use crate::backend::Marker;
 use crate::backend::iptables::{chains, ipset, node_set};
 use crate::backend::nftables::{sets, table};
-use crate::model::Family;
+use crate::model::{Facts, Family};
 use crate::names;
 use crate::netlink::route::{Lookup, Way, lookups};
 use crate::netlink::uapi::{RTN_LOCAL, RTN_UNICAST};
 use crate::netlink::{Error, Socket};
-use crate::plan::proof::Question;
-use crate::state::{Ready, State};
+use crate::plan::proof::{OUTSIDE, Question, with_one_way};
+use crate::state::{Ordinary, Ready, State};
 
 /// Questions to a message: the answers of more may overflow the socket.
 const AT_ONCE: usize = 32;
@@ -54,6 +54,34 @@ pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result
         }
     }
     Ok(ready)
+}
+
+/// Where the node sends packets without a mark: what the next proofs compare with.
+pub(crate) fn ordinary(kernel: &mut Kernel, facts: &Facts) -> Result<Vec<Ordinary>, Error> {
+    let outside: Vec<_> = with_one_way(facts).map(|family| OUTSIDE.of(family)).collect();
+    let ways = ways(&mut kernel.rtnetlink, &unmarked(outside.iter().copied()))?;
+    let each = outside.into_iter().zip(ways).filter_map(|(to, way)| {
+        let Way { link, table, gateway, .. } = way?;
+        Some(Ordinary { to, link, table, gateway })
+    });
+    Ok(each.collect())
+}
+
+/// Proves that the node's own way outside is the one that the uplinks' tables were made of. A pod
+/// that is served is none the worse for another one, but the next look has something to do.
+pub(crate) fn unchanged(kernel: &mut Kernel, ready: &Ready) -> Result<(), Surprise> {
+    let asked = unmarked(ready.ordinary.iter().map(|known| known.to));
+    for (known, way) in ready.ordinary.iter().zip(ways(&mut kernel.rtnetlink, &asked)?) {
+        let now = way.map(|way| (way.link, way.table, way.gateway));
+        if now != Some((known.link, known.table, known.gateway)) {
+            return Err(Surprise(format!("the way to {} has changed", known.to)));
+        }
+    }
+    Ok(())
+}
+
+fn unmarked(to: impl Iterator<Item = IpAddr>) -> Vec<Lookup> {
+    to.map(|to| Lookup { to, from: None, mark: 0 }).collect()
 }
 
 /// A reply that is bound to the uplink.

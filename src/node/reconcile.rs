@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::Node;
 use super::apply::Applied;
-use super::observe;
+use super::{observe, proof};
 use crate::config::{Settings, file};
 use crate::error::Error;
 use crate::model::Facts;
@@ -112,10 +112,12 @@ impl Node {
         } else {
             self.state.set_record(&next)?;
         }
+        let ordinary = proof::ordinary(&mut self.kernel, &facts);
         self.state.set_ready(&Ready {
             marker: plan.marker(),
             fingerprint: settings.fingerprint(facts.ipvs),
             questions: plan.proof.clone(),
+            ordinary: ordinary.map_err(Error::kernel("ask where packets go"))?,
         })?;
         Ok(Round::Settled(plan))
     }

@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::{Plan, Uplink};
 use crate::config::Settings;
 use crate::model::{Facts, Family, PerFamily, Route, is_link_local, whole};
-use crate::netlink::uapi::{IFF_LOOPBACK, IFF_UP};
+use crate::netlink::uapi::{IFF_LOOPBACK, IFF_UP, RT_TABLE_MAIN};
 
 /// Addresses outside of any cluster (RFC 5737, RFC 3849).
-const OUTSIDE: PerFamily<IpAddr> = PerFamily(
+pub(crate) const OUTSIDE: PerFamily<IpAddr> = PerFamily(
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
 );
@@ -37,6 +37,18 @@ pub(crate) fn questions(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<
     };
     let uplinks = plan.uplinks.iter().flat_map(Uplink::units);
     uplinks.flat_map(|uplink| Family::ALL.into_iter().filter_map(|f| about(uplink, f))).collect()
+}
+
+/// The families in which main has one best way outside. Of several hops, or of several routes of
+/// one metric (router advertisements), the kernel may name another one each time.
+pub(crate) fn with_one_way(facts: &Facts) -> impl Iterator<Item = Family> {
+    let main = |r: &&Route| r.is_default() && r.table == RT_TABLE_MAIN;
+    Family::ALL.into_iter().filter(move |&family| {
+        let defaults = || facts.routes.iter().filter(main).filter(|r| r.family() == family);
+        let best = defaults().map(|r| r.metric).min();
+        let hops = defaults().filter(|r| Some(r.metric) == best).map(|r| r.nexthops.len());
+        hops.sum::<usize>() == 1
+    })
 }
 
 /// An address that the uplink's table leads to; none where the table is empty.

@@ -33,7 +33,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 pub(crate) use agent_lock::AgentLock;
 pub(crate) use attachment::{Attachment, Key, Written};
 pub(crate) use lock::Lock;
-pub(crate) use ready::Ready;
+pub(crate) use ready::{Ordinary, Ready};
 pub(crate) use record::Record;
 
 /// A file of the state could not be read or written.

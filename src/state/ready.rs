@@ -6,10 +6,11 @@
 //! ```text
 //! nftables 3735928559
 //! 3 47001 256 192.0.2.1 10.0.0.10      (interface, table, mark, outside, the node itself)
+//! main 192.0.2.1 3 254 10.0.0.1        (outside, interface, table, router)
 //! ```
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{AddrParseError, IpAddr};
 use std::str::FromStr;
 
 use super::{Error, State};
@@ -19,8 +20,19 @@ use crate::plan::proof::Question;
 
 /// Name of the file. Releases that do not know it take hidden files away with the node state.
 pub(super) const FILE: &str = ".ready";
-/// Stands for the address of a node that has none.
+/// Stands for an address where there is none.
 const NONE: &str = "-";
+/// What a line about an [`Ordinary`] begins with.
+const MAIN: &str = "main";
+
+/// Where the node sends a packet without a mark: the uplinks' tables were made of that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ordinary {
+    pub(crate) to: IpAddr,
+    pub(crate) link: u32,
+    pub(crate) table: u32,
+    pub(crate) gateway: Option<IpAddr>,
+}
 
 /// A node that is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,15 +41,22 @@ pub(crate) struct Ready {
     /// Fingerprint of what is in force; see [`crate::config::Settings::fingerprint`].
     pub(crate) fingerprint: u32,
     pub(crate) questions: Vec<Question>,
+    pub(crate) ordinary: Vec<Ordinary>,
+}
+
+fn or_none(ip: Option<IpAddr>) -> String {
+    ip.map_or_else(|| NONE.to_string(), |ip| ip.to_string())
 }
 
 impl Ready {
     fn to_text(&self) -> String {
         let mut text = format!("{} {}\n", self.marker, self.fingerprint);
         for Question { link, table, mark, outside, local } in &self.questions {
-            let local = local.map_or_else(|| NONE.to_string(), |ip| ip.to_string());
             // Writing to a string does not fail.
-            let _ = writeln!(text, "{link} {table} {mark} {outside} {local}");
+            let _ = writeln!(text, "{link} {table} {mark} {outside} {}", or_none(*local));
+        }
+        for Ordinary { to, link, table, gateway } in &self.ordinary {
+            let _ = writeln!(text, "{MAIN} {to} {link} {table} {}", or_none(*gateway));
         }
         text
     }
@@ -48,23 +67,38 @@ impl Ready {
         let all =
             [Marker::Nftables, Marker::Iptables(Variant::Nft), Marker::Iptables(Variant::Legacy)];
         let marker = all.into_iter().find(|known| known.to_string() == marker)?;
-        let questions = lines.map(parse_question).collect::<Option<_>>()?;
-        Some(Self { marker, fingerprint: fingerprint.parse().ok()?, questions })
+        let (mut questions, mut ordinary) = (Vec::new(), Vec::new());
+        for line in lines {
+            match line.strip_prefix(MAIN) {
+                Some(rest) => ordinary.push(parse_ordinary(rest)?),
+                None => questions.push(parse_question(line)?),
+            }
+        }
+        Some(Self { marker, fingerprint: fingerprint.parse().ok()?, questions, ordinary })
     }
 }
 
+fn read<T: FromStr>(word: Option<&str>) -> Option<T> {
+    word?.parse().ok()
+}
+
+fn parse_address(word: &str) -> Result<Option<IpAddr>, AddrParseError> {
+    if word == NONE { Ok(None) } else { word.parse().map(Some) }
+}
+
+fn parse_ordinary(entry: &str) -> Option<Ordinary> {
+    let mut words = entry.split_ascii_whitespace();
+    let (to, link) = (read(words.next())?, read(words.next())?);
+    let (table, gateway) = (read(words.next())?, parse_address(words.next()?).ok()?);
+    Some(Ordinary { to, link, table, gateway })
+}
+
 fn parse_question(entry: &str) -> Option<Question> {
-    fn read<T: FromStr>(word: Option<&str>) -> Option<T> {
-        word?.parse().ok()
-    }
     let mut words = entry.split_ascii_whitespace();
     let (link, table) = (read(words.next())?, read(words.next())?);
     let mark = read(words.next())?;
     let outside: IpAddr = read(words.next())?;
-    let local = match words.next()? {
-        NONE => None,
-        local => Some(local.parse().ok()?),
-    };
+    let local = parse_address(words.next()?).ok()?;
     Some(Question { link, table, mark, outside, local })
 }
 
@@ -108,10 +142,23 @@ mod tests {
                 question("192.0.2.1", Some("10.0.0.10")),
                 question("2001:db8::1", None),
             ],
+            ordinary: vec![Ordinary {
+                to: "192.0.2.1".parse().unwrap(),
+                link: 3,
+                table: 254,
+                gateway: None,
+            }],
         };
         let text = ready.to_text();
         assert_eq!(Ready::from_text(&text), Some(ready));
-        for wrong in ["", "nftables", "other 5\n", "nftables x\n", "nftables 5\n1 2 3\n"] {
+        for wrong in [
+            "",
+            "nftables",
+            "other 5\n",
+            "nftables x\n",
+            "nftables 5\n1 2 3\n",
+            "nftables 5\nmain 3\n",
+        ] {
             assert_eq!(Ready::from_text(wrong), None, "{wrong}");
         }
     }

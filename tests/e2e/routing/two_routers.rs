@@ -208,3 +208,25 @@ fn a_connection_follows_its_router() {
     connection.ask().expect("an answer by the other router");
     scene.node.down();
 }
+
+/// Main's default route moves to the other router. Where no agent runs, the next ADD notices.
+#[test]
+fn the_next_add_follows_the_default_route() {
+    let scene = Scene::new();
+    scene.node.ns.ip("route add default via 10.8.0.1 dev eth0
+         route add default via 2001:db8:8::1 dev eth0");
+    let before = Snapshot::take(&scene.node);
+    let settings = json!({"uplinks": ["eth0"]});
+    scene.node.add(&settings, &scene.pod);
+    assert_only_these_fail(&scene.flows(), &BY_B);
+    scene.node.ns.ip("route replace default via 10.8.0.2 dev eth0
+         route replace default via 2001:db8:8::2 dev eth0");
+    scene.forget_connections();
+    scene.node.add(&settings, &scene.pod);
+    assert_only_these_fail(&scene.flows(), &["host by a", "pod by a", "host by a, v6"]);
+    assert_eq!(scene.node.symroute(&["status"]).code, Some(0));
+    scene.node.ns.ip("route replace default via 10.8.0.1 dev eth0
+         route replace default via 2001:db8:8::1 dev eth0");
+    scene.node.del(&settings, &scene.pod);
+    before.assert_unchanged(&Snapshot::take(&scene.node));
+}
