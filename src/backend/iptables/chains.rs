@@ -244,8 +244,14 @@ impl Builder<'_> {
         let mut rules = vec![
             rule(self.connection(self.spec.bound(id)), why, RETURN),
             rule(self.connection(self.spec.turned(id)), "turns round", goto_of("uturn", id)),
-            rule(self.has_id("!"), "leaves by the uplink of the request", goto("restore")),
         ];
+        for router in Self::other_routers(uplink) {
+            let turned = self.connection(self.spec.turned(router));
+            rules.push(rule(self.connection(self.spec.bound(router)), why, RETURN));
+            rules.push(rule(turned, "turns round", goto_of("uturn", router)));
+        }
+        let elsewhere = "leaves by the uplink of the request";
+        rules.push(rule(self.has_id("!"), elsewhere, goto("restore")));
         let why = "an answer to the address that the request was sent with";
         for to in self.own(uplink) {
             let answer = format!("{to} -m conntrack --ctstate SNAT");
@@ -274,21 +280,28 @@ impl Builder<'_> {
             rule(own, "bound to this uplink", goto_of("via", id)),
             rule(turned, "turns round", goto_of("uturn", id)),
         ];
-        let by_router =
-            || uplink.routers.iter().filter(|(_, router)| !uplink.router && *router != id);
-        rules.extend(by_router().map(|(_, router)| {
-            let own = format!("{} {ORIGINAL}", self.connection(self.spec.bound(*router)));
-            rule(own, "bound to a router of this uplink", goto_of("via", *router))
-        }));
+        for router in Self::other_routers(uplink) {
+            let own = format!("{} {ORIGINAL}", self.connection(self.spec.bound(router)));
+            let turned = format!("{} {ORIGINAL}", self.connection(self.spec.turned(router)));
+            rules.push(rule(own, "bound to a router of this uplink", goto_of("via", router)));
+            rules.push(rule(turned, "turns round", goto_of("uturn", router)));
+        }
         if self.spec.uplinks.len() > 1 {
             rules.push(rule(answered, "bound to another uplink", goto_of("answered", id)));
         }
-        rules.extend(by_router().map(|(mac, router)| {
+        let by_router = uplink.routers.iter().filter(|(_, router)| !uplink.router && *router != id);
+        rules.extend(by_router.map(|(mac, router)| {
             let from = format!("-m mac --mac-source {}", mac_text(*mac).to_uppercase());
             rule(from, "came from a router of its own", goto_of("offer", *router))
         }));
         rules.push(rule("", "a first packet", goto_of("offer", id)));
         rules
+    }
+
+    /// The ids of an uplink's routers, its own aside.
+    fn other_routers(uplink: &Uplink) -> impl Iterator<Item = u32> {
+        let ids = uplink.routers.iter().map(|(_, router)| *router);
+        ids.filter(|router| !uplink.router && *router != uplink.id)
     }
 
     /// A packet of a connection that is bound to another uplink and has been answered.
