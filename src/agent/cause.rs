@@ -18,7 +18,7 @@ pub(crate) enum Cause {
     Links,
     /// An address of an uplink, or of what may become one.
     Addresses,
-    /// A route of an uplink, a default route, one in our tables, or a router's hardware address.
+    /// A route of an uplink, a default route, or one in our tables.
     Routes,
     /// A rule of the routing policy database.
     Rules,

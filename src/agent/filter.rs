@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use ipnetwork::IpNetwork;
+
 use super::cause::Cause;
 use crate::backend::iptables::table_size::Sizes;
 use crate::config::{Pattern, Settings};
-use crate::model::{Facts, Link, Mac, Variant};
+use crate::model::{Facts, Link, Variant};
 use crate::names;
 use crate::netlink::uapi::{IFF_UP, RT_TABLE_LOCAL};
-use crate::plan::routers;
 
 /// Kinds of interface that `auto` never takes and of which a node has many.
 const OF_PODS: [&str; 3] = ["veth", "bridge", "dummy"];
@@ -34,12 +35,8 @@ pub(crate) enum Event {
         priority: u32,
         table: u32,
         marked: bool,
-    },
-    /// A neighbour has this hardware address.
-    Neighbour {
-        link: u32,
-        address: IpAddr,
-        mac: Mac,
+        /// Sources that it wants.
+        from: Option<IpNetwork>,
     },
     Lost,
 }
@@ -72,8 +69,8 @@ pub(crate) struct Filter {
     tables: Option<RangeInclusive<u32>>,
     names: Vec<Pattern>,
     uplinks: BTreeSet<u32>,
-    /// Hardware addresses of routers that are told apart by them, as far as they are known.
-    routers: BTreeMap<(u32, IpAddr), Option<Mac>>,
+    /// The uplinks' addresses: what rules say of them has a part in the uplinks' tables.
+    own: Vec<IpAddr>,
     /// Interfaces that may matter.
     known: BTreeMap<u32, Shape>,
     quiet: BTreeSet<u32>,
@@ -106,8 +103,8 @@ impl Filter {
         self.tables = Some(settings.table(1)..=settings.table(settings.field.max_id()));
         self.names.clone_from(&settings.uplinks);
         self.uplinks = uplinks;
-        let routers = routers::candidates(facts, settings, facts.links.iter());
-        self.routers = routers.map(|key| (key, facts.neighbours.get(&key).copied())).collect();
+        let own = facts.addresses.iter().filter(|a| self.uplinks.contains(&a.link));
+        self.own = own.map(|a| a.ip).collect();
         self.known.clear();
         self.quiet.clear();
         for link in &facts.links {
@@ -148,14 +145,12 @@ impl Filter {
                 let matters = table != RT_TABLE_LOCAL && (ours || wide || by_uplink);
                 matters.then_some(Cause::Routes)
             }
-            Event::Neighbour { link, address, mac } => {
-                let known = self.routers.get(&(link, address));
-                known.is_some_and(|known| *known != Some(mac)).then_some(Cause::Routes)
-            }
             // Others have rules by the addresses of pods behind ours.
-            Event::Rule { priority, table, marked } => {
+            Event::Rule { priority, table, marked, from } => {
                 let ours = self.tables.as_ref().is_none_or(|tables| tables.contains(&table));
-                (marked || ours || priority <= self.last_priority).then_some(Cause::Rules)
+                let by_own = from.is_some_and(|net| self.own.iter().any(|&ip| net.contains(ip)));
+                let matters = marked || ours || by_own || priority <= self.last_priority;
+                matters.then_some(Cause::Rules)
             }
         }
     }
@@ -208,7 +203,7 @@ mod tests {
         assert_eq!(filter.judge(Event::Link(link(9, "veth9", Some("veth")))), None);
         assert_eq!(filter.judge(Event::Address(9)), None);
         assert_eq!(filter.judge(route(254, 32, 9)), None);
-        let to_pod = Event::Rule { priority: 512, table: 254, marked: false };
+        let to_pod = Event::Rule { priority: 512, table: 254, marked: false, from: None };
         assert_eq!(filter.judge(to_pod), None);
         assert_eq!(filter.judge(Event::Gone(9)), None);
         let ipvs = || Event::Link(link(8, "kube-ipvs0", Some("dummy")));
@@ -230,12 +225,10 @@ mod tests {
         assert_eq!(filter.judge(route(254, 24, 2)), Some(Cause::Routes));
         assert_eq!(filter.judge(route(47001, 24, 7)), Some(Cause::Routes), "one of ours");
         assert_eq!(filter.judge(route(255, 32, 2)), None, "table local follows addresses");
-        let neighbour = Event::Neighbour { link: 2, address: [10, 0, 0, 1].into(), mac: [2; 6] };
-        assert_eq!(filter.judge(neighbour), None, "one router needs no hardware address");
         assert_eq!(filter.judge(Event::Gone(2)), Some(Cause::Links));
-        let ours = Event::Rule { priority: 402, table: 47001, marked: true };
+        let ours = Event::Rule { priority: 402, table: 47001, marked: true, from: None };
         assert_eq!(filter.judge(ours), Some(Cause::Rules));
-        let local = Event::Rule { priority: 0, table: 255, marked: false };
+        let local = Event::Rule { priority: 0, table: 255, marked: false, from: None };
         assert_eq!(filter.judge(local), Some(Cause::Rules));
     }
 
@@ -268,7 +261,7 @@ mod tests {
     fn before_the_first_look_everything_matters() {
         let mut filter = Filter::default();
         assert!(filter.minds_iptables_nft());
-        let event = Event::Rule { priority: 512, table: 7, marked: false };
+        let event = Event::Rule { priority: 512, table: 7, marked: false, from: None };
         assert_eq!(filter.judge(event), Some(Cause::Rules));
     }
 }

@@ -1,15 +1,13 @@
-//! Events of rtnetlink: interfaces, addresses, routes, rules, neighbours.
-
-use std::net::IpAddr;
+//! Events of rtnetlink: interfaces, addresses, routes, rules.
 
 use futures_util::StreamExt as _;
+use ipnetwork::IpNetwork;
 use rtnetlink::MulticastGroup::{
-    Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link as Links, Neigh,
+    Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link as Links,
 };
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -25,7 +23,7 @@ const BUFFER: usize = 1 << 20;
 /// joined and `ready` is called: what happens from then on is told.
 /// Error: the socket can't be opened, or was closed.
 pub(crate) async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<(), String> {
-    let groups = [Links, Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Neigh];
+    let groups = [Links, Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule];
     let (mut connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)
         .map_err(|error| format!("listen to rtnetlink: {error}"))?;
     // A smaller buffer loses events earlier, and a loss is noticed.
@@ -58,7 +56,6 @@ fn event(message: RouteNetlinkMessage) -> Option<Event> {
         | M::DelAddress(AddressMessage { header, .. }) => Some(Event::Address(header.index)),
         M::NewRoute(m) | M::DelRoute(m) => route(&m),
         M::NewRule(m) | M::DelRule(m) => Some(rule(&m)),
-        M::NewNeighbour(m) => neighbour(&m),
         _ => None,
     }
 }
@@ -111,33 +108,17 @@ fn route(message: &RouteMessage) -> Option<Event> {
     Some(Event::Route { table, prefix: message.header.destination_prefix_length, links })
 }
 
-/// A neighbour whose hardware address is known.
-fn neighbour(message: &NeighbourMessage) -> Option<Event> {
-    let (mut address, mut mac) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
-                address = Some(IpAddr::V4(*ip));
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
-                address = Some(IpAddr::V6(*ip));
-            }
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
-            _ => {}
-        }
-    }
-    Some(Event::Neighbour { link: message.header.ifindex, address: address?, mac: mac? })
-}
-
 fn rule(message: &RuleMessage) -> Event {
     let (mut priority, mut table, mut marked) = (0, u32::from(message.header.table), false);
+    let mut from = None;
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(number) => priority = *number,
             RuleAttribute::Table(number) => table = *number,
+            RuleAttribute::Source(ip) => from = IpNetwork::new(*ip, message.header.src_len).ok(),
             RuleAttribute::FwMark(_) | RuleAttribute::FwMask(_) => marked = true,
             _ => {}
         }
     }
-    Event::Rule { priority, table, marked }
+    Event::Rule { priority, table, marked, from }
 }
