@@ -10,6 +10,7 @@ use crate::backend::iptables::programs::Programs;
 use crate::backend::iptables::restore_script::Script;
 use crate::backend::iptables::set_diff::SetChange;
 use crate::backend::iptables::{builtin_chains, ipset};
+use crate::backend::nftables::rules::TableFamily;
 use crate::backend::nftables::table;
 use crate::error::Error;
 use crate::model::{Facts, FoundRule, Route};
@@ -166,6 +167,11 @@ impl Kernel {
 /// A route of main that leads to some place by another router than the uplink's gateway is copied
 /// for that place's sake. One that the kernel does not take in another table is no reason to fail.
 fn is_dispensable(operation: &Operation, error: &Error) -> bool {
+    // A kernel may have nf_tables without this family (`CONFIG_NF_TABLES_ARP`).
+    if let Operation::Table(TableFamily::Arp, _) = operation {
+        let missing = [Errno::ENOENT, Errno::EOPNOTSUPP, Errno::EAFNOSUPPORT];
+        return matches!(error, Error::Kernel { source, .. } if missing.contains(&source.errno));
+    }
     // A set that an older release has left, and that a rule of somebody else looks into.
     if let Operation::Sets(changes) = operation {
         let busy = matches!(error, Error::Kernel { source, .. } if source.errno == Errno::EBUSY);
