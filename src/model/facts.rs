@@ -215,7 +215,7 @@ pub(crate) struct Rule {
     pub(crate) mark: Option<MarkMatch>,
     /// Incoming interface that it wants.
     pub(crate) iif: Option<String>,
-    /// Sources that it wants; ours want none.
+    /// Sources that it wants, where it asks for nothing else of a packet; ours want none.
     pub(crate) from: Option<IpNetwork>,
     /// Routes whose prefix is no longer than this do not count (`suppress_prefixlength`).
     pub(crate) suppress: Option<u32>,

@@ -41,10 +41,12 @@ pub(crate) fn links(socket: &mut Socket) -> Result<Vec<Link>, Error> {
 
 fn parse_link(body: &[u8]) -> Option<Link> {
     let mut link = Link { index: u32_at(body, 4)?, flags: u32_at(body, 8)?, ..Link::default() };
+    let mut elsewhere = false;
     for (kind, payload) in attrs(body.get(IFINFOMSG..)?) {
         match kind {
             IFLA_IFNAME => link.name = string(payload),
             IFLA_LINK => link.parent = u32_at(payload, 0),
+            IFLA_LINK_NETNSID => elsewhere = true,
             IFLA_CARRIER => link.carrier = payload == [1],
             IFLA_LINKINFO => {
                 link.kind = find(payload, IFLA_INFO_KIND).map(string);
@@ -57,6 +59,10 @@ fn parse_link(body: &[u8]) -> Option<Link> {
             }
             _ => {}
         }
+    }
+    // The index is one of another network namespace.
+    if elsewhere {
+        link.parent = None;
     }
     Some(link)
 }
@@ -194,6 +200,8 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
         other_selectors: body.get(1..4)? != [0; 3] || flags & FIB_RULE_INVERT != 0,
         protocol: 0,
     };
+    // Destination prefix, TOS, or an inverted rule.
+    let mut more = *body.get(1)? != 0 || *body.get(3)? != 0 || flags & FIB_RULE_INVERT != 0;
     for (kind, payload) in attrs(body.get(FIB_RULE_HDR..)?) {
         match kind {
             FRA_PRIORITY => rule.priority = u32_at(payload, 0)?,
@@ -208,8 +216,14 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
             FRA_SUPPRESS_PREFIXLEN => {
                 rule.suppress = Some(u32_at(payload, 0)?).filter(|&length| length != u32::MAX);
             }
-            _ => rule.other_selectors = true,
+            _ => {
+                rule.other_selectors = true;
+                more = true;
+            }
         }
+    }
+    if more || rule.iif.is_some() {
+        rule.from = None;
     }
     rule.action = match *body.get(7)? {
         FR_ACT_TO_TBL => Action::Lookup(table),

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
@@ -16,7 +17,8 @@ use crate::backend::nftables::table;
 use crate::config::{Backend, Settings};
 use crate::error::Error;
 use crate::model::{
-    Action, Address, Facts, Family, FoundRule, Link, Mangle, Neighbours, Route, Variant, VariantUse,
+    Action, Address, Facts, Family, FoundRule, Link, Mangle, Neighbours, Route, Variant,
+    VariantUse, whole,
 };
 use crate::names;
 use crate::netlink::uapi::{IFF_LOOPBACK, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST};
@@ -47,14 +49,24 @@ pub(crate) fn facts(
             .map_err(Error::kernel(format!("list {family} rules")))?;
         // Tables of the node's own addresses, and from their default route on those that have one.
         let tables = RefCell::new(by_source(&rules, &facts.addresses));
+        let missed = RefCell::new(BTreeSet::new());
         let keep = |r: &Route| {
             if r.is_default() && r.table != RT_TABLE_LOCAL {
                 tables.borrow_mut().insert(r.table);
             }
-            matters(r, owned) || tables.borrow().contains(&r.table)
+            let kept = matters(r, owned) || tables.borrow().contains(&r.table);
+            if !kept {
+                missed.borrow_mut().insert(r.table);
+            }
+            kept
         };
-        let routes = supported(route::routes(rtnetlink, family, keep), family)
-            .map_err(Error::kernel(format!("list {family} routes")))?;
+        let failed = || Error::kernel(format!("list {family} routes"));
+        let mut routes =
+            supported(route::routes(rtnetlink, family, keep), family).map_err(failed())?;
+        // IPv6 gives a table's default route last.
+        if !tables.borrow().is_disjoint(&missed.borrow()) {
+            routes = supported(route::routes(rtnetlink, family, keep), family).map_err(failed())?;
+        }
         let (forward, nowhere): (Vec<Route>, _) =
             routes.into_iter().partition(|r| r.kind == RTN_UNICAST);
         facts.routes.extend(forward);
@@ -170,7 +182,14 @@ fn supported<T>(
 
 /// The tables that rules look up for an address of the node.
 fn by_source(rules: &[FoundRule], addresses: &[Address]) -> BTreeSet<u32> {
-    let has = |net: IpNetwork| addresses.iter().any(|a| net.contains(a.ip));
+    let own: BTreeSet<IpAddr> = addresses.iter().map(|a| a.ip).collect();
+    // Most rules are about one address each, of a pod.
+    let has = |net: IpNetwork| {
+        if net.prefix() == whole(net.ip()) {
+            return own.contains(&net.ip());
+        }
+        own.iter().any(|&ip| net.contains(ip))
+    };
     let table = |found: &FoundRule| match found.rule.action {
         Action::Lookup(RT_TABLE_LOCAL) => None,
         Action::Lookup(table) => found.rule.from.is_some_and(has).then_some(table),

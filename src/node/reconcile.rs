@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::model::Facts;
 use crate::netlink::route;
 use crate::plan::diff::diff;
-use crate::plan::{Plan, plan, routers};
+use crate::plan::{Plan, plan, routers, uplinks};
 use crate::state::{Lock, Ready, Record, State};
 
 /// How often a node is looked at that changes meanwhile.
@@ -126,7 +126,9 @@ impl Node {
     /// at once. The others are told apart by a later look.
     fn resolve_routers(&mut self, facts: &mut Facts, settings: &Settings) -> Result<(), Error> {
         let socket = &mut self.kernel.rtnetlink;
-        let unknown: Vec<_> = routers::candidates(facts, settings, facts.links.iter())
+        // What is wrong with the settings is for the plan to say.
+        let Ok(chosen) = uplinks::choose(facts, settings) else { return Ok(()) };
+        let unknown: Vec<_> = routers::candidates(facts, settings, chosen.into_iter())
             .filter(|key| !facts.neighbours.contains_key(key))
             .collect();
         for &(link, ip) in &unknown {

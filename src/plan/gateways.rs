@@ -132,7 +132,9 @@ fn defaults(facts: &Facts, link: u32, family: Family) -> Vec<&Route> {
 /// The tables that rules look up for packets from an address of the interface, in the order of
 /// the rules.
 pub(super) fn own_tables(facts: &Facts, link: u32, family: Family) -> Vec<u32> {
-    let has = |net: IpNetwork| facts.addresses.iter().any(|a| a.link == link && net.contains(a.ip));
+    let own: Vec<IpAddr> =
+        facts.addresses.iter().filter(|a| a.link == link).map(|a| a.ip).collect();
+    let has = |net: IpNetwork| own.iter().any(|&ip| net.contains(ip));
     let by_source = facts.rules.iter().map(|found| &found.rule).filter_map(|rule| {
         let from = rule.from.filter(|_| rule.family == family && rule.mark.is_none())?;
         match rule.action {

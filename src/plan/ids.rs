@@ -45,11 +45,13 @@ pub(crate) fn assign<'a>(
     }
     // Connections of an uplink that has just gone still carry its id.
     let stale = recorded(facts, settings);
+    let by_router: BTreeSet<u32> = routers(facts).into_iter().map(|(_, id)| id).collect();
     for link in without {
         let free = |id: &u32| !ids.contains_key(id);
         let fresh = (1..=max).find(|id| free(id) && !stale.contains(id));
+        let of_no_router = || (1..=max).find(|id| free(id) && !by_router.contains(id));
         // There are at least as many ids as uplinks.
-        if let Some(id) = fresh.or_else(|| (1..=max).find(free)) {
+        if let Some(id) = fresh.or_else(of_no_router).or_else(|| (1..=max).find(free)) {
             ids.insert(id, link);
         }
     }
@@ -57,7 +59,7 @@ pub(crate) fn assign<'a>(
 }
 
 /// The id of a router of an uplink that has several: the one that it has, or else the lowest that
-/// neither an uplink, a router nor a connection has. None where all are taken.
+/// neither an uplink, a router nor a connection has. None where there is no such id.
 pub(crate) fn of_router(
     facts: &Facts,
     settings: &Settings,
@@ -78,14 +80,15 @@ pub(crate) fn of_router(
     let free = |id: &u32| (1..=max).contains(id) && !taken.contains(id);
     let by_table = facts.ours.routes.iter().filter(leads).map(|r| r.table - settings.table_base);
     let stale = self::recorded(facts, settings);
+    // Any other id may be one of another uplink's router, and its connections carry it.
     let fresh = || (1..=max).find(|id| free(id) && !stale.contains(id));
-    let known = by_mac.into_iter().chain(by_table).find(free);
-    known.or_else(fresh).or_else(|| (1..=max).find(free))
+    by_mac.into_iter().chain(by_table).find(free).or_else(fresh)
 }
 
 /// Interface with hardware address, and id, as the table has them.
 fn routers(facts: &Facts) -> Vec<(Vec<u8>, u32)> {
-    let maps = facts.ours.table.iter().filter_map(|t| t.sets.get(names::ROUTERS));
+    // It has the usual routers, too.
+    let maps = facts.ours.table.iter().filter_map(|t| t.sets.get(names::REROUTED));
     let element = |(key, data): &(Vec<u8>, ElementData)| match data {
         ElementData::Goto(chain) => Some((key.clone(), chain.rsplit('_').next()?.parse().ok()?)),
         _ => None,

@@ -23,7 +23,12 @@ pub(crate) fn candidates<'a>(
     settings: &'a Settings,
     links: impl Iterator<Item = &'a Link> + 'a,
 ) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
-    links.flat_map(|link| {
+    let defaults = facts.routes.iter().filter(|r| r.is_default()).flat_map(|r| &r.nexthops);
+    let by_default: BTreeSet<u32> = defaults.map(|hop| hop.link).collect();
+    let may_have = move |link: &&Link| {
+        by_default.contains(&link.index) || settings.gateways.contains_key(&link.name)
+    };
+    links.filter(may_have).flat_map(|link| {
         let each = Family::ALL.map(|family| known(facts, settings, link, family));
         // A single router of each family needs no look at hardware addresses.
         let several = each.iter().any(|routers| routers.len() > 1);
@@ -61,7 +66,7 @@ pub(crate) fn of(
                 ),
                 way_out: "set a wider markMask".into(),
             });
-            break;
+            continue;
         };
         taken.insert(id);
         let by_it = Uplink { id, table: settings.table(id), ..led_by(&uplink, &gateways) };

@@ -1,6 +1,6 @@
 //! Tables and rules of the uplinks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -82,22 +82,24 @@ fn copies(facts: &Facts, uplink: &Uplink, family: Family, source: &GatewaySource
     let mut found: Vec<_> =
         tables.into_iter().flat_map(of_table).filter(copied).filter_map(through).collect();
     // The network of another NIC is this one's as well, where both reach its routers.
-    let inferred: Vec<_> = of_table(RT_TABLE_MAIN)
-        .filter(copied)
-        .filter(|r| found.iter().all(|own| own.dst != r.dst))
-        .filter_map(|r| shared(facts, uplink, r))
-        .collect();
-    found.extend(inferred);
+    let own: BTreeSet<IpNetwork> = found.iter().map(|r| r.dst).collect();
+    let of_others = of_table(RT_TABLE_MAIN).filter(copied).filter(|r| !own.contains(&r.dst));
+    // Thousands of routes may have the same few routers.
+    let mut reached = BTreeMap::new();
+    let link = facts.link(uplink.link);
+    for other in of_others {
+        let mut is_reached = |ip: IpAddr| {
+            let look = || link.is_some_and(|link| in_subnet(facts, link, ip));
+            *reached.entry(ip).or_insert_with(look)
+        };
+        let hop = other.nexthops.iter().find(|hop| hop.gateway.is_some_and(&mut is_reached));
+        if let Some(hop) = hop {
+            let hop = Nexthop { link: uplink.link, weight: 0, ..*hop };
+            let copy = route(uplink, other.dst, &[hop], &other.metrics);
+            found.push(Route { metric: other.metric, ..copy });
+        }
+    }
     found
-}
-
-/// A route by another NIC as it is by this uplink, if a router of it lies in a subnet of both.
-fn shared(facts: &Facts, uplink: &Uplink, other: &Route) -> Option<Route> {
-    let link = facts.link(uplink.link)?;
-    let reached = |hop: &&Nexthop| hop.gateway.is_some_and(|ip| in_subnet(facts, link, ip));
-    let hop = other.nexthops.iter().find(reached)?;
-    let hop = Nexthop { link: uplink.link, weight: 0, ..*hop };
-    Some(Route { metric: other.metric, ..route(uplink, other.dst, &[hop], &other.metrics) })
 }
 
 /// The rules of all uplinks, in the order in which they have to be made: targets first, and what

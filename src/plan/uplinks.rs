@@ -26,11 +26,12 @@ pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'
             .iter()
             .any(|p| matches!(p, Pattern::Not(g) if Pattern::fits(g, &link.name)))
     };
+    let signs = Signs::of(facts);
     let mut chosen = BTreeSet::new();
     for pattern in &settings.uplinks {
         let found: Vec<&Link> = match pattern {
             Pattern::Not(_) => continue,
-            Pattern::Auto => facts.links.iter().filter(|l| leads_outside(facts, l)).collect(),
+            Pattern::Auto => facts.links.iter().filter(|l| signs.lead_outside(facts, l)).collect(),
             Pattern::Name(glob) => facts
                 .links
                 .iter()
@@ -38,7 +39,7 @@ pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'
                 .collect(),
         };
         if found.is_empty() {
-            return Err(nothing(facts, pattern));
+            return Err(nothing(facts, &signs, pattern));
         }
         chosen.extend(found.iter().filter(|l| !left_out(l)).map(|l| l.index));
     }
@@ -49,12 +50,12 @@ pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'
     Ok(facts.links.iter().filter(|l| chosen.contains(&l.index)).collect())
 }
 
-fn nothing(facts: &Facts, pattern: &Pattern) -> Invalid {
+fn nothing(facts: &Facts, signs: &Signs, pattern: &Pattern) -> Invalid {
     let hint = if *pattern == Pattern::Auto {
         let carriers: Vec<_> = facts
             .links
             .iter()
-            .filter(|l| has_default_route(facts, l, None))
+            .filter(|l| signs.by_any.contains(&l.index))
             .map(|l| format!("{} ({})", l.name, l.kind.as_deref().unwrap_or("port of a VRF")))
             .collect();
         let carriers = if carriers.is_empty() { "none".into() } else { carriers.join(", ") };
@@ -69,39 +70,60 @@ fn nothing(facts: &Facts, pattern: &Pattern) -> Invalid {
     Invalid::new("uplinks", &json!(pattern.to_string()), hint)
 }
 
-/// What `auto` stands for. A default route in any table makes an uplink of everything but a veth,
-/// which needs main's: what leads to a pod is one, too. A global address makes one of a NIC that is
-/// no bridge port, and of a macvlan or ipvlan on an uplink. Of a tunnel only a public one does:
-/// those of overlays and of VPNs between nodes are private.
-fn leads_outside(facts: &Facts, link: &Link) -> bool {
-    let kind = link.kind.as_deref();
-    if link.flags & IFF_LOOPBACK != 0
-        || kind.is_some_and(|k| NEVER.contains(&k))
-        || link.port_of.as_deref() == Some("vrf")
-    {
-        return false;
-    }
-    let addressed = || Family::ALL.into_iter().any(|f| has_address(facts, link.index, f));
-    match kind {
-        Some("veth") => has_default_route(facts, link, Some(RT_TABLE_MAIN)),
-        _ if has_default_route(facts, link, None) => true,
-        Some("bridge") => false,
-        Some(kind) if ON_PARENT.contains(&kind) => {
-            let parent = link.parent.and_then(|index| facts.link(index));
-            addressed() && parent.is_some_and(|parent| leads_outside(facts, parent))
-        }
-        Some(kind) if !NICS.contains(&kind) => {
-            link.flags & IFF_POINTOPOINT != 0 && has_public_address(facts, link.index)
-        }
-        _ => link.port_of.as_deref() != Some("bridge") && addressed(),
-    }
+/// What speaks for an interface, by index: read once, since a node has thousands of interfaces and
+/// routes of pods.
+struct Signs {
+    /// A default route of main's leads through it.
+    by_main: BTreeSet<u32>,
+    /// A default route of any table does.
+    by_any: BTreeSet<u32>,
+    /// It has a global address.
+    addressed: BTreeSet<u32>,
 }
 
-/// Whether a default route of any family leads through the interface, in this table or in any.
-fn has_default_route(facts: &Facts, link: &Link, table: Option<u32>) -> bool {
-    let through = |r: &Route| r.nexthops.iter().any(|hop| hop.link == link.index);
-    let of_table = |r: &&Route| table.is_none_or(|table| r.table == table);
-    facts.routes.iter().filter(of_table).any(|r| r.is_default() && through(r))
+impl Signs {
+    fn of(facts: &Facts) -> Self {
+        let through = |wanted: &dyn Fn(&Route) -> bool| -> BTreeSet<u32> {
+            let defaults = facts.routes.iter().filter(|r| r.is_default() && wanted(r));
+            defaults.flat_map(|r| &r.nexthops).map(|hop| hop.link).collect()
+        };
+        let global = facts.addresses.iter().filter(|a| a.scope == 0);
+        Self {
+            by_main: through(&|r| r.table == RT_TABLE_MAIN),
+            by_any: through(&|_| true),
+            addressed: global.map(|a| a.link).collect(),
+        }
+    }
+
+    /// What `auto` stands for. A default route in any table makes an uplink of everything but a
+    /// veth, which needs main's: what leads to a pod is one, too. A global address makes one of a
+    /// NIC that is no bridge port, and of a macvlan or ipvlan on an uplink. Of a tunnel only a
+    /// public one does: those of overlays and of VPNs between nodes are private.
+    fn lead_outside(&self, facts: &Facts, link: &Link) -> bool {
+        let kind = link.kind.as_deref();
+        if link.flags & IFF_LOOPBACK != 0
+            || kind.is_some_and(|k| NEVER.contains(&k))
+            || link.port_of.as_deref() == Some("vrf")
+        {
+            return false;
+        }
+        let addressed = self.addressed.contains(&link.index);
+        match kind {
+            Some("veth") => self.by_main.contains(&link.index),
+            _ if self.by_any.contains(&link.index) => true,
+            Some("bridge") => false,
+            Some(kind) if ON_PARENT.contains(&kind) => {
+                let parent = link.parent.and_then(|index| facts.link(index));
+                let on_parent =
+                    |l: &Link| l.kind.as_deref().is_some_and(|k| ON_PARENT.contains(&k));
+                addressed && parent.is_some_and(|p| !on_parent(p) && self.lead_outside(facts, p))
+            }
+            Some(kind) if !NICS.contains(&kind) => {
+                link.flags & IFF_POINTOPOINT != 0 && has_public_address(facts, link.index)
+            }
+            _ => link.port_of.as_deref() != Some("bridge") && addressed,
+        }
+    }
 }
 
 fn has_public_address(facts: &Facts, link: u32) -> bool {
@@ -134,19 +156,19 @@ pub(crate) fn left_out(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -
             .iter()
             .any(|p| matches!(p, Pattern::Not(glob) if Pattern::fits(glob, name)))
     };
-    let addressed = |l: &Link| Family::ALL.into_iter().any(|f| has_address(facts, l.index, f));
+    let signs = Signs::of(facts);
     let speaks_for = |l: &&Link| {
         let kind = l.kind.as_deref();
         let of_pod = kind == Some("veth") || kind.is_some_and(|k| NEVER.contains(&k));
         l.flags & IFF_LOOPBACK == 0
             && !by_name(&l.name)
             && uplinks.iter().all(|u| u.link != l.index)
-            && (has_default_route(facts, l, None) || !of_pod && addressed(l))
+            && (signs.by_any.contains(&l.index) || !of_pod && signs.addressed.contains(&l.index))
     };
     let why = |l: &Link| match l.kind.as_deref() {
         _ if l.port_of.as_deref() == Some("vrf") => "a port of a VRF",
         _ if l.port_of.as_deref() == Some("bridge") => "a port of a bridge",
-        _ if leads_outside(facts, l) => "\"uplinks\" does not name it",
+        _ if signs.lead_outside(facts, l) => "\"uplinks\" does not name it",
         Some("veth") => "a veth without main's default route",
         Some("bridge") => "a bridge without a default route",
         Some(kind) if ON_PARENT.contains(&kind) => "what it lies on is no uplink",
@@ -168,7 +190,8 @@ pub(crate) fn left_out(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -
 pub(crate) fn outside(facts: &Facts, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
     let main = |r: &&Route| r.is_wide() && r.table == RT_TABLE_MAIN;
     let by_main = facts.routes.iter().filter(main).flat_map(|r| &r.nexthops).map(|hop| hop.link);
-    let candidates = facts.links.iter().filter(|l| leads_outside(facts, l));
+    let signs = Signs::of(facts);
+    let candidates = facts.links.iter().filter(|l| signs.lead_outside(facts, l));
     let all = candidates.map(|l| l.index).chain(by_main).chain(chosen.iter().copied());
     all.collect()
 }
