@@ -94,6 +94,8 @@ fn stays(
 ) {
     let (node, router) = (&layout.node, &layout.router);
     let (wire, other) = (Wire::new(router, node), NICS[1 - home]);
+    // A connection of before may have had the same port.
+    node.ns.exec(&["conntrack", "-F"], "");
     for (kind, forge) in kinds {
         let mut talk = Talk::begin(&layout.client, server, proto, address);
         assert_eq!(node.mark_of(proto, talk.client()), Some(mark), "before {kind}");
