@@ -1,6 +1,7 @@
 //! Folders that the agent watches: conflists and plugins.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -84,18 +85,26 @@ fn systemd_is_told() {
         &[("NOTIFY_SOCKET", path.to_str().expect("UTF-8")), ("WATCHDOG_USEC", "600000")],
     );
     let mut told = Vec::new();
-    let mut buffer = [0; 512];
+    let receive = || {
+        let mut buffer = [0; 512];
+        loop {
+            match socket.recv(&mut buffer) {
+                // A machine that was paused meanwhile, say.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                len => {
+                    let len = len.expect("a message");
+                    return String::from_utf8_lossy(&buffer[..len]).into_owned();
+                }
+            }
+        }
+    };
     while told.iter().filter(|text| *text == "WATCHDOG=1").count() < 5
         || !told.iter().any(|text| text == "READY=1")
     {
-        let len = socket.recv(&mut buffer).expect("a message");
-        told.push(String::from_utf8_lossy(&buffer[..len]).into_owned());
+        told.push(receive());
     }
     assert!(agent.end(nix::sys::signal::Signal::SIGTERM).success());
-    until("the end is told", || {
-        let len = socket.recv(&mut buffer).expect("a message");
-        &buffer[..len] == b"STOPPING=1"
-    });
+    until("the end is told", || receive() == "STOPPING=1");
 }
 
 /// A folder with the primary's conflist, into which our entry was put; the arguments of an agent
