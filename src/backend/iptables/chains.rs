@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use super::node_set;
 use super::rules::{Chain, Ipset, Kind, Rule, Xtables};
 use crate::backend::spec::{Spec, Uplink};
-use crate::model::{Family, Field, Member, PerFamily, Variant, mac_text, whole};
+use crate::model::{Family, Field, Mac, Member, PerFamily, Variant, mac_text, whole};
 use crate::names;
 
 /// Builds the desired chains and sets. `prefixes`: see [`super::inside`]. `made`: built-in chains
@@ -245,7 +245,7 @@ impl Builder<'_> {
             rule(self.connection(self.spec.bound(id)), why, RETURN),
             rule(self.connection(self.spec.turned(id)), "turns round", goto_of("uturn", id)),
         ];
-        for router in Self::other_routers(uplink) {
+        for (_, router) in Self::other_routers(uplink) {
             let turned = self.connection(self.spec.turned(router));
             rules.push(rule(self.connection(self.spec.bound(router)), why, RETURN));
             rules.push(rule(turned, "turns round", goto_of("uturn", router)));
@@ -280,7 +280,7 @@ impl Builder<'_> {
             rule(own, "bound to this uplink", goto_of("via", id)),
             rule(turned, "turns round", goto_of("uturn", id)),
         ];
-        for router in Self::other_routers(uplink) {
+        for (_, router) in Self::other_routers(uplink) {
             let own = format!("{} {ORIGINAL}", self.connection(self.spec.bound(router)));
             let turned = format!("{} {ORIGINAL}", self.connection(self.spec.turned(router)));
             rules.push(rule(own, "bound to a router of this uplink", goto_of("via", router)));
@@ -289,19 +289,18 @@ impl Builder<'_> {
         if self.spec.uplinks.len() > 1 {
             rules.push(rule(answered, "bound to another uplink", goto_of("answered", id)));
         }
-        let by_router = uplink.routers.iter().filter(|(_, router)| !uplink.router && *router != id);
-        rules.extend(by_router.map(|(mac, router)| {
-            let from = format!("-m mac --mac-source {}", mac_text(*mac).to_uppercase());
-            rule(from, "came from a router of its own", goto_of("offer", *router))
+        rules.extend(Self::other_routers(uplink).map(|(mac, router)| {
+            let from = format!("-m mac --mac-source {}", mac_text(mac).to_uppercase());
+            rule(from, "came from a router of its own", goto_of("offer", router))
         }));
         rules.push(rule("", "a first packet", goto_of("offer", id)));
         rules
     }
 
-    /// The ids of an uplink's routers, its own aside.
-    fn other_routers(uplink: &Uplink) -> impl Iterator<Item = u32> {
-        let ids = uplink.routers.iter().map(|(_, router)| *router);
-        ids.filter(|router| !uplink.router && *router != uplink.id)
+    /// Hardware address and id of an uplink's routers, its usual one aside.
+    fn other_routers(uplink: &Uplink) -> impl Iterator<Item = (Mac, u32)> {
+        let routers = uplink.routers.iter().copied();
+        routers.filter(|(_, router)| !uplink.router && *router != uplink.id)
     }
 
     /// A packet of a connection that is bound to another uplink and has been answered.
