@@ -196,8 +196,7 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
         iif: None,
         from: None,
         suppress: None,
-        // Source or destination prefix, TOS, or an inverted rule.
-        other_selectors: body.get(1..4)? != [0; 3] || flags & FIB_RULE_INVERT != 0,
+        other_selectors: false,
         protocol: 0,
     };
     // Destination prefix, TOS, or an inverted rule.
@@ -216,12 +215,10 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
             FRA_SUPPRESS_PREFIXLEN => {
                 rule.suppress = Some(u32_at(payload, 0)?).filter(|&length| length != u32::MAX);
             }
-            _ => {
-                rule.other_selectors = true;
-                more = true;
-            }
+            _ => more = true,
         }
     }
+    rule.other_selectors = more || *body.get(2)? != 0;
     if more || rule.iif.is_some() {
         rule.from = None;
     }
