@@ -14,7 +14,7 @@ use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_LOCAL, RT_TABLE_MAIN};
 /// `rp_filter`: a source has to be routed to the interface that its packets come in by.
 const STRICT: u32 = 1;
 
-/// The way out of an uplink for each family that it carries, and what is wrong with the gateways
+/// How an uplink leads outside in each family that it carries, and what is wrong with the gateways
 /// that are configured. No state of an address makes them an error: one may move at any time.
 pub(crate) fn ways(
     facts: &Facts,
@@ -45,7 +45,7 @@ fn hop(link: &Link, gateway: Option<IpAddr>) -> Nexthop {
     Nexthop { link: link.index, gateway, onlink: false, weight: 0 }
 }
 
-/// The way out by what the node itself uses.
+/// How the uplink leads outside by what the node itself uses.
 fn found(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> Option<Way> {
     if !carries(facts, link, family) {
         return None;

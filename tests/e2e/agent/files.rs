@@ -104,7 +104,7 @@ fn systemd_is_told() {
         told.push(receive());
     }
     assert!(agent.end(nix::sys::signal::Signal::SIGTERM).success());
-    until("the end is told", || receive() == "STOPPING=1");
+    until("the end is reported", || receive() == "STOPPING=1");
 }
 
 /// A folder with the primary's conflist, into which our entry was put; the arguments of an agent
