@@ -123,7 +123,8 @@ impl Healer {
         let settings = &target.config.settings;
         // Former settings stand in the record until a change to others is complete: a call may have
         // been killed before that.
-        let is_settled = |r: &Record| r.settings == *settings && r.previous.is_empty();
+        let is_settled =
+            |r: &Record| r.settle(&target.network, settings) == r.settings && r.previous.is_empty();
         let in_force = record.as_ref().is_some_and(is_settled)
             && node
                 .state

@@ -51,7 +51,7 @@ impl Report {
         let own = node.state.with_own_settings()?;
         let unreadable = own.unreadable.iter().chain(&some.found.unreadable);
         let mut notes: Vec<_> = unreadable.map(|path| damaged(path)).collect();
-        let fallback = Settings::default();
+        let mut settings = Settings::default();
         let (mut uplinks, mut left_out) = (Vec::new(), Vec::new());
         let (mut pending, mut backend) = (Vec::new(), None);
         let record = node.record()?;
@@ -64,13 +64,14 @@ impl Report {
                 way_out: "symroutectl up --config FILE".into(),
             });
         }
-        match node.view(&fallback) {
+        match node.view(&settings) {
             _ if lost => {}
             Ok(view) => {
                 backend = record.is_some().then(|| view.plan.marker().to_string());
                 notes.extend(view.plan.notes);
                 uplinks = view.plan.uplinks;
                 left_out = view.plan.left_out;
+                settings = view.settings;
                 if record.is_some() {
                     let steps = view.steps.iter();
                     pending = steps.map(|step| describe(step, &view.facts)).collect();
@@ -89,7 +90,7 @@ impl Report {
                 way_out: "symroutectl down, or symroutectl up to hold it".into(),
             });
         }
-        let settings = record.as_ref().map_or(fallback, |r| r.settings.clone());
+        let settings = record.as_ref().map_or(settings, |r| r.settings.clone());
         Ok(Self {
             record,
             settings,
@@ -139,6 +140,7 @@ impl Report {
             "network": self.record.as_ref().map(|r| &r.network),
             "backend": self.backend,
             "settings": self.settings.to_json(),
+            "automatic": self.settings.automatic.keys(),
             "uplinks": uplinks,
             "networks": self.networks(),
             "attachments": self.attachments,

@@ -8,7 +8,7 @@ mod unknown;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::Hash as _;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -23,6 +23,8 @@ use crate::hash::Fnv;
 use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
 
+const RULE_PRIORITY: &str = "rulePriority";
+
 /// The keys of the plugin object that are ours.
 pub(crate) const KEYS: [&str; 12] = [
     "uplinks",
@@ -33,7 +35,7 @@ pub(crate) const KEYS: [&str; 12] = [
     "masquerade",
     "backend",
     "markMask",
-    "rulePriority",
+    RULE_PRIORITY,
     "tableBase",
     "scope",
     "log",
@@ -145,8 +147,17 @@ pub(crate) enum Backend {
     Variant(Variant),
 }
 
+/// Which numbers the plugin chooses by what is on the node. [`Settings`] has the ones that it chose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Automatic {
+    pub(crate) priority: bool,
+}
+
+/// The word for a number of [`Automatic`].
+const AUTO: &str = "auto";
+
 /// The settings that hold for a node as a whole: two networks on it have to agree on them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(crate) uplinks: Vec<Pattern>,
     /// Gateways by uplink name, where they can't be found.
@@ -164,6 +175,7 @@ pub(crate) struct Settings {
     pub(crate) priority: u32,
     /// Uplink `id` has table `table_base + id`.
     pub(crate) table_base: u32,
+    pub(crate) automatic: Automatic,
 }
 
 impl Default for Settings {
@@ -181,12 +193,56 @@ impl Default for Settings {
             field: Field::new(names::MARK_MASK).unwrap(),
             priority: names::RULE_PRIORITY,
             table_base: names::TABLE_BASE,
+            automatic: Automatic::default(),
         }
     }
 }
 
+impl Automatic {
+    /// The keys whose numbers are chosen.
+    pub(crate) fn keys(self) -> Vec<&'static str> {
+        [(self.priority, RULE_PRIORITY)].iter().filter_map(|&(is, key)| is.then_some(key)).collect()
+    }
+
+    /// The choices that these keys stand for.
+    pub(crate) fn of<'a>(keys: impl Iterator<Item = &'a str>) -> Self {
+        keys.fold(Self::default(), |found, key| Self {
+            priority: found.priority || key == RULE_PRIORITY,
+        })
+    }
+
+    /// Every set of choices.
+    fn all() -> [Self; 2] {
+        [false, true].map(|priority| Self { priority })
+    }
+}
+
+/// What is asked for: a number that the plugin chooses is none of it.
+impl Hash for Settings {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { uplinks, gateways, exclude, host, hairpin, masquerade, backend, .. } = self;
+        let Self { field, priority, table_base, automatic, .. } = self;
+        let priority = (!automatic.priority).then_some(priority);
+        (uplinks, gateways, exclude, host, hairpin, masquerade, backend).hash(state);
+        (field, priority, table_base).hash(state);
+    }
+}
+
 impl Settings {
-    /// The settings in the words of the public contract, all keys present.
+    /// These settings with the numbers of those in force, where the plugin has the choice.
+    pub(crate) fn with_choices_of(&self, in_force: &Self) -> Self {
+        let priority = if self.automatic.priority { in_force.priority } else { self.priority };
+        Self { priority, ..self.clone() }
+    }
+
+    /// Whether these settings, which are in force, are those that are asked for. A number may be asked
+    /// for or left to the plugin, and be the same.
+    pub(crate) fn fulfil(&self, asked: &Self) -> bool {
+        Self { automatic: self.automatic, ..asked.with_choices_of(self) } == *self
+    }
+
+    /// The settings in the words of the public contract, all keys present, with the numbers that were
+    /// chosen.
     pub(crate) fn to_json(&self) -> Map<String, Value> {
         let masquerade = match &self.masquerade {
             Masquerade::Auto => json!("auto"),
@@ -211,7 +267,7 @@ impl Settings {
             ("masquerade", masquerade),
             ("backend", json!(self.backend.to_string())),
             ("markMask", json!(self.field.to_string())),
-            ("rulePriority", json!(self.priority)),
+            (RULE_PRIORITY, json!(self.priority)),
             ("tableBase", json!(self.table_base)),
         ];
         all.map(|(key, value)| (key.to_string(), value)).into_iter().collect()
@@ -224,6 +280,12 @@ impl Settings {
         let mut hasher = Fnv::default();
         (names::RULESET_VERSION, self, ipvs).hash(&mut hasher);
         hasher.folded()
+    }
+
+    /// The fingerprints of all settings that these fulfil; see [`Settings::fulfil`].
+    pub(crate) fn fulfilled(&self, ipvs: bool) -> Vec<u32> {
+        let form = |automatic| Self { automatic, ..self.clone() }.fingerprint(ipvs);
+        Automatic::all().map(form).into()
     }
 
     /// Both numbers, without IPVS and with it.

@@ -9,7 +9,8 @@ use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
 
 use super::{
-    Backend, Config, Gateways, Invalid, Log, Masquerade, ON_LINK, Pattern, Scope, Settings,
+    AUTO, Automatic, Backend, Config, Gateways, Invalid, Log, Masquerade, ON_LINK, Pattern,
+    RULE_PRIORITY, Scope, Settings,
 };
 use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
@@ -26,6 +27,8 @@ const LAST_SYSTEM_TABLE: u64 = 255;
 pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
     let default = Settings::default();
     let field = field(object)?;
+    let is_auto = |key: &str| object.get(key).is_some_and(|value| value == AUTO);
+    let automatic = Automatic { priority: is_auto(RULE_PRIORITY) };
     let settings = Settings {
         uplinks: uplinks(object)?,
         gateways: gateways(object)?,
@@ -35,13 +38,18 @@ pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
         masquerade: masquerade(object, field)?,
         backend: backend(object)?,
         field,
-        priority: number(object, "rulePriority", default.priority, &PRIORITIES)?,
+        priority: if automatic.priority {
+            default.priority
+        } else {
+            number(object, RULE_PRIORITY, default.priority, &PRIORITIES).map_err(or_auto)?
+        },
         table_base: number(
             object,
             "tableBase",
             default.table_base,
             &(LAST_SYSTEM_TABLE..=u64::from(u32::MAX - field.max_id())),
         )?,
+        automatic,
     };
     Ok(Config { settings, scope: scope(object)?, log: log(object)? })
 }
@@ -52,6 +60,11 @@ fn boolean(object: &Map<String, Value>, key: &str, default: bool) -> Result<bool
         Some(Value::Bool(value)) => Ok(*value),
         Some(other) => Err(Invalid::new(key, other, "allowed: true, false")),
     }
+}
+
+/// Adds to what is allowed that the plugin may choose.
+fn or_auto(invalid: Invalid) -> Invalid {
+    Invalid { hint: format!("{}, or \"{AUTO}\"", invalid.hint), ..invalid }
 }
 
 fn number(

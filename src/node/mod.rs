@@ -29,7 +29,7 @@ use crate::error::Error;
 use crate::model::Facts;
 use crate::names;
 use crate::plan::diff::{Operation, diff};
-use crate::plan::{Plan, plan};
+use crate::plan::{Plan, decide};
 use crate::state::{Lock, Record, State};
 use apply::{Kernel, PATIENCE};
 
@@ -51,6 +51,8 @@ pub(crate) struct Node {
 #[derive(Debug)]
 pub(crate) struct View {
     pub(crate) facts: Facts,
+    /// The settings that the plan is for, with the plugin's choices.
+    pub(crate) settings: Settings,
     pub(crate) plan: Plan,
     /// Steps that lead from one to the other; none when all is well.
     pub(crate) steps: Vec<Operation>,
@@ -148,8 +150,8 @@ impl Node {
         let settings = record.as_ref().map_or_else(|| fallback.clone(), |r| r.settings.clone());
         let owned = record.as_ref().map_or_else(|| vec![&settings], Record::owned);
         let (facts, _) = self.observe(&owned, record.as_ref())?;
-        let plan = plan(&facts, &settings)?;
+        let (settings, plan) = decide(&facts, &settings)?;
         let steps = diff(&facts, &plan);
-        Ok(View { facts, plan, steps })
+        Ok(View { facts, settings, plan, steps })
     }
 }

@@ -36,7 +36,7 @@ impl From<Error> for Surprise {
 /// `src_valid_mark` are there. Gives back what was asked by.
 pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result<Ready, Surprise> {
     let ready = state.ready().ok_or_else(|| Surprise("the node is not ready".into()))?;
-    if !forms.contains(&ready.fingerprint) {
+    if !ready.fulfils.iter().any(|form| forms.contains(form)) {
         return Err(Surprise("other settings are in force".into()));
     }
     is_in_force(&mut kernel.netfilter, &ready)?;

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::model::Facts;
 use crate::netlink::route;
 use crate::plan::diff::diff;
-use crate::plan::{Plan, plan, routers, uplinks};
+use crate::plan::{Plan, decide, routers, uplinks};
 use crate::state::{Lock, Ready, Record, State};
 
 /// How often a node is looked at that changes meanwhile.
@@ -30,21 +30,23 @@ impl Node {
         &mut self,
         _lock: &Lock,
         network: &str,
-        settings: &Settings,
+        asked: &Settings,
     ) -> Result<Plan, Error> {
         self.state.migrate()?;
         let record = self.record()?;
         if let Some(record) = &record {
-            self.check_agreement(record, network, settings)?;
+            self.check_agreement(record, network, asked)?;
         }
-        let same = |r: &&Record| r.settings == *settings && !r.network.is_empty();
+        let same = |r: &&Record| r.settings.fulfil(asked) && !r.network.is_empty();
         // In whose name the settings are: of the network that brought them.
         let leader = record.as_ref().filter(same).map_or(network, |r| &r.network).to_string();
+        let mut settings =
+            record.as_ref().map_or_else(|| asked.clone(), |r| r.settle(network, asked));
         let mut rounds = 1..ROUNDS;
         let mut may_resolve = true;
         loop {
             let last = rounds.next().is_none();
-            match self.round(&leader, settings, std::mem::take(&mut may_resolve)) {
+            match self.round(&leader, &mut settings, std::mem::take(&mut may_resolve)) {
                 Ok(Round::Settled(plan)) => return Ok(plan),
                 Ok(Round::Changed(plan)) if last => return Ok(plan),
                 Ok(Round::Changed(_)) => {}
@@ -55,33 +57,29 @@ impl Node {
         }
     }
 
-    /// One look and the steps that it asks for.
+    /// One look and the steps that it asks for. The settings get the choices that it makes.
     fn round(
         &mut self,
         network: &str,
-        settings: &Settings,
+        settings: &mut Settings,
         may_resolve: bool,
     ) -> Result<Round, Interrupted> {
         let record = self.record()?;
-        let mut previous: Vec<Settings> = Vec::new();
-        for old in record.iter().flat_map(|r| std::iter::once(&r.settings).chain(&r.previous)) {
-            if old != settings && !previous.contains(old) {
-                previous.push(old.clone());
-            }
-        }
-        let owned: Vec<&Settings> = std::iter::once(settings).chain(&previous).collect();
+        let previous = others_of(record.as_ref(), settings);
+        let owned: Vec<&Settings> = std::iter::once(&*settings).chain(&previous).collect();
         let (mut facts, unreadable) = self.observe(&owned, record.as_ref())?;
         if may_resolve {
             self.resolve_routers(&mut facts, settings)?;
         }
-        let plan = plan(&facts, settings).map_err(Error::from)?;
+        let (chosen, plan) = decide(&facts, settings).map_err(Error::from)?;
+        *settings = chosen;
         let steps = diff(&facts, &plan);
         let from = record.as_ref().filter(|r| r.network == network);
         let mut next = Record {
             network: network.into(),
             settings: settings.clone(),
             conflist: from.and_then(|r| r.conflist.clone()),
-            previous,
+            previous: others_of(record.as_ref(), settings),
             src_valid_mark: facts.restore.union(&plan.restore).copied().collect(),
             made: facts.made.union(&plan.made).cloned().collect(),
         };
@@ -116,6 +114,7 @@ impl Node {
         self.state.set_ready(&Ready {
             marker: plan.marker(),
             fingerprint: settings.fingerprint(facts.ipvs),
+            fulfils: settings.fulfilled(facts.ipvs),
             questions: plan.proof.clone(),
             ordinary: ordinary.map_err(Error::kernel("ask where packets go"))?,
         })?;
@@ -164,7 +163,7 @@ impl Node {
     ) -> Result<(), Error> {
         // A record without a network was recovered and does not know all settings.
         let same = record.network == network || record.network.is_empty();
-        if same || record.settings == *settings {
+        if same || record.settings.fulfil(settings) {
             return Ok(());
         }
         let is_listed =
@@ -173,7 +172,8 @@ impl Node {
             log::info!("network \"{}\" is no longer in use", record.network);
             return Ok(());
         }
-        let (asks, in_force) = (settings.to_json(), record.settings.to_json());
+        let asks = settings.with_choices_of(&record.settings).to_json();
+        let in_force = record.settings.to_json();
         let differing = asks.iter().find(|(key, value)| in_force.get(*key) != Some(*value));
         match differing {
             Some((key, value)) => Err(Error::Disagreement {
@@ -193,6 +193,17 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// The settings of which something of ours may be on the node, without these.
+fn others_of(record: Option<&Record>, settings: &Settings) -> Vec<Settings> {
+    let mut others: Vec<Settings> = Vec::new();
+    for old in record.iter().flat_map(|r| r.owned()) {
+        if old != settings && !others.contains(old) {
+            others.push(old.clone());
+        }
+    }
+    others
 }
 
 /// Whether a conflist still is the one of this network, and names us.

@@ -15,6 +15,15 @@ fn rules(facts: &Facts) -> impl Iterator<Item = &Rule> {
     facts.rules.iter().map(|found| &found.rule)
 }
 
+/// The settings with other numbers in place of those that the plugin may choose and that clash.
+pub(crate) fn avoid(facts: &Facts, settings: &Settings) -> Settings {
+    let mut settings = settings.clone();
+    if settings.automatic.priority && priorities(facts, &settings).is_err() {
+        settings.priority = free_priorities(facts, &settings);
+    }
+    settings
+}
+
 /// Finds what clashes with these settings.
 /// Error: the first setting that another program's state rules out.
 pub(crate) fn check(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {

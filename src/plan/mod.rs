@@ -148,6 +148,21 @@ impl fmt::Display for Note {
     }
 }
 
+/// The desired state, with the settings as they are once the plugin has made its choices.
+/// Error: the first setting that can't be kept on this node, with the remedy.
+pub(crate) fn decide(facts: &Facts, settings: &Settings) -> Result<(Settings, Plan), Invalid> {
+    let mut settings = conflicts::avoid(facts, settings);
+    let plan = plan(facts, &settings)?;
+    if !settings.automatic.priority {
+        return Ok((settings, plan));
+    }
+    let better = precedence::find(facts, &settings, &plan).and_then(|stray| stray.choice());
+    let Some(better) = better else { return Ok((settings, plan)) };
+    settings.priority = better;
+    let plan = self::plan(facts, &settings)?;
+    Ok((settings, plan))
+}
+
 /// The desired state for these facts and settings.
 /// Error: the first setting that can't be kept on this node, with the remedy.
 pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
@@ -186,7 +201,7 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
     plan.restore = plan.src_valid_mark.iter().filter(restore).copied().collect();
     mark(facts, settings, marker, &mut plan)?;
     plan.proof = proof::questions(facts, settings, &plan);
-    plan.notes.extend(precedence::note(facts, settings, &plan));
+    plan.notes.extend(precedence::find(facts, settings, &plan).map(|stray| stray.note(settings)));
     Ok(plan)
 }
 

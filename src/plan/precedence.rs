@@ -14,27 +14,60 @@ use crate::netlink::uapi::RT_TABLE_LOCAL;
 const BEFORE: u32 = 2;
 const BEHIND: u32 = 3;
 
-/// What is wrong with the rules that come before ours, if anything is.
-pub(crate) fn note(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<Note> {
+/// Rules before ours that send replies elsewhere.
+pub(crate) struct Stray {
+    /// In the words of `ip rule`.
+    rules: String,
+    /// A `rulePriority` that comes before them.
+    place: Option<u32>,
+    /// A rule between that place and ours that denies: no program may choose to pass by it.
+    denies: Option<String>,
+}
+
+impl Stray {
+    /// The `rulePriority` that the plugin may choose by itself.
+    pub(crate) fn choice(&self) -> Option<u32> {
+        self.place.filter(|_| self.denies.is_none())
+    }
+
+    /// What is wrong, and the remedy.
+    pub(crate) fn note(&self, settings: &Settings) -> Note {
+        let what =
+            format!("rules before those of symroute may send replies elsewhere: {}", self.rules);
+        let way_out = match (self.place, &self.denies) {
+            (Some(place), Some(denies)) => format!(
+                "set \"rulePriority\": {place}, which comes first and passes by the rule that denies \
+                 ({denies}), or move them"
+            ),
+            (Some(place), None) => {
+                format!(
+                    "set \"rulePriority\": {place} or \"auto\", which comes first, or move them"
+                )
+            }
+            (None, _) => format!("move them behind {}", settings.rules().end),
+        };
+        Note { what, way_out }
+    }
+}
+
+/// The rules before ours that send replies elsewhere, if there are any.
+pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<Stray> {
     let first_of_ours = settings.rules().skip;
     let all = || facts.rules.iter().map(|found| &found.rule);
     let stray: Vec<&Rule> =
         all().filter(|rule| rule.priority < first_of_ours && steers(facts, plan, rule)).collect();
     let first = stray.iter().map(|rule| rule.priority).min()?;
     let listed: Vec<_> = stray.iter().map(ToString::to_string).collect();
-    let what =
-        format!("rules before those of symroute may send replies elsewhere: {}", listed.join(", "));
     let taken: BTreeSet<u32> = all().map(|rule| rule.priority).collect();
     // The table local has to stay in front.
     let local = all().filter(|rule| rule.action == Action::Lookup(RT_TABLE_LOCAL));
     let local = local.map(|rule| rule.priority).filter(|&p| p < first).max().unwrap_or(0);
     let free = |p: &u32| (p - BEFORE..=p + BEHIND).all(|p| !taken.contains(&p));
     let place = (local + BEFORE + 1..first.saturating_sub(BEHIND)).rev().find(free);
-    let way_out = match place {
-        Some(place) => format!("set \"rulePriority\": {place}, which comes first, or move them"),
-        None => format!("move them behind {}", settings.rules().end),
-    };
-    Some(Note { what, way_out })
+    let between =
+        |rule: &&Rule| place.is_some_and(|place| (place..first_of_ours).contains(&rule.priority));
+    let denies = all().filter(between).find(|rule| matches!(rule.action, Action::Other(_)));
+    Some(Stray { rules: listed.join(", "), place, denies: denies.map(ToString::to_string) })
 }
 
 /// Whether a rule may send a reply that is bound to an uplink elsewhere.
@@ -107,13 +140,25 @@ mod tests {
     fn a_place_before_them_is_named() {
         let plan = Plan { families: [Family::V4].into(), ..Plan::default() };
         let advice = |rules: &[(u32, Option<&str>, u32)]| {
-            note(&facts(rules), &Settings::default(), &plan).map(|note| note.way_out)
+            let settings = Settings::default();
+            find(&facts(rules), &settings, &plan).map(|stray| stray.note(&settings).way_out)
         };
         assert_eq!(advice(&[(0, None, 255), (32766, None, 150)]), None);
         assert_eq!(advice(&[(0, None, 255), (100, Some("10.0.0.0/8"), 99)]), None, "no routes");
         let maas = advice(&[(0, None, 255), (100, Some("10.0.0.0/8"), 150)]).unwrap();
-        assert!(maas.contains("\"rulePriority\": 96,"), "{maas}");
+        assert!(maas.contains("\"rulePriority\": 96 or"), "{maas}");
         let cilium = advice(&[(100, None, 255), (104, Some("10.0.0.1/32"), 150)]).unwrap();
         assert!(cilium.starts_with("move them"), "{cilium}");
+    }
+
+    #[test]
+    fn the_plugin_does_not_choose_to_pass_by_a_rule_that_denies() {
+        let plan = Plan { families: [Family::V4].into(), ..Plan::default() };
+        let settings = Settings::default();
+        let mut facts = facts(&[(0, None, 255), (100, Some("10.0.0.0/8"), 150), (200, None, 0)]);
+        let choice = |facts: &Facts| find(facts, &settings, &plan).and_then(|stray| stray.choice());
+        assert_eq!(choice(&facts), Some(96));
+        facts.rules[2].rule.action = Action::Other(8);
+        assert_eq!(choice(&facts), None);
     }
 }

@@ -1,10 +1,11 @@
 //! What an ADD reads to know what it has to prove: written when a reconcile has found nothing more
 //! to do, and removed before the kernel is changed.
 //!
-//! One line for the marker and the fingerprint of what is in force, then one line a question:
+//! One line for the marker, the fingerprint of what is in force and those of the settings that it
+//! fulfils; then one line a question:
 //!
 //! ```text
-//! nftables 3735928559
+//! nftables 3735928559 3735928559 1729
 //! 3 47001 256 192.0.2.1 10.0.0.10      (interface, table, mark, outside, the node itself)
 //! main 192.0.2.1 3 254 10.0.0.1        (outside, interface, table, router)
 //! ```
@@ -40,6 +41,8 @@ pub(crate) struct Ready {
     pub(crate) marker: Marker,
     /// Fingerprint of what is in force; see [`crate::config::Settings::fingerprint`].
     pub(crate) fingerprint: u32,
+    /// Fingerprints of the settings that this fulfils.
+    pub(crate) fulfils: Vec<u32>,
     pub(crate) questions: Vec<Question>,
     pub(crate) ordinary: Vec<Ordinary>,
 }
@@ -50,9 +53,13 @@ fn or_none(ip: Option<IpAddr>) -> String {
 
 impl Ready {
     fn to_text(&self) -> String {
-        let mut text = format!("{} {}\n", self.marker, self.fingerprint);
-        for Question { link, table, mark, outside, local } in &self.questions {
+        let mut text = format!("{} {}", self.marker, self.fingerprint);
+        for form in &self.fulfils {
             // Writing to a string does not fail.
+            let _ = write!(text, " {form}");
+        }
+        text.push('\n');
+        for Question { link, table, mark, outside, local } in &self.questions {
             let _ = writeln!(text, "{link} {table} {mark} {outside} {}", or_none(*local));
         }
         for Ordinary { to, link, table, gateway } in &self.ordinary {
@@ -63,7 +70,9 @@ impl Ready {
 
     fn from_text(text: &str) -> Option<Self> {
         let mut lines = text.lines();
-        let (marker, fingerprint) = lines.next()?.split_once(' ')?;
+        let mut head = lines.next()?.split_ascii_whitespace();
+        let (marker, fingerprint) = (head.next()?, read(head.next())?);
+        let fulfils = head.map(|form| form.parse().ok()).collect::<Option<_>>()?;
         let all =
             [Marker::Nftables, Marker::Iptables(Variant::Nft), Marker::Iptables(Variant::Legacy)];
         let marker = all.into_iter().find(|known| known.to_string() == marker)?;
@@ -74,7 +83,7 @@ impl Ready {
                 None => questions.push(parse_question(line)?),
             }
         }
-        Some(Self { marker, fingerprint: fingerprint.parse().ok()?, questions, ordinary })
+        Some(Self { marker, fingerprint, fulfils, questions, ordinary })
     }
 }
 
@@ -138,6 +147,7 @@ mod tests {
         let ready = Ready {
             marker: Marker::Iptables(Variant::Legacy),
             fingerprint: u32::MAX,
+            fulfils: vec![u32::MAX, 0],
             questions: vec![
                 question("192.0.2.1", Some("10.0.0.10")),
                 question("2001:db8::1", None),

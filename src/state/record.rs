@@ -12,7 +12,7 @@ use super::{Error, State};
 use crate::backend::Marker;
 use crate::backend::iptables::node_set::Notes;
 use crate::config::source::NetworkConfig;
-use crate::config::{self, Backend, Settings};
+use crate::config::{self, Automatic, Backend, Settings};
 use crate::error::absent_is_none;
 use crate::model::{ElementData, Elements, Family, Field};
 use crate::names;
@@ -48,11 +48,21 @@ impl Record {
         std::iter::once(&self.settings).chain(&self.previous).collect()
     }
 
+    /// What is asked for by a network, with the choices that are in force. What another network has in
+    /// force stays as it is where it is the same.
+    pub(crate) fn settle(&self, network: &str, asked: &Settings) -> Settings {
+        if self.network != network && self.settings.fulfil(asked) {
+            return self.settings.clone();
+        }
+        asked.with_choices_of(&self.settings)
+    }
+
     fn to_json(&self) -> String {
         json!({
             "version": VERSION,
             "network": self.network,
             "settings": self.settings.to_json(),
+            "automatic": self.settings.automatic.keys(),
             "conflist": self.conflist,
             "previous": self.previous.iter().map(Settings::to_json).collect::<Vec<_>>(),
             "srcValidMark": self.src_valid_mark,
@@ -76,9 +86,12 @@ impl Record {
         let indexes = value.get("srcValidMark")?.as_array()?;
         // Releases before the iptables backend had none.
         let made = value.get("madeChains").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        // Releases before "rulePriority": "auto" chose nothing.
+        let chosen = value.get("automatic").and_then(Value::as_array).into_iter().flatten();
+        let automatic = Automatic::of(chosen.filter_map(Value::as_str));
         Some(Self {
             network: value.get("network")?.as_str()?.into(),
-            settings: settings(value.get("settings")?)?,
+            settings: Settings { automatic, ..settings(value.get("settings")?)? },
             conflist: value.get("conflist").and_then(Value::as_str).map(PathBuf::from),
             previous: previous.iter().filter_map(settings).collect(),
             src_valid_mark: indexes.iter().filter_map(|n| n.as_u64()?.try_into().ok()).collect(),

@@ -18,6 +18,23 @@ fn nothing_set_is_the_default() {
 }
 
 #[test]
+fn a_number_that_the_plugin_chooses_is_no_part_of_what_is_asked_for() {
+    let asked = parsed(json!({"rulePriority": "auto"})).unwrap().settings;
+    assert_eq!(asked.automatic.keys(), ["rulePriority"]);
+    assert_eq!(Automatic::of(asked.automatic.keys().into_iter()), asked.automatic);
+    let chosen = Settings { priority: 96, ..asked.clone() };
+    assert_eq!(chosen.fingerprint(false), asked.fingerprint(false));
+    assert_eq!(asked.with_choices_of(&chosen), chosen);
+    let fixed = |priority| parsed(json!({"rulePriority": priority})).unwrap().settings;
+    assert!(chosen.fulfil(&asked) && chosen.fulfil(&fixed(96)) && fixed(96).fulfil(&asked));
+    assert!(!chosen.fulfil(&fixed(400)) && !fixed(400).fulfil(&fixed(96)));
+    for (in_force, asked) in [(&chosen, &asked), (&chosen, &fixed(96)), (&fixed(96), &asked)] {
+        assert!(in_force.fulfilled(true).contains(&asked.fingerprint(true)));
+    }
+    assert!(!chosen.fulfilled(true).contains(&fixed(400).fingerprint(true)));
+}
+
+#[test]
 fn every_key_is_read() {
     let config = parsed(json!({
         "uplinks": ["auto", "eth*", "!eth2"],
