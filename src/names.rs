@@ -54,6 +54,9 @@ pub(crate) const LEFT_OUT: PerFamily<&str> = PerFamily("leftout4", "leftout6");
 /// Uplinks that a masqueraded connection of a pod must not leave by.
 pub(crate) const STEER: PerFamily<&str> = PerFamily("steer4", "steer6");
 
+/// What `ip` is called with for each family, before its object.
+pub(crate) const IP_OPTION: PerFamily<&str> = PerFamily("", "-6 ");
+
 /// The built-in chains of table mangle that we jump from.
 pub(crate) const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 /// Chains in the tables mangle, and ipsets, are ours if their name begins with this.

@@ -38,6 +38,7 @@ pub(super) struct Report {
     holders: Vec<(String, String)>,
     notes: Vec<Note>,
     left_out: Vec<LeftOut>,
+    unanswered: Vec<Note>,
     pending: Vec<String>,
     /// Who marks.
     backend: Option<String>,
@@ -52,7 +53,7 @@ impl Report {
         let unreadable = own.unreadable.iter().chain(&some.found.unreadable);
         let mut notes: Vec<_> = unreadable.map(|path| damaged(path)).collect();
         let mut settings = Settings::default();
-        let (mut uplinks, mut left_out) = (Vec::new(), Vec::new());
+        let (mut uplinks, mut left_out, mut unanswered) = (Vec::new(), Vec::new(), Vec::new());
         let (mut pending, mut backend) = (Vec::new(), None);
         let record = node.record()?;
         let lost = record.as_ref().is_some_and(|r| r.network.is_empty());
@@ -71,6 +72,7 @@ impl Report {
                 notes.extend(view.plan.notes);
                 uplinks = view.plan.uplinks;
                 left_out = view.plan.left_out;
+                unanswered = view.plan.unanswered;
                 settings = view.settings;
                 if record.is_some() {
                     let steps = view.steps.iter();
@@ -99,6 +101,7 @@ impl Report {
             holders,
             notes,
             left_out,
+            unanswered,
             pending,
             backend,
         })
@@ -132,8 +135,6 @@ impl Report {
             .iter()
             .map(|l| json!({"name": l.name, "kind": l.kind, "why": l.why}))
             .collect();
-        let off: Vec<_> =
-            self.notes.iter().map(|n| json!({"what": n.what, "wayOut": n.way_out})).collect();
         let report = json!({
             "version": VERSION,
             "inForce": self.record.is_some(),
@@ -146,7 +147,8 @@ impl Report {
             "attachments": self.attachments,
             "heldBy": held_by,
             "leftOut": left_out,
-            "off": off,
+            "unanswered": notes_json(&self.unanswered),
+            "off": notes_json(&self.notes),
             "pending": self.pending,
         });
         format!("{report:#}\n")
@@ -206,6 +208,7 @@ impl Report {
             let _ = writeln!(out, "held by        {}", or_none(&self.held_text(&holders)));
         }
         self.write_left_out(&mut out);
+        write_notes(&mut out, "Without an answer, with symroute or without it", &self.unanswered);
         self.write_off(&mut out);
         out
     }
@@ -271,13 +274,23 @@ impl Report {
                 let _ = writeln!(out, "  {step}");
             }
         }
-        if !self.notes.is_empty() {
-            out.push_str("\nWhat is off:\n");
-            for note in &self.notes {
-                let _ = writeln!(out, "  {}\n    -> {}", note.what, note.way_out);
-            }
-        }
+        write_notes(out, "What is off", &self.notes);
     }
+}
+
+fn write_notes(out: &mut String, head: &str, notes: &[Note]) {
+    if notes.is_empty() {
+        return;
+    }
+    // Writing to a string does not fail.
+    let _ = writeln!(out, "\n{head}:");
+    for note in notes {
+        let _ = writeln!(out, "  {}\n    -> {}", note.what, note.way_out);
+    }
+}
+
+fn notes_json(notes: &[Note]) -> Vec<Value> {
+    notes.iter().map(|n| json!({"what": n.what, "wayOut": n.way_out})).collect()
 }
 
 /// The families in which a router leads another way than the uplink does, with its address.

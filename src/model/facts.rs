@@ -217,6 +217,8 @@ pub(crate) struct Rule {
     pub(crate) iif: Option<String>,
     /// Sources that it wants, where it asks for nothing else of a packet; ours want none.
     pub(crate) from: Option<IpNetwork>,
+    /// Destinations that it wants, likewise.
+    pub(crate) to: Option<IpNetwork>,
     /// Routes whose prefix is no longer than this do not count (`suppress_prefixlength`).
     pub(crate) suppress: Option<u32>,
     /// Whether it asks for something that our rules never ask for (source, ports, …).
@@ -234,6 +236,9 @@ impl fmt::Display for Rule {
         }
         if let Some(from) = &self.from {
             write!(f, "from {from} ")?;
+        }
+        if let Some(to) = &self.to {
+            write!(f, "to {to} ")?;
         }
         if let Some(iif) = &self.iif {
             write!(f, "iif {iif} ")?;

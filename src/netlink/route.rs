@@ -195,12 +195,13 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
         mark: None,
         iif: None,
         from: None,
+        to: None,
         suppress: None,
         other_selectors: false,
         protocol: 0,
     };
-    // Destination prefix, TOS, or an inverted rule.
-    let mut more = *body.get(1)? != 0 || *body.get(3)? != 0 || flags & FIB_RULE_INVERT != 0;
+    // TOS, or an inverted rule.
+    let mut more = *body.get(3)? != 0 || flags & FIB_RULE_INVERT != 0;
     for (kind, payload) in attrs(body.get(FIB_RULE_HDR..)?) {
         match kind {
             FRA_PRIORITY => rule.priority = u32_at(payload, 0)?,
@@ -209,6 +210,7 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
             FRA_FWMARK => mark = u32_at(payload, 0),
             FRA_FWMASK => bits = u32_at(payload, 0),
             FRA_SRC => rule.from = IpNetwork::new(ip(payload)?, *body.get(2)?).ok(),
+            FRA_DST => rule.to = IpNetwork::new(ip(payload)?, *body.get(1)?).ok(),
             FRA_IIFNAME => rule.iif = Some(string(payload)),
             FRA_PROTOCOL => rule.protocol = *payload.first()?,
             // -1: nothing is suppressed, which the kernel says for every rule.
@@ -218,10 +220,11 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
             _ => more = true,
         }
     }
-    rule.other_selectors = more || *body.get(2)? != 0;
-    if more || rule.iif.is_some() {
-        rule.from = None;
-    }
+    rule.other_selectors = more || *body.get(1)? != 0 || *body.get(2)? != 0;
+    more |= rule.iif.is_some();
+    let (from, to) = (rule.from, rule.to);
+    rule.from = from.filter(|_| !more && to.is_none());
+    rule.to = to.filter(|_| !more && from.is_none());
     rule.action = match *body.get(7)? {
         FR_ACT_TO_TBL => Action::Lookup(table),
         FR_ACT_GOTO => Action::Goto(target),

@@ -10,6 +10,7 @@ pub(crate) mod precedence;
 pub(crate) mod proof;
 pub(crate) mod routers;
 pub(crate) mod routing;
+pub(crate) mod unanswered;
 pub(crate) mod uplinks;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,6 +58,8 @@ pub(crate) struct Plan {
     pub(crate) notes: Vec<Note>,
     /// Interfaces that are no uplinks, for a person to know.
     pub(crate) left_out: Vec<LeftOut>,
+    /// Networks behind the node that get no answer from it, whether symroute is in force or not.
+    pub(crate) unanswered: Vec<Note>,
 }
 
 impl Plan {
@@ -201,6 +204,7 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
     plan.restore = plan.src_valid_mark.iter().filter(restore).copied().collect();
     mark(facts, settings, marker, &mut plan)?;
     plan.proof = proof::questions(facts, settings, &plan);
+    plan.unanswered = unanswered::find(facts, settings, &plan);
     plan.notes.extend(precedence::find(facts, settings, &plan).map(|stray| stray.note(settings)));
     Ok(plan)
 }

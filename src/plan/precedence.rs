@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Note, Plan};
+use super::{Note, Plan, unanswered};
 use crate::config::Settings;
 use crate::model::{Action, Facts, Route, Rule, whole};
 use crate::names::LOOPBACK;
@@ -79,6 +79,7 @@ fn steers(facts: &Facts, plan: &Plan, rule: &Rule) -> bool {
         && rule.mark.is_none()
         && rule.suppress.is_none()
         && rule.iif.as_deref().is_none_or(|iif| iif == LOOPBACK)
+        && rule.to.is_none_or(|to| !unanswered::is_inside(facts, plan, to))
         && has_routes()
         && !says_the_same(facts, plan, rule, table)
 }
@@ -114,6 +115,7 @@ mod tests {
             mark: None,
             iif: None,
             from: from.map(|net| net.parse().unwrap()),
+            to: None,
             suppress: None,
             other_selectors: from.is_some(),
             protocol: 4,

@@ -120,6 +120,7 @@ pub(crate) fn rules(
             mark: None,
             iif: None,
             from: None,
+            to: None,
             suppress: None,
             other_selectors: false,
             protocol: RTPROT_KERNEL,

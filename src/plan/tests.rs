@@ -195,6 +195,7 @@ fn base_rules() -> Vec<FoundRule> {
                 mark: None,
                 iif: None,
                 from: None,
+                to: None,
                 suppress: None,
                 other_selectors: priority == 1536,
                 protocol: 2,

@@ -2,6 +2,7 @@
 //! alone, and no flow that worked without the plugin fails with it.
 
 mod arp;
+mod behind;
 mod excluded;
 mod gateways;
 mod lan;
