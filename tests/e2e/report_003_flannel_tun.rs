@@ -48,8 +48,8 @@ fn layout() -> Layout {
     }
     router.check_sources(&["node-a", "node-b"]);
     let tunnel = [
-        Tunnel::open(&a.ns, "10.10.70.155:8285", "10.10.67.156:8285"),
-        Tunnel::open(&b.ns, "10.10.67.156:8285", "10.10.70.155:8285"),
+        Tunnel::open(&a.ns, "flannel0", "10.10.70.155:8285", "10.10.67.156:8285"),
+        Tunnel::open(&b.ns, "flannel0", "10.10.67.156:8285", "10.10.70.155:8285"),
     ];
     for (node, address) in [(&a, "17.0.70.0"), (&b, "17.0.51.0")] {
         node.ns.ip(&format!(

@@ -4,6 +4,7 @@
 mod arp;
 mod behind;
 mod excluded;
+mod followed;
 mod gateways;
 mod lan;
 mod own_table;

@@ -1,10 +1,10 @@
-//! `flannel0` as flannel's UDP backend makes it: a TUN device whose packets travel in UDP.
+//! TUN devices whose packets travel in UDP: `flannel0` as flannel's UDP backend makes it, or a VPN.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::UdpSocket;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -20,24 +20,31 @@ struct Request {
 }
 
 /// One end of the tunnel; the device goes away when this is dropped.
-pub(crate) struct Tunnel(UdpSocket);
+pub(crate) struct Tunnel {
+    socket: UdpSocket,
+    carrier: Option<JoinHandle<()>>,
+}
 
 impl Tunnel {
-    /// Creates `flannel0` in `ns`, whose packets go to the other end at `peer` from `local`.
-    pub(crate) fn open(ns: &Netns, local: &str, peer: &str) -> Self {
-        let (device, socket) = ns.run(|| (open_tun("flannel0"), UdpSocket::bind(local)));
+    /// Creates the interface in `ns`, whose packets go to the other end at `peer` from `local`.
+    pub(crate) fn open(ns: &Netns, name: &str, local: &str, peer: &str) -> Self {
+        let (device, socket) = ns.run(|| (open_tun(name), UdpSocket::bind(local)));
         let socket = socket.expect("bind the tunnel's socket");
         socket.connect(peer).expect("connect the tunnel's socket");
         let carrying = socket.try_clone().expect("a second handle");
-        thread::spawn(move || carry(device, &carrying));
-        Self(socket)
+        let carrier = thread::spawn(move || carry(device, &carrying));
+        Self { socket, carrier: Some(carrier) }
     }
 }
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
         // Wakes the carrier, whose next read finds nothing and ends it.
-        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        // The port is free and the device gone when it has ended.
+        if let Some(carrier) = self.carrier.take() {
+            let _ = carrier.join();
+        }
     }
 }
 
