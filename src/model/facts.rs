@@ -183,6 +183,11 @@ impl Route {
         self.dst.prefix() <= 1
     }
 
+    /// Whether what it leads to is on the link itself.
+    pub(crate) fn is_on_link(&self) -> bool {
+        self.nexthops.iter().all(|hop| hop.gateway.is_none())
+    }
+
     /// The hops through an interface, with their weights where there are several.
     pub(crate) fn hops_through(&self, link: u32) -> Vec<Nexthop> {
         let mut hops: Vec<_> = self.nexthops.iter().filter(|h| h.link == link).copied().collect();

@@ -23,7 +23,7 @@ use crate::model::{
 use crate::names;
 use crate::netlink::uapi::{IFF_LOOPBACK, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST};
 use crate::netlink::{self, route};
-use crate::plan::{ours, routers};
+use crate::plan::{ours, routers, uplinks};
 
 /// Everything that reconcile looks at. `owned`: the settings by which state is known as ours,
 /// first those that are wanted. `by_iptables`: whether iptables marks by now.
@@ -99,7 +99,9 @@ pub(crate) fn routers(
     facts: &Facts,
     settings: &Settings,
 ) -> Result<Neighbours, Error> {
-    let wanted: BTreeSet<_> = routers::candidates(facts, settings, facts.links.iter()).collect();
+    // What is wrong with the settings is for the plan to say.
+    let chosen = uplinks::choose(facts, settings).unwrap_or_default();
+    let wanted: BTreeSet<_> = routers::candidates(facts, settings, chosen.into_iter()).collect();
     if wanted.is_empty() {
         return Ok(Neighbours::new());
     }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::network::Network;
 use super::uplinks::has_address;
 use super::{GatewaySource, Note, Uplink, Way};
 use crate::config::{Gateways, Settings};
@@ -66,8 +67,9 @@ fn found(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> Opt
     if link.flags & IFF_POINTOPOINT != 0 {
         return by(GatewaySource::PointToPoint, vec![hop(link, None)]);
     }
+    let network = Network::of(facts, link.index, std::iter::empty());
     let inferred = defaults.iter().flat_map(|route| &route.nexthops).find_map(|other| {
-        let ip = other.gateway.filter(|&ip| in_subnet(facts, link, ip))?;
+        let ip = other.gateway.filter(|_| network.reaches(other))?;
         Some((GatewaySource::Inferred(facts.link_name(other.link)), ip))
     });
     match inferred {
@@ -97,8 +99,8 @@ fn configured(settings: &Settings, name: &str, family: Family) -> Vec<IpAddr> {
     }
 }
 
-/// The routers of the uplink that are known: all that are configured, or else those of all its
-/// default routes.
+/// The routers of the uplink that are known: all that are configured, or else those of all default
+/// routes that it reaches, its own first.
 pub(crate) fn known(
     facts: &Facts,
     settings: &Settings,
@@ -108,8 +110,12 @@ pub(crate) fn known(
     let mut routers = configured(settings, &link.name, family);
     routers.retain(|&ip| !is_own(facts, ip));
     if routers.is_empty() && settings.gateways.get(&link.name) != Some(&Gateways::OnLink) {
-        let hops = defaults(facts, link.index, family).into_iter().flat_map(|r| &r.nexthops);
-        routers.extend(hops.filter(|hop| hop.link == link.index).filter_map(|hop| hop.gateway));
+        let all: Vec<_> = defaults(facts, link.index, family);
+        let hops = || all.iter().flat_map(|route| &route.nexthops);
+        let own = || hops().filter(|hop| hop.link == link.index);
+        let network = Network::of(facts, link.index, own().filter_map(|hop| hop.gateway));
+        let of_others = hops().filter(|hop| hop.link != link.index && network.reaches(hop));
+        routers.extend(own().chain(of_others).filter_map(|hop| hop.gateway));
     }
     let mut seen = BTreeSet::new();
     routers.retain(|ip| Family::of(*ip) == family && seen.insert(*ip));
@@ -119,7 +125,7 @@ pub(crate) fn known(
 /// Default routes: those of tables that rules name by an address of the interface first, then
 /// main's, then by metric, then by table.
 fn defaults(facts: &Facts, link: u32, family: Family) -> Vec<&Route> {
-    let own = own_tables(facts, link, family);
+    let own = own_tables(facts, Some(link), family);
     let mut found: Vec<_> =
         facts.routes.iter().filter(|r| r.is_default() && r.family() == family).collect();
     found.sort_by_key(|r| {
@@ -129,11 +135,11 @@ fn defaults(facts: &Facts, link: u32, family: Family) -> Vec<&Route> {
     found
 }
 
-/// The tables that rules look up for packets from an address of the interface, in the order of
-/// the rules.
-pub(super) fn own_tables(facts: &Facts, link: u32, family: Family) -> Vec<u32> {
-    let own: Vec<IpAddr> =
-        facts.addresses.iter().filter(|a| a.link == link).map(|a| a.ip).collect();
+/// The tables that rules look up for packets from an address of the interface, or of any, in the
+/// order of the rules.
+pub(super) fn own_tables(facts: &Facts, link: Option<u32>, family: Family) -> Vec<u32> {
+    let of_link = |a: &&Address| link.is_none_or(|link| a.link == link);
+    let own: Vec<IpAddr> = facts.addresses.iter().filter(of_link).map(|a| a.ip).collect();
     let has = |net: IpNetwork| own.iter().any(|&ip| net.contains(ip));
     let by_source = facts.rules.iter().map(|found| &found.rule).filter_map(|rule| {
         let from = rule.from.filter(|_| rule.family == family && rule.mark.is_none())?;

@@ -17,18 +17,14 @@ pub(crate) struct Router {
     pub(crate) by_it: Uplink,
 }
 
-/// Routers whose hardware address the kernel has to know before they can be told apart.
+/// Routers of these uplinks whose hardware address the kernel has to know before they can be told
+/// apart.
 pub(crate) fn candidates<'a>(
     facts: &'a Facts,
     settings: &'a Settings,
     links: impl Iterator<Item = &'a Link> + 'a,
 ) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
-    let defaults = facts.routes.iter().filter(|r| r.is_default()).flat_map(|r| &r.nexthops);
-    let by_default: BTreeSet<u32> = defaults.map(|hop| hop.link).collect();
-    let may_have = move |link: &&Link| {
-        by_default.contains(&link.index) || settings.gateways.contains_key(&link.name)
-    };
-    links.filter(may_have).flat_map(|link| {
+    links.flat_map(|link| {
         let each = Family::ALL.map(|family| known(facts, settings, link, family));
         // A single router of each family needs no look at hardware addresses.
         let several = each.iter().any(|routers| routers.len() > 1);

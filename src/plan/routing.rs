@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::gateways::{in_subnet, own_tables};
+use super::gateways::own_tables;
+use super::network::Network;
 use super::{GatewaySource, Note, Uplink, Way};
 use crate::backend::Marker;
 use crate::config::{RulePriorities, Settings};
@@ -24,7 +25,7 @@ pub(crate) fn routes(facts: &Facts, uplink: &Uplink) -> Vec<Route> {
     }
     let mut routes = Vec::new();
     for (&family, way) in &uplink.ways {
-        let mut of_family = copies(facts, uplink, family, &way.source);
+        let mut of_family = copies(facts, uplink, family, way);
         of_family.extend(way.gateways().filter_map(|ip| to_gateway(uplink, family, ip)));
         // What is on the link comes first: gateways are looked up in it.
         of_family.sort_by_key(|r| r.nexthops.iter().any(|hop| hop.gateway.is_some()));
@@ -62,13 +63,13 @@ fn to_gateway(uplink: &Uplink, family: Family, gateway: IpAddr) -> Option<Route>
     (Family::of(gateway) == family).then(|| route(uplink, Family::host_route(gateway), &[hop], &[]))
 }
 
-/// What the node would send out of this uplink if it had no other: what it sends out of it by main, by the table of its default route and by those
-/// that rules name by its addresses, default routes aside. Of equal routes the most particular
-/// table's comes first.
-fn copies(facts: &Facts, uplink: &Uplink, family: Family, source: &GatewaySource) -> Vec<Route> {
-    let mut tables = own_tables(facts, uplink.link, family);
-    if let GatewaySource::DefaultRoute(table) = source {
-        tables.push(*table);
+/// What the node would send out of this uplink if it had no other: what it sends out of it by main,
+/// by the table of its default route and by those that rules name by its addresses, default routes
+/// aside. Of equal routes the most particular table's comes first.
+fn copies(facts: &Facts, uplink: &Uplink, family: Family, way: &Way) -> Vec<Route> {
+    let mut tables = own_tables(facts, Some(uplink.link), family);
+    if let GatewaySource::DefaultRoute(table) = way.source {
+        tables.push(table);
     }
     tables.push(RT_TABLE_MAIN);
     let of_table =
@@ -81,18 +82,19 @@ fn copies(facts: &Facts, uplink: &Uplink, family: Family, source: &GatewaySource
     };
     let mut found: Vec<_> =
         tables.into_iter().flat_map(of_table).filter(copied).filter_map(through).collect();
-    // The network of another NIC is this one's as well, where both reach its routers.
+    // What another NIC of the same network leads to, this one leads to as well.
     let own: BTreeSet<IpNetwork> = found.iter().map(|r| r.dst).collect();
-    let of_others = of_table(RT_TABLE_MAIN).filter(copied).filter(|r| !own.contains(&r.dst));
+    let by_others = own_tables(facts, None, family).into_iter().flat_map(of_table);
+    let of_others =
+        of_table(RT_TABLE_MAIN).chain(by_others).filter(copied).filter(|r| !own.contains(&r.dst));
+    let network = Network::of(facts, uplink.link, way.gateways());
     // Thousands of routes may have the same few routers.
     let mut reached = BTreeMap::new();
-    let link = facts.link(uplink.link);
     for other in of_others {
-        let mut is_reached = |ip: IpAddr| {
-            let look = || link.is_some_and(|link| in_subnet(facts, link, ip));
-            *reached.entry(ip).or_insert_with(look)
-        };
-        let hop = other.nexthops.iter().find(|hop| hop.gateway.is_some_and(&mut is_reached));
+        let hop = other.nexthops.iter().find(|hop| match hop.gateway {
+            Some(ip) => *reached.entry((hop.link, ip)).or_insert_with(|| network.reaches(hop)),
+            None => network.has(other.dst),
+        });
         if let Some(hop) = hop {
             let hop = Nexthop { link: uplink.link, weight: 0, ..*hop };
             let copy = route(uplink, other.dst, &[hop], &other.metrics);

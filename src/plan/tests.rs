@@ -2,6 +2,8 @@
 //!
 //! A model of the kernel carries the steps out, so that every moment in between can be looked at.
 
+mod flows;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

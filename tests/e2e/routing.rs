@@ -7,6 +7,7 @@ mod excluded;
 mod followed;
 mod gateways;
 mod lan;
+mod one_network;
 mod own_table;
 mod precedence;
 mod property;

@@ -1,0 +1,60 @@
+//! The network that an uplink is in, as far as the node's own facts show it. Two NICs of one network
+//! reach the same routers and hosts.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::model::{Address, Facts, Nexthop, Route, is_link_local, whole};
+use crate::netlink::uapi::RT_TABLE_MAIN;
+
+/// Prefixes whose hosts an interface reaches without a router.
+pub(super) struct Network {
+    prefixes: BTreeSet<IpNetwork>,
+    /// Interfaces that have a subnet in common with it.
+    beside: BTreeSet<u32>,
+}
+
+impl Network {
+    /// What lies on the link by the interface's own addresses and routes, and the prefixes of other
+    /// interfaces in which an address of its, or one of these routers, lies.
+    pub(super) fn of(facts: &Facts, link: u32, routers: impl Iterator<Item = IpAddr>) -> Self {
+        let on_link = |r: &&Route| !r.is_wide() && !r.special && r.is_on_link();
+        let through = |r: &&Route| r.nexthops.iter().any(|hop| hop.link == link);
+        let is_own = |a: &&Address| a.link == link && a.scope == 0;
+        let addresses = || facts.addresses.iter().filter(is_own);
+        let own_routes = facts.routes.iter().filter(on_link).filter(through).map(|r| r.dst);
+        let own = addresses().filter_map(subnet).chain(own_routes);
+        let within: Vec<IpAddr> = addresses().map(|a| a.ip).chain(routers).collect();
+        let main = facts.routes.iter().filter(|r| r.table == RT_TABLE_MAIN).filter(on_link);
+        let of_others = main.map(|r| r.dst).chain(facts.addresses.iter().filter_map(subnet));
+        let is_shared = |net: &IpNetwork| within.iter().any(|&ip| net.contains(ip));
+        let all = own.chain(of_others.filter(is_shared));
+        let prefixes: BTreeSet<_> = all.filter(|net| !is_link_local(net.ip())).collect();
+        let is_beside = |a: &&Address| subnet(a).is_some_and(|net| prefixes.contains(&net));
+        let beside = facts.addresses.iter().filter(is_beside).map(|a| a.link).collect();
+        Self { prefixes, beside }
+    }
+
+    pub(super) fn has(&self, net: IpNetwork) -> bool {
+        self.prefixes.contains(&net)
+    }
+
+    /// Whether the router of a hop by another interface is in this network. A link-local address
+    /// alone says nothing of that: the two have to share a subnet.
+    pub(super) fn reaches(&self, hop: &Nexthop) -> bool {
+        match hop.gateway {
+            None => false,
+            Some(ip) if is_link_local(ip) => self.beside.contains(&hop.link),
+            Some(ip) => self.prefixes.iter().any(|net| net.contains(ip)),
+        }
+    }
+}
+
+/// The subnet that a global address lies in; none for an address that is alone in its prefix.
+fn subnet(address: &Address) -> Option<IpNetwork> {
+    let Address { net, ip, scope, .. } = address;
+    let several = *scope == 0 && net.prefix() < whole(*ip);
+    several.then(|| IpNetwork::new(net.network(), net.prefix()).ok()).flatten()
+}
