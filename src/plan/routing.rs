@@ -27,10 +27,15 @@ pub(crate) fn routes(facts: &Facts, uplink: &Uplink) -> Vec<Route> {
     for (&family, way) in &uplink.ways {
         let mut of_family = copies(facts, uplink, family, way);
         of_family.extend(way.gateways().filter_map(|ip| to_gateway(uplink, family, ip)));
+        let mut default_hops = way.hops.clone();
+        if family == Family::V6 {
+            let to_gateways = take_onlink(uplink, &mut of_family, &mut default_hops);
+            of_family.extend(to_gateways);
+        }
         // What is on the link comes first: gateways are looked up in it.
         of_family.sort_by_key(|r| r.nexthops.iter().any(|hop| hop.gateway.is_some()));
         if !way.hops.is_empty() {
-            of_family.push(route(uplink, family.default_route(), &way.hops, &way.metrics));
+            of_family.push(route(uplink, family.default_route(), &default_hops, &way.metrics));
         }
         let mut seen = BTreeSet::new();
         of_family.retain(|r| seen.insert((r.dst, r.metric)));
@@ -61,6 +66,21 @@ fn route(uplink: &Uplink, dst: IpNetwork, hops: &[Nexthop], metrics: &[u8]) -> R
 fn to_gateway(uplink: &Uplink, family: Family, gateway: IpAddr) -> Option<Route> {
     let hop = Nexthop { link: uplink.link, gateway: None, onlink: false, weight: 0 };
     (Family::of(gateway) == family).then(|| route(uplink, Family::host_route(gateway), &[hop], &[]))
+}
+
+/// IPv6 asks main whether a router is on the link where a hop says that it is (`onlink`), and refuses
+/// it where main leads there by another NIC (`ip6_route_check_nh_onlink`, net/ipv6/route.c). So each
+/// hop goes by what this table says instead: the routes to the routers that nothing in it leads to.
+fn take_onlink(uplink: &Uplink, routes: &mut [Route], default: &mut [Nexthop]) -> Vec<Route> {
+    let on_link: Vec<IpNetwork> = routes.iter().filter(|r| r.is_on_link()).map(|r| r.dst).collect();
+    let hops = routes.iter_mut().flat_map(|r| &mut r.nexthops).chain(default);
+    let gateways = hops.filter_map(|hop| {
+        hop.onlink = false;
+        hop.gateway
+    });
+    let missing: BTreeSet<IpAddr> =
+        gateways.filter(|&ip| !on_link.iter().any(|net| net.contains(ip))).collect();
+    missing.into_iter().filter_map(|ip| to_gateway(uplink, Family::V6, ip)).collect()
 }
 
 /// What the node would send out of this uplink if it had no other: what it sends out of it by main,

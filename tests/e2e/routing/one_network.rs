@@ -91,3 +91,37 @@ fn a_link_local_router_of_another_network() {
     before.assert_unchanged(&Snapshot::take(&node));
     drop(second);
 }
+
+/// IPv6 refuses a router that a hop says is on the link (`onlink`) where main leads to it by another
+/// NIC. The table of the second NIC gets its default route all the same.
+#[test]
+fn a_router_on_the_link_that_main_leads_to_by_another_nic() {
+    let (node, router) = (Node::new("node"), firewall("router"));
+    let (lan, outside) = (Lan::new("lan"), Lan::new("outside"));
+    router.sysctl("ipv6/conf/all/forwarding", "1");
+    lan.plug(&node.ns, "eth1", &[]);
+    lan.plug(&node.ns, "eth0", &[]);
+    lan.plug(&router, "r0", &["2001:db8:10::1/64"]);
+    outside.plug(&router, "r1", &["2001:db8:113::1/64"]);
+    let client = Netns::new("client");
+    outside.plug(&client, "eth0", &["2001:db8:113::9/64"]);
+    client.ip("route add 2001:db8:10::/64 via 2001:db8:113::1");
+    // The second NIC was there first.
+    node.ns.ip("addr add 2001:db8:10::11/64 dev eth1 noprefixroute nodad
+         route add default via 2001:db8:10::1 dev eth1 table 111 onlink
+         route add 2001:db8:60::/64 via 2001:db8:10::fe dev eth1 table 111 onlink");
+    node.ns.ip("addr add 2001:db8:10::10/64 dev eth0 nodad
+         route add default via 2001:db8:10::1 dev eth0");
+    node.ns.ip6("rule add from 2001:db8:10::11 lookup 111");
+    let _server = Server::start(&node.ns, Proto::Tcp, 10250, "host");
+    let flow = |to| Flow::new(to, &client, Proto::Tcp, to, "host 2001:db8:113::9");
+    let flows = [flow("[2001:db8:10::10]:10250"), flow("[2001:db8:10::11]:10250")];
+    assert_all_work(&flows);
+    let before = Snapshot::take(&node);
+    node.up(&json!({"uplinks": ["eth*"]}));
+    node.ns.exec(&["conntrack", "-F"], "");
+    assert_all_work(&flows);
+    assert_eq!(node.symroute(&["status"]).code, Some(0));
+    node.down();
+    before.assert_unchanged(&Snapshot::take(&node));
+}
