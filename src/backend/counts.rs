@@ -10,6 +10,8 @@ pub(crate) enum Counted {
     Steered(u32),
     /// Packets that lost a mark that was evidence only.
     Cleared,
+    /// Packets of new connections from outside by the NIC with this index, which is no uplink.
+    Silent(u32),
 }
 
 /// Counts since the rules were made.
@@ -21,6 +23,8 @@ pub(crate) struct Counts {
     pub(crate) steered: BTreeMap<u32, u64>,
     /// Packets that lost a mark that was evidence only.
     pub(crate) cleared: u64,
+    /// Packets of new connections from outside by NICs that are no uplinks, by index (nftables).
+    pub(crate) silent: BTreeMap<u32, u64>,
 }
 
 impl Extend<(Counted, u64)> for Counts {
@@ -30,6 +34,7 @@ impl Extend<(Counted, u64)> for Counts {
                 Counted::Bound(id) => *self.bound.entry(id).or_default() += number,
                 Counted::Steered(id) => *self.steered.entry(id).or_default() += number,
                 Counted::Cleared => self.cleared += number,
+                Counted::Silent(link) => *self.silent.entry(link).or_default() += number,
             }
         }
     }

@@ -36,6 +36,8 @@ pub(crate) struct Spec<'a> {
     pub(crate) uplinks: &'a [Uplink],
     /// Index and name of each interface that leads outside, uplink or not.
     pub(crate) outside: &'a [(u32, String)],
+    /// Index and name of each NIC that no address and no default route speaks for.
+    pub(crate) silent: &'a [(u32, String)],
     /// Addresses that one uplink has and no other: index of the interface, address.
     pub(crate) own: &'a BTreeSet<(u32, IpAddr)>,
     /// Serve the node's own sockets and remote backends.

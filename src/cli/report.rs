@@ -7,11 +7,13 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::backend::Marker;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::model::{Family, PerFamily, mac_text};
+use crate::model::{Family, Field, PerFamily, mac_text};
 use crate::node::Node;
 use crate::node::apply::describe;
+use crate::node::counters;
 use crate::plan::routers::Router;
 use crate::plan::uplinks::LeftOut;
 use crate::plan::{GatewaySource, Note, Uplink};
@@ -68,10 +70,13 @@ impl Report {
         match node.view(&settings) {
             _ if lost => {}
             Ok(view) => {
-                backend = record.is_some().then(|| view.plan.marker().to_string());
+                let marker = view.plan.marker();
+                backend = record.is_some().then(|| marker.to_string());
                 notes.extend(view.plan.notes);
                 uplinks = view.plan.uplinks;
                 left_out = view.plan.left_out;
+                let silent = view.plan.silent.iter().filter(|_| record.is_some());
+                left_out.extend(receiving(silent, marker, view.settings.field)?);
                 unanswered = view.plan.unanswered;
                 settings = view.settings;
                 if record.is_some() {
@@ -262,7 +267,7 @@ impl Report {
         out.push_str("\nNo uplinks; to use one, name it in \"uplinks\":\n");
         let row = |l: &LeftOut| {
             let kind = if l.kind.is_empty() { "NIC" } else { &l.kind };
-            vec![format!("  {}", l.name), kind.to_string(), l.why.to_string()]
+            vec![format!("  {}", l.name), kind.to_string(), l.why.clone()]
         };
         out.push_str(&columns(&self.left_out.iter().map(row).collect::<Vec<_>>()));
     }
@@ -301,6 +306,27 @@ fn own_gateways<'a>(
     let ways =
         router.by_it.ways.iter().filter(|(family, way)| uplink.ways.get(family) != Some(way));
     ways.filter_map(|(&family, way)| Some((family, way.gateways().next()?)))
+}
+
+/// The NICs that no address and no default route speaks for, but new connections do.
+fn receiving<'a>(
+    silent: impl Iterator<Item = &'a (u32, String)>,
+    marker: Marker,
+    field: Field,
+) -> Result<Vec<LeftOut>, Error> {
+    let mut silent = silent.peekable();
+    if marker != Marker::Nftables || silent.peek().is_none() {
+        return Ok(Vec::new());
+    }
+    let counts = counters::read(marker, field)?.silent;
+    let receiving = silent.filter_map(|(link, name)| {
+        let packets = counts.get(link).filter(|&&packets| packets > 0)?;
+        let why = format!(
+            "no address and no default route, but {packets} packets of new connections from outside"
+        );
+        Some(LeftOut { name: name.clone(), kind: String::new(), why })
+    });
+    Ok(receiving.collect())
 }
 
 /// What is wrong with files of the state. Only some attachments are read, so that this takes no

@@ -59,6 +59,8 @@ pub(crate) struct Plan {
     pub(crate) notes: Vec<Note>,
     /// Interfaces that are no uplinks, for a person to know.
     pub(crate) left_out: Vec<LeftOut>,
+    /// NICs without an address and a default route: index and name.
+    pub(crate) silent: Vec<(u32, String)>,
     /// Networks behind the node that get no answer from it, whether symroute is in force or not.
     pub(crate) unanswered: Vec<Note>,
 }
@@ -193,6 +195,7 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
     }
     plan.notes.extend(gateways::unused(settings, &plan.uplinks));
     plan.left_out = uplinks::left_out(facts, settings, &plan.uplinks);
+    plan.silent = uplinks::silent(facts, settings, &plan.uplinks);
     plan.families = families(&plan.uplinks);
     let units = || plan.uplinks.iter().flat_map(Uplink::units);
     plan.routes = units().flat_map(|u| routing::routes(facts, u)).collect();
@@ -245,6 +248,7 @@ fn mark(
         field: settings.field,
         uplinks: &uplinks,
         outside: &named,
+        silent: &plan.silent,
         own: &own,
         host: settings.host,
         hairpin: settings.hairpin,

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::Uplink;
 use crate::config::{Invalid, Pattern, Settings};
 use crate::model::{Facts, Family, Link, Route, is_link_local};
-use crate::netlink::uapi::{IFF_LOOPBACK, IFF_POINTOPOINT, RT_TABLE_MAIN};
+use crate::netlink::uapi::{IFF_LOOPBACK, IFF_POINTOPOINT, IFF_UP, RT_TABLE_MAIN};
 
 /// Kinds of interface that `auto` never takes.
 const NEVER: [&str; 2] = ["dummy", "vrf"];
@@ -20,12 +20,6 @@ const ON_PARENT: [&str; 2] = ["macvlan", "ipvlan"];
 /// The interfaces that the settings name, in the order of their indexes.
 /// Error: a pattern that matches no interface.
 pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'a Link>, Invalid> {
-    let left_out = |link: &Link| {
-        settings
-            .uplinks
-            .iter()
-            .any(|p| matches!(p, Pattern::Not(g) if Pattern::fits(g, &link.name)))
-    };
     let signs = Signs::of(facts);
     let mut chosen = BTreeSet::new();
     for pattern in &settings.uplinks {
@@ -41,7 +35,7 @@ pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'
         if found.is_empty() {
             return Err(nothing(facts, &signs, pattern));
         }
-        chosen.extend(found.iter().filter(|l| !left_out(l)).map(|l| l.index));
+        chosen.extend(found.iter().filter(|l| !is_left_out(settings, &l.name)).map(|l| l.index));
     }
     if chosen.is_empty() {
         let hint = "everything that is named is left out again; name at least one uplink";
@@ -144,24 +138,18 @@ pub(crate) struct LeftOut {
     pub(crate) name: String,
     pub(crate) kind: String,
     /// Why it is none.
-    pub(crate) why: &'static str,
+    pub(crate) why: String,
 }
 
 /// The interfaces that are no uplinks although something speaks for it. Those that the settings
 /// leave out by name, and what only pods have, are not among them.
 pub(crate) fn left_out(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> Vec<LeftOut> {
-    let by_name = |name: &str| {
-        settings
-            .uplinks
-            .iter()
-            .any(|p| matches!(p, Pattern::Not(glob) if Pattern::fits(glob, name)))
-    };
     let signs = Signs::of(facts);
     let speaks_for = |l: &&Link| {
         let kind = l.kind.as_deref();
         let of_pod = kind == Some("veth") || kind.is_some_and(|k| NEVER.contains(&k));
         l.flags & IFF_LOOPBACK == 0
-            && !by_name(&l.name)
+            && !is_left_out(settings, &l.name)
             && uplinks.iter().all(|u| u.link != l.index)
             && (signs.by_any.contains(&l.index) || !of_pod && signs.addressed.contains(&l.index))
     };
@@ -178,9 +166,33 @@ pub(crate) fn left_out(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -
     let each = facts.links.iter().filter(speaks_for).map(|l| LeftOut {
         name: l.name.clone(),
         kind: l.kind.clone().unwrap_or_default(),
-        why: why(l),
+        why: why(l).into(),
     });
     each.collect()
+}
+
+fn is_left_out(settings: &Settings, name: &str) -> bool {
+    let not = |p: &Pattern| matches!(p, Pattern::Not(glob) if Pattern::fits(glob, name));
+    settings.uplinks.iter().any(not)
+}
+
+/// NICs that nothing speaks for, by index and name: what comes in by one is counted, for `status` to
+/// name it if that is more than nothing.
+pub(crate) fn silent(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> Vec<(u32, String)> {
+    let signs = Signs::of(facts);
+    let is_nic = |l: &&Link| {
+        let kind = l.kind.as_deref();
+        let is_nic = kind.is_none_or(|k| NICS.contains(&k) || ON_PARENT.contains(&k));
+        is_nic && l.port_of.is_none() && l.flags & IFF_LOOPBACK == 0 && l.flags & IFF_UP != 0
+    };
+    let is_silent = |l: &&Link| {
+        !signs.addressed.contains(&l.index)
+            && !signs.by_any.contains(&l.index)
+            && !is_left_out(settings, &l.name)
+            && uplinks.iter().all(|u| u.link != l.index)
+    };
+    let silent = facts.links.iter().filter(is_nic).filter(is_silent);
+    silent.map(|l| (l.index, l.name.clone())).collect()
 }
 
 /// Interfaces that lead outside: the chosen, those that `auto` would take, and those that main

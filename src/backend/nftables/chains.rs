@@ -36,12 +36,16 @@ pub(super) const FORGET: &str = "forget";
 /// Chain that takes off the mark of what is about to leave.
 pub(super) const LEAVE: &str = "leave";
 
+/// Chain of each NIC that nothing speaks for, by its index: counts new connections from outside.
+pub(super) const SILENT: &str = "silent";
+
 /// The desired table.
 pub(crate) fn build(spec: &Spec<'_>) -> Ruleset {
     let mut chains = Vec::new();
     for uplink in spec.uplinks {
         chains.extend(uplink_chains(spec, uplink));
     }
+    chains.extend(spec.silent.iter().map(|&(link, _)| chain(named(SILENT, link), silent())));
     chains.extend(base_chains(spec));
     Ruleset { sets: sets(spec), chains }
 }
@@ -149,6 +153,18 @@ fn uplink_chains(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Chain> {
         chains.push(chain(named("send", id), rules));
     }
     chains
+}
+
+/// Counts packets of connections from outside that have had no reply.
+fn silent() -> Vec<Rule> {
+    let outside = InSet { set: names::OUTSIDE, not: false };
+    vec![
+        plain(has_status(IPS_SEEN_REPLY, Accept)),
+        rule(
+            "a new connection by a NIC that is no uplink",
+            [DirectionIs { reply: false }, FibInterface(Side::Source), outside, Counter],
+        ),
+    ]
 }
 
 /// A first packet of an uplink with several routers is for the one that it came from, if that has

@@ -1,6 +1,6 @@
 //! What the rules of our nftables table have counted.
 
-use super::chains::{BIND, BOUND, FORGET, LEAVE, UTURN, VIA};
+use super::chains::{BIND, BOUND, FORGET, LEAVE, SILENT, UTURN, VIA};
 use super::table::{NFGENMSG, get, ours};
 use crate::backend::counts::Counted;
 use crate::netlink::uapi::*;
@@ -32,6 +32,7 @@ fn counts(chain: &str) -> Option<Counted> {
     match job {
         BIND => Some(Counted::Bound(id)),
         BOUND | VIA | UTURN => Some(Counted::Steered(id)),
+        SILENT => Some(Counted::Silent(id)),
         _ => None,
     }
 }

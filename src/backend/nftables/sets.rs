@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::chains::{BOUND, VIA, named};
+use super::chains::{BOUND, SILENT, VIA, named};
 use super::rules::{Set, Type};
 use crate::backend::spec::{Spec, Uplink};
 use crate::model::{ElementData, Family, Mac, PerFamily};
@@ -115,10 +115,12 @@ fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
     let turned = each(&|u| goto(spec.turned(u.id), "turned", u.id));
     let marks = spec.uplinks.iter().flat_map(|u| [spec.bound(u.id), spec.turned(u.id)]);
     let marks: Vec<_> = marks.map(|mark| member(number_key(mark))).collect();
+    let silent = spec.silent.iter().map(|&(link, _)| goto(link, SILENT, link));
+    let arriving = by_link("in").into_iter().chain(silent);
     let (verdict, mark, interface) = (Some(Type::Verdict), Type::Mark, Type::Interface);
     let mut sets = vec![
         set(names::UPLINKS, interface, None, spec.interfaces().map(|u| member(number_key(u.link)))),
-        set(names::ARRIVE, interface, verdict, by_link("in")),
+        set(names::ARRIVE, interface, verdict, arriving),
         set(names::ANSWERED, interface, verdict, by_link("answered")),
         set(names::ERRORS, interface, verdict, by_link("error")),
         set(names::REPLIES, mark, verdict, bound(VIA)),
@@ -142,7 +144,9 @@ fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
         }
     }
     let room = |name: &str| if name == names::MARKS { 4 } else { 2 };
-    let sized = |set: Set| Set { size: Some(room(&set.name) * (spec.field.max_id() + 1)), ..set };
+    let others = u32::try_from(spec.silent.len()).unwrap_or(u32::MAX);
+    let all = (spec.field.max_id() + 1).saturating_add(others);
+    let sized = |set: Set| Set { size: Some(all.saturating_mul(room(&set.name))), ..set };
     sets.into_iter().map(sized).collect()
 }
 

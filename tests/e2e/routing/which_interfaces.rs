@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::lan::{Lan, firewall, host};
+use crate::lab::backend::Backend;
 use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
 use crate::lab::node::Node;
 use crate::lab::snapshot::Snapshot;
@@ -59,5 +60,52 @@ fn a_bridge_and_a_veth_with_a_default_route() {
     assert!(!left_out.iter().any(|name| name.starts_with("eni")), "no pod's: {left_out:?}");
     assert_eq!(node.symroute(&["status"]).code, Some(0), "that is nothing wrong");
     node.del(&settings, &pod);
+    before.assert_unchanged(&Snapshot::take(&node));
+}
+
+/// A NIC without address and default route gets requests all the same: from a balancer that knows its
+/// hardware address. They are dropped, and `status` names the NIC; named, it works.
+#[test]
+fn a_silent_nic_that_gets_requests_is_named() {
+    let (node, router) = (Node::new("node"), firewall("router"));
+    let (lan0, lan1, outside) = (Lan::new("lan0"), Lan::new("lan1"), Lan::new("outside"));
+    lan0.plug(&node.ns, "eth0", &["10.99.0.236/24"]);
+    // No veth, which only pods have.
+    lan1.plug(&node.ns, "port", &[]);
+    node.ns.ip("link add eth1 link port type macvlan mode passthru
+         link set eth1 up
+         addr add 198.51.100.1/32 dev lo
+         route add default via 10.99.0.254 dev eth0");
+    lan0.plug(&router, "r0", &["10.99.0.254/24"]);
+    lan1.plug(&router, "r1", &["10.98.0.254/24"]);
+    outside.plug(&router, "r2", &["203.0.113.1/24"]);
+    let mac = node.ns.exec(&["cat", "/sys/class/net/eth1/address"], "");
+    router.ip(&format!(
+        "route add 198.51.100.1 via 10.98.0.1
+         neigh add 10.98.0.1 dev r1 lladdr {} nud permanent",
+        mac.trim()
+    ));
+    let client = host(&outside, "client", "203.0.113.9/24", "203.0.113.1");
+    let _server = Server::start(&node.ns, Proto::Tcp, 10250, "host");
+    let to = "198.51.100.1:10250";
+    let flows = [Flow::new("silent", &client, Proto::Tcp, to, "host 203.0.113.9")];
+    assert_only_these_fail(&flows, &["silent"]);
+    let before = Snapshot::take(&node);
+    let mut settings = json!({"uplinks": ["eth0"]});
+    node.up(&settings);
+    assert!(!names(&status(&node)["leftOut"]).contains(&"eth1"), "nothing has come in by it");
+    assert_only_these_fail(&flows, &["silent"]);
+    let left_out = status(&node)["leftOut"].clone();
+    if Backend::of_run() == Backend::Nftables {
+        let eth1 = left_out.as_array().expect("a list").iter().find(|one| one["name"] == "eth1");
+        let why = eth1.expect("the NIC is named")["why"].as_str().expect("a text");
+        assert!(why.contains("new connections from outside"), "{why}");
+    }
+    settings["uplinks"] = json!(["eth0", "eth1"]);
+    settings["gateways"] = json!({"eth1": ["10.98.0.254"]});
+    node.up(&settings);
+    assert_all_work(&flows);
+    assert!(!names(&status(&node)["leftOut"]).contains(&"eth1"));
+    node.down();
     before.assert_unchanged(&Snapshot::take(&node));
 }
