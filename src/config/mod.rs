@@ -23,6 +23,7 @@ use crate::hash::Fnv;
 use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
 
+const MARK_MASK: &str = "markMask";
 const RULE_PRIORITY: &str = "rulePriority";
 
 /// The keys of the plugin object that are ours.
@@ -34,7 +35,7 @@ pub(crate) const KEYS: [&str; 12] = [
     "hairpin",
     "masquerade",
     "backend",
-    "markMask",
+    MARK_MASK,
     RULE_PRIORITY,
     "tableBase",
     "scope",
@@ -150,11 +151,12 @@ pub(crate) enum Backend {
 /// Which numbers the plugin chooses by what is on the node. [`Settings`] has the ones that it chose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Automatic {
+    pub(crate) mark: bool,
     pub(crate) priority: bool,
 }
 
 /// The word for a number of [`Automatic`].
-const AUTO: &str = "auto";
+pub(crate) const AUTO: &str = "auto";
 
 /// The settings that hold for a node as a whole: two networks on it have to agree on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,7 +195,7 @@ impl Default for Settings {
             field: Field::new(names::MARK_MASK).unwrap(),
             priority: names::RULE_PRIORITY,
             table_base: names::TABLE_BASE,
-            automatic: Automatic::default(),
+            automatic: Automatic { mark: true, priority: false },
         }
     }
 }
@@ -201,19 +203,19 @@ impl Default for Settings {
 impl Automatic {
     /// The keys whose numbers are chosen.
     pub(crate) fn keys(self) -> Vec<&'static str> {
-        [(self.priority, RULE_PRIORITY)].iter().filter_map(|&(is, key)| is.then_some(key)).collect()
+        let all = [(self.mark, MARK_MASK), (self.priority, RULE_PRIORITY)];
+        all.iter().filter_map(|&(is, key)| is.then_some(key)).collect()
     }
 
     /// The choices that these keys stand for.
-    pub(crate) fn of<'a>(keys: impl Iterator<Item = &'a str>) -> Self {
-        keys.fold(Self::default(), |found, key| Self {
-            priority: found.priority || key == RULE_PRIORITY,
-        })
+    pub(crate) fn of(keys: &[&str]) -> Self {
+        Self { mark: keys.contains(&MARK_MASK), priority: keys.contains(&RULE_PRIORITY) }
     }
 
     /// Every set of choices.
-    fn all() -> [Self; 2] {
-        [false, true].map(|priority| Self { priority })
+    fn all() -> [Self; 4] {
+        [(false, false), (false, true), (true, false), (true, true)]
+            .map(|(mark, priority)| Self { mark, priority })
     }
 }
 
@@ -223,6 +225,7 @@ impl Hash for Settings {
         let Self { uplinks, gateways, exclude, host, hairpin, masquerade, backend, .. } = self;
         let Self { field, priority, table_base, automatic, .. } = self;
         let priority = (!automatic.priority).then_some(priority);
+        let field = (!automatic.mark).then_some(field);
         (uplinks, gateways, exclude, host, hairpin, masquerade, backend).hash(state);
         (field, priority, table_base).hash(state);
     }
@@ -232,7 +235,8 @@ impl Settings {
     /// These settings with the numbers of those in force, where the plugin has the choice.
     pub(crate) fn with_choices_of(&self, in_force: &Self) -> Self {
         let priority = if self.automatic.priority { in_force.priority } else { self.priority };
-        Self { priority, ..self.clone() }
+        let field = if self.automatic.mark { in_force.field } else { self.field };
+        Self { field, priority, ..self.clone() }
     }
 
     /// Whether these settings, which are in force, are those that are asked for. A number may be asked
@@ -266,7 +270,7 @@ impl Settings {
             ("hairpin", json!(self.hairpin)),
             ("masquerade", masquerade),
             ("backend", json!(self.backend.to_string())),
-            ("markMask", json!(self.field.to_string())),
+            (MARK_MASK, json!(self.field.to_string())),
             (RULE_PRIORITY, json!(self.priority)),
             ("tableBase", json!(self.table_base)),
         ];

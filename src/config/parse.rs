@@ -9,8 +9,8 @@ use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
 
 use super::{
-    AUTO, Automatic, Backend, Config, Gateways, Invalid, Log, Masquerade, ON_LINK, Pattern,
-    RULE_PRIORITY, Scope, Settings,
+    AUTO, Automatic, Backend, Config, Gateways, Invalid, Log, MARK_MASK, Masquerade, ON_LINK,
+    Pattern, RULE_PRIORITY, Scope, Settings,
 };
 use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
@@ -26,9 +26,10 @@ const LAST_SYSTEM_TABLE: u64 = 255;
 /// Error: the first key with a wrong value.
 pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
     let default = Settings::default();
-    let field = field(object)?;
     let is_auto = |key: &str| object.get(key).is_some_and(|value| value == AUTO);
-    let automatic = Automatic { priority: is_auto(RULE_PRIORITY) };
+    let mark = is_auto(MARK_MASK) || !object.contains_key(MARK_MASK);
+    let automatic = Automatic { mark, priority: is_auto(RULE_PRIORITY) };
+    let field = if mark { default.field } else { field(object)? };
     let settings = Settings {
         uplinks: uplinks(object)?,
         gateways: gateways(object)?,
@@ -83,12 +84,12 @@ fn number(
 }
 
 fn field(object: &Map<String, Value>) -> Result<Field, Invalid> {
-    let Some(value) = object.get("markMask") else { return Ok(Settings::default().field) };
+    let value = &object[MARK_MASK];
     value.as_str().and_then(hex).and_then(Field::new).ok_or_else(|| {
         Invalid::new(
-            "markMask",
+            MARK_MASK,
             value,
-            "allowed: a mask of at least 2 bits as text, like \"0x1f00\"",
+            "allowed: a mask of at least 2 bits as text, like \"0x1f00\", or \"auto\"",
         )
     })
 }

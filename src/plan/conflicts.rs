@@ -3,13 +3,15 @@
 use serde_json::json;
 
 use super::ours::is_table;
-use crate::config::{Invalid, Settings};
+use super::{mark_users, uplinks};
+use crate::config::{AUTO, Invalid, Masquerade, Settings};
 use crate::model::Field;
 use crate::model::{Action, Facts, Family, Rule};
 use crate::netlink::uapi::RT_TABLE_LOCAL;
 
-/// Masks to offer where ours is taken, each in bits that some widespread neighbours leave free.
-const OTHER_MASKS: [u32; 4] = [0x1f00, 0x0f_0000, 0x1f_0000, 0xf800_0000];
+/// Masks to choose from, each in bits that some widespread programs leave free. The last tells one
+/// uplink from the rest, beside Cilium.
+const MASKS: [u32; 5] = [0x1f00, 0x1f_0000, 0x0f_0000, 0xf800_0000, 0x3000];
 
 fn rules(facts: &Facts) -> impl Iterator<Item = &Rule> {
     facts.rules.iter().map(|found| &found.rule)
@@ -20,6 +22,10 @@ pub(crate) fn avoid(facts: &Facts, settings: &Settings) -> Settings {
     let mut settings = settings.clone();
     if settings.automatic.priority && priorities(facts, &settings).is_err() {
         settings.priority = free_priorities(facts, &settings);
+    }
+    if settings.automatic.mark && marks(facts, &settings).is_err() {
+        let free = free_mask(facts, &settings, uplinks(facts, &settings));
+        settings.field = free.unwrap_or(settings.field);
     }
     settings
 }
@@ -107,7 +113,7 @@ fn tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     Err(Invalid::new("tableBase", &json!(settings.table_base), hint))
 }
 
-/// Somebody who steers by part of the mark must not see our bits there, nor we theirs. Rules that
+/// A program that steers by part of the mark must not see our bits there, nor we its. Rules that
 /// compare the whole mark are no such thing: ours only keep a packet from matching them.
 fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     let field = settings.field;
@@ -116,20 +122,42 @@ fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
         (mask != u32::MAX && mask & field.mask() != 0).then_some((r, mask))
     });
     let Some((rule, mask)) = clash else { return Ok(()) };
-    let hint = format!(
-        "bits {:#x} are somebody else's: the rule at {} is {}; set markMask to free bits{}",
-        mask & field.mask(),
-        rule.priority,
-        rule,
-        free_mask(facts).map_or(String::new(), |free| format!(", for instance {free}")),
-    );
-    Err(Invalid::new("markMask", &json!(field.to_string()), hint))
+    let whose =
+        mark_users::owner(rule).map_or("another program's".into(), |who| format!("{who}'s"));
+    let remedy = match (
+        free_mask(facts, settings, uplinks(facts, settings)),
+        free_mask(facts, settings, 1),
+    ) {
+        (Some(free), _) => format!("set markMask to free bits, for instance {free}"),
+        (None, Some(free)) => format!(
+            "no other bits are free for all uplinks; \"markMask\": \"{free}\" serves one: name the one \
+             whose replies leave by another, with that markMask"
+        ),
+        (None, None) => "no other bits are free on this node".into(),
+    };
+    let bits = mask & field.mask();
+    let hint =
+        format!("bits {bits:#x} are {whose}: the rule at {} is {rule}; {remedy}", rule.priority);
+    let value = if settings.automatic.mark { AUTO.to_string() } else { field.to_string() };
+    Err(Invalid::new("markMask", &json!(value), hint))
 }
 
-fn free_mask(facts: &Facts) -> Option<Field> {
+/// How many uplinks have to be told apart.
+fn uplinks(facts: &Facts, settings: &Settings) -> u32 {
+    let chosen = uplinks::choose(facts, settings).unwrap_or_default();
+    u32::try_from(chosen.len()).unwrap_or(u32::MAX)
+}
+
+/// Bits that no program on the node is known to use, enough for so many uplinks.
+fn free_mask(facts: &Facts, settings: &Settings, count: u32) -> Option<Field> {
+    let of_masquerade = match &settings.masquerade {
+        Masquerade::Mark { mark, .. } => mark.mask,
+        Masquerade::Auto | Masquerade::Off => 0,
+    };
     let used = rules(facts)
         .filter_map(|r| r.mark.map(|mark| mark.mask))
         .filter(|&mask| mask != u32::MAX)
-        .fold(0, |used, mask| used | mask);
-    OTHER_MASKS.into_iter().find(|mask| mask & used == 0).and_then(Field::new)
+        .fold(mark_users::bits(facts) | of_masquerade, |used, mask| used | mask);
+    let free = MASKS.into_iter().filter(|mask| mask & used == 0).filter_map(Field::new);
+    free.into_iter().find(|field| field.max_id() >= count)
 }

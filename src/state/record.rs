@@ -86,9 +86,9 @@ impl Record {
         let indexes = value.get("srcValidMark")?.as_array()?;
         // Releases before the iptables backend had none.
         let made = value.get("madeChains").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        // Releases before "rulePriority": "auto" chose nothing.
+        // Older releases chose nothing.
         let chosen = value.get("automatic").and_then(Value::as_array).into_iter().flatten();
-        let automatic = Automatic::of(chosen.filter_map(Value::as_str));
+        let automatic = Automatic::of(&chosen.filter_map(Value::as_str).collect::<Vec<_>>());
         Some(Self {
             network: value.get("network")?.as_str()?.into(),
             settings: Settings { automatic, ..settings(value.get("settings")?)? },

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::attachment::Attachments;
 use super::*;
-use crate::config::Settings;
+use crate::config::{Automatic, Settings};
 use crate::model::Family;
 use crate::temp_dir::TempDir;
 
@@ -134,7 +134,8 @@ fn the_record_survives_a_round_trip() {
         network: "k8s".into(),
         settings: Settings::default(),
         conflist: Some("/etc/cni/net.d/10-k8s.conflist".into()),
-        previous: vec![Settings { host: false, ..Settings::default() }],
+        // Who chose their numbers does not matter any more.
+        previous: vec![Settings { automatic: Automatic::default(), ..Settings::default() }],
         src_valid_mark: [3, 7].into(),
         made: [(Family::V6, "INPUT".into())].into(),
     };

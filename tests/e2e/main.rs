@@ -24,6 +24,7 @@ mod lab;
 mod lab_itself;
 mod lifecycle;
 mod living;
+mod marks;
 mod neighbours;
 mod overdue;
 mod overlay;

@@ -40,7 +40,7 @@ fn anywhere() -> Vec<Case> {
             there: "rule add pref 9 fwmark 0x20000/0xf0000 lookup 2004",
             gone: "rule del pref 9",
             settings: of("markMask", json!("0x1f0000")),
-            words: &["\"markMask\"", "0x1f0000", "0xf0000", "at 9", "lookup 2004", "for instance"],
+            words: &["\"markMask\"", "0x1f0000", "0xf0000", "at 9", "lookup 2004", "Cilium's"],
         },
     ]
 }
@@ -74,11 +74,11 @@ fn while_empty() -> Vec<Case> {
             words: &["\"rulePriority\"", "400", "local", "at 500", "set rulePriority above"],
         },
         Case {
-            // Cilium's mark of a host endpoint.
+            // Cilium's proxies. It leaves bits for one uplink, and there are two.
             there: "rule add pref 9 fwmark 0x200/0xf00 lookup 2004",
             gone: "rule del pref 9",
             settings: defaults(),
-            words: &["\"markMask\"", "0x1f00", "0xf00", "at 9", "lookup 2004", "for instance"],
+            words: &["\"markMask\"", "auto", "0xf00", "at 9", "Cilium's", "\"0x3000\" serves one"],
         },
     ]
 }
