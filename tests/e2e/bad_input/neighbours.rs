@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Start, add, assert_refused, on_a_node};
+use crate::agent::plugin_object;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::NICS;
 
@@ -108,10 +109,11 @@ fn in_the_way_on_a_node_in_use() {
 #[test]
 fn in_the_way_of_up() {
     on_a_node(Start::Empty, |layout| {
-        for Case { there, gone, words, .. } in while_empty() {
+        for Case { there, gone, settings, words } in while_empty() {
             layout.node.ns.ip(there);
             let before = Snapshot::take(&layout.node);
-            let ran = layout.node.symroute(&["up"]);
+            let file = plugin_object(&layout.node, &settings);
+            let ran = layout.node.symroute(&["up", "--config", &file]);
             assert_eq!(ran.code, Some(1), "{}", ran.stdout);
             for word in words {
                 assert!(ran.stderr.contains(word), "does not say {word}: {}", ran.stderr);
