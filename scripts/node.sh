@@ -33,6 +33,8 @@ conflist_as_wished() {
     [ -z "$FILE" ] || set -- --file "$FILE" "$@"
     [ -z "$CONFIG" ] || set -- --config "$CONFIG" "$@"
     [ -z "$MODE" ] || set -- --mode "$MODE" "$@"
+    # Older releases have no such word, and bring nothing into force here.
+    [ -z "$NO_UP" ] || is_both "$TOOL" || set -- --no-up "$@"
     conflist "$verb" "$@"
 }
 

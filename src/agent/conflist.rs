@@ -3,13 +3,16 @@
 use super::cause::Cause;
 use super::events::files::Folder;
 use super::managed_file::ManagedFile;
-use crate::conflist::{Directory, Error, State, Wanted};
+use crate::conflist::{Directory, Error, Gate, State, Wanted};
+use crate::node::gate::ThisNode;
 
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) directory: Directory,
     /// What this leaves open is kept as it was wanted last.
     pub(crate) wanted: Wanted,
+    /// The node that the settings have to work on.
+    pub(crate) gate: Option<ThisNode>,
 }
 
 impl ManagedFile for Entry {
@@ -18,12 +21,14 @@ impl ManagedFile for Entry {
     }
 
     fn is_in_place(&mut self) -> Result<bool, String> {
-        let view = self.directory.examine(&self.wanted).map_err(|error| text(&error))?;
+        let view = self.directory.try_out(&self.wanted, gate(&mut self.gate));
+        let view = view.map_err(|error| text(&error))?;
         is_ready(&view.state)
     }
 
     fn put(&mut self) -> Result<(), String> {
-        let outcome = self.directory.add(&self.wanted).map_err(|error| text(&error))?;
+        let outcome = self.directory.add(&self.wanted, gate(&mut self.gate));
+        let outcome = outcome.map_err(|error| text(&error))?;
         match outcome.now.map(|now| is_ready(&now.state)) {
             Some(Ok(false)) => Err("the conflist changed again while it was put right".into()),
             Some(Err(reason)) => Err(reason),
@@ -35,6 +40,10 @@ impl ManagedFile for Entry {
         let folder = self.directory.path().display();
         format!("the journal of \"symroutectl conflist\" shows what was put back in {folder}")
     }
+}
+
+fn gate(node: &mut Option<ThisNode>) -> Option<&mut dyn Gate> {
+    node.as_mut().map(|node| node as &mut dyn Gate)
 }
 
 /// Whether the entry is in place; the reason where nothing can be done about it.
@@ -64,7 +73,8 @@ mod tests {
         let primary =
             r#"{"cniVersion": "1.0.0", "name": "cbr0", "plugins": [{"type": "flannel"}]}"#;
         fs::create_dir_all(&places.conf_dir).unwrap();
-        let mut entry = Entry { directory: Directory::at(places), wanted: Wanted::default() };
+        let directory = Directory::at(places);
+        let mut entry = Entry { directory, wanted: Wanted::default(), gate: None };
         assert!(entry.is_in_place().unwrap_err().contains("; "), "waited for, with a way out");
         for _ in 0..2 {
             fs::write(&file, primary).unwrap();

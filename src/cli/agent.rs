@@ -9,11 +9,13 @@ use clap::Args;
 use super::Failure;
 use crate::agent::binary::Binary;
 use crate::agent::conflist::Entry;
+use crate::agent::heal::HOLD;
 use crate::agent::managed_file::Keeper;
 use crate::agent::{self, Options};
 use crate::config::source::SettingsSource;
 use crate::conflist::{Directory, Places, Wanted};
 use crate::names;
+use crate::node::gate::ThisNode;
 
 const ABOUT: &str = "\
 It takes its settings from --config, or from the first conflist in --conf-dir that
@@ -90,7 +92,8 @@ pub(super) fn run(words: Words) -> Result<(), Failure> {
         let places = Places { conf_dir, state_dir, ..Places::default() };
         let entry = words.entry.as_deref().map(super::conflist::entry).transpose()?;
         let wanted = Wanted { entry, ..Wanted::default() };
-        keepers.push(Keeper::new(Entry { directory: Directory::at(places), wanted }));
+        let gate = Some(ThisNode::holding(HOLD));
+        keepers.push(Keeper::new(Entry { directory: Directory::at(places), wanted, gate }));
     }
     let source = match words.config {
         Some(file) => SettingsSource::File(file),

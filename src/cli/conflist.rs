@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValue;
 use clap::{Args, Subcommand, ValueEnum};
+use nix::unistd::geteuid;
 use serde_json::{Map, Value, json};
 
-use super::{EXIT_FAILED, EXIT_NOT_IN_FORCE, EXIT_OFF, Failure};
+use super::{EXIT_FAILED, EXIT_NOT_IN_FORCE, EXIT_OFF, Failure, HOLD};
 use crate::config::unknown;
-use crate::conflist::{Directory, Edit, Error, Mode, Outcome, Places, State, View, Wanted};
+use crate::conflist::{Directory, Edit, Error, Gate, Mode, Outcome, Places, State, View, Wanted};
 use crate::names;
+use crate::node::gate::ThisNode;
 
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
@@ -75,6 +77,9 @@ struct Wish {
     /// The entry, a JSON object [default: as it is, else {"type": "symroute"}]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// add: try the settings on this node, and do not bring them into force
+    #[arg(long)]
+    no_up: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -128,7 +133,9 @@ impl From<Words> for Request {
         let (verb, wish) = match words.action {
             Action::Add(wish) => (Verb::Add, wish),
             Action::Check(wish) => (Verb::Check, wish),
-            Action::Remove(place) => (Verb::Remove, Wish { mode: None, config: None, place }),
+            Action::Remove(place) => {
+                (Verb::Remove, Wish { mode: None, config: None, no_up: true, place })
+            }
         };
         let (conf_dir, state_dir) = (wish.place.conf_dir.clone(), wish.place.state_dir.clone());
         let mut places = Places { conf_dir, state_dir, ..Places::default() };
@@ -145,6 +152,21 @@ impl From<Error> for Failure {
     }
 }
 
+impl Request {
+    /// The node that the entry's settings have to work on: this one, unless the conflist is of another
+    /// file system. Others than root can't look.
+    fn node(&self) -> Option<ThisNode> {
+        let is_here = self.wish.place.root.as_deref().is_none_or(|root| root == Path::new("/"));
+        let may_look = geteuid().is_root();
+        let node = if self.wish.no_up { ThisNode::trying(HOLD) } else { ThisNode::holding(HOLD) };
+        (is_here && may_look).then_some(node)
+    }
+}
+
+fn gate(node: &mut Option<ThisNode>) -> Option<&mut dyn Gate> {
+    node.as_mut().map(|node| node as &mut dyn Gate)
+}
+
 /// Runs the command: what it prints, and its exit code.
 pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
     let request = Request::from(words);
@@ -152,18 +174,19 @@ pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
     let directory = Directory::at(request.places.clone());
     let wanted = Wanted { mode: request.wish.mode, entry, file: request.wish.place.file.clone() };
     let only = wanted.file.as_deref();
+    let mut node = request.node();
     let outcome = match (request.verb, request.wish.place.dry_run) {
         (Verb::Check, _) => {
             let view = Some(directory.examine(&wanted)?);
             Outcome { found: view.clone(), now: view, ..Outcome::default() }
         }
         (Verb::Add, true) => {
-            let view = directory.examine(&wanted)?;
+            let view = directory.try_out(&wanted, gate(&mut node))?;
             let changes = view.edits.clone();
             let now = Some(view.clone());
             Outcome { found: Some(view), now, changes, ..Outcome::default() }
         }
-        (Verb::Add, false) => directory.add(&wanted)?,
+        (Verb::Add, false) => directory.add(&wanted, gate(&mut node))?,
         (Verb::Remove, true) => directory.examine_removal(only)?,
         (Verb::Remove, false) => directory.remove(only)?,
     };

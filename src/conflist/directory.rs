@@ -11,7 +11,7 @@ use super::folder::{Content, Folder, is_read, is_set_aside};
 use super::removal::removal;
 use super::replace::{self, Done};
 use super::store::{self, Store};
-use super::{Error, Network, Wanted, runtimes};
+use super::{Error, Gate, Network, Wanted, runtimes};
 use crate::error::absent_is_none;
 use crate::names;
 
@@ -117,9 +117,26 @@ impl Directory {
         Ok(decide(&self.read()?, wanted))
     }
 
+    /// How it would be if our entry were put in or right now. Changes nothing.
+    pub(crate) fn try_out(
+        &self,
+        wanted: &Wanted,
+        gate: Option<&mut (dyn Gate + '_)>,
+    ) -> Result<View, Error> {
+        let mut view = self.examine(wanted)?;
+        if let (Some(gate), Some(network)) = (gate, view.promises(self.path())) {
+            refuse(&mut view, gate.fits(&network));
+        }
+        Ok(view)
+    }
+
     /// Puts our entry in, or right. Where the state is waiting or refused the conf dir stays as
-    /// it is, and the outcome says why.
-    pub(crate) fn add(&self, wanted: &Wanted) -> Result<Outcome, Error> {
+    /// it is, and the outcome says why. What the gate does not let through is refused.
+    pub(crate) fn add(
+        &self,
+        wanted: &Wanted,
+        mut gate: Option<&mut (dyn Gate + '_)>,
+    ) -> Result<Outcome, Error> {
         // Without anything to do there is nothing to lock, and no state directory to make.
         let folder = self.read()?;
         let (found, last) = (decide(&folder, wanted), folder.last);
@@ -136,6 +153,9 @@ impl Directory {
             found.edits.clear();
         }
         replace::clean(self.path())?;
+        if let (Some(gate), Some(network)) = (&mut gate, found.promises(self.path())) {
+            refuse(&mut found, gate.open(&network));
+        }
         if found.state.reason().is_none() && wanted.or(&folder.last) != folder.last {
             self.store.remember(&wanted.or(&folder.last))?;
         }
@@ -144,7 +164,11 @@ impl Directory {
         let (changes, now) = if edits.is_empty() {
             (vec![], found.clone())
         } else {
-            let (changes, folder) = self.carry_out(folder, edits, plan, why)?;
+            let done = self.carry_out(folder, edits, plan, why);
+            if let (Err(_), Some(gate)) = (&done, gate) {
+                gate.close();
+            }
+            let (changes, folder) = done?;
             (changes, decide(&folder, wanted))
         };
         Ok(Outcome { found: Some(found), now: Some(now), changes, left: vec![] })
@@ -268,6 +292,14 @@ impl Directory {
                 way_out: format!("{way_out}; after a minute it is tried again"),
             }
         })
+    }
+}
+
+/// Takes over what a gate has said of a view.
+fn refuse(view: &mut View, said: Result<(), Reason>) {
+    if let Err(reason) = said {
+        view.state = State::Refused(reason);
+        view.edits.clear();
     }
 }
 

@@ -5,6 +5,7 @@
 //! splice     one entry into a text or out of it; every other byte stays
 //! folder     the files of the conf dir, and which of them the runtime takes
 //! decide     folder and wish -> state, and the edits that lead to it
+//! gate       what has to hold on the node before our entry comes in
 //! removal    folder -> the edits that take our entry out                  (pure up to here)
 //! directory  reads the conf dir, carries edits out under a lock
 //! replace    one file is replaced as a whole, or not at all
@@ -17,6 +18,7 @@ mod decide;
 mod directory;
 mod error;
 mod folder;
+mod gate;
 mod network;
 mod removal;
 mod replace;
@@ -31,6 +33,7 @@ use serde_json::{Map, Value, json};
 pub(crate) use decide::{Edit, Reason, State, View};
 pub(crate) use directory::{Directory, Outcome, Places};
 pub(crate) use error::Error;
+pub(crate) use gate::Gate;
 pub use network::{Network, Plugin};
 pub use splice::{insert, same_meaning, without};
 

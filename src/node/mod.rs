@@ -9,6 +9,7 @@ pub(crate) mod apply;
 pub(crate) mod attach;
 pub(crate) mod counters;
 pub(crate) mod ended;
+pub(crate) mod gate;
 pub(crate) mod observe;
 pub(crate) mod proof;
 mod reconcile;

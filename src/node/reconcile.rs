@@ -57,6 +57,20 @@ impl Node {
         }
     }
 
+    /// Whether a reconcile could bring the node to what `settings` say. Changes nothing.
+    pub(crate) fn try_out(&mut self, network: &str, asked: &Settings) -> Result<(), Error> {
+        let record = self.record()?;
+        if let Some(record) = &record {
+            self.check_agreement(record, network, asked)?;
+        }
+        let settings = record.as_ref().map_or_else(|| asked.clone(), |r| r.settle(network, asked));
+        let previous = others_of(record.as_ref(), &settings);
+        let owned: Vec<&Settings> = std::iter::once(&settings).chain(&previous).collect();
+        let (facts, _) = self.observe(&owned, record.as_ref())?;
+        decide(&facts, &settings)?;
+        Ok(())
+    }
+
     /// One look and the steps that it asks for. The settings get the choices that it makes.
     fn round(
         &mut self,

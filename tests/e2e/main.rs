@@ -26,6 +26,7 @@ mod lifecycle;
 mod living;
 mod marks;
 mod neighbours;
+mod node_first;
 mod overdue;
 mod overlay;
 mod protocol;
