@@ -10,6 +10,7 @@
 
 # Paths below $ROOT, as all of this uses them.
 places() {
+    recall_places
     detect_platform
     BIN=$ROOT$BIN_DIR/symroute CTL=$ROOT$TOOL_DIR/symroutectl
     CONFS=$ROOT$CONF_DIR STATE=$ROOT$STATE_DIR UNITS=$ROOT$UNIT_DIR
@@ -17,6 +18,22 @@ places() {
     [ -z "$DRY_RUN" ] || printf 'A dry run: nothing is changed.\n'
     printf 'Platform: %s. Plugins: %s. Tool: %s. Conflists: %s.\n' \
         "${PLATFORM:-unknown}" "$ROOT$BIN_DIR" "$ROOT$TOOL_DIR" "$CONFS"
+}
+
+# What install noted, where another command was not given other directories.
+recall_places() {
+    [ "$COMMAND" != install ] && [ -r "$ROOT$STATE_DIR/places" ] || return 0
+    while IFS='|' read -r name value; do
+        case $name in
+            bin) BIN_DIR=${BIN_DIR:-$value} ;;
+            conf) CONF_DIR=${CONF_DIR:-$value} ;;
+            tool) TOOL_DIR=${TOOL_DIR:-$value} ;;
+        esac
+    done <"$ROOT$STATE_DIR/places"
+}
+
+note_places() {
+    printf 'bin|%s\nconf|%s\ntool|%s\n' "$BIN_DIR" "$CONF_DIR" "$TOOL_DIR"
 }
 
 # conflist VERB [OPTION...]: by the program $TOOL.
@@ -141,6 +158,7 @@ install_node() {
     check_install
     check_conflist
     [ -d "$STATE" ] || act "make $STATE" mkdir -p "$STATE"
+    [ -n "$DRY_RUN" ] || replace "$STATE/places" 644 note_places
     put_programs
     if [ -n "$DRY_RUN" ]; then
         conflist_as_wished add --dry-run || true
@@ -252,7 +270,7 @@ uninstall_node() {
     node_down
     remove_units
     # What symroute itself has written; a directory that has something else in it stays.
-    delete "$STATE/conflist" "$PREVIOUS" "$PREVIOUS_TOOL" "$UPGRADING" "$STATE/.symroute.new"
+    delete "$STATE/conflist" "$STATE/places" "$PREVIOUS" "$PREVIOUS_TOOL" "$UPGRADING" "$STATE/.symroute.new"
     [ ! -d "$STATE" ] || [ -n "$(ls -A "$STATE")" ] || act "delete $STATE" rmdir "$STATE"
     delete "$ROOT/var/log/symroute.log" "$ROOT$BIN_DIR/.symroute.new" "$ROOT$TOOL_DIR/.symroute.new" \
         "$UNITS/.symroute.new"

@@ -18,6 +18,18 @@ packages of Fedora|/usr/libexec/cni|/usr/libexec/cni|/etc/cni/net.d
 TEXT
 }
 
+# Asks the tool where the runtime's own configuration says that it looks: BIN_DIR and CONF_DIR are the
+# answer. Older releases have no such command.
+ask_runtime() {
+    [ "$COMMAND" = install ] && "$TOOL" places --help >/dev/null 2>&1 || return 0
+    set -- --root "${ROOT:-/}" --likely-bin-dir "$BIN_DIR" --likely-conf-dir "$CONF_DIR"
+    [ -z "$GIVEN_BIN" ] || set -- "$@" --bin-dir "$GIVEN_BIN"
+    [ -z "$GIVEN_CONF" ] || set -- "$@" --conf-dir "$GIVEN_CONF"
+    said=$("$TOOL" places "$@" 2>&1) || die "$said" "Nothing was changed."
+    BIN_DIR=$(printf '%s\n' "$said" | sed -n 's/^plugins \(.*\) (.*)$/\1/p')
+    CONF_DIR=$(printf '%s\n' "$said" | sed -n 's/^conflists \(.*\) (.*)$/\1/p')
+}
+
 given_both() {
     [ -n "$BIN_DIR" ] && [ -n "$CONF_DIR" ]
 }
@@ -45,7 +57,9 @@ TEXT
         bottlerocket | '"bottlerocket"') PLATFORM=Bottlerocket ;;
         talos | '"talos"') PLATFORM=Talos ;;
     esac
+    GIVEN_BIN=$BIN_DIR GIVEN_CONF=$CONF_DIR
     BIN_DIR=${BIN_DIR:-$found_bin} CONF_DIR=${CONF_DIR:-$found_conf}
+    ask_runtime
     # GKE's /usr is read-only.
     [ -n "$TOOL_DIR" ] || case $PLATFORM in GKE) TOOL_DIR=$BIN_DIR ;; *) TOOL_DIR=/usr/local/bin ;; esac
 }

@@ -31,6 +31,7 @@ mod netlink;
 mod node;
 mod plan;
 pub mod process;
+mod runtimes;
 mod state;
 #[cfg(test)]
 mod temp_dir;

@@ -5,6 +5,7 @@ mod agent;
 mod attachments;
 mod conflist;
 mod pages;
+mod places;
 mod report;
 mod result_cache;
 mod uninstall;
@@ -125,6 +126,9 @@ enum Command {
     /// Put our entry into the primary plugin's conflist, or take it out
     #[command(after_help = conflist::tail(), arg_required_else_help = false)]
     Conflist(conflist::Words),
+    /// Say where the runtime takes plugins and conflists from
+    #[command(after_help = places::tail(), args_override_self = true)]
+    Places(places::Words),
     /// Give a node without a shell back as it was
     #[command(after_help = uninstall::tail(), args_override_self = true)]
     Uninstall(uninstall::Words),
@@ -201,6 +205,7 @@ impl Command {
             Self::Attachments(words) => attachments::run(&words),
             Self::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
             Self::Conflist(words) => conflist::run(words),
+            Self::Places(words) => places::run(words),
             Self::Uninstall(words) => uninstall::run(&words),
             Self::Completions { shell } => Ok((pages::completions(shell), 0)),
             Self::Man { folder } => pages::manual(folder.as_deref()).map(|text| (text, 0)),

@@ -11,9 +11,10 @@ use super::folder::{Content, Folder, is_read, is_set_aside};
 use super::removal::removal;
 use super::replace::{self, Done};
 use super::store::{self, Store};
-use super::{Error, Gate, Network, Wanted, runtimes};
+use super::{Error, Gate, Network, Wanted};
 use crate::error::absent_is_none;
 use crate::names;
+use crate::runtimes;
 
 /// How often a change is tried while somebody else writes.
 const TRIES: usize = 5;

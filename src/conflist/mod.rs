@@ -10,7 +10,6 @@
 //! directory  reads the conf dir, carries edits out under a lock
 //! replace    one file is replaced as a whole, or not at all
 //! store      the copy of a file as found, the journal, outside of the conf dir
-//! runtimes   what the container runtime's own configuration says about the conf dir
 //! ```
 //! docs/conflist.md has the states and what each means to a person.
 
@@ -22,7 +21,6 @@ mod gate;
 mod network;
 mod removal;
 mod replace;
-mod runtimes;
 mod splice;
 mod store;
 

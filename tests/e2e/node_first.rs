@@ -191,7 +191,7 @@ fn the_agent_waits_until_it_can_work() {
     scene.undo();
 }
 
-/// Other settings that can't work leave the old ones in force: a changed ConfigMap, or another `add`.
+/// Other settings that can't work leave the old ones in force: a changed `ConfigMap`, or another `add`.
 #[test]
 fn what_cannot_follow_leaves_what_is_in_force() {
     let scene = Scene::new();

@@ -1,0 +1,125 @@
+//! The container runtimes of a node: what their own configuration says of plugins and conflists, and
+//! where symroute goes by that.
+//!
+//! containerd: `bin_dir`, `bin_dirs`, `conf_dir`, `max_conf_num` (docs/cri/config.md of containerd).
+//! CRI-O: `plugin_dirs`, `network_dir`, `cni_default_network` (docs/crio.conf.5.md of CRI-O).
+
+mod files;
+pub(crate) mod places;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use files::Settings;
+
+const CONTAINERD: &str = "containerd";
+const CRIO: &str = "CRI-O";
+/// Where containerd is configured. Distributions of Kubernetes carry one of their own.
+const CONTAINERD_FILES: [&str; 4] = [
+    "var/snap/microk8s/current/args/containerd.toml",
+    "var/lib/rancher/k3s/agent/etc/containerd/config.toml",
+    "var/lib/rancher/rke2/agent/etc/containerd/config.toml",
+    "etc/containerd/config.toml",
+];
+const CONTAINERD_FRAGMENTS: &str = "etc/containerd/conf.d";
+const CRIO_FILE: &str = "etc/crio/crio.conf";
+const CRIO_FRAGMENTS: &str = "etc/crio/crio.conf.d";
+/// The table of CNI in containerd's configuration, of version 3, 2 and 1.
+const CONTAINERD_TABLES: [&[&str]; 3] = [
+    &["plugins", "io.containerd.cri.v1.runtime", "cni"],
+    &["plugins", "io.containerd.grpc.v1.cri", "cni"],
+    &["plugins", "cri", "cni"],
+];
+const CRIO_TABLES: [&[&str]; 1] = [&["crio", "network"]];
+/// Files that say which runtime the kubelet calls.
+const OF_KUBELET: [&str; 5] = [
+    "var/lib/kubelet/kubeadm-flags.env",
+    "var/lib/kubelet/instance-config.yaml",
+    "var/lib/kubelet/config.yaml",
+    "etc/default/kubelet",
+    "etc/sysconfig/kubelet",
+];
+
+/// A value, and the file with the key that it is from: `bin_dir of /etc/containerd/config.toml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Said<T> {
+    pub(crate) value: T,
+    pub(crate) by: String,
+}
+
+/// What a runtime's configuration says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Runtime {
+    pub(crate) name: &'static str,
+    /// Where it looks for plugins.
+    pub(crate) plugins: Option<Said<Vec<String>>>,
+    /// Where it reads conflists.
+    pub(crate) conflists: Option<Said<String>>,
+    /// The setting by which it takes other networks than the first, and the file it is in.
+    pub(crate) not_first: Option<(PathBuf, String)>,
+    /// The name of the one network that it takes.
+    pub(crate) network: Option<String>,
+}
+
+/// The runtimes that a node's file system has a configuration of. Where it says which of them the
+/// kubelet calls, that one alone.
+pub(crate) fn read(root: &Path) -> Vec<Runtime> {
+    let containerd = CONTAINERD_FILES.iter().find(|file| root.join(file).exists());
+    let containerd = files::of_containerd(root, containerd.copied(), CONTAINERD_FRAGMENTS);
+    let crio = files::of_crio(root, CRIO_FILE, CRIO_FRAGMENTS);
+    let mut found: Vec<Runtime> =
+        [runtime(CONTAINERD, &containerd, &CONTAINERD_TABLES), runtime(CRIO, &crio, &CRIO_TABLES)]
+            .into_iter()
+            .flatten()
+            .collect();
+    if let Some(called) = called_by_kubelet(root) {
+        if found.iter().any(|runtime| runtime.name == called) {
+            found.retain(|runtime| runtime.name == called);
+        }
+    }
+    found
+}
+
+/// The setting by which a runtime takes other networks than the first, and the file it is in.
+pub(crate) fn not_first(root: &Path) -> Option<(PathBuf, String)> {
+    read(root).into_iter().find_map(|runtime| runtime.not_first)
+}
+
+fn runtime(name: &'static str, settings: &Settings, tables: &[&[&str]]) -> Option<Runtime> {
+    if settings.is_empty() {
+        return None;
+    }
+    let list = |key: &str| settings.list(tables, key).filter(|said| !said.value.is_empty());
+    let text = |key: &str| settings.text(tables, key).filter(|said| !said.value.is_empty());
+    let one = |said: Said<String>| Said { value: vec![said.value], by: said.by };
+    let plugins = ["bin_dirs", "plugin_dirs"].into_iter().find_map(list);
+    let plugins = plugins.or_else(|| ["bin_dir", "plugin_dir"].into_iter().find_map(text).map(one));
+    let network = settings.text(tables, "cni_default_network");
+    let network = network.filter(|said| !said.value.is_empty());
+    let many = settings.number(tables, "max_conf_num").filter(|(_, number)| *number != 1);
+    let many = many.map(|(file, number)| (file, format!("max_conf_num = {number}")));
+    let named = network.as_ref().and_then(|said| {
+        let (file, _) = settings.place(tables, "cni_default_network")?;
+        Some((file, format!("cni_default_network = \"{}\"", said.value)))
+    });
+    Some(Runtime {
+        name,
+        plugins,
+        conflists: ["conf_dir", "network_dir"].into_iter().find_map(text),
+        not_first: many.or(named),
+        network: network.map(|said| said.value),
+    })
+}
+
+fn called_by_kubelet(root: &Path) -> Option<&'static str> {
+    let texts = OF_KUBELET.iter().filter_map(|file| fs::read_to_string(root.join(file)).ok());
+    texts.into_iter().find_map(|text| {
+        let called = |socket: &str| text.contains(socket);
+        [("crio.sock", CRIO), ("containerd.sock", CONTAINERD)]
+            .into_iter()
+            .find_map(|(socket, name)| called(socket).then_some(name))
+    })
+}
+
+#[cfg(test)]
+mod tests;
