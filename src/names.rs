@@ -112,6 +112,8 @@ pub(crate) const PROC_VARIABLE: &str = "SYMROUTE_PROC";
 pub(crate) const CACHE_DIR: &str = "/var/lib/cni/results";
 /// The conflist of ours beside the primary's, in own-file mode.
 pub(crate) const OWN_CONFLIST: &str = "05-symroute.conflist";
+/// The same where the primary's file, a single plugin, comes before that name.
+pub(crate) const OWN_CONFLIST_FIRST: &str = "00-symroute.conflist";
 /// Where a conflist's new text is written before it takes the place of the old one. Hidden, and
 /// with a suffix that no runtime reads.
 pub(crate) const CONFLIST_TEMPORARY: &str = ".symroute.new";

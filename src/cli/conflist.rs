@@ -11,7 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::{EXIT_FAILED, EXIT_NOT_IN_FORCE, EXIT_OFF, Failure, HOLD};
 use crate::config::unknown;
-use crate::conflist::{Directory, Edit, Error, Gate, Mode, Outcome, Places, State, View, Wanted};
+use crate::conflist::{
+    Directory, Edit, Error, Gate, Mode, Outcome, Places, State, View, Wanted, is_own,
+};
 use crate::names;
 use crate::node::gate::ThisNode;
 
@@ -243,7 +245,7 @@ fn to_text(request: &Request, outcome: &Outcome, exists: bool) -> String {
             (if request.wish.place.dry_run { "would be " } else { "" }, path.display());
         match (change, request.verb) {
             (Edit::Delete { .. }, _) => line(format!("{path}: {would}deleted")),
-            (Edit::Write { file, .. }, Verb::Add) if file == names::OWN_CONFLIST => {
+            (Edit::Write { file, .. }, Verb::Add) if is_own(file) => {
                 let source = view_file(outcome.now.as_ref());
                 line(format!("{path}: {would}written, a copy of {source} with our entry"));
             }
@@ -263,12 +265,15 @@ fn to_text(request: &Request, outcome: &Outcome, exists: bool) -> String {
         {
             line(describe(view, dir));
         }
-    } else if outcome.changes.is_empty() && outcome.left.is_empty() {
+    } else if outcome.changes.is_empty() && outcome.left.is_empty() && outcome.notes.is_empty() {
         line(if exists {
             format!("{}: no entry of ours in it", dir.display())
         } else {
             format!("{}: no such directory; name the one that the runtime reads", dir.display())
         });
+    }
+    for note in &outcome.notes {
+        line(format!("note: {note}"));
     }
     for left in &outcome.left {
         line(left.to_string());
@@ -289,7 +294,7 @@ fn view_file(view: Option<&View>) -> &str {
 fn describe(view: &View, dir: &Path) -> String {
     let file = match view.mode {
         Mode::InPlace => view_file(Some(view)),
-        Mode::OwnFile => names::OWN_CONFLIST,
+        Mode::OwnFile => view.own,
     };
     let path = dir.join(file);
     let path = path.display();
@@ -325,6 +330,7 @@ fn to_json(request: &Request, outcome: &Outcome, exists: bool) -> String {
         "dryRun": request.wish.place.dry_run,
         "changes": changes.collect::<Vec<_>>(),
         "left": left.collect::<Vec<_>>(),
+        "notes": outcome.notes,
     });
     if let (Some(found), Some(now)) = (&outcome.found, &outcome.now) {
         let reason = now.state.reason();

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::folder::{Content, Folder, is_read};
+use super::folder::{Content, Folder, is_own, is_read};
 use super::network::Network;
 use super::{Mode, Wanted, splice};
 use crate::names;
@@ -107,6 +107,8 @@ pub(crate) struct View {
     pub(crate) mode: Mode,
     /// Name of the primary's file, once it is known.
     pub(crate) file: Option<String>,
+    /// Name of our own file, where it is kept in one.
+    pub(crate) own: &'static str,
     pub(crate) is_cilium: bool,
     /// What a person should know besides.
     pub(crate) notes: Vec<String>,
@@ -117,7 +119,7 @@ pub(crate) struct View {
 
 /// Looks how it stands with our entry, and what would mend it.
 pub(crate) fn decide(folder: &Folder, wanted: &Wanted) -> View {
-    let in_use = folder.own().map(|_| Mode::OwnFile).or(folder.last.mode);
+    let in_use = folder.own().next().map(|_| Mode::OwnFile).or(folder.last.mode);
     let mode = wanted.mode.or(in_use).unwrap_or_default();
     let file = wanted.file.clone();
     let file = file.or_else(|| folder.last.file.clone().filter(|f| folder.files.contains_key(f)));
@@ -126,6 +128,7 @@ pub(crate) fn decide(folder: &Folder, wanted: &Wanted) -> View {
         state: State::Ready,
         mode,
         file: None,
+        own: names::OWN_CONFLIST,
         is_cilium: false,
         notes: vec![],
         edits: vec![],
@@ -138,9 +141,9 @@ pub(crate) fn decide(folder: &Folder, wanted: &Wanted) -> View {
                 Some(file) => !folder.files.contains_key(file),
                 None => folder.others().all(spare),
             };
-            if mode == Mode::OwnFile && gone && folder.own().is_some() {
+            if mode == Mode::OwnFile && gone {
                 // A copy must not outlive its original: it would be a network of our own.
-                view.edits.push(Edit::Delete { file: names::OWN_CONFLIST.into() });
+                view.edits.extend(folder.own().map(|(own, _)| delete(own)));
             }
             return View { state, ..view };
         }
@@ -155,7 +158,7 @@ pub(crate) fn decide(folder: &Folder, wanted: &Wanted) -> View {
             folder.set_aside.join(", ")
         ));
     }
-    let taken = folder.in_force().filter(|taken| *taken != file && *taken != names::OWN_CONFLIST);
+    let taken = folder.in_force().filter(|taken| *taken != file && !is_own(taken));
     if let Some(taken) = taken {
         // Multus calls the primary's file itself.
         if folder.network(taken).is_ok_and(|network| !network.is_multus()) {
@@ -180,7 +183,7 @@ fn primary<'a>(folder: &'a Folder, wanted: &'a Wanted) -> Result<(&'a str, Netwo
         )));
     }
     if let Some(file) = &wanted.file {
-        if !is_read(file) || file.contains('/') || file == names::OWN_CONFLIST {
+        if !is_read(file) || file.contains('/') || is_own(file) {
             return Err(State::Refused(Reason::new(
                 format!("{}: no name of a primary's file", path(file)),
                 "give --file the name, without a path, of a .conflist, .conf or .json",
@@ -189,10 +192,17 @@ fn primary<'a>(folder: &'a Folder, wanted: &'a Wanted) -> Result<(&'a str, Netwo
         return usable(folder, file).map(|network| (file.as_str(), network));
     }
     for file in folder.others() {
+        let is_other = |name: &String| folder.network(file).is_ok_and(|n| n.name != *name);
+        if folder.network.as_ref().is_some_and(is_other) || calls_ours(folder, file) {
+            continue;
+        }
         let network = match usable(folder, file) {
             Ok(network) if network.is_no_primary() => continue,
             other => other?,
         };
+        if folder.network.as_ref() == Some(&network.name) {
+            return Ok((file, network));
+        }
         if let Some((config, setting)) = &folder.not_first {
             let rivals = folder.others().filter(|other| *other > file);
             let mut rivals =
@@ -269,8 +279,19 @@ fn in_place(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
         view.edits.push(write(folder, file, text));
     }
     view.state = state;
-    if folder.own().is_some() {
-        view.edits.push(Edit::Delete { file: names::OWN_CONFLIST.into() });
+    for (own, _) in folder.own() {
+        if let Some(multus) = folder.multus_that_calls(own) {
+            view.edits.clear();
+            view.state = State::Refused(Reason::new(
+                format!(
+                    "{}: Multus calls {own}, which this would delete",
+                    folder.path.join(multus).display()
+                ),
+                format!("name {file} as its clusterNetwork first, or leave --mode in-place out"),
+            ));
+            return;
+        }
+        view.edits.push(delete(own));
         if view.state == State::Ready {
             view.state = State::OtherMode;
         }
@@ -329,12 +350,15 @@ fn delegated(folder: &Folder, file: &str, network: &Network<'_>) -> State {
 }
 
 fn own_file(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>, view: &mut View) {
-    let own = names::OWN_CONFLIST;
-    if let Some(reason) = no_own_file(folder) {
+    // A list that comes first can have our entry itself.
+    let is_before = !network.is_list && file < names::OWN_CONFLIST;
+    let own = if is_before { names::OWN_CONFLIST_FIRST } else { names::OWN_CONFLIST };
+    view.own = own;
+    if let Some(reason) = no_own_file(folder, own, network) {
         view.state = State::Refused(reason);
         return;
     }
-    let present = match folder.own() {
+    let present = match folder.files.get(own) {
         Some(Content::Bytes(bytes, _)) => Some(bytes.as_slice()),
         _ => None,
     };
@@ -352,7 +376,7 @@ fn own_file(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
     let Ok(text) = Network::parse(own, bare.as_bytes()).map(|n| splice::insert(&n, &entry)) else {
         return;
     };
-    view.state = match folder.own() {
+    view.state = match folder.files.get(own) {
         None => State::Missing,
         _ if present == Some(text.as_bytes()) => State::Ready,
         _ => State::Stale,
@@ -366,17 +390,35 @@ fn own_file(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
         }
         view.edits.push(write(folder, file, splice::without(file, network.text)));
     }
+    // The primary's file had another name before.
+    for (old, _) in folder.own().filter(|(name, _)| *name != own) {
+        if view.state == State::Ready {
+            view.state = State::OtherMode;
+        }
+        view.edits.push(delete(old));
+    }
 }
 
-/// Why a file of our own would do no good here.
-fn no_own_file(folder: &Folder) -> Option<Reason> {
-    let own = folder.path.join(names::OWN_CONFLIST);
-    let path = own.display();
-    if folder.own().is_some_and(|own| !matches!(own, Content::Bytes(_, None))) {
+/// Whether this file is a Multus's that calls our own file: it is not in the way.
+fn calls_ours(folder: &Folder, file: &str) -> bool {
+    folder.own().any(|(own, _)| folder.multus_that_calls(own) == Some(file))
+}
+
+fn delete(file: &str) -> Edit {
+    Edit::Delete { file: file.into() }
+}
+
+/// Why a file of our own by this name would do no good here.
+fn no_own_file(folder: &Folder, own: &str, network: &Network<'_>) -> Option<Reason> {
+    let path = folder.path.join(own);
+    let path = path.display();
+    if folder.files.get(own).is_some_and(|own| !matches!(own, Content::Bytes(_, None))) {
         let what = format!("{path}: a link, or can't be read");
         return Some(Reason::new(what, "remove it, then add again"));
     }
-    if let Some((config, setting)) = &folder.not_first {
+    // A runtime that is told a name takes the first network of that name.
+    let is_named = folder.network.as_ref() == Some(&network.name);
+    if let Some((config, setting)) = folder.not_first.as_ref().filter(|_| !is_named) {
         return Some(Reason::new(
             format!(
                 "{path}: would not be taken alone, {} has {setting}: each pod might be attached \
@@ -386,14 +428,15 @@ fn no_own_file(folder: &Folder) -> Option<Reason> {
             "use --mode in-place, or take that setting out",
         ));
     }
-    if let Some(first) = folder.others().find(|other| *other < names::OWN_CONFLIST) {
+    let is_before = |other: &&str| *other < own && !is_named && !calls_ours(folder, other);
+    if let Some(first) = folder.others().find(is_before) {
         return Some(Reason::new(
             format!("{path}: would not be taken, {first} comes before it"),
             "use --mode in-place",
         ));
     }
-    let aside = Folder::own_set_aside();
-    (folder.own().is_none() && folder.set_aside.contains(&aside)).then(|| {
+    let aside = folder.own_set_aside().find(|aside| aside.starts_with(own));
+    aside.filter(|_| !folder.files.contains_key(own)).map(|aside| {
         Reason::new(
             format!("{path}: Cilium has set it aside as {aside}"),
             "set cni.exclusive=false in Cilium's Helm values, then: symroutectl conflist remove, and \

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::decide::{Edit, Reason, State, View, decide};
-use super::folder::{Content, Folder, is_read, is_set_aside};
-use super::removal::removal;
+use super::folder::{Content, Folder, is_own, is_read, is_set_aside};
+use super::removal::{Removal, removal};
 use super::replace::{self, Done};
 use super::store::{self, Store};
 use super::{Error, Gate, Network, Wanted};
@@ -65,6 +65,8 @@ pub(crate) struct Outcome {
     pub(crate) changes: Vec<Edit>,
     /// What `remove` had to leave.
     pub(crate) left: Vec<Reason>,
+    /// What a person should know of a removal besides.
+    pub(crate) notes: Vec<String>,
 }
 
 /// The conf dir. All calls of it serialise on the state dir.
@@ -97,7 +99,9 @@ impl Directory {
         let Some(entries) = entries else { return Ok(folder) };
         folder.exists = true;
         folder.last = self.store.wanted();
-        folder.not_first = runtimes::not_first(&self.places.root);
+        let runtimes = runtimes::read(&self.places.root);
+        folder.network = runtimes.iter().find_map(|runtime| runtime.network.clone());
+        folder.not_first = runtimes.into_iter().find_map(|runtime| runtime.not_first);
         let home = path.canonicalize().map_err(Error::at("read", path))?;
         for entry in entries {
             let entry = entry.map_err(Error::at("read", path))?;
@@ -172,13 +176,14 @@ impl Directory {
             let (changes, folder) = done?;
             (changes, decide(&folder, wanted))
         };
-        Ok(Outcome { found: Some(found), now: Some(now), changes, left: vec![] })
+        Ok(Outcome { found: Some(found), now: Some(now), changes, ..Outcome::default() })
     }
 
     /// What [`Self::remove`] would do. Changes nothing.
     pub(crate) fn examine_removal(&self, only: Option<&str>) -> Result<Outcome, Error> {
         let removal = removal(&self.read()?, only, &self.store.originals());
-        Ok(Outcome { changes: removal.edits, left: removal.left, ..Outcome::default() })
+        let Removal { edits: changes, left, notes } = removal;
+        Ok(Outcome { changes, left, notes, ..Outcome::default() })
     }
 
     /// Takes our entries out of all files, or out of one, and deletes our own file.
@@ -198,7 +203,7 @@ impl Directory {
         if only.is_none() && found.left.is_empty() {
             self.store.forget()?;
         }
-        Ok(Outcome { changes, left: found.left, ..Outcome::default() })
+        Ok(Outcome { changes, left: found.left, notes: found.notes, ..Outcome::default() })
     }
 
     fn has_litter(&self) -> bool {
@@ -279,7 +284,7 @@ impl Directory {
         let missing = view.state == State::Missing;
         let times = self.store.recent_additions(&path, WINDOW);
         (missing && times >= ADDITIONS).then(|| {
-            let way_out = if view.is_cilium || file == names::OWN_CONFLIST {
+            let way_out = if view.is_cilium || is_own(file) {
                 "set cni.exclusive=false in Cilium's Helm values, or have whoever else writes it \
                  keep other plugins"
             } else {

@@ -34,6 +34,8 @@ pub(crate) struct Folder {
     /// What in the runtime's own configuration makes it take other networks than the first: the
     /// file and the setting.
     pub(crate) not_first: Option<(PathBuf, String)>,
+    /// The name of the one network that the runtime takes, where its configuration has one.
+    pub(crate) network: Option<String>,
     /// What was wanted last.
     pub(crate) last: Wanted,
 }
@@ -47,6 +49,14 @@ pub(super) fn is_set_aside(name: &str) -> bool {
     name.ends_with(SET_ASIDE)
 }
 
+/// Names that our own file may have.
+const OWN: [&str; 2] = [names::OWN_CONFLIST, names::OWN_CONFLIST_FIRST];
+
+/// Whether this is a name of our own file.
+pub(crate) fn is_own(file: &str) -> bool {
+    OWN.contains(&file)
+}
+
 impl Folder {
     /// A file as runtimes read it; or why they don't.
     pub(crate) fn network(&self, file: &str) -> Result<Network<'_>, String> {
@@ -58,10 +68,12 @@ impl Folder {
         }
     }
 
-    /// The file that the runtime takes: the first by name that describes a network. (containerd
-    /// takes none when one that it can't read comes first, CRI-O and podman go on to the next.)
+    /// The file that the runtime takes: the first by name that describes a network, or the network
+    /// that it is to take. (containerd takes none when one that it can't read comes first, CRI-O and
+    /// podman go on to the next.)
     pub(crate) fn in_force(&self) -> Option<&str> {
-        self.files.keys().map(String::as_str).find(|file| self.network(file).is_ok())
+        let wanted = |found: Network<'_>| self.network.as_ref().is_none_or(|n| *n == found.name);
+        self.files.keys().map(String::as_str).find(|file| self.network(file).is_ok_and(wanted))
     }
 
     /// Keys in entries of ours that nothing knows: what a slip was to set is not set.
@@ -84,16 +96,24 @@ impl Folder {
 
     /// The files of others, in order.
     pub(super) fn others(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().map(String::as_str).filter(|file| *file != names::OWN_CONFLIST)
+        self.files.keys().map(String::as_str).filter(|file| !is_own(file))
     }
 
-    /// Our own file's text.
-    pub(super) fn own(&self) -> Option<&Content> {
-        self.files.get(names::OWN_CONFLIST)
+    /// Our own files that are there, by name. There is one, unless its name has changed.
+    pub(super) fn own(&self) -> impl Iterator<Item = (&'static str, &Content)> {
+        OWN.into_iter().filter_map(|name| Some((name, self.files.get(name)?)))
     }
 
-    /// Name that our own file has after Cilium set it aside.
-    pub(super) fn own_set_aside() -> String {
-        format!("{}{SET_ASIDE}", names::OWN_CONFLIST)
+    /// Our own files that Cilium has set aside, by the names that they have now.
+    pub(super) fn own_set_aside(&self) -> impl Iterator<Item = String> {
+        let aside = OWN.map(|name| format!("{name}{SET_ASIDE}"));
+        aside.into_iter().filter(|name| self.set_aside.contains(name))
+    }
+
+    /// The file of a Multus that calls this file by its name (`clusterNetwork`).
+    pub(super) fn multus_that_calls(&self, file: &str) -> Option<&str> {
+        self.others().find(|other| {
+            self.network(other).is_ok_and(|n| n.cluster_network().as_deref() == Some(file))
+        })
     }
 }

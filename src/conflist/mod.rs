@@ -31,6 +31,7 @@ use serde_json::{Map, Value, json};
 pub(crate) use decide::{Edit, Reason, State, View};
 pub(crate) use directory::{Directory, Outcome, Places};
 pub(crate) use error::Error;
+pub(crate) use folder::is_own;
 pub(crate) use gate::Gate;
 pub use network::{Network, Plugin};
 pub use splice::{insert, same_meaning, without};

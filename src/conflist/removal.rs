@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::decide::{Edit, Reason, target, write};
-use super::folder::{Content, Folder};
+use super::folder::{Content, Folder, is_own};
 use super::network::Network;
 use super::splice;
 use crate::names;
@@ -14,6 +14,8 @@ pub(crate) struct Removal {
     pub(crate) edits: Vec<Edit>,
     /// Where an entry of ours is, or may be, that can't be taken out.
     pub(crate) left: Vec<Reason>,
+    /// What a person should know besides.
+    pub(crate) notes: Vec<String>,
 }
 
 /// How to take our entry out of one file, or out of all. `originals` are the files as they were
@@ -35,8 +37,8 @@ pub(crate) fn removal(
         if only.is_some_and(|only| only != file) {
             continue;
         }
-        if file == names::OWN_CONFLIST {
-            removal.edits.push(Edit::Delete { file: file.clone() });
+        if is_own(file) {
+            remove_own(folder, file, &mut removal);
             continue;
         }
         let path = folder.path.join(file).display().to_string();
@@ -77,9 +79,30 @@ pub(crate) fn removal(
             Err(_) => {}
         }
     }
-    let aside = Folder::own_set_aside();
-    if only.is_none_or(|only| only == aside) && folder.set_aside.contains(&aside) {
-        removal.edits.push(Edit::Delete { file: aside });
-    }
+    let aside = folder.own_set_aside().filter(|aside| only.is_none_or(|only| only == aside));
+    removal.edits.extend(aside.map(|file| Edit::Delete { file }));
     removal
+}
+
+/// Our own file goes, unless Multus calls it: a node whose Multus lacks its network starts no pods.
+/// Then it stays without our entry, a copy of the primary's.
+fn remove_own(folder: &Folder, file: &str, removal: &mut Removal) {
+    let delete = || Edit::Delete { file: file.into() };
+    let Some(multus) = folder.multus_that_calls(file) else {
+        removal.edits.push(delete());
+        return;
+    };
+    match folder.network(file) {
+        Ok(network) if network.is_ours_alone() => removal.edits.push(delete()),
+        Ok(network) if network.ours().is_empty() => {}
+        Ok(network) => {
+            removal.edits.push(write(folder, file, splice::without(file, network.text)));
+        }
+        Err(_) => {}
+    }
+    removal.notes.push(format!(
+        "{} stays without our entry, since Multus calls it ({multus}): name the primary's file as its \
+         clusterNetwork, then remove again",
+        folder.path.join(file).display()
+    ));
 }

@@ -80,11 +80,6 @@ pub(crate) fn read(root: &Path) -> Vec<Runtime> {
     found
 }
 
-/// The setting by which a runtime takes other networks than the first, and the file it is in.
-pub(crate) fn not_first(root: &Path) -> Option<(PathBuf, String)> {
-    read(root).into_iter().find_map(|runtime| runtime.not_first)
-}
-
 fn runtime(name: &'static str, settings: &Settings, tables: &[&[&str]]) -> Option<Runtime> {
     if settings.is_empty() {
         return None;

@@ -25,7 +25,10 @@ fn plugins_of(root: &Path, given: &Given, primary: Option<&str>) -> Result<Strin
 
 #[test]
 fn settings_that_take_other_networks() {
-    let said = |file: &str, text: &str| not_first(&node(&[(file, text)])).map(|(_, said)| said);
+    let said = |file: &str, text: &str| {
+        let found = read(&node(&[(file, text)])).pop();
+        found.and_then(|runtime| runtime.not_first).map(|(_, said)| said)
+    };
     assert_eq!(said(CONTAINERD, &format!("{V2}max_conf_num = 1 # the default")), None);
     let many = said(CONTAINERD, &format!("{V2}max_conf_num = 0\n"));
     assert_eq!(many.as_deref(), Some("max_conf_num = 0"));
