@@ -1,8 +1,8 @@
-//! The log file. It is opened when the first line is written: an ADD that has nothing to say
-//! does not touch it.
+//! The log: a file, or standard error. The file is opened when the first line is written: an ADD that
+//! has nothing to say does not touch it.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
@@ -14,7 +14,8 @@ use crate::config::Log;
 
 #[derive(Debug)]
 struct Logger {
-    path: PathBuf,
+    /// None for standard error.
+    path: Option<PathBuf>,
     file: Mutex<Option<File>>,
 }
 
@@ -22,10 +23,19 @@ static LOGGER: OnceLock<Logger> = OnceLock::new();
 
 /// Sends log lines to the configured file from now on. The first call counts.
 pub(crate) fn start(log: &Log) {
-    let logger = LOGGER.get_or_init(|| Logger { path: log.file.clone(), file: Mutex::new(None) });
-    // An error means that a logger was set before: this function called twice.
+    begin(Some(log.file.clone()), log.level);
+}
+
+/// Sends log lines to standard error from now on, where a container's belong.
+pub(crate) fn start_on_stderr() {
+    begin(None, LevelFilter::Info);
+}
+
+fn begin(path: Option<PathBuf>, level: LevelFilter) {
+    let logger = LOGGER.get_or_init(|| Logger { path, file: Mutex::new(None) });
+    // An error means that a logger was set before: this is not the first call.
     if log::set_logger(logger).is_ok() {
-        log::set_max_level(log.level);
+        log::set_max_level(level);
     }
 }
 
@@ -36,15 +46,19 @@ impl log::Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         let Ok(mut file) = self.file.lock() else { return };
+        let time = humantime::format_rfc3339_millis(SystemTime::now());
+        let line =
+            format!("{time} {:5} [{}] {}\n", record.level(), std::process::id(), record.args());
+        let Some(path) = &self.path else {
+            let _ = io::stderr().lock().write_all(line.as_bytes());
+            return;
+        };
         if file.is_none() {
             // A FIFO that nobody reads must not hold up a pod.
             let mut options = OpenOptions::new();
             options.create(true).append(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
-            *file = options.open(&self.path).ok();
+            *file = options.open(path).ok();
         }
-        let time = humantime::format_rfc3339_millis(SystemTime::now());
-        let line =
-            format!("{time} {:5} [{}] {}\n", record.level(), std::process::id(), record.args());
         // One write to a line: calls in parallel append to the same file. A log that can't be
         // written must not fail a pod.
         let _ = file.as_mut().map(|file| file.write_all(line.as_bytes()));

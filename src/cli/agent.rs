@@ -14,6 +14,7 @@ use crate::agent::managed_file::Keeper;
 use crate::agent::{self, Options};
 use crate::config::source::SettingsSource;
 use crate::conflist::{Directory, Places, Wanted};
+use crate::logging;
 use crate::names;
 use crate::node::gate::ThisNode;
 
@@ -60,6 +61,9 @@ pub(super) struct Words {
     /// Of /healthz, /readyz, /metrics, or "off"
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9617", value_parser = listen)]
     listen: Listen,
+    /// Write the log to standard error, as containers do, and not to the file of the settings
+    #[arg(long)]
+    log_to_stderr: bool,
     /// Look at everything that often, whatever was told
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = resync)]
     resync: Duration,
@@ -82,6 +86,9 @@ fn resync(text: &str) -> Result<Duration, &'static str> {
 
 /// Runs the agent until a signal ends it.
 pub(super) fn run(words: Words) -> Result<(), Failure> {
+    if words.log_to_stderr {
+        logging::start_on_stderr();
+    }
     let mut keepers = Vec::new();
     // First of all: a conflist must not name a program that is not there.
     if let Some(from) = words.install {

@@ -242,3 +242,29 @@ fn a_kill_leaves_no_entry_without_its_node_state() {
         println!("killed at {} changes", changes.len());
     }
 }
+
+/// In a container the reason is in the container's log.
+#[test]
+fn the_agents_log_says_why_on_stderr() {
+    let scene = Scene::new();
+    let (settings, there, gone, why) = &refusals()[1];
+    scene.want(settings.clone());
+    scene.node().ns.ip(there);
+    let log = scene.node().dir.join("stderr");
+    let entry = scene.entry.to_str().expect("UTF-8").to_owned();
+    let words: Vec<String> = ["--log-to-stderr".into(), "--entry".into(), entry]
+        .into_iter()
+        .chain(scene.places())
+        .collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut command = scene.node().agents_command(&[], &words);
+    let mut child = command
+        .stderr(fs::File::create(&log).expect("make a file"))
+        .spawn()
+        .expect("start the agent");
+    until("the log says why", || fs::read_to_string(&log).is_ok_and(|text| text.contains(why)));
+    child.kill().expect("end the agent");
+    child.wait().expect("wait for the agent");
+    scene.node().ns.ip(gone);
+    scene.undo();
+}

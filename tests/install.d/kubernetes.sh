@@ -27,6 +27,11 @@ uninstall_rendered() {
         manifests uninstall "$WORK/uninstall.yaml"
 }
 
+# The overlay to copy.
+example_rendered() {
+    kubectl kustomize conf/kubernetes-example >"$WORK/example.yaml" && manifests example "$WORK/example.yaml"
+}
+
 # Debian 12's kubectl is too old for components, so the component is put together by hand there.
 component() {
     mkdir -p "$WORK/overlay"
@@ -133,6 +138,7 @@ kubernetes() {
     works "kustomize renders the agent as promised" rendered
     works "and with the PodMonitor" component
     works "and the uninstall" uninstall_rendered
+    works "and the example overlay" example_rendered
     conflist bridge bare
     works "a pod starts before" libcni_start early
     whole_node >"$WORK/before"

@@ -3,6 +3,7 @@
 manifests.py agent FILE SETTINGS      holds what is promised about the agent's objects
 manifests.py monitored FILE SETTINGS  the same, with the component of the PodMonitor
 manifests.py uninstall FILE           the same, about the objects that uninstall
+manifests.py example FILE             the same, about what the example overlay makes of the base
 manifests.py words FILE CONTAINER DIR podman's words for one of their containers, a line each; DIR is for
                                       the files of its ConfigMap
 """
@@ -11,6 +12,9 @@ import os
 import sys
 
 import yaml
+
+# The plain name, which an overlay replaces.
+IMAGE = "symroute"
 
 
 def load(path):
@@ -49,7 +53,8 @@ def holds_of_pods(kinds, name):
         else:
             assert "configMap" in volume, volume
     for container in containers:
-        assert container["image"] == "localhost/symroute:latest", container["image"]
+        assert container["image"] == IMAGE, container["image"]
+        assert container["imagePullPolicy"] == "IfNotPresent"
         security = container["securityContext"]
         assert security["capabilities"]["drop"] == ["ALL"]
         assert security["capabilities"].get("add", []) in ([], ["NET_ADMIN"])
@@ -78,7 +83,9 @@ def agent(kinds, settings, listen="127.0.0.1:9617"):
     [container] = pod["containers"]
     assert container["securityContext"]["capabilities"]["add"] == ["NET_ADMIN"]
     assert option(container, "--listen") == listen
-    for probe, path in ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz"):
+    # What is wrong is in "kubectl logs".
+    assert "--log-to-stderr" in container["args"]
+    for probe, path in ("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz"):
         get = container[probe]["httpGet"]
         assert (get["path"], get["port"], get["host"]) == (path, 9617, "127.0.0.1"), probe
     # A new name for new settings, and the pods take that one.
@@ -88,6 +95,19 @@ def agent(kinds, settings, listen="127.0.0.1:9617"):
     [used] = [v["configMap"]["name"] for v in pod["volumes"] if "configMap" in v]
     assert used == name, used
     assert option(container, "--entry") == "/settings/symroute.json"
+
+
+def example(kinds):
+    pod = pod_of(kinds)
+    [container] = pod["containers"]
+    assert container["image"] == "registry.example/symroute:0.2.0", container["image"]
+    assert pod["nodeSelector"] == {"kubernetes.io/os": "linux", "symroute.io/agent": "yes"}
+    assert "eth1" in kinds["ConfigMap"]["data"]["symroute.json"]
+    [used] = [v["configMap"]["name"] for v in pod["volumes"] if "configMap" in v]
+    assert used == kinds["ConfigMap"]["metadata"]["name"]
+    k3s = "/var/lib/rancher/k3s/"
+    assert node_path(pod, container, option(container, "--bin-dir")) == k3s + "data/cni"
+    assert node_path(pod, container, option(container, "--conf-dir")) == k3s + "agent/etc/cni/net.d"
 
 
 def monitored(kinds):
@@ -173,6 +193,8 @@ def main():
         monitored(kinds)
     elif verb == "uninstall":
         uninstall(kinds)
+    elif verb == "example":
+        example(kinds)
     elif verb == "words":
         print("\n".join(words(kinds, sys.argv[3], sys.argv[4])))
     else:
