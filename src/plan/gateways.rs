@@ -139,8 +139,12 @@ fn defaults(facts: &Facts, link: u32, family: Family) -> Vec<&Route> {
 /// order of the rules.
 pub(super) fn own_tables(facts: &Facts, link: Option<u32>, family: Family) -> Vec<u32> {
     let of_link = |a: &&Address| link.is_none_or(|link| a.link == link);
-    let own: Vec<IpAddr> = facts.addresses.iter().filter(of_link).map(|a| a.ip).collect();
-    let has = |net: IpNetwork| own.iter().any(|&ip| net.contains(ip));
+    let own: BTreeSet<IpAddr> = facts.addresses.iter().filter(of_link).map(|a| a.ip).collect();
+    // Most rules are about one address each, of a pod.
+    let has = |net: IpNetwork| match net.prefix() == whole(net.ip()) {
+        true => own.contains(&net.ip()),
+        false => own.iter().any(|&ip| net.contains(ip)),
+    };
     let by_source = facts.rules.iter().map(|found| &found.rule).filter_map(|rule| {
         let from = rule.from.filter(|_| rule.family == family && rule.mark.is_none())?;
         match rule.action {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 use crate::model::{Address, Facts, Nexthop, Route, is_link_local, whole};
-use crate::netlink::uapi::RT_TABLE_MAIN;
+use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_MAIN};
 
 /// Prefixes whose hosts an interface reaches without a router.
 pub(super) struct Network {
@@ -17,21 +17,34 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// What lies on the link by the interface's own addresses and routes, and the prefixes of other
-    /// interfaces in which an address of its, or one of these routers, lies.
+    /// What lies on the link by the interface's own addresses and routes, and what lies on other links
+    /// of the same network. An address that is alone in its prefix, or a router, shows that network by
+    /// the subnet that it lies in. A subnet of its own shows it better: another interface may lead to
+    /// a wider one (a VPN to 10.0.0.0/8), which says nothing of this link.
     pub(super) fn of(facts: &Facts, link: u32, routers: impl Iterator<Item = IpAddr>) -> Self {
         let on_link = |r: &&Route| !r.is_wide() && !r.special && r.is_on_link();
         let through = |r: &&Route| r.nexthops.iter().any(|hop| hop.link == link);
         let is_own = |a: &&Address| a.link == link && a.scope == 0;
         let addresses = || facts.addresses.iter().filter(is_own);
         let own_routes = facts.routes.iter().filter(on_link).filter(through).map(|r| r.dst);
-        let own = addresses().filter_map(subnet).chain(own_routes);
-        let within: Vec<IpAddr> = addresses().map(|a| a.ip).chain(routers).collect();
+        let mut prefixes: BTreeSet<_> = addresses().filter_map(subnet).chain(own_routes).collect();
+        let is_shown =
+            |ip: &IpAddr| prefixes.iter().any(|net| net.prefix() < whole(*ip) && net.contains(*ip));
+        let alone: Vec<IpAddr> =
+            addresses().map(|a| a.ip).chain(routers).filter(|ip| !is_shown(ip)).collect();
+        let is_lan = |link: &u32| facts.link(*link).is_some_and(|l| l.flags & IFF_POINTOPOINT == 0);
+        let lans = |r: &&Route| r.nexthops.iter().all(|hop| is_lan(&hop.link));
         let main = facts.routes.iter().filter(|r| r.table == RT_TABLE_MAIN).filter(on_link);
-        let of_others = main.map(|r| r.dst).chain(facts.addresses.iter().filter_map(subnet));
-        let is_shared = |net: &IpNetwork| within.iter().any(|&ip| net.contains(ip));
-        let all = own.chain(of_others.filter(is_shared));
-        let prefixes: BTreeSet<_> = all.filter(|net| !is_link_local(net.ip())).collect();
+        let of_others: Vec<IpNetwork> = main
+            .filter(lans)
+            .map(|r| r.dst)
+            .chain(facts.addresses.iter().filter_map(subnet))
+            .collect();
+        let nearest = |ip: IpAddr| {
+            of_others.iter().filter(|net| net.contains(ip)).max_by_key(|net| net.prefix()).copied()
+        };
+        prefixes.extend(alone.into_iter().filter_map(nearest));
+        prefixes.retain(|net| !is_link_local(net.ip()));
         let is_beside = |a: &&Address| subnet(a).is_some_and(|net| prefixes.contains(&net));
         let beside = facts.addresses.iter().filter(is_beside).map(|a| a.link).collect();
         Self { prefixes, beside }

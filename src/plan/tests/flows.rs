@@ -153,6 +153,11 @@ impl World {
                 if alone { own.into() } else { IpNetwork::new(own, subnet.prefix()).unwrap() };
             self.facts.addresses.push(Address { link, net, ip: own, scope: 0 });
         }
+        if is_tunnel && dice.one_in(2) {
+            // A VPN to all networks of an organisation.
+            let wide = if self.family == Family::V4 { "10.0.0.0/8" } else { "2001:db8::/32" };
+            self.routes([route(RT_TABLE_MAIN, wide.parse().unwrap(), link, None)]);
+        }
         if has_address && !alone && !dice.one_in(5) {
             self.routes([route(RT_TABLE_MAIN, subnet, link, None)]);
         }

@@ -125,3 +125,35 @@ fn a_router_on_the_link_that_main_leads_to_by_another_nic() {
     node.down();
     before.assert_unchanged(&Snapshot::take(&node));
 }
+
+/// A VPN leads to a wide prefix that the second NIC's subnet lies in: that says nothing of the NIC's
+/// network, and clients in it are behind its router.
+#[test]
+fn a_wide_network_of_a_vpn_is_none_of_the_nics() {
+    let (node, router) = (Node::new("node"), firewall("router"));
+    let (lan0, lan1, far) = (Lan::new("lan0"), Lan::new("lan1"), Lan::new("far"));
+    lan0.plug(&node.ns, "eth0", &["10.10.0.10/24"]);
+    lan1.plug(&node.ns, "eth1", &["10.11.0.10/24"]);
+    lan0.plug(&router, "r0", &["10.10.0.1/24"]);
+    lan1.plug(&router, "r1", &["10.11.0.1/24"]);
+    far.plug(&router, "r2", &["10.50.0.1/24"]);
+    let client = host(&far, "client", "10.50.0.9/24", "10.50.0.1");
+    node.ns.ip("route add default via 10.10.0.1 dev eth0
+         route add default via 10.11.0.1 dev eth1 table 111
+         rule add from 10.11.0.10 lookup 111 pref 32000
+         tuntap add vpn0 mode tun
+         link set vpn0 up
+         addr add 10.99.0.2/32 dev vpn0
+         route add 10.0.0.0/8 dev vpn0");
+    let _server = Server::start(&node.ns, Proto::Tcp, 10250, "host");
+    let flows = [Flow::new("far", &client, Proto::Tcp, "10.11.0.10:10250", "host 10.50.0.9")];
+    assert_all_work(&flows);
+    let before = Snapshot::take(&node);
+    node.up(&json!({"uplinks": ["eth*"]}));
+    node.ns.exec(&["conntrack", "-F"], "");
+    assert_all_work(&flows);
+    let table = node.ns.exec(&["ip", "route", "show", "table", "47002"], "");
+    assert!(!table.contains("10.0.0.0/8"), "{table}");
+    node.down();
+    before.assert_unchanged(&Snapshot::take(&node));
+}
