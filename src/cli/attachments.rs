@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::{EXIT_OFF, Failure, result_cache};
+use super::result_cache::{self, Entry};
+use super::{EXIT_OFF, Failure};
 use crate::error::absent_is_none;
 use crate::names;
 use crate::state::{Attachment, State};
@@ -49,8 +50,8 @@ impl Words {
 /// Pods that are known to symroute.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// Files of the runtime's cache: pods whose DEL will call us.
-    cached: Vec<PathBuf>,
+    /// Files of the runtime's cache, and what they say of pods.
+    cache: Vec<(PathBuf, Entry)>,
     enrolled: Vec<Attachment>,
     /// Where the cache should be and is not.
     missing: Option<PathBuf>,
@@ -63,13 +64,24 @@ impl Found {
             Some(state) => state.attachments()?.readable,
             None => Vec::new(),
         };
-        let mut cached = cached_in(cache)?;
+        let mut entries = entries_of(cache)?;
         // Multus keeps the results of what it calls for the runtime.
         if let Some(above) = cache.parent() {
-            cached.extend(cached_in(&above.join("multus/results"))?);
+            entries.extend(entries_of(&above.join("multus/results"))?);
         }
         let missing = (!cache.is_dir()).then(|| cache.to_path_buf());
-        Ok(Self { cached, enrolled, missing })
+        Ok(Self { cache: entries, enrolled, missing })
+    }
+
+    /// Pods whose DEL will call us, by the file of the cache.
+    fn cached(&self) -> impl Iterator<Item = &(PathBuf, Entry)> {
+        self.cache.iter().filter(|(_, entry)| entry.names_us)
+    }
+
+    /// How Kubernetes names the pod of a container.
+    fn pod(&self, container: &str) -> Option<&str> {
+        let of = |(_, entry): &&(PathBuf, Entry)| entry.container == container;
+        self.cache.iter().filter(of).find_map(|(_, entry)| entry.pod.as_deref())
     }
 
     /// Of those only the ones whose DEL will call us. containerd calls the plugins that its conflist
@@ -86,7 +98,7 @@ impl Found {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.cached.is_empty() && self.enrolled.is_empty()
+        self.cached().next().is_none() && self.enrolled.is_empty()
     }
 
     /// One line for each: what names us, and how to get rid of it.
@@ -100,13 +112,17 @@ impl Found {
                 cache.display()
             );
         }
-        for path in &self.cached {
-            let _ = writeln!(text, "{}: a pod whose DEL will call symroute", path.display());
+        for (path, entry) in self.cached() {
+            let pod =
+                entry.pod.as_deref().map_or_else(|| "a pod".into(), |pod| format!("pod {pod}"));
+            let _ = writeln!(text, "{}: {pod} whose DEL will call symroute", path.display());
         }
         for Attachment { key, .. } in &self.enrolled {
+            let pod =
+                self.pod(&key.container).map_or_else(String::new, |pod| format!("pod {pod}, "));
             let _ = writeln!(
                 text,
-                "enrolled: {} of container {}, network {}",
+                "enrolled: {pod}{} of container {}, network {}",
                 key.ifname, key.container, key.network
             );
         }
@@ -114,10 +130,14 @@ impl Found {
     }
 
     fn to_json(&self) -> String {
-        let cached = self.cached.iter().map(|path| path.to_string_lossy());
+        let cached = self.cached().map(|(path, _)| path.to_string_lossy());
+        let pods = self.cached().map(|(path, entry)| {
+            json!({"file": path.to_string_lossy(), "container": entry.container, "pod": entry.pod})
+        });
         let enrolled = self.enrolled.iter().map(|pod| {
             json!({
                 "network": pod.key.network,
+                "pod": self.pod(&pod.key.container),
                 "container": pod.key.container,
                 "ifname": pod.key.ifname,
                 "addresses": pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -128,6 +148,7 @@ impl Found {
         let report = json!({
             "version": VERSION,
             "cached": cached.collect::<Vec<_>>(),
+            "cachedPods": pods.collect::<Vec<_>>(),
             "enrolled": enrolled.collect::<Vec<_>>(),
         });
         format!("{report:#}\n")
@@ -141,20 +162,18 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     Ok((text, code))
 }
 
-/// The entries of the runtime's cache with us among the plugins.
-fn cached_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+/// What the runtime's cache in this folder says of pods.
+fn entries_of(folder: &Path) -> Result<Vec<(PathBuf, Entry)>, Failure> {
     let fail = |error: io::Error| Failure::Failed(format!("read {}: {error}", folder.display()));
     let entries = absent_is_none(fs::read_dir(folder)).map_err(fail)?;
-    let mut ours = Vec::new();
+    let mut found = Vec::new();
     for entry in entries.into_iter().flatten() {
         let path = entry.map_err(fail)?.path();
         let text = fs::read_to_string(&path).unwrap_or_default();
-        if result_cache::names_us(&text) {
-            ours.push(path);
-        }
+        found.extend(result_cache::read(&text).map(|entry| (path, entry)));
     }
-    ours.sort();
-    Ok(ours)
+    found.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -200,7 +219,8 @@ mod tests {
             fs::write(root.join(folder).join("lab-c1-eth0"), entry(plugin)).unwrap();
         }
         let found = Found::of(&cache, None).unwrap();
-        assert_eq!(found.cached, [root.join("multus/results/lab-c1-eth0")]);
+        let cached: Vec<_> = found.cached().map(|(path, _)| path.clone()).collect();
+        assert_eq!(cached, [root.join("multus/results/lab-c1-eth0")]);
         assert!(found.to_text().contains("multus/results/lab-c1-eth0: a pod whose DEL"));
     }
 }

@@ -10,16 +10,33 @@ use crate::config::file;
 /// The only format there has been.
 const KIND: &str = "cniCacheV1";
 
-/// Whether symroute was among the plugins of the pod that a file of the cache is about. False for
-/// what is half-written or no file of libcni.
-pub(super) fn names_us(text: &str) -> bool {
-    let network = || -> Option<Value> {
-        let entry: Value = serde_json::from_str(text).ok()?;
-        let word = |name: &str| entry.get(name)?.as_str();
-        let config = word("config").filter(|_| word("kind") == Some(KIND))?;
-        serde_json::from_slice(&STANDARD.decode(config).ok()?).ok()
+/// What a file of the cache says of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) container: String,
+    /// `namespace/name`, where the runtime is one of Kubernetes.
+    pub(super) pod: Option<String>,
+    /// Whether symroute was among the plugins that ran for it.
+    pub(super) names_us: bool,
+}
+
+/// Reads a file of the cache. None for what is half-written or no file of libcni.
+pub(super) fn read(text: &str) -> Option<Entry> {
+    let entry: Value = serde_json::from_str(text).ok()?;
+    let word = |name: &str| entry.get(name)?.as_str();
+    let config = word("config").filter(|_| word("kind") == Some(KIND))?;
+    let network: Value = serde_json::from_slice(&STANDARD.decode(config).ok()?).ok()?;
+    // Pairs of a name and a value (`CNI_ARGS`).
+    let argument = |name: &str| {
+        let mut pairs = entry.get("cniArgs")?.as_array()?.iter();
+        pairs.find_map(|pair| (pair.get(0)? == name).then(|| pair.get(1)?.as_str())?)
     };
-    network().is_some_and(|network| file::names_us(&network))
+    let pod = argument("K8S_POD_NAMESPACE").zip(argument("K8S_POD_NAME"));
+    Some(Entry {
+        container: word("containerId").unwrap_or_default().into(),
+        pod: pod.map(|(namespace, name)| format!("{namespace}/{name}")),
+        names_us: file::names_us(&network),
+    })
 }
 
 #[cfg(test)]
@@ -34,10 +51,30 @@ mod tests {
 
     #[test]
     fn pods_that_need_the_plugin_are_told_from_others() {
-        assert!(names_us(&entry("symroute")));
-        assert!(!names_us(&entry("portmap")));
+        assert!(read(&entry("symroute")).unwrap().names_us);
+        assert!(!read(&entry("portmap")).unwrap().names_us);
         let whole = entry("symroute");
-        assert!((0..whole.len()).all(|end| !names_us(&whole[..end])), "half a file");
-        assert!(!names_us(&whole.replace(KIND, "other")));
+        assert!((0..whole.len()).all(|end| read(&whole[..end]).is_none()), "half a file");
+        assert_eq!(read(&whole.replace(KIND, "other")), None);
+    }
+
+    #[test]
+    fn a_pod_is_named_as_kubernetes_names_it() {
+        let with = |arguments: Value| {
+            let mut entry: Value = serde_json::from_str(&entry("symroute")).unwrap();
+            entry["cniArgs"] = arguments;
+            read(&entry.to_string()).unwrap().pod
+        };
+        let of = json!([
+            ["IgnoreUnknown", "1"],
+            ["K8S_POD_NAMESPACE", "shop"],
+            ["K8S_POD_NAME", "web-0"]
+        ]);
+        assert_eq!(with(of).as_deref(), Some("shop/web-0"));
+        for odd in
+            [json!(null), json!([["K8S_POD_NAME", "web-0"]]), json!([[], 3, ["K8S_POD_NAME"]])]
+        {
+            assert_eq!(with(odd), None);
+        }
     }
 }

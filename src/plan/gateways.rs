@@ -141,9 +141,9 @@ pub(super) fn own_tables(facts: &Facts, link: Option<u32>, family: Family) -> Ve
     let of_link = |a: &&Address| link.is_none_or(|link| a.link == link);
     let own: BTreeSet<IpAddr> = facts.addresses.iter().filter(of_link).map(|a| a.ip).collect();
     // Most rules are about one address each, of a pod.
-    let has = |net: IpNetwork| match net.prefix() == whole(net.ip()) {
-        true => own.contains(&net.ip()),
-        false => own.iter().any(|&ip| net.contains(ip)),
+    let has = |net: IpNetwork| {
+        let is_single = net.prefix() == whole(net.ip());
+        if is_single { own.contains(&net.ip()) } else { own.iter().any(|&ip| net.contains(ip)) }
     };
     let by_source = facts.rules.iter().map(|found| &found.rule).filter_map(|rule| {
         let from = rule.from.filter(|_| rule.family == family && rule.mark.is_none())?;
