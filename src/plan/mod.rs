@@ -158,16 +158,19 @@ impl fmt::Display for Note {
 /// The desired state, with the settings as they are once the plugin has made its choices.
 /// Error: the first setting that can't be kept on this node, with the remedy.
 pub(crate) fn decide(facts: &Facts, settings: &Settings) -> Result<(Settings, Plan), Invalid> {
-    let mut settings = conflicts::avoid(facts, settings);
+    let settings = conflicts::avoid(facts, settings);
     let plan = plan(facts, &settings)?;
     if !settings.automatic.priority {
         return Ok((settings, plan));
     }
     let better = precedence::find(facts, &settings, &plan).and_then(|stray| stray.choice());
     let Some(better) = better else { return Ok((settings, plan)) };
-    settings.priority = better;
-    let plan = self::plan(facts, &settings)?;
-    Ok((settings, plan))
+    // A choice is never an error.
+    let moved = Settings { priority: better, ..settings.clone() };
+    match self::plan(facts, &moved) {
+        Ok(plan) => Ok((moved, plan)),
+        Err(_) => Ok((settings, plan)),
+    }
 }
 
 /// The desired state for these facts and settings.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{Note, Plan, unanswered};
 use crate::config::Settings;
-use crate::model::{Action, Facts, Route, Rule, whole};
+use crate::model::{Action, Facts, Family, Route, Rule, whole};
 use crate::names::LOOPBACK;
 use crate::netlink::uapi::RT_TABLE_LOCAL;
 
@@ -59,9 +59,13 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<St
     let first = stray.iter().map(|rule| rule.priority).min()?;
     let listed: Vec<_> = stray.iter().map(ToString::to_string).collect();
     let taken: BTreeSet<u32> = all().map(|rule| rule.priority).collect();
-    // The table local has to stay in front.
-    let local = all().filter(|rule| rule.action == Action::Lookup(RT_TABLE_LOCAL));
-    let local = local.map(|rule| rule.priority).filter(|&p| p < first).max().unwrap_or(0);
+    // The table local has to stay in front, in both families.
+    let local = |family: Family| {
+        let of_family = all().filter(move |rule| rule.family == family);
+        let local = of_family.filter(|rule| rule.action == Action::Lookup(RT_TABLE_LOCAL));
+        local.map(|rule| rule.priority).min()
+    };
+    let local = Family::ALL.into_iter().filter_map(local).max().unwrap_or(0);
     let free = |p: &u32| (p - BEFORE..=p + BEHIND).all(|p| !taken.contains(&p));
     let place = (local + BEFORE + 1..first.saturating_sub(BEHIND)).rev().find(free);
     let between =
@@ -105,7 +109,7 @@ fn says_the_same(facts: &Facts, plan: &Plan, rule: &Rule, table: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Family, FoundRule};
+    use crate::model::FoundRule;
 
     fn facts(rules: &[(u32, Option<&str>, u32)]) -> Facts {
         let rule = |&(priority, from, table): &(u32, Option<&str>, u32)| Rule {
@@ -151,6 +155,9 @@ mod tests {
         assert!(maas.contains("\"rulePriority\": 96 or"), "{maas}");
         let cilium = advice(&[(100, None, 255), (104, Some("10.0.0.1/32"), 150)]).unwrap();
         assert!(cilium.starts_with("move them"), "{cilium}");
+        // One that comes before the table local can't be passed at all.
+        let first = advice(&[(100, None, 255), (99, Some("10.0.0.1/32"), 150)]).unwrap();
+        assert!(first.starts_with("move them"), "{first}");
     }
 
     #[test]

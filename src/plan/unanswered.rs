@@ -2,16 +2,20 @@
 //! sends the reply out by an uplink, as MAAS, netplan and DHCP clients set it up. The plugin does not
 //! steer such replies, since their requests came in by no uplink.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::uplinks::outside;
 use super::{Note, Plan};
 use crate::config::Settings;
 use crate::model::{Action, Facts, Family, Link, Route, Rule, whole};
 use crate::names;
 use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN};
 
+/// So many networks are looked at: a VPN may have thousands.
+const MOST: usize = 32;
 /// Kinds of interface that have one pod behind them: their CNI sees to them.
 const OF_PODS: [&str; 2] = ["veth", "dummy"];
 
@@ -27,7 +31,12 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<Note>
         })
         .collect();
     let mut notes = Vec::new();
-    for route in facts.routes.iter().filter(|r| is_behind(facts, plan, r)) {
+    if by_address.is_empty() {
+        return notes;
+    }
+    let outside = outside(facts, &plan.src_valid_mark);
+    let behind = facts.routes.iter().filter(|r| is_behind(facts, &outside, r));
+    for route in behind.take(MOST) {
         for &(rule, address, table) in &by_address {
             let is_answered = rule.family != route.family()
                 || leads_back(facts, table, route)
@@ -48,19 +57,21 @@ fn is_uplink(plan: &Plan, link: u32) -> bool {
     plan.uplinks.iter().any(|uplink| uplink.link == link)
 }
 
-/// Whether main leads this whole network to something that is no uplink.
+/// Whether main leads this whole network to something that does not lead outside.
 pub(crate) fn is_inside(facts: &Facts, plan: &Plan, net: IpNetwork) -> bool {
     let covers = |r: &&Route| {
         r.table == RT_TABLE_MAIN && r.dst.prefix() <= net.prefix() && r.dst.contains(net.ip())
     };
     let best = facts.routes.iter().filter(covers).max_by_key(|r| r.dst.prefix());
-    best.is_some_and(|r| !r.nexthops.iter().any(|hop| is_uplink(plan, hop.link)))
+    let outside = outside(facts, &plan.src_valid_mark);
+    best.is_some_and(|r| !r.nexthops.iter().any(|hop| outside.contains(&hop.link)))
 }
 
-/// Whether main leads there, to a network of several hosts on a link that is no uplink.
-fn is_behind(facts: &Facts, plan: &Plan, route: &Route) -> bool {
+/// Whether main leads there, to a network of several hosts on a link that does not lead outside.
+fn is_behind(facts: &Facts, outside: &BTreeSet<u32>, route: &Route) -> bool {
     let holds = |link: &Link| {
-        !is_uplink(plan, link.index) && !link.kind.as_deref().is_some_and(|k| OF_PODS.contains(&k))
+        !outside.contains(&link.index)
+            && !link.kind.as_deref().is_some_and(|k| OF_PODS.contains(&k))
     };
     let on_link = |r: &Route| {
         r.nexthops
