@@ -31,6 +31,8 @@ pub(crate) const OUTSIDE: &str = "outside";
 pub(crate) const ROUTERS: &str = "routers";
 /// Verdict map: the same for a request of a connection that is bound.
 pub(crate) const REROUTED: &str = "rerouted";
+/// So many NICs that nothing speaks for are counted, at most.
+pub(crate) const SILENT_MOST: u32 = 16;
 /// Verdict map: a first packet goes to the chain of the uplink that it came in by.
 pub(crate) const ARRIVE: &str = "arrive";
 /// Verdict map: the same for a packet of a connection that is bound to another uplink and answered.

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::Uplink;
 use crate::config::{Invalid, Pattern, Settings};
 use crate::model::{Facts, Family, Link, Route, is_link_local};
+use crate::names;
 use crate::netlink::uapi::{IFF_LOOPBACK, IFF_POINTOPOINT, IFF_UP, RT_TABLE_MAIN};
 
 /// Kinds of interface that `auto` never takes.
@@ -192,7 +193,8 @@ pub(crate) fn silent(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> 
             && uplinks.iter().all(|u| u.link != l.index)
     };
     let silent = facts.links.iter().filter(is_nic).filter(is_silent);
-    silent.map(|l| (l.index, l.name.clone())).collect()
+    let most = usize::try_from(names::SILENT_MOST).unwrap_or(usize::MAX);
+    silent.take(most).map(|l| (l.index, l.name.clone())).collect()
 }
 
 /// Interfaces that lead outside: the chosen, those that `auto` would take, and those that main

@@ -144,9 +144,10 @@ fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
         }
     }
     let room = |name: &str| if name == names::MARKS { 4 } else { 2 };
-    let others = u32::try_from(spec.silent.len()).unwrap_or(u32::MAX);
-    let all = (spec.field.max_id() + 1).saturating_add(others);
-    let sized = |set: Set| Set { size: Some(all.saturating_mul(room(&set.name))), ..set };
+    // A size that changes makes the table anew, so it must not follow NICs that come and go.
+    let others = |name: &str| if name == names::ARRIVE { names::SILENT_MOST } else { 0 };
+    let size = |name: &str| room(name) * (spec.field.max_id() + 1 + others(name));
+    let sized = |set: Set| Set { size: Some(size(&set.name)), ..set };
     sets.into_iter().map(sized).collect()
 }
 
