@@ -55,7 +55,10 @@ pub(crate) fn conflists(root: &Path, runtimes: &[Runtime], given: &Given) -> Res
         (Some(one), Some(other)) if !is_same(root, one.value.as_ref(), other.value.as_ref()) => {
             Err(two(one, other, "--conf-dir"))
         }
-        (Some(said), _) => Ok(place(&said.value, &said.by)),
+        (Some(said), _) => {
+            let dir = spelled(root, said.value.as_ref(), given.likely_conflists.as_deref());
+            Ok(place(dir, &said.by))
+        }
         (None, _) => Ok(likely(given.likely_conflists.as_ref(), crate::names::CONF_DIR)),
     }
 }
@@ -115,7 +118,14 @@ pub(crate) fn plugins(
         }
     }
     let chosen = chosen.or_else(|| dirs().find(|dir| below(root, dir).is_dir()));
-    Ok(place(chosen.unwrap_or_else(|| said.value[0].as_ref()), &said.by))
+    let chosen = chosen.unwrap_or_else(|| said.value[0].as_ref());
+    Ok(place(spelled(root, chosen, likely_dir), &said.by))
+}
+
+/// A directory in the platform's words, where those name the same one: a path of this release of the
+/// distribution goes with its next one, and its link "current" stays.
+fn spelled<'a>(root: &Path, dir: &'a Path, platform: Option<&'a Path>) -> &'a Path {
+    platform.filter(|platform| is_same(root, dir, platform)).unwrap_or(dir)
 }
 
 fn likely(platform: Option<&PathBuf>, usual: &str) -> Place {

@@ -113,6 +113,16 @@ fn disagreement_is_refused_with_both_sides() {
     let kubelet = ("var/lib/kubelet/kubeadm-flags.env", "--endpoint=unix:///run/crio/crio.sock");
     let root = node(&[both[0], both[1], kubelet]);
     assert_eq!(plugins_of(&root, &Given::default(), None).as_deref(), Ok("/opt/cni/bin"));
+    // A distribution's own path of this release is named by its link that stays.
+    let text = V2.to_owned() + "bin_dir = \"/snap/7/bin\"\nconf_dir = \"/snap/7/nets\"\n";
+    let root = node(&[(CONTAINERD, &text), ("snap/7/bin/flannel", ""), ("snap/7/nets/x", "")]);
+    std::os::unix::fs::symlink("7", root.join("snap/current")).unwrap();
+    let [likely_plugins, likely_conflists] =
+        ["/snap/current/bin", "/snap/current/nets"].map(|dir| Some(PathBuf::from(dir)));
+    let given = Given { likely_plugins, likely_conflists, ..Given::default() };
+    assert_eq!(plugins_of(&root, &given, Some("flannel")).as_deref(), Ok("/snap/current/bin"));
+    let found = conflists(&root, &read(&root), &given).unwrap();
+    assert_eq!(found.value, Path::new("/snap/current/nets"));
     // A link to the right directory is right.
     let root = node(&[(CONTAINERD, &here), ("opt/cni/bin/flannel", "")]);
     fs::create_dir_all(root.join("usr/lib")).unwrap();
