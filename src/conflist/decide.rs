@@ -368,7 +368,13 @@ fn own_file(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
         network.ours().first().map(|at| network.settings(*at))
     };
     let entry = wanted.entry.clone();
-    let entry = entry.or_else(|| settings(own, present.unwrap_or_default()));
+    let of_old = || {
+        folder.own().find_map(|(name, content)| match content {
+            Content::Bytes(bytes, _) => settings(name, bytes),
+            _ => None,
+        })
+    };
+    let entry = entry.or_else(of_old);
     let entry = entry.or_else(|| settings(file, network.text.as_bytes()));
     let entry = entry.or_else(|| folder.last.entry.clone());
     let bare = splice::without(own, &list);
@@ -428,7 +434,9 @@ fn no_own_file(folder: &Folder, own: &str, network: &Network<'_>) -> Option<Reas
             "use --mode in-place, or take that setting out",
         ));
     }
-    let is_before = |other: &&str| *other < own && !is_named && !calls_ours(folder, other);
+    let has_name = |other: &str| folder.network(other).is_ok_and(|n| n.name == network.name);
+    let counts = |other: &str| !calls_ours(folder, other) && (!is_named || has_name(other));
+    let is_before = |other: &&str| *other < own && counts(other);
     if let Some(first) = folder.others().find(is_before) {
         return Some(Reason::new(
             format!("{path}: would not be taken, {first} comes before it"),

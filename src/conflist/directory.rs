@@ -12,6 +12,7 @@ use super::removal::{Removal, removal};
 use super::replace::{self, Done};
 use super::store::{self, Store};
 use super::{Error, Gate, Network, Wanted};
+use crate::config::source::NetworkConfig;
 use crate::error::absent_is_none;
 use crate::names;
 use crate::runtimes;
@@ -129,9 +130,7 @@ impl Directory {
         gate: Option<&mut (dyn Gate + '_)>,
     ) -> Result<View, Error> {
         let mut view = self.examine(wanted)?;
-        if let (Some(gate), Some(network)) = (gate, view.promises(self.path())) {
-            refuse(&mut view, gate.fits(&network));
-        }
+        pass(&mut view, self.path(), gate, |gate, network| gate.fits(network));
         Ok(view)
     }
 
@@ -158,9 +157,7 @@ impl Directory {
             found.edits.clear();
         }
         replace::clean(self.path())?;
-        if let (Some(gate), Some(network)) = (&mut gate, found.promises(self.path())) {
-            refuse(&mut found, gate.open(&network));
-        }
+        pass(&mut found, self.path(), gate.as_deref_mut(), |gate, network| gate.open(network));
         if found.state.reason().is_none() && wanted.or(&folder.last) != folder.last {
             self.store.remember(&wanted.or(&folder.last))?;
         }
@@ -301,8 +298,19 @@ impl Directory {
     }
 }
 
-/// Takes over what a gate has said of a view.
-fn refuse(view: &mut View, said: Result<(), Reason>) {
+/// Asks the gate, if there is one, and takes over what it says.
+fn pass(
+    view: &mut View,
+    dir: &Path,
+    gate: Option<&mut (dyn Gate + '_)>,
+    ask: impl FnOnce(&mut dyn Gate, &NetworkConfig) -> Result<(), Reason>,
+) {
+    let Some(gate) = gate else { return };
+    let said = match view.promises(dir) {
+        Ok(Some(network)) => ask(gate, &network),
+        Ok(None) => Ok(()),
+        Err(reason) => Err(reason),
+    };
     if let Err(reason) = said {
         view.state = State::Refused(reason);
         view.edits.clear();

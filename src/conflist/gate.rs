@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::decide::{Edit, Reason, View};
 use super::network::Network;
-use crate::config;
 use crate::config::source::NetworkConfig;
+use crate::config::{self, Scope};
 
 /// The node whose runtime reads the conflist.
 pub(crate) trait Gate: Debug + Send {
@@ -25,13 +25,23 @@ pub(crate) trait Gate: Debug + Send {
 impl View {
     /// The settings that a runtime would read once the edits are carried out, if these put an entry of
     /// ours in or change it.
-    pub(super) fn promises(&self, dir: &Path) -> Option<NetworkConfig> {
-        self.edits.iter().find_map(|edit| {
+    /// Error: settings that no ADD takes.
+    pub(super) fn promises(&self, dir: &Path) -> Result<Option<NetworkConfig>, Reason> {
+        let entry = self.edits.iter().find_map(|edit| {
             let Edit::Write { file, text, .. } = edit else { return None };
             let network = Network::parse(file, text.as_bytes()).ok()?;
             let entry = network.settings(*network.ours().first()?);
-            let config = config::parse(&entry).ok()?;
-            Some(NetworkConfig { network: network.name, config, conflist: Some(dir.join(file)) })
-        })
+            Some((network.name, entry, dir.join(file)))
+        });
+        let Some((network, entry, path)) = entry else { return Ok(None) };
+        let refused = |why: String| Reason {
+            what: format!("{}: is left as it is, since no pod could start: {why}", path.display()),
+            way_out: "correct the settings, then add again".into(),
+        };
+        let config = config::parse(&entry).map_err(|invalid| refused(invalid.to_string()))?;
+        if config.scope == Scope::Pod {
+            return Err(refused("this release serves the node, \"scope\": \"host\"".into()));
+        }
+        Ok(Some(NetworkConfig { network, config, conflist: Some(path) }))
     }
 }
