@@ -32,18 +32,7 @@ impl Network {
             |ip: &IpAddr| prefixes.iter().any(|net| net.prefix() < whole(*ip) && net.contains(*ip));
         let alone: Vec<IpAddr> =
             addresses().map(|a| a.ip).chain(routers).filter(|ip| !is_shown(ip)).collect();
-        let is_lan = |link: &u32| facts.link(*link).is_some_and(|l| l.flags & IFF_POINTOPOINT == 0);
-        let lans = |r: &&Route| r.nexthops.iter().all(|hop| is_lan(&hop.link));
-        let main = facts.routes.iter().filter(|r| r.table == RT_TABLE_MAIN).filter(on_link);
-        let of_others: Vec<IpNetwork> = main
-            .filter(lans)
-            .map(|r| r.dst)
-            .chain(facts.addresses.iter().filter_map(subnet))
-            .collect();
-        let nearest = |ip: IpAddr| {
-            of_others.iter().filter(|net| net.contains(ip)).max_by_key(|net| net.prefix()).copied()
-        };
-        prefixes.extend(alone.into_iter().filter_map(nearest));
+        prefixes.extend(alone.into_iter().filter_map(|ip| nearest(facts, ip)));
         prefixes.retain(|net| !is_link_local(net.ip()));
         let is_beside = |a: &&Address| subnet(a).is_some_and(|net| prefixes.contains(&net));
         let beside = facts.addresses.iter().filter(is_beside).map(|a| a.link).collect();
@@ -63,6 +52,23 @@ impl Network {
             Some(ip) => self.prefixes.iter().any(|net| net.contains(ip)),
         }
     }
+}
+
+/// The nearest subnet of any interface in which an address lies, by addresses or by main's routes.
+fn nearest(facts: &Facts, ip: IpAddr) -> Option<IpNetwork> {
+    let is_lan =
+        |hop: &Nexthop| facts.link(hop.link).is_some_and(|link| link.flags & IFF_POINTOPOINT == 0);
+    let leads = |r: &&Route| {
+        r.table == RT_TABLE_MAIN
+            && !r.is_wide()
+            && !r.special
+            && r.dst.contains(ip)
+            && r.is_on_link()
+            && r.nexthops.iter().all(is_lan)
+    };
+    let routes = facts.routes.iter().filter(leads).map(|r| r.dst);
+    let subnets = facts.addresses.iter().filter_map(subnet).filter(|net| net.contains(ip));
+    routes.chain(subnets).max_by_key(IpNetwork::prefix)
 }
 
 /// The subnet that a global address lies in; none for an address that is alone in its prefix.
