@@ -65,6 +65,7 @@ impl Keeper {
             ));
         }
         self.file.put()?;
+        self.rewrites.made(now);
         self.puts += 1;
         log::warn!("the {} was put in place", self.name());
         Ok(())

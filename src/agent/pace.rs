@@ -80,14 +80,15 @@ impl Rewrites {
     /// … within this time. After as long without one it is tried again.
     const WITHIN: Duration = Duration::from_secs(120);
 
-    /// Whether one more is allowed; if so, it counts.
+    /// Whether one more is allowed.
     pub(crate) fn allow(&mut self, now: Instant) -> bool {
         self.0.retain(|&at| now.saturating_duration_since(at) < Self::WITHIN);
-        let allowed = self.0.len() < Self::MOST;
-        if allowed {
-            self.0.push_back(now);
-        }
-        allowed
+        self.0.len() < Self::MOST
+    }
+
+    /// One was made.
+    pub(crate) fn made(&mut self, now: Instant) {
+        self.0.push_back(now);
     }
 }
 
@@ -131,7 +132,14 @@ mod tests {
         assert_eq!(retry_after(u32::MAX), Duration::from_secs(30));
         assert!(rest_after(Duration::from_secs(60)) < Duration::from_secs(1));
         let (mut rewrites, now) = (Rewrites::default(), Instant::now());
-        assert_eq!((0..9).filter(|_| rewrites.allow(now)).count(), 5);
+        let allowed = |rewrites: &mut Rewrites| {
+            let allowed = rewrites.allow(now);
+            if allowed {
+                rewrites.made(now);
+            }
+            allowed
+        };
+        assert_eq!((0..9).filter(|_| allowed(&mut rewrites)).count(), 5);
         assert!(rewrites.allow(now + Duration::from_secs(120)));
     }
 }
