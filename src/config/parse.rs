@@ -36,7 +36,7 @@ pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
         exclude: exclude(object)?,
         host: boolean(object, "host", default.host)?,
         hairpin: boolean(object, "hairpin", default.hairpin)?,
-        masquerade: masquerade(object, field)?,
+        masquerade: masquerade(object, (!mark).then_some(field))?,
         backend: backend(object)?,
         field,
         priority: if automatic.priority {
@@ -187,7 +187,7 @@ fn usable_gateway(ip: &IpAddr) -> bool {
     !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast()
 }
 
-fn masquerade(object: &Map<String, Value>, field: Field) -> Result<Masquerade, Invalid> {
+fn masquerade(object: &Map<String, Value>, field: Option<Field>) -> Result<Masquerade, Invalid> {
     const HINT: &str =
         "allowed: \"auto\", \"off\" or {\"mark\": \"0x4000/0x4000\", \"via\": \"eth0\"}";
     let key = "masquerade";
@@ -212,7 +212,9 @@ fn masquerade(object: &Map<String, Value>, field: Field) -> Result<Masquerade, I
             if object.keys().any(|key| key != "mark" && key != "via") {
                 return Err(wrong(whole));
             }
-            if field.has(mark.mask) {
+            // A mask that the plugin chooses evades this mark.
+            if field.is_some_and(|field| field.has(mark.mask)) {
+                let field = field.map_or_else(String::new, |field| field.to_string());
                 let hint = format!("\"mark\" must lie outside of markMask {field}");
                 return Err(Invalid::new(key, whole, hint));
             }

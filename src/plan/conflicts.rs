@@ -117,6 +117,10 @@ fn tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 /// compare the whole mark are no such thing: ours only keep a packet from matching them.
 fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     let field = settings.field;
+    if field.has(of_masquerade(settings)) {
+        let hint = format!("its \"mark\" must lie outside of markMask {field}");
+        return Err(Invalid::new("masquerade", &settings.to_json()["masquerade"], hint));
+    }
     let clash = rules(facts).find_map(|r| {
         let mask = r.mark?.mask;
         (mask != u32::MAX && mask & field.mask() != 0).then_some((r, mask))
@@ -142,7 +146,15 @@ fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     Err(Invalid::new("markMask", &json!(value), hint))
 }
 
-/// How many uplinks have to be told apart.
+/// The bits that the settings name as the mark of what will be masqueraded.
+fn of_masquerade(settings: &Settings) -> u32 {
+    match &settings.masquerade {
+        Masquerade::Mark { mark, .. } => mark.mask,
+        Masquerade::Auto | Masquerade::Off => 0,
+    }
+}
+
+/// How many uplinks need ids.
 fn uplinks(facts: &Facts, settings: &Settings) -> u32 {
     let chosen = uplinks::choose(facts, settings).unwrap_or_default();
     u32::try_from(chosen.len()).unwrap_or(u32::MAX)
@@ -150,14 +162,10 @@ fn uplinks(facts: &Facts, settings: &Settings) -> u32 {
 
 /// Bits that no program on the node is known to use, enough for so many uplinks.
 fn free_mask(facts: &Facts, settings: &Settings, count: u32) -> Option<Field> {
-    let of_masquerade = match &settings.masquerade {
-        Masquerade::Mark { mark, .. } => mark.mask,
-        Masquerade::Auto | Masquerade::Off => 0,
-    };
     let used = rules(facts)
         .filter_map(|r| r.mark.map(|mark| mark.mask))
         .filter(|&mask| mask != u32::MAX)
-        .fold(mark_users::bits(facts) | of_masquerade, |used, mask| used | mask);
+        .fold(mark_users::bits(facts) | of_masquerade(settings), |used, mask| used | mask);
     let free = MASKS.into_iter().filter(|mask| mask & used == 0).filter_map(Field::new);
     free.into_iter().find(|field| field.max_id() >= count)
 }

@@ -92,6 +92,13 @@ fn settings_survive_their_own_words() {
 }
 
 #[test]
+fn a_mask_that_is_given_leaves_out_the_masquerading_mark() {
+    let with = |mask: &str| json!({"markMask": mask, "masquerade": {"mark": "0x100/0x100"}});
+    assert_eq!(parsed(with("0x1f00")).unwrap_err().key, "masquerade");
+    assert!(parsed(with("0x1f0000")).is_ok() && parsed(with("auto")).is_ok());
+}
+
+#[test]
 fn wrong_values_are_named_with_their_key() {
     for (key, value) in [
         ("uplinks", json!("eth0")),
@@ -112,7 +119,6 @@ fn wrong_values_are_named_with_their_key() {
         ("hairpin", json!(1)),
         ("masquerade", json!(true)),
         ("masquerade", json!({"mark": "0x4001/0x4000"})),
-        ("masquerade", json!({"mark": "0x100/0x100"})),
         ("masquerade", json!({"mark": 16384})),
         ("masquerade", json!({"via": ""})),
         ("masquerade", json!({"by": "eth0"})),
