@@ -55,7 +55,7 @@ Options:
   --no-up           install: no node state before the first pod, or the next boot
   --force           uninstall: also while pods need the plugin
   --json            status: print one JSON object for programs, see docs/operations.md
-Give the same directories to each command.
+The commands after "install" use its directories where none are given.
 
 Environment:
   CARGO_TARGET_DIR  where to build instead of target/

@@ -269,6 +269,8 @@ uninstall_node() {
     if [ -n "$DRY_RUN" ]; then conflist remove --dry-run || [ $? -eq 3 ]; else remove_entry; fi
     node_down
     remove_units
+    # Before the note of where it is.
+    [ ! -e "$CTL" ] || delete "$BIN"
     # What symroute itself has written; a directory that has something else in it stays.
     delete "$STATE/conflist" "$STATE/places" "$PREVIOUS" "$PREVIOUS_TOOL" "$UPGRADING" "$STATE/.symroute.new"
     [ ! -d "$STATE" ] || [ -n "$(ls -A "$STATE")" ] || act "delete $STATE" rmdir "$STATE"

@@ -61,7 +61,7 @@ pub(super) struct Words {
     /// Of /healthz, /readyz, /metrics, or "off"
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9617", value_parser = listen)]
     listen: Listen,
-    /// Write the log to standard error, as containers do, and not to the file of the settings
+    /// Write the log to standard error, and not to a file
     #[arg(long)]
     log_to_stderr: bool,
     /// Look at everything that often, whatever was told

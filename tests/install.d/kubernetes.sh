@@ -29,7 +29,9 @@ uninstall_rendered() {
 
 # The overlay to copy.
 example_rendered() {
-    kubectl kustomize conf/kubernetes-example >"$WORK/example.yaml" && manifests example "$WORK/example.yaml"
+    kubectl kustomize conf/kubernetes-example >"$WORK/example.yaml" && manifests example "$WORK/example.yaml" &&
+        kubectl kustomize conf/kubernetes-example/uninstall >"$WORK/example.yaml" &&
+        manifests example-uninstall "$WORK/example.yaml"
 }
 
 # Debian 12's kubectl is too old for components, so the component is put together by hand there.

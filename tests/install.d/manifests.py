@@ -4,6 +4,7 @@ manifests.py agent FILE SETTINGS      holds what is promised about the agent's o
 manifests.py monitored FILE SETTINGS  the same, with the component of the PodMonitor
 manifests.py uninstall FILE           the same, about the objects that uninstall
 manifests.py example FILE             the same, about what the example overlay makes of the base
+manifests.py example-uninstall FILE   the same, about its uninstall
 manifests.py words FILE CONTAINER DIR podman's words for one of their containers, a line each; DIR is for
                                       the files of its ConfigMap
 """
@@ -110,6 +111,13 @@ def example(kinds):
     assert node_path(pod, container, option(container, "--conf-dir")) == k3s + "agent/etc/cni/net.d"
 
 
+def example_uninstall(kinds):
+    pod = pod_of(kinds)
+    [first], [second] = pod["initContainers"], pod["containers"]
+    assert first["image"] == second["image"] == "registry.example/symroute:0.2.0", first["image"]
+    assert node_path(pod, first, option(first, "--bin-dir")) == "/var/lib/rancher/k3s/data/cni"
+
+
 def monitored(kinds):
     monitor = kinds["PodMonitor"]
     assert monitor["metadata"]["namespace"] == "kube-system"
@@ -195,6 +203,8 @@ def main():
         uninstall(kinds)
     elif verb == "example":
         example(kinds)
+    elif verb == "example-uninstall":
+        example_uninstall(kinds)
     elif verb == "words":
         print("\n".join(words(kinds, sys.argv[3], sys.argv[4])))
     else:
