@@ -8,10 +8,13 @@
 )]
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_symroute");
 const TOOL: &str = env!("CARGO_BIN_EXE_symroutectl");
@@ -66,7 +69,19 @@ impl Drop for Folder {
 }
 
 fn run(command: &mut Command) -> Output {
-    command.output().expect("run a program")
+    // A child that another test starts has each file open for a moment that this one has just
+    // written, and the kernel runs no such file.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match command.output() {
+            Err(error)
+                if error.kind() == ErrorKind::ExecutableFileBusy && Instant::now() < deadline =>
+            {
+                thread::yield_now();
+            }
+            other => return other.expect("run a program"),
+        }
+    }
 }
 
 fn text(bytes: &[u8]) -> String {

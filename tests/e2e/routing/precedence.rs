@@ -55,7 +55,7 @@ fn the_plugin_chooses_a_place_before_them() {
     let report: serde_json::Value =
         serde_json::from_str(&node.symroute(&["status", "--json"]).stdout).expect("a report");
     assert_eq!(report["settings"]["rulePriority"], json!(96));
-    assert_eq!(report["automatic"], json!(["rulePriority"]));
+    assert_eq!(report["automatic"], json!(["markMask", "rulePriority"]));
     // The rule moves to the front: the plugin's follow, and an open connection goes on.
     let to = format!("{}:10250", NODE[1]).parse().expect("an address");
     let mut connection = Connection::open(&layout.client, to, PATIENT).expect("a connection");
