@@ -14,6 +14,7 @@ use crate::model::{Family, Field, PerFamily, mac_text};
 use crate::node::Node;
 use crate::node::apply::describe;
 use crate::node::counters;
+use crate::plan::backend::limits as limits_of;
 use crate::plan::routers::Router;
 use crate::plan::uplinks::LeftOut;
 use crate::plan::{GatewaySource, Note, Uplink};
@@ -41,6 +42,7 @@ pub(super) struct Report {
     notes: Vec<Note>,
     left_out: Vec<LeftOut>,
     unanswered: Vec<Note>,
+    limits: Vec<String>,
     pending: Vec<String>,
     /// Who marks.
     backend: Option<String>,
@@ -56,7 +58,7 @@ impl Report {
         let mut notes: Vec<_> = unreadable.map(|path| damaged(path)).collect();
         let mut settings = Settings::default();
         let (mut uplinks, mut left_out, mut unanswered) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut pending, mut backend) = (Vec::new(), None);
+        let (mut pending, mut backend, mut limits) = (Vec::new(), None, Vec::new());
         let record = node.record()?;
         let lost = record.as_ref().is_some_and(|r| r.network.is_empty());
         if lost {
@@ -72,6 +74,7 @@ impl Report {
             Ok(view) => {
                 let marker = view.plan.marker();
                 backend = record.is_some().then(|| marker.to_string());
+                limits = limits_of(&view.plan);
                 notes.extend(view.plan.notes);
                 uplinks = view.plan.uplinks;
                 left_out = view.plan.left_out;
@@ -107,6 +110,7 @@ impl Report {
             notes,
             left_out,
             unanswered,
+            limits,
             pending,
             backend,
         })
@@ -153,6 +157,7 @@ impl Report {
             "heldBy": held_by,
             "leftOut": left_out,
             "unanswered": notes_json(&self.unanswered),
+            "limits": self.limits,
             "off": notes_json(&self.notes),
             "pending": self.pending,
         });
@@ -214,6 +219,9 @@ impl Report {
         }
         self.write_left_out(&mut out);
         write_notes(&mut out, "Without an answer, with symroute or without it", &self.unanswered);
+        if !self.limits.is_empty() {
+            let _ = writeln!(out, "\nLimits of this backend here:\n  {}", self.limits.join("\n  "));
+        }
         self.write_off(&mut out);
         out
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use super::Note;
+use super::{Note, Plan};
 use crate::backend::Marker;
 use crate::backend::iptables::rules::Xtables;
 use crate::backend::spec::Steering;
@@ -140,4 +140,26 @@ pub(super) fn check_names(facts: &Facts, outside: &BTreeSet<u32>) -> Result<(), 
             Err(Invalid::new("uplinks", &json!(name), hint))
         }
     }
+}
+
+/// What this backend does less than the other one, of what matters on this node. The table of backends
+/// in the README has all of it.
+pub(crate) fn limits(plan: &Plan) -> Vec<String> {
+    if plan.marker() == Marker::Nftables {
+        return Vec::new();
+    }
+    let several = plan.uplinks.iter().filter(|uplink| !uplink.routers.is_empty());
+    let several: Vec<_> = several.map(|uplink| uplink.name.as_str()).collect();
+    let silent: Vec<_> = plan.silent.iter().map(|(_, name)| name.as_str()).collect();
+    let mut limits = Vec::new();
+    if !several.is_empty() {
+        limits.push(format!(
+            "a connection by {} stays with the router of its first request",
+            several.join(", ")
+        ));
+    }
+    if !silent.is_empty() {
+        limits.push(format!("requests by {} are not counted", silent.join(", ")));
+    }
+    limits
 }
