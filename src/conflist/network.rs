@@ -97,8 +97,9 @@ impl<'a> Network<'a> {
         self.plugins.iter().all(Plugin::is_ours)
     }
 
+    /// Whether Cilium writes it: alone, or chained behind another primary (`chaining-mode`).
     pub(crate) fn is_cilium(&self) -> bool {
-        self.plugins.first().is_some_and(|plugin| plugin.kind == "cilium-cni")
+        self.plugins.iter().any(|plugin| plugin.kind == "cilium-cni")
     }
 
     /// The file that this calls as the cluster's network, where it is Multus's and names one by a path.

@@ -13,9 +13,10 @@ fn every_conflist_of_ours_is_ready() {
         .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
         .collect();
     names.sort();
-    let wanted = ["aws-vpc-cni", "bridge", "calico", "cilium", "flannel", "kindnet", "multus"];
+    let wanted =
+        ["aws-vpc-cni", "bridge", "calico", "cilium", "cilium-on-aws", "flannel", "kindnet"];
     assert_eq!(names[..7], wanted);
-    assert_eq!(names[7..], ["ptp", "terway"]);
+    assert_eq!(names[7..], ["multus", "ptp", "terway"]);
     for name in names {
         let node = Node::new();
         copy(&folder.join(&name), &node.conf_dir());
