@@ -185,6 +185,28 @@ mod tests {
         }
     }
 
+    /// Names of metrics in a text.
+    fn named(text: &str) -> std::collections::BTreeSet<&str> {
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        words.filter(|word| word.starts_with("symroute_")).collect()
+    }
+
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+        let board = Board { looked: true, ..Board::default() };
+        let text = page(&board, Some(&Counts::default()));
+        let there = named(&text);
+        for asking in [
+            include_str!("../../conf/kubernetes/podmonitor/prometheusrule.yaml"),
+            include_str!("../../conf/grafana/symroute.json"),
+        ] {
+            let wanted = named(asking);
+            assert!(wanted.len() > 3);
+            let missing: Vec<_> = wanted.difference(&there).collect();
+            assert!(missing.is_empty(), "{missing:?}");
+        }
+    }
+
     #[test]
     fn netstat_is_read_by_name() {
         let text = "TcpExt: A IPReversePathFilter B\nTcpExt: 1 42 3\nIpExt: A\nIpExt: 9\n";

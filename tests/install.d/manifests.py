@@ -79,7 +79,7 @@ def node_path(pod, container, path):
 
 def agent(kinds, settings, listen="127.0.0.1:9617"):
     holds_of_pods(kinds, "symroute")
-    assert set(kinds) - {"PodMonitor"} == {"ConfigMap", "DaemonSet"}
+    assert set(kinds) - {"PodMonitor", "PrometheusRule"} == {"ConfigMap", "DaemonSet"}
     pod = pod_of(kinds)
     [container] = pod["containers"]
     assert container["securityContext"]["capabilities"]["add"] == ["NET_ADMIN"]
@@ -127,6 +127,8 @@ def monitored(kinds):
     [container] = pod_of(kinds)["containers"]
     assert endpoint["port"] in [port["name"] for port in container["ports"]]
     assert option(container, "--listen") == "0.0.0.0:9617"
+    [group] = kinds["PrometheusRule"]["spec"]["groups"]
+    assert all(rule["expr"].startswith(("symroute_", "rate(symroute_", "count(")) for rule in group["rules"])
 
 
 def uninstall(kinds):
