@@ -33,18 +33,18 @@ impl ThisNode {
         let held = node.state.holders()?.into_iter().find(|(name, _)| name == self.hold);
         // The hold changes hands first: else a network that takes over would disagree with it.
         node.state.hold(self.hold, &wanted.network)?;
-        let outcome = node.reconcile(&lock, &wanted.network, &wanted.config.settings);
-        self.is_new = held.is_none();
+        let reconciled = node.reconcile(&lock, &wanted.network, &wanted.config.settings);
+        let outcome = reconciled.and_then(|_| match &wanted.conflist {
+            Some(path) => node.note_conflist(&wanted.network, path),
+            None => Ok(()),
+        });
+        self.is_new = outcome.is_ok() && held.is_none();
         match (&outcome, held) {
             (Err(_), Some((_, before))) => node.state.hold(self.hold, &before)?,
             (Err(_), None) => node.state.release(self.hold)?,
-            (Ok(_), _) => {}
+            (Ok(()), _) => {}
         }
-        outcome?;
-        match &wanted.conflist {
-            Some(path) => node.note_conflist(&wanted.network, path),
-            None => Ok(()),
-        }
+        outcome
     }
 
     fn release(&self) -> Result<(), Error> {
