@@ -193,7 +193,7 @@ fn primary<'a>(folder: &'a Folder, wanted: &'a Wanted) -> Result<(&'a str, Netwo
     }
     for file in folder.others() {
         let is_other = |name: &String| folder.network(file).is_ok_and(|n| n.name != *name);
-        if folder.network.as_ref().is_some_and(is_other) || calls_ours(folder, file) {
+        if folder.network.as_ref().is_some_and(is_other) || names_ours(folder, file) {
             continue;
         }
         let network = match usable(folder, file) {
@@ -280,14 +280,14 @@ fn in_place(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
     }
     view.state = state;
     for (own, _) in folder.own() {
-        if let Some(multus) = folder.multus_that_calls(own) {
+        if let Some(multus) = folder.multus_that_names(own) {
             view.edits.clear();
             view.state = State::Refused(Reason::new(
                 format!(
-                    "{}: Multus calls {own}, which this would delete",
+                    "{}: Multus names {own}, which this would delete",
                     folder.path.join(multus).display()
                 ),
-                format!("name {file} as its clusterNetwork first, or leave --mode in-place out"),
+                format!("have it name {file} first (clusterNetwork), or leave --mode in-place out"),
             ));
             return;
         }
@@ -405,9 +405,9 @@ fn own_file(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
     }
 }
 
-/// Whether this file is a Multus's that calls our own file: it is not in the way.
-fn calls_ours(folder: &Folder, file: &str) -> bool {
-    folder.own().any(|(own, _)| folder.multus_that_calls(own) == Some(file))
+/// Whether this file is a Multus's that names our own file: it is not in the way.
+fn names_ours(folder: &Folder, file: &str) -> bool {
+    folder.own().any(|(own, _)| folder.multus_that_names(own) == Some(file))
 }
 
 fn delete(file: &str) -> Edit {
@@ -435,7 +435,7 @@ fn no_own_file(folder: &Folder, own: &str, network: &Network<'_>) -> Option<Reas
         ));
     }
     let has_name = |other: &str| folder.network(other).is_ok_and(|n| n.name == network.name);
-    let counts = |other: &str| !calls_ours(folder, other) && (!is_named || has_name(other));
+    let counts = |other: &str| !names_ours(folder, other) && (!is_named || has_name(other));
     let is_before = |other: &&str| *other < own && counts(other);
     if let Some(first) = folder.others().find(is_before) {
         return Some(Reason::new(

@@ -110,10 +110,8 @@ impl Folder {
         aside.into_iter().filter(|name| self.set_aside.contains(name))
     }
 
-    /// The file of a Multus that calls this file by its name (`clusterNetwork`).
-    pub(super) fn multus_that_calls(&self, file: &str) -> Option<&str> {
-        self.others().find(|other| {
-            self.network(other).is_ok_and(|n| n.cluster_network().as_deref() == Some(file))
-        })
+    /// The file of a Multus that names this file: without it no pod starts.
+    pub(super) fn multus_that_names(&self, file: &str) -> Option<&str> {
+        self.others().find(|other| self.network(other).is_ok_and(|n| n.is_multus_that_names(file)))
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -102,12 +101,10 @@ impl<'a> Network<'a> {
         self.plugins.iter().any(|plugin| plugin.kind == "cilium-cni")
     }
 
-    /// The file that this calls as the cluster's network, where it is Multus's and names one by a path.
-    pub(crate) fn cluster_network(&self) -> Option<String> {
-        let settings: Value = serde_json::from_str(self.text).ok().filter(|_| self.is_multus())?;
-        let own = settings.get("plugins").and_then(Value::as_array).into_iter().flatten();
-        let mut named = own.chain([&settings]).filter_map(|p| p.get("clusterNetwork")?.as_str());
-        named.find_map(|path| Some(Path::new(path).file_name()?.to_str()?.to_owned()))
+    /// Whether this is Multus's and names a file: as its `clusterNetwork`, or as the one that it waits
+    /// for (`readinessindicatorfile`).
+    pub(crate) fn is_multus_that_names(&self, file: &str) -> bool {
+        self.is_multus() && self.text.contains(file)
     }
 
     /// Whether this is Multus's and calls a copy of the network `name` that lacks our entry.

@@ -84,11 +84,11 @@ pub(crate) fn removal(
     removal
 }
 
-/// Our own file goes, unless Multus calls it: a node whose Multus lacks its network starts no pods.
+/// Our own file goes, unless Multus names it: a node whose Multus lacks its network starts no pods.
 /// Then it stays without our entry, a copy of the primary's.
 fn remove_own(folder: &Folder, file: &str, removal: &mut Removal) {
     let delete = || Edit::Delete { file: file.into() };
-    let Some(multus) = folder.multus_that_calls(file) else {
+    let Some(multus) = folder.multus_that_names(file) else {
         removal.edits.push(delete());
         return;
     };
@@ -101,8 +101,8 @@ fn remove_own(folder: &Folder, file: &str, removal: &mut Removal) {
         Err(_) => {}
     }
     removal.notes.push(format!(
-        "{} stays without our entry, since Multus calls it ({multus}): name the primary's file as its \
-         clusterNetwork, then remove again",
+        "{} stays without our entry, since Multus names it ({multus}): have that name the primary's file \
+         (clusterNetwork), then remove again",
         folder.path.join(file).display()
     ));
 }
