@@ -38,6 +38,10 @@ private_folders() {
     rm -rf "$NETD" /opt/cni /var/lib/cni
     mkdir -p "$NETD" /opt/cni/bin
     ln -s /usr/lib/cni/* /opt/cni/bin/
+    # Debian's containerd looks in /usr/lib/cni, which is the machine's.
+    rm -rf /etc/containerd /etc/crio
+    mkdir /etc/containerd
+    printf 'version = 2\n[plugins."io.containerd.grpc.v1.cri".cni]\n  bin_dir = "/opt/cni/bin"\n' >/etc/containerd/config.toml
 }
 
 root_file_system() {
