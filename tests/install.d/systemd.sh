@@ -13,6 +13,8 @@ make_machine() {
     MACHINE=$dir
     mkdir -p "$dir"/{usr,local-bin,dev,proc,sys,run,tmp,root,repository,opt/cni/bin} "$dir"/var/{lib,log,tmp} \
         "$dir"/etc/{cni/net.d,systemd/system,units/multi-user.target.wants,units/network-online.target.wants}
+    # The plugin goes where the primary's program is.
+    ln -s /usr/lib/cni/* "$dir/opt/cni/bin/"
     for name in bin sbin lib lib64; do ln -s "usr/$name" "$dir/$name"; done
     cp /etc/passwd /etc/group /etc/ld.so.cache "$dir/etc/"
     echo 'ID=debian' >"$dir/etc/os-release"
