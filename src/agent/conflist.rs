@@ -3,8 +3,8 @@
 use super::cause::Cause;
 use super::events::files::Folder;
 use super::managed_file::ManagedFile;
-use crate::conflist::{Directory, Error, Gate, State, Wanted};
-use crate::node::gate::ThisNode;
+use crate::conflist::{Directory, Error, State, Wanted};
+use crate::node::gate::{ThisNode, gate};
 
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -40,10 +40,6 @@ impl ManagedFile for Entry {
         let folder = self.directory.path().display();
         format!("the journal of \"symroutectl conflist\" shows what was put back in {folder}")
     }
-}
-
-fn gate(node: &mut Option<ThisNode>) -> Option<&mut dyn Gate> {
-    node.as_mut().map(|node| node as &mut dyn Gate)
 }
 
 /// Whether the entry is in place; the reason where nothing can be done about it.

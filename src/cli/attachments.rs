@@ -12,6 +12,7 @@ use super::result_cache::{self, Entry};
 use super::{EXIT_OFF, Failure};
 use crate::error::absent_is_none;
 use crate::names;
+use crate::runtimes::places::below;
 use crate::state::{Attachment, State};
 
 /// Raised when keys of the JSON report change their meaning or go away.
@@ -38,7 +39,7 @@ pub(super) struct Words {
 
 impl Words {
     fn cache(&self) -> PathBuf {
-        self.root.join(self.cache_dir.strip_prefix("/").unwrap_or(&self.cache_dir))
+        below(&self.root, &self.cache_dir)
     }
 
     /// The state of this boot; none where the file system is not that of a running node.

@@ -11,11 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::{EXIT_FAILED, EXIT_NOT_IN_FORCE, EXIT_OFF, Failure, HOLD};
 use crate::config::unknown;
-use crate::conflist::{
-    Directory, Edit, Error, Gate, Mode, Outcome, Places, State, View, Wanted, is_own,
-};
+use crate::conflist::{Directory, Edit, Error, Mode, Outcome, Places, State, View, Wanted, is_own};
 use crate::names;
-use crate::node::gate::ThisNode;
+use crate::node::gate::{ThisNode, gate};
 
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
@@ -163,10 +161,6 @@ impl Request {
         let node = if self.wish.no_up { ThisNode::trying(HOLD) } else { ThisNode::holding(HOLD) };
         (is_here && may_look).then_some(node)
     }
-}
-
-fn gate(node: &mut Option<ThisNode>) -> Option<&mut dyn Gate> {
-    node.as_mut().map(|node| node as &mut dyn Gate)
 }
 
 /// Runs the command: what it prints, and its exit code.

@@ -15,7 +15,7 @@ use super::{Error, Gate, Network, Wanted};
 use crate::config::source::NetworkConfig;
 use crate::error::absent_is_none;
 use crate::names;
-use crate::runtimes;
+use crate::runtimes::{self, places::below};
 
 /// How often a change is tried while somebody else writes.
 const TRIES: usize = 5;
@@ -46,10 +46,9 @@ impl Default for Places {
 impl Places {
     /// The same places below another root.
     pub(crate) fn under(self, root: &Path) -> Self {
-        let below = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
         Self {
-            conf_dir: below(&self.conf_dir),
-            state_dir: below(&self.state_dir),
+            conf_dir: below(root, &self.conf_dir),
+            state_dir: below(root, &self.state_dir),
             root: root.to_path_buf(),
         }
     }

@@ -79,6 +79,11 @@ impl Gate for ThisNode {
     }
 }
 
+/// The node as a conflist asks it, if one is to be asked.
+pub(crate) fn gate(node: &mut Option<ThisNode>) -> Option<&mut dyn Gate> {
+    node.as_mut().map(|node| node as &mut dyn Gate)
+}
+
 fn refused(wanted: &NetworkConfig, error: &Error) -> Reason {
     let file = wanted.conflist.as_deref().unwrap_or_else(|| "the conflist".as_ref());
     let way_out = error.way_out().unwrap_or("correct the settings, then add again");
