@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::uplinks::outside;
 use super::{Note, Plan, unanswered};
 use crate::config::Settings;
 use crate::model::{Action, Facts, Family, Route, Rule, whole};
@@ -54,8 +55,9 @@ impl Stray {
 pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<Stray> {
     let first_of_ours = settings.rules().skip;
     let all = || facts.rules.iter().map(|found| &found.rule);
-    let stray: Vec<&Rule> =
-        all().filter(|rule| rule.priority < first_of_ours && steers(facts, plan, rule)).collect();
+    let outside = outside(facts, &plan.src_valid_mark);
+    let before = all().filter(|rule| rule.priority < first_of_ours);
+    let stray: Vec<&Rule> = before.filter(|rule| steers(facts, plan, &outside, rule)).collect();
     let first = stray.iter().map(|rule| rule.priority).min()?;
     let listed: Vec<_> = stray.iter().map(ToString::to_string).collect();
     let taken: BTreeSet<u32> = all().map(|rule| rule.priority).collect();
@@ -75,7 +77,7 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<St
 }
 
 /// Whether a rule may send a reply that is bound to an uplink elsewhere.
-fn steers(facts: &Facts, plan: &Plan, rule: &Rule) -> bool {
+fn steers(facts: &Facts, plan: &Plan, outside: &BTreeSet<u32>, rule: &Rule) -> bool {
     let Action::Lookup(table) = rule.action else { return false };
     let has_routes = || facts.routes.iter().any(|r| (r.table, r.family()) == (table, rule.family));
     plan.families.contains(&rule.family)
@@ -83,7 +85,7 @@ fn steers(facts: &Facts, plan: &Plan, rule: &Rule) -> bool {
         && rule.mark.is_none()
         && rule.suppress.is_none()
         && rule.iif.as_deref().is_none_or(|iif| iif == LOOPBACK)
-        && rule.to.is_none_or(|to| !unanswered::is_inside(facts, plan, to))
+        && rule.to.is_none_or(|to| !unanswered::is_inside(facts, outside, to))
         && has_routes()
         && !says_the_same(facts, plan, rule, table)
 }

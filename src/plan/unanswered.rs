@@ -58,12 +58,11 @@ fn is_uplink(plan: &Plan, link: u32) -> bool {
 }
 
 /// Whether main leads this whole network to something that does not lead outside.
-pub(crate) fn is_inside(facts: &Facts, plan: &Plan, net: IpNetwork) -> bool {
+pub(crate) fn is_inside(facts: &Facts, outside: &BTreeSet<u32>, net: IpNetwork) -> bool {
     let covers = |r: &&Route| {
         r.table == RT_TABLE_MAIN && r.dst.prefix() <= net.prefix() && r.dst.contains(net.ip())
     };
     let best = facts.routes.iter().filter(covers).max_by_key(|r| r.dst.prefix());
-    let outside = outside(facts, &plan.src_valid_mark);
     best.is_some_and(|r| !r.nexthops.iter().any(|hop| outside.contains(&hop.link)))
 }
 
