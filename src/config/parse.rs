@@ -213,8 +213,7 @@ fn masquerade(object: &Map<String, Value>, field: Option<Field>) -> Result<Masqu
                 return Err(wrong(whole));
             }
             // A mask that the plugin chooses evades this mark.
-            if field.is_some_and(|field| field.has(mark.mask)) {
-                let field = field.map_or_else(String::new, |field| field.to_string());
+            if let Some(field) = field.filter(|field| field.has(mark.mask)) {
                 let hint = format!("\"mark\" must lie outside of markMask {field}");
                 return Err(Invalid::new(key, whole, hint));
             }
