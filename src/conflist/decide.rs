@@ -422,7 +422,7 @@ fn no_own_file(folder: &Folder, own: &str, network: &Network<'_>) -> Option<Reas
         let what = format!("{path}: a link, or can't be read");
         return Some(Reason::new(what, "remove it, then add again"));
     }
-    // A runtime that is told a name takes the first network of that name.
+    // A runtime whose configuration names a network takes the first one of that name.
     let is_named = folder.network.as_ref() == Some(&network.name);
     if let Some((config, setting)) = folder.not_first.as_ref().filter(|_| !is_named) {
         return Some(Reason::new(

@@ -127,7 +127,7 @@ fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     });
     let Some((rule, mask)) = clash else { return Ok(()) };
     let whose =
-        mark_users::owner(rule).map_or("another program's".into(), |who| format!("{who}'s"));
+        mark_users::owner(rule).map_or("another program's".into(), |name| format!("{name}'s"));
     let remedy = match (
         free_mask(facts, settings, uplinks(facts, settings)),
         free_mask(facts, settings, 1),

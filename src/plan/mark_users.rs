@@ -27,7 +27,7 @@ const OF_CILIUM: [u32; 2] = [2004, 2005];
 const BY_MASK: [(u32, &str); 3] =
     [(0x3f00, "mwan3"), (0x00ff_0000, "Tailscale"), (0xffff_0000, "Calico")];
 /// kube-proxy's bits, and the one that old kubelets dropped packets by.
-pub(super) const OF_KUBERNETES: u32 = 0xc000;
+const OF_KUBERNETES: u32 = 0xc000;
 
 /// The program that a rule is of, if it is a known one.
 pub(super) fn owner(rule: &Rule) -> Option<&'static str> {

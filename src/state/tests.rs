@@ -134,7 +134,7 @@ fn the_record_survives_a_round_trip() {
         network: "k8s".into(),
         settings: Settings::default(),
         conflist: Some("/etc/cni/net.d/10-k8s.conflist".into()),
-        // Who chose their numbers does not matter any more.
+        // Whether the plugin chose their numbers does not matter any more.
         previous: vec![Settings { automatic: Automatic::default(), ..Settings::default() }],
         src_valid_mark: [3, 7].into(),
         made: [(Family::V6, "INPUT".into())].into(),
