@@ -28,6 +28,7 @@ use crate::backend::{Marker, nftables};
 use crate::config::{Invalid, Masquerade, Settings};
 use crate::model::{Facts, Family, Field, Mac, Nexthop, Route, Rule};
 use crate::netlink::uapi::RT_TABLE_MAIN;
+use precedence::Stray;
 use proof::Question;
 use routers::Router;
 use uplinks::LeftOut;
@@ -58,6 +59,8 @@ pub(crate) struct Plan {
     /// What an ADD asks to see that the node is like this.
     pub(crate) proof: Vec<Question>,
     pub(crate) notes: Vec<Note>,
+    /// Rules before ours that send replies elsewhere.
+    pub(crate) stray: Option<Stray>,
     /// Interfaces that are no uplinks, for a person to know.
     pub(crate) left_out: Vec<LeftOut>,
     /// NICs without an address and a default route: index and name.
@@ -163,7 +166,7 @@ pub(crate) fn decide(facts: &Facts, settings: &Settings) -> Result<(Settings, Pl
     if !settings.automatic.priority {
         return Ok((settings, plan));
     }
-    let better = precedence::find(facts, &settings, &plan).and_then(|stray| stray.choice());
+    let better = plan.stray.as_ref().and_then(Stray::choice);
     let Some(better) = better else { return Ok((settings, plan)) };
     // A choice is never an error.
     let moved = Settings { priority: better, ..settings.clone() };
@@ -213,7 +216,8 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
     mark(facts, settings, marker, &mut plan)?;
     plan.proof = proof::questions(facts, settings, &plan);
     plan.unanswered = unanswered::find(facts, settings, &plan);
-    plan.notes.extend(precedence::find(facts, settings, &plan).map(|stray| stray.note(settings)));
+    plan.stray = precedence::find(facts, settings, &plan);
+    plan.notes.extend(plan.stray.as_ref().map(|stray| stray.note(settings)));
     Ok(plan)
 }
 

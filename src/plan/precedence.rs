@@ -16,6 +16,7 @@ const BEFORE: u32 = 2;
 const BEHIND: u32 = 3;
 
 /// Rules before ours that send replies elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stray {
     /// In the words of `ip rule`.
     rules: String,
