@@ -57,7 +57,7 @@ impl Command {
     }
 }
 
-/// The variables of a call; empty where unset.
+/// The variables of a call; empty where unset. Not `CNI_PATH`: the plugin calls no other plugin.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     /// `CNI_COMMAND`
@@ -68,8 +68,6 @@ pub struct Environment {
     pub(crate) netns: String,
     /// `CNI_IFNAME`
     pub(crate) ifname: String,
-    /// `CNI_PATH`
-    pub(crate) path: String,
 }
 
 impl Environment {
@@ -83,12 +81,11 @@ impl Environment {
             container: read("CNI_CONTAINERID"),
             netns: read("CNI_NETNS"),
             ifname: read("CNI_IFNAME"),
-            path: read("CNI_PATH"),
         })
     }
 
-    /// Finds variables that are missing, all of them at once. An unknown verb needs none: it is
-    /// told only when the configuration can be read.
+    /// Finds variables that are missing, all of them at once. An unknown verb needs none: the error
+    /// about it comes when the configuration has been read.
     pub(super) fn check_presence(&self) -> Result<(), Failure> {
         let Some(command) = Command::named(&self.command) else { return Ok(()) };
         let pod = command.is_about_pod();
@@ -96,7 +93,6 @@ impl Environment {
             ("CNI_CONTAINERID", &self.container, pod),
             ("CNI_NETNS", &self.netns, pod && command != Command::Del),
             ("CNI_IFNAME", &self.ifname, pod),
-            ("CNI_PATH", &self.path, true),
         ];
         let missing: Vec<_> = needed
             .iter()
@@ -246,7 +242,6 @@ mod tests {
             container: text("c1"),
             netns: text("/run/netns/x"),
             ifname: text("eth0"),
-            path: text("/opt/cni/bin"),
         }
     }
 

@@ -6,7 +6,7 @@ use super::{Start, add, assert_refused, good, on_a_node};
 use crate::lab::plugin::Call;
 use crate::lab::two_nics::{TwoNics, two_nics};
 
-const ALL: [&str; 4] = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"];
+const ALL: [&str; 3] = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"];
 
 /// ADD and DEL with this on stdin.
 fn with_stdin(layout: &TwoNics, verb: &str, stdin: &str) -> Call {
@@ -35,9 +35,9 @@ fn variables_that_are_missing() {
             layout,
             &[
                 (none(&add), 4, &ALL),
-                (none(&del), 4, &["CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"]),
-                // Told before a fault of the configuration.
-                (with_stdin(layout, "ADD", "").with("CNI_PATH", ""), 4, &["CNI_PATH"]),
+                (none(&del), 4, &["CNI_CONTAINERID", "CNI_IFNAME"]),
+                // Reported before a fault of the configuration.
+                (with_stdin(layout, "ADD", "").with("CNI_IFNAME", ""), 4, &["CNI_IFNAME"]),
                 (add.clone().with("CNI_COMMAND", "GET"), 4, &["GET", "ADD", "DEL", "VERSION"]),
                 (add.clone().with("CNI_COMMAND", "add"), 4, &["unknown CNI_COMMAND: add"]),
             ],

@@ -136,6 +136,8 @@ mod because {
         nothing to look for, or look at the pod only";
     pub(super) const NO_FAILING_DEL: &str = "a DEL that fails stops the chain and leaks addresses, \
         and nothing but the attachment's name is needed for it";
+    pub(super) const NO_DELEGATE: &str = "symroute calls no other plugin, so it needs no path of \
+                                          plugins";
     pub(super) const OWN_NAMESPACE: &str = "8 is what the specification's newer library answers; \
         nothing is done in the node's own namespace";
     pub(super) const BAD_NAMESPACE: &str = "told before anything is done, and by the kind of fault";
@@ -211,7 +213,11 @@ fn missing_variables() -> Vec<Case> {
         for name in names {
             let case = case(format!("no {name}"), verb, "1.0.0", network("1.0.0")).with(name, "");
             let optional = verb == "DEL" && name == "CNI_NETNS";
-            cases.push(case.differs_if(optional, "ok", NO_FAILING_DEL));
+            cases.push(match name {
+                "CNI_PATH" if verb == "ADD" => case.differs("ok 1.0.0", NO_DELEGATE),
+                "CNI_PATH" => case.after_add().differs("ok", NO_DELEGATE),
+                _ => case.differs_if(optional, "ok", NO_FAILING_DEL),
+            });
         }
         let none = case("no variable but CNI_COMMAND", verb, "1.0.0", network("1.0.0"));
         cases.push(names.iter().fold(none, |case, name| case.with(name, "")));
@@ -371,9 +377,9 @@ fn order() -> Vec<Case> {
     let (bad_name, bad_version) = (("name", json!("-")), ("cniVersion", json!("9.9.9")));
     let no_version = ("cniVersion", json!(5));
     vec![
-        case("no CNI_PATH, empty stdin", "ADD", "–", String::new()).with("CNI_PATH", ""),
-        case("no CNI_PATH, unknown version", "DEL", "–", faulty(&[&bad_version]))
-            .with("CNI_PATH", ""),
+        case("no CNI_IFNAME, empty stdin", "ADD", "–", String::new()).with("CNI_IFNAME", ""),
+        case("no CNI_IFNAME, unknown version", "DEL", "–", faulty(&[&bad_version]))
+            .with("CNI_IFNAME", ""),
         case("no variable, empty stdin", "GET", "–", String::new())
             .with("CNI_PATH", "")
             .with("CNI_IFNAME", "")
