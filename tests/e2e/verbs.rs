@@ -3,9 +3,11 @@
 use serde_json::{Value, json};
 
 use crate::lab::backend::Backend;
+use crate::lab::flows::{assert_all_work, assert_only_these_fail};
 use crate::lab::node::{Node, Pod};
 use crate::lab::plugin::{Call, Ran};
 use crate::lab::proof::Proof;
+use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{NICS, two_nics};
 
 fn settings() -> Value {
@@ -164,6 +166,41 @@ fn status_says_whether_an_add_could_succeed() {
 }
 
 /// Every verb, with a result of 64 KiB, in 8 MiB of memory for data.
+/// STATUS all the time, DEL several times a pod and also of pods that have no attachment, GC never.
+#[test]
+fn as_containerd_2_calls() {
+    let mut layout = two_nics();
+    let pod = layout.pod_behind_eth1(1);
+    let (node, before_us) = (&layout.node, &layout.pods[0]);
+    let proof = Proof::begin(node, &layout.router);
+    let network =
+        |prev: Option<&str>| node.network(&settings(), prev).replace("\"1.0.0\"", "\"1.1.0\"");
+    let status = || node.cni("STATUS", &network(None), "", "", "").assert_success("STATUS");
+    let last_del = |pod: &Pod| {
+        node.cni("DEL", &network(None), &pod.id, "", "eth0").assert_success("DEL with neither");
+    };
+    let flows = || [layout.flow_to_host(), layout.flow_to_pod(1, "pod101 203.0.113.9")];
+    status();
+    assert_only_these_fail(&flows(), &["host on eth1", "pod 10.21.0.101:8080"]);
+    node.cni("ADD", &network(Some(&pod.prev_result)), &pod.id, &pod.ns.path(), "eth0")
+        .assert_success("ADD");
+    let served = Snapshot::take(node);
+    for _ in 0..20 {
+        status();
+    }
+    // The pod ran before symroute came to the node.
+    last_del(before_us);
+    served.assert_unchanged(&Snapshot::take(node));
+    assert_all_work(&flows());
+    node.cni("DEL", &network(Some(&pod.prev_result)), &pod.id, &pod.ns.path(), "eth0")
+        .assert_success("DEL with both");
+    for _ in 0..2 {
+        last_del(&pod);
+        status();
+    }
+    proof.assert_as_before();
+}
+
 #[test]
 fn every_verb_stays_small() {
     let layout = two_nics();
