@@ -213,4 +213,5 @@ def main():
         sys.exit(f"manifests.py: unknown word {verb}")
 
 
-main()
+if __name__ == "__main__":
+    main()
