@@ -6,7 +6,8 @@
     "app.kubernetes.io/version" .root.Chart.AppVersion }}
 {{- $metadata := .object.metadata }}
 {{- $_ := set $metadata "namespace" .root.Release.Namespace }}
-{{- $_ := set $metadata "labels" (mergeOverwrite (dict) (.labels | default dict) (get $metadata "labels" | default dict) $labels) }}
+{{- $own := get $metadata "labels" | default dict }}
+{{- $_ := set $metadata "labels" (mergeOverwrite (dict) (.labels | default dict) $own $labels) }}
 {{- toYaml .object }}
 {{- end }}
 
@@ -25,7 +26,8 @@
 {{- $known := .Files.Get "files/platforms.yaml" | fromYaml }}
 {{- $platform := .Values.platform | default "kubeadm" }}
 {{- if not (hasKey $known $platform) }}
-{{- fail (printf "platform %q is unknown; known: %s. For another platform set directories.plugins and directories.conflists." $platform (keys $known | sortAlpha | join ", ")) }}
+{{- $remedy := "For another platform set directories.plugins and directories.conflists." }}
+{{- fail (printf "platform %q is unknown; known: %s. %s" $platform (keys $known | sortAlpha | join ", ") $remedy) }}
 {{- end }}
 {{- $directories := get $known $platform }}
 {{- range $name := list "plugins" "conflists" }}
