@@ -37,7 +37,8 @@ Usage: ./install.sh build
 Options:
   --dry-run         say what would be done, and do nothing
   --binary FILE     take this plugin; otherwise both programs are built, or without a Rust that
-                    is new enough those in target/release are taken
+                    is new enough those in target/release are taken; in a release, those beside
+                    this script
   --tool FILE       take this tool (symroutectl beside the plugin); none goes with a --binary
                     of an older release, which is plugin and tool in one
   --bin-dir DIR     where the runtime takes plugins from (by platform, /opt/cni/bin)
@@ -78,9 +79,13 @@ wrong_usage() {
 }
 
 TARGET=${CARGO_TARGET_DIR:-target}
+# Where the two programs are: a release has them beside this script, and no sources.
+if [ -e Cargo.toml ]; then PROGRAMS=$TARGET/release; else PROGRAMS=$PWD; fi
 
 # The two static programs in $TARGET/release.
 build() {
+    [ -e Cargo.toml ] || die "there are no sources here, only the programs of a release" \
+        "Leave \"build\" out; to build, take the sources of the repository."
     install_packages cc=gcc
     [ -e "$(cc -print-file-name=libc.a)" ] || install_packages libc.a=libc6-dev
     need_cargo
@@ -120,8 +125,8 @@ demo() {
     done
     install_packages ip=iproute2 nft=nftables busybox=busybox-static "$cni_bin/ptp=containernetworking-plugins"
     step "Build"
-    build
-    exec demo/two-nics.sh "$TARGET/release:$cni_bin"
+    [ ! -e Cargo.toml ] || build
+    exec demo/two-nics.sh "$PROGRAMS:$cni_bin"
 }
 
 # A path as it was meant where this was called.

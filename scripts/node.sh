@@ -76,8 +76,8 @@ is_both() {
 find_source() {
     SOURCE=$BINARY TOOL_SOURCE=$TOOL_FILE
     if [ -z "$SOURCE" ]; then
-        SOURCE=$TARGET/release/symroute
-        if [ -z "$DRY_RUN" ] && cargo_version >/dev/null; then
+        SOURCE=$PROGRAMS/symroute
+        if [ -e Cargo.toml ] && [ -z "$DRY_RUN" ] && cargo_version >/dev/null; then
             build
         elif [ ! -e "$SOURCE" ]; then
             die "no program to install" "Run ./install.sh build, or give one by --binary FILE." "Nothing was changed."
@@ -244,7 +244,7 @@ refresh_node() {
 # Sets TOOL: the program that is installed, or else another that knows how.
 find_tool() {
     beside=${BINARY:+${BINARY%/*}/symroutectl}
-    for TOOL in "$CTL" "$BIN" "$TOOL_FILE" "$beside" "$BINARY" "$TARGET/release/symroutectl"; do
+    for TOOL in "$CTL" "$BIN" "$TOOL_FILE" "$beside" "$BINARY" "$PROGRAMS/symroutectl"; do
         [ -x "$TOOL" ] && "$TOOL" --help 2>/dev/null | grep -q attachments && return
     done
     TOOL=''

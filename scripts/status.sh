@@ -39,7 +39,7 @@ look_at_binary() {
     # A shell takes an empty file for a program that does nothing.
     BIN_VERSION=$("$BIN" --version 2>/dev/null) || BIN_VERSION=''
     [ -n "$BIN_VERSION" ] || off binary
-    for other in "$BINARY" "$TARGET/release/symroute"; do
+    for other in "$BINARY" "$PROGRAMS/symroute"; do
         [ -n "$OTHER" ] || [ ! -e "$other" ] || OTHER=$other
     done
 }
@@ -55,7 +55,7 @@ look_at_tool() {
     fi
     CTL_HASH=$(hash_of "$CTL")
     CTL_VERSION=$("$CTL" --version 2>/dev/null) || CTL_VERSION=''
-    for other in "$TOOL_FILE" "${OTHER:+${OTHER%/*}/symroutectl}" "$TARGET/release/symroutectl"; do
+    for other in "$TOOL_FILE" "${OTHER:+${OTHER%/*}/symroutectl}" "$PROGRAMS/symroutectl"; do
         [ -n "$OTHER_TOOL" ] || [ ! -e "$other" ] || OTHER_TOOL=$other
     done
     if [ -z "$CTL_VERSION" ]; then
