@@ -7,7 +7,10 @@ readonly RUST_SUITE=bookworm RUST_ROOT=$DEBIAN/rust
 
 # Sees to a linker and to a compiler; aarch64_cargo needs both.
 need_aarch64() {
-    install_packages aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu /usr/aarch64-linux-gnu/lib/libc.a=libc6-dev-arm64-cross
+    local needed=(aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu) library=/usr/aarch64-linux-gnu/lib/libc.a
+    # A file that is no program, so the usual look for a command does not find it.
+    [[ -e $library ]] || needed+=("$library=libc6-dev-arm64-cross")
+    install_packages "${needed[@]}"
     need_cargo
     [[ -x $RUST_ROOT/rustc ]] || has_own_library || fetch_rust
 }
