@@ -1,10 +1,21 @@
 # shellcheck shell=bash
-# Debian's packages in folders, without an installation: other kernels, and files of another architecture.
-# To be sourced after common.sh. Nothing of this machine's lists of packages is read or changed.
+# Debian's packages: daemons that only tests start, and packages in folders, without an installation (other
+# kernels, files of another architecture). To be sourced after common.sh.
 
 DEBIAN=$(realpath -m "${CARGO_TARGET_DIR:-target}/debian")
 readonly DEBIAN
 readonly KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+
+# install_daemons COMMAND=PACKAGE...: as install_packages. The service of the same name does not run on this
+# machine, now or after a boot: the tests start the program themselves.
+install_daemons() {
+    local pair
+    for pair in "$@"; do
+        ! command -v "${pair%%=*}" >/dev/null || continue
+        install_packages "$pair"
+        [[ ! -d /run/systemd/system ]] || systemctl disable --quiet --now "${pair%%=*}.service"
+    done
+}
 
 # The mirror that this machine's own packages are from; DEBIAN_MIRROR names another.
 debian_mirror() {
@@ -16,7 +27,7 @@ debian_mirror() {
 }
 
 # apt_of PROGRAM SUITE ARCHITECTURE ARGUMENT...: apt-get or apt-cache that knows this suite only, as on a
-# machine of this architecture that has no package yet.
+# machine of this architecture that has no package yet. This machine's own lists are not read or changed.
 apt_of() {
     local program=$1 suite=$2 arch=$3
     shift 3
