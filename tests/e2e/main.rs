@@ -30,6 +30,7 @@ mod node_first;
 mod overdue;
 mod overlay;
 mod protocol;
+mod recipes;
 mod refusals;
 mod regressions;
 mod remote_backend;

@@ -6,7 +6,7 @@ mod behind;
 mod excluded;
 mod followed;
 mod gateways;
-mod lan;
+pub(crate) mod lan;
 mod one_network;
 mod own_table;
 mod precedence;

@@ -3,6 +3,7 @@
 //! `tests/README.md` says how to run and debug; each file here holds one part of the lab.
 
 pub(crate) mod agent;
+pub(crate) mod arp;
 pub(crate) mod attachments;
 pub(crate) mod aws;
 pub(crate) mod backend;

@@ -6,13 +6,13 @@ use std::cell::Cell;
 use crate::lab::netns::Netns;
 
 /// A switch.
-pub(super) struct Lan {
+pub(crate) struct Lan {
     ns: Netns,
     ports: Cell<u32>,
 }
 
 impl Lan {
-    pub(super) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let ns = Netns::new(name);
         ns.ip("link add br0 type bridge
              link set br0 up");
@@ -20,7 +20,7 @@ impl Lan {
     }
 
     /// Plugs a new interface of a host in, with these addresses.
-    pub(super) fn plug(&self, host: &Netns, ifname: &str, addresses: &[&str]) {
+    pub(crate) fn plug(&self, host: &Netns, ifname: &str, addresses: &[&str]) {
         let port = self.ports.replace(self.ports.get() + 1);
         self.ns.ip(&format!(
             "link add p{port} type veth peer name {ifname} netns {}
@@ -36,7 +36,7 @@ impl Lan {
 
     /// Has the switch drop IPv4 packets of a port, in the order of plugging, with other sources
     /// than this one: the source check of a cloud.
-    pub(super) fn check_source(&self, port: u32, address: &str) {
+    pub(crate) fn check_source(&self, port: u32, address: &str) {
         self.ns.nft(&format!(
             "add table bridge check
              add chain bridge check p{port} {{ type filter hook prerouting priority -300; }}
@@ -47,7 +47,7 @@ impl Lan {
 
 /// A host that forwards, and drops packets of connections that it has not seen begin: a stateful
 /// firewall.
-pub(super) fn firewall(name: &str) -> Netns {
+pub(crate) fn firewall(name: &str) -> Netns {
     let ns = Netns::new(name);
     ns.sysctl("ipv4/ip_forward", "1");
     ns.sysctl("ipv4/conf/all/send_redirects", "0");
@@ -65,7 +65,7 @@ pub(super) fn firewall(name: &str) -> Netns {
 }
 
 /// A host with one NIC on this network and a default route.
-pub(super) fn host(lan: &Lan, name: &str, address: &str, gateway: &str) -> Netns {
+pub(crate) fn host(lan: &Lan, name: &str, address: &str, gateway: &str) -> Netns {
     let ns = Netns::new(name);
     lan.plug(&ns, "eth0", &[address]);
     ns.ip(&format!("route add default via {gateway}"));
@@ -73,7 +73,7 @@ pub(super) fn host(lan: &Lan, name: &str, address: &str, gateway: &str) -> Netns
 }
 
 /// Has a node send what comes in for port 30080 of its own addresses to a pod: a `NodePort`.
-pub(super) fn node_port(node: &Netns, pod: &str) {
+pub(crate) fn node_port(node: &Netns, pod: &str) {
     node.nft(&format!(
         "table ip nodeport {{
            chain prerouting {{

@@ -1,0 +1,198 @@
+//! keepalived: VRRP on eth1 moves the virtual address between two nodes. It is the real keepalived.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::agent::plugin_object;
+use crate::lab::agent::{Agent, until};
+use crate::lab::backend::Backend;
+use crate::lab::flows::Flow;
+use crate::lab::kubeproxy::{self, Flavour, Policy};
+use crate::lab::node::Node;
+use crate::lab::traffic::Proto;
+
+use super::site::{NICS, OneSubnet, PODS, Site, VIP, Watch, service, settings};
+
+/// Runs on a node until it is dropped.
+struct Keepalived {
+    child: Child,
+}
+
+impl Keepalived {
+    fn start(node: &Node, priority: u8) -> Self {
+        Self::by("eth1", node, priority)
+    }
+
+    /// Speaks VRRP by this NIC, by multicast, as is the default.
+    fn by(nic: &str, node: &Node, priority: u8) -> Self {
+        let text = format!(
+            "vrrp_instance clients {{
+                 state BACKUP
+                 interface {nic}
+                 virtual_router_id 51
+                 priority {priority}
+                 advert_int 1
+                 virtual_ipaddress {{
+                     {VIP}/24 dev eth1
+                 }}
+             }}"
+        );
+        let file = |name: &str| node.dir.join(name);
+        fs::write(file("keepalived.conf"), text).expect("write the configuration");
+        let child = Command::new("ip")
+            .args(["netns", "exec", node.ns.name(), "keepalived", "--dont-fork", "--vrrp"])
+            .args(["--log-console", "--no-syslog", "--use-file"])
+            .arg(file("keepalived.conf"))
+            .arg("--pid")
+            .arg(file("keepalived.pid"))
+            .arg("--vrrp_pid")
+            .arg(file("vrrp.pid"))
+            .stdin(Stdio::null())
+            .stdout(fs::File::create(file("keepalived.log")).expect("make its log"))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start keepalived");
+        Self { child }
+    }
+}
+
+impl Drop for Keepalived {
+    /// Ends it as a service is ended: it gives the address up.
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(self.child.id().try_into().expect("a process id"));
+        let _ = kill(pid, Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+fn has_vip(node: &Node) -> bool {
+    node.ns.exec(&["ip", "addr", "show", "dev", "eth1"], "").contains(&format!("inet {VIP}/"))
+}
+
+/// Waits until this one alone has the address.
+fn await_owner(nodes: &[Node; 2], owner: usize) {
+    until(&format!("node {owner} has the address"), || {
+        has_vip(&nodes[owner]) && !has_vip(&nodes[1 - owner])
+    });
+}
+
+/// Port 6443 of each node is a socket of its own; port 80 of the address leads to its pod.
+fn site() -> Site {
+    let site = Site::new();
+    for (node, own) in site.nodes.iter().zip(PODS) {
+        let own = format!("{own}:8080");
+        let services = [service(VIP, 80, Proto::Tcp, &own, Policy::Local)];
+        kubeproxy::install(&node.ns, Flavour::Iptables, &services);
+    }
+    site
+}
+
+fn flows(site: &Site) -> [Flow<'_>; 2] {
+    let flow = |name, port, answer| site.flow(name, Proto::Tcp, &format!("{VIP}:{port}"), answer);
+    [flow("socket", 6443, "node-a 203.0.113.9"), flow("pod", 80, "pod-a 203.0.113.9")]
+}
+
+/// The plugin is there before the address, and no agent runs. The first keepalived ends, and the
+/// second one takes over; the first one starts again, and takes the address back.
+#[test]
+fn the_address_moves_and_comes_back() {
+    let site = site();
+    let start = |n: usize| Keepalived::start(&site.nodes[n], [150, 100][n]);
+    let first = start(0);
+    let second = start(1);
+    await_owner(&site.nodes, 0);
+    site.assert_strict_rp_filter_drops(&flows(&site));
+    site.assert_replies_leave_by_eth0(&flows(&site), VIP);
+    drop((first, second));
+
+    let watch = Watch::begin(&site);
+    site.up();
+    let (first, second) = (start(0), start(1));
+    await_owner(&site.nodes, 0);
+    watch.assert_flows_work(&flows(&site), 2);
+    let open = site.connection(&format!("{VIP}:6443"));
+    drop(first);
+    await_owner(&site.nodes, 1);
+    site.assert_moved_to("node-b", &format!("{VIP}:6443"), open);
+    let open = site.connection(&format!("{VIP}:80"));
+    let first = start(0);
+    await_owner(&site.nodes, 0);
+    site.assert_moved_to("pod-a", &format!("{VIP}:80"), open);
+    drop((first, second));
+    watch.assert_down_leaves_nothing();
+}
+
+/// With the agent, `status` is healthy after each move, and the next reconcile finds nothing to do.
+#[test]
+fn the_agent_follows_the_address() {
+    let site = site();
+    let agents = site
+        .nodes
+        .each_ref()
+        .map(|node| Agent::ready(node, &["--config", &plugin_object(node, &settings())]));
+    let first = Keepalived::start(&site.nodes[0], 150);
+    let _second = Keepalived::start(&site.nodes[1], 100);
+    let is_healthy = |node: &Node| node.symroute(&["status"]).code == Some(0);
+    await_owner(&site.nodes, 0);
+    until("node a is healthy", || is_healthy(&site.nodes[0]));
+    let serves = |who| site.is_answered_by(who, &format!("{VIP}:6443"));
+    until("node a is reached", || serves("node-a"));
+    drop(first);
+    await_owner(&site.nodes, 1);
+    until("both are healthy", || site.nodes.iter().all(is_healthy));
+    until("node b is reached", || serves("node-b"));
+    until("both agents are ready", || agents.iter().all(|agent| agent.get("/readyz").0 == 200));
+}
+
+/// Both NICs are in one subnet, and main reaches it by eth0. Strict `rp_filter` drops what the other
+/// keepalived sends by multicast to eth1, and both nodes take the address. symroute with nftables does
+/// not mark it, because no connection comes of it. iptables marks before the node routes a packet, so
+/// there it passes. With each backend, VRRP by eth0 moves an address on eth1.
+#[test]
+fn both_nics_in_one_subnet() {
+    let site = OneSubnet::new();
+    let agents = site.nodes.each_ref().map(|node| {
+        let file = plugin_object(node, &json!({"uplinks": NICS}));
+        Agent::ready(node, &["--config", &file])
+    });
+    let start = |by: &str| [0, 1].map(|n| Keepalived::by(by, &site.nodes[n], [150, 100][n]));
+    let pair = start("eth1");
+    if Backend::of_run().is_iptables() {
+        assert_second_listens(&site.nodes);
+    } else {
+        let drops = || site.nodes.iter().all(|node| node.rp_filter_drops() > 0);
+        until("both nodes have the address", || site.nodes.iter().all(has_vip) && drops());
+    }
+    drop(pair);
+
+    let [first, _second] = start("eth0");
+    await_owner(&site.nodes, 0);
+    let serves = |who| site.is_answered_by(who, &format!("{VIP}:6443"));
+    until("the first node is reached", || serves("node-a"));
+    drop(first);
+    await_owner(&site.nodes, 1);
+    until("the second node is reached", || serves("node-b"));
+    until("both agents are ready", || agents.iter().all(|agent| agent.get("/readyz").0 == 200));
+}
+
+/// The second node stays without the address for more advertisements than it waits for.
+fn assert_second_listens(nodes: &[Node; 2]) {
+    let [_, second] = nodes;
+    second.ns.nft(
+        "table inet probe {
+           counter adverts { }
+           chain first {
+             type filter hook prerouting priority -450;
+             iifname eth1 ip daddr 224.0.0.18 counter name adverts
+           }
+         }",
+    );
+    await_owner(nodes, 0);
+    until("the second node has got advertisements", || second.ns.counter("probe", "adverts") > 5);
+    assert!(!has_vip(second), "it has heard the first node");
+    assert_eq!(second.rp_filter_drops(), 0, "drops of strict rp_filter");
+}
