@@ -4,15 +4,16 @@
 //! MetalLB itself does not run here. [`Speaker`] puts the same packets on the wire, from a packet
 //! socket too: an answer to each ARP request for the address, and a gratuitous one when it begins.
 
-use crate::lab::arp::Speaker;
-use crate::lab::backend::Backend;
 use serde_json::json;
 
+use crate::lab::arp::Speaker;
+use crate::lab::backend::Backend;
+use crate::lab::capture::{Capture, assert_replies_symmetric};
 use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
 use crate::lab::kubeproxy::{self, Flavour, Policy};
 use crate::lab::traffic::Proto;
 
-use super::site::{NICS, Site, VIP, Watch, service, settings};
+use super::site::{NICS, OneSubnet, Site, VIP, Watch, service, settings};
 
 /// Both nodes have the rules of kube-proxy. Port 80: a pod on node a, or on node b for node b itself,
 /// with `externalTrafficPolicy: Local`. Port 81: the pod on node b with `Cluster`. Port 82: a pod of
@@ -138,4 +139,29 @@ fn a_nic_without_an_address() {
     let known = site.edges[1].exec(&["ip", "neigh", "show", "dev", "in"], "");
     assert!(known.contains("10.10.0.10 "), "{known}");
     watch.assert_down_leaves_nothing();
+}
+
+/// Both NICs are in one subnet, and `interfaces` is not set, so the speaker answers by both. The
+/// router may take either answer. Here it takes that of eth1 first, then that of eth0.
+#[test]
+fn the_speaker_answers_by_both_nics_of_one_subnet() {
+    let site = OneSubnet::new();
+    let node = &site.nodes[0];
+    let backend = service(VIP, 80, Proto::Tcp, "10.11.0.10:6443", Policy::Local);
+    kubeproxy::install(&node.ns, Flavour::Iptables, &[backend]);
+    let to = format!("{VIP}:80");
+    let flow = |name: &str| [Flow::new(name, &site.client, Proto::Tcp, &to, "node-a 203.0.113.9")];
+    let answer_by = |nic: &str| Speaker::start(&node.ns, nic, VIP);
+    let by_eth1 = answer_by("eth1");
+    assert_only_these_fail(&flow("by eth1"), &["by eth1"]);
+    let drops = node.rp_filter_drops();
+    assert!(drops > 0, "strict rp_filter saw nothing wrong");
+    node.up(&json!({"uplinks": NICS}));
+    let capture = Capture::start(&node.ns);
+    assert_all_work(&flow("by eth1"));
+    drop(by_eth1);
+    let _by_eth0 = answer_by("eth0");
+    assert_all_work(&flow("by eth0"));
+    assert_eq!(assert_replies_symmetric(&capture.stop(), &NICS, false), 2, "both flows");
+    assert_eq!(node.rp_filter_drops(), drops, "drops of strict rp_filter");
 }
