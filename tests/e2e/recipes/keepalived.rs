@@ -29,10 +29,14 @@ impl Keepalived {
 
     /// Speaks VRRP by this NIC, by multicast, as is the default.
     fn by(nic: &str, node: &Node, priority: u8) -> Self {
+        Self::with(&format!("interface {nic}"), node, priority)
+    }
+
+    fn with(settings: &str, node: &Node, priority: u8) -> Self {
         let text = format!(
             "vrrp_instance clients {{
                  state BACKUP
-                 interface {nic}
+                 {settings}
                  virtual_router_id 51
                  priority {priority}
                  advert_int 1
@@ -177,6 +181,35 @@ fn both_nics_in_one_subnet() {
     await_owner(&site.nodes, 1);
     until("the second node is reached", || serves("node-b"));
     until("both agents are ready", || agents.iter().all(|agent| agent.get("/readyz").0 == 200));
+}
+
+/// Each node sends to the other one by unicast. What the second one sends is a reply to what the first
+/// one has sent, and symroute leaves it to strict `rp_filter`. So the first one does not hear that the
+/// second one has a higher priority, and keeps the address.
+#[test]
+fn unicast_with_both_nics_in_one_subnet() {
+    let site = OneSubnet::new();
+    for node in &site.nodes {
+        node.up(&json!({"uplinks": NICS}));
+    }
+    let [first, second] = &site.nodes;
+    let start = |node, own, peer, priority| {
+        let settings = format!(
+            "interface eth1
+             unicast_src_ip {own}
+             unicast_peer {{
+                 {peer}
+             }}"
+        );
+        Keepalived::with(&settings, node, priority)
+    };
+    let _first = start(first, "10.11.0.20", "10.11.0.21", 100);
+    await_owner(&site.nodes, 0);
+    let before = first.rp_filter_drops();
+    let _second = start(second, "10.11.0.21", "10.11.0.20", 150);
+    let drops = || first.rp_filter_drops() > before + 2;
+    until("both nodes have the address", || has_vip(first) && has_vip(second) && drops());
+    assert_eq!(second.rp_filter_drops(), 0, "the second one hears the first one");
 }
 
 /// The second node stays without the address for more advertisements than it waits for.
