@@ -331,7 +331,12 @@ impl Builder<'_> {
 
     /// A first packet. Its destination is known after DNAT.
     fn offer(&self, id: u32) -> Vec<Rule> {
-        let mut rules = Vec::new();
+        // Nothing answers them from an address of theirs, so rp_filter judges them as ever.
+        let many = match self.family {
+            Family::V4 => "-m addrtype --dst-type BROADCAST,MULTICAST",
+            Family::V6 => "-d ff00::/8",
+        };
+        let mut rules = vec![rule(many, "to many", RETURN)];
         if self.family == Family::V6 {
             rules.push(rule("-s fe80::/10", "link-local", RETURN));
         }
