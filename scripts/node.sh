@@ -288,9 +288,9 @@ check_removal() {
     [ "$code" -eq 0 ] || [ "$code" -eq 3 ] || die "$said" "Nothing was changed."
 }
 
-# Some runtimes cache the list of plugins per pod and call symroute at the pod's end: such pods need the
+# CRI-O and podman keep the list of plugins per pod and call symroute at the pod's end: such pods need the
 # plugin. Pods that are only attached don't: containerd calls what the conflist names by then, so after
-# "conflist remove" it does not call symroute for them.
+# "conflist remove" it does not call symroute for them. The tool knows which runtime it is.
 refuse_while_needed() {
     code=0
     pods=$(attachments) || code=$?

@@ -12,11 +12,16 @@ use super::result_cache::{self, Entry};
 use super::{EXIT_OFF, Failure};
 use crate::error::absent_is_none;
 use crate::names;
+use crate::runtimes;
 use crate::runtimes::places::below;
 use crate::state::{Attachment, State};
 
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 2;
+
+/// Where Multus keeps the results of what it calls for the runtime, beside the runtime's own. At a pod's
+/// end it calls what it called at the start, whatever the runtime is.
+const OF_MULTUS: &str = "multus/results";
 
 pub(super) fn tail() -> String {
     let examples = ["attachments", "attachments --json | jq -r '.cached[]'"];
@@ -56,27 +61,37 @@ pub(super) struct Found {
     enrolled: Vec<Attachment>,
     /// Where the cache should be and is not.
     missing: Option<PathBuf>,
+    /// The DEL of a pod of Kubernetes goes to the plugins that the conflist names by then.
+    by_conflist: bool,
 }
 
 impl Found {
-    /// Reads the runtime's cache and, if there is one, the state of this boot.
-    pub(super) fn of(cache: &Path, state: Option<&State>) -> Result<Self, Failure> {
+    /// Reads the runtime's cache and, if there is one, the state of this boot. `root` is the node's file
+    /// system, which has signs of the runtime.
+    pub(super) fn of(root: &Path, cache: &Path, state: Option<&State>) -> Result<Self, Failure> {
         let enrolled = match state {
             Some(state) => state.attachments()?.readable,
             None => Vec::new(),
         };
         let mut entries = entries_of(cache)?;
-        // Multus keeps the results of what it calls for the runtime.
         if let Some(above) = cache.parent() {
-            entries.extend(entries_of(&above.join("multus/results"))?);
+            entries.extend(entries_of(&above.join(OF_MULTUS))?);
         }
         let missing = (!cache.is_dir()).then(|| cache.to_path_buf());
-        Ok(Self { cache: entries, enrolled, missing })
+        let by_conflist = runtimes::dels_follow_the_conflist(root);
+        Ok(Self { cache: entries, enrolled, missing, by_conflist })
     }
 
-    /// Pods whose DEL will call us, by the file of the cache.
+    /// Pods whose DEL will call us whatever the conflist names by then, by the file of the cache.
     fn cached(&self) -> impl Iterator<Item = &(PathBuf, Entry)> {
-        self.cache.iter().filter(|(_, entry)| entry.names_us)
+        let follows = |path: &Path, entry: &Entry| {
+            self.by_conflist
+                && entry.pod.is_some()
+                && !path.parent().is_some_and(|dir| dir.ends_with(OF_MULTUS))
+        };
+        let calls =
+            move |(path, entry): &&(PathBuf, Entry)| entry.names_us && !follows(path, entry);
+        self.cache.iter().filter(calls)
     }
 
     /// How Kubernetes names the pod of a container.
@@ -85,8 +100,7 @@ impl Found {
         self.cache.iter().filter(of).find_map(|(_, entry)| entry.pod.as_deref())
     }
 
-    /// Of those only the ones whose DEL will call us. containerd calls the plugins that its conflist
-    /// names by then, so a pod may have ended, and be enrolled still.
+    /// Of those only the ones whose DEL will call us when the entry is out of the conflist.
     pub(super) fn that_call_us(mut self) -> Self {
         let unknown = self.unknown().is_some();
         self.enrolled.retain(|_| unknown);
@@ -95,7 +109,7 @@ impl Found {
 
     /// The cache that is not there, though a pod is enrolled that the runtime called us for.
     fn unknown(&self) -> Option<&Path> {
-        self.missing.as_deref().filter(|_| !self.enrolled.is_empty())
+        self.missing.as_deref().filter(|_| !self.by_conflist && !self.enrolled.is_empty())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -157,7 +171,7 @@ impl Found {
 }
 
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
-    let found = Found::of(&words.cache(), words.state().as_ref())?;
+    let found = Found::of(&words.root, &words.cache(), words.state().as_ref())?;
     let text = if words.json { found.to_json() } else { found.to_text() };
     let code = if found.is_empty() { 0 } else { EXIT_OFF };
     Ok((text, code))
@@ -196,7 +210,7 @@ mod tests {
         let pod = Attachment { key, netns, addresses, hairpin: false, left_out: false };
         let need_us = |pod: &Attachment| {
             state.attach(pod).unwrap();
-            Found::of(&cache, Some(&state)).unwrap().that_call_us()
+            Found::of(&root.join("node"), &cache, Some(&state)).unwrap().that_call_us()
         };
         let text = need_us(&pod).to_text();
         assert!(text.contains("no such directory") && text.contains("container c1"), "{text}");
@@ -204,24 +218,67 @@ mod tests {
         assert!(need_us(&pod).is_empty(), "it is not in the cache");
     }
 
+    /// A file of the runtime's cache. Only a pod of Kubernetes has a name.
+    fn cached(plugin: &str, pod: Option<&str>) -> String {
+        let config = json!({"name": "lab", "plugins": [{"type": "bridge"}, {"type": plugin}]});
+        let arguments =
+            pod.map(|pod| json!([["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", pod]]));
+        json!({"kind": "cniCacheV1", "config": STANDARD.encode(config.to_string()),
+            "networkName": "lab", "containerId": "c1", "ifName": "eth0", "cniArgs": arguments,
+            "result": {"ips": []}})
+        .to_string()
+    }
+
     #[test]
     fn caches_of_the_runtime_and_of_multus_are_looked_at() {
         let root = TempDir::new();
         let cache = root.join("results");
-        let entry = |plugin: &str| {
-            let config = json!({"name": "lab", "plugins": [{"type": "bridge"}, {"type": plugin}]});
-            json!({"kind": "cniCacheV1", "config": STANDARD.encode(config.to_string()),
-                "networkName": "lab", "containerId": "c1", "ifName": "eth0", "result": {"ips": []}})
-            .to_string()
-        };
-        assert!(Found::of(&cache, None).unwrap().is_empty(), "no such directory");
-        for (folder, plugin) in [("results", "portmap"), ("multus/results", "symroute")] {
+        let of = || Found::of(&root.join("node"), &cache, None).unwrap();
+        assert!(of().is_empty(), "no such directory");
+        for (folder, plugin) in [("results", "portmap"), (OF_MULTUS, "symroute")] {
             fs::create_dir_all(root.join(folder)).unwrap();
-            fs::write(root.join(folder).join("lab-c1-eth0"), entry(plugin)).unwrap();
+            fs::write(root.join(folder).join("lab-c1-eth0"), cached(plugin, None)).unwrap();
         }
-        let found = Found::of(&cache, None).unwrap();
-        let cached: Vec<_> = found.cached().map(|(path, _)| path.clone()).collect();
-        assert_eq!(cached, [root.join("multus/results/lab-c1-eth0")]);
+        let found = of();
+        let paths: Vec<_> = found.cached().map(|(path, _)| path.clone()).collect();
+        assert_eq!(paths, [root.join("multus/results/lab-c1-eth0")]);
         assert!(found.to_text().contains("multus/results/lab-c1-eth0: a pod whose DEL"));
+    }
+
+    #[test]
+    fn containerd_ends_pods_of_kubernetes_by_the_conflist_of_now() {
+        let root = TempDir::new();
+        let (cache, node) = (root.join("results"), root.join("node"));
+        for (folder, name, pod) in [
+            ("results", "web", Some("web-0")),
+            ("results", "podman", None),
+            (OF_MULTUS, "nets", Some("web-1")),
+        ] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+            fs::write(root.join(folder).join(name), cached("symroute", pod)).unwrap();
+        }
+        let need_us = || {
+            let found = Found::of(&node, &cache, None).unwrap();
+            let name = |(path, _): &(PathBuf, _)| path.file_name().unwrap().to_owned();
+            let mut names: Vec<_> = found.cached().map(name).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(need_us(), ["nets", "podman", "web"], "nothing says which runtime it is");
+        fs::create_dir_all(node.join("run/containerd")).unwrap();
+        fs::write(node.join("run/containerd/containerd.sock"), "").unwrap();
+        assert_eq!(need_us(), ["nets", "podman"]);
+        fs::create_dir_all(node.join("run/crio")).unwrap();
+        fs::write(node.join("run/crio/crio.sock"), "").unwrap();
+        assert_eq!(need_us(), ["nets", "podman", "web"], "it may be CRI-O");
+        fs::create_dir_all(node.join("var/lib/kubelet")).unwrap();
+        let flags = |socket: &str| {
+            let file = node.join("var/lib/kubelet/kubeadm-flags.env");
+            fs::write(file, format!("--container-runtime-endpoint=unix:///run/{socket}")).unwrap();
+        };
+        flags("containerd/containerd.sock");
+        assert_eq!(need_us(), ["nets", "podman"], "the kubelet says it");
+        flags("crio/crio.sock");
+        assert_eq!(need_us(), ["nets", "podman", "web"]);
     }
 }

@@ -27,8 +27,9 @@ const ABOUT: &str = "\
 For nodes without a shell, out of the image that the agent came in; elsewhere
 \"install.sh uninstall\" also takes systemd's units and this tool away. In this
 order: our entry out of the conflist, the node state, our files, and the plugin
-last. While pods need the plugin (the runtime calls it at their end) the entry is
-taken out and nothing else; restart those pods and run it again. May be run at any
+last. While pods need the plugin (CRI-O and podman call it at their end) the entry
+is taken out and nothing else; restart those pods and run it again. containerd calls
+what the conflist names by then, so there no pod is waited for. May be run at any
 time.
 
 ";
@@ -150,9 +151,11 @@ fn take_entry_out(words: &Words) -> Result<(), Failure> {
     )))
 }
 
-/// Pods that were started with us need the program at their end: the runtime calls it for them.
+/// Pods that were started with us may need the program at their end: some runtimes call it for them.
 fn refuse_while_needed(words: &Words, state: &State) -> Result<(), Failure> {
-    let found = Found::of(&words.cache_dir, Some(state))?.that_call_us();
+    // In a container the node's file system is elsewhere; the directory of this boot says where.
+    let root = words.run_dir.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+    let found = Found::of(root, &words.cache_dir, Some(state))?.that_call_us();
     if found.is_empty() {
         return Ok(());
     }

@@ -40,6 +40,14 @@ const OF_KUBELET: [&str; 5] = [
     "etc/sysconfig/kubelet",
 ];
 
+/// Sockets of running runtimes. Distributions of Kubernetes have one of their own.
+const SOCKETS: [(&str, &str); 4] = [
+    ("run/containerd/containerd.sock", CONTAINERD),
+    ("run/k3s/containerd/containerd.sock", CONTAINERD),
+    ("var/snap/microk8s/common/run/containerd.sock", CONTAINERD),
+    ("run/crio/crio.sock", CRIO),
+];
+
 /// A value, and the file with the key that it is from: `bin_dir of /etc/containerd/config.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Said<T> {
@@ -104,6 +112,21 @@ fn runtime(name: &'static str, settings: &Settings, tables: &[&[&str]]) -> Optio
         not_first: many.or(named),
         network: network.map(|said| said.value),
     })
+}
+
+/// Whether the DEL of a pod of Kubernetes goes to the plugins that the conflist names by then, and not
+/// to those of the pod's ADD. So it is with containerd; CRI-O keeps the conflist of the ADD with its result.
+/// `false` where nothing says which of them the kubelet calls.
+pub(crate) fn dels_follow_the_conflist(root: &Path) -> bool {
+    if let Some(called) = called_by_kubelet(root) {
+        return called == CONTAINERD;
+    }
+    let running =
+        |name: &str| SOCKETS.iter().any(|(file, of)| *of == name && root.join(file).exists());
+    match (running(CONTAINERD), running(CRIO)) {
+        (false, false) => matches!(&read(root)[..], [only] if only.name == CONTAINERD),
+        (containerd, crio) => containerd && !crio,
+    }
 }
 
 fn called_by_kubelet(root: &Path) -> Option<&'static str> {

@@ -8,6 +8,12 @@ readonly NETD=/etc/cni/net.d
 # shellcheck disable=SC2034 # for who sources this
 readonly LIBCNI=/usr/share/gocode/src/github.com/containernetworking/cni/libcni/api.go
 
+# A module of Debian's own Python, whatever other one comes first in PATH.
+# shellcheck disable=SC2034 # for who sources this
+readonly PYTHON_GRPC=/usr/lib/python3/dist-packages/grpc/__init__.py
+# Where it is on a node: what an uninstall goes by.
+readonly CRI_SOCKET=/run/containerd/containerd.sock
+
 make_libcni() {
     GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=$WORK/go GOFLAGS='' \
         go build -o "$WORK/libcni" tests/runtimes.d/libcni.go
@@ -189,6 +195,47 @@ containerd_end() {
         [[ $SECONDS -lt $deadline ]] || return 1
         sleep 0.1
     done
+}
+
+# containerd as the kubelet drives it.
+cri_() {
+    /usr/bin/python3 tests/runtimes.d/cri.py "$CRI_SOCKET" "$@"
+}
+
+cri_ready() {
+    local dir=$WORK/cri
+    mkdir -p "$dir" "${CRI_SOCKET%/*}"
+    cat >"$dir/config.toml" <<TEXT
+version = 2
+root = "$dir/root"
+state = "$dir/state"
+[grpc]
+address = "$CRI_SOCKET"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "symroute.test/pause:1"
+disable_apparmor = true
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/opt/cni/bin"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+TEXT
+    conflist bridge # without a network it is never ready
+    containerd --config "$dir/config.toml" >"$dir/log" 2>&1 &
+    # The pod's first program is the server: the test needs no other container in it.
+    if ! /usr/bin/python3 tests/runtimes.d/cri.py image "$WORK/rootfs" "$dir/image.tar" "${SERVER[@]}" ||
+        ! cri_ ready || ! ctr -a "$CRI_SOCKET" -n k8s.io images import --snapshotter native "$dir/image.tar"; then
+        tail "$dir/log"
+        return 1
+    fi
+}
+
+cri_start() {
+    cri_ run "$1" >"$WORK/$1.id"
+}
+
+cri_stop() {
+    cri_ end "$(cat "$WORK/$1.id")"
 }
 
 passed=0 failed=0
