@@ -83,7 +83,7 @@ pub(crate) const HAIRPIN_SET: PerFamily<&str> = PerFamily("symroute-hairpin4", "
 pub(crate) const LEFT_OUT_SET: PerFamily<&str> =
     PerFamily("symroute-leftout4", "symroute-leftout6");
 /// Raised whenever the table's shape or its rules change between releases.
-pub(crate) const RULESET_VERSION: u32 = 4;
+pub(crate) const RULESET_VERSION: u32 = 5;
 
 /// Default of `markMask`: bits 8 to 12, which no neighbour uses as conntrack mark by default.
 pub(crate) const MARK_MASK: u32 = 0x1f00;
