@@ -1,0 +1,68 @@
+# shellcheck shell=bash
+# tests/install package: the Debian package on a node, by dpkg. To be sourced.
+
+# Sets PACKAGE to the package of this machine, of a release that is built first.
+get_release() {
+    local version
+    version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+    if [[ -z ${SYMROUTE_DIST-} ]]; then
+        scripts/release
+        SYMROUTE_DIST=${CARGO_TARGET_DIR:-$PWD/target}/dist/$version
+    fi
+    PACKAGE=$(readlink -f "$SYMROUTE_DIST/symroute_${version}_amd64.deb")
+    export SYMROUTE_DIST PACKAGE
+}
+
+# with_usr COMMAND...: with a /usr that may be written to; what is written stays for the next command.
+with_usr() {
+    local dir=$WORK/layers/usr
+    mkdir -p "$dir"/{upper,work,local}
+    mountpoint -q "$dir/local" || mount --bind /usr/local/bin "$dir/local"
+    # shellcheck disable=SC2016 # for the inner shell
+    unshare --mount --propagation private bash -c 'dir=$1; shift
+        mount -t overlay overlay /usr -o "lowerdir=/usr,upperdir=$dir/upper,workdir=$dir/work" &&
+            mount --bind "$dir/local" /usr/local/bin && exec "$@"' - "$dir" "$@"
+}
+
+# The same programs, but for a byte at their end, as the package of a later version.
+newer_package() {
+    local dir=$WORK/newer-package name
+    dpkg-deb -R "$PACKAGE" "$dir" || return 1
+    for name in symroute symroutectl; do echo >>"$dir/usr/lib/symroute/$name"; done
+    sed -i 's/^Version: .*/Version: 99.0.0/' "$dir/DEBIAN/control"
+    dpkg-deb --root-owner-group --build "$dir" "$WORK/newer.deb"
+}
+
+unpacks() {
+    with_usr dpkg -i "$PACKAGE" >"$WORK/said" 2>&1 && grep -q "run: /usr/lib/symroute/install.sh install" "$WORK/said"
+}
+
+removal_is_refused() {
+    local before
+    before=$(whole_node)
+    ! with_usr dpkg -r symroute >"$WORK/said" 2>&1 && grep -q "pods need symroute still" "$WORK/said" &&
+        diff <(echo "$before") <(whole_node) && dpkg -s symroute | grep -q '^Status: .* installed$'
+}
+
+package() {
+    conflist bridge bare
+    whole_node >"$WORK/before"
+    echo '{"type": "symroute", "uplinks": ["eth0", "eth1"]}' >"$WORK/entry"
+    works "the package unpacks, and says what comes next" unpacks
+    works "it has changed nothing on the node" same_node "$WORK/before"
+    works "its install.sh installs" with_usr /usr/lib/symroute/install.sh install --no-systemd --config "$WORK/entry"
+    works "status knows the programs" with_usr /usr/lib/symroute/install.sh status --no-systemd
+    works "a pod starts" libcni_start packaged
+    works "and answers by eth1" until_ reached packaged
+    works "a newer package" newer_package
+    works "brings the node up to date" with_usr dpkg -i "$WORK/newer.deb"
+    works "they are its programs" installed_are "$WORK/newer-package/usr/lib/symroute"
+    works "the pod answers still" reached packaged
+    works "the removal is refused while a pod needs the plugin" removal_is_refused
+    "$SYMROUTE_CTL" conflist remove >"$WORK/said"
+    works "the pod ends" libcni_stop packaged
+    works "the removal takes symroute off the node" with_usr dpkg -r symroute
+    works "nothing of the package is left" nothing_is_left
+    conflist bridge bare
+    works "the node is as before the package" same_node "$WORK/before"
+}
