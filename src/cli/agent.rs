@@ -91,12 +91,14 @@ pub(super) fn run(words: Words) -> Result<(), Failure> {
     }
     let mut keepers = Vec::new();
     // First of all: a conflist must not name a program that is not there.
+    let mut plugins = None;
     if let Some(from) = words.install {
+        plugins = Some(words.bin_dir.clone());
         keepers.push(Keeper::new(Binary::new(from, words.bin_dir)));
     }
     if words.manage_conflist || words.entry.is_some() {
         let (conf_dir, state_dir) = (words.conf_dir.clone(), words.state_dir);
-        let places = Places { conf_dir, state_dir, ..Places::default() };
+        let places = Places { conf_dir, state_dir, plugins, ..Places::default() };
         let entry = words.entry.as_deref().map(super::conflist::entry).transpose()?;
         let wanted = Wanted { entry, ..Wanted::default() };
         let gate = Some(ThisNode::holding(HOLD));

@@ -117,6 +117,14 @@ pub(crate) struct View {
     pub(crate) edits: Vec<Edit>,
 }
 
+impl View {
+    /// Nothing is to be done, for this reason.
+    pub(super) fn refuse(&mut self, reason: Reason) {
+        self.state = State::Refused(reason);
+        self.edits.clear();
+    }
+}
+
 /// Looks how it stands with our entry, and what would mend it.
 pub(crate) fn decide(folder: &Folder, wanted: &Wanted) -> View {
     let in_use = folder.own().next().map(|_| Mode::OwnFile).or(folder.last.mode);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::decide::{Edit, Reason, State, View, decide};
 use super::folder::{Content, Folder, is_own, is_read, is_set_aside};
+use super::program::{goes_where_the_runtime_looks, is_in_place};
 use super::removal::{Removal, removal};
 use super::replace::{self, Done};
 use super::store::{self, Store};
@@ -31,6 +32,8 @@ pub(crate) struct Places {
     pub(crate) state_dir: PathBuf,
     /// Where the node's file system begins; the runtime's own configuration is looked for there.
     pub(crate) root: PathBuf,
+    /// Where the agent puts the plugin, as it sees that directory.
+    pub(crate) plugins: Option<PathBuf>,
 }
 
 impl Default for Places {
@@ -39,6 +42,7 @@ impl Default for Places {
             conf_dir: names::CONF_DIR.into(),
             state_dir: names::LASTING_DIR.into(),
             root: "/".into(),
+            plugins: None,
         }
     }
 }
@@ -50,6 +54,7 @@ impl Places {
             conf_dir: below(root, &self.conf_dir),
             state_dir: below(root, &self.state_dir),
             root: root.to_path_buf(),
+            plugins: self.plugins,
         }
     }
 }
@@ -129,6 +134,7 @@ impl Directory {
         gate: Option<&mut (dyn Gate + '_)>,
     ) -> Result<View, Error> {
         let mut view = self.examine(wanted)?;
+        self.check(&mut view, goes_where_the_runtime_looks);
         pass(&mut view, self.path(), gate, |gate, network| gate.fits(network));
         Ok(view)
     }
@@ -152,10 +158,11 @@ impl Directory {
         let folder = self.read()?;
         let mut found = decide(&folder, wanted);
         if let Some(refusal) = self.fight(&found) {
-            found.state = State::Refused(refusal);
-            found.edits.clear();
+            found.refuse(refusal);
         }
         replace::clean(self.path())?;
+        self.check(&mut found, goes_where_the_runtime_looks);
+        self.check(&mut found, is_in_place);
         pass(&mut found, self.path(), gate.as_deref_mut(), |gate, network| gate.open(network));
         if found.state.reason().is_none() && wanted.or(&folder.last) != folder.last {
             self.store.remember(&wanted.or(&folder.last))?;
@@ -200,6 +207,13 @@ impl Directory {
             self.store.forget()?;
         }
         Ok(Outcome { changes, left: found.left, notes: found.notes, ..Outcome::default() })
+    }
+
+    /// Refuses what a check of the programs has a reason against.
+    fn check(&self, view: &mut View, check: fn(&Places, &View) -> Result<(), Reason>) {
+        if let Err(reason) = check(&self.places, view) {
+            view.refuse(reason);
+        }
     }
 
     fn has_litter(&self) -> bool {
@@ -311,8 +325,7 @@ fn pass(
         Err(reason) => Err(reason),
     };
     if let Err(reason) = said {
-        view.state = State::Refused(reason);
-        view.edits.clear();
+        view.refuse(reason);
     }
 }
 

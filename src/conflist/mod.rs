@@ -19,6 +19,7 @@ mod error;
 mod folder;
 mod gate;
 mod network;
+mod program;
 mod removal;
 mod replace;
 mod splice;

@@ -32,7 +32,7 @@ pub(crate) fn below(root: &Path, path: &Path) -> PathBuf {
 }
 
 /// Whether two paths of the node are one directory, also by links.
-fn is_same(root: &Path, one: &Path, other: &Path) -> bool {
+pub(crate) fn is_same(root: &Path, one: &Path, other: &Path) -> bool {
     let real = |path: &Path| below(root, path).canonicalize().unwrap_or_else(|_| below(root, path));
     real(one) == real(other)
 }

@@ -118,3 +118,42 @@ fn wrong_words() {
     ran.assert_code(1, "add");
     assert!(ran.said.contains("/nowhere.json: No such file"), "{}", ran.said);
 }
+
+/// A runtime that does not find a program starts no pod.
+#[test]
+fn a_program_that_the_runtime_would_not_find() {
+    let node = Node::with_flannel();
+    let place = |dir: &str, name: &str| {
+        let dir = node.root.join(dir);
+        fs::create_dir_all(&dir).expect("make a folder");
+        fs::write(dir.join(name), "a program").expect("write a program");
+        chmod(&dir.join(name), 0o755);
+    };
+    let refused = |words: [&str; 2]| {
+        let ran = node.run("add");
+        ran.assert_code(1, "add");
+        assert!(words.iter().all(|word| ran.said.contains(word)), "{}", ran.said);
+        assert_eq!(fs::read_to_string(node.primary()).expect("read"), FLANNEL);
+        assert_eq!(node.files().len(), 1, "nothing beside it");
+    };
+    place("opt/cni/bin", "flannel");
+    refused(["/opt/cni/bin/symroute: no such program", "install.sh install"]);
+    node.run("add --dry-run").assert_code(0, "install.sh asks before it puts the program there");
+    place("opt/cni/bin", "symroute");
+    chmod(&node.root.join("opt/cni/bin/symroute"), 0o644);
+    refused(["/opt/cni/bin/symroute: no such program", "no pod could start"]);
+    chmod(&node.root.join("opt/cni/bin/symroute"), 0o755);
+    // The runtime looks elsewhere, and does not find the primary there.
+    fs::create_dir_all(node.root.join("etc/containerd")).expect("make a folder");
+    let text =
+        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\n";
+    fs::write(node.root.join("etc/containerd/config.toml"), text).expect("configure containerd");
+    refused(["program flannel is in /opt/cni/bin", "bin_dir of /etc/containerd/config.toml"]);
+    node.run("add --dry-run").assert_code(1, "a dry run says it, too");
+    // It looks elsewhere, and finds the primary: symroute's program has to be there, too.
+    place("usr/lib/cni", "flannel");
+    refused(["/usr/lib/cni/symroute: no such program", "install.sh install"]);
+    place("usr/lib/cni", "symroute");
+    node.run("add").assert_code(0, "both are where the runtime looks");
+    node.run("check").assert_code(0, "check");
+}

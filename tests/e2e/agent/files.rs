@@ -150,6 +150,38 @@ fn the_entry_is_put_back_when_the_primary_rewrites_its_conflist() {
     assert!(answers(&layout, NODE[1], 10250));
 }
 
+/// A DaemonSet may have mounted a directory that the runtime does not look in. The agent sees no
+/// configuration of the runtime, but the primary's program says it.
+#[test]
+fn no_entry_where_the_primarys_program_is_not() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let (file, mut arguments) = managed(node);
+    fs::write(&file, conflist(node, None)).expect("write the primary's conflist");
+    let (from, bin) = (node.dir.join("from"), node.dir.join("bin"));
+    fs::write(&from, "a program").expect("write the program");
+    fs::create_dir(&bin).expect("make the folder");
+    fs::write(bin.join("bridge"), "of no network here").expect("write another program");
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let places = ["--install", &text(&from), "--bin-dir", &text(&bin)].map(str::to_owned);
+    arguments.extend(places);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let agent = Agent::start(node, &arguments);
+    let mut said = String::new();
+    until("the agent says why it is not ready", || {
+        let (code, text) = agent.get("/readyz");
+        said = text;
+        code == 503 && said.contains("the primary's program ptp is not there")
+    });
+    assert!(said.contains("bin: ") && said.contains("hostPath"), "{said}");
+    until("it looks again", || agent.metric("symroute_binary_installs_total") > 0);
+    assert!(!has_us(&file), "the conflist is as it was");
+    // As where the mount is corrected; in a container this link may lead to nothing.
+    std::os::unix::fs::symlink("/usr/lib/no-such-folder/ptp", bin.join("ptp")).expect("link it");
+    until("the entry is in", || has_us(&file));
+    until("the agent is ready", || agent.get("/readyz").0 == 200);
+}
+
 #[test]
 fn a_conflist_that_somebody_else_wants_otherwise_is_left() {
     let layout = two_nics();

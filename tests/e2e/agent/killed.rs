@@ -48,6 +48,7 @@ impl Scene {
             fs::create_dir(folder).expect("make a folder");
         }
         fs::write(folders[0].join("10-lab.conflist"), conflist(node, None)).expect("write it");
+        fs::write(folders[1].join("ptp"), "a program").expect("write the primary's program");
         fs::write(node.dir.join("plugin"), "a program").expect("write the plugin");
         let before = State::of(node, &folders);
         Self { layout, another, folders, before }
