@@ -3,6 +3,7 @@
 use super::cause::Cause;
 use super::events::files::Folder;
 use super::managed_file::ManagedFile;
+use crate::config::Config;
 use crate::conflist::{Directory, Error, State, Wanted};
 use crate::node::gate::{ThisNode, gate};
 
@@ -13,6 +14,24 @@ pub(crate) struct Entry {
     pub(crate) wanted: Wanted,
     /// The node that the settings have to work on.
     pub(crate) gate: Option<ThisNode>,
+    /// Whether the entry was refused when it was looked at last.
+    is_refused: bool,
+}
+
+impl Entry {
+    /// An entry for this node.
+    pub(crate) fn new(directory: Directory, wanted: Wanted, gate: Option<ThisNode>) -> Self {
+        Self { directory, wanted, gate, is_refused: false }
+    }
+
+    /// Whether the entry is in place; the reason where nothing can be done about it.
+    fn judge(&mut self, state: &State) -> Result<bool, String> {
+        self.is_refused = matches!(state, State::Refused(_));
+        match state.reason() {
+            Some(reason) => Err(reason.to_string()),
+            None => Ok(*state == State::Ready),
+        }
+    }
 }
 
 impl ManagedFile for Entry {
@@ -23,30 +42,26 @@ impl ManagedFile for Entry {
     fn is_in_place(&mut self) -> Result<bool, String> {
         let view = self.directory.try_out(&self.wanted, gate(&mut self.gate));
         let view = view.map_err(|error| text(&error))?;
-        is_ready(&view.state)
+        self.judge(&view.state)
     }
 
     fn put(&mut self) -> Result<(), String> {
         let outcome = self.directory.add(&self.wanted, gate(&mut self.gate));
         let outcome = outcome.map_err(|error| text(&error))?;
-        match outcome.now.map(|now| is_ready(&now.state)) {
+        match outcome.now.map(|now| self.judge(&now.state)) {
             Some(Ok(false)) => Err("the conflist changed again while it was put right".into()),
             Some(Err(reason)) => Err(reason),
             Some(Ok(true)) | None => Ok(()),
         }
     }
 
+    fn settings(&self) -> Option<Config> {
+        if self.is_refused { None } else { self.directory.settings_to_come(&self.wanted) }
+    }
+
     fn others(&self) -> String {
         let folder = self.directory.path().display();
         format!("the journal of \"symroutectl conflist\" shows what was put back in {folder}")
-    }
-}
-
-/// Whether the entry is in place; the reason where nothing can be done about it.
-fn is_ready(state: &State) -> Result<bool, String> {
-    match state.reason() {
-        Some(reason) => Err(reason.to_string()),
-        None => Ok(*state == State::Ready),
     }
 }
 
@@ -70,7 +85,7 @@ mod tests {
             r#"{"cniVersion": "1.0.0", "name": "cbr0", "plugins": [{"type": "flannel"}]}"#;
         fs::create_dir_all(&places.conf_dir).unwrap();
         let directory = Directory::at(places);
-        let mut entry = Entry { directory, wanted: Wanted::default(), gate: None };
+        let mut entry = Entry::new(directory, Wanted::default(), None);
         assert!(entry.is_in_place().unwrap_err().contains("; "), "waited for, with a way out");
         for _ in 0..2 {
             fs::write(&file, primary).unwrap();

@@ -105,18 +105,26 @@ impl Healer {
         status
     }
 
-    /// What is to be in force.
-    fn target(&mut self) -> Result<NetworkConfig, Error> {
+    /// What is to be in force. None where that is the entry's business, which is refused: then the
+    /// node stays as it is.
+    fn target(&mut self) -> Result<Option<NetworkConfig>, Error> {
         let node = open(&mut self.node)?;
         if let Some(wanted) = &self.wanted {
-            return Ok(wanted.clone());
+            return Ok(Some(wanted.clone()));
         }
-        let record = node.state.record()?;
-        Ok(record.map_or_else(|| Reader::Agent.default_config(), Into::into))
+        if let Some(record) = node.state.record()? {
+            return Ok(Some(record.into()));
+        }
+        let default = Reader::Agent.default_config();
+        let of_entry = self.keepers.iter().find(|keeper| keeper.cause() == Cause::Conflist);
+        Ok(match of_entry {
+            Some(entry) => entry.settings().map(|config| NetworkConfig { config, ..default }),
+            None => Some(default),
+        })
     }
 
     fn look(&mut self, causes: &Causes, status: &mut Status) -> Result<(), Error> {
-        let target = self.target()?;
+        let Some(target) = self.target()? else { return Ok(()) };
         crate::logging::start(&target.config.log);
         let node = open(&mut self.node)?;
         let record = node.state.record()?;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::cause::Cause;
 use super::events::files::Folder;
 use super::pace::Rewrites;
+use crate::config::Config;
 
 pub(crate) trait ManagedFile: Debug + Send {
     /// The folder to watch. The cause that a change in it is names the file in metrics and messages.
@@ -19,6 +20,12 @@ pub(crate) trait ManagedFile: Debug + Send {
     /// Puts it in place.
     /// Error: it could not be done; the text says what to do.
     fn put(&mut self) -> Result<(), String>;
+
+    /// The settings that are to be in force as long as nothing names others; none where this file is not
+    /// about settings, or refuses those that it has.
+    fn settings(&self) -> Option<Config> {
+        None
+    }
 
     /// Who else may have changed it, as far as it can be told.
     fn others(&self) -> String;
@@ -48,6 +55,11 @@ impl Keeper {
 
     pub(crate) fn folder(&self) -> Folder {
         self.file.folder()
+    }
+
+    /// See [`ManagedFile::settings`].
+    pub(crate) fn settings(&self) -> Option<Config> {
+        self.file.settings()
     }
 
     /// Puts it in place unless it is there. A program that takes it away again and again has a

@@ -102,7 +102,7 @@ pub(super) fn run(words: Words) -> Result<(), Failure> {
         let entry = words.entry.as_deref().map(super::conflist::entry).transpose()?;
         let wanted = Wanted { entry, ..Wanted::default() };
         let gate = Some(ThisNode::holding(HOLD));
-        keepers.push(Keeper::new(Entry { directory: Directory::at(places), wanted, gate }));
+        keepers.push(Keeper::new(Entry::new(Directory::at(places), wanted, gate)));
     }
     let source = match words.config {
         Some(file) => SettingsSource::File(file),

@@ -14,6 +14,7 @@ use super::replace::{self, Done};
 use super::store::{self, Store};
 use super::{Error, Gate, Network, Wanted};
 use crate::config::source::NetworkConfig;
+use crate::config::{self, Config, Scope};
 use crate::error::absent_is_none;
 use crate::names;
 use crate::runtimes::{self, places::below};
@@ -120,6 +121,13 @@ impl Directory {
         }
         folder.set_aside.sort();
         Ok(folder)
+    }
+
+    /// The settings of the entry that is to come; those of an entry without settings where nothing says
+    /// more. None where no ADD would take them.
+    pub(crate) fn settings_to_come(&self, wanted: &Wanted) -> Option<Config> {
+        let entry = wanted.or(&self.store.wanted()).entry.unwrap_or_default();
+        config::parse(&entry).ok().filter(|config| config.scope == Scope::Host)
     }
 
     /// How it stands with our entry. Changes nothing.

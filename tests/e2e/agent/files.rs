@@ -150,7 +150,27 @@ fn the_entry_is_put_back_when_the_primary_rewrites_its_conflist() {
     assert!(answers(&layout, NODE[1], 10250));
 }
 
-/// A DaemonSet may have mounted a directory that the runtime does not look in. The agent sees no
+/// The node's own sockets are served before there is a primary, and by the settings of the entry that waits
+/// for it: the defaults would leave eth1 out.
+#[test]
+fn the_settings_of_an_entry_that_waits_for_the_primary() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let (file, arguments) = managed(node);
+    node.down();
+    fs::remove_file(&file).expect("the primary has not come yet");
+    assert!(!answers(&layout, NODE[1], 10250), "nothing is in force");
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let agent = Agent::start(node, &arguments);
+    until("the node answers by eth1", || answers(&layout, NODE[1], 10250));
+    assert_eq!(agent.get("/readyz").0, 503, "the entry is not in");
+    fs::write(&file, conflist(node, None)).expect("the primary comes");
+    until("the entry is in", || has_us(&file));
+    until("the agent is ready", || agent.get("/readyz").0 == 200);
+    assert!(answers(&layout, NODE[1], 10250));
+}
+
+/// A `DaemonSet` may have mounted a directory that the runtime does not look in. The agent sees no
 /// configuration of the runtime, but the primary's program says it.
 #[test]
 fn no_entry_where_the_primarys_program_is_not() {
