@@ -101,7 +101,7 @@ impl Scene {
 
 /// Settings that can't work on the node, what makes it so and takes that away again, and words of the
 /// reason.
-fn refusals() -> [(Value, &'static str, &'static str, &'static str); 4] {
+pub(crate) fn refusals() -> [(Value, &'static str, &'static str, &'static str); 4] {
     [
         (json!({"uplinks": ["wan*"]}), "", "", "no interface matches"),
         (

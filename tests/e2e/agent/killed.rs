@@ -3,6 +3,8 @@
 //!
 //! Each run is made once as it is, to list its changes, and then for each of them.
 
+mod refused;
+
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
@@ -58,11 +60,15 @@ impl Scene {
         &self.layout.node
     }
 
-    /// What the agent is to keep in force.
+    /// The uplinks that the agent is to keep in force.
     fn want(&self, uplinks: &[&str]) {
+        self.want_settings(json!({ "uplinks": uplinks }));
+    }
+
+    fn want_settings(&self, mut settings: Value) {
+        settings["type"] = json!("symroute");
         // Lines for the log would be changes of their own.
-        let log = json!({"level": "off", "file": self.node().log()});
-        let mut settings = json!({"type": "symroute", "uplinks": uplinks, "log": log});
+        settings["log"] = json!({"level": "off", "file": self.node().log()});
         Backend::of_run().into_settings(&mut settings);
         fs::write(self.node().dir.join("entry.json"), settings.to_string()).expect("write it");
     }
@@ -83,11 +89,15 @@ impl Scene {
 
     /// Starts an agent, and kills it at this change, or when it is ready.
     fn run(&self, strike_at: Option<usize>) -> Run {
+        self.run_until(strike_at, || self.node().agents_page("/readyz").0 == 200)
+    }
+
+    /// The same, or when it is so far.
+    fn run_until(&self, strike_at: Option<usize>, is_far: impl Fn() -> bool) -> Run {
         let arguments = self.arguments();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let command = self.node().agents_command(&GATE, &arguments);
-        let is_ready = || self.node().agents_page("/readyz").0 == 200;
-        let run = kill::run(command, Path::new(&program()), strike_at, is_ready);
+        let run = kill::run(command, Path::new(&program()), strike_at, is_far);
         // Tools that it has started go on.
         self.node().await_tools();
         run
