@@ -132,12 +132,46 @@ kill_everywhere() {
     fi
 }
 
+# refused_everywhere NAME SETTINGS SPOIL MEND: an installation with settings that can't work on this node. "ip SPOIL"
+# makes it so, and "ip MEND" takes that away. Whatever change it is killed after, no file of another program has
+# changed, and a pod starts.
+refused_everywhere() {
+    local name=$1 n=1 before
+    echo "$2" >"$WORK/entry"
+    # shellcheck disable=SC2086 # words
+    [[ -z $3 ]] || ip $3
+    save
+    before=$(tree "$NETD")
+    while command_of "$n" install --binary "$SYMROUTE_BIN" --config "$WORK/entry" && killed_after "$n" "${COMMAND[@]}"; do
+        { node_holds && diff <(echo "$before") <(tree "$NETD" | grep -v '/\.symroute\.new'); } >"$WORK/out" 2>&1 ||
+            { verdict "$name, killed after change $n" "$LAST: $(cat "$WORK/out")"; restore; return; }
+        restore
+        n=$((n + 1))
+    done
+    if ! grep -q "no pod could start" "$WORK/said" || ! diff <(echo "$before") <(tree "$NETD") || [[ -e /opt/cni/bin/symroute ]]; then
+        verdict "$name" "not refused: $(cat "$WORK/said")"
+    elif [[ $n -lt 3 ]]; then
+        verdict "$name" "only $n changes: $(cat "$WORK/said")"
+    else
+        verdict "$name, killed after each change" ok "$((n - 1)) kills"
+    fi
+    restore
+    # shellcheck disable=SC2086
+    [[ -z $4 ]] || ip $4
+}
+
 kills() {
     export NO_START=yes
     printf '#!/bin/sh\n' >"$WORK/bin/sleep"
     chmod +x "$WORK/bin/sleep"
-    echo '{"type": "symroute", "uplinks": ["eth0", "eth1"]}' >"$WORK/entry"
     conflist bridge bare
+    refused_everywhere "install with a name that fits no NIC" '{"type": "symroute", "uplinks": ["wan*"]}' "" ""
+    local right='{"type": "symroute", "uplinks": ["eth0", "eth1"]}'
+    refused_everywhere "install beside a rule at 401" "$right" "rule add pref 401 from 192.0.2.1 lookup main" "rule del pref 401"
+    refused_everywhere "install beside Cilium's rule" "$right" "rule add pref 9 fwmark 0x200/0xf00 lookup 2004" "rule del pref 9"
+    refused_everywhere "install with auto where all NICs are veths" '{"type": "symroute"}' \
+        "route del default via 10.20.0.1" "route add default via 10.20.0.1"
+    echo "$right" >"$WORK/entry"
     kill_everywhere install install --binary "$SYMROUTE_BIN" --config "$WORK/entry" --no-up
     run install --binary "$SYMROUTE_BIN" --config "$WORK/entry" --no-up
     kill_everywhere upgrade upgrade --binary "$WORK/newer/symroute"
