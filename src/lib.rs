@@ -21,6 +21,7 @@ pub mod cni;
 mod config;
 pub mod conflist;
 mod error;
+mod explain;
 mod flock;
 pub mod handover;
 mod hash;

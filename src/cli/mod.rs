@@ -4,6 +4,7 @@
 mod agent;
 mod attachments;
 mod conflist;
+mod explain;
 mod pages;
 mod places;
 mod report;
@@ -117,6 +118,9 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
         conf_dir: PathBuf,
     },
+    /// Say where a request and its reply go on this node, and why
+    #[command(after_help = explain::tail(), args_override_self = true)]
+    Explain(explain::Words),
     /// List the pods whose DEL will call symroute, and the attachments of this node
     #[command(after_help = attachments::tail(), args_override_self = true)]
     Attachments(attachments::Words),
@@ -174,12 +178,12 @@ impl From<crate::state::Error> for Failure {
 pub fn run(words: impl IntoIterator<Item = OsString>) -> u8 {
     match CommandLine::try_parse_from(words) {
         Ok(line) => finish(line.command.run()),
-        Err(answer) => explain(&answer),
+        Err(answer) => answer_of_clap(&answer),
     }
 }
 
 /// Prints help, the version, or what is wrong with the command line.
-fn explain(answer: &clap::Error) -> u8 {
+fn answer_of_clap(answer: &clap::Error) -> u8 {
     if answer.use_stderr() {
         let (rendered, mut stderr) = (answer.render(), io::stderr().lock());
         let colours = stderr.is_terminal() && env::var_os("NO_COLOR").is_none();
@@ -202,6 +206,7 @@ impl Command {
             }
             Self::Down { force } => down(force),
             Self::Status { json, conf_dir } => status(json, &conf_dir),
+            Self::Explain(words) => explain::run(&words),
             Self::Attachments(words) => attachments::run(&words),
             Self::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
             Self::Conflist(words) => conflist::run(words),

@@ -437,6 +437,22 @@ pub(crate) struct Facts {
     pub(crate) left_out: BTreeSet<IpAddr>,
 }
 
+/// The reverse path filter of an interface (IPv4).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RpFilter {
+    /// `net.ipv4.conf.all.rp_filter`
+    pub(crate) all: u32,
+    /// That of the interface.
+    pub(crate) own: u32,
+}
+
+impl RpFilter {
+    /// The value that the kernel applies (`IN_DEV_RPFILTER`, linux/inetdevice.h).
+    pub(crate) fn in_force(self) -> u32 {
+        self.all.max(self.own)
+    }
+}
+
 impl Facts {
     pub(crate) fn link(&self, index: u32) -> Option<&Link> {
         self.links.iter().find(|l| l.index == index)

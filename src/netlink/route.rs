@@ -387,8 +387,10 @@ fn forgive(result: Result<(), Error>, fine: &[Errno]) -> Result<(), Error> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lookup {
     pub(crate) to: IpAddr,
-    /// Source address and the interface it comes in by; none for the node's own packets.
-    pub(crate) from: Option<(IpAddr, u32)>,
+    /// Source address, where it is chosen already.
+    pub(crate) from: Option<IpAddr>,
+    /// Index of the interface that it comes in by, with a source; none for the node's own packets.
+    pub(crate) iif: Option<u32>,
     /// Packet mark.
     pub(crate) mark: u32,
 }
@@ -445,8 +447,10 @@ fn write_lookup(request: &mut Writer, question: &Lookup) {
     }
     request.message(RTM_GETROUTE, NLM_F_REQUEST, &body);
     request.ip(RTA_DST, question.to);
-    if let Some((source, iif)) = question.from {
+    if let Some(source) = question.from {
         request.ip(RTA_SRC, source);
+    }
+    if let Some(iif) = question.iif {
         request.u32(RTA_IIF, iif);
     }
     if question.mark != 0 {

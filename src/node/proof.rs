@@ -81,17 +81,17 @@ pub(crate) fn unchanged(kernel: &mut Kernel, ready: &Ready) -> Result<(), Surpri
 }
 
 fn unmarked(to: impl Iterator<Item = IpAddr>) -> Vec<Lookup> {
-    to.map(|to| Lookup { to, from: None, mark: 0 }).collect()
+    to.map(|to| Lookup { to, from: None, iif: None, mark: 0 }).collect()
 }
 
 /// A reply that is bound to the uplink.
 fn reply(question: &Question) -> Lookup {
-    Lookup { to: question.outside, from: None, mark: question.mark }
+    Lookup { to: question.outside, from: None, iif: None, mark: question.mark }
 }
 
 /// A request that came in by it. The kernel checks the way back too, as strict `rp_filter` would.
 fn request(question: &Question, to: IpAddr) -> Lookup {
-    Lookup { to, from: Some((question.outside, question.link)), mark: question.mark }
+    Lookup { to, from: Some(question.outside), iif: Some(question.link), mark: question.mark }
 }
 
 /// What is wrong, for a person.
@@ -101,7 +101,7 @@ fn words(question: &Question, lookup: &Lookup, way: Option<&Way>) -> String {
         name.unwrap_or_else(|| format!("#{link}"))
     };
     let (uplink, to) = (name(question.link), lookup.to);
-    let what = if lookup.from.is_some() { "a request that came in by" } else { "a reply bound to" };
+    let what = if lookup.iif.is_some() { "a request that came in by" } else { "a reply bound to" };
     let goes = way.map_or("has no route".into(), |way| {
         format!("leaves by {} and table {}", name(way.link), way.table)
     });
@@ -109,7 +109,7 @@ fn words(question: &Question, lookup: &Lookup, way: Option<&Way>) -> String {
 }
 
 fn is_right(question: &Question, lookup: &Lookup, way: Option<&Way>) -> bool {
-    match (lookup.from, way) {
+    match (lookup.iif, way) {
         (None, Some(way)) => {
             (way.kind, way.link, way.table) == (RTN_UNICAST, question.link, question.table)
         }
@@ -151,7 +151,7 @@ fn has_rules(socket: &mut Socket, family: Family) -> Result<(), Surprise> {
 /// Proves that requests that came in by the uplinks reach a pod as the node's own packets do. An
 /// address that the node does not route (macvlan) proves nothing.
 pub(crate) fn reaches(ready: &Ready, kernel: &mut Kernel, pod: &[IpAddr]) -> Result<(), Surprise> {
-    let sides: Vec<Lookup> = pod.iter().map(|&to| Lookup { to, from: None, mark: 0 }).collect();
+    let sides = unmarked(pod.iter().copied());
     for chunk in sides.chunks(AT_ONCE) {
         for (side, way) in chunk.iter().zip(ways(&mut kernel.rtnetlink, chunk)?) {
             let Some(way) = way.filter(|way| way.kind == RTN_UNICAST) else { continue };
@@ -198,7 +198,10 @@ pub(crate) fn accepts_hairpin(
 const NOWHERE: [Errno; 6] = [ENETUNREACH, EINVAL, EHOSTUNREACH, EACCES, EXDEV, ENODEV];
 
 /// Where the kernel would send each; none where it would not.
-fn ways(rtnetlink: &mut Socket, questions: &[Lookup]) -> Result<Vec<Option<Way>>, Error> {
+pub(crate) fn ways(
+    rtnetlink: &mut Socket,
+    questions: &[Lookup],
+) -> Result<Vec<Option<Way>>, Error> {
     if questions.is_empty() {
         return Ok(Vec::new());
     }

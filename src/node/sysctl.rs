@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::{env, fs};
 
 use crate::error::{Error, absent_is_none};
-use crate::model::{Facts, Link};
+use crate::model::{Facts, Link, RpFilter};
 use crate::names;
 
 const RP_FILTER: &str = "rp_filter";
@@ -37,6 +37,12 @@ pub(crate) fn rp_filter<'a>(
         found.extend(read(&link.name, RP_FILTER)?.map(|own| (link.index, own.max(of_all))));
     }
     Ok(found)
+}
+
+/// The reverse path filter of an interface, as its two settings say.
+pub(crate) fn rp_filter_of(name: &str) -> Result<RpFilter, Error> {
+    let value = |name: &str| Ok::<_, Error>(read(name, RP_FILTER)?.unwrap_or(0));
+    Ok(RpFilter { all: value("all")?, own: value(name)? })
 }
 
 /// The value of each interface, by index.

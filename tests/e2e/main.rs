@@ -15,6 +15,7 @@ mod answered;
 mod backends;
 mod bad_input;
 mod discovery;
+mod explain;
 mod fast_path;
 mod forged;
 mod interrupted;

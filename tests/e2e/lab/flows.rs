@@ -8,9 +8,9 @@ use super::netns::Netns;
 use super::traffic::{Answer, Proto, ask};
 
 /// How long a flow may take that is expected to fail: one SYN and one retransmission.
-const BASELINE: Duration = Duration::from_millis(1500);
+pub(crate) const BASELINE: Duration = Duration::from_millis(1500);
 /// How long a flow may take that has to work.
-const PATIENT: Duration = Duration::from_secs(8);
+pub(crate) const PATIENT: Duration = Duration::from_secs(8);
 
 /// One question from `from` to `to`, and the answer it must get.
 pub(crate) struct Flow<'a> {

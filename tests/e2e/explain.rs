@@ -1,0 +1,184 @@
+//! What `explain` says of a request, and what becomes of that request on the wire.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+use crate::agent::plugin_object;
+use crate::lab::flows::{BASELINE, PATIENT};
+use crate::lab::traffic::{Proto, ask};
+use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
+
+/// A client's request to an address of the node or of a pod, and the NIC that it comes in by.
+struct Request {
+    nic: &'static str,
+    to: SocketAddr,
+}
+
+impl Request {
+    fn client(&self) -> &'static str {
+        if self.to.is_ipv4() { CLIENT } else { CLIENT6 }
+    }
+
+    /// Whether the client gets an answer. Where it must not, nobody waits long.
+    fn is_answered(&self, layout: &TwoNics, expected: bool) -> bool {
+        let deadline = if expected { PATIENT } else { BASELINE };
+        ask(&layout.client, Proto::Tcp, self.to, deadline).is_ok()
+    }
+
+    fn explain(&self, layout: &TwoNics, config: &str) -> Value {
+        let to = self.to.to_string();
+        let words =
+            ["explain", "--from", self.client(), "--to", &to, "--in", self.nic, "--config", config];
+        let json = layout.node.symroute(&[&words[..], &["--json"]].concat());
+        let report: Value = serde_json::from_str(&json.stdout).expect(&json.stderr);
+        let request = report["requests"][0].clone();
+        let symmetric = now(&request)["symmetric"] == true;
+        assert_eq!(json.code, Some(if symmetric { 0 } else { 4 }), "{request:#}");
+        let text = layout.node.symroute(&words);
+        assert_eq!(text.code, json.code, "{}", text.stdout);
+        for line in now(&request)["story"].as_array().expect("a story") {
+            assert!(text.stdout.contains(line.as_str().expect("text")), "{}", text.stdout);
+        }
+        request
+    }
+}
+
+/// The part about the node as it is now.
+fn now(request: &Value) -> &Value {
+    let is_with = request["inForce"] == true && !request["with"].is_null();
+    &request[if is_with { "with" } else { "without" }]
+}
+
+fn requests() -> Vec<Request> {
+    let mut all = Vec::new();
+    for (at, nic) in NICS.into_iter().enumerate() {
+        for (address, port) in
+            [(NODE[at], 10250), (NODE6[at], 10250), (POD[at], 8080), (POD6[at], 8080)]
+        {
+            let ip = address.parse().expect("an address");
+            all.push(Request { nic, to: SocketAddr::new(ip, port) });
+        }
+    }
+    for address in TwoNics::addresses_behind_eth1(1) {
+        let ip = address.parse().expect("an address");
+        all.push(Request { nic: "eth1", to: SocketAddr::new(ip, 8080) });
+    }
+    all
+}
+
+/// Asks about each request and sends it; how many were answered, and how many were not.
+fn compare(layout: &TwoNics, what: &str, config: &str) -> (usize, usize) {
+    let mut counts = (0, 0);
+    for request in requests() {
+        let said = request.explain(layout, config);
+        let expected = now(&said)["symmetric"] == true;
+        let answered = request.is_answered(layout, expected);
+        assert_eq!(answered, expected, "{what}: {} by {}: {said:#}", request.to, request.nic);
+        if answered { counts.0 += 1 } else { counts.1 += 1 }
+    }
+    println!("explain, {what}: {} requests answered and {} not, as it says", counts.0, counts.1);
+    counts
+}
+
+#[test]
+fn its_verdict_is_what_happens() {
+    let mut layout = two_nics();
+    let pod = layout.pod_behind_eth1(1);
+    let settings = json!({ "uplinks": NICS });
+    let config = plugin_object(&layout.node, &settings);
+    for rp_filter in ["1", "2", "0"] {
+        for name in ["all", "eth0", "eth1"] {
+            layout.node.ns.sysctl(&format!("ipv4/conf/{name}/rp_filter"), rp_filter);
+        }
+        let foreseen: Vec<bool> = requests()
+            .iter()
+            .map(|request| request.explain(&layout, &config)["with"]["symmetric"] == true)
+            .collect();
+        let (answered, lost) = compare(&layout, &format!("rp_filter {rp_filter}"), &config);
+        assert!(answered > 2 && lost > 2, "{answered} and {lost}");
+        layout.node.add(&settings, &pod);
+        let (answered, lost) =
+            compare(&layout, &format!("rp_filter {rp_filter}, with symroute"), &config);
+        assert_eq!((answered, lost), (requests().len(), 0));
+        assert!(foreseen.iter().all(|symmetric| *symmetric), "{foreseen:?}");
+        layout.node.del(&settings, &pod);
+    }
+}
+
+/// The cause is named as a person needs it.
+#[test]
+fn it_names_rule_table_and_router() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let said = |to: &str| {
+        let ran = node.symroute(&["explain", "--from", CLIENT, "--to", to, "--in", "eth1"]);
+        ran.stdout
+    };
+    let without = said(NODE[1]);
+    for wanted in [
+        "203.0.113.9 -> 10.21.0.10, arrives on eth1",
+        "lost: strict rp_filter drops the request at eth1",
+        "the way back to 203.0.113.9 is eth0: rule 32766, table main, via 10.20.0.1",
+        "net.ipv4.conf.all.rp_filter is 1",
+        "the same: eth1 is no uplink",
+    ] {
+        assert!(without.contains(wanted), "{wanted:?} in\n{without}");
+    }
+    node.up(&json!({ "uplinks": NICS }));
+    let with = said(NODE[1]);
+    assert!(
+        with.contains("answered: the reply leaves by eth1: rule 402, table 47002, via 10.21.0.1"),
+        "{with}"
+    );
+    node.down();
+    let elsewhere =
+        node.symroute(&["explain", "--from", CLIENT6, "--to", NODE6[1], "--in", "eth1"]);
+    assert_eq!(elsewhere.code, Some(4));
+    assert!(elsewhere.stdout.contains("another interface than eth1"), "{}", elsewhere.stdout);
+    for (words, why) in [
+        (&["--to", NODE6[1]][..], "one family is wanted"),
+        (&["--to", NODE[1], "--in", "eth7"], "no such interface"),
+    ] {
+        let ran = node.symroute(&[&["explain", "--from", CLIENT], words].concat());
+        assert!(ran.code == Some(1) && ran.stderr.contains(why), "{}", ran.stderr);
+    }
+}
+
+/// What symroute leaves alone, with the reason.
+#[test]
+fn it_says_why_a_request_is_not_bound() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let said = |settings: Value, to: &str, from: &str| {
+        node.up(&settings);
+        let ran = node.symroute(&["explain", "--from", from, "--to", to, "--in", "eth1", "--json"]);
+        node.down();
+        let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
+        report["requests"][0]["notBound"].as_str().unwrap_or_default().to_owned()
+    };
+    for (settings, to, from, why) in [
+        (json!({"uplinks": NICS, "host": false}), NODE[1], CLIENT, "\"host\" is false"),
+        (json!({"uplinks": NICS, "exclude": [NODE[1]]}), NODE[1], CLIENT, "\"exclude\" has"),
+        (json!({"uplinks": ["eth0"]}), NODE[1], CLIENT, "eth1 is no uplink"),
+        (json!({"uplinks": NICS}), NODE[1], POD[0], "lies inside"),
+        (json!({"uplinks": NICS}), NODE[1], CLIENT, ""),
+    ] {
+        let found = said(settings, to, from);
+        assert!(found.contains(why) && found.is_empty() == why.is_empty(), "{why:?}: {found:?}");
+    }
+}
+
+/// Every uplink and every address of the node, in one call.
+#[test]
+fn all_of_a_node() {
+    let layout = two_nics();
+    layout.node.up(&json!({ "uplinks": NICS }));
+    let ran = layout.node.symroute(&["explain", "--from", CLIENT, "--all", "--json"]);
+    let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
+    let requests = report["requests"].as_array().expect("requests");
+    assert_eq!(requests.len(), 4, "two NICs, two addresses: {report:#}");
+    assert!(requests.iter().all(|request| request["with"]["symmetric"] == true), "{report:#}");
+    assert_eq!(ran.code, Some(0));
+    layout.node.down();
+}
