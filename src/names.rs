@@ -82,6 +82,8 @@ pub(crate) const HAIRPIN_SET: PerFamily<&str> = PerFamily("symroute-hairpin4", "
 /// ipset of the pods that are left out.
 pub(crate) const LEFT_OUT_SET: PerFamily<&str> =
     PerFamily("symroute-leftout4", "symroute-leftout6");
+/// In the lasting directory: what install.sh noted of the node's directories.
+pub(crate) const PLACES_NOTE: &str = "places";
 /// Raised whenever the table's shape or its rules change between releases.
 pub(crate) const RULESET_VERSION: u32 = 5;
 

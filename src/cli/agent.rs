@@ -58,6 +58,9 @@ pub(super) struct Words {
     /// The runtime's plugins
     #[arg(long, value_name = "DIR", default_value = names::BIN_DIR)]
     bin_dir: PathBuf,
+    /// With --install: go on where the primary's program is not in --bin-dir
+    #[arg(long)]
+    trust_bin_dir: bool,
     /// Of /healthz, /readyz, /metrics, or "off"
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9617", value_parser = listen)]
     listen: Listen,
@@ -93,7 +96,7 @@ pub(super) fn run(words: Words) -> Result<(), Failure> {
     // First of all: a conflist must not name a program that is not there.
     let mut plugins = None;
     if let Some(from) = words.install {
-        plugins = Some(words.bin_dir.clone());
+        plugins = Some(words.bin_dir.clone()).filter(|_| !words.trust_bin_dir);
         keepers.push(Keeper::new(Binary::new(from, words.bin_dir)));
     }
     if words.manage_conflist || words.entry.is_some() {

@@ -27,10 +27,10 @@ const ABOUT: &str = "\
 For nodes without a shell, out of the image that the agent came in; elsewhere
 \"install.sh uninstall\" also takes systemd's units and this tool away. In this
 order: our entry out of the conflist, the node state, our files, and the plugin
-last. While pods need the plugin (CRI-O and podman call it at their end) the entry
-is taken out and nothing else; restart those pods and run it again. containerd calls
-what the conflist names by then, so there no pod is waited for. May be run at any
-time.
+last. While pods need the plugin (CRI-O, podman and Multus call it at their end) the
+entry is taken out and nothing else; restart those pods and run it again. containerd
+calls what the conflist names by then, so its pods of Kubernetes do not count. May be
+run at any time.
 
 ";
 
@@ -90,7 +90,8 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     }
     say("the node state is not in force");
     // What "install.sh upgrade" keeps is among them.
-    for name in ["conflist", "previous", "previous-tool", "upgrading", names::CONFLIST_TEMPORARY] {
+    let kept = ["conflist", "previous", "previous-tool", "upgrading"];
+    for name in kept.into_iter().chain([names::PLACES_NOTE, names::CONFLIST_TEMPORARY]) {
         delete(&words.state_dir.join(name))?;
     }
     delete_empty(&words.state_dir)?;

@@ -9,8 +9,8 @@ use super::decide::{Edit, Reason, View};
 use super::directory::Places;
 use super::network::Network;
 use crate::names;
+use crate::runtimes;
 use crate::runtimes::places::{Given, below, conflists, is_same, plugins};
-use crate::runtimes::{self, Runtime};
 
 /// The type of the primary plugin, if the edits put an entry of ours into a list.
 fn primary_of(view: &View) -> Option<String> {
@@ -26,20 +26,19 @@ fn primary_of(view: &View) -> Option<String> {
 /// Error: it looks elsewhere, and what to correct.
 pub(super) fn goes_where_the_runtime_looks(places: &Places, view: &View) -> Result<(), Reason> {
     let Some(primary) = primary_of(view) else { return Ok(()) };
-    let runtimes = runtimes::read(&places.root);
-    let Some(dir) = directory(places, &runtimes, &primary)? else { return Ok(()) };
+    let Some(dir) = &places.plugins else { return directories(places, &primary).map(drop) };
     // A link may lead to a place that a container does not see.
-    let is_there = dir.join(&primary).symlink_metadata().is_ok();
-    if is_there || places.plugins.is_none() {
+    if dir.join(&primary).symlink_metadata().is_ok() {
         return Ok(());
     }
     Err(Reason {
         what: format!(
-            "{}: the primary's program {primary} is not there, so the runtime looks for plugins elsewhere",
+            "{}: the primary's program {primary} is not there, so the runtime looks for plugins \
+             elsewhere",
             dir.display()
         ),
-        way_out: "name the directory that has it by --bin-dir; in Kubernetes by the hostPath of the volume \
-                  \"plugins\""
+        way_out: "name the directory that has it by --bin-dir, in Kubernetes by the hostPath of \
+                  the volume \"plugins\"; --trust-bin-dir if the runtime looks in both"
             .into(),
     })
 }
@@ -48,41 +47,52 @@ pub(super) fn goes_where_the_runtime_looks(places: &Places, view: &View) -> Resu
 /// Error: it is not, and how to put it there.
 pub(super) fn is_in_place(places: &Places, view: &View) -> Result<(), Reason> {
     let Some(primary) = primary_of(view) else { return Ok(()) };
-    let runtimes = runtimes::read(&places.root);
-    let Some(dir) = directory(places, &runtimes, &primary)? else { return Ok(()) };
-    let program = dir.join(names::PROGRAM);
-    let runs = |path: &Path| {
-        fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    let dirs = directories(places, &primary)?;
+    let runs = |dir: &PathBuf| {
+        let executable = |m: fs::Metadata| m.is_file() && m.permissions().mode() & 0o111 != 0;
+        fs::metadata(dir.join(names::PROGRAM)).is_ok_and(executable)
     };
-    if !dir.is_dir() || runs(&program) {
+    let Some(dir) = dirs.iter().find(|dir| dir.is_dir()) else { return Ok(()) };
+    if dirs.iter().any(runs) {
         return Ok(());
     }
     Err(Reason {
         what: format!(
-            "{}: no such program, and the runtime looks for plugins there: no pod could start",
-            program.display()
+            "{}: is not there, or can't be run, and the runtime looks for plugins there: no pod \
+             could start",
+            dir.join(names::PROGRAM).display()
         ),
         way_out: "put the program there first, or let \"install.sh install\" do both".into(),
     })
 }
 
-/// Where the runtime that reads these conflists looks for plugins. None where no runtime reads them, as far
-/// as this file system tells.
-fn directory(
-    places: &Places,
-    runtimes: &[Runtime],
-    primary: &str,
-) -> Result<Option<PathBuf>, Reason> {
+/// Where the runtime that reads these conflists looks for plugins, the likeliest first. None where no runtime
+/// reads them, or it can't be told, as far as this file system says.
+fn directories(places: &Places, primary: &str) -> Result<Vec<PathBuf>, Reason> {
     if let Some(dir) = &places.plugins {
-        return Ok(Some(dir.clone()));
+        return Ok(vec![dir.clone()]);
     }
-    let given = Given::default();
-    let read = conflists(&places.root, runtimes, &given);
-    let conf_dir =
-        Path::new("/").join(places.conf_dir.strip_prefix(&places.root).unwrap_or(&places.conf_dir));
+    let runtimes = runtimes::read(&places.root);
+    let given = Given { plugins: noted(&places.state_dir), ..Given::default() };
+    let read = conflists(&places.root, &runtimes, &given);
+    let conf_dir = places.conf_dir.strip_prefix(&places.root).unwrap_or(&places.conf_dir);
+    let conf_dir = Path::new("/").join(conf_dir);
     if !read.is_ok_and(|read| is_same(&places.root, &read.value, &conf_dir)) {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let place = plugins(&places.root, runtimes, &given, Some(primary))?;
-    Ok(Some(below(&places.root, &place.value)))
+    // Which of two runtimes it is, only the operator knows.
+    if given.plugins.is_none() && runtimes.len() > 1 {
+        return Ok(Vec::new());
+    }
+    let place = plugins(&places.root, &runtimes, &given, Some(primary))?;
+    let named = runtimes.iter().filter(|_| given.plugins.is_none());
+    let others = named.filter_map(|runtime| runtime.plugins.as_ref()).flat_map(|said| &said.value);
+    let all = std::iter::once(place.value).chain(others.map(PathBuf::from));
+    Ok(all.map(|dir| below(&places.root, &dir)).collect())
+}
+
+/// The directory that install.sh has put the plugin into: it notes that beside the state of the conflist.
+fn noted(state_dir: &Path) -> Option<PathBuf> {
+    let text = fs::read_to_string(state_dir.join(names::PLACES_NOTE)).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("bin|")).map(PathBuf::from)
 }

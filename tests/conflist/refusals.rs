@@ -137,11 +137,11 @@ fn a_program_that_the_runtime_would_not_find() {
         assert_eq!(node.files().len(), 1, "nothing beside it");
     };
     place("opt/cni/bin", "flannel");
-    refused(["/opt/cni/bin/symroute: no such program", "install.sh install"]);
+    refused(["/opt/cni/bin/symroute: is not there", "install.sh install"]);
     node.run("add --dry-run").assert_code(0, "install.sh asks before it puts the program there");
     place("opt/cni/bin", "symroute");
     chmod(&node.root.join("opt/cni/bin/symroute"), 0o644);
-    refused(["/opt/cni/bin/symroute: no such program", "no pod could start"]);
+    refused(["/opt/cni/bin/symroute: is not there, or can't be run", "no pod could start"]);
     chmod(&node.root.join("opt/cni/bin/symroute"), 0o755);
     // The runtime looks elsewhere, and does not find the primary there.
     fs::create_dir_all(node.root.join("etc/containerd")).expect("make a folder");
@@ -152,8 +152,39 @@ fn a_program_that_the_runtime_would_not_find() {
     node.run("add --dry-run").assert_code(1, "a dry run says it, too");
     // It looks elsewhere, and finds the primary: symroute's program has to be there, too.
     place("usr/lib/cni", "flannel");
-    refused(["/usr/lib/cni/symroute: no such program", "install.sh install"]);
+    refused(["/usr/lib/cni/symroute: is not there", "install.sh install"]);
     place("usr/lib/cni", "symroute");
     node.run("add").assert_code(0, "both are where the runtime looks");
     node.run("check").assert_code(0, "check");
+}
+
+/// Of several directories of one runtime, any will do; and of two runtimes, the operator knows which it is.
+#[test]
+fn a_program_in_another_directory_of_the_runtime() {
+    let node = Node::with_flannel();
+    let write = |file: &str, text: &str| {
+        let file = node.root.join(file);
+        fs::create_dir_all(file.parent().expect("a folder")).expect("make a folder");
+        fs::write(&file, text).expect("write a file");
+        chmod(&file, 0o755);
+    };
+    let both = "[crio.network]\nplugin_dirs = [\"/opt/cni/bin\", \"/usr/libexec/cni\"]\n";
+    write("etc/crio/crio.conf", both);
+    write("usr/libexec/cni/flannel", "");
+    write("opt/cni/bin/symroute", "");
+    node.run("add").assert_code(0, "CRI-O finds both");
+    node.run("remove").assert_code(0, "remove");
+    // containerd is there, too, and looks elsewhere.
+    write("usr/lib/cni/bridge", "");
+    let table = "[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\n";
+    write("etc/containerd/config.toml", &format!("version = 2\n{table}"));
+    node.run("add").assert_code(0, "nothing says which of the two it is");
+    node.run("remove").assert_code(0, "remove");
+    // As install.sh notes what the operator said.
+    write("var/lib/symroute/places", "bin|/usr/lib/cni\nconf|/etc/cni/net.d\n");
+    let ran = node.run("add");
+    ran.assert_code(1, "add");
+    assert!(ran.said.contains("/usr/lib/cni/symroute: is not there"), "{}", ran.said);
+    write("usr/lib/cni/symroute", "");
+    node.run("add").assert_code(0, "it is where the operator said");
 }
