@@ -268,17 +268,18 @@ mod tests {
         fs::create_dir_all(node.join("run/containerd")).unwrap();
         fs::write(node.join("run/containerd/containerd.sock"), "").unwrap();
         assert_eq!(need_us(), ["nets", "podman"]);
-        fs::create_dir_all(node.join("run/crio")).unwrap();
-        fs::write(node.join("run/crio/crio.sock"), "").unwrap();
-        assert_eq!(need_us(), ["nets", "podman", "web"], "it may be CRI-O");
-        fs::create_dir_all(node.join("var/lib/kubelet")).unwrap();
-        let flags = |socket: &str| {
-            let file = node.join("var/lib/kubelet/kubeadm-flags.env");
+        let kubelet_calls = |file: &str, socket: &str| {
+            let file = node.join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, format!("--container-runtime-endpoint=unix:///run/{socket}")).unwrap();
         };
-        flags("containerd/containerd.sock");
+        kubelet_calls("var/lib/kubelet/kubeadm-flags.env", "containerd/containerd.sock");
         assert_eq!(need_us(), ["nets", "podman"], "the kubelet says it");
-        flags("crio/crio.sock");
-        assert_eq!(need_us(), ["nets", "podman", "web"]);
+        kubelet_calls("etc/default/kubelet", "crio/crio.sock");
+        assert_eq!(need_us(), ["nets", "podman", "web"], "these words come last");
+        kubelet_calls("etc/default/kubelet", "containerd/containerd.sock");
+        fs::create_dir_all(node.join("run/crio")).unwrap();
+        fs::write(node.join("run/crio/crio.sock"), "").unwrap();
+        assert_eq!(need_us(), ["nets", "podman", "web"], "CRI-O runs, whatever a file says");
     }
 }

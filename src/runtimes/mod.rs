@@ -31,19 +31,21 @@ const CONTAINERD_TABLES: [&[&str]; 3] = [
     &["plugins", "cri", "cni"],
 ];
 const CRIO_TABLES: [&[&str]; 1] = [&["crio", "network"]];
-/// Files that say which runtime the kubelet calls.
+/// Files that say which runtime the kubelet calls. The first that says it counts: the last words of the
+/// kubelet's command line come from the first two.
 const OF_KUBELET: [&str; 5] = [
+    "etc/default/kubelet",
+    "etc/sysconfig/kubelet",
     "var/lib/kubelet/kubeadm-flags.env",
     "var/lib/kubelet/instance-config.yaml",
     "var/lib/kubelet/config.yaml",
-    "etc/default/kubelet",
-    "etc/sysconfig/kubelet",
 ];
 
 /// Sockets of running runtimes. Distributions of Kubernetes have one of their own.
-const SOCKETS: [(&str, &str); 4] = [
+const SOCKETS: [(&str, &str); 5] = [
     ("run/containerd/containerd.sock", CONTAINERD),
     ("run/k3s/containerd/containerd.sock", CONTAINERD),
+    ("run/k0s/containerd.sock", CONTAINERD),
     ("var/snap/microk8s/common/run/containerd.sock", CONTAINERD),
     ("run/crio/crio.sock", CRIO),
 ];
@@ -116,16 +118,16 @@ fn runtime(name: &'static str, settings: &Settings, tables: &[&[&str]]) -> Optio
 
 /// Whether the DEL of a pod of Kubernetes goes to the plugins that the conflist names by then, and not
 /// to those of the pod's ADD. So it is with containerd; CRI-O keeps the conflist of the ADD with its result.
-/// `false` where nothing says which of them the kubelet calls.
+/// `false` where CRI-O runs or nothing says which of them the kubelet calls: a wait too long is the lesser harm.
 pub(crate) fn dels_follow_the_conflist(root: &Path) -> bool {
-    if let Some(called) = called_by_kubelet(root) {
-        return called == CONTAINERD;
-    }
     let running =
         |name: &str| SOCKETS.iter().any(|(file, of)| *of == name && root.join(file).exists());
-    match (running(CONTAINERD), running(CRIO)) {
-        (false, false) => matches!(&read(root)[..], [only] if only.name == CONTAINERD),
-        (containerd, crio) => containerd && !crio,
+    if running(CRIO) {
+        return false;
+    }
+    match called_by_kubelet(root) {
+        Some(called) => called == CONTAINERD,
+        None => running(CONTAINERD) || matches!(&read(root)[..], [only] if only.name == CONTAINERD),
     }
 }
 
