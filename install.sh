@@ -56,7 +56,7 @@ Options:
   --no-up           install: no node state before the first pod, or the next boot
   --force           uninstall: also while pods need the plugin
   --json            status: print one JSON object for programs, see docs/operations.md
-The commands after "install" use its directories where none are given.
+The commands after "install" use its directories, --no-agent and --no-systemd where none are given.
 
 Environment:
   CARGO_TARGET_DIR  where to build instead of target/
@@ -158,7 +158,7 @@ option() {
 }
 
 COMMAND='' OPTIONS='' BINARY='' TOOL_FILE='' BIN_DIR='' TOOL_DIR='' CONF_DIR='' ROOT='' MODE='' CONFIG='' FILE=''
-CACHE_DIR=/var/lib/cni/results STATE_DIR=/var/lib/symroute UNIT_DIR=/etc/systemd/system
+CACHE_DIR='' STATE_DIR=/var/lib/symroute UNIT_DIR=''
 DRY_RUN='' BEFORE_PRIMARY='' NO_SYSTEMD='' NO_AGENT='' NO_UP='' FORCE='' ROLLBACK='' JSON=''
 
 [ $# -ge 1 ] || wrong_usage "nothing to do"

@@ -11,6 +11,7 @@
 # Paths below $ROOT, as all of this uses them.
 places() {
     recall_places
+    CACHE_DIR=${CACHE_DIR:-/var/lib/cni/results} UNIT_DIR=${UNIT_DIR:-/etc/systemd/system}
     detect_platform
     BIN=$ROOT$BIN_DIR/symroute CTL=$ROOT$TOOL_DIR/symroutectl
     CONFS=$ROOT$CONF_DIR STATE=$ROOT$STATE_DIR UNITS=$ROOT$UNIT_DIR
@@ -28,12 +29,17 @@ recall_places() {
             bin) BIN_DIR=${BIN_DIR:-$value} ;;
             conf) CONF_DIR=${CONF_DIR:-$value} ;;
             tool) TOOL_DIR=${TOOL_DIR:-$value} ;;
+            cache) CACHE_DIR=${CACHE_DIR:-$value} ;;
+            units) UNIT_DIR=${UNIT_DIR:-$value} ;;
+            no-agent) NO_AGENT=${NO_AGENT:-$value} ;;
+            no-systemd) NO_SYSTEMD=${NO_SYSTEMD:-$value} ;;
         esac
     done <"$ROOT$STATE_DIR/places"
 }
 
 note_places() {
-    printf 'bin|%s\nconf|%s\ntool|%s\n' "$BIN_DIR" "$CONF_DIR" "$TOOL_DIR"
+    printf '%s|%s\n' bin "$BIN_DIR" conf "$CONF_DIR" tool "$TOOL_DIR" cache "$CACHE_DIR" units "$UNIT_DIR" \
+        no-agent "$NO_AGENT" no-systemd "$NO_SYSTEMD"
 }
 
 # conflist VERB [OPTION...]: by the program $TOOL.
@@ -80,7 +86,8 @@ find_source() {
         if [ -e Cargo.toml ] && [ -z "$DRY_RUN" ] && cargo_version >/dev/null; then
             build
         elif [ ! -e "$SOURCE" ]; then
-            die "no program to install" "Run ./install.sh build, or give one by --binary FILE." "Nothing was changed."
+            die "no program to install" "Run ./install.sh build in the repository, or give one by --binary FILE." \
+                "Nothing was changed."
         fi
     fi
     VERSION=$(checked "$SOURCE" symroute --binary)
