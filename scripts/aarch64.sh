@@ -38,6 +38,12 @@ TEXT
     as_owner mv "$new" "$RUST_ROOT"
 }
 
+# The two static programs, in $AARCH64_TARGET/$AARCH64/release.
+build_aarch64() {
+    need_aarch64
+    aarch64_cargo build --release --bins --config conf/cargo-static.toml
+}
+
 # aarch64_cargo ARGUMENT...: cargo with the compiler and the linker of that target. What it builds is below
 # $AARCH64_TARGET/$AARCH64, since artefacts of two compilers do not mix.
 AARCH64_TARGET=$(realpath -m "${CARGO_TARGET_DIR:-target}/aarch64")

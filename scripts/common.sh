@@ -88,6 +88,11 @@ as_owner() {
     fi
 }
 
+# The version of the crate, and of everything that is made of it.
+crate_version() {
+    sed -n '/^\[package\]$/,/^\[/ s/^version = "\(.*\)"$/\1/p' Cargo.toml
+}
+
 # The oldest Rust that builds this.
 wanted_rust() {
     sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml

@@ -9,11 +9,14 @@ readonly KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 # install_daemons COMMAND=PACKAGE...: as install_packages. The service of the same name does not run on this
 # machine, now or after a boot: the tests start the program themselves.
 install_daemons() {
-    local pair
+    local pair unit
     for pair in "$@"; do
         ! command -v "${pair%%=*}" >/dev/null || continue
+        unit=${pair%%=*}.service
+        # Masked, it is not started by its own installation. A kill leaves the mask until the next boot.
+        [[ ! -d /run/systemd/system ]] || systemctl mask --quiet --runtime "$unit"
         install_packages "$pair"
-        [[ ! -d /run/systemd/system ]] || systemctl disable --quiet --now "${pair%%=*}.service"
+        [[ ! -d /run/systemd/system ]] || { systemctl unmask --quiet --runtime "$unit" && systemctl disable --quiet "$unit"; }
     done
 }
 

@@ -4,7 +4,7 @@
 # Sets PACKAGE to the package of this machine, of a release that is built first.
 get_release() {
     local version
-    version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+    version=$(crate_version)
     if [[ -z ${SYMROUTE_DIST-} ]]; then
         scripts/release
         SYMROUTE_DIST=${CARGO_TARGET_DIR:-$PWD/target}/dist/$version
@@ -44,6 +44,21 @@ removal_is_refused() {
         diff <(echo "$before") <(whole_node) && dpkg -s symroute | grep -q '^Status: .* installed$'
 }
 
+# Of an uninstall that was killed there may be no plugin any more, and a tool.
+killed_removal() {
+    with_usr dpkg -i "$PACKAGE" && with_usr /usr/lib/symroute/install.sh install --no-systemd --config "$WORK/entry" &&
+        "$SYMROUTE_CTL" conflist remove && rm /opt/cni/bin/symroute && with_usr dpkg -r symroute && nothing_is_left
+}
+
+# A node of the DaemonSet: the agent has put the plugin there, and no install.sh has noted anything.
+of_a_daemonset() {
+    install -m 755 "$SYMROUTE_BIN" /opt/cni/bin/symroute
+    echo >>/opt/cni/bin/symroute
+    cp /opt/cni/bin/symroute "$WORK/of-the-agent"
+    with_usr dpkg -i "$PACKAGE" && cmp "$WORK/of-the-agent" /opt/cni/bin/symroute && with_usr dpkg -r symroute &&
+        cmp "$WORK/of-the-agent" /opt/cni/bin/symroute && rm /opt/cni/bin/symroute
+}
+
 package() {
     conflist bridge bare
     whole_node >"$WORK/before"
@@ -65,4 +80,9 @@ package() {
     works "nothing of the package is left" nothing_is_left
     conflist bridge bare
     works "the node is as before the package" same_node "$WORK/before"
+    works "a removal completes an uninstall that was killed" killed_removal
+    conflist bridge bare
+    works "the node is as before that" same_node "$WORK/before"
+    works "the plugin of a DaemonSet stays" of_a_daemonset
+    works "the node is as before that, too" same_node "$WORK/before"
 }
