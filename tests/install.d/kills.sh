@@ -133,18 +133,27 @@ kill_everywhere() {
 }
 
 # refused_everywhere NAME SETTINGS SPOIL MEND: an installation with settings that can't work on this node. "ip SPOIL"
-# makes it so, and "ip MEND" takes that away. Whatever change it is killed after, no file of another program has
-# changed, and a pod starts.
+# makes it so, and "ip MEND" takes that away.
 refused_everywhere() {
-    local name=$1 n=1 before
+    local spoil mend
+    read -r -a spoil <<<"$3"
+    read -r -a mend <<<"$4"
     echo "$2" >"$WORK/entry"
-    # shellcheck disable=SC2086 # words
-    [[ -z $3 ]] || ip $3
+    [[ ${#spoil[@]} -eq 0 ]] || ip "${spoil[@]}"
     save
+    strike_refused "$1"
+    restore
+    [[ ${#mend[@]} -eq 0 ]] || ip "${mend[@]}"
+}
+
+# It is refused before anything is put in place, so a kill comes between what it does to find out. No file of another
+# program has changed then, and a pod starts.
+strike_refused() {
+    local name=$1 n=1 before
     before=$(tree "$NETD")
     while command_of "$n" install --binary "$SYMROUTE_BIN" --config "$WORK/entry" && killed_after "$n" "${COMMAND[@]}"; do
         { node_holds && diff <(echo "$before") <(tree "$NETD" | grep -v '/\.symroute\.new'); } >"$WORK/out" 2>&1 ||
-            { verdict "$name, killed after change $n" "$LAST: $(cat "$WORK/out")"; restore; return; }
+            { verdict "$name, killed after change $n" "$LAST: $(cat "$WORK/out")"; return; }
         restore
         n=$((n + 1))
     done
@@ -153,11 +162,8 @@ refused_everywhere() {
     elif [[ $n -lt 3 ]]; then
         verdict "$name" "only $n changes: $(cat "$WORK/said")"
     else
-        verdict "$name, killed after each change" ok "$((n - 1)) kills"
+        verdict "$name, killed at each change of a file" ok "$((n - 1)) kills"
     fi
-    restore
-    # shellcheck disable=SC2086
-    [[ -z $4 ]] || ip $4
 }
 
 kills() {

@@ -25,7 +25,7 @@ cgroups() {
 
 # Runtimes leave the parents of their cgroups behind; those are empty.
 forget_cgroups() {
-    cgroups | comm -13 "$WORK/cgroups" - | grep -E '/(default|libpod_parent|symroute-machine)(/|$)' | sort -r |
+    cgroups | comm -13 "$WORK/cgroups" - | grep -E '/(default|k8s\.io|libpod_parent|symroute-machine)(/|$)' | sort -r |
         while read -r dir; do rmdir "$dir" 2>/dev/null || true; done || true # none
 }
 
