@@ -165,7 +165,6 @@ fn status_says_whether_an_add_could_succeed() {
     node.down();
 }
 
-/// Every verb, with a result of 64 KiB, in 8 MiB of memory for data.
 /// STATUS all the time, DEL several times a pod and also of pods that have no attachment, GC never.
 #[test]
 fn as_containerd_2_calls() {
@@ -201,6 +200,7 @@ fn as_containerd_2_calls() {
     proof.assert_as_before();
 }
 
+/// Every verb, with a result of 64 KiB, in 8 MiB of memory for data.
 #[test]
 fn every_verb_stays_small() {
     let layout = two_nics();
