@@ -48,7 +48,7 @@ pub(super) struct Words {
     /// What it asks: an address of the node or of a pod
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = address, required_unless_present = "all")]
     to: Option<IpAddr>,
-    /// Where the request arrives [default: the NIC that has --to, else each uplink]
+    /// Where it arrives [default: the NIC that has --to, else each uplink]
     #[arg(long = "in", value_name = "NIC")]
     link: Option<String>,
     /// Where symroute is not in force: a conflist or a plugin object with the settings to plan by
