@@ -51,7 +51,7 @@ pub(super) struct Words {
     /// Where it arrives [default: the NIC that has --to, else each uplink]
     #[arg(long = "in", value_name = "NIC")]
     link: Option<String>,
-    /// Where symroute is not in force: a conflist or a plugin object with the settings to plan by
+    /// Settings to plan by where symroute is not in force
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Each address of the node, by each uplink
