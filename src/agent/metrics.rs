@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use super::cause::Cause;
 use super::status::{Board, MarkedBy};
 use crate::backend::Marker;
 use crate::backend::counts::Counts;
+use crate::netstat;
 use crate::node::counters;
 use crate::plan::Uplink;
 
@@ -87,7 +87,7 @@ pub(crate) fn page(board: &Board, counts: Option<&Counts>) -> String {
     let puts = |name: &str| tally.puts.get(name).copied().unwrap_or(0) as f64;
     page.one("conflist_rewrites_total", "counter", "Conflists put right.", puts("conflist"));
     page.one("binary_installs_total", "counter", "Binaries put in place.", puts("binary"));
-    if let Some(drops) = rp_filter_drops() {
+    if let Some(drops) = netstat::rp_filter_drops() {
         let help = "Packets that rp_filter of the node dropped (TcpExtIPReversePathFilter).";
         page.one("rp_filter_drops_total", "counter", help, drops as f64);
     }
@@ -137,19 +137,6 @@ impl Counters {
             }
         }
     }
-}
-
-/// `TcpExtIPReversePathFilter` of this network namespace.
-fn rp_filter_drops() -> Option<u64> {
-    of_netstat(&fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", "IPReversePathFilter")
-}
-
-/// A value of `/proc/net/netstat`: a line of names, then a line of values, by group.
-fn of_netstat(text: &str, group: &str, name: &str) -> Option<u64> {
-    let mut lines = text.lines().filter(|line| line.starts_with(group));
-    let (names, values) = (lines.next()?, lines.next()?);
-    let at = names.split(' ').position(|word| word == name)?;
-    values.split(' ').nth(at)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -205,12 +192,5 @@ mod tests {
             let missing: Vec<_> = wanted.difference(&there).collect();
             assert!(missing.is_empty(), "{missing:?}");
         }
-    }
-
-    #[test]
-    fn netstat_is_read_by_name() {
-        let text = "TcpExt: A IPReversePathFilter B\nTcpExt: 1 42 3\nIpExt: A\nIpExt: 9\n";
-        assert_eq!(of_netstat(text, "TcpExt:", "IPReversePathFilter"), Some(42));
-        assert_eq!(of_netstat(text, "TcpExt:", "C"), None);
     }
 }

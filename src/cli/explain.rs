@@ -1,7 +1,7 @@
 //! `symroutectl explain`: where a request and its reply go on this node, and why.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
@@ -72,7 +72,7 @@ fn address(text: &str) -> Result<IpAddr, &'static str> {
 /// Runs the command: what it prints, and its exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let mut node = Node::open()?;
-    let mut asker = Asker::of(&mut node, &settings(words)?)?;
+    let mut asker = Asker::of(&mut node, &settings(words.config.as_deref())?)?;
     let given = words.link.as_deref().map(|name| {
         let link = asker.facts().links.iter().find(|link| link.name == name);
         link.map(|link| link.index).ok_or_else(|| {
@@ -115,15 +115,12 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
 }
 
 /// The settings to plan by: those of --config, else of the runtime's conflist, else the defaults.
-fn settings(words: &Words) -> Result<Settings, Failure> {
-    let read = match &words.config {
-        Some(file) => {
-            SettingsSource::File(file.clone()).read(Reader::Up).map_err(Failure::Failed)?
-        }
+pub(super) fn settings(config: Option<&Path>) -> Result<Settings, Failure> {
+    let read = if let Some(file) = config {
+        SettingsSource::File(file.into()).read(Reader::Up).map_err(Failure::Failed)?
+    } else {
         // A conflist that can't be read says nothing.
-        None => {
-            SettingsSource::Folder(names::CONF_DIR.into()).read(Reader::Agent).unwrap_or_default()
-        }
+        SettingsSource::Folder(names::CONF_DIR.into()).read(Reader::Agent).unwrap_or_default()
     };
     Ok(read.map(|found| found.config.settings).unwrap_or_default())
 }

@@ -4,6 +4,7 @@
 mod agent;
 mod attachments;
 mod conflist;
+mod doctor;
 mod explain;
 mod pages;
 mod places;
@@ -118,6 +119,9 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
         conf_dir: PathBuf,
     },
+    /// Find what is wrong with replies on this node, with or without symroute
+    #[command(after_help = doctor::tail(), args_override_self = true)]
+    Doctor(doctor::Words),
     /// Say where a request and its reply go on this node, and why
     #[command(after_help = explain::tail(), args_override_self = true)]
     Explain(explain::Words),
@@ -206,6 +210,7 @@ impl Command {
             }
             Self::Down { force } => down(force),
             Self::Status { json, conf_dir } => status(json, &conf_dir),
+            Self::Doctor(words) => doctor::run(&words),
             Self::Explain(words) => explain::run(&words),
             Self::Attachments(words) => attachments::run(&words),
             Self::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),

@@ -157,7 +157,7 @@ impl<'a> Asker<'a> {
     }
 
     /// Whether an interface leads to pods or the like: it is no uplink, and no route outside uses it.
-    fn leads_inside(&self, link: u32) -> bool {
+    pub(crate) fn leads_inside(&self, link: u32) -> bool {
         let plan = &self.view.plan;
         let is_default =
             |r: &Route| r.is_default() && r.nexthops.iter().any(|hop| hop.link == link);

@@ -56,7 +56,8 @@ impl Explained {
         out
     }
 
-    fn story(&self, facts: &Facts, ending: &Ending) -> Vec<String> {
+    /// What becomes of the request, in lines.
+    pub(crate) fn story(&self, facts: &Facts, ending: &Ending) -> Vec<String> {
         let nic = facts.link_name(self.packet.link);
         match ending {
             Ending::Filtered => {

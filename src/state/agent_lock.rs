@@ -30,6 +30,11 @@ impl AgentLock {
         Self::acquire_within(state, DYING)
     }
 
+    /// Whether an agent runs. Changes nothing.
+    pub(crate) fn is_held(state: &State) -> bool {
+        flock::holder(&state.path(&[FILE])).is_some()
+    }
+
     /// Waits for the end of an agent that was just killed. One that goes on is let be.
     pub(crate) fn wait_for_dying(state: &State) -> Result<(), Error> {
         if state.path(&[FILE]).exists() {

@@ -15,6 +15,7 @@ mod answered;
 mod backends;
 mod bad_input;
 mod discovery;
+mod doctor;
 mod explain;
 mod fast_path;
 mod forged;

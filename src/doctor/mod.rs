@@ -1,0 +1,115 @@
+//! What is wrong with a node's replies, whether symroute is there or not: findings with evidence and remedy.
+
+pub(crate) mod look;
+mod words;
+
+use crate::explain::Ending;
+use crate::explain::ask::Explained;
+use crate::model::Facts;
+
+/// How grave a finding is, the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Severity {
+    /// Worth knowing; nothing is lost.
+    Note,
+    /// Something is or may be lost under conditions that the finding names.
+    Warning,
+    /// Packets are lost now, or would be.
+    Problem,
+}
+
+impl Severity {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Problem => "problem",
+        }
+    }
+}
+
+/// One thing that was found. Each id has a row in docs/troubleshooting.md.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(crate) id: &'static str,
+    pub(crate) severity: Severity,
+    pub(crate) what: String,
+    /// Lines that show it.
+    pub(crate) evidence: Vec<String>,
+    pub(crate) remedy: String,
+}
+
+/// The ids of all findings.
+#[cfg(test)]
+pub(crate) const IDS: [&str; 11] = [
+    REFUSED,
+    RP_FILTER,
+    ELSEWHERE,
+    NO_REPLY,
+    DROPS,
+    STATE,
+    ADVICE,
+    BEHIND,
+    NOT_IN_FORCE,
+    NO_AGENT,
+    LOOSE,
+];
+
+const REFUSED: &str = "settings-refused";
+const RP_FILTER: &str = "rp-filter";
+const ELSEWHERE: &str = "reply-elsewhere";
+const NO_REPLY: &str = "no-reply-route";
+const DROPS: &str = "rp-filter-drops";
+const STATE: &str = "node-state";
+const ADVICE: &str = "advice";
+const BEHIND: &str = "networks-behind";
+const NOT_IN_FORCE: &str = "not-in-force";
+const NO_AGENT: &str = "no-agent";
+const LOOSE: &str = "loose-rp-filter";
+
+/// What a request that a client outside sends to an address of the node says of the node as it is.
+pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {
+    let nic = facts.link_name(one.packet.link);
+    let (to, now) = (one.packet.to, one.now());
+    let (id, severity, what) = match now {
+        Ending::Filtered => {
+            let kind = if one.filter.in_force() == 1 { "strict" } else { "loose" };
+            (RP_FILTER, Severity::Problem, format!("{kind} rp_filter drops requests at {nic}"))
+        }
+        Ending::Answered(reply) if reply.way.link != one.packet.link => {
+            let by = facts.link_name(reply.way.link);
+            let what = format!("replies to requests by {nic} leave by {by}");
+            (ELSEWHERE, Severity::Problem, what)
+        }
+        Ending::NoReply => {
+            let what = format!("there is no route for replies to requests by {nic}");
+            (NO_REPLY, Severity::Warning, what)
+        }
+        Ending::Answered(_) | Ending::Refused | Ending::PassesThrough => return None,
+    };
+    let mut evidence = vec![format!("a request from {} to {to}:", one.packet.from)];
+    evidence.extend(one.story(facts, now).into_iter().map(|line| format!("  {line}")));
+    let remedy = match (&one.with, &one.not_bound) {
+        (Some(with), _) if with.is_symmetric(&one.packet) && !one.in_force => {
+            format!("symroute answers them by {nic}: symroutectl conflist add, or symroutectl up")
+        }
+        (_, Some(why)) => format!("symroute leaves them alone ({why}): name {nic} in \"uplinks\""),
+        _ => format!("set the router of {nic} in \"gateways\", then symroutectl up"),
+    };
+    Some(Finding { id, severity, what, evidence, remedy })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn every_finding_has_a_row_in_the_table_of_symptoms() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/troubleshooting.md");
+        let text = fs::read_to_string(file).unwrap();
+        for id in IDS {
+            assert!(text.contains(&format!("| `doctor`: `{id}`")), "{id}");
+        }
+    }
+}

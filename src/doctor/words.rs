@@ -1,0 +1,30 @@
+//! Findings in plain words and for programs.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::Finding;
+
+impl Finding {
+    /// For a person.
+    pub(crate) fn to_text(&self) -> String {
+        let mut out = format!("{}: {} [{}]\n", self.severity.name(), self.what, self.id);
+        for line in &self.evidence {
+            let _ = writeln!(out, "    {line}");
+        }
+        let _ = writeln!(out, "    remedy: {}", self.remedy);
+        out
+    }
+
+    /// For programs.
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "id": self.id,
+            "severity": self.severity.name(),
+            "what": self.what,
+            "evidence": self.evidence,
+            "remedy": self.remedy,
+        })
+    }
+}
