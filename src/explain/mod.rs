@@ -113,8 +113,9 @@ pub(crate) fn not_bound(
     if is_link_local(packet.from) {
         return Some(format!("{} is link-local", packet.from));
     }
-    if source_is_inside {
-        return Some(format!("{} lies inside: the node reaches it by no uplink", packet.from));
+    let is_hairpin = settings.hairpin || facts.hairpins.contains(&packet.to);
+    if source_is_inside && !is_hairpin {
+        return Some(format!("{} lies inside, and \"hairpin\" is false", packet.from));
     }
     if facts.left_out.contains(&packet.to) {
         return Some(format!("the pod {} is left out by its annotation", packet.to));

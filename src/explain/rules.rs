@@ -20,7 +20,9 @@ pub(crate) fn chosen<'a>(
             && rule.to.is_none_or(|net| net.contains(lookup.to))
     };
     let first = |rules: &mut dyn Iterator<Item = &'a Rule>| rules.min_by_key(|rule| rule.priority);
-    let plain = first(&mut rules.clone().filter(leads).filter(|rule| !rule.other_selectors));
+    // A source or a destination is among those selectors, and is read where it is the only one.
+    let is_read = |rule: &&Rule| !rule.other_selectors || rule.from.is_some() || rule.to.is_some();
+    let plain = first(&mut rules.clone().filter(leads).filter(is_read));
     plain.or_else(|| first(&mut rules.filter(leads)))
 }
 
@@ -49,7 +51,7 @@ mod tests {
         let rules = [
             rule(32766, 254),
             Rule { mark: Some(MarkMatch { value: 0x200, mask: 0xf00 }), ..rule(402, 254) },
-            Rule { from: "10.21.0.0/24".parse().ok(), ..rule(900, 254) },
+            Rule { from: "10.21.0.0/24".parse().ok(), other_selectors: true, ..rule(900, 254) },
             Rule { iif: Some("eth1".into()), ..rule(500, 254) },
             Rule { other_selectors: true, ..rule(1, 254) },
             rule(0, 255),

@@ -161,7 +161,7 @@ fn it_says_why_a_request_is_not_bound() {
         (json!({"uplinks": NICS, "host": false}), NODE[1], CLIENT, "\"host\" is false"),
         (json!({"uplinks": NICS, "exclude": [NODE[1]]}), NODE[1], CLIENT, "\"exclude\" has"),
         (json!({"uplinks": ["eth0"]}), NODE[1], CLIENT, "eth1 is no uplink"),
-        (json!({"uplinks": NICS}), NODE[1], POD[0], "lies inside"),
+        (json!({"uplinks": NICS}), NODE[1], POD[0], "\"hairpin\" is false"),
         (json!({"uplinks": NICS}), NODE[1], CLIENT, ""),
     ] {
         let found = said(settings, to, from);

@@ -109,7 +109,12 @@ fn assert_dropped(layout: &TwoNics, policy: Policy) {
 }
 
 fn field_report(policy: Policy) {
-    assert_dropped(&layout(policy), policy);
+    let today = layout(policy);
+    assert_dropped(&today, policy);
+    // What kube-proxy makes of the NodePort.
+    let requests = [("eth0", POD[0], POD[1]), ("eth1", POD[0], POD[1])];
+    today.node.assert_explained("report_002", &settings(true), &requests);
+    drop(today);
     works_with(policy, &settings(true), &settings(true));
 }
 

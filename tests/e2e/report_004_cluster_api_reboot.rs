@@ -94,6 +94,13 @@ fn kubelet_is_reachable_on_both_nics() {
         today.router.source_check_drops()["eth1"] >= 2,
         "the source check drops both replies over IPv6"
     );
+    let requests = [
+        ("eth0", "203.0.113.9", "10.0.10.207"),
+        ("eth0", "10.0.10.69", "10.0.10.207"),
+        ("eth0", "2001:db8:9::9", "2001:db8:10::207"),
+        ("eth1", "203.0.113.9", "10.0.10.190"),
+    ];
+    today.node.assert_explained("report_004", &json!({"uplinks": NICS}), &requests);
     drop(today);
 
     let layout = layout();

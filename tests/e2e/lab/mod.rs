@@ -13,6 +13,7 @@ mod cmd;
 pub(crate) mod conntrack;
 pub(crate) mod flows;
 pub(crate) mod forge;
+pub(crate) mod golden;
 pub(crate) mod kill;
 pub(crate) mod kubeproxy;
 pub(crate) mod load;

@@ -1,0 +1,35 @@
+//! What the tool prints, held against files that people have looked at.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::node::Node;
+use crate::agent::plugin_object;
+
+/// A request: the NIC that it arrives on, the client, and what it asks.
+pub(crate) type Asked<'a> = (&'a str, &'a str, &'a str);
+
+impl Node {
+    /// What `doctor` finds here and `explain` says of these requests is what the file of this name says.
+    /// `SYMROUTE_BLESS=1` writes it.
+    pub(crate) fn assert_explained(&self, name: &str, settings: &Value, requests: &[Asked<'_>]) {
+        let config = plugin_object(self, settings);
+        let mut text = self.symroute(&["doctor", "--for", "0s", "--config", &config]).stdout;
+        for (nic, from, to) in requests {
+            let words = ["explain", "--from", from, "--to", to, "--in", nic, "--config", &config];
+            text += "\n";
+            text += &self.symroute(&words).stdout;
+        }
+        let path = format!("{}/tests/e2e/explained/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+        let path = Path::new(&path);
+        if env::var_os("SYMROUTE_BLESS").is_some() {
+            fs::create_dir_all(path.parent().expect("a folder")).expect("make the folder");
+            fs::write(path, &text).expect("write the file");
+        }
+        let known = fs::read_to_string(path).unwrap_or_default();
+        assert_eq!(text, known, "{}: SYMROUTE_BLESS=1 writes what is said now", path.display());
+    }
+}
