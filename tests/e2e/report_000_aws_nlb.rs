@@ -70,6 +70,9 @@ fn baseline(layout: &Layout) -> usize {
     let (strict, source) = (layout.node.rp_filter_drops(), layout.router.dropped());
     assert!(strict >= broken.len() as u64, "strict rp_filter dropped only {strict} packets");
     assert!(source >= BROKEN6.len() as u64, "the source check dropped only {source} packets");
+    if layout.snat == Snat::NoRules {
+        layout.node.assert_explained("report_000", &settings(), &layout.asked());
+    }
     of4 - broken.len()
 }
 

@@ -96,8 +96,13 @@ fn service_reaches_the_pod_behind_flannel0() {
         &["node to Service over TCP", "node to Service over UDP"],
     );
     assert!(today.b.rp_filter_drops() >= 2, "strict rp_filter drops both flows");
+    let settings = json!({"uplinks": ["eth0", "flannel0"]});
+    // The node itself by its Service, after the DNAT of its own node; and by its address in flannel's network.
+    let requests =
+        [("flannel0", "10.10.70.155", "17.0.51.13"), ("flannel0", "17.0.70.0", "17.0.51.13")];
+    today.b.assert_explained("report_003", &settings, &requests);
     drop(today);
-    works_with(&json!({"uplinks": ["eth0", "flannel0"]}));
+    works_with(&settings);
 }
 
 /// The source's own way back, eth0, is then no uplink; it leads outside all the same.

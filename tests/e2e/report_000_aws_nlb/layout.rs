@@ -2,6 +2,7 @@
 
 use crate::lab::aws::{self, Snat};
 use crate::lab::flows::Flow;
+use crate::lab::golden::Asked;
 use crate::lab::kubeproxy::{self, Frontend, Policy, Service};
 use crate::lab::netns::Netns;
 use crate::lab::node::{Node, Pod};
@@ -31,6 +32,12 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// Requests to explain: by each NIC to the address of the node there, and to the pod behind it.
+    pub(super) fn asked(&self) -> Vec<Asked<'static>> {
+        let to = |device: usize| [NODE[device], POD[device]].map(|to| (NICS[device], CLIENT, to));
+        (0..3).flat_map(to).chain([(NICS[2], CLIENT6, POD6[2])]).collect()
+    }
+
     pub(super) fn build(snat: Snat) -> Self {
         let (mut router, node) = (Router::new(), Node::new("node"));
         for nic in NICS {
