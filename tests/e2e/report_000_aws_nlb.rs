@@ -71,7 +71,7 @@ fn baseline(layout: &Layout) -> usize {
     assert!(strict >= broken.len() as u64, "strict rp_filter dropped only {strict} packets");
     assert!(source >= BROKEN6.len() as u64, "the source check dropped only {source} packets");
     if layout.snat == Snat::NoRules {
-        layout.node.assert_explained("report_000", &settings(), &layout.asked());
+        layout.node.assert_explained("report_000", &settings(), &Layout::asked());
     }
     of4 - broken.len()
 }

@@ -33,7 +33,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Requests to explain: by each NIC to the address of the node there, and to the pod behind it.
-    pub(super) fn asked(&self) -> Vec<Asked<'static>> {
+    pub(super) fn asked() -> Vec<Asked<'static>> {
         let to = |device: usize| [NODE[device], POD[device]].map(|to| (NICS[device], CLIENT, to));
         (0..3).flat_map(to).chain([(NICS[2], CLIENT6, POD6[2])]).collect()
     }
