@@ -186,3 +186,53 @@ fn there_is_a_manual_page_for_each_command() {
     let said = run(Command::new(TOOL).args(["man", "/dev/null/man"]));
     assert_eq!(said.status.code(), Some(1));
 }
+
+/// `kubectl symroute` with a kubectl that knows three nodes: one has findings, one has none, and one does
+/// not answer.
+#[test]
+fn nodes_of_a_cluster_in_one_table() {
+    const KUBECTL: &str = r#"#!/bin/sh
+case "$*" in
+*"--namespace nowhere get pods"*) ;;
+*"get pods"*) printf 'node-b two\nnode-a one\nnode-c three\n' ;;
+*"one -- /symroutectl doctor") printf 'problem: drops at eth1 [rp-filter]\n    shown by\nnote: no agent [no-agent]\n'; exit 4 ;;
+*"two -- /symroutectl doctor") echo "ok: fine" ;;
+*"one -- /symroutectl status") exit 3 ;;
+*"two -- /symroutectl status") exit 0 ;;
+*) echo "error: can't connect" >&2; exit 1 ;;
+esac
+"#;
+    let folder = Folder::new();
+    let kubectl = folder.0.join("kubectl");
+    fs::write(&kubectl, KUBECTL).expect("write a kubectl");
+    fs::set_permissions(&kubectl, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/kubectl-symroute");
+    let said = |words: &[&str]| {
+        let path = format!("{}:/usr/bin:/bin", folder.path());
+        let output = run(Command::new(script).args(words).env("PATH", path));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), text + &String::from_utf8_lossy(&output.stderr))
+    };
+    let table = "NODE    FINDING            WHAT\n\
+                 node-a  problem rp-filter  drops at eth1\n\
+                 node-a  note no-agent      no agent\n\
+                 node-b  ok\n\
+                 node-c  problem no-answer  error: can't connect\n";
+    assert_eq!(said(&["doctor"]), (Some(4), table.into()));
+    let one = "problem: drops at eth1 [rp-filter]\n    shown by\nnote: no agent [no-agent]\n";
+    assert_eq!(said(&["doctor", "--node", "node-a"]), (Some(4), one.into()));
+    assert_eq!(said(&["doctor", "--node", "node-b"]), (Some(0), "ok: fine\n".into()));
+    let (code, text) = said(&["status"]);
+    assert!(text.contains("node-a  warning            not in force"), "{text}");
+    assert!(code == Some(4) && text.contains("node-b  ok                 in force"), "{text}");
+    for (words, wanted, why) in [
+        (&["doctor", "--namespace", "nowhere"][..], 1, "no pod of symroute"),
+        (&["doctor", "--node", "node-z"], 1, "node node-z has no pod"),
+        (&["fly"], 2, "--help"),
+        (&[], 2, "doctor or status is missing"),
+        (&["doctor", "--node"], 2, "a value is missing"),
+    ] {
+        let (code, text) = said(words);
+        assert!(code == Some(wanted) && text.contains(why), "{words:?}: {code:?} {text}");
+    }
+}

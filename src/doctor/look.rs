@@ -37,7 +37,11 @@ pub(crate) fn findings(
             let requests = requests(asker.facts(), &asker);
             for packet in requests {
                 let one = asker.explain(packet)?;
-                found.extend(of_request(asker.facts(), &one));
+                let finding = of_request(asker.facts(), &one);
+                // One address of an interface is enough to show it.
+                let is_new =
+                    |f: &Finding| !found.iter().any(|known: &Finding| known.what == f.what);
+                found.extend(finding.filter(is_new));
             }
             found.extend(of_plan(&asker, in_force));
         }
@@ -53,7 +57,6 @@ pub(crate) fn findings(
     found.extend(of_agent(in_force, agent_runs));
     found.extend(of_drops(before, watched));
     found.sort_by_key(|finding| Reverse(finding.severity));
-    found.dedup();
     Ok(found)
 }
 

@@ -40,6 +40,8 @@ fn a_node_without_symroute() {
     let node = &layout.node;
     let wanted = ["problem rp-filter", "problem reply-elsewhere", "note not-in-force"];
     assert_eq!(found(node, &[]), wanted);
+    node.ns.ip("addr add 10.21.0.11/24 dev eth1");
+    assert_eq!(found(node, &[]), wanted, "another address of eth1 shows nothing new");
     let report = report(node, &[]);
     let text = report.to_string();
     for words in [

@@ -149,6 +149,8 @@ kubernetes() {
     works "it has installed the program" cmp "$SYMROUTE_BIN" /opt/cni/bin/symroute
     works "and the entry" entry_is_there
     works "and node state is in force" "$SYMROUTE_CTL" status
+    works "doctor finds nothing, in its container" podman_ exec agent /symroutectl doctor --for 0s
+    works "and says so" grep -q '^ok: ' "$WORK/out"
     works "a pod starts" node_holds
     works "the pod of before answers by eth1" until_ reached early
     works "another pod starts" libcni_start later
