@@ -32,18 +32,7 @@ mod tests {
     use crate::model::{Family, MarkMatch};
 
     fn rule(priority: u32, table: u32) -> Rule {
-        Rule {
-            family: Family::V4,
-            priority,
-            action: Action::Lookup(table),
-            mark: None,
-            iif: None,
-            from: None,
-            to: None,
-            suppress: None,
-            other_selectors: false,
-            protocol: 0,
-        }
+        Rule::of_all(Family::V4, priority, Action::Lookup(table), 0)
     }
 
     #[test]

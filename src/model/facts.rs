@@ -232,6 +232,24 @@ pub(crate) struct Rule {
     pub(crate) protocol: u8,
 }
 
+impl Rule {
+    /// A rule that every packet meets. `protocol`: `RTPROT_*`.
+    pub(crate) fn of_all(family: Family, priority: u32, action: Action, protocol: u8) -> Self {
+        Self {
+            family,
+            priority,
+            action,
+            mark: None,
+            iif: None,
+            from: None,
+            to: None,
+            suppress: None,
+            other_selectors: false,
+            protocol,
+        }
+    }
+}
+
 /// In the words of `ip rule`, as far as we read it.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

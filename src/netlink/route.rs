@@ -188,18 +188,7 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
     let flags = u32_at(body, 8)?;
     let (mut table, mut target) = (u32::from(*body.get(4)?), 0);
     let (mut mark, mut bits) = (None, None);
-    let mut rule = Rule {
-        family,
-        priority: 0,
-        action: Action::Nop,
-        mark: None,
-        iif: None,
-        from: None,
-        to: None,
-        suppress: None,
-        other_selectors: false,
-        protocol: 0,
-    };
+    let mut rule = Rule::of_all(family, 0, Action::Nop, 0);
     // TOS, or an inverted rule.
     let mut more = *body.get(3)? != 0 || flags & FIB_RULE_INVERT != 0;
     for (kind, payload) in attrs(body.get(FIB_RULE_HDR..)?) {

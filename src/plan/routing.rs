@@ -135,18 +135,7 @@ pub(crate) fn rules(
     let (field, at) = (settings.field, settings.rules());
     let mut rules = Vec::new();
     for &family in families {
-        let rule = |priority, action| Rule {
-            family,
-            priority,
-            action,
-            mark: None,
-            iif: None,
-            from: None,
-            to: None,
-            suppress: None,
-            other_selectors: false,
-            protocol: RTPROT_KERNEL,
-        };
+        let rule = |priority, action| Rule::of_all(family, priority, action, RTPROT_KERNEL);
         rules.push(rule(at.end, Action::Nop));
         let unmarked = rule(at.skip, Action::Goto(at.end));
         rules.push(Rule { mark: Some(field.matches(0)), ..unmarked });

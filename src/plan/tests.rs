@@ -190,18 +190,8 @@ fn base_rules() -> Vec<FoundRule> {
     let mut rules = Vec::new();
     for family in Family::ALL {
         for (priority, table) in [(0, RT_TABLE_LOCAL), (1536, 2), (32766, RT_TABLE_MAIN)] {
-            let rule = Rule {
-                family,
-                priority,
-                action: Action::Lookup(table),
-                mark: None,
-                iif: None,
-                from: None,
-                to: None,
-                suppress: None,
-                other_selectors: priority == 1536,
-                protocol: 2,
-            };
+            let plain = Rule::of_all(family, priority, Action::Lookup(table), 2);
+            let rule = Rule { other_selectors: priority == 1536, ..plain };
             rules.push(FoundRule { rule, message: Vec::new() });
         }
     }

@@ -13,6 +13,7 @@ use nix::sys::socket::{
 };
 
 use super::netns::Netns;
+use super::wire::send_frame;
 
 type Mac = [u8; 6];
 
@@ -131,20 +132,5 @@ fn asker(message: &[u8], address: Ipv4Addr) -> Option<(Mac, Ipv4Addr)> {
 fn send(socket: &OwnedFd, index: u32, to: Mac, message: &[u8]) {
     let mut mac = [0; 8];
     mac[..6].copy_from_slice(&to);
-    let address = libc::sockaddr_ll {
-        sll_family: u16::try_from(libc::AF_PACKET).expect("small"),
-        sll_protocol: u16::try_from(libc::ETH_P_ARP).expect("small").to_be(),
-        sll_ifindex: i32::try_from(index).expect("an index"),
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 6,
-        sll_addr: mac,
-    };
-    let size = u32::try_from(size_of_val(&address)).expect("small");
-    let (data, length) = (message.as_ptr().cast(), message.len());
-    // SAFETY: both pointers are to live values of the sizes that go with them, which are only read.
-    let sent = unsafe {
-        libc::sendto(socket.as_raw_fd(), data, length, 0, (&raw const address).cast(), size)
-    };
-    assert_eq!(usize::try_from(sent), Ok(length), "{}", std::io::Error::last_os_error());
+    send_frame(socket, index, libc::ETH_P_ARP, mac, message);
 }

@@ -145,6 +145,17 @@ fn put(wire: &OwnedFd, port: &str, to: &str, packet: &[u8]) {
         *byte = u8::from_str_radix(text, 16).expect("a hardware address");
     }
     let index = if_nametoindex(port).expect("a port");
+    send_frame(wire, index, protocol, mac, packet);
+}
+
+/// Sends what a frame carries to a hardware address, by a packet socket.
+pub(super) fn send_frame(
+    socket: &OwnedFd,
+    index: u32,
+    protocol: libc::c_int,
+    mac: [u8; 8],
+    data: &[u8],
+) {
     let address = libc::sockaddr_ll {
         sll_family: u16::try_from(libc::AF_PACKET).expect("small"),
         sll_protocol: u16::try_from(protocol).expect("small").to_be(),
@@ -155,15 +166,10 @@ fn put(wire: &OwnedFd, port: &str, to: &str, packet: &[u8]) {
         sll_addr: mac,
     };
     let size = u32::try_from(size_of_val(&address)).expect("small");
-    let (data, length) = (packet.as_ptr().cast(), packet.len());
+    let (bytes, length) = (data.as_ptr().cast(), data.len());
     // SAFETY: both pointers are to live values of the sizes that go with them, which are only read.
     let sent = unsafe {
-        libc::sendto(wire.as_raw_fd(), data, length, 0, (&raw const address).cast(), size)
+        libc::sendto(socket.as_raw_fd(), bytes, length, 0, (&raw const address).cast(), size)
     };
-    assert_eq!(
-        sent,
-        isize::try_from(length).expect("small"),
-        "{}",
-        std::io::Error::last_os_error()
-    );
+    assert_eq!(usize::try_from(sent), Ok(length), "{}", std::io::Error::last_os_error());
 }
