@@ -28,13 +28,14 @@ address that the request has after it.
 
 pub(super) fn tail() -> String {
     let codes = [
-        (0, "each request is answered by the interface it came in by"),
+        (0, "each request is answered by the interface it came in by, or leaves the node"),
         (EXIT_OFF, "one is lost, or its reply leaves elsewhere, as the node is now"),
     ];
     let examples = [
         "explain --from 203.0.113.9 --to 10.21.0.10",
         "explain --from 203.0.113.9 --to 10.244.1.5 --in eth1",
         "explain --from 203.0.113.9 --all",
+        "explain --from 10.244.1.5 --to 203.0.113.9 --in vethf00",
     ];
     super::tail(ABOUT, &codes, &examples)
 }
@@ -103,7 +104,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         let text = "no interface leads outside, so no request arrives; name one by --in";
         return Err(Failure::Failed(text.into()));
     }
-    let is_well = found.iter().all(|one| one.now().is_symmetric(&one.packet));
+    let is_well = found.iter().all(|one| one.now().is_well(&one.packet));
     let facts = asker.facts();
     let text = if words.json {
         let requests: Vec<_> = found.iter().map(|one| one.to_json(facts)).collect();

@@ -85,7 +85,9 @@ pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {
             let what = format!("there is no route for replies to requests by {nic}");
             (NO_REPLY, Severity::Warning, what)
         }
-        Ending::Answered(_) | Ending::Refused | Ending::PassesThrough => return None,
+        Ending::Answered(_) | Ending::Leaves(_) | Ending::Refused | Ending::PassesThrough => {
+            return None;
+        }
     };
     let mut evidence = vec![format!("a request from {} to {to}:", one.packet.from)];
     evidence.extend(one.story(facts, now).into_iter().map(|line| format!("  {line}")));

@@ -137,14 +137,14 @@ impl<'a> Asker<'a> {
 
     fn answers(&mut self, packet: &Packet, mark: u32) -> Result<Answers, Error> {
         let Packet { from, to, link } = *packet;
-        let request = self.way(Lookup { to, from: Some(from), iif: Some(link), mark })?;
+        let request = self.chosen(Lookup { to, from: Some(from), iif: Some(link), mark })?;
         // The filter looks the mark up where src_valid_mark says so.
         let is_valid = self.facts().src_valid_mark.get(&link).is_some_and(|value| *value != 0);
         let judged = if is_valid { mark } else { 0 };
         // The source is the node's, or the kernel would not take it for a packet of its own.
         let own = self.facts().addresses.iter().any(|a| a.ip == to).then_some(to);
         let back = self.chosen(Lookup { to: from, from: own, iif: None, mark: judged })?;
-        let reply = match request {
+        let reply = match request.as_ref().map(|chosen| chosen.way) {
             Some(way) if way.kind == RTN_LOCAL => {
                 self.chosen(Lookup { to: from, from: Some(to), iif: None, mark })?
             }

@@ -29,7 +29,7 @@ pub(crate) struct Packet {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Answers {
     /// Where the request goes; none where the kernel drops it.
-    pub(crate) request: Option<Way>,
+    pub(crate) request: Option<Chosen>,
     /// Where the kernel sends what is for the client: what the reverse path filter goes by.
     pub(crate) back: Option<Chosen>,
     /// Where the reply goes. None without a request that is for something inside.
@@ -51,8 +51,10 @@ pub(crate) enum Ending {
     /// The kernel drops it for another reason: no route, a route that denies, or a source that is an
     /// address of the node.
     Refused,
-    /// It leaves the node by another uplink, and is for nothing here.
+    /// It came in by an uplink, leaves the node by one, and is for nothing here.
     PassesThrough,
+    /// A pod has sent it, and it leaves the node by this way.
+    Leaves(Chosen),
     /// It arrives, and there is no way to send a reply.
     NoReply,
     /// It arrives, and the reply leaves by this way.
@@ -63,6 +65,11 @@ impl Ending {
     /// Whether the reply leaves by the interface that the request came in by.
     pub(crate) fn is_symmetric(&self, packet: &Packet) -> bool {
         matches!(self, Self::Answered(reply) if reply.way.link == packet.link)
+    }
+
+    /// Whether nothing is lost on this node.
+    pub(crate) fn is_well(&self, packet: &Packet) -> bool {
+        self.is_symmetric(packet) || matches!(self, Self::Leaves(_))
     }
 }
 
@@ -81,12 +88,16 @@ pub(crate) fn ending(
         2 => back.is_some(),
         _ => true,
     };
-    match &answers.request {
-        None if packet.from.is_ipv4() && !passes => Ending::Filtered,
-        Some(way) if way.kind == RTN_UNICAST && !is_inside(way.link) => Ending::PassesThrough,
-        Some(way) if matches!(way.kind, RTN_UNICAST | RTN_LOCAL) => {
-            answers.reply.clone().map_or(Ending::NoReply, Ending::Answered)
+    let Some(request) = &answers.request else {
+        let is_filtered = packet.from.is_ipv4() && !passes;
+        return if is_filtered { Ending::Filtered } else { Ending::Refused };
+    };
+    match request.way.kind {
+        RTN_UNICAST if !is_inside(request.way.link) && is_inside(packet.link) => {
+            Ending::Leaves(request.clone())
         }
+        RTN_UNICAST if !is_inside(request.way.link) => Ending::PassesThrough,
+        RTN_UNICAST | RTN_LOCAL => answers.reply.clone().map_or(Ending::NoReply, Ending::Answered),
         _ => Ending::Refused,
     }
 }

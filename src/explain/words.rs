@@ -83,6 +83,7 @@ impl Explained {
             Ending::PassesThrough => {
                 vec![format!("passes through: nothing on this node has {}", self.packet.to)]
             }
+            Ending::Leaves(request) => vec![format!("leaves the node by {}", way(facts, request))],
             Ending::NoReply => {
                 vec![format!("lost: there is no route for the reply to {}", self.packet.from)]
             }
@@ -101,10 +102,11 @@ impl Explained {
     /// For programs.
     pub(crate) fn to_json(&self, facts: &Facts) -> Value {
         let side = |ending: &Ending| {
-            let (word, reply) = match ending {
+            let (word, chosen) = match ending {
                 Ending::Filtered => ("filtered", None),
                 Ending::Refused => ("refused", None),
                 Ending::PassesThrough => ("passes-through", None),
+                Ending::Leaves(request) => ("leaves", Some(request)),
                 Ending::NoReply => ("no-reply", None),
                 Ending::Answered(reply) => ("answered", Some(reply)),
             };
@@ -119,7 +121,7 @@ impl Explained {
             json!({
                 "ending": word,
                 "symmetric": ending.is_symmetric(&self.packet),
-                "reply": reply.map(by),
+                "way": chosen.map(by),
                 "story": self.story(facts, ending),
             })
         };

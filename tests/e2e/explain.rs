@@ -182,3 +182,34 @@ fn all_of_a_node() {
     assert_eq!(ran.code, Some(0));
     layout.node.down();
 }
+
+/// What a pod sends: the way that it takes, as a counter on the wire shows.
+#[test]
+fn what_a_pod_sends() {
+    let layout = two_nics();
+    let node = &layout.node;
+    node.ns.nft(
+        "table inet probe {
+           counter eth0 { }
+           counter eth1 { }
+           chain last {
+             type filter hook postrouting priority 300;
+             oifname eth0 ip daddr 203.0.113.9 counter name eth0
+             oifname eth1 ip daddr 203.0.113.9 counter name eth1
+           }
+         }",
+    );
+    for (at, wanted) in [
+        (0, "leaves the node by eth0: rule 32766, table main, via 10.20.0.1"),
+        (1, "leaves the node by eth1: rule 1536, table 101, via 10.21.0.1"),
+    ] {
+        let veth = format!("enipod{at}");
+        let words = ["explain", "--from", POD[at], "--to", CLIENT, "--in", &veth];
+        let ran = node.symroute(&words);
+        assert!(ran.code == Some(0) && ran.stdout.contains(wanted), "{}", ran.stdout);
+        let to = format!("{CLIENT}:8080").parse().expect("an address");
+        ask(&layout.pods[at].ns, Proto::Tcp, to, PATIENT).expect("an answer");
+        let counted = NICS.map(|nic| node.ns.counter("probe", nic) > 0);
+        assert_eq!(counted, [true, at == 1], "the pod's packets leave by the NIC that it named");
+    }
+}
