@@ -94,6 +94,11 @@ fn field_report(kube_proxy: Flavour, source_check: bool) {
     } else {
         assert!(today.node.rp_filter_drops() > 0, "strict rp_filter saw nothing wrong");
     }
+    // The backend, to which kube-proxy sends the pod's request; and its answer to eth0's address.
+    let requests =
+        [("enipod", "10.12.192.44", "10.253.4.194"), ("eth0", "10.253.4.194", "10.12.97.49")];
+    today.node.assert_explained("report_001", &settings(), &requests);
+    drop(today);
 
     let Layout { router, node, pod, .. } = &layout(kube_proxy, source_check);
     let proof = Proof::begin(node, router);
