@@ -178,6 +178,11 @@ impl World {
         edge.ip("addr add 10.7.0.2/31 dev wg0
              link set wg0 up");
         let pod = node.pod("pod", &["10.244.0.5", "2001:db8:244::5"]);
+        // By a label of its own, each connection would draw one of several hops anew: what worked once by
+        // chance is no flow that works.
+        for ns in [&node.ns, &pod.ns] {
+            ns.sysctl("ipv6/auto_flowlabels", "0");
+        }
         node_port(&node.ns, "10.244.0.5");
         node.ns.nft(
             "table ip6 nodeport {
