@@ -4,9 +4,10 @@
 use serde_json::json;
 
 use crate::lab::agent::PATIENT;
-use crate::lab::flows::{assert_all_work, assert_only_these_fail};
-use crate::lab::traffic::Connection;
-use crate::lab::two_nics::{NICS, NODE, two_nics};
+use crate::lab::backend::Backend;
+use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
+use crate::lab::traffic::{Connection, Proto};
+use crate::lab::two_nics::{NICS, NODE, POD, two_nics};
 
 #[test]
 fn a_rule_before_ours_is_named_with_the_remedy() {
@@ -80,4 +81,26 @@ fn the_plugin_chooses_a_place_before_them() {
          rule del pref 30");
     node.down();
     assert!(places().is_empty(), "{:?}", places());
+}
+
+/// As netplan has it: what the node sends from eth1's address goes by eth1's own table. That rule answers the
+/// question by which iptables knows local pods, so a request for a pod is not bound. nftables asks another way.
+#[test]
+fn a_rule_by_an_address_of_the_node() {
+    let layout = two_nics();
+    let node = &layout.node;
+    crate::routing::lan::node_port(&node.ns, POD[0]);
+    node.ns.ip("rule add pref 100 from 10.21.0.10 lookup 101");
+    let to = format!("{}:30080", NODE[1]);
+    let flows = || [Flow::new("NodePort", &layout.client, Proto::Tcp, &to, "pod0 203.0.113.9")];
+    assert_only_these_fail(&flows(), &["NodePort"]);
+    node.up(&json!({"uplinks": NICS}));
+    let broken: &[&str] = if Backend::of_run().is_iptables() { &["NodePort"] } else { &[] };
+    assert_only_these_fail(&flows(), broken);
+    assert_all_work(&[layout.flow_to_host()]);
+    node.up(&json!({"uplinks": NICS, "rulePriority": 90}));
+    node.ns.exec(&["conntrack", "-F"], "");
+    assert_all_work(&flows());
+    assert_all_work(&[layout.flow_to_host()]);
+    node.down();
 }
