@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::uplinks::outside;
 use super::{Note, Plan, unanswered};
+use crate::backend::Marker;
 use crate::config::Settings;
 use crate::model::{Action, Facts, Family, Route, Rule, whole};
 use crate::names::LOOPBACK;
@@ -88,7 +89,13 @@ fn steers(facts: &Facts, plan: &Plan, outside: &BTreeSet<u32>, rule: &Rule) -> b
         && rule.iif.as_deref().is_none_or(|iif| iif == LOOPBACK)
         && rule.to.is_none_or(|to| !unanswered::is_inside(facts, outside, to))
         && has_routes()
-        && !says_the_same(facts, plan, rule, table)
+        && !(is_harmless(plan) && says_the_same(facts, plan, rule, table))
+}
+
+/// Whether a rule that leads where ours lead does no harm. With iptables it does: it answers the look-up by
+/// which local pods are known (`xt_rpfilter` asks with the packet's destination as source).
+fn is_harmless(plan: &Plan) -> bool {
+    plan.marker() == Marker::Nftables
 }
 
 /// Whether the rule is about the one address of an uplink, and its table leads where ours leads.

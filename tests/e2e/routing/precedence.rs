@@ -90,7 +90,8 @@ fn a_rule_by_an_address_of_the_node() {
     let layout = two_nics();
     let node = &layout.node;
     crate::routing::lan::node_port(&node.ns, POD[0]);
-    node.ns.ip("rule add pref 100 from 10.21.0.10 lookup 101");
+    node.ns.ip("route add 10.21.0.0/24 dev eth1 table 101
+         rule add pref 100 from 10.21.0.10 lookup 101");
     let to = format!("{}:30080", NODE[1]);
     let flows = || [Flow::new("NodePort", &layout.client, Proto::Tcp, &to, "pod0 203.0.113.9")];
     assert_only_these_fail(&flows(), &["NodePort"]);
@@ -98,7 +99,10 @@ fn a_rule_by_an_address_of_the_node() {
     let broken: &[&str] = if Backend::of_run().is_iptables() { &["NodePort"] } else { &[] };
     assert_only_these_fail(&flows(), broken);
     assert_all_work(&[layout.flow_to_host()]);
-    node.up(&json!({"uplinks": NICS, "rulePriority": 90}));
+    let status = node.symroute(&["status"]);
+    let is_named = status.stdout.contains("100: from 10.21.0.10/32 lookup 101");
+    assert_eq!(is_named, Backend::of_run().is_iptables(), "{}", status.stdout);
+    node.up(&json!({"uplinks": NICS, "rulePriority": "auto"}));
     node.ns.exec(&["conntrack", "-F"], "");
     assert_all_work(&flows());
     assert_all_work(&[layout.flow_to_host()]);
