@@ -20,7 +20,7 @@ impl Request {
         if self.to.is_ipv4() { CLIENT } else { CLIENT6 }
     }
 
-    /// Whether the client gets an answer. Where it must not, nobody waits long.
+    /// Whether the client gets an answer. Where it must not, the test does not wait long.
     fn is_answered(&self, layout: &TwoNics, expected: bool) -> bool {
         let deadline = if expected { PATIENT } else { BASELINE };
         ask(&layout.client, Proto::Tcp, self.to, deadline).is_ok()
