@@ -11,7 +11,7 @@ use crate::config::Settings;
 use crate::config::source::{Reader, SettingsSource};
 use crate::explain::Packet;
 use crate::explain::ask::{Asker, Explained};
-use crate::model::{Family, is_link_local};
+use crate::model::Family;
 use crate::names;
 use crate::node::Node;
 
@@ -87,7 +87,10 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
             return Err(Failure::Failed(text));
         }
         Some(to) => vec![to],
-        None => own_addresses(&asker, words.from),
+        None => {
+            let own = asker.public_addresses().map(|address| address.ip);
+            own.filter(|ip| Family::of(*ip) == Family::of(words.from)).collect()
+        }
     };
     let mut found: Vec<Explained> = Vec::new();
     for to in targets {
@@ -124,16 +127,6 @@ pub(super) fn settings(config: Option<&Path>) -> Result<Settings, Failure> {
         SettingsSource::Folder(names::CONF_DIR.into()).read(Reader::Agent).unwrap_or_default()
     };
     Ok(read.map(|found| found.config.settings).unwrap_or_default())
-}
-
-/// The node's addresses of the client's family that a client outside may ask.
-fn own_addresses(asker: &Asker<'_>, from: IpAddr) -> Vec<IpAddr> {
-    let facts = asker.facts();
-    let global = facts
-        .addresses
-        .iter()
-        .filter(|a| Family::of(a.ip) == Family::of(from) && a.scope == 0 && !is_link_local(a.ip));
-    global.map(|address| address.ip).filter(|ip| !ip.is_loopback()).collect()
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::config::Settings;
 use crate::error::Error;
 use crate::explain::Packet;
 use crate::explain::ask::Asker;
-use crate::model::{Facts, Family, is_link_local};
+use crate::model::{Facts, Family};
 use crate::netlink::uapi::{IFF_LOOPBACK, IFF_UP};
 use crate::netstat;
 use crate::node::Node;
@@ -65,10 +65,9 @@ fn requests(facts: &Facts, asker: &Asker<'_>) -> Vec<Packet> {
     let real = |link: u32| {
         facts.link(link).is_some_and(|l| l.flags & IFF_LOOPBACK == 0 && l.flags & IFF_UP != 0)
     };
-    let own = facts.addresses.iter().filter(|address| {
-        let public = address.scope == 0 && !is_link_local(address.ip) && !address.ip.is_loopback();
-        public && real(address.link) && !asker.leads_inside(address.link)
-    });
+    let own = asker
+        .public_addresses()
+        .filter(|address| real(address.link) && !asker.leads_inside(address.link));
     let client = |ip: IpAddr| OUTSIDE.of(Family::of(ip));
     own.map(|a| Packet { from: client(a.ip), to: a.ip, link: a.link }).collect()
 }

@@ -73,7 +73,7 @@ pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {
     let (to, now) = (one.packet.to, one.now());
     let (id, severity, what) = match now {
         Ending::Filtered => {
-            let kind = if one.filter.in_force() == 1 { "strict" } else { "loose" };
+            let kind = one.filter.kind();
             (RP_FILTER, Severity::Problem, format!("{kind} rp_filter drops requests at {nic}"))
         }
         Ending::Answered(reply) if reply.way.link != one.packet.link => {

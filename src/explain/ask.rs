@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::{Answers, Chosen, Ending, Packet, ending, not_bound, rules};
 use crate::config::Settings;
 use crate::error::Error;
-use crate::model::{Facts, Family, Route, RpFilter, Rule};
+use crate::model::{Address, Facts, Family, Route, RpFilter, Rule, is_link_local};
 use crate::netlink::route::{self, Lookup, Way};
 use crate::netlink::uapi::{IFF_LOOPBACK, RTN_LOCAL, RTN_UNICAST};
 use crate::node::apply::Kernel;
@@ -61,6 +61,12 @@ impl<'a> Asker<'a> {
 
     pub(crate) fn facts(&self) -> &Facts {
         &self.view.facts
+    }
+
+    /// The node's addresses that a client outside may ask.
+    pub(crate) fn public_addresses(&self) -> impl Iterator<Item = &Address> {
+        let addresses = self.facts().addresses.iter();
+        addresses.filter(|a| a.scope == 0 && !is_link_local(a.ip) && !a.ip.is_loopback())
     }
 
     pub(crate) fn uplinks(&self) -> Vec<u32> {

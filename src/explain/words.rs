@@ -61,7 +61,7 @@ impl Explained {
         let nic = facts.link_name(self.packet.link);
         match ending {
             Ending::Filtered => {
-                let kind = if self.filter.in_force() == 1 { "strict" } else { "loose" };
+                let kind = self.filter.kind();
                 let mut lines = vec![format!("lost: {kind} rp_filter drops the request at {nic}")];
                 lines.push(match &self.back {
                     Some(back) => {

@@ -469,6 +469,11 @@ impl RpFilter {
     pub(crate) fn in_force(self) -> u32 {
         self.all.max(self.own)
     }
+
+    /// How a filter is called that drops packets.
+    pub(crate) fn kind(self) -> &'static str {
+        if self.in_force() == 1 { "strict" } else { "loose" }
+    }
 }
 
 impl Facts {
