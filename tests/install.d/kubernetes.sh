@@ -96,7 +96,10 @@ agent_runs() {
 
 doctor_finds_nothing() {
     local said
-    said=$(podman_ exec agent /symroutectl doctor --for 0s) && [[ $said == "ok: "* ]] || { echo "$said"; return 1; }
+    if ! said=$(podman_ exec agent /symroutectl doctor --for 0s) || [[ $said != "ok: "* ]]; then
+        echo "$said"
+        return 1
+    fi
 }
 
 agent_ends() {
