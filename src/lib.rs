@@ -30,6 +30,7 @@ mod hash;
 mod logging;
 mod model;
 mod names;
+mod netfilter;
 mod netlink;
 mod netstat;
 mod node;

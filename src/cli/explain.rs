@@ -13,16 +13,19 @@ use crate::explain::Packet;
 use crate::explain::ask::{Asker, Explained};
 use crate::model::Family;
 use crate::names;
+use crate::netfilter;
 use crate::node::Node;
 
+/// `IPPROTO_TCP`
+const TCP: u8 = 6;
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
 
 const ABOUT: &str = "\
 Asks the kernel what it would do with a request from a client, and with the reply: on the
 node as it is, without symroute and with it. Needs no symroute on the node, and changes
-nothing. It does not look at DNAT: for a NodePort or a load balancer's address name the
-address that the request has after it.
+nothing. With a port it follows DNAT by the rules of nftables and iptables (NodePorts,
+load balancers). With --from an address of the node, it is what the node itself sends.
 
 ";
 
@@ -33,6 +36,7 @@ pub(super) fn tail() -> String {
     ];
     let examples = [
         "explain --from 203.0.113.9 --to 10.21.0.10",
+        "explain --from 203.0.113.9 --to 10.21.0.10:30080 --proto udp",
         "explain --from 203.0.113.9 --to 10.244.1.5 --in eth1",
         "explain --from 203.0.113.9 --all",
         "explain --from 10.244.1.5 --to 203.0.113.9 --in vethf00",
@@ -45,13 +49,16 @@ pub(super) fn tail() -> String {
 pub(super) struct Words {
     /// The client
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = address)]
-    from: IpAddr,
-    /// What it asks: an address of the node or of a pod
+    from: End,
+    /// What it asks: an address of the node, of a pod or of a Service
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = address, required_unless_present = "all")]
-    to: Option<IpAddr>,
-    /// Where it arrives [default: the NIC that has --to, else each uplink]
+    to: Option<End>,
+    /// Where it arrives [default: where --from lies, else the NIC that has --to, else each uplink]
     #[arg(long = "in", value_name = "NIC")]
     link: Option<String>,
+    /// tcp, udp, icmp, sctp or a number [default: tcp where --to has a port]
+    #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
+    proto: Option<u8>,
     /// Settings to plan by where symroute is not in force
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -64,10 +71,23 @@ pub(super) struct Words {
 }
 
 /// An address, with or without a port.
-fn address(text: &str) -> Result<IpAddr, &'static str> {
-    let with_port = || text.parse().map(|address: SocketAddr| address.ip());
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct End {
+    ip: IpAddr,
+    port: Option<u16>,
+}
+
+fn address(text: &str) -> Result<End, &'static str> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(End { ip: address.ip(), port: Some(address.port()) });
+    }
     let bare = text.trim_start_matches('[').trim_end_matches(']');
-    bare.parse().or_else(|_| with_port()).map_err(|_| "wanted: ADDRESS or ADDRESS:PORT")
+    let ip = bare.parse().map_err(|_| "wanted: ADDRESS or ADDRESS:PORT")?;
+    Ok(End { ip, port: None })
+}
+
+fn protocol(text: &str) -> Result<u8, &'static str> {
+    netfilter::protocol(text).ok_or("wanted: tcp, udp, icmp, sctp or a number")
 }
 
 /// Runs the command: what it prints, and its exit code.
@@ -81,28 +101,32 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         })
     });
     let given = given.transpose()?;
-    let targets: Vec<IpAddr> = match words.to {
-        Some(to) if Family::of(to) != Family::of(words.from) => {
-            let text = format!("--from {} and --to {to}: one family is wanted", words.from);
+    let from = words.from.ip;
+    let targets: Vec<End> = match words.to {
+        Some(to) if Family::of(to.ip) != Family::of(from) => {
+            let text = format!("--from {from} and --to {}: one family is wanted", to.ip);
             return Err(Failure::Failed(text));
         }
         Some(to) => vec![to],
         None => {
             let own = asker.public_addresses().map(|address| address.ip);
-            own.filter(|ip| Family::of(*ip) == Family::of(words.from)).collect()
+            let own = own.filter(|ip| Family::of(*ip) == Family::of(from));
+            own.map(|ip| End { ip, port: None }).collect()
         }
     };
     let mut found: Vec<Explained> = Vec::new();
-    for to in targets {
+    for End { ip: to, port } in targets {
         let arrivals = match given {
             Some(link) => vec![link],
             None if words.all => asker.uplinks(),
-            None => asker.arrivals(to),
+            None => asker.arrivals(from, to)?,
         };
+        let protocol = words.proto.or(port.map(|_| TCP));
         for link in arrivals {
-            found.push(asker.explain(Packet { from: words.from, to, link })?);
+            found.extend(asker.explain(Packet { from, to, link, protocol, port })?);
         }
     }
+    let unread = asker.netfilter.unread.clone();
     if found.is_empty() {
         let text = "no interface leads outside, so no request arrives; name one by --in";
         return Err(Failure::Failed(text.into()));
@@ -111,9 +135,12 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let facts = asker.facts();
     let text = if words.json {
         let requests: Vec<_> = found.iter().map(|one| one.to_json(facts)).collect();
-        format!("{:#}\n", json!({"version": VERSION, "requests": requests}))
+        let report = json!({"version": VERSION, "requests": requests, "notSeen": unread});
+        format!("{report:#}\n")
     } else {
-        found.iter().map(|one| one.to_text(facts)).collect::<Vec<_>>().join("\n")
+        let requests: Vec<_> = found.iter().map(|one| one.to_text(facts)).collect();
+        let unread = unread.into_iter().map(|what| format!("cannot see {what}\n"));
+        requests.into_iter().chain(unread).collect::<Vec<_>>().join("\n")
     };
     Ok((text, if is_well { 0 } else { EXIT_OFF }))
 }
@@ -145,7 +172,10 @@ mod tests {
     fn command_lines() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let words = parsed("--from 192.0.2.1:4711 --to [2001:db8::1]:80 --in eth1").unwrap();
-        assert_eq!((words.from, words.to), (ip("192.0.2.1"), Some(ip("2001:db8::1"))));
+        assert_eq!((words.from.ip, words.from.port), (ip("192.0.2.1"), Some(4711)));
+        assert_eq!(words.to, Some(End { ip: ip("2001:db8::1"), port: Some(80) }));
+        let words = parsed("--from 192.0.2.1 --to 192.0.2.2:53 --proto udp --in eth1").unwrap();
+        assert_eq!(words.proto, Some(17));
         assert_eq!(words.link.as_deref(), Some("eth1"));
         let words = parsed("--from 2001:db8::9 --all --json").unwrap();
         assert!(words.all && words.json && words.to.is_none());
@@ -156,6 +186,7 @@ mod tests {
             "--from host --to 192.0.2.1",
             "--from 192.0.2.1 --to 192.0.2.2 --all",
             "--from 192.0.2.1 --to 192.0.2.2 --in",
+            "--from 192.0.2.1 --to 192.0.2.2 --proto tcpp",
         ] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }

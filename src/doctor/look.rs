@@ -36,12 +36,13 @@ pub(crate) fn findings(
         Ok(mut asker) => {
             let requests = requests(asker.facts(), &asker);
             for packet in requests {
-                let one = asker.explain(packet)?;
-                let finding = of_request(asker.facts(), &one);
-                // One address of an interface is enough to show it.
-                let is_new =
-                    |f: &Finding| !found.iter().any(|known: &Finding| known.what == f.what);
-                found.extend(finding.filter(is_new));
+                for one in asker.explain(packet)? {
+                    let finding = of_request(asker.facts(), &one);
+                    // One address of an interface is enough to show it.
+                    let is_new =
+                        |f: &Finding| !found.iter().any(|known: &Finding| known.what == f.what);
+                    found.extend(finding.filter(is_new));
+                }
             }
             found.extend(of_plan(&asker, in_force));
         }
@@ -69,7 +70,7 @@ fn requests(facts: &Facts, asker: &Asker<'_>) -> Vec<Packet> {
         .public_addresses()
         .filter(|address| real(address.link) && !asker.leads_inside(address.link));
     let client = |ip: IpAddr| OUTSIDE.of(Family::of(ip));
-    own.map(|a| Packet { from: client(a.ip), to: a.ip, link: a.link }).collect()
+    own.map(|a| Packet::plain(client(a.ip), a.ip, a.link)).collect()
 }
 
 fn of_plan(asker: &Asker<'_>, in_force: bool) -> Vec<Finding> {

@@ -71,7 +71,7 @@ const LOOSE: &str = "loose-rp-filter";
 pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {
     let nic = facts.link_name(one.packet.link);
     let (to, now) = (one.packet.to, one.now());
-    let (id, severity, what) = match now {
+    let (id, severity, what) = match &now.ending {
         Ending::Filtered => {
             let kind = one.filter.kind();
             (RP_FILTER, Severity::Problem, format!("{kind} rp_filter drops requests at {nic}"))
@@ -85,7 +85,11 @@ pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {
             let what = format!("there is no route for replies to requests by {nic}");
             (NO_REPLY, Severity::Warning, what)
         }
-        Ending::Answered(_) | Ending::Leaves(_) | Ending::Refused | Ending::PassesThrough => {
+        Ending::Answered(_)
+        | Ending::Leaves(_)
+        | Ending::Refused
+        | Ending::Dropped
+        | Ending::PassesThrough => {
             return None;
         }
     };

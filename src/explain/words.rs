@@ -1,13 +1,15 @@
 //! What was found, in plain words and for programs.
 
 use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 
 use super::ask::Explained;
-use super::{Chosen, Ending};
-use crate::model::Facts;
-use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN};
+use super::{Chosen, Departure, Ending, Packet, Side, Translated};
+use crate::model::{Facts, mac_text};
+use crate::netfilter::walk::{Nat, NewAddress};
+use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_LOCAL};
 
 /// The width of the first column.
 const HEAD: usize = 18;
@@ -23,23 +25,106 @@ fn table_name(table: u32) -> String {
 fn way(facts: &Facts, chosen: &Chosen) -> String {
     let rule = chosen.rule.as_ref().map_or_else(String::new, |r| format!("rule {}, ", r.priority));
     let router = match chosen.way.gateway {
-        Some(router) => format!("via {router}"),
+        Some(router) => {
+            let mac = chosen.mac.map_or("not known".into(), mac_text);
+            format!("via {router} (hardware address {mac})")
+        }
         None => "on the link".into(),
     };
     let link = facts.link_name(chosen.way.link);
     format!("{link}: {rule}table {}, {router}", table_name(chosen.way.table))
 }
 
+/// A packet's protocol by the name that the command line has for it.
+pub(crate) fn protocol_name(protocol: u8) -> String {
+    match protocol {
+        1 => "icmp".into(),
+        6 => "tcp".into(),
+        17 => "udp".into(),
+        58 => "icmpv6".into(),
+        132 => "sctp".into(),
+        other => format!("protocol {other}"),
+    }
+}
+
+/// An address, and the port where there is one.
+fn with_port(ip: IpAddr, port: Option<u16>) -> String {
+    port.map_or_else(|| ip.to_string(), |port| SocketAddr::new(ip, port).to_string())
+}
+
+/// "203.0.113.9 -> 10.21.0.10:30080 (tcp), arrives on eth1"
+fn head(packet: &Packet, facts: &Facts) -> String {
+    let to = with_port(packet.to, packet.port);
+    let protocol = packet.protocol.map(protocol_name);
+    let protocol = protocol.map_or_else(String::new, |name| format!(" ({name})"));
+    let place = if packet.is_of_node() {
+        "sent by the node itself".into()
+    } else {
+        format!("arrives on {}", facts.link_name(packet.link))
+    };
+    format!("{} -> {to}{protocol}, {place}", packet.from)
+}
+
+impl Translated {
+    fn dnat(&self) -> Option<(String, &str)> {
+        let Nat { to: NewAddress::Destination(to, port), by } = self.nat.as_ref()? else {
+            return None;
+        };
+        Some((with_port(*to, *port), by))
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let (at, of) = self.which;
+        let which =
+            if of > 1 { format!("; {at} of {of} that may be chosen") } else { String::new() };
+        self.dnat().map(|(to, by)| format!("to {to}, by {by}{which}")).into_iter().collect()
+    }
+}
+
+impl Departure {
+    /// What a request that leaves the node again looks like, and what becomes of its answer.
+    fn lines(&self, packet: &Packet, to: IpAddr, facts: &Facts) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(by) = &self.by {
+            lines.push(format!("its source becomes {}, by {by}", self.source));
+        }
+        let leaves = facts.link_name(self.link);
+        if let Some(owner) = self.owner.map(|owner| facts.link_name(owner)) {
+            let source = self.source;
+            let subject = if self.by.is_some() { "that".into() } else { source.to_string() };
+            let drops = if self.is_tunnelled {
+                ", a tunnel: strict rp_filter at its other end drops it, unless symroute is there"
+            } else {
+                ": a source check on the way drops it"
+            };
+            lines.push(format!(
+                "{subject} is an address of {owner}, and the packet leaves by {leaves}{drops}"
+            ));
+        }
+        if let Some(lost) = &self.lost {
+            let (nic, kind) = (facts.link_name(lost.link), lost.filter.kind());
+            let back = lost.back.as_ref().map_or("none".into(), |back| way(facts, back));
+            lines.push(format!(
+                "its answer arrives on {nic}, where {kind} rp_filter drops it: the way back to {to} is {back}"
+            ));
+        } else if self.owner.is_none() && packet.is_of_node() {
+            lines.push(format!("its answer is let in at {leaves}"));
+        }
+        lines
+    }
+}
+
 impl Explained {
     /// For a person.
     pub(crate) fn to_text(&self, facts: &Facts) -> String {
-        let nic = facts.link_name(self.packet.link);
-        let mut out = format!("{} -> {}, arrives on {nic}\n", self.packet.from, self.packet.to);
+        let mut out = format!("{}\n", head(&self.packet, facts));
         let mut paragraph = |head: &str, lines: Vec<String>| {
             for (at, line) in lines.iter().enumerate() {
                 let _ = writeln!(out, "  {:HEAD$}{line}", if at == 0 { head } else { "" });
             }
         };
+        paragraph("DNAT", self.translated.lines());
+        paragraph("not understood", self.translated.unsure.clone());
         paragraph("without symroute", self.story(facts, &self.without));
         match (&self.with, &self.not_bound) {
             (Some(with), _) => {
@@ -56,10 +141,27 @@ impl Explained {
         out
     }
 
+    /// The destination after DNAT.
+    fn to(&self) -> IpAddr {
+        match self.translated.nat.as_ref().map(|nat| nat.to) {
+            Some(NewAddress::Destination(to, _)) => to,
+            _ => self.packet.to,
+        }
+    }
+
     /// What becomes of the request, in lines.
-    pub(crate) fn story(&self, facts: &Facts, ending: &Ending) -> Vec<String> {
+    pub(crate) fn story(&self, facts: &Facts, side: &Side) -> Vec<String> {
+        let mut lines = self.ending(facts, side);
+        let departure = side.departure.as_ref();
+        lines
+            .extend(departure.map(|d| d.lines(&self.packet, self.to(), facts)).unwrap_or_default());
+        lines
+    }
+
+    fn ending(&self, facts: &Facts, side: &Side) -> Vec<String> {
         let nic = facts.link_name(self.packet.link);
-        match ending {
+        match &side.ending {
+            Ending::Dropped => vec!["lost: a rule of netfilter drops the request".into()],
             Ending::Filtered => {
                 let kind = self.filter.kind();
                 let mut lines = vec![format!("lost: {kind} rp_filter drops the request at {nic}")];
@@ -83,6 +185,9 @@ impl Explained {
             Ending::PassesThrough => {
                 vec![format!("passes through: nothing on this node has {}", self.packet.to)]
             }
+            Ending::Leaves(request) if request.way.kind == RTN_LOCAL => {
+                vec!["is for the node itself".into()]
+            }
             Ending::Leaves(request) => vec![format!("leaves the node by {}", way(facts, request))],
             Ending::NoReply => {
                 vec![format!("lost: there is no route for the reply to {}", self.packet.from)]
@@ -101,8 +206,9 @@ impl Explained {
 
     /// For programs.
     pub(crate) fn to_json(&self, facts: &Facts) -> Value {
-        let side = |ending: &Ending| {
-            let (word, chosen) = match ending {
+        let side = |side: &Side| {
+            let (word, chosen) = match &side.ending {
+                Ending::Dropped => ("dropped", None),
                 Ending::Filtered => ("filtered", None),
                 Ending::Refused => ("refused", None),
                 Ending::PassesThrough => ("passes-through", None),
@@ -116,19 +222,36 @@ impl Explained {
                     "table": chosen.way.table,
                     "rule": chosen.rule.as_ref().map(|rule| rule.priority),
                     "router": chosen.way.gateway,
+                    "hardwareAddress": chosen.mac.map(mac_text),
+                })
+            };
+            let departure = |departure: &Departure| {
+                json!({
+                    "interface": facts.link_name(departure.link),
+                    "source": departure.source,
+                    "by": departure.by,
+                    "sourceIsOf": departure.owner.map(|owner| facts.link_name(owner)),
+                    "answerIsDroppedAt": departure.lost.as_ref().map(|l| facts.link_name(l.link)),
                 })
             };
             json!({
                 "ending": word,
-                "symmetric": ending.is_symmetric(&self.packet),
+                "symmetric": side.is_symmetric(&self.packet),
+                "well": side.is_well(&self.packet),
                 "way": chosen.map(by),
-                "story": self.story(facts, ending),
+                "departure": side.departure.as_ref().map(departure),
+                "story": self.story(facts, side),
             })
         };
         json!({
             "from": self.packet.from,
             "to": self.packet.to,
-            "in": facts.link_name(self.packet.link),
+            "protocol": self.packet.protocol.map(protocol_name),
+            "port": self.packet.port,
+            "in": (!self.packet.is_of_node()).then(|| facts.link_name(self.packet.link)),
+            "dnat": self.translated.dnat().map(|(to, by)| json!({"to": to, "by": by})),
+            "choice": [self.translated.which.0, self.translated.which.1],
+            "notUnderstood": self.translated.unsure,
             "rpFilter": {"all": self.filter.all, "interface": self.filter.own},
             "without": side(&self.without),
             "with": self.with.as_ref().map(side),

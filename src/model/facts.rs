@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 use super::MarkMatch;
-use crate::netlink::uapi::FR_ACT_PROHIBIT;
+use crate::netlink::uapi::{FR_ACT_PROHIBIT, IFF_NOARP, IFF_POINTOPOINT};
 
 /// Length of the prefix that holds just this address.
 pub(crate) fn whole(ip: IpAddr) -> u8 {
@@ -108,6 +108,14 @@ pub(crate) struct Link {
     /// `IFF_*`
     pub(crate) flags: u32,
     pub(crate) carrier: bool,
+}
+
+impl Link {
+    /// Whether what is sent arrives at another host inside packets of its own.
+    pub(crate) fn is_tunnel(&self) -> bool {
+        self.flags & (IFF_POINTOPOINT | IFF_NOARP) != 0
+            || matches!(self.kind.as_deref(), Some("vxlan" | "geneve"))
+    }
 }
 
 /// A hardware address of Ethernet.
@@ -468,6 +476,16 @@ impl RpFilter {
     /// The value that the kernel applies (`IN_DEV_RPFILTER`, linux/inetdevice.h).
     pub(crate) fn in_force(self) -> u32 {
         self.all.max(self.own)
+    }
+
+    /// Whether it lets a packet in by this interface, with the way back by that one. A loose filter asks for
+    /// any way back.
+    pub(crate) fn lets_in(self, link: u32, back: Option<u32>) -> bool {
+        match self.in_force() {
+            1 => back == Some(link),
+            2 => back.is_some(),
+            _ => true,
+        }
     }
 
     /// How a filter is called that drops packets.

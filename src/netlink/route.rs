@@ -13,7 +13,7 @@ use super::uapi::*;
 use super::wire::{Writer, attrs, find, ip, string, u16_at, u32_at};
 use super::{Error, Socket};
 use crate::model::{
-    Action, Address, Family, FoundRule, Link, MarkMatch, Neighbours, Nexthop, Route, Rule,
+    Action, Address, Family, FoundRule, Link, Mac, MarkMatch, Neighbours, Nexthop, Route, Rule,
 };
 
 /// Kinds of route that are read.
@@ -93,6 +93,23 @@ pub(crate) fn neighbours(
         (state != 0 && state & NUD_UNRESOLVED == 0).then_some(((link, ip), mac))
     })?;
     Ok(found.into_iter().collect())
+}
+
+/// The hardware address of one neighbour; none where it is not resolved, or the kernel (before 5.0) does not
+/// answer for one alone.
+pub(crate) fn neighbour(socket: &mut Socket, link: u32, ip: IpAddr) -> Option<Mac> {
+    let mut body = [0; NDMSG];
+    body[0] = Family::of(ip).number();
+    body[4..8].copy_from_slice(&link.to_ne_bytes());
+    let mut request = Writer::default();
+    request.message(RTM_GETNEIGH, NLM_F_REQUEST, &body);
+    request.ip(NDA_DST, ip);
+    let found = socket.query(&mut request, |message| {
+        let state = u16_at(message.body, 8)?;
+        let mac = find(message.body.get(NDMSG..)?, NDA_LLADDR)?.try_into().ok()?;
+        (state != 0 && state & NUD_UNRESOLVED == 0).then_some(mac)
+    });
+    found.ok()
 }
 
 /// Has the kernel resolve a neighbour, as if a packet were sent to it.

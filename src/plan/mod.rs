@@ -56,6 +56,8 @@ pub(crate) struct Plan {
     pub(crate) xtables: Option<Xtables>,
     /// Built-in chains of iptables-nft that come with us and have to go one day.
     pub(crate) made: BTreeSet<(Family, String)>,
+    /// Masquerade steering of each family that has it.
+    pub(crate) steering: BTreeMap<Family, Steering>,
     /// What an ADD asks to see that the node is like this.
     pub(crate) proof: Vec<Question>,
     pub(crate) notes: Vec<Note>,
@@ -249,6 +251,7 @@ fn mark(
         let by_router = u.routers.iter().map(|r| unit(&r.by_it, routers.clone(), true));
         [unit(u, routers.clone(), false)].into_iter().chain(by_router).collect()
     };
+    plan.steering.clone_from(&steering);
     let uplinks: Vec<_> = plan.uplinks.iter().flat_map(all).collect();
     let named: Vec<_> = outside.iter().map(|&link| (link, facts.link_name(link))).collect();
     let own = own_addresses(facts, &plan.src_valid_mark);

@@ -57,15 +57,18 @@ fn settings() -> Value {
     json!({"uplinks": NICS})
 }
 
+/// The IPv4 flows that fail without the plugin.
+fn broken(snat: Snat) -> Vec<&'static str> {
+    let egress = matches!(snat, Snat::ByIptables | Snat::ByNftables).then_some("pod egress");
+    BROKEN.into_iter().chain(egress).collect()
+}
+
 /// Without the plugin: the named flows fail, over IPv4 in strict `rp_filter`, over IPv6 in the
 /// source check. Returns how many of the 27 work.
 fn baseline(layout: &Layout) -> usize {
     let (mut flows, of4) = (layout.flows(), layout.flows().len());
     flows.extend(layout.flows6());
-    let mut broken = BROKEN.to_vec();
-    if matches!(layout.snat, Snat::ByIptables | Snat::ByNftables) {
-        broken.push("pod egress");
-    }
+    let broken = broken(layout.snat);
     assert_only_these_fail(&flows, &[broken.as_slice(), &BROKEN6].concat());
     let (strict, source) = (layout.node.rp_filter_drops(), layout.router.dropped());
     assert!(strict >= broken.len() as u64, "strict rp_filter dropped only {strict} packets");
@@ -122,4 +125,44 @@ fn with_externalsnat_false_by_iptables() {
 #[test]
 fn with_externalsnat_false_by_nftables() {
     field_report(Snat::ByNftables);
+}
+
+/// `explain` says of each flow what becomes of it, before the plugin is there and with it.
+fn verdicts(snat: Snat) {
+    let layout = Layout::build(snat);
+    let (name, broken) = (snat.name(), [broken(snat).as_slice(), &BROKEN6].concat());
+    let flows = || {
+        let mut flows = layout.flows();
+        flows.extend(layout.flows6());
+        flows
+    };
+    layout.node.hold_verdicts(&format!("report 000, {name}"), &settings(), &flows(), &broken);
+    for pod in &layout.pods {
+        layout.node.add(&settings(), pod);
+    }
+    let what = format!("report 000, {name}, with symroute");
+    layout.node.hold_verdicts(&what, &settings(), &flows(), &[]);
+    for pod in &layout.pods {
+        layout.node.del(&settings(), pod);
+    }
+}
+
+#[test]
+fn verdicts_without_any_rules_of_aws() {
+    verdicts(Snat::NoRules);
+}
+
+#[test]
+fn verdicts_with_externalsnat_true() {
+    verdicts(Snat::External);
+}
+
+#[test]
+fn verdicts_with_externalsnat_false_by_iptables() {
+    verdicts(Snat::ByIptables);
+}
+
+#[test]
+fn verdicts_with_externalsnat_false_by_nftables() {
+    verdicts(Snat::ByNftables);
 }

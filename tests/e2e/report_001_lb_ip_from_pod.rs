@@ -94,10 +94,17 @@ fn field_report(kube_proxy: Flavour, source_check: bool) {
     } else {
         assert!(today.node.rp_filter_drops() > 0, "strict rp_filter saw nothing wrong");
     }
-    // The backend, to which kube-proxy sends the pod's request; and its answer to eth0's address.
-    let requests =
-        [("enipod", "10.12.192.44", "10.253.4.194"), ("eth0", "10.253.4.194", "10.12.97.49")];
-    today.node.assert_explained("report_001", &settings(), &requests);
+    // What the pod asks, also without kube-proxy; and the backend's answer to eth0's address.
+    let pod = "10.12.192.44";
+    let requests = [
+        ("enipod", pod, LOAD_BALANCER),
+        ("enipod", pod, BACKEND),
+        ("eth0", "10.253.4.194", "10.12.97.49"),
+    ];
+    let by = if kube_proxy == Flavour::Nftables { "nftables" } else { "iptables" };
+    let backend = if Backend::of_run().is_iptables() { "_steering_off" } else { "" };
+    let name = format!("report_001_{by}{backend}");
+    today.node.assert_explained(&name, &settings(), &requests);
     drop(today);
 
     let Layout { router, node, pod, .. } = &layout(kube_proxy, source_check);
@@ -190,4 +197,26 @@ fn kube_proxy_in_ipvs_for_a_client_behind_eth1() {
     proof.assert_flows_work(&flow(client), &["eth0", "eth1"], 2);
     node.del(&settings(), pod);
     proof.assert_as_before();
+}
+
+/// `explain` says of each flow what becomes of it, before the plugin is there and with it.
+fn verdicts(kube_proxy: Flavour, name: &str) {
+    let Layout { node, pod, .. } = &layout(kube_proxy, true);
+    let broken = ["pod to load balancer address"];
+    let what = format!("report 001, kube-proxy in {name}");
+    node.hold_verdicts(&what, &settings(), &flows(pod), &broken);
+    node.add(&settings(), pod);
+    let broken = if Backend::of_run().is_iptables() { &broken[..] } else { &[] };
+    node.hold_verdicts(&format!("{what}, with symroute"), &settings(), &flows(pod), broken);
+    node.del(&settings(), pod);
+}
+
+#[test]
+fn verdicts_with_kube_proxy_in_iptables() {
+    verdicts(Flavour::Iptables, "iptables");
+}
+
+#[test]
+fn verdicts_with_kube_proxy_in_nftables() {
+    verdicts(Flavour::Nftables, "nftables");
 }

@@ -205,3 +205,20 @@ fn stays_dropped_without_hairpin() {
     }
     assert_dropped(&layout, Policy::Local);
 }
+
+/// `explain` says of each flow what becomes of it, before the plugin is there and with it.
+#[test]
+fn verdicts() {
+    for (policy, name) in [(Policy::Local, "Local"), (Policy::Cluster, "Cluster")] {
+        let layout = &layout(policy);
+        let flows = flows(layout, policy);
+        let names: Vec<&str> = flows.iter().map(|flow| flow.name.as_str()).collect();
+        let what = format!("report 002, policy {name}");
+        let settings = settings(true);
+        layout.node.hold_verdicts(&what, &settings, &flows, &names);
+        layout.pods.iter().for_each(|pod| layout.node.add(&settings, pod));
+        let what = format!("{what}, with symroute");
+        layout.node.hold_verdicts(&what, &settings, &flows, &[]);
+        layout.pods.iter().for_each(|pod| layout.node.del(&settings, pod));
+    }
+}

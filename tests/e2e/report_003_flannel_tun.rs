@@ -101,6 +101,9 @@ fn service_reaches_the_pod_behind_flannel0() {
     let requests =
         [("flannel0", "10.10.70.155", "17.0.51.13"), ("flannel0", "17.0.70.0", "17.0.51.13")];
     today.b.assert_explained("report_003", &settings, &requests);
+    let requests =
+        [("", "10.10.70.155", "10.12.164.251:5432"), ("", "17.0.70.0", "17.0.51.13:5432")];
+    today.a.assert_explained("report_003_caller", &settings, &requests);
     drop(today);
     works_with(&settings);
 }
@@ -123,4 +126,16 @@ fn works_with(settings: &Value) {
     proof.assert_nothing_dropped();
     b.del(settings, pod);
     proof.assert_as_before();
+}
+
+/// `explain` says of each flow what becomes of it, before the plugin is there and with it.
+#[test]
+fn verdicts() {
+    let Layout { a, b, pod, .. } = &layout();
+    let settings = json!({"uplinks": ["eth0", "flannel0"]});
+    let broken = ["node to Service over TCP", "node to Service over UDP"];
+    b.hold_verdicts("report 003", &settings, &flows(a), &broken);
+    b.add(&settings, pod);
+    b.hold_verdicts("report 003, with symroute", &settings, &flows(a), &[]);
+    b.del(&settings, pod);
 }

@@ -111,3 +111,15 @@ fn kubelet_is_reachable_on_both_nics() {
     layout.node.down();
     proof.assert_as_before();
 }
+
+/// `explain` says of each flow what becomes of it, before the plugin is there and with it.
+#[test]
+fn verdicts() {
+    let layout = layout();
+    let (node, settings) = (&layout.node, json!({"uplinks": NICS}));
+    let broken = ["client to eth0", "client to eth0, IPv6", "peer to eth0", "peer to eth0, IPv6"];
+    node.hold_verdicts("report 004", &settings, &flows(&layout), &broken);
+    node.up(&settings);
+    node.hold_verdicts("report 004, with symroute", &settings, &flows(&layout), &[]);
+    node.down();
+}

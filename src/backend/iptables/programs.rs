@@ -75,6 +75,15 @@ impl Programs {
         Self::save(variant, family, &["-c", "-t", "mangle"])
     }
 
+    /// All tables as `iptables-save` prints them. Tables that the kernel does not have are not asked for:
+    /// the question alone would make them.
+    pub(crate) fn saved(variant: Variant, family: Family) -> Result<String, Error> {
+        if !TABLES.iter().any(|table| has_table(variant, family, table)) {
+            return Ok(String::new());
+        }
+        Self::save(variant, family, &[])
+    }
+
     /// Whether the kubelet's chains are here, and how many rules other programs have.
     pub(crate) fn use_of(variant: Variant) -> Result<VariantUse, Error> {
         let mut found = VariantUse::default();

@@ -15,9 +15,9 @@ pub(crate) const PATIENT: Duration = Duration::from_secs(8);
 /// One question from `from` to `to`, and the answer it must get.
 pub(crate) struct Flow<'a> {
     pub(crate) name: String,
-    from: &'a Netns,
-    proto: Proto,
-    to: SocketAddr,
+    pub(super) from: &'a Netns,
+    pub(super) proto: Proto,
+    pub(super) to: SocketAddr,
     who: &'a str,
     seen_as: IpAddr,
 }
@@ -43,7 +43,7 @@ impl<'a> Flow<'a> {
     }
 
     /// Why the flow did not get its answer, if it did not.
-    fn failure(&self, deadline: Duration) -> Option<String> {
+    pub(super) fn failure(&self, deadline: Duration) -> Option<String> {
         let wanted = Answer { who: self.who.to_owned(), seen_as: self.seen_as };
         match ask(self.from, self.proto, self.to, deadline) {
             Ok(answer) if answer == wanted => None,

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::node::Node;
 use crate::agent::plugin_object;
 
-/// A request: the NIC that it arrives on, the client, and what it asks.
+/// A request: the NIC that it arrives on (or none for what the node itself sends), the client, and what it asks.
 pub(crate) type Asked<'a> = (&'a str, &'a str, &'a str);
 
 impl Node {
@@ -19,10 +19,13 @@ impl Node {
         let config = plugin_object(self, settings);
         let mut text = self.symroute(&["doctor", "--for", "0s", "--config", &config]).stdout;
         for (nic, from, to) in requests {
-            let words = ["explain", "--from", from, "--to", to, "--in", nic, "--config", &config];
+            let words = ["explain", "--from", from, "--to", to, "--config", &config];
+            let place = if nic.is_empty() { &[][..] } else { &["--in", nic] };
             text += "\n";
-            text += &self.symroute(&words).stdout;
+            text += &self.symroute(&[&words[..], place].concat()).stdout;
         }
+        let text = without_macs(&text).replace("iptables-nft nat", "iptables nat");
+        let text = text.replace("iptables-legacy nat", "iptables nat");
         let path = format!("{}/tests/e2e/explained/{name}.txt", env!("CARGO_MANIFEST_DIR"));
         let path = Path::new(&path);
         if env::var_os("SYMROUTE_BLESS").is_some() {
@@ -32,4 +35,15 @@ impl Node {
         let known = fs::read_to_string(path).unwrap_or_default();
         assert_eq!(text, known, "{}: SYMROUTE_BLESS=1 writes what is said now", path.display());
     }
+}
+
+/// Hardware addresses differ from run to run, and so does whether the kernel knows one.
+fn without_macs(text: &str) -> String {
+    let mut parts = text.split("(hardware address ");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out += "(hardware address MAC";
+        out += part.find(')').map_or("", |at| &part[at..]);
+    }
+    out
 }

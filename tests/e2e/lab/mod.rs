@@ -28,4 +28,5 @@ pub(crate) mod talk;
 pub(crate) mod traffic;
 pub(crate) mod tun;
 pub(crate) mod two_nics;
+pub(crate) mod verdicts;
 pub(crate) mod wire;

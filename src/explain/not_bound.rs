@@ -1,0 +1,55 @@
+//! Which requests symroute leaves alone, and why.
+
+use super::Packet;
+use crate::config::Settings;
+use crate::model::{Facts, is_link_local};
+use crate::netlink::route::Way;
+use crate::netlink::uapi::RTN_LOCAL;
+use crate::plan::Plan;
+
+/// Where the request goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target<'a> {
+    /// The destination before DNAT, which "exclude" is about.
+    pub(super) called: std::net::IpAddr,
+    /// Whether DNAT sends it to a backend outside.
+    pub(super) is_remote: bool,
+    pub(super) way: Option<&'a Way>,
+    /// Whether the node reaches the source by an interface that is no uplink.
+    pub(super) source_is_inside: bool,
+}
+
+/// Why symroute binds no connection of this request; none where it does. `packet` is as DNAT leaves it.
+pub(super) fn not_bound(
+    packet: &Packet,
+    target: Target<'_>,
+    facts: &Facts,
+    settings: &Settings,
+    plan: &Plan,
+) -> Option<String> {
+    if packet.is_of_node() {
+        return Some("the node itself sends it, and symroute steers replies".into());
+    }
+    let name = facts.link_name(packet.link);
+    if !plan.uplinks.iter().any(|uplink| uplink.link == packet.link) {
+        let why = plan.left_out.iter().find(|left| left.name == name);
+        let why = why.map_or_else(String::new, |left| format!(": {}", left.why));
+        return Some(format!("{name} is no uplink{why}"));
+    }
+    let called = target.called;
+    if settings.exclude.iter().any(|net| net.contains(called)) {
+        return Some(format!("\"exclude\" has {called}"));
+    }
+    if is_link_local(packet.from) {
+        return Some(format!("{} is link-local", packet.from));
+    }
+    let is_hairpin = settings.hairpin || facts.hairpins.contains(&packet.to);
+    if target.source_is_inside && !is_hairpin {
+        return Some(format!("{} lies inside, and \"hairpin\" is false", packet.from));
+    }
+    if facts.left_out.contains(&packet.to) {
+        return Some(format!("the pod {} is left out by its annotation", packet.to));
+    }
+    let is_local = target.way.is_some_and(|way| way.kind == RTN_LOCAL);
+    ((is_local || target.is_remote) && !settings.host).then(|| "\"host\" is false".to_owned())
+}

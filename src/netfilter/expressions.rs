@@ -1,0 +1,356 @@
+//! The expressions of a rule of nftables, as the kernel dumps them, turned into conditions and targets.
+//!
+//! Layouts: `enum nft_*_attributes` of `linux/netfilter/nf_tables.h`. A register is known by its number in words of
+//! four bytes (`nft_parse_register`, `nf_tables_api.c`).
+
+use std::collections::BTreeMap;
+
+use super::{Condition, Field, Loaded, Match, Mix, Part, Rule, Set, Target};
+use crate::model::Family;
+use crate::netlink::uapi::*;
+use crate::netlink::wire::{attrs, be_i32_at, be32_at, find, ip, string, u32_at};
+
+/// What a register holds.
+#[derive(Debug, Clone)]
+enum Value {
+    Of(Loaded),
+    Constant(Vec<u8>),
+    /// A number by chance or in turn (`numgen`).
+    Chance,
+    /// The name of the expression that is not understood.
+    Unknown(String),
+}
+
+/// Registers by their word, with the length of what they hold, in words.
+type Registers = BTreeMap<u32, (Value, u32)>;
+
+/// The rule of these expressions (`NFTA_RULE_EXPRESSIONS`). `sets` are those of its table.
+pub(super) fn rule(expressions: &[u8], sets: &BTreeMap<String, Set>) -> Rule {
+    let mut reader = Reader { sets, registers: Registers::new(), rule: Rule::default() };
+    for (_, expression) in attrs(expressions) {
+        let name = find(expression, NFTA_EXPR_NAME).map(string).unwrap_or_default();
+        let data = find(expression, NFTA_EXPR_DATA).unwrap_or_default();
+        if reader.read(&name, data).is_none() {
+            reader.want(Match::Unknown(name), false);
+        }
+    }
+    reader.rule
+}
+
+struct Reader<'a> {
+    sets: &'a BTreeMap<String, Set>,
+    registers: Registers,
+    rule: Rule,
+}
+
+/// A number of nfnetlink.
+fn number(data: &[u8], attribute: u16) -> Option<u32> {
+    be32_at(find(data, attribute)?, 0)
+}
+
+/// The word that a register begins with.
+fn word(register: u32) -> Option<u32> {
+    match register {
+        1..=4 => Some((register - 1) * 4),
+        8..=23 => Some(register - 8),
+        _ => None,
+    }
+}
+
+/// A constant: a value, not a verdict.
+fn constant(data: &[u8], attribute: u16) -> Option<Vec<u8>> {
+    Some(find(find(data, attribute)?, NFTA_DATA_VALUE)?.to_vec())
+}
+
+/// Where a verdict leads, from `NFTA_DATA_VERDICT`.
+pub(super) fn verdict(verdict: &[u8]) -> Option<Target> {
+    let chain = || find(verdict, NFTA_VERDICT_CHAIN).map(string);
+    Some(match be_i32_at(find(verdict, NFTA_VERDICT_CODE)?, 0)? {
+        NF_DROP => Target::Drop,
+        NF_ACCEPT => Target::Accept,
+        NFT_JUMP => Target::Jump(chain()?),
+        NFT_GOTO => Target::Goto(chain()?),
+        NFT_RETURN => Target::Return,
+        _ => Target::Nothing,
+    })
+}
+
+impl Reader<'_> {
+    fn want(&mut self, is: Match, inverted: bool) {
+        self.rule.0.push(Part::If(Condition { is, inverted }));
+    }
+
+    fn put(&mut self, target: Target) {
+        self.rule.0.push(Part::Do(target));
+    }
+
+    fn load(&mut self, data: &[u8], attribute: u16, value: Value, bytes: u32) -> Option<()> {
+        let at = word(number(data, attribute)?)?;
+        self.registers.insert(at, (value, bytes.div_ceil(4)));
+        Some(())
+    }
+
+    fn loaded(&self, register: u32) -> Option<&Value> {
+        self.registers.get(&word(register)?).map(|(value, _)| value)
+    }
+
+    /// None: not understood, so the rule is passed over from here on.
+    fn read(&mut self, name: &str, data: &[u8]) -> Option<()> {
+        match name {
+            "meta" => self.meta(data),
+            "ct" => self.ct(data),
+            "payload" => self.payload(data),
+            "fib" => self.fib(data),
+            "immediate" => self.immediate(data),
+            "bitwise" => self.bitwise(data),
+            "cmp" => self.compare(data),
+            "lookup" => self.look_up(data),
+            "numgen" => self.load(data, NFTA_NG_DREG, Value::Chance, 4),
+            "nat" => self.nat(data),
+            "masq" => {
+                self.put(Target::Masquerade);
+                Some(())
+            }
+            "redir" | "tproxy" => {
+                self.put(Target::Unknown(name.into()));
+                Some(())
+            }
+            // Neither the packet nor the way through the rules depends on them.
+            "counter" | "log" | "notrack" | "last" | "objref" | "dynset" | "ct_timeout" => Some(()),
+            "limit" | "quota" | "connlimit" => {
+                self.want(Match::Chance, false);
+                Some(())
+            }
+            _ => None,
+        }
+    }
+
+    fn meta(&mut self, data: &[u8]) -> Option<()> {
+        let key = number(data, NFTA_META_KEY)?;
+        if let Some(register) = number(data, NFTA_META_SREG) {
+            return if key == NFT_META_MARK { self.set(register, Field::Mark) } else { Some(()) };
+        }
+        let (field, bytes) = match key {
+            NFT_META_MARK => (Field::Mark, 4),
+            NFT_META_IIF => (Field::In, 4),
+            NFT_META_OIF => (Field::Out, 4),
+            NFT_META_IIFNAME => (Field::InName, 16),
+            NFT_META_OIFNAME => (Field::OutName, 16),
+            NFT_META_NFPROTO => (Field::Family, 1),
+            NFT_META_L4PROTO => (Field::Protocol, 1),
+            _ => return self.load(data, NFTA_META_DREG, Value::Unknown("meta".into()), 16),
+        };
+        self.load(data, NFTA_META_DREG, of(field), bytes)
+    }
+
+    fn ct(&mut self, data: &[u8]) -> Option<()> {
+        let key = number(data, NFTA_CT_KEY)?;
+        if let Some(register) = number(data, NFTA_CT_SREG) {
+            let is_mark = key == NFT_CT_MARK;
+            return if is_mark { self.set(register, Field::Connection) } else { Some(()) };
+        }
+        let (value, bytes) = match key {
+            NFT_CT_MARK => (of(Field::Connection), 4),
+            NFT_CT_STATE => (of(Field::State), 4),
+            NFT_CT_DIRECTION => (of(Field::Direction), 1),
+            _ => (Value::Unknown("ct".into()), 16),
+        };
+        self.load(data, NFTA_CT_DREG, value, bytes)
+    }
+
+    /// `meta mark set` or `ct mark set`.
+    fn set(&mut self, register: u32, own: Field) -> Option<()> {
+        let mix = match self.loaded(register)? {
+            Value::Constant(bytes) => Mix { keep: 0, take: 0, xor: u32_at(bytes, 0)? },
+            Value::Of(Loaded { field, mask, xor }) => {
+                let mask = if mask.is_empty() { u32::MAX } else { u32_at(mask, 0)? };
+                let xor = if xor.is_empty() { 0 } else { u32_at(xor, 0)? };
+                match field {
+                    field if *field == own => Mix { keep: mask, take: 0, xor },
+                    Field::Mark | Field::Connection => Mix { keep: 0, take: mask, xor },
+                    _ => return None,
+                }
+            }
+            Value::Chance | Value::Unknown(_) => return None,
+        };
+        self.put(match own {
+            Field::Mark => Target::Mark(mix),
+            _ => Target::Connection(mix),
+        });
+        Some(())
+    }
+
+    fn payload(&mut self, data: &[u8]) -> Option<()> {
+        let (base, offset, length) = (
+            number(data, NFTA_PAYLOAD_BASE)?,
+            number(data, NFTA_PAYLOAD_OFFSET)?,
+            number(data, NFTA_PAYLOAD_LEN)?,
+        );
+        // Behind `struct iphdr`'s and `struct ipv6hdr`'s first fields. A prefix loads fewer bytes.
+        let field = match (base, offset, length) {
+            (NFT_PAYLOAD_NETWORK_HEADER, 12, 1..=4) => Field::From(Family::V4),
+            (NFT_PAYLOAD_NETWORK_HEADER, 16, 1..=4) => Field::To(Family::V4),
+            (NFT_PAYLOAD_NETWORK_HEADER, 8, 1..=16) => Field::From(Family::V6),
+            (NFT_PAYLOAD_NETWORK_HEADER, 24, 1..=16) => Field::To(Family::V6),
+            (NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2) => Field::Port,
+            _ => {
+                let unknown = Value::Unknown("payload".into());
+                return self.load(data, NFTA_PAYLOAD_DREG, unknown, length);
+            }
+        };
+        self.load(data, NFTA_PAYLOAD_DREG, of(field), length)
+    }
+
+    fn fib(&mut self, data: &[u8]) -> Option<()> {
+        let is_kind = number(data, NFTA_FIB_RESULT)? == NFT_FIB_RESULT_ADDRTYPE;
+        let value = match number(data, NFTA_FIB_FLAGS)? {
+            NFTA_FIB_F_DADDR if is_kind => of(Field::ToKind),
+            NFTA_FIB_F_SADDR if is_kind => of(Field::FromKind),
+            _ => Value::Unknown("fib".into()),
+        };
+        self.load(data, NFTA_FIB_DREG, value, 4)
+    }
+
+    fn immediate(&mut self, data: &[u8]) -> Option<()> {
+        let given = find(data, NFTA_IMMEDIATE_DATA)?;
+        if let Some(code) = find(given, NFTA_DATA_VERDICT) {
+            self.put(verdict(code)?);
+            return Some(());
+        }
+        let bytes = constant(data, NFTA_IMMEDIATE_DATA)?;
+        let length = u32::try_from(bytes.len()).ok()?;
+        self.load(data, NFTA_IMMEDIATE_DREG, Value::Constant(bytes), length)
+    }
+
+    fn bitwise(&mut self, data: &[u8]) -> Option<()> {
+        let from = self.loaded(number(data, NFTA_BITWISE_SREG)?)?.clone();
+        let length = number(data, NFTA_BITWISE_LEN)?;
+        // Shifts, and operations on two registers, have another number.
+        let is_plain = number(data, NFTA_BITWISE_OP).is_none_or(|operation| operation == 0);
+        let changed = match from {
+            Value::Of(loaded) if is_plain => {
+                let mask = constant(data, NFTA_BITWISE_MASK)?;
+                let xor = constant(data, NFTA_BITWISE_XOR)?;
+                Value::Of(loaded.then(&mask, &xor))
+            }
+            _ => Value::Unknown("bitwise".into()),
+        };
+        self.load(data, NFTA_BITWISE_DREG, changed, length)
+    }
+
+    fn compare(&mut self, data: &[u8]) -> Option<()> {
+        let inverted = match number(data, NFTA_CMP_OP)? {
+            NFT_CMP_EQ => false,
+            NFT_CMP_NEQ => true,
+            _ => return None,
+        };
+        let wanted = constant(data, NFTA_CMP_DATA)?;
+        let is = match self.loaded(number(data, NFTA_CMP_SREG)?)? {
+            Value::Of(loaded) => Match::Bytes(vec![loaded.clone()], wanted),
+            Value::Chance => Match::Chance,
+            Value::Unknown(name) => Match::Unknown(name.clone()),
+            Value::Constant(_) => return None,
+        };
+        self.want(is, inverted);
+        Some(())
+    }
+
+    fn look_up(&mut self, data: &[u8]) -> Option<()> {
+        let name = find(data, NFTA_LOOKUP_SET).map(string)?;
+        let set = self.sets.get(&name)?.clone();
+        let register = number(data, NFTA_LOOKUP_SREG)?;
+        let target = number(data, NFTA_LOOKUP_DREG);
+        if matches!(self.loaded(register)?, Value::Chance) {
+            // A map of verdicts.
+            let all = set.elements.into_iter().map(|(_, target)| target).collect();
+            if target? != NFT_REG_VERDICT {
+                return None;
+            }
+            self.put(Target::Choice(all));
+            return Some(());
+        }
+        let fields = self.fields(word(register)?, &set)?;
+        match target {
+            Some(NFT_REG_VERDICT) => self.put(Target::Map(fields, set)),
+            Some(_) => {
+                return self.load(data, NFTA_LOOKUP_DREG, Value::Unknown("map".into()), 16);
+            }
+            None => {
+                let flags = number(data, NFTA_LOOKUP_FLAGS).unwrap_or(0);
+                self.want(Match::Among(fields, set), flags & NFT_LOOKUP_F_INV != 0);
+            }
+        }
+        Some(())
+    }
+
+    /// The fields that a set's key is made of, from this word on.
+    fn fields(&self, mut at: u32, set: &Set) -> Option<Vec<Loaded>> {
+        let length = set.elements.first().map_or(0, |(key, _)| key.bytes.len());
+        let mut left = u32::try_from(length.div_ceil(4)).ok()?;
+        let mut fields = Vec::new();
+        loop {
+            let (Value::Of(loaded), words) = self.registers.get(&at)? else { return None };
+            fields.push(loaded.clone());
+            at += words;
+            left = left.saturating_sub(*words);
+            if left == 0 {
+                return Some(fields);
+            }
+        }
+    }
+
+    fn nat(&mut self, data: &[u8]) -> Option<()> {
+        let constant = |attribute| match self.loaded(number(data, attribute)?)? {
+            Value::Constant(bytes) => Some(bytes.clone()),
+            _ => None,
+        };
+        let address = constant(NFTA_NAT_REG_ADDR_MIN).and_then(|bytes| ip(&bytes));
+        let port = constant(NFTA_NAT_REG_PROTO_MIN)
+            .and_then(|bytes| Some(u16::from_be_bytes(bytes.get(..2)?.try_into().ok()?)));
+        let target = match (number(data, NFTA_NAT_TYPE)?, address) {
+            (NFT_NAT_DNAT, Some(to)) => Target::Dnat { to, port },
+            (NFT_NAT_SNAT, Some(from)) => Target::Snat(from),
+            (NFT_NAT_DNAT, None) => Target::Unknown("dnat to a map".into()),
+            _ => Target::Unknown("snat to a map".into()),
+        };
+        self.put(target);
+        Some(())
+    }
+}
+
+fn of(field: Field) -> Value {
+    Value::Of(Loaded { field, mask: Vec::new(), xor: Vec::new() })
+}
+
+impl Loaded {
+    /// The same after another `& mask ^ xor`.
+    fn then(self, mask: &[u8], xor: &[u8]) -> Self {
+        if self.mask.is_empty() {
+            return Self { mask: mask.to_vec(), xor: xor.to_vec(), ..self };
+        }
+        let both = |a: &[u8], b: &[u8]| a.iter().zip(b).map(|(a, b)| a & b).collect::<Vec<_>>();
+        let kept = both(&self.xor, mask);
+        let xor = kept.iter().zip(xor).map(|(a, b)| a ^ b).collect();
+        Self { mask: both(&self.mask, mask), xor, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_that_is_masked_twice() {
+        let first = Loaded { field: Field::Mark, mask: vec![0xff; 4], xor: vec![0x0f; 4] };
+        let twice = first.then(&[0xf0, 0, 0, 0], &[1, 0, 0, 0]);
+        assert_eq!((twice.mask[0], twice.xor[0]), (0xf0, 1));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read(bytes: Vec<u8>) {
+            let _ = rule(&bytes, &BTreeMap::new());
+            let _ = verdict(&bytes);
+        }
+    }
+}

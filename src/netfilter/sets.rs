@@ -1,0 +1,117 @@
+//! What a register of nftables holds of a packet, and the sets and maps that it is looked up in.
+
+use std::cmp::Ordering;
+use std::net::IpAddr;
+
+use super::walk::Local;
+use super::{ESTABLISHED, Field, Interface, Loaded, NEW, Packet, Set, Target};
+use crate::model::Family;
+use crate::netlink::uapi::{NFPROTO_IPV4, NFPROTO_IPV6, RTN_LOCAL, RTN_UNICAST};
+
+/// Bytes of an interface's name in a register (`IFNAMSIZ`).
+const NAME: usize = 16;
+
+/// These fields of a packet, one behind the other, each padded to four bytes where there are several. None
+/// where the packet lacks one.
+pub(super) fn bytes(fields: &[Loaded], packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
+    if let [only] = fields {
+        return one(only, packet, local);
+    }
+    let mut all = Vec::new();
+    for field in fields {
+        all.extend(one(field, packet, local)?);
+        all.resize(all.len().next_multiple_of(4), 0);
+    }
+    Some(all)
+}
+
+fn one(loaded: &Loaded, packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
+    let mut bytes = raw(loaded.field, packet, local)?;
+    if !loaded.mask.is_empty() {
+        let length = loaded.mask.len().min(bytes.len());
+        // A prefix that ends at a byte is loaded without the bytes behind it.
+        bytes.truncate(length);
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            let xor = loaded.xor.get(at).copied().unwrap_or(0);
+            *byte = *byte & loaded.mask[at] ^ xor;
+        }
+    }
+    Some(bytes)
+}
+
+fn raw(field: Field, packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
+    let index = |link: &Option<Interface>| {
+        Some(link.as_ref().map_or(0, |Interface(index, _)| *index).to_ne_bytes().to_vec())
+    };
+    let name = |link: &Option<Interface>| {
+        let Interface(_, name) = link.as_ref()?;
+        let mut bytes = name.as_bytes().to_vec();
+        bytes.resize(NAME, 0);
+        Some(bytes)
+    };
+    let kind = |ip: IpAddr| {
+        let kind = if local.has(ip, None) { RTN_LOCAL } else { RTN_UNICAST };
+        Some(u32::from(kind).to_ne_bytes().to_vec())
+    };
+    let address = |ip: IpAddr, family: Family| match ip {
+        _ if Family::of(ip) != family => None,
+        IpAddr::V4(ip) => Some(ip.octets().to_vec()),
+        IpAddr::V6(ip) => Some(ip.octets().to_vec()),
+    };
+    match field {
+        Field::Mark => Some(packet.mark.to_ne_bytes().to_vec()),
+        Field::Connection => Some(packet.connection.to_ne_bytes().to_vec()),
+        Field::State => {
+            Some(if packet.is_reply { ESTABLISHED } else { NEW }.to_ne_bytes().to_vec())
+        }
+        Field::Direction => Some(vec![u8::from(packet.is_reply)]),
+        Field::In => index(&packet.iif),
+        Field::Out => index(&packet.oif),
+        Field::InName => name(&packet.iif),
+        Field::OutName => name(&packet.oif),
+        Field::Family => Some(vec![if packet.to.is_ipv4() { NFPROTO_IPV4 } else { NFPROTO_IPV6 }]),
+        Field::Protocol => Some(vec![packet.protocol?]),
+        Field::From(family) => address(packet.from, family),
+        Field::To(family) => address(packet.to, family),
+        Field::Port => Some(packet.port?.to_be_bytes().to_vec()),
+        Field::FromKind => kind(packet.from),
+        Field::ToKind => kind(packet.to),
+    }
+}
+
+impl Set {
+    /// What the element with this key stands for.
+    pub(super) fn find(&self, key: &[u8]) -> Option<&Target> {
+        if !self.has_ranges {
+            let mut elements = self.elements.iter();
+            return elements.find(|(own, _)| own.bytes == key).map(|(_, target)| target);
+        }
+        let begins = self.elements.iter().filter(|(own, _)| own.bytes.as_slice() <= key);
+        let last = begins.max_by(|(a, _), (b, _)| match a.bytes.cmp(&b.bytes) {
+            // One range may end where the next one begins.
+            Ordering::Equal => b.is_end.cmp(&a.is_end),
+            other => other,
+        })?;
+        (!last.0.is_end).then_some(&last.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Key;
+    use super::*;
+
+    #[test]
+    fn ranges_end_before_the_next_key() {
+        let key = |byte, is_end| (Key { bytes: vec![byte], is_end }, Target::Nothing);
+        let elements =
+            vec![key(0, true), key(5, false), key(9, true), key(9, false), key(12, true)];
+        let set = Set { elements, has_ranges: true };
+        for (byte, wanted) in [(0, false), (4, false), (5, true), (8, true), (9, true), (12, false)]
+        {
+            assert_eq!(set.find(&[byte]).is_some(), wanted, "{byte}");
+        }
+        let plain = Set { elements: vec![key(5, false)], has_ranges: false };
+        assert!(plain.find(&[5]).is_some() && plain.find(&[6]).is_none());
+    }
+}
