@@ -1,6 +1,7 @@
 //! A network namespace that lives as long as its value: unique name, no shared state, gone on drop.
 
 use std::fs::{self, File, OpenOptions};
+use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, panic, process, thread};
@@ -53,6 +54,11 @@ impl Netns {
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether this is one of its addresses.
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        self.run(|| UdpSocket::bind((address, 0))).is_ok()
     }
 
     /// The path a container runtime would hand to a plugin.

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::flows::{BASELINE, Flow, PATIENT};
 use super::node::Node;
+use super::plugin::Ran;
 use crate::agent::plugin_object;
 
 /// Notes the first packets of connections as the node gets them: behind conntrack, before DNAT.
@@ -30,12 +31,12 @@ const PROBE: &str = "table inet probe-explain {
 
 /// The first packet of a connection: where it came in (nowhere: the node sent it), client, server, protocol, port.
 #[derive(Debug, PartialEq, Eq)]
-struct Asked {
+pub(crate) struct Asked {
     nic: String,
-    from: String,
-    to: String,
+    pub(crate) from: String,
+    pub(crate) to: String,
     protocol: String,
-    port: u64,
+    pub(crate) port: u64,
 }
 
 impl fmt::Display for Asked {
@@ -66,7 +67,7 @@ impl Node {
         broken: &[&str],
     ) -> Verdicts {
         let config = plugin_object(self, settings);
-        self.ns.nft(PROBE);
+        self.note_requests();
         let mut counts = Verdicts::default();
         let mut wrong = Vec::new();
         for flow in flows {
@@ -91,26 +92,52 @@ impl Node {
             *count += 1;
             counts.requests += asked.len();
         }
-        self.ns.nft("delete table inet probe-explain");
+        self.end_noting_requests();
         let Verdicts { worked, failed, requests } = counts;
         println!("explain, {what}: {worked} flows worked and {failed} failed, {requests} requests");
         assert!(wrong.is_empty(), "{what}: {} wrong:\n{}", wrong.len(), wrong.join("\n"));
         counts
     }
 
+    /// From now on the node notes the first packets of connections.
+    pub(crate) fn note_requests(&self) {
+        self.ns.nft(PROBE);
+    }
+
+    pub(crate) fn end_noting_requests(&self) {
+        self.ns.nft("delete table inet probe-explain");
+    }
+
+    /// Whether the request is answered as the node is now, by whatever interface; and what is said of it.
+    pub(crate) fn is_answered(&self, config: &str, asked: &Asked) -> (bool, Value) {
+        let ran = self.explained(config, asked, &["--json"]);
+        let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
+        let is_now = |request: &Value| {
+            let is_with = request["inForce"] == true && !request["with"].is_null();
+            request[if is_with { "with" } else { "without" }]["ending"] == "answered"
+        };
+        let requests = report["requests"].as_array().expect("requests");
+        (requests.iter().all(is_now), report)
+    }
+
     /// Whether the request fares well as the node is now, and what is said of it.
     fn verdict(&self, config: &str, asked: &Asked) -> (bool, String) {
+        let ran = self.explained(config, asked, &[]);
+        (ran.code == Some(0), ran.stdout)
+    }
+
+    fn explained(&self, config: &str, asked: &Asked, more: &[&str]) -> Ran {
         let to = if asked.to.contains(':') { format!("[{}]", asked.to) } else { asked.to.clone() };
         let to = format!("{to}:{}", asked.port);
         let words = ["explain", "--from", &asked.from, "--to", &to, "--proto", &asked.protocol];
         let place = if asked.nic.is_empty() { &[][..] } else { &["--in", &asked.nic] };
-        let words = [&words[..], &["--config", config], place].concat();
-        let ran = self.symroute(&words);
+        let ran = self.symroute(&[&words[..], &["--config", config], place, more].concat());
         assert!(matches!(ran.code, Some(0 | 4)), "{asked}: {}", ran.stderr);
-        (ran.code == Some(0), ran.stdout)
+        ran
     }
 
-    fn asked(&self) -> Vec<Asked> {
+    /// What was noted.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         let mut found = Vec::new();
         for set in ["asked4", "asked6"] {
             let text =

@@ -7,18 +7,22 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use std::{env, thread};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::lan::{Lan, firewall, node_port};
+use crate::agent::plugin_object;
 use crate::lab::netns::Netns;
 use crate::lab::node::Node;
 use crate::lab::traffic::{Proto, Server, ask};
 use crate::lab::tun::Tunnel;
+use crate::lab::verdicts::Asked;
 
 /// What the layouts are made of, unless the environment says otherwise.
 const SEED: u64 = 5000;
 /// How many layouts a run tries.
 const LAYOUTS: u64 = 80;
+/// `explain` is held against the first of this many layouts.
+const EXPLAINED: u64 = 8;
 /// What strict `rp_filter` is to IPv4, after DNAT as well. Without it an IPv6 flow may work that takes one way in and
 /// another out.
 const STRICT: &str = "table ip6 strict {
@@ -370,6 +374,34 @@ impl World {
         }
     }
 
+    /// Of each request that was answered, `explain` must say so. One that was not may have been lost elsewhere.
+    fn hold_verdicts(
+        &self,
+        settings: &Value,
+        probes: &[Probe<'_>],
+        outcome: &[bool],
+        words: &str,
+    ) -> usize {
+        let config = plugin_object(&self.node, settings);
+        let asked = self.node.asked();
+        let mut count = 0;
+        for (probe, _) in probes.iter().zip(outcome).filter(|(_, works)| **works) {
+            let to = (probe.to.ip().to_string(), u64::from(probe.to.port()));
+            let of_probe = |one: &&Asked| {
+                let from = one.from.parse().expect("an address");
+                probe.from.has(from) && (&one.to, one.port) == (&to.0, to.1)
+            };
+            let found: Vec<_> = asked.iter().filter(of_probe).collect();
+            assert!(!found.is_empty(), "{} to {}: the node got no request", probe.name, probe.to);
+            for one in found {
+                let (is_answered, report) = self.node.is_answered(&config, one);
+                assert!(is_answered, "{one} was answered, and explain says: {report:#}\n{words}");
+                count += 1;
+            }
+        }
+        count
+    }
+
     /// All flows, in words.
     fn flows(&self) -> Vec<Probe<'_>> {
         let mut flows = Vec::new();
@@ -413,19 +445,31 @@ fn what_worked_works() {
     let layouts: u64 = number("SYMROUTE_LAYOUTS").unwrap_or(LAYOUTS);
     println!("SYMROUTE_SEED={seed}");
     let world = World::new();
-    let (mut worked, mut healed) = (0, 0);
+    let (mut worked, mut healed, mut explained) = (0, 0, 0);
     for layout in 0..layouts {
         let mut dice = Dice(seed.wrapping_add(layout));
         world.reset();
         let (words, uplinks) = world.shuffle(&mut dice);
         world.forget();
         let probes = world.flows();
+        let settings = json!({ "uplinks": uplinks });
+        let is_explained = layout % EXPLAINED == 0;
+        if is_explained {
+            world.node.note_requests();
+        }
         world.node.ns.nft(STRICT);
         let before = work(&probes, BASELINE);
         world.node.ns.nft("delete table ip6 strict");
+        if is_explained {
+            explained += world.hold_verdicts(&settings, &probes, &before, &words);
+        }
         world.forget();
-        world.node.up(&json!({ "uplinks": uplinks }));
+        world.node.up(&settings);
         let with: Vec<bool> = work(&probes, BASELINE);
+        if is_explained {
+            explained += world.hold_verdicts(&settings, &probes, &with, &words);
+            world.node.end_noting_requests();
+        }
         let lost = || (0..probes.len()).filter(|&at| before[at] && !with[at]);
         // Busy processors may have delayed it.
         let again: Vec<usize> = lost().collect();
@@ -451,7 +495,8 @@ fn what_worked_works() {
         world.node.down();
     }
     println!(
-        "{layouts} layouts: {worked} flows worked before and do with symroute, {healed} more work"
+        "{layouts} layouts: {worked} flows worked before and do with symroute, {healed} more work; explain is \
+         right about {explained} requests that were answered"
     );
-    assert!(worked > 0 && healed > 0, "the layouts show something");
+    assert!(worked > 0 && healed > 0 && explained > 0, "the layouts show something");
 }
