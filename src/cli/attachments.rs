@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -98,6 +99,23 @@ impl Found {
     fn pod(&self, container: &str) -> Option<&str> {
         let of = |(_, entry): &&(PathBuf, Entry)| entry.container == container;
         self.cache.iter().filter(of).find_map(|(_, entry)| entry.pod.as_deref())
+    }
+
+    /// The addresses of a pod, by its name in Kubernetes or by how its container's id begins.
+    pub(super) fn addresses_of(&self, pod: &str) -> Vec<IpAddr> {
+        let is = |container: &str| container.len() >= pod.len() && container.starts_with(pod);
+        let cached = self.cache.iter().map(|(_, entry)| entry);
+        let cached = cached.filter(|e| e.pod.as_deref() == Some(pod) || is(&e.container));
+        let named = |container: &str| self.pod(container) == Some(pod) || is(container);
+        let enrolled = self.enrolled.iter().filter(|a| named(&a.key.container));
+        let mut found: Vec<IpAddr> = Vec::new();
+        let all = cached.flat_map(|e| &e.addresses).chain(enrolled.flat_map(|a| &a.addresses));
+        for ip in all {
+            if !found.contains(ip) {
+                found.push(*ip);
+            }
+        }
+        found
     }
 
     /// Of those only the ones whose DEL will call us when the entry is out of the conflist.

@@ -1,5 +1,7 @@
 //! `symroutectl explain`: where a request and its reply go on this node, and why.
 
+mod grids;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -14,10 +16,9 @@ use crate::explain::ask::{Asker, Explained};
 use crate::model::Family;
 use crate::names;
 use crate::netfilter;
+use crate::netlink::uapi::IPPROTO_TCP;
 use crate::node::Node;
 
-/// `IPPROTO_TCP`
-const TCP: u8 = 6;
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
 
@@ -39,6 +40,7 @@ pub(super) fn tail() -> String {
         "explain --from 203.0.113.9 --to 10.21.0.10:30080 --proto udp",
         "explain --from 203.0.113.9 --to 10.244.1.5 --in eth1",
         "explain --from 203.0.113.9 --all",
+        "explain --pod default/web-0 --pod default/web-1",
         "explain --from 10.244.1.5 --to 203.0.113.9 --in vethf00",
     ];
     super::tail(ABOUT, &codes, &examples)
@@ -48,10 +50,10 @@ pub(super) fn tail() -> String {
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
     /// The client
-    #[arg(long, value_name = "ADDR[:PORT]", value_parser = address)]
-    from: End,
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = address, required_unless_present = "pods")]
+    from: Option<End>,
     /// What it asks: an address of the node, of a pod or of a Service
-    #[arg(long, value_name = "ADDR[:PORT]", value_parser = address, required_unless_present = "all")]
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = address, required_unless_present_any = ["all", "pods"])]
     to: Option<End>,
     /// Where it arrives [default: where --from lies, else the NIC that has --to, else each uplink]
     #[arg(long = "in", value_name = "NIC")]
@@ -62,9 +64,15 @@ pub(super) struct Words {
     /// Settings to plan by where symroute is not in force
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Each address of the node, by each uplink
-    #[arg(long, conflicts_with = "to")]
+    /// Each address of the node and each NodePort, by each uplink, in a table
+    #[arg(long, conflicts_with_all = ["to", "link", "proto"])]
     all: bool,
+    /// A pod by its address, NAMESPACE/NAME or container id; twice to compare two pods
+    #[arg(long = "pod", value_name = "POD", conflicts_with_all = ["to", "all", "link", "proto"])]
+    pods: Vec<String>,
+    /// The runtime's results, which know the pods' names
+    #[arg(long, value_name = "DIR", default_value = names::CACHE_DIR)]
+    cache_dir: PathBuf,
     /// Print one JSON object for programs
     #[arg(long)]
     json: bool,
@@ -101,30 +109,27 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         })
     });
     let given = given.transpose()?;
-    let from = words.from.ip;
-    let targets: Vec<End> = match words.to {
-        Some(to) if Family::of(to.ip) != Family::of(from) => {
-            let text = format!("--from {from} and --to {}: one family is wanted", to.ip);
-            return Err(Failure::Failed(text));
-        }
-        Some(to) => vec![to],
-        None => {
-            let own = asker.public_addresses().map(|address| address.ip);
-            let own = own.filter(|ip| Family::of(*ip) == Family::of(from));
-            own.map(|ip| End { ip, port: None }).collect()
-        }
+    if !words.pods.is_empty() {
+        return grids::pods(&mut asker, words);
+    }
+    let Some(End { ip: from, .. }) = words.from else {
+        return Err(Failure::Failed("--from or --pod is wanted".into()));
     };
+    let Some(End { ip: to, port }) = words.to else {
+        return grids::all(&mut asker, words, from);
+    };
+    if Family::of(to) != Family::of(from) {
+        let text = format!("--from {from} and --to {to}: one family is wanted");
+        return Err(Failure::Failed(text));
+    }
+    let arrivals = match given {
+        Some(link) => vec![link],
+        None => asker.arrivals(from, to)?,
+    };
+    let protocol = words.proto.or(port.map(|_| IPPROTO_TCP));
     let mut found: Vec<Explained> = Vec::new();
-    for End { ip: to, port } in targets {
-        let arrivals = match given {
-            Some(link) => vec![link],
-            None if words.all => asker.uplinks(),
-            None => asker.arrivals(from, to)?,
-        };
-        let protocol = words.proto.or(port.map(|_| TCP));
-        for link in arrivals {
-            found.extend(asker.explain(Packet { from, to, link, protocol, port })?);
-        }
+    for link in arrivals {
+        found.extend(asker.explain(Packet { from, to, link, protocol, port })?);
     }
     let unread = asker.netfilter.unread.clone();
     if found.is_empty() {
@@ -172,15 +177,19 @@ mod tests {
     fn command_lines() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let words = parsed("--from 192.0.2.1:4711 --to [2001:db8::1]:80 --in eth1").unwrap();
-        assert_eq!((words.from.ip, words.from.port), (ip("192.0.2.1"), Some(4711)));
+        assert_eq!(words.from, Some(End { ip: ip("192.0.2.1"), port: Some(4711) }));
         assert_eq!(words.to, Some(End { ip: ip("2001:db8::1"), port: Some(80) }));
         let words = parsed("--from 192.0.2.1 --to 192.0.2.2:53 --proto udp --in eth1").unwrap();
         assert_eq!(words.proto, Some(17));
         assert_eq!(words.link.as_deref(), Some("eth1"));
         let words = parsed("--from 2001:db8::9 --all --json").unwrap();
         assert!(words.all && words.json && words.to.is_none());
+        let words = parsed("--pod shop/web-0 --pod 10.244.1.5").unwrap();
+        assert_eq!(words.pods, ["shop/web-0", "10.244.1.5"]);
         for wrong in [
             "",
+            "--pod a --to 192.0.2.1",
+            "--pod a --all",
             "--from 192.0.2.1",
             "--to 192.0.2.1",
             "--from host --to 192.0.2.1",

@@ -1,8 +1,11 @@
 //! The runtime's cache of ADD results, as libcni writes it (`cachedInfo` of libcni's api.go): it
 //! says which plugins ran for a pod, so which pods need the plugin at their end.
 
+use std::net::IpAddr;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ipnetwork::IpNetwork;
 use serde_json::Value;
 
 use crate::config::file;
@@ -16,6 +19,8 @@ pub(super) struct Entry {
     pub(super) container: String,
     /// `namespace/name`, where the runtime is one of Kubernetes.
     pub(super) pod: Option<String>,
+    /// The addresses that the plugins gave it.
+    pub(super) addresses: Vec<IpAddr>,
     /// Whether symroute was among the plugins that ran for it.
     pub(super) names_us: bool,
 }
@@ -35,8 +40,16 @@ pub(super) fn read(text: &str) -> Option<Entry> {
     Some(Entry {
         container: word("containerId").unwrap_or_default().into(),
         pod: pod.map(|(namespace, name)| format!("{namespace}/{name}")),
+        addresses: addresses(&entry["result"]),
         names_us: file::names_us(&network),
     })
+}
+
+/// Those of a result of CNI: `{"ips": [{"address": "10.244.1.5/24"}]}`.
+fn addresses(result: &Value) -> Vec<IpAddr> {
+    let ips = result["ips"].as_array().into_iter().flatten();
+    let texts = ips.filter_map(|ip| ip["address"].as_str());
+    texts.filter_map(|text| text.parse::<IpNetwork>().ok()).map(|net| net.ip()).collect()
 }
 
 #[cfg(test)]
@@ -76,5 +89,14 @@ mod tests {
         {
             assert_eq!(with(odd), None);
         }
+    }
+
+    #[test]
+    fn the_addresses_of_a_result() {
+        let result =
+            json!({"ips": [{"address": "10.244.1.5/24"}, {"address": "2001:db8::5/64"}, {}]});
+        let found: Vec<_> = addresses(&result).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["10.244.1.5", "2001:db8::5"]);
+        assert!(addresses(&json!(null)).is_empty());
     }
 }

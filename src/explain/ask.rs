@@ -104,6 +104,12 @@ impl<'a> Asker<'a> {
         })
     }
 
+    /// The interface that leads to an address; none where no route does.
+    pub(crate) fn link_of(&mut self, ip: IpAddr) -> Result<Option<u32>, Error> {
+        let way = self.way(Lookup { to: ip, from: None, iif: None, mark: 0 })?;
+        Ok(way.map(|way| way.link))
+    }
+
     /// Whether an interface leads to pods or the like: it is no uplink, and no route outside uses it.
     pub(crate) fn leads_inside(&self, link: u32) -> bool {
         let is_default =

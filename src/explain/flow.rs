@@ -9,12 +9,13 @@ use super::{
 };
 use crate::backend::Marker;
 use crate::error::Error;
-use crate::model::{Family, Link, Route, Rule};
+use crate::model::{Address, Family, Link, Route, Rule};
 use crate::netfilter::walk::{NewAddress, Outcome};
 use crate::netfilter::{self, Hook, Interface};
 use crate::netlink::route::{Lookup, Way};
-use crate::netlink::uapi::{RTN_LOCAL, RTN_UNICAST};
+use crate::netlink::uapi::{IPPROTO_TCP, IPPROTO_UDP, RTN_LOCAL, RTN_UNICAST};
 use crate::plan;
+use crate::plan::proof::OUTSIDE;
 
 /// A request behind prerouting, or behind output where the node sends it.
 struct Seen {
@@ -42,9 +43,33 @@ impl Asker<'_> {
                 outcomes.push(outcome);
             }
         }
+        // The kernel gives elements of a map in no order.
+        outcomes.sort_by_key(|outcome| (outcome.packet.to, outcome.packet.port));
         let count = outcomes.len();
         let each = outcomes.into_iter().enumerate();
         each.map(|(at, outcome)| self.one(packet, outcome, (at + 1, count))).collect()
+    }
+
+    /// Protocols and ports that rules send on by DNAT where the node's own address is called.
+    pub(crate) fn node_ports(&self, family: Family) -> Vec<(u8, u16)> {
+        let of_uplink = |a: &&Address| Family::of(a.ip) == family && self.is_uplink(a.link);
+        let Some(own) = self.public_addresses().find(of_uplink).copied() else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        for protocol in [IPPROTO_TCP, IPPROTO_UDP] {
+            for port in self.netfilter.ports() {
+                let packet = Packet::plain(OUTSIDE.of(family), own.ip, own.link);
+                let packet = packet.to_port(protocol, port);
+                let start = self.in_hook(&packet, Some(own.link), None, (0, 0), false);
+                let facts = &self.view.facts;
+                let outcomes = self.netfilter.walk(Hook::Prerouting, start, true, facts);
+                if outcomes.iter().any(|outcome| outcome.nat.is_some()) {
+                    found.push((protocol, port));
+                }
+            }
+        }
+        found
     }
 
     fn one(

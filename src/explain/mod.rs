@@ -7,9 +7,10 @@
 
 pub(crate) mod ask;
 mod flow;
+pub(crate) mod grid;
 mod not_bound;
 pub(crate) mod rules;
-mod words;
+pub(crate) mod words;
 
 use std::net::IpAddr;
 
@@ -108,7 +109,7 @@ pub(crate) struct LostAnswer {
 
 impl Departure {
     /// Whether nothing on the way drops it or its answer.
-    fn is_well(&self) -> bool {
+    pub(crate) fn is_well(&self) -> bool {
         (self.owner.is_none() || self.is_tunnelled) && self.lost.is_none()
     }
 }

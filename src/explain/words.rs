@@ -14,7 +14,7 @@ use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_LOCAL};
 /// The width of the first column.
 const HEAD: usize = 18;
 
-fn table_name(table: u32) -> String {
+pub(super) fn table_name(table: u32) -> String {
     match table {
         RT_TABLE_MAIN => "main".into(),
         RT_TABLE_LOCAL => "local".into(),
@@ -33,6 +33,24 @@ fn way(facts: &Facts, chosen: &Chosen) -> String {
     };
     let link = facts.link_name(chosen.way.link);
     format!("{link}: {rule}table {}, {router}", table_name(chosen.way.table))
+}
+
+/// What becomes of a request as the node is now, in few words.
+pub(super) fn short(one: &Explained, facts: &Facts) -> String {
+    let side = one.now();
+    let by = |chosen: &Chosen| facts.link_name(chosen.way.link);
+    let departs_well = side.departure.as_ref().is_none_or(Departure::is_well);
+    match &side.ending {
+        Ending::Filtered => format!("lost: {} rp_filter", one.filter.kind()),
+        Ending::Refused => "lost: no route".into(),
+        Ending::Dropped => "lost: dropped".into(),
+        Ending::NoReply => "lost: no route back".into(),
+        Ending::PassesThrough => "passes through".into(),
+        _ if !departs_well => "lost: its source or answer".into(),
+        Ending::Leaves(request) => format!("leaves by {}", by(request)),
+        Ending::Answered(_) if side.is_symmetric(&one.packet) => "answered".into(),
+        Ending::Answered(reply) => format!("reply by {}", by(reply)),
+    }
 }
 
 /// A packet's protocol by the name that the command line has for it.

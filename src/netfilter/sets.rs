@@ -1,10 +1,14 @@
 //! What a register of nftables holds of a packet, and the sets and maps that it is looked up in.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::walk::Local;
-use super::{ESTABLISHED, Field, Interface, Loaded, NEW, Packet, Set, Target};
+use super::{
+    Condition, ESTABLISHED, Field, Interface, Loaded, Match, NEW, Packet, Part, Ruleset, Set,
+    Target,
+};
 use crate::model::Family;
 use crate::netlink::uapi::{NFPROTO_IPV4, NFPROTO_IPV6, RTN_LOCAL, RTN_UNICAST};
 
@@ -76,6 +80,47 @@ fn raw(field: Field, packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
         Field::Port => Some(packet.port?.to_be_bytes().to_vec()),
         Field::FromKind => kind(packet.from),
         Field::ToKind => kind(packet.to),
+    }
+}
+
+/// Where the port stands in a key of these fields.
+fn place_of_port(fields: &[Loaded]) -> Option<usize> {
+    let at = fields.iter().position(|loaded| loaded.field == Field::Port)?;
+    let length = |loaded: &Loaded| match loaded.field {
+        Field::InName | Field::OutName => NAME,
+        Field::From(Family::V6) | Field::To(Family::V6) => 16,
+        // The others are padded to this.
+        _ => 4,
+    };
+    Some(fields[..at].iter().map(length).sum())
+}
+
+impl Ruleset {
+    /// Each single port that a rule or a set names.
+    pub(crate) fn ports(&self) -> BTreeSet<u16> {
+        let chains = self.tables.iter().flat_map(|table| table.chains.values());
+        let parts = chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.0);
+        let mut found = BTreeSet::new();
+        for part in parts {
+            let (fields, keys) = match part {
+                Part::If(Condition { is: Match::Port(first, last), .. }) if first == last => {
+                    found.insert(*first);
+                    continue;
+                }
+                Part::If(Condition { is: Match::Bytes(fields, wanted), .. }) => {
+                    (fields, vec![wanted.as_slice()])
+                }
+                Part::If(Condition { is: Match::Among(fields, set), .. })
+                | Part::Do(Target::Map(fields, set)) => {
+                    (fields, set.elements.iter().map(|(key, _)| key.bytes.as_slice()).collect())
+                }
+                _ => continue,
+            };
+            let Some(at) = place_of_port(fields) else { continue };
+            let port = |key: &[u8]| Some(u16::from_be_bytes([*key.get(at)?, *key.get(at + 1)?]));
+            found.extend(keys.into_iter().filter_map(port));
+        }
+        found
     }
 }
 

@@ -169,18 +169,162 @@ fn it_says_why_a_request_is_not_bound() {
     }
 }
 
-/// Every uplink and every address of the node, in one call.
+/// A Service by a NodePort of every address, with a backend here and one elsewhere.
+const SERVICE: &str = "table ip kube-proxy {
+  map ports {
+    type inet_proto . inet_service : verdict
+    elements = { tcp . 30080 : goto service, udp . 30081 : goto local }
+  }
+  chain prerouting {
+    type nat hook prerouting priority dstnat
+    fib daddr type local meta l4proto . th dport vmap @ports
+  }
+  chain service {
+    meta mark set meta mark | 0x4000
+    numgen random mod 2 vmap { 0 : goto local, 1 : goto remote }
+  }
+  chain local { meta l4proto { tcp, udp } dnat to 10.21.0.50:8080; }
+  chain remote { meta l4proto { tcp, udp } dnat to 203.0.113.9:8080; }
+  chain postrouting {
+    type nat hook postrouting priority srcnat
+    meta mark & 0x4000 == 0 return
+    masquerade
+  }
+}";
+
+/// Every uplink, every address of the node and every NodePort, in one table.
 #[test]
 fn all_of_a_node() {
     let layout = two_nics();
+    layout.node.ns.nft(SERVICE);
+    let said = || layout.node.symroute(&["explain", "--from", CLIENT, "--all"]);
+    let lines = |text: &str| {
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        text.lines().map(words).collect::<Vec<_>>()
+    };
     layout.node.up(&json!({ "uplinks": NICS }));
+    let with = said();
+    assert_eq!(
+        lines(&with.stdout),
+        [
+            "requests from 203.0.113.9, by what they ask and where they arrive, with symroute",
+            "eth0 eth1",
+            "10.20.0.10 answered answered",
+            "10.21.0.10 answered answered",
+            "NodePort 30080/tcp answered answered",
+            "NodePort 30081/udp answered answered",
+        ]
+    );
+    assert_eq!(with.code, Some(0));
     let ran = layout.node.symroute(&["explain", "--from", CLIENT, "--all", "--json"]);
     let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
-    let requests = report["requests"].as_array().expect("requests");
-    assert_eq!(requests.len(), 4, "two NICs, two addresses: {report:#}");
-    assert!(requests.iter().all(|request| request["with"]["symmetric"] == true), "{report:#}");
-    assert_eq!(ran.code, Some(0));
+    let cell = &report["rows"][2]["cells"][1];
+    assert_eq!(cell["column"], "eth1");
+    let requests = cell["requests"].as_array().expect("requests");
+    let to: Vec<_> = requests.iter().map(|request| &request["dnat"]["to"]).collect();
+    assert_eq!(to, ["10.21.0.50:8080", "203.0.113.9:8080"], "{report:#}");
     layout.node.down();
+    let config = plugin_object(&layout.node, &json!({ "uplinks": NICS }));
+    let words = ["explain", "--from", CLIENT, "--all", "--config", &config];
+    let without = layout.node.symroute(&words);
+    assert!(
+        lines(&without.stdout)[2].contains("answered lost: strict rp_filter"),
+        "{}",
+        without.stdout
+    );
+    assert_eq!(without.code, Some(4));
+    let ask = |port| {
+        let to = format!("{}:{port}", NODE[1]).parse().expect("an address");
+        ask(&layout.client, Proto::Tcp, to, BASELINE)
+    };
+    assert!(ask(10250).is_err(), "what it calls lost is lost");
+}
+
+/// A NodePort has an answer for each backend, and each is named with the chain that chose it.
+#[test]
+fn each_backend_of_a_service() {
+    let layout = two_nics();
+    let node = &layout.node;
+    node.ns.nft(SERVICE);
+    let to = format!("{}:30080", NODE[1]);
+    let said = |more: &[&str]| {
+        let words = ["explain", "--from", CLIENT, "--to", &to, "--in", "eth1"];
+        node.symroute(&[&words[..], more].concat()).stdout
+    };
+    let without = said(&[]);
+    for wanted in [
+        "203.0.113.9 -> 10.21.0.10:30080 (tcp), arrives on eth1",
+        "DNAT              to 10.21.0.50:8080, by nftables ip kube-proxy, local; 1 of 2 that may be chosen",
+        "DNAT              to 203.0.113.9:8080, by nftables ip kube-proxy, remote; 2 of 2",
+    ] {
+        assert!(without.contains(wanted), "{wanted:?} in\n{without}");
+    }
+    assert!(!said(&["--proto", "udp"]).contains("DNAT"), "the port of another protocol");
+    node.ns.nft("insert rule ip kube-proxy service ip option ra exists dnat to 10.9.9.9");
+    let unsure = said(&[]);
+    assert!(unsure.contains("not understood    nftables ip kube-proxy, service: "), "{unsure}");
+    node.ns.nft("insert rule ip kube-proxy prerouting tcp dport 30080 drop");
+    assert!(said(&[]).contains("lost: a rule of netfilter drops the request"), "{}", said(&[]));
+    let client = ask(&layout.client, Proto::Tcp, to.parse().expect("an address"), BASELINE);
+    assert!(client.is_err(), "and it does");
+}
+
+/// Two pods side by side: by their addresses, and by their names in the runtime's cache.
+#[test]
+fn pods_are_compared() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let config = plugin_object(node, &json!({ "uplinks": NICS }));
+    let said = |more: &[&str]| {
+        let words = ["explain", "--from", CLIENT, "--config", &config];
+        node.symroute(&[&words[..], more].concat())
+    };
+    let ran = said(&["--pod", POD[0], "--pod", POD[1]]);
+    for wanted in [
+        "requests from 203.0.113.9, without symroute",
+        "10.20.0.50 is behind eth0 (table main)",
+        "10.21.0.50 is behind eth1 (table 101)",
+        "what differs: a request arrives on eth0; a request arrives on eth1; the pod sends",
+    ] {
+        assert!(ran.stdout.contains(wanted), "{wanted:?} in\n{}{}", ran.stdout, ran.stderr);
+    }
+    assert_eq!(ran.code, Some(4));
+    for (at, pod) in layout.pods.iter().enumerate() {
+        let to = format!("{}:8080", POD[at]).parse().expect("an address");
+        assert!(
+            ask(&layout.client, Proto::Tcp, to, PATIENT).is_ok(),
+            "{} by its NIC",
+            pod.ns.name()
+        );
+    }
+    let cache = node.dir.join("results");
+    std::fs::create_dir_all(&cache).expect("make the cache");
+    for (name, address) in [("web-0", POD[0]), ("web-1", POD[1])] {
+        let entry = json!({
+            "kind": "cniCacheV1",
+            "config": "eyJuYW1lIjoiazhzIn0=",
+            "containerId": format!("c-{name}"),
+            "cniArgs": [["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", name]],
+            "result": {"ips": [{"address": format!("{address}/24")}]},
+        });
+        std::fs::write(cache.join(name), entry.to_string()).expect("write the cache");
+    }
+    let cache = cache.to_string_lossy();
+    let words = ["--pod", "shop/web-0", "--pod", "c-web-1", "--cache-dir", &cache];
+    let by_name = said(&words);
+    for wanted in ["shop/web-0 (10.20.0.50) is behind eth0", "c-web-1 (10.21.0.50) is behind eth1"]
+    {
+        assert!(by_name.stdout.contains(wanted), "{}{}", by_name.stdout, by_name.stderr);
+    }
+    let json = said(&[&words[..], &["--json"]].concat());
+    let report: Value = serde_json::from_str(&json.stdout).expect(&json.stderr);
+    assert_eq!(report["differ"].as_array().map(Vec::len), Some(3), "{report:#}");
+    let unknown = said(&["--pod", "shop/web-9", "--cache-dir", &cache]);
+    assert!(unknown.code == Some(1) && unknown.stderr.contains("give its address"));
+    node.up(&json!({ "uplinks": NICS }));
+    let with = said(&["--pod", POD[0], "--pod", POD[1]]);
+    assert!(with.stdout.contains("what differs: the pod sends\n"), "{}", with.stdout);
+    node.down();
 }
 
 /// What a pod sends: the way that it takes, as a counter on the wire shows.
