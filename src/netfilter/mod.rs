@@ -7,6 +7,7 @@
 
 mod expressions;
 mod iptables;
+mod ipvs;
 mod nftables;
 pub(crate) mod read;
 mod sets;
@@ -224,5 +225,7 @@ pub(crate) struct Table {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ruleset {
     pub(crate) tables: Vec<Table>,
+    /// Those of IPVS, which act on packets for the node itself.
+    pub(crate) services: Vec<ipvs::Service>,
     pub(crate) unread: Vec<String>,
 }

@@ -1,6 +1,8 @@
 //! Reads the rules of this thread's network namespace.
 
-use super::{Ruleset, iptables, nftables};
+use std::fs;
+
+use super::{Ruleset, iptables, ipvs, nftables};
 use crate::backend::iptables::programs::Programs;
 use crate::model::{Family, Variant};
 use crate::netlink::Socket;
@@ -30,5 +32,8 @@ pub(crate) fn ruleset(netfilter: &mut Socket) -> Ruleset {
             }
         }
     }
+    // Without IPVS there is no such file.
+    let services = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
+    found.services = ipvs::parse(&services);
     found
 }

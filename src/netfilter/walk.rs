@@ -90,7 +90,29 @@ impl Ruleset {
             }
             outcomes.truncate(OUTCOMES);
         }
+        if hook != Hook::Postrouting && is_first {
+            return outcomes.into_iter().flat_map(|one| self.balanced(one)).collect();
+        }
         outcomes
+    }
+
+    /// What IPVS makes of a packet that no DNAT has changed: one outcome for each server.
+    fn balanced(&self, outcome: Outcome) -> Vec<Outcome> {
+        let packet = &outcome.packet;
+        let called = (packet.protocol, packet.port, packet.to);
+        let service = self.services.iter().find(|service| {
+            called == (Some(service.protocol), Some(service.port), service.address)
+        });
+        let Some(service) = service.filter(|_| outcome.nat.is_none() && !outcome.is_dropped) else {
+            return vec![outcome];
+        };
+        let to_server = |&(to, port): &(IpAddr, u16)| {
+            let packet = Packet { to, port: Some(port), ..outcome.packet.clone() };
+            let by = format!("IPVS, {}", service.scheduler);
+            let nat = Nat { to: NewAddress::Destination(to, Some(port)), by };
+            Outcome { packet, nat: Some(nat), ..outcome.clone() }
+        };
+        service.servers.iter().map(to_server).collect()
     }
 }
 
@@ -348,7 +370,7 @@ mod tests {
 
     fn walk(text: &str, hook: Hook, packet: Packet, is_first: bool) -> Vec<Outcome> {
         let tables = parse("iptables", Family::V4, text);
-        Ruleset { tables, unread: Vec::new() }.walk(hook, packet, is_first, &Node)
+        Ruleset { tables, ..Ruleset::default() }.walk(hook, packet, is_first, &Node)
     }
 
     const SERVICE: &str = "*nat
@@ -382,6 +404,20 @@ COMMIT
         assert!(other.len() == 1 && other[0].nat.is_none() && other[0].packet.mark == 0);
         let elsewhere = walk(SERVICE, Hook::Prerouting, packet("10.99.0.1", 30080), true);
         assert!(elsewhere[0].nat.is_none());
+    }
+
+    #[test]
+    fn ipvs_sends_to_its_servers() {
+        let text =
+            "TCP  0A600001:0050 rr\n  -> 0AF40105:1F90 Masq 1 0 0\n  -> 0AF40207:1F90 Masq 1 0 0\n";
+        let services = super::super::ipvs::parse(text);
+        let rules = Ruleset { services, ..Ruleset::default() };
+        let found = rules.walk(Hook::Prerouting, packet("10.96.0.1", 80), true, &Node);
+        let to: Vec<_> = found.iter().map(|one| one.packet.to.to_string()).collect();
+        assert_eq!(to, ["10.244.1.5", "10.244.2.7"]);
+        assert_eq!(found[0].nat.as_ref().unwrap().by, "IPVS, rr");
+        let other = rules.walk(Hook::Prerouting, packet("10.96.0.1", 81), true, &Node);
+        assert!(other.len() == 1 && other[0].nat.is_none());
     }
 
     #[test]
