@@ -9,7 +9,7 @@
 //! is in place is in `node::attach` and `node::proof`. `agent` calls the reconcile when another
 //! program has changed the node; [`conflist`] keeps our entry in the list of plugins that the
 //! runtime calls. `explain` asks the kernel about one request, and `doctor` about the whole node; both
-//! change nothing.
+//! change nothing. `netfilter` reads the rules of other programs for them.
 //!
 //! Public is what the two programs and the tests use. All else is `pub(crate)`, so that the
 //! compiler reports what nothing uses.
