@@ -55,7 +55,7 @@ pub(super) struct Words {
     /// What it asks: an address of the node, of a pod or of a Service
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = address, required_unless_present_any = ["all", "pods"])]
     to: Option<End>,
-    /// Where it arrives [default: where --from lies, else the NIC that has --to, else each uplink]
+    /// Where it arrives [default: what leads to --from or has --to, or all]
     #[arg(long = "in", value_name = "NIC")]
     link: Option<String>,
     /// tcp, udp, icmp, sctp or a number [default: tcp where --to has a port]
@@ -67,10 +67,10 @@ pub(super) struct Words {
     /// Each address of the node and each NodePort, by each uplink, in a table
     #[arg(long, conflicts_with_all = ["to", "link", "proto"])]
     all: bool,
-    /// A pod by its address, NAMESPACE/NAME or container id; twice to compare two pods
+    /// A pod: address, NAMESPACE/NAME or container id; twice to compare
     #[arg(long = "pod", value_name = "POD", conflicts_with_all = ["to", "all", "link", "proto"])]
     pods: Vec<String>,
-    /// The runtime's results, which know the pods' names
+    /// The runtime's results, with pods' names
     #[arg(long, value_name = "DIR", default_value = names::CACHE_DIR)]
     cache_dir: PathBuf,
     /// Print one JSON object for programs
@@ -112,7 +112,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     if !words.pods.is_empty() {
         return grids::pods(&mut asker, words);
     }
-    let Some(End { ip: from, .. }) = words.from else {
+    let Some(End { ip: from, port: client_port }) = words.from else {
         return Err(Failure::Failed("--from or --pod is wanted".into()));
     };
     let Some(End { ip: to, port }) = words.to else {
@@ -129,7 +129,8 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let protocol = words.proto.or(port.map(|_| IPPROTO_TCP));
     let mut found: Vec<Explained> = Vec::new();
     for link in arrivals {
-        found.extend(asker.explain(Packet { from, to, link, protocol, port })?);
+        let packet = Packet { from, to, link, protocol, port, client_port };
+        found.extend(asker.explain(packet)?);
     }
     let unread = asker.netfilter.unread.clone();
     if found.is_empty() {
@@ -143,7 +144,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         let report = json!({"version": VERSION, "requests": requests, "notSeen": unread});
         format!("{report:#}\n")
     } else {
-        let requests: Vec<_> = found.iter().map(|one| one.to_text(facts)).collect();
+        let requests: Vec<_> = found.iter().map(|one| one.to_text(&asker.view)).collect();
         let unread = unread.into_iter().map(|what| format!("cannot see {what}\n"));
         requests.into_iter().chain(unread).collect::<Vec<_>>().join("\n")
     };

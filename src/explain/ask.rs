@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::model::{Address, Facts, Family, Route, RpFilter, Rule, is_link_local};
 use crate::netfilter::walk::Local;
 use crate::netfilter::{Ruleset, read};
+use crate::netlink::conntrack::{self, Connection, Tuple};
 use crate::netlink::route::{self, Lookup, Way};
 use crate::netlink::uapi::IFF_LOOPBACK;
 use crate::node::apply::Kernel;
@@ -108,6 +109,20 @@ impl<'a> Asker<'a> {
     pub(crate) fn link_of(&mut self, ip: IpAddr) -> Result<Option<u32>, Error> {
         let way = self.way(Lookup { to: ip, from: None, iif: None, mark: 0 })?;
         Ok(way.map(|way| way.link))
+    }
+
+    /// The connections of such requests that are alive. A client's port is asked for where it is known.
+    pub(super) fn alive(&mut self, packet: &Packet) -> Vec<Connection> {
+        let found = conntrack::between(&mut self.kernel.netfilter, packet.from, packet.to);
+        // Without conntrack there are none.
+        let mut found = found.unwrap_or_default();
+        found.retain(|one| {
+            let Tuple { from, to, protocol } = one.original;
+            packet.protocol.is_none_or(|wanted| wanted == protocol)
+                && packet.port.is_none_or(|wanted| wanted == to.port())
+                && packet.client_port.is_none_or(|wanted| wanted == from.port())
+        });
+        found
     }
 
     /// Whether an interface leads to pods or the like: it is no uplink, and no route outside uses it.

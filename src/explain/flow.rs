@@ -10,8 +10,9 @@ use super::{
 use crate::backend::Marker;
 use crate::error::Error;
 use crate::model::{Address, Family, Link, Route, Rule};
-use crate::netfilter::walk::{NewAddress, Outcome};
+use crate::netfilter::walk::{Nat, NewAddress, Outcome};
 use crate::netfilter::{self, Hook, Interface};
+use crate::netlink::conntrack::Connection;
 use crate::netlink::route::{Lookup, Way};
 use crate::netlink::uapi::{IPPROTO_TCP, IPPROTO_UDP, RTN_LOCAL, RTN_UNICAST};
 use crate::plan;
@@ -43,11 +44,13 @@ impl Asker<'_> {
                 outcomes.push(outcome);
             }
         }
+        let alive = self.alive(&packet);
+        choose_by_conntrack(&mut outcomes, &alive);
         // The kernel gives elements of a map in no order.
         outcomes.sort_by_key(|outcome| (outcome.packet.to, outcome.packet.port));
         let count = outcomes.len();
         let each = outcomes.into_iter().enumerate();
-        each.map(|(at, outcome)| self.one(packet, outcome, (at + 1, count))).collect()
+        each.map(|(at, outcome)| self.one(packet, outcome, (at + 1, count), &alive)).collect()
     }
 
     /// Protocols and ports that rules send on by DNAT where the node's own address is called.
@@ -77,6 +80,7 @@ impl Asker<'_> {
         packet: Packet,
         outcome: Outcome,
         which: (usize, usize),
+        alive: &[Connection],
     ) -> Result<Explained, Error> {
         let filter = self.filter(packet.from, packet.link)?;
         let seen = Seen {
@@ -85,7 +89,9 @@ impl Asker<'_> {
             mark: outcome.packet.mark,
             connection: outcome.packet.connection,
         };
-        let translated = Translated { nat: outcome.nat, which, unsure: outcome.unsure };
+        let to = outcome.packet.to;
+        let alive = alive.iter().filter(|one| one.reply.from.ip() == to).copied().collect();
+        let translated = Translated { nat: outcome.nat, which, unsure: outcome.unsure, alive };
         let in_force = self.in_force;
         if outcome.is_dropped {
             let without = Side { ending: Ending::Dropped, departure: None };
@@ -346,7 +352,8 @@ impl Asker<'_> {
         with_ours: impl Fn(u32) -> u32,
     ) -> Result<Option<Chosen>, Error> {
         let Packet { from, to, protocol, .. } = seen.packet;
-        let turned = Packet { from: to, to: from, link: iif.unwrap_or(0), protocol, port: None };
+        let link = iif.unwrap_or(0);
+        let turned = Packet { protocol, ..Packet::plain(to, from, link) };
         let hook = if iif.is_some() { Hook::Prerouting } else { Hook::Output };
         let reply = self.in_hook(&turned, iif, None, (0, seen.connection), true);
         let outcomes = self.netfilter.walk(hook, reply, false, &self.view.facts);
@@ -379,6 +386,27 @@ impl Asker<'_> {
     /// Whether a way leads out of the node.
     fn leaves(&self, way: &Way) -> bool {
         way.kind == RTN_UNICAST && !self.leads_inside(way.link)
+    }
+}
+
+/// Keeps the outcomes that connections of the client really have. conntrack has chosen for each of them.
+fn choose_by_conntrack(outcomes: &mut Vec<Outcome>, alive: &[Connection]) {
+    for connection in alive {
+        let (called, server) = (connection.original.to, connection.reply.from);
+        let is_known = outcomes.iter().any(|one| one.packet.to == server.ip());
+        if let (false, Some(one)) = (is_known, outcomes.first()) {
+            let to = NewAddress::Destination(server.ip(), Some(server.port()));
+            let nat = (called != server).then(|| Nat { to, by: "conntrack".into() });
+            let packet = netfilter::Packet {
+                to: server.ip(),
+                port: Some(server.port()),
+                ..one.packet.clone()
+            };
+            outcomes.push(Outcome { packet, nat, ..one.clone() });
+        }
+    }
+    if !alive.is_empty() {
+        outcomes.retain(|one| alive.iter().any(|c| c.reply.from.ip() == one.packet.to));
     }
 }
 

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 
 use crate::model::{Mac, RpFilter, Rule};
 use crate::netfilter::walk::Nat;
+use crate::netlink::conntrack::Connection;
 use crate::netlink::route::Way;
 use crate::netlink::uapi::{RTN_LOCAL, RTN_UNICAST};
 
@@ -29,12 +30,14 @@ pub(crate) struct Packet {
     /// `IPPROTO_*` and port, for rules that ask for them. Without a port no DNAT of a Service is found.
     pub(crate) protocol: Option<u8>,
     pub(crate) port: Option<u16>,
+    /// The client's port, to find its connection.
+    pub(crate) client_port: Option<u16>,
 }
 
 impl Packet {
     /// One of no protocol.
     pub(crate) fn plain(from: IpAddr, to: IpAddr, link: u32) -> Self {
-        Self { from, to, link, protocol: None, port: None }
+        Self { from, to, link, protocol: None, port: None, client_port: None }
     }
 
     pub(crate) fn is_of_node(&self) -> bool {
@@ -144,6 +147,8 @@ pub(crate) struct Translated {
     pub(crate) which: (usize, usize),
     /// Rules that could not be judged.
     pub(crate) unsure: Vec<String>,
+    /// Connections of such requests that conntrack knows at this moment.
+    pub(crate) alive: Vec<Connection>,
 }
 
 /// What becomes of the packet, by the kernel's answers. `is_inside`: whether an interface leads to pods or

@@ -7,10 +7,15 @@ use serde_json::{Value, json};
 
 use super::ask::Explained;
 use super::{Chosen, Departure, Ending, Packet, Side, Translated};
-use crate::model::{Facts, mac_text};
+use crate::model::{Facts, Field, mac_text};
 use crate::netfilter::walk::{Nat, NewAddress};
-use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_LOCAL};
+use crate::netlink::conntrack::Connection;
+use crate::netlink::uapi::{IPS_SEEN_REPLY, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_LOCAL};
+use crate::node::View;
+use crate::plan::Uplink;
 
+/// Connections that are shown at most.
+const SHOWN: usize = 5;
 /// The width of the first column.
 const HEAD: usize = 18;
 
@@ -99,6 +104,21 @@ impl Translated {
     }
 }
 
+/// A connection that conntrack knows: the client's port, and which uplink it is bound to.
+fn connection(one: &Connection, field: Field, uplinks: &[Uplink]) -> String {
+    let id = one.mark & field.id_mask();
+    let bound = uplinks.iter().find(|uplink| id != 0 && field.of(uplink.id) == id);
+    let bound = match bound {
+        Some(uplink) if one.mark & field.d() != 0 => {
+            format!("bound to {} and turns round", uplink.name)
+        }
+        Some(uplink) => format!("bound to {}", uplink.name),
+        None => "not bound".into(),
+    };
+    let answered = if one.status & IPS_SEEN_REPLY == 0 { "not answered" } else { "answered" };
+    format!("from port {}: {bound}, mark {:#x}, {answered}", one.original.from.port(), one.mark)
+}
+
 impl Departure {
     /// What a request that leaves the node again looks like, and what becomes of its answer.
     fn lines(&self, packet: &Packet, to: IpAddr, facts: &Facts) -> Vec<String> {
@@ -134,7 +154,8 @@ impl Departure {
 
 impl Explained {
     /// For a person.
-    pub(crate) fn to_text(&self, facts: &Facts) -> String {
+    pub(crate) fn to_text(&self, view: &View) -> String {
+        let facts = &view.facts;
         let mut out = format!("{}\n", head(&self.packet, facts));
         let mut paragraph = |head: &str, lines: Vec<String>| {
             for (at, line) in lines.iter().enumerate() {
@@ -142,6 +163,7 @@ impl Explained {
             }
         };
         paragraph("DNAT", self.translated.lines());
+        paragraph("connections", self.connections(view));
         paragraph("not understood", self.translated.unsure.clone());
         paragraph("without symroute", self.story(facts, &self.without));
         match (&self.with, &self.not_bound) {
@@ -157,6 +179,18 @@ impl Explained {
             }
         }
         out
+    }
+
+    /// Some of the connections that are alive, and how many more there are.
+    fn connections(&self, view: &View) -> Vec<String> {
+        let (alive, uplinks) = (&self.translated.alive, &view.plan.uplinks);
+        let shown = alive.iter().take(SHOWN);
+        let mut lines: Vec<_> =
+            shown.map(|one| connection(one, view.settings.field, uplinks)).collect();
+        if alive.len() > SHOWN {
+            lines.push(format!("and {} more", alive.len() - SHOWN));
+        }
+        lines
     }
 
     /// The destination after DNAT.
@@ -261,6 +295,13 @@ impl Explained {
                 "story": self.story(facts, side),
             })
         };
+        let connection = |one: &Connection| {
+            json!({
+                "clientPort": one.original.from.port(),
+                "mark": format!("{:#x}", one.mark),
+                "answered": one.status & IPS_SEEN_REPLY != 0,
+            })
+        };
         json!({
             "from": self.packet.from,
             "to": self.packet.to,
@@ -269,6 +310,7 @@ impl Explained {
             "in": (!self.packet.is_of_node()).then(|| facts.link_name(self.packet.link)),
             "dnat": self.translated.dnat().map(|(to, by)| json!({"to": to, "by": by})),
             "choice": [self.translated.which.0, self.translated.which.1],
+            "connections": self.translated.alive.iter().map(connection).collect::<Vec<_>>(),
             "notUnderstood": self.translated.unsure,
             "rpFilter": {"all": self.filter.all, "interface": self.filter.own},
             "without": side(&self.without),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::agent::plugin_object;
 use crate::lab::flows::{BASELINE, PATIENT};
-use crate::lab::traffic::{Proto, ask};
+use crate::lab::traffic::{Connection, Proto, ask};
 use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 
 /// A client's request to an address of the node or of a pod, and the NIC that it comes in by.
@@ -267,6 +267,39 @@ fn each_backend_of_a_service() {
     assert!(said(&[]).contains("lost: a rule of netfilter drops the request"), "{}", said(&[]));
     let client = ask(&layout.client, Proto::Tcp, to.parse().expect("an address"), BASELINE);
     assert!(client.is_err(), "and it does");
+}
+
+/// Of a connection that is alive, conntrack says the backend and the uplink.
+#[test]
+fn a_connection_that_is_alive() {
+    let layout = two_nics();
+    let node = &layout.node;
+    node.ns.nft(SERVICE);
+    node.up(&json!({ "uplinks": NICS }));
+    let to = format!("{}:30080", NODE[1]).parse().expect("an address");
+    // The backend elsewhere is the client, where no server listens.
+    let alive = (0..20).find_map(|_| {
+        let mut connection = Connection::open(&layout.client, to, BASELINE).ok()?;
+        connection.ask().is_ok().then_some(connection)
+    });
+    let alive = alive.expect("one of the connections goes to the pod");
+    let from = alive.local().to_string();
+    let words = ["explain", "--from", &from, "--to", &to.to_string(), "--in", "eth1"];
+    let said = node.symroute(&words).stdout;
+    for wanted in [
+        "DNAT              to 10.21.0.50:8080, by nftables ip kube-proxy, local\n",
+        &format!("connections       from port {}: bound to eth1, mark 0x", alive.local().port()),
+        "answered: the reply leaves by eth1: rule 402",
+    ] {
+        assert!(said.contains(wanted), "{wanted:?} in\n{said}");
+    }
+    let mark = node.mark_of(Proto::Tcp, alive.local()).expect("conntrack knows it");
+    assert!(said.contains(&format!("mark {mark:#x}, answered")), "{mark:#x} in {said}");
+    let json = node.symroute(&[&words[..], &["--json"]].concat());
+    let report: Value = serde_json::from_str(&json.stdout).expect(&json.stderr);
+    let connections = report["requests"][0]["connections"].as_array().expect("connections");
+    assert_eq!(connections.len(), 1, "the port chooses one: {report:#}");
+    node.down();
 }
 
 /// Two pods side by side: by their addresses, and by their names in the runtime's cache.
