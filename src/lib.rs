@@ -8,8 +8,9 @@
 //! `node` applies them through `netlink` and `backend`. What an ADD does on a node where everything
 //! is in place is in `node::attach` and `node::proof`. `agent` calls the reconcile when another
 //! program has changed the node; [`conflist`] keeps our entry in the list of plugins that the
-//! runtime calls. `explain` asks the kernel about one request, and `doctor` about the whole node; both
-//! change nothing. `netfilter` reads the rules of other programs for them.
+//! runtime calls. `explain` asks the kernel about one request, and `doctor` about the whole node.
+//! `netfilter` reads the rules of other programs for `explain`, and `ledger` reads which program uses
+//! which bits of the marks. None of them changes anything.
 //!
 //! Public is what the two programs and the tests use. All else is `pub(crate)`, so that the
 //! compiler reports what nothing uses.
@@ -27,6 +28,7 @@ mod explain;
 mod flock;
 pub mod handover;
 mod hash;
+mod ledger;
 mod logging;
 mod model;
 mod names;

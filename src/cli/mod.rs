@@ -6,6 +6,7 @@ mod attachments;
 mod conflist;
 mod doctor;
 mod explain;
+mod marks;
 mod pages;
 mod places;
 mod report;
@@ -125,6 +126,9 @@ enum Command {
     /// Say where a request and its reply go on this node, and why
     #[command(after_help = explain::tail(), args_override_self = true)]
     Explain(explain::Words),
+    /// List which program uses which bits of the marks, and what clashes with symroute's
+    #[command(after_help = marks::tail(), args_override_self = true)]
+    Marks(marks::Words),
     /// List the pods whose DEL will call symroute, and the attachments of this node
     #[command(after_help = attachments::tail(), args_override_self = true)]
     Attachments(attachments::Words),
@@ -212,6 +216,7 @@ impl Command {
             Self::Status { json, conf_dir } => status(json, &conf_dir),
             Self::Doctor(words) => doctor::run(&words),
             Self::Explain(words) => explain::run(&words),
+            Self::Marks(words) => marks::run(&words),
             Self::Attachments(words) => attachments::run(&words),
             Self::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
             Self::Conflist(words) => conflist::run(words),

@@ -6,13 +6,14 @@ use std::thread;
 use std::time::Duration;
 
 use super::{
-    ADVICE, BEHIND, DROPS, Finding, LOOSE, NO_AGENT, NOT_IN_FORCE, REFUSED, STATE, Severity,
+    ADVICE, BEHIND, DROPS, Finding, LOOSE, NO_AGENT, NOT_IN_FORCE, REFUSED, STATE, Severity, marks,
     of_request,
 };
 use crate::config::Settings;
 use crate::error::Error;
 use crate::explain::Packet;
 use crate::explain::ask::Asker;
+use crate::ledger;
 use crate::model::{Facts, Family};
 use crate::netlink::uapi::{IFF_LOOPBACK, IFF_UP};
 use crate::netstat;
@@ -20,7 +21,7 @@ use crate::node::Node;
 use crate::node::apply::describe;
 use crate::plan::Note;
 use crate::plan::proof::OUTSIDE;
-use crate::state::AgentLock;
+use crate::state::{AgentLock, Record};
 
 /// All that is found, the gravest first. `watched`: for how long drops are counted.
 pub(crate) fn findings(
@@ -31,7 +32,11 @@ pub(crate) fn findings(
     let before = netstat::rp_filter_drops();
     let mut found = Vec::new();
     let agent_runs = AgentLock::is_held(&node.state);
-    let in_force = node.record()?.is_some();
+    let record = node.record()?;
+    let in_force = record.is_some();
+    let field = record.as_ref().map(|record| record.settings.field);
+    let owned = record.as_ref().map_or_else(Vec::new, Record::owned);
+    let ledger = ledger::read::ledger(&mut node.kernel, &owned);
     match Asker::of(node, settings) {
         Ok(mut asker) => {
             let requests = requests(asker.facts(), &asker);
@@ -45,16 +50,21 @@ pub(crate) fn findings(
                 }
             }
             found.extend(of_plan(&asker, in_force));
+            found.extend(marks::clashes(&ledger, &asker.view, field));
         }
-        Err(Error::Config(invalid)) => found.push(Finding {
-            id: REFUSED,
-            severity: Severity::Problem,
-            what: format!("the settings can't be kept: {invalid}"),
-            evidence: Vec::new(),
-            remedy: "correct them, then: symroutectl up".into(),
-        }),
+        Err(Error::Config(invalid)) => {
+            found.push(Finding {
+                id: REFUSED,
+                severity: Severity::Problem,
+                what: format!("the settings can't be kept: {invalid}"),
+                evidence: Vec::new(),
+                remedy: "correct them, then: symroutectl up".into(),
+            });
+            found.extend(marks::without_plan(&ledger, field));
+        }
         Err(other) => return Err(other),
     }
+    found.extend(ledger.unseen.iter().map(Finding::from));
     found.extend(of_agent(in_force, agent_runs));
     found.extend(of_drops(before, watched));
     found.sort_by_key(|finding| Reverse(finding.severity));

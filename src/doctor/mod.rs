@@ -1,6 +1,7 @@
 //! What is wrong with a node's replies, whether symroute is there or not: findings with evidence and remedy.
 
 pub(crate) mod look;
+pub(crate) mod marks;
 mod words;
 
 use crate::explain::Ending;
@@ -41,7 +42,7 @@ pub(crate) struct Finding {
 
 /// The ids of all findings.
 #[cfg(test)]
-pub(crate) const IDS: [&str; 11] = [
+pub(crate) const IDS: [&str; 13] = [
     REFUSED,
     RP_FILTER,
     ELSEWHERE,
@@ -53,6 +54,8 @@ pub(crate) const IDS: [&str; 11] = [
     NOT_IN_FORCE,
     NO_AGENT,
     LOOSE,
+    MARK_CLASH,
+    MARK_UNSEEN,
 ];
 
 const REFUSED: &str = "settings-refused";
@@ -66,6 +69,8 @@ const BEHIND: &str = "networks-behind";
 const NOT_IN_FORCE: &str = "not-in-force";
 const NO_AGENT: &str = "no-agent";
 const LOOSE: &str = "loose-rp-filter";
+const MARK_CLASH: &str = "mark-clash";
+const MARK_UNSEEN: &str = "mark-unseen";
 
 /// What a request that a client outside sends to an address of the node says of the node as it is.
 pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {

@@ -160,12 +160,23 @@ fn uplinks(facts: &Facts, settings: &Settings) -> u32 {
     u32::try_from(chosen.len()).unwrap_or(u32::MAX)
 }
 
+/// Other bits than those of the settings, enough for the node's uplinks, that no program is known to use
+/// and that are none of these.
+pub(crate) fn free_beside(facts: &Facts, settings: &Settings, used: u32) -> Option<Field> {
+    let used = used | settings.field.mask();
+    free(facts, settings, uplinks(facts, settings), used)
+}
+
 /// Bits that no program on the node is known to use, enough for so many uplinks.
 fn free_mask(facts: &Facts, settings: &Settings, count: u32) -> Option<Field> {
+    free(facts, settings, count, 0)
+}
+
+fn free(facts: &Facts, settings: &Settings, count: u32, used: u32) -> Option<Field> {
     let used = rules(facts)
         .filter_map(|r| r.mark.map(|mark| mark.mask))
         .filter(|&mask| mask != u32::MAX)
-        .fold(mark_users::bits(facts) | of_masquerade(settings), |used, mask| used | mask);
+        .fold(used | mark_users::bits(facts) | of_masquerade(settings), |used, mask| used | mask);
     let free = MASKS.into_iter().filter(|mask| mask & used == 0).filter_map(Field::new);
     free.into_iter().find(|field| field.max_id() >= count)
 }

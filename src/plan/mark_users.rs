@@ -30,7 +30,7 @@ const BY_MASK: [(u32, &str); 3] =
 const OF_KUBERNETES: u32 = 0xc000;
 
 /// The program that a rule is of, if it is a known one.
-pub(super) fn owner(rule: &Rule) -> Option<&'static str> {
+pub(crate) fn owner(rule: &Rule) -> Option<&'static str> {
     let mask = rule.mark?.mask;
     match rule.action {
         Action::Lookup(table) if OF_CILIUM.contains(&table) => Some(CILIUM),

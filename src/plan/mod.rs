@@ -5,7 +5,7 @@ pub(crate) mod conflicts;
 pub(crate) mod diff;
 pub(crate) mod gateways;
 pub(crate) mod ids;
-mod mark_users;
+pub(crate) mod mark_users;
 mod network;
 pub(crate) mod ours;
 pub(crate) mod precedence;

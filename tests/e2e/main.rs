@@ -24,6 +24,7 @@ mod ipvs;
 mod kinds;
 mod lab;
 mod lab_itself;
+mod ledger;
 mod lifecycle;
 mod living;
 mod marks;

@@ -1,0 +1,51 @@
+//! Findings of the ledger of marks.
+
+use super::{Finding, MARK_CLASH, MARK_UNSEEN, Severity};
+use crate::backend::Marker;
+use crate::ledger::judge::{self, Clash, Ours};
+use crate::ledger::{Ledger, Unseen};
+use crate::model::Field;
+use crate::node::View;
+use crate::plan::conflicts;
+
+impl From<Clash> for Finding {
+    fn from(clash: Clash) -> Self {
+        let Clash { severity, what, evidence, remedy, .. } = clash;
+        Self { id: MARK_CLASH, severity, what, evidence, remedy }
+    }
+}
+
+impl From<&Unseen> for Finding {
+    fn from(unseen: &Unseen) -> Self {
+        Self {
+            id: MARK_UNSEEN,
+            severity: Severity::Note,
+            what: unseen.to_text(),
+            evidence: Vec::new(),
+            remedy: unseen.remedy.clone(),
+        }
+    }
+}
+
+/// What clashes with symroute's bits on a node. `field`: the bits in force, if any are.
+pub(crate) fn clashes(ledger: &Ledger, view: &View, field: Option<Field>) -> Vec<Finding> {
+    let used = judge::used(&ledger.entries);
+    let ours = Ours {
+        field: field.unwrap_or(view.settings.field),
+        marker: view.plan.marker(),
+        free: conflicts::free_beside(&view.facts, &view.settings, used),
+    };
+    judged(ledger, &ours)
+}
+
+/// The same where nothing but the field and the backend is known.
+pub(crate) fn judged(ledger: &Ledger, ours: &Ours) -> Vec<Finding> {
+    judge::clashes(&ledger.entries, ours).into_iter().map(Finding::from).collect()
+}
+
+/// The findings where the settings in force can't be kept any more, so that there is no plan.
+pub(crate) fn without_plan(ledger: &Ledger, field: Option<Field>) -> Vec<Finding> {
+    // The chain of nftables comes later, so fewer programs come between it and the routing decision.
+    let Some(field) = field else { return Vec::new() };
+    judged(ledger, &Ours { field, marker: Marker::Nftables, free: None })
+}

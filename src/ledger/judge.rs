@@ -1,0 +1,325 @@
+//! What of the ledger clashes with symroute's bits.
+//!
+//! The packet mark counts from symroute's hook to the routing decision, and stays on the packet
+//! until symroute's chain of postrouting clears it. The connection mark counts all the time.
+
+use std::collections::BTreeMap;
+
+use super::{Does, Entry, Hook, Mark, Place, Point};
+use crate::backend::Marker;
+use crate::doctor::Severity;
+use crate::model::Field;
+
+/// Where symroute marks packets, and its bits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ours {
+    pub(crate) field: Field,
+    pub(crate) marker: Marker,
+    /// Other bits that no program uses, if any are free.
+    pub(crate) free: Option<Field>,
+}
+
+/// How another program gets in symroute's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// It writes all bits of the packet mark after symroute and before the routing decision.
+    Overwrites,
+    /// It writes all bits of the connection mark.
+    OverwritesConnection,
+    /// It writes bits of symroute's, knowing which bits it writes.
+    Writes,
+    /// It looks at bits of symroute's.
+    Compares,
+    /// It writes symroute's bits of the connection mark by saving the packet mark.
+    Saves,
+    /// It writes symroute's bits of the packet mark by restoring the connection mark.
+    Restores,
+    /// It wants the whole mark to be some value, which a mark of symroute's changes.
+    Exact,
+}
+
+/// A clash with one program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Clash {
+    pub(crate) kind: Kind,
+    pub(crate) severity: Severity,
+    pub(crate) what: String,
+    pub(crate) evidence: Vec<String>,
+    pub(crate) remedy: String,
+}
+
+/// All clashes: one of each kind for each program.
+pub(crate) fn clashes(entries: &[Entry], ours: &Ours) -> Vec<Clash> {
+    let mut found: BTreeMap<(Kind, &str), Vec<&Entry>> = BTreeMap::new();
+    for entry in entries.iter().filter(|entry| !entry.ours) {
+        if let Some(kind) = ours.judge(entry) {
+            found.entry((kind, &entry.owner)).or_default().push(entry);
+        }
+    }
+    found.into_iter().map(|((kind, owner), entries)| ours.clash(kind, owner, &entries)).collect()
+}
+
+/// The bits that other programs use, as far as they name them.
+pub(crate) fn used(entries: &[Entry]) -> u32 {
+    let others = entries.iter().filter(|entry| !entry.ours);
+    others.fold(0, |used, Entry { does, .. }| {
+        used | if does.bits == u32::MAX { does.value.unwrap_or(0) } else { does.bits }
+    })
+}
+
+impl Ours {
+    /// Priority of the chain of prerouting that marks.
+    fn prerouting(&self) -> i32 {
+        match self.marker {
+            Marker::Nftables => -80,
+            Marker::Iptables(_) => MANGLE,
+        }
+    }
+
+    /// Priority of the chain of postrouting that clears the mark.
+    fn postrouting(&self) -> i32 {
+        match self.marker {
+            Marker::Nftables => 95,
+            Marker::Iptables(_) => MANGLE,
+        }
+    }
+
+    fn judge(&self, entry: &Entry) -> Option<Kind> {
+        let does = entry.does;
+        if !self.field.has(does.bits) {
+            return None;
+        }
+        let any = |at: &dyn Fn(&Hook) -> bool| entry.hooks.iter().any(at);
+        match (does.mark, does.does) {
+            (Mark::Packet, Does::Overwrites) if any(&|hook| self.is_before_routing(hook)) => {
+                Some(Kind::Overwrites)
+            }
+            // It writes before symroute, which then puts its own bits there for what is bound.
+            (Mark::Packet, Does::Overwrites) => {
+                does.value.filter(|&value| self.field.has(value)).map(|_| Kind::Writes)
+            }
+            (Mark::Connection, Does::Overwrites) => Some(Kind::OverwritesConnection),
+            (_, Does::Sets | Does::Clears) => Some(Kind::Writes),
+            (_, Does::Saves) => Some(Kind::Saves),
+            (_, Does::Restores) => Some(Kind::Restores),
+            (_, Does::ComparesMasked) => Some(Kind::Compares),
+            (Mark::Connection, Does::ComparesWhole) => Some(Kind::Exact),
+            (Mark::Packet, Does::ComparesWhole) => match entry.place {
+                Place::Rule { inverted, .. } => (!inverted).then_some(Kind::Exact),
+                _ => any(&|hook| self.is_marked_at(hook)).then_some(Kind::Exact),
+            },
+        }
+    }
+
+    /// Whether a packet mark that is written here decides about the route of a marked packet.
+    /// Chains of one priority come in the order in which they were made, so these count as well.
+    fn is_before_routing(&self, hook: &Hook) -> bool {
+        let binds_by_packet = matches!(self.marker, Marker::Iptables(_));
+        match hook.point {
+            Point::Prerouting => hook.priority >= self.prerouting(),
+            Point::Output => hook.routes_again && hook.priority >= MANGLE,
+            // iptables binds a request here, by its packet mark.
+            Point::Input | Point::Forward => binds_by_packet && hook.priority < MANGLE,
+            _ => false,
+        }
+    }
+
+    /// Whether packets carry symroute's mark here.
+    fn is_marked_at(&self, hook: &Hook) -> bool {
+        match hook.point {
+            Point::Prerouting => hook.priority >= self.prerouting(),
+            Point::Output => hook.priority >= MANGLE,
+            Point::Forward => true,
+            Point::Postrouting => hook.priority < self.postrouting(),
+            _ => false,
+        }
+    }
+
+    fn clash(&self, kind: Kind, owner: &str, entries: &[&Entry]) -> Clash {
+        let field = self.field;
+        let bits = entries.iter().fold(0, |bits, entry| bits | self.shared(entry));
+        let marks = marks(entries);
+        let what = match kind {
+            Kind::Overwrites => format!(
+                "{owner} overwrites the whole packet mark between symroute's chain and the \
+                 routing decision"
+            ),
+            Kind::OverwritesConnection => format!(
+                "{owner} overwrites the whole connection mark, which says by which NIC replies leave"
+            ),
+            Kind::Writes => {
+                format!("{owner} writes bits {bits:#x} of the {marks}, which are symroute's")
+            }
+            Kind::Compares => {
+                format!("{owner} looks at bits {bits:#x} of the {marks}, which are symroute's")
+            }
+            Kind::Saves => format!(
+                "{owner} saves bits {bits:#x} of the packet mark over symroute's in the connection mark"
+            ),
+            Kind::Restores => format!(
+                "{owner} restores bits {bits:#x} of the packet mark, which are symroute's, from the \
+                 connection mark"
+            ),
+            Kind::Exact => format!(
+                "{owner} compares the whole {marks}: what symroute has marked does not match"
+            ),
+        };
+        let severity = match kind {
+            Kind::Overwrites | Kind::OverwritesConnection | Kind::Writes => Severity::Problem,
+            Kind::Compares | Kind::Saves | Kind::Restores | Kind::Exact => Severity::Warning,
+        };
+        let other_bits = || match self.free {
+            Some(free) => {
+                format!("set \"markMask\" to free bits, for instance {free}, then: symroutectl up")
+            }
+            None => "have that program use other bits; no others are free for symroute".into(),
+        };
+        let remedy = match kind {
+            Kind::Writes | Kind::Compares => other_bits(),
+            Kind::Overwrites => format!(
+                "have that program write only its own bits (nft: meta mark set meta mark & \
+                 ~MASK | VALUE; iptables: --set-xmark VALUE/MASK), or write in prerouting before \
+                 priority {}",
+                self.prerouting()
+            ),
+            Kind::OverwritesConnection => {
+                "have that program write only its own bits (nft: ct mark \
+                 set ct mark & ~MASK | VALUE; iptables: CONNMARK --set-xmark VALUE/MASK)"
+                    .into()
+            }
+            Kind::Saves | Kind::Restores => format!(
+                "have that program copy only its own bits, and not {field} (iptables: --nfmask MASK \
+                 --ctmask MASK)"
+            ),
+            Kind::Exact => format!(
+                "have that program compare only its own bits: VALUE/MASK, with a mask that leaves \
+                 out {field}"
+            ),
+        };
+        let evidence = entries.iter().map(|entry| entry.to_line()).collect();
+        Clash { kind, severity, what, evidence, remedy }
+    }
+
+    /// The bits of symroute's that an entry is about.
+    fn shared(&self, entry: &Entry) -> u32 {
+        let bits = match (entry.does.does, entry.does.value) {
+            (Does::Overwrites, Some(value)) => value,
+            _ => entry.does.bits,
+        };
+        bits & self.field.mask()
+    }
+}
+
+/// Priority of table mangle, where symroute's chain of output stands with each backend.
+const MANGLE: i32 = -150;
+
+fn marks(entries: &[&Entry]) -> &'static str {
+    let has = |mark| entries.iter().any(|entry| entry.does.mark == mark);
+    match (has(Mark::Packet), has(Mark::Connection)) {
+        (true, true) => "packet mark and the connection mark",
+        (false, true) => "connection mark",
+        _ => "packet mark",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Use;
+    use crate::model::{Family, Variant};
+
+    const NFTABLES: Marker = Marker::Nftables;
+    const IPTABLES: Marker = Marker::Iptables(Variant::Nft);
+
+    fn entry(mark: Mark, does: Does, bits: u32, value: u32, hook: (Point, i32)) -> Entry {
+        Entry {
+            owner: "table site".into(),
+            ours: false,
+            place: Place::Nftables { family: "ip", table: "site".into(), chain: "c".into() },
+            hooks: vec![Hook { point: hook.0, priority: hook.1, routes_again: false }],
+            does: Use { mark, does, bits, value: Some(value) },
+            comment: None,
+        }
+    }
+
+    fn judged(entry: &Entry, marker: Marker) -> Option<Kind> {
+        let ours = Ours { field: Field::new(0x1f00).unwrap(), marker, free: None };
+        let found = clashes(std::slice::from_ref(entry), &ours);
+        assert!(found.len() <= 1);
+        found.first().map(|clash| clash.kind)
+    }
+
+    #[test]
+    fn programs_that_keep_to_their_bits_do_not_clash() {
+        let pre = (Point::Prerouting, -150);
+        for bits in [0x80, 0x4000, 0x8000, 0x00ff_0000, 0xffff_0000] {
+            for mark in [Mark::Packet, Mark::Connection] {
+                for does in [Does::Sets, Does::Clears, Does::Saves, Does::Restores] {
+                    assert_eq!(judged(&entry(mark, does, bits, bits, pre), NFTABLES), None);
+                }
+                let compares = entry(mark, Does::ComparesMasked, bits, bits, pre);
+                assert_eq!(judged(&compares, NFTABLES), None);
+            }
+        }
+        let own = Entry { ours: true, ..entry(Mark::Packet, Does::Sets, 0x1f00, 0x100, pre) };
+        assert_eq!(judged(&own, NFTABLES), None);
+    }
+
+    /// A whole packet mark matters between our hook and the routing decision only.
+    #[test]
+    fn whole_packet_marks() {
+        let at = |value, point, priority| {
+            entry(Mark::Packet, Does::Overwrites, u32::MAX, value, (point, priority))
+        };
+        for (writer, nftables, iptables) in [
+            (at(0x1, Point::Prerouting, -150), None, Some(Kind::Overwrites)),
+            (at(0x1, Point::Prerouting, -300), None, None),
+            (at(0x1, Point::Prerouting, -80), Some(Kind::Overwrites), Some(Kind::Overwrites)),
+            (at(0x1_bd00, Point::Prerouting, -300), Some(Kind::Writes), Some(Kind::Writes)),
+            (at(0x1, Point::Forward, -200), None, Some(Kind::Overwrites)),
+            (at(0x1, Point::Forward, 0), None, None),
+            (at(0x1, Point::Output, 0), None, None),
+            (at(0x1, Point::Postrouting, 100), None, None),
+        ] {
+            assert_eq!(judged(&writer, NFTABLES), nftables, "{writer:?}");
+            assert_eq!(judged(&writer, IPTABLES), iptables, "{writer:?}");
+        }
+        let mut output = at(0x1, Point::Output, -150);
+        output.hooks[0].routes_again = true;
+        assert_eq!(judged(&output, NFTABLES), Some(Kind::Overwrites));
+    }
+
+    #[test]
+    fn the_other_kinds() {
+        let pre = (Point::Prerouting, -150);
+        let whole = |mark, does| judged(&entry(mark, does, u32::MAX, 1, pre), NFTABLES);
+        assert_eq!(whole(Mark::Connection, Does::Overwrites), Some(Kind::OverwritesConnection));
+        assert_eq!(whole(Mark::Connection, Does::Saves), Some(Kind::Saves));
+        assert_eq!(whole(Mark::Packet, Does::Restores), Some(Kind::Restores));
+        assert_eq!(whole(Mark::Connection, Does::ComparesWhole), Some(Kind::Exact));
+        assert_eq!(whole(Mark::Packet, Does::ComparesWhole), None);
+        let forward = (Point::Forward, 0);
+        let later = entry(Mark::Packet, Does::ComparesWhole, u32::MAX, 1, forward);
+        assert_eq!(judged(&later, NFTABLES), Some(Kind::Exact));
+        let masked = entry(Mark::Connection, Does::Clears, 0x100, 0, forward);
+        assert_eq!(judged(&masked, NFTABLES), Some(Kind::Writes));
+        let looks = entry(Mark::Packet, Does::ComparesMasked, 0xf00, 0x200, forward);
+        assert_eq!(judged(&looks, NFTABLES), Some(Kind::Compares));
+        for (inverted, wanted) in [(false, Some(Kind::Exact)), (true, None)] {
+            let place = Place::Rule { family: Family::V4, priority: 32764, inverted };
+            let rule = Entry { place, hooks: Vec::new(), ..later.clone() };
+            assert_eq!(judged(&rule, NFTABLES), wanted);
+        }
+    }
+
+    #[test]
+    fn bits_that_are_used() {
+        let pre = (Point::Prerouting, -150);
+        let entries = [
+            entry(Mark::Packet, Does::Sets, 0x4000, 0x4000, pre),
+            entry(Mark::Packet, Does::Overwrites, u32::MAX, 0x1_0000, pre),
+            entry(Mark::Packet, Does::Restores, u32::MAX, 0, pre),
+        ];
+        assert_eq!(used(&entries), 0x1_4000);
+    }
+}

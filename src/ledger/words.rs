@@ -1,0 +1,227 @@
+//! The ledger as a table for a person, and for programs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::{Does, Entry, Hook, Ledger, Mark, Place, Point, Unseen, Use};
+
+impl Mark {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Packet => "packet",
+            Self::Connection => "connection",
+        }
+    }
+}
+
+impl Does {
+    /// In words.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Sets => "sets",
+            Self::Clears => "clears",
+            Self::Overwrites => "overwrites the whole mark",
+            Self::Saves => "saves to the connection",
+            Self::Restores => "restores from the connection",
+            Self::ComparesMasked => "compares masked",
+            Self::ComparesWhole => "compares the whole mark",
+        }
+    }
+
+    /// For programs.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Sets => "sets",
+            Self::Clears => "clears",
+            Self::Overwrites => "overwrites",
+            Self::Saves => "saves",
+            Self::Restores => "restores",
+            Self::ComparesMasked => "compares-masked",
+            Self::ComparesWhole => "compares-whole",
+        }
+    }
+}
+
+impl Point {
+    fn name(self) -> String {
+        match self {
+            Self::Ingress => "ingress".into(),
+            Self::Prerouting => "prerouting".into(),
+            Self::Input => "input".into(),
+            Self::Forward => "forward".into(),
+            Self::Output => "output".into(),
+            Self::Postrouting => "postrouting".into(),
+            Self::Egress => "egress".into(),
+            Self::Other(number) => format!("hook {number}"),
+        }
+    }
+}
+
+fn hooks_text(hooks: &[Hook]) -> String {
+    let each = hooks.iter().map(|hook| format!("{} {}", hook.point.name(), hook.priority));
+    each.collect::<Vec<_>>().join(", ")
+}
+
+impl Place {
+    /// The chain, and the place without it.
+    fn split(&self) -> (Option<&str>, Self) {
+        let mut rest = self.clone();
+        match (self, &mut rest) {
+            (Self::Nftables { chain, .. }, Self::Nftables { chain: empty, .. })
+            | (Self::Legacy { chain, .. }, Self::Legacy { chain: empty, .. }) => {
+                empty.clear();
+                (Some(chain), rest)
+            }
+            _ => (None, rest),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Nftables { family, table, .. } => format!("nft {family} {table}"),
+            Self::Legacy { family, table, .. } => format!("iptables-legacy {family} {table}"),
+            Self::Rule { family, priority, .. } => format!("{family} rule {priority}"),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Nftables { .. } => "nftables",
+            Self::Legacy { .. } => "iptables-legacy",
+            Self::Rule { .. } => "rule",
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let mut out = match self {
+            Self::Nftables { family, table, .. } => json!({"family": family, "table": table}),
+            Self::Legacy { family, table, .. } => {
+                json!({"family": family.to_string(), "table": table})
+            }
+            Self::Rule { family, priority, inverted } => {
+                json!({"family": family.to_string(), "priority": priority, "inverted": inverted})
+            }
+        };
+        out["kind"] = self.kind().into();
+        out
+    }
+}
+
+impl Entry {
+    /// In one line, as evidence.
+    pub(crate) fn to_line(&self) -> String {
+        let (chain, place) = self.place.split();
+        let mut line = place.name();
+        if let Some(chain) = chain {
+            let _ = write!(line, " {chain}");
+            if !self.hooks.is_empty() {
+                let _ = write!(line, " ({})", hooks_text(&self.hooks));
+            }
+        }
+        let Use { mark, does, bits, value } = self.does;
+        let _ = write!(line, ": {}, {} mark, bits {bits:#x}", does.words(), mark.name());
+        if let Some(value) = value {
+            let _ = write!(line, ", value {value:#x}");
+        }
+        if let Some(comment) = &self.comment {
+            let _ = write!(line, " [{comment}]");
+        }
+        line
+    }
+}
+
+/// Entries that differ by chain, value and comment only.
+#[derive(Debug, Default)]
+struct Row<'a> {
+    chains: BTreeSet<&'a str>,
+    values: BTreeSet<u32>,
+    comments: BTreeSet<&'a str>,
+}
+
+/// Owner, place without the chain, hooks, mark, what is done, and bits.
+type RowKey<'a> = (bool, &'a str, Place, &'a [Hook], Mark, Does, u32);
+
+impl Ledger {
+    /// symroute's own rows come last.
+    fn rows(&self) -> BTreeMap<RowKey<'_>, Row<'_>> {
+        let mut rows: BTreeMap<RowKey<'_>, Row<'_>> = BTreeMap::new();
+        for entry in &self.entries {
+            let (chain, place) = entry.place.split();
+            let does = entry.does;
+            let owner = if entry.ours { "symroute" } else { &entry.owner };
+            let key = (entry.ours, owner, place, &entry.hooks[..], does.mark, does.does, does.bits);
+            let row = rows.entry(key).or_default();
+            row.chains.extend(chain);
+            row.values.extend(does.value);
+            row.comments.extend(entry.comment.as_deref());
+        }
+        rows
+    }
+
+    /// For a person.
+    pub(crate) fn to_table(&self) -> String {
+        let head = ["OWNER", "MARK", "BITS", "DOES", "WHERE", "HOOK"].map(String::from);
+        let mut lines = vec![head];
+        for ((_, owner, place, hooks, mark, does, bits), row) in self.rows() {
+            let chains = match row.chains.len() {
+                0 => String::new(),
+                1..=2 => format!(" {}", row.chains.iter().copied().collect::<Vec<_>>().join(", ")),
+                many => {
+                    let first = row.chains.first().copied().unwrap_or_default();
+                    format!(" {first} and {} more chains", many - 1)
+                }
+            };
+            lines.push([
+                owner.into(),
+                mark.name().into(),
+                format!("{bits:#x}"),
+                does.words().into(),
+                place.name() + &chains,
+                hooks_text(hooks),
+            ]);
+        }
+        let width = |column: usize| lines.iter().map(|l| l[column].chars().count()).max();
+        let widths: Vec<usize> = (0..6).map(|column| width(column).unwrap_or(0)).collect();
+        let mut out = String::new();
+        for line in &lines {
+            let cells = line.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
+            out += cells.collect::<Vec<_>>().join("  ").trim_end();
+            out.push('\n');
+        }
+        out
+    }
+
+    /// For programs.
+    pub(crate) fn to_json(&self) -> Value {
+        let row = |(key, row): (RowKey<'_>, Row<'_>)| {
+            let (ours, owner, place, hooks, mark, does, bits) = key;
+            let hook = |hook: &Hook| json!({"point": hook.point.name(), "priority": hook.priority});
+            let hex = |number: u32| format!("{number:#x}");
+            json!({
+                "owner": owner,
+                "ours": ours,
+                "mark": mark.name(),
+                "bits": hex(bits),
+                "does": does.key(),
+                "values": row.values.into_iter().map(hex).collect::<Vec<_>>(),
+                "place": place.to_json(),
+                "chains": row.chains,
+                "hooks": hooks.iter().map(hook).collect::<Vec<_>>(),
+                "comments": row.comments,
+            })
+        };
+        Value::Array(self.rows().into_iter().map(row).collect())
+    }
+}
+
+impl Unseen {
+    pub(crate) fn to_text(&self) -> String {
+        format!("cannot see: {}, because {}", self.what, self.why)
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        json!({"what": self.what, "why": self.why, "remedy": self.remedy})
+    }
+}

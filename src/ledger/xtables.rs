@@ -1,0 +1,150 @@
+//! What the extensions of iptables do to marks, by their binary form.
+//!
+//! Layouts: `xt_mark.h`, `xt_connmark.h`, `xt_TPROXY.h` and `xt_socket.h` of
+//! `include/uapi/linux/netfilter`; the arithmetic: `net/netfilter/xt_{mark,connmark,TPROXY}.c`.
+
+use super::{Does, Mark, Use};
+use crate::netlink::wire::u32_at;
+
+/// `XT_CONNMARK_SET`, `_SAVE` and `_RESTORE`.
+const SET: u8 = 0;
+const SAVE: u8 = 1;
+const RESTORE: u8 = 2;
+/// `XT_SOCKET_RESTORESKMARK`
+const RESTORE_SOCKET_MARK: u8 = 1 << 2;
+
+/// How bits are moved on the way from one mark to the other (revision 2 of CONNMARK).
+#[derive(Default)]
+struct Shift {
+    /// `D_SHIFT_RIGHT`
+    right: bool,
+    by: u8,
+}
+
+impl Shift {
+    fn moved(&self, bits: u32) -> u32 {
+        let by = u32::from(self.by);
+        if self.right { bits.checked_shr(by) } else { bits.checked_shl(by) }.unwrap_or(0)
+    }
+}
+
+/// `(mark & ~mask) ^ value`: the bits of the mask get a value, and bits outside of it that the
+/// value has are turned over.
+pub(crate) fn written(of: Mark, value: u32, mask: u32) -> Option<Use> {
+    let bits = mask | value;
+    let does = match (bits, value) {
+        (0, _) => return None,
+        (u32::MAX, _) => Does::Overwrites,
+        (_, 0) => Does::Clears,
+        _ => Does::Sets,
+    };
+    Some(Use { mark: of, does, bits, value: Some(value) })
+}
+
+/// `--save-mark` and `--restore-mark`: bits of the one mark, taken by `from`, are written to
+/// those of the other that `to` has.
+pub(crate) fn copied(does: Does, from: u32, to: u32) -> Option<Use> {
+    let mark = if does == Does::Saves { Mark::Connection } else { Mark::Packet };
+    let bits = from | to;
+    (bits != 0).then_some(Use { mark, does, bits, value: None })
+}
+
+/// `(mark & mask) == value`
+pub(crate) fn compared(of: Mark, value: u32, mask: u32) -> Option<Use> {
+    let does = if mask == u32::MAX { Does::ComparesWhole } else { Does::ComparesMasked };
+    (mask != 0).then_some(Use { mark: of, does, bits: mask, value: Some(value) })
+}
+
+/// A target of iptables.
+pub(crate) fn of_target(name: &str, revision: u32, info: &[u8]) -> Option<Use> {
+    let (first, second) = (u32_at(info, 0)?, u32_at(info, 4)?);
+    match (name, revision) {
+        ("MARK", 2) => written(Mark::Packet, first, second),
+        ("CONNMARK", 1 | 2) => {
+            let packet = u32_at(info, 8)?;
+            let (shift, mode) = if revision == 1 {
+                (Shift::default(), *info.get(12)?)
+            } else {
+                (Shift { right: *info.get(12)? != 0, by: *info.get(13)? }, *info.get(14)?)
+            };
+            match mode {
+                SET => written(Mark::Connection, first, second),
+                SAVE => copied(Does::Saves, shift.moved(packet), second),
+                RESTORE => copied(Does::Restores, shift.moved(second), packet),
+                _ => None,
+            }
+        }
+        // The mask comes first.
+        ("TPROXY", 0 | 1) => written(Mark::Packet, second, first),
+        ("HMARK", _) => {
+            let (mark, does) = (Mark::Packet, Does::Overwrites);
+            Some(Use { mark, does, bits: u32::MAX, value: None })
+        }
+        _ => None,
+    }
+}
+
+/// A match of iptables.
+pub(crate) fn of_match(name: &str, revision: u32, info: &[u8]) -> Option<Use> {
+    let mark = match (name, revision) {
+        ("mark", 1) => Mark::Packet,
+        ("connmark", 1) => Mark::Connection,
+        ("socket", 3) if info.first()? & RESTORE_SOCKET_MARK != 0 => {
+            let (mark, does) = (Mark::Packet, Does::Overwrites);
+            return Some(Use { mark, does, bits: u32::MAX, value: None });
+        }
+        _ => return None,
+    };
+    compared(mark, u32_at(info, 0)?, u32_at(info, 4)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(words: &[u32], rest: &[u8]) -> Vec<u8> {
+        let words = words.iter().flat_map(|word| word.to_ne_bytes());
+        words.chain(rest.iter().copied()).collect()
+    }
+
+    #[test]
+    fn targets() {
+        let does = |name, revision, info: &[u8]| {
+            of_target(name, revision, info).map(|u| (u.mark, u.does, u.bits))
+        };
+        let set = Some((Mark::Packet, Does::Sets, 0x4000));
+        assert_eq!(does("MARK", 2, &info(&[0x4000, 0x4000], &[])), set);
+        // --xor-mark
+        assert_eq!(does("MARK", 2, &info(&[0x4000, 0], &[])), set);
+        let whole = Some((Mark::Packet, Does::Overwrites, u32::MAX));
+        assert_eq!(does("MARK", 2, &info(&[7, u32::MAX], &[])), whole);
+        let cleared = Some((Mark::Packet, Does::Clears, 0x300));
+        assert_eq!(does("MARK", 2, &info(&[0, 0x300], &[])), cleared);
+        let connmark = |mode| info(&[0x80, 0x80, 0x80], &[mode, 0, 0, 0]);
+        for (mode, mark, kind) in [
+            (SET, Mark::Connection, Does::Sets),
+            (SAVE, Mark::Connection, Does::Saves),
+            (RESTORE, Mark::Packet, Does::Restores),
+        ] {
+            assert_eq!(does("CONNMARK", 1, &connmark(mode)), Some((mark, kind, 0x80)));
+        }
+        // --left-shift-mark 8
+        let shifted = info(&[0, 0xff00, 0xff], &[0, 8, SAVE, 0]);
+        let saved = Some((Mark::Connection, Does::Saves, 0xff00));
+        assert_eq!(does("CONNMARK", 2, &shifted), saved);
+        let proxy = info(&[0xff, 0x1, 0, 0, 0, 0], &[]);
+        assert_eq!(does("TPROXY", 1, &proxy), Some((Mark::Packet, Does::Sets, 0xff)));
+        assert_eq!(does("MARK", 2, &[1, 2]), None);
+        assert_eq!(does("DNAT", 2, &info(&[7, 7, 7], &[])), None);
+    }
+
+    #[test]
+    fn matches() {
+        let masked = of_match("mark", 1, &info(&[0x4000, 0x4000, 0], &[])).unwrap();
+        assert_eq!((masked.does, masked.bits), (Does::ComparesMasked, 0x4000));
+        let whole = of_match("connmark", 1, &info(&[1, u32::MAX, 1], &[])).unwrap();
+        assert_eq!((whole.mark, whole.does), (Mark::Connection, Does::ComparesWhole));
+        assert_eq!(of_match("mark", 1, &[0; 3]), None);
+        assert_eq!(of_match("tcp", 0, &[0; 12]), None);
+    }
+}
