@@ -11,16 +11,16 @@ use crate::doctor::{Finding, marks};
 use crate::error::Error;
 use crate::ledger::{self, Unseen};
 use crate::node::Node;
-use crate::state::Record;
 
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
 
 const ABOUT: &str = "\
-Reads the rules of nftables, iptables and ip rule, and prints who does what to which bits of
-the packet mark and of the connection mark, with hook and priority. Rows that differ by chain
-only are one. What clashes with symroute's bits comes below, as doctor prints it. Needs no
-symroute on the node, and changes nothing.
+Reads the rules of nftables, iptables and ip rule, filters of tc, policies of IPsec and
+sysctls, and prints which program does what to which bits of the packet mark and of the connection
+mark, with hook and priority. Rows that differ by chain only are one. What clashes with
+symroute's bits comes below, as doctor prints it. What BPF programs do can't be read, and
+those attached by tcx are not listed. Needs no symroute on the node, and changes nothing.
 
 ";
 
@@ -46,8 +46,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let settings = super::explain::settings(words.config.as_deref())?;
     let mut node = Node::open()?;
     let record = node.record()?;
-    let owned = record.as_ref().map_or_else(Vec::new, Record::owned);
-    let ledger = ledger::read::ledger(&mut node.kernel, &owned);
+    let ledger = ledger::read::ledger(&mut node.kernel, record.as_ref());
     let in_force = record.as_ref().map(|record| record.settings.field);
     let (field, clashes) = match node.view(&settings) {
         Ok(view) => {

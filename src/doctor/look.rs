@@ -21,7 +21,7 @@ use crate::node::Node;
 use crate::node::apply::describe;
 use crate::plan::Note;
 use crate::plan::proof::OUTSIDE;
-use crate::state::{AgentLock, Record};
+use crate::state::AgentLock;
 
 /// All that is found, the gravest first. `watched`: for how long drops are counted.
 pub(crate) fn findings(
@@ -35,8 +35,7 @@ pub(crate) fn findings(
     let record = node.record()?;
     let in_force = record.is_some();
     let field = record.as_ref().map(|record| record.settings.field);
-    let owned = record.as_ref().map_or_else(Vec::new, Record::owned);
-    let ledger = ledger::read::ledger(&mut node.kernel, &owned);
+    let ledger = ledger::read::ledger(&mut node.kernel, record.as_ref());
     match Asker::of(node, settings) {
         Ok(mut asker) => {
             let requests = requests(asker.facts(), &asker);

@@ -4,7 +4,7 @@ use super::{Finding, MARK_CLASH, MARK_UNSEEN, Severity};
 use crate::backend::Marker;
 use crate::ledger::judge::{self, Clash, Ours};
 use crate::ledger::{Ledger, Unseen};
-use crate::model::Field;
+use crate::model::{Action, Field, MarkMatch, Rule};
 use crate::node::View;
 use crate::plan::conflicts;
 
@@ -34,8 +34,14 @@ pub(crate) fn clashes(ledger: &Ledger, view: &View, field: Option<Field>) -> Vec
         field: field.unwrap_or(view.settings.field),
         marker: view.plan.marker(),
         free: conflicts::free_beside(&view.facts, &view.settings, used),
+        steered: view.plan.rules.iter().filter_map(steered).collect(),
     };
     judged(ledger, &ours)
+}
+
+/// The marks that a rule of symroute's sends to a table.
+fn steered(rule: &Rule) -> Option<MarkMatch> {
+    rule.mark.filter(|mark| mark.value != 0 && matches!(rule.action, Action::Lookup(_)))
 }
 
 /// The same where nothing but the field and the backend is known.
@@ -47,5 +53,7 @@ pub(crate) fn judged(ledger: &Ledger, ours: &Ours) -> Vec<Finding> {
 pub(crate) fn without_plan(ledger: &Ledger, field: Option<Field>) -> Vec<Finding> {
     // The chain of nftables comes later, so fewer programs come between it and the routing decision.
     let Some(field) = field else { return Vec::new() };
-    judged(ledger, &Ours { field, marker: Marker::Nftables, free: None })
+    // Any mark may be one of symroute's then.
+    let steered = vec![MarkMatch { value: 0, mask: 0 }];
+    judged(ledger, &Ours { field, marker: Marker::Nftables, free: None, steered })
 }

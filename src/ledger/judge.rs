@@ -8,15 +8,17 @@ use std::collections::BTreeMap;
 use super::{Does, Entry, Hook, Mark, Place, Point};
 use crate::backend::Marker;
 use crate::doctor::Severity;
-use crate::model::Field;
+use crate::model::{Field, MarkMatch};
 
 /// Where symroute marks packets, and its bits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Ours {
     pub(crate) field: Field,
     pub(crate) marker: Marker,
     /// Other bits that no program uses, if any are free.
     pub(crate) free: Option<Field>,
+    /// Marks that symroute's ip rules send to a table.
+    pub(crate) steered: Vec<MarkMatch>,
 }
 
 /// How another program gets in symroute's way.
@@ -28,6 +30,8 @@ pub(crate) enum Kind {
     OverwritesConnection,
     /// It writes bits of symroute's, knowing which bits it writes.
     Writes,
+    /// It writes the whole packet mark before symroute does, with a value that has bits of symroute's.
+    Value,
     /// It looks at bits of symroute's.
     Compares,
     /// It writes symroute's bits of the connection mark by saving the packet mark.
@@ -96,7 +100,7 @@ impl Ours {
             }
             // It writes before symroute, which then puts its own bits there for what is bound.
             (Mark::Packet, Does::Overwrites) => {
-                does.value.filter(|&value| self.field.has(value)).map(|_| Kind::Writes)
+                does.value.filter(|&value| self.field.has(value)).map(|_| Kind::Value)
             }
             (Mark::Connection, Does::Overwrites) => Some(Kind::OverwritesConnection),
             (_, Does::Sets | Does::Clears) => Some(Kind::Writes),
@@ -106,8 +110,10 @@ impl Ours {
             (Mark::Connection, Does::ComparesWhole) => Some(Kind::Exact),
             (Mark::Packet, Does::ComparesWhole) => match entry.place {
                 Place::Rule { inverted, .. } => (!inverted).then_some(Kind::Exact),
+                Place::Xfrm { .. } | Place::Tc { .. } => Some(Kind::Exact),
                 _ => any(&|hook| self.is_marked_at(hook)).then_some(Kind::Exact),
             },
+            (_, Does::Copies | Does::LooksUp | Does::Unknown) => None,
         }
     }
 
@@ -150,6 +156,9 @@ impl Ours {
             Kind::Writes => {
                 format!("{owner} writes bits {bits:#x} of the {marks}, which are symroute's")
             }
+            Kind::Value => format!(
+                "{owner} gives packets a mark that has bits {bits:#x}, which are symroute's"
+            ),
             Kind::Compares => {
                 format!("{owner} looks at bits {bits:#x} of the {marks}, which are symroute's")
             }
@@ -166,7 +175,10 @@ impl Ours {
         };
         let severity = match kind {
             Kind::Overwrites | Kind::OverwritesConnection | Kind::Writes => Severity::Problem,
-            Kind::Compares | Kind::Saves | Kind::Restores | Kind::Exact => Severity::Warning,
+            Kind::Value if entries.iter().any(|entry| self.steers(entry)) => Severity::Problem,
+            Kind::Value | Kind::Compares | Kind::Saves | Kind::Restores | Kind::Exact => {
+                Severity::Warning
+            }
         };
         let other_bits = || match self.free {
             Some(free) => {
@@ -175,7 +187,7 @@ impl Ours {
             None => "have that program use other bits; no others are free for symroute".into(),
         };
         let remedy = match kind {
-            Kind::Writes | Kind::Compares => other_bits(),
+            Kind::Writes | Kind::Value | Kind::Compares => other_bits(),
             Kind::Overwrites => format!(
                 "have that program write only its own bits (nft: meta mark set meta mark & \
                  ~MASK | VALUE; iptables: --set-xmark VALUE/MASK), or write in prerouting before \
@@ -198,6 +210,12 @@ impl Ours {
         };
         let evidence = entries.iter().map(|entry| entry.to_line()).collect();
         Clash { kind, severity, what, evidence, remedy }
+    }
+
+    /// Whether a rule of symroute's takes the value that is written for one of its own marks.
+    fn steers(&self, entry: &Entry) -> bool {
+        let takes = |value: u32| self.steered.iter().any(|mark| value & mark.mask == mark.value);
+        entry.does.value.is_some_and(takes)
     }
 
     /// The bits of symroute's that an entry is about.
@@ -243,7 +261,8 @@ mod tests {
     }
 
     fn judged(entry: &Entry, marker: Marker) -> Option<Kind> {
-        let ours = Ours { field: Field::new(0x1f00).unwrap(), marker, free: None };
+        let steered = vec![MarkMatch { value: 0x200, mask: 0xf00 }];
+        let ours = Ours { field: Field::new(0x1f00).unwrap(), marker, free: None, steered };
         let found = clashes(std::slice::from_ref(entry), &ours);
         assert!(found.len() <= 1);
         found.first().map(|clash| clash.kind)
@@ -275,7 +294,7 @@ mod tests {
             (at(0x1, Point::Prerouting, -150), None, Some(Kind::Overwrites)),
             (at(0x1, Point::Prerouting, -300), None, None),
             (at(0x1, Point::Prerouting, -80), Some(Kind::Overwrites), Some(Kind::Overwrites)),
-            (at(0x1_bd00, Point::Prerouting, -300), Some(Kind::Writes), Some(Kind::Writes)),
+            (at(0x1_bd00, Point::Prerouting, -300), Some(Kind::Value), Some(Kind::Value)),
             (at(0x1, Point::Forward, -200), None, Some(Kind::Overwrites)),
             (at(0x1, Point::Forward, 0), None, None),
             (at(0x1, Point::Output, 0), None, None),

@@ -12,7 +12,10 @@ pub(crate) mod legacy;
 pub(crate) mod nftables;
 pub(crate) mod owners;
 pub(crate) mod read;
+pub(crate) mod sysctls;
+pub(crate) mod tc;
 pub(crate) mod words;
+pub(crate) mod xfrm;
 pub(crate) mod xtables;
 
 use crate::model::Family;
@@ -43,6 +46,12 @@ pub(crate) enum Does {
     ComparesMasked,
     /// Looks at the whole mark.
     ComparesWhole,
+    /// Gives the mark to packets that the kernel sends as answers, or to sockets.
+    Copies,
+    /// Has the reverse path filter look the mark up.
+    LooksUp,
+    /// May do anything.
+    Unknown,
 }
 
 /// One thing that is done to one mark.
@@ -84,11 +93,35 @@ pub(crate) enum Point {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
     /// A chain of nftables, or one of iptables-nft, which lies in a table of the same name.
-    Nftables { family: &'static str, table: String, chain: String },
+    Nftables {
+        family: &'static str,
+        table: String,
+        chain: String,
+    },
     /// A chain of iptables-legacy.
-    Legacy { family: Family, table: String, chain: String },
+    Legacy {
+        family: Family,
+        table: String,
+        chain: String,
+    },
     /// An ip rule; an inverted rule takes what the comparison does not hold for.
-    Rule { family: Family, priority: u32, inverted: bool },
+    Rule {
+        family: Family,
+        priority: u32,
+        inverted: bool,
+    },
+    /// A policy or a state of `IPsec`.
+    Xfrm {
+        what: String,
+    },
+    /// A filter or an action of tc.
+    Tc {
+        device: String,
+        what: String,
+    },
+    Sysctl {
+        name: String,
+    },
 }
 
 /// What a program does to marks in one place.

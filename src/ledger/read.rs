@@ -1,22 +1,25 @@
 //! Reads what uses marks on this node. Changes nothing.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use nix::errno::Errno;
 
-use super::{Does, Entry, Ledger, Mark, Place, Unseen, Use, legacy, nftables};
+use super::{Does, Entry, Ledger, Mark, Place, Unseen, Use, legacy, nftables, sysctls, tc, xfrm};
 use crate::backend::iptables::programs::Programs;
 use crate::config::Settings;
 use crate::model::{Family, FoundRule, MarkMatch, PerFamily, Variant};
 use crate::netlink::uapi::FIB_RULE_INVERT;
 use crate::netlink::wire::u32_at;
-use crate::netlink::{self, route};
+use crate::netlink::{self, Socket, route};
 use crate::node::apply::Kernel;
 use crate::node::observe::is_missing;
 use crate::plan::{mark_users, ours};
+use crate::state::Record;
 
-/// Reads everything. `owned`: the settings by which ip rules are known as symroute's.
-pub(crate) fn ledger(kernel: &mut Kernel, owned: &[&Settings]) -> Ledger {
+/// Reads everything. The record says what is symroute's.
+pub(crate) fn ledger(kernel: &mut Kernel, record: Option<&Record>) -> Ledger {
+    let owned = record.map_or_else(Vec::new, Record::owned);
     let mut found = Ledger::default();
     match nftables::read(&mut kernel.netfilter) {
         Ok(entries) => found.entries.extend(entries),
@@ -26,10 +29,24 @@ pub(crate) fn ledger(kernel: &mut Kernel, owned: &[&Settings]) -> Ledger {
     for family in Family::ALL {
         legacy_tables(family, &mut found);
         match route::rules(&mut kernel.rtnetlink, family) {
-            Ok(rules) => found.entries.extend(rules.iter().filter_map(|r| of_rule(r, owned))),
+            Ok(rules) => found.entries.extend(rules.iter().filter_map(|r| of_rule(r, &owned))),
             Err(error) if family == Family::V6 && has_no_ipv6(&error) => {}
             Err(error) => found.unseen.push(not_read(&format!("the {family} rules"), &error)),
         }
+    }
+    match Socket::xfrm().and_then(|mut socket| xfrm::read(&mut socket)) {
+        Ok(entries) => found.entries.extend(entries),
+        Err(error) if is_missing(&error) => {}
+        Err(error) => found.unseen.push(not_read("the policies and states of IPsec", &error)),
+    }
+    match route::links(&mut kernel.rtnetlink) {
+        Ok(links) => {
+            let none = BTreeSet::new();
+            let ours = record.map_or(&none, |record| &record.src_valid_mark);
+            found.entries.extend(sysctls::read(&links, ours));
+            found.entries.extend(tc::read(&mut kernel.rtnetlink, &links));
+        }
+        Err(error) => found.unseen.push(not_read("the interfaces", &error)),
     }
     found.entries.sort();
     found

@@ -27,6 +27,9 @@ impl Does {
             Self::Restores => "restores from the connection",
             Self::ComparesMasked => "compares masked",
             Self::ComparesWhole => "compares the whole mark",
+            Self::Copies => "copies to what the kernel answers",
+            Self::LooksUp => "has rp_filter look it up",
+            Self::Unknown => "may do anything",
         }
     }
 
@@ -40,6 +43,9 @@ impl Does {
             Self::Restores => "restores",
             Self::ComparesMasked => "compares-masked",
             Self::ComparesWhole => "compares-whole",
+            Self::Copies => "copies",
+            Self::LooksUp => "looks-up",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -83,6 +89,9 @@ impl Place {
             Self::Nftables { family, table, .. } => format!("nft {family} {table}"),
             Self::Legacy { family, table, .. } => format!("iptables-legacy {family} {table}"),
             Self::Rule { family, priority, .. } => format!("{family} rule {priority}"),
+            Self::Xfrm { what } => format!("XFRM {what}"),
+            Self::Tc { device, what } => format!("tc {device} {what}"),
+            Self::Sysctl { name } => format!("sysctl {name}"),
         }
     }
 
@@ -91,6 +100,9 @@ impl Place {
             Self::Nftables { .. } => "nftables",
             Self::Legacy { .. } => "iptables-legacy",
             Self::Rule { .. } => "rule",
+            Self::Xfrm { .. } => "xfrm",
+            Self::Tc { .. } => "tc",
+            Self::Sysctl { .. } => "sysctl",
         }
     }
 
@@ -100,6 +112,9 @@ impl Place {
             Self::Legacy { family, table, .. } => {
                 json!({"family": family.to_string(), "table": table})
             }
+            Self::Xfrm { what } => json!({"object": what}),
+            Self::Tc { device, what } => json!({"device": device, "object": what}),
+            Self::Sysctl { name } => json!({"name": name}),
             Self::Rule { family, priority, inverted } => {
                 json!({"family": family.to_string(), "priority": priority, "inverted": inverted})
             }

@@ -73,10 +73,25 @@ impl Socket {
         Self::open(SockProtocol::NetlinkNetFilter)
     }
 
+    /// Opens a socket to the kernel's `IPsec` in the network namespace of this thread.
+    pub(crate) fn xfrm() -> Result<Self, Error> {
+        // SAFETY: there is no pointer among the arguments.
+        let fd = unsafe {
+            libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_XFRM)
+        };
+        // SAFETY: the kernel has just opened it, and nothing else knows it.
+        let fd = unsafe { OwnedFd::from_raw_fd(Errno::result(fd)?) };
+        Ok(Self::new(fd))
+    }
+
     fn open(protocol: SockProtocol) -> Result<Self, Error> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        Ok(Self::new(fd))
+    }
+
+    fn new(fd: OwnedFd) -> Self {
         // The first message binds it.
-        Ok(Self { fd, seq: 1, buf: vec![0; REPLY], thorough: false })
+        Self { fd, seq: 1, buf: vec![0; REPLY], thorough: false }
     }
 
     /// Asks the kernel to check requests strictly and to explain its errors. The few look-ups of a

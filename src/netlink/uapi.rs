@@ -1,6 +1,7 @@
 //! Numbers of the kernel's netlink interfaces, named as the kernel's headers name them.
 //!
-//! Sources: `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour,sockios,fib_rules}.h` and
+//! Sources: `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour,sockios,fib_rules,xfrm}.h`,
+//! `include/uapi/linux/{pkt_sched,pkt_cls}.h` and
 //! `include/uapi/linux/netfilter/{nfnetlink,nf_tables,ipset/ip_set}.h`. They are kept here rather than
 //! taken from libc, which has only part of them and in several integer types.
 
@@ -51,6 +52,22 @@ numbers! {
     u8: NTF_USE = 1;
     // `NUD_NONE` is none of these bits; `NUD_INCOMPLETE` and `NUD_FAILED`.
     u16: NUD_UNRESOLVED = 0x01 | 0x20;
+
+    // xfrm.h
+    u16: XFRM_MSG_GETSA = 18, XFRM_MSG_GETPOLICY = 21;
+    u16: XFRMA_MARK = 21, XFRMA_SET_MARK = 29, XFRMA_SET_MARK_MASK = 30;
+    u8: RTNL_FAMILY_IPV4 = 2;
+
+    // pkt_sched.h, pkt_cls.h, tc_act/tc_skbedit.h
+    u16: RTM_GETTFILTER = 46;
+    u32: TC_H_CLSACT_INGRESS = 0xffff_fff2, TC_H_CLSACT_EGRESS = 0xffff_fff3;
+    u16: TCA_KIND = 1, TCA_OPTIONS = 2;
+    u16: TCA_ACT_KIND = 1, TCA_ACT_OPTIONS = 2;
+    u16: TCA_BPF_ACT = 1, TCA_BPF_NAME = 7;
+    u16: TCA_FW_ACT = 4, TCA_FW_MASK = 5;
+    u16: TCA_U32_ACT = 7, TCA_U32_MARK = 10;
+    u16: TCA_FLOWER_ACT = 3, TCA_MATCHALL_ACT = 2;
+    u16: TCA_SKBEDIT_MARK = 5, TCA_SKBEDIT_MASK = 8;
 
     // sockios.h
     libc::Ioctl: SIOCGSKNS = 0x894c;

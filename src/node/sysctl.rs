@@ -13,9 +13,19 @@ const SRC_VALID_MARK: &str = "src_valid_mark";
 
 /// The path of an IPv4 setting of an interface.
 fn path(name: &str, setting: &str) -> String {
+    format!("{}/ipv4/conf/{name}/{setting}", folder())
+}
+
+/// The folder of the kernel's network settings.
+fn folder() -> String {
     // A container's own /proc/sys is read-only.
     let proc = env::var(names::PROC_VARIABLE).unwrap_or_else(|_| "/proc".into());
-    format!("{proc}/sys/net/ipv4/conf/{name}/{setting}")
+    format!("{proc}/sys/net")
+}
+
+/// The number that a setting below `net` has, by its path; none where it can't be read.
+pub(crate) fn value(path: &str) -> Option<u32> {
+    fs::read_to_string(format!("{}/{path}", folder())).ok()?.trim().parse().ok()
 }
 
 /// A setting of an interface; none where the interface is gone.

@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use crate::agent::plugin_object;
 use crate::lab::backend::Backend;
-use crate::lab::flows::{assert_all_work, assert_only_these_fail};
+use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
 use crate::lab::node::Node;
 use crate::lab::plugin::Call;
-use crate::lab::two_nics::{NICS, two_nics};
+use crate::lab::traffic::Proto;
+use crate::lab::two_nics::{CLIENT, NICS, two_nics};
 
 /// What `marks` says; its exit code has to fit.
 fn marks(node: &Node) -> Value {
@@ -175,8 +176,15 @@ fn a_whole_mark_between_symroute_and_the_routing_decision() {
     }
     // A value with bits of symroute's.
     table("-290", "meta mark set 0x1bd00");
-    let writes = ("problem", "table vpn writes bits 0x1d00 of the packet mark");
-    assert_found(node, &[writes]);
+    assert_found(node, &[("warning", "table vpn gives packets a mark that has bits 0x1d00")]);
+    assert_all_work(&flows);
+    // The mark of the second uplink: what the first pod sends leaves by the wrong NIC.
+    let to = format!("{CLIENT}:8080");
+    let sent = [Flow::new("pod0 sends", &layout.pods[0].ns, Proto::Tcp, &to, "client 10.20.0.50")];
+    assert_all_work(&sent);
+    table("-290", "meta mark set 0x20200");
+    assert_found(node, &[("problem", "table vpn gives packets a mark that has bits 0x200")]);
+    assert_only_these_fail(&sent, &["pod0 sends"]);
     node.ns.nft("delete table inet vpn");
     node.del(&settings, &pod);
 }
@@ -286,4 +294,52 @@ fn rules_of_iptables_legacy() {
     let findings = report["findings"].as_array().expect("findings");
     assert_eq!(findings.iter().filter(of_marks).count(), 2, "{report:#}");
     assert!(fs::exists("/usr/sbin/iptables-legacy-save").expect("a look"), "hidden in there only");
+}
+
+/// What uses marks beside rules: policies of `IPsec`, BPF programs of tc, and sysctls.
+#[test]
+fn users_of_marks_that_are_no_rules() {
+    let layout = two_nics();
+    let node = &layout.node;
+    node.up(&json!({ "uplinks": NICS }));
+    let policy = |mark: &str, verb: &str| {
+        let prefixes = "src 10.99.0.0/24 dst 10.98.0.0/24";
+        let action = if verb == "add" { "action block" } else { "" };
+        node.ns.ip(&format!("xfrm policy {verb} dir out {prefixes} {mark} {action}"));
+    };
+    for (mark, wanted) in [
+        ("mark 0x20000 mask 0x30000", &[][..]),
+        ("mark 0x100 mask 0xf00", &[("warning", "IPsec looks at bits 0xf00 of the packet mark")]),
+        ("mark 0x1 mask 0xffffffff", &[("warning", "IPsec compares the whole packet mark")]),
+    ] {
+        policy(mark, "add");
+        assert_found(node, wanted);
+        let report = marks(node);
+        let rows = report["marks"].as_array().expect("rows");
+        let row = rows.iter().find(|row| row["place"]["kind"] == "xfrm").expect("the policy");
+        assert_eq!(row["place"]["object"], "policy out 10.99.0.0/24 -> 10.98.0.0/24");
+        policy(mark, "delete");
+    }
+    for words in ["qdisc add dev eth1 clsact", "filter add dev eth1 ingress bpf bytecode 1,6_0_0_0"]
+    {
+        let words: Vec<_> = words.split(' ').map(|word| word.replace('_', " ")).collect();
+        let argv: Vec<&str> =
+            std::iter::once("tc").chain(words.iter().map(String::as_str)).collect();
+        node.ns.exec(&argv, "");
+    }
+    node.ns.sysctl("ipv4/fwmark_reflect", "1");
+    node.ns.sysctl("ipv4/conf/lo/src_valid_mark", "1");
+    assert_found(node, &[]);
+    let report = marks(node);
+    for (owner, does) in
+        [("tc on eth1", "unknown"), ("sysctl fwmark_reflect", "copies"), ("symroute", "looks-up")]
+    {
+        assert!(has(&report, owner, "packet", does, "0xffffffff"), "{owner}: {report:#}");
+    }
+    // symroute has set it on the uplinks only.
+    assert!(
+        has(&report, "sysctl src_valid_mark", "packet", "looks-up", "0xffffffff"),
+        "{report:#}"
+    );
+    node.down();
 }
