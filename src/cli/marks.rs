@@ -16,11 +16,12 @@ use crate::node::Node;
 const VERSION: u32 = 1;
 
 const ABOUT: &str = "\
-Reads the rules of nftables, iptables and ip rule, filters of tc, policies of IPsec and
-sysctls, and prints which program does what to which bits of the packet mark and of the connection
-mark, with hook and priority. Rows that differ by chain only are one. What clashes with
-symroute's bits comes below, as doctor prints it. What BPF programs do can't be read, and
-those attached by tcx are not listed. Needs no symroute on the node, and changes nothing.
+Reads the rules of nftables, iptables and ip rule, filters of tc, policies of IPsec,
+WireGuard devices and sysctls. Prints which program does what to which bits of the packet
+mark and of the connection mark, with hook and priority. Rows that differ by chain only are
+one. What clashes with symroute's bits comes below, as doctor prints it. What BPF programs do
+can't be read, and those attached by tcx are not listed. Needs no symroute on the node, and
+changes nothing.
 
 ";
 

@@ -14,6 +14,7 @@ pub(crate) mod owners;
 pub(crate) mod read;
 pub(crate) mod sysctls;
 pub(crate) mod tc;
+pub(crate) mod wireguard;
 pub(crate) mod words;
 pub(crate) mod xfrm;
 pub(crate) mod xtables;
@@ -109,6 +110,10 @@ pub(crate) enum Place {
         family: Family,
         priority: u32,
         inverted: bool,
+    },
+    /// A device of `WireGuard`.
+    WireGuard {
+        device: String,
     },
     /// A policy or a state of `IPsec`.
     Xfrm {

@@ -5,7 +5,9 @@ use std::fs;
 
 use nix::errno::Errno;
 
-use super::{Does, Entry, Ledger, Mark, Place, Unseen, Use, legacy, nftables, sysctls, tc, xfrm};
+use super::{
+    Does, Entry, Ledger, Mark, Place, Unseen, Use, legacy, nftables, sysctls, tc, wireguard, xfrm,
+};
 use crate::backend::iptables::programs::Programs;
 use crate::config::Settings;
 use crate::model::{Family, FoundRule, MarkMatch, PerFamily, Variant};
@@ -45,6 +47,10 @@ pub(crate) fn ledger(kernel: &mut Kernel, record: Option<&Record>) -> Ledger {
             let ours = record.map_or(&none, |record| &record.src_valid_mark);
             found.entries.extend(sysctls::read(&links, ours));
             found.entries.extend(tc::read(&mut kernel.rtnetlink, &links));
+            match wireguard::read(&links) {
+                Ok(entries) => found.entries.extend(entries),
+                Err(error) => found.unseen.push(not_read("the marks of WireGuard", &error)),
+            }
         }
         Err(error) => found.unseen.push(not_read("the interfaces", &error)),
     }

@@ -89,6 +89,7 @@ impl Place {
             Self::Nftables { family, table, .. } => format!("nft {family} {table}"),
             Self::Legacy { family, table, .. } => format!("iptables-legacy {family} {table}"),
             Self::Rule { family, priority, .. } => format!("{family} rule {priority}"),
+            Self::WireGuard { device } => format!("WireGuard {device}"),
             Self::Xfrm { what } => format!("XFRM {what}"),
             Self::Tc { device, what } => format!("tc {device} {what}"),
             Self::Sysctl { name } => format!("sysctl {name}"),
@@ -100,6 +101,7 @@ impl Place {
             Self::Nftables { .. } => "nftables",
             Self::Legacy { .. } => "iptables-legacy",
             Self::Rule { .. } => "rule",
+            Self::WireGuard { .. } => "wireguard",
             Self::Xfrm { .. } => "xfrm",
             Self::Tc { .. } => "tc",
             Self::Sysctl { .. } => "sysctl",
@@ -112,6 +114,7 @@ impl Place {
             Self::Legacy { family, table, .. } => {
                 json!({"family": family.to_string(), "table": table})
             }
+            Self::WireGuard { device } => json!({"device": device}),
             Self::Xfrm { what } => json!({"object": what}),
             Self::Tc { device, what } => json!({"device": device, "object": what}),
             Self::Sysctl { name } => json!({"name": name}),

@@ -73,6 +73,11 @@ impl Socket {
         Self::open(SockProtocol::NetlinkNetFilter)
     }
 
+    /// Opens a socket to generic netlink in the network namespace of this thread.
+    pub(crate) fn generic() -> Result<Self, Error> {
+        Self::open(SockProtocol::NetlinkGeneric)
+    }
+
     /// Opens a socket to the kernel's `IPsec` in the network namespace of this thread.
     pub(crate) fn xfrm() -> Result<Self, Error> {
         // SAFETY: there is no pointer among the arguments.

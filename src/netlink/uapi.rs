@@ -1,7 +1,7 @@
 //! Numbers of the kernel's netlink interfaces, named as the kernel's headers name them.
 //!
 //! Sources: `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour,sockios,fib_rules,xfrm}.h`,
-//! `include/uapi/linux/{pkt_sched,pkt_cls}.h` and
+//! `include/uapi/linux/{pkt_sched,pkt_cls,genetlink,wireguard}.h` and
 //! `include/uapi/linux/netfilter/{nfnetlink,nf_tables,ipset/ip_set}.h`. They are kept here rather than
 //! taken from libc, which has only part of them and in several integer types.
 
@@ -57,6 +57,13 @@ numbers! {
     u16: XFRM_MSG_GETSA = 18, XFRM_MSG_GETPOLICY = 21;
     u16: XFRMA_MARK = 21, XFRMA_SET_MARK = 29, XFRMA_SET_MARK_MASK = 30;
     u8: RTNL_FAMILY_IPV4 = 2;
+
+    // genetlink.h, wireguard.h
+    u16: GENL_ID_CTRL = 16;
+    u8: CTRL_CMD_GETFAMILY = 3;
+    u16: CTRL_ATTR_FAMILY_ID = 1, CTRL_ATTR_FAMILY_NAME = 2;
+    u8: WG_CMD_GET_DEVICE = 0;
+    u16: WGDEVICE_A_IFINDEX = 1, WGDEVICE_A_FWMARK = 7;
 
     // pkt_sched.h, pkt_cls.h, tc_act/tc_skbedit.h
     u16: RTM_GETTFILTER = 46;

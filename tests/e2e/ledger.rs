@@ -2,6 +2,7 @@
 //! on a node, and exactly those that clash with symroute's are named.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -341,5 +342,30 @@ fn users_of_marks_that_are_no_rules() {
         has(&report, "sysctl src_valid_mark", "packet", "looks-up", "0xffffffff"),
         "{report:#}"
     );
+    node.down();
+}
+
+/// The mark of a `WireGuard` device is on its outer packets.
+#[test]
+fn the_mark_of_a_wireguard_device() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let inside = ["ip", "netns", "exec", node.ns.name()];
+    let run = |words: &str| {
+        let argv: Vec<&str> = inside.iter().copied().chain(words.split(' ')).collect();
+        let status = Command::new(argv[0]).args(&argv[1..]).output().expect("start ip").status;
+        status.success()
+    };
+    if !run("ip link add wg0 type wireguard") {
+        return println!("NOT RUN: the_mark_of_a_wireguard_device: the kernel has no WireGuard");
+    }
+    if !run("wg set wg0 fwmark 0x20000") {
+        return println!("NOT RUN: the_mark_of_a_wireguard_device: there is no program wg");
+    }
+    node.up(&json!({ "uplinks": NICS }));
+    assert_found(node, &[]);
+    assert!(has(&marks(node), "WireGuard wg0", "packet", "overwrites", "0xffffffff"));
+    assert!(run("wg set wg0 fwmark 0x200"));
+    assert_found(node, &[("problem", "WireGuard wg0 gives packets a mark that has bits 0x200")]);
     node.down();
 }
