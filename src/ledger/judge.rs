@@ -90,7 +90,10 @@ impl Ours {
 
     fn judge(&self, entry: &Entry) -> Option<Kind> {
         let does = entry.does;
-        if !self.field.has(does.bits) {
+        // Packets that leave have no mark of symroute any more.
+        let leaves = |hook: &Hook| hook.point == Point::Egress;
+        let only_leaving = !entry.hooks.is_empty() && entry.hooks.iter().all(leaves);
+        if only_leaving || !self.field.has(does.bits) {
             return None;
         }
         let any = |at: &dyn Fn(&Hook) -> bool| entry.hooks.iter().any(at);
@@ -110,7 +113,7 @@ impl Ours {
             (Mark::Connection, Does::ComparesWhole) => Some(Kind::Exact),
             (Mark::Packet, Does::ComparesWhole) => match entry.place {
                 Place::Rule { inverted, .. } => (!inverted).then_some(Kind::Exact),
-                Place::Xfrm { .. } | Place::Tc { .. } => Some(Kind::Exact),
+                Place::Xfrm { .. } => Some(Kind::Exact),
                 _ => any(&|hook| self.is_marked_at(hook)).then_some(Kind::Exact),
             },
             (_, Does::Copies | Does::LooksUp | Does::Unknown) => None,
@@ -299,6 +302,8 @@ mod tests {
             (at(0x1, Point::Forward, 0), None, None),
             (at(0x1, Point::Output, 0), None, None),
             (at(0x1, Point::Postrouting, 100), None, None),
+            (at(0x200, Point::Ingress, 0), Some(Kind::Value), Some(Kind::Value)),
+            (at(0x200, Point::Egress, 0), None, None),
         ] {
             assert_eq!(judged(&writer, NFTABLES), nftables, "{writer:?}");
             assert_eq!(judged(&writer, IPTABLES), iptables, "{writer:?}");

@@ -39,6 +39,11 @@ pub(crate) fn read(socket: &mut Socket) -> Result<Vec<Entry>, Error> {
     let bases = socket.dump(&mut request(NFT_MSG_GETCHAIN, 0), base_chain)?;
     let mut found = Ruleset { bases: bases.into_iter().collect(), ..Ruleset::default() };
     found.rules = socket.dump(&mut request(NFT_MSG_GETRULE, 0), rule)?;
+    // Where no rule of a table uses a mark, it does not matter which chains its maps lead to.
+    let table = |rule: &Rule| (rule.chain.0, rule.chain.1.clone());
+    let marking = found.rules.iter().filter(|rule| !rule.effect.uses.is_empty());
+    let tables: BTreeSet<_> = marking.map(table).collect();
+    found.rules.retain(|rule| tables.contains(&table(rule)));
     let maps: BTreeSet<Key> = found.rules.iter().flat_map(Rule::maps).collect();
     for key in maps {
         let (family, table, map) = &key;

@@ -2,7 +2,7 @@
 //!
 //! Layouts: `include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h` and `linux/tc_act/tc_skbedit.h`.
 
-use super::{Does, Entry, Mark, Place, Use, xtables};
+use super::{Does, Entry, Hook, Mark, Place, Point, Use, xtables};
 use crate::model::Link;
 use crate::netlink::Socket;
 use crate::netlink::uapi::*;
@@ -15,7 +15,9 @@ const TCMSG: usize = 20;
 pub(crate) fn read(socket: &mut Socket, links: &[Link]) -> Vec<Entry> {
     let mut found = Vec::new();
     for link in links {
-        for (parent, side) in [(TC_H_CLSACT_INGRESS, "ingress"), (TC_H_CLSACT_EGRESS, "egress")] {
+        for (parent, point) in
+            [(TC_H_CLSACT_INGRESS, Point::Ingress), (TC_H_CLSACT_EGRESS, Point::Egress)]
+        {
             let mut body = [0; TCMSG];
             body[4..8].copy_from_slice(&link.index.to_ne_bytes());
             body[12..16].copy_from_slice(&parent.to_ne_bytes());
@@ -26,8 +28,8 @@ pub(crate) fn read(socket: &mut Socket, links: &[Link]) -> Vec<Entry> {
             let entry = |(what, does)| Entry {
                 owner: format!("tc on {}", link.name),
                 ours: false,
-                place: Place::Tc { device: link.name.clone(), what: format!("{side} {what}") },
-                hooks: Vec::new(),
+                place: Place::Tc { device: link.name.clone(), what },
+                hooks: vec![Hook { point, priority: 0, routes_again: false }],
                 does,
                 comment: None,
             };

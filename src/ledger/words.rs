@@ -243,3 +243,44 @@ impl Unseen {
         json!({"what": self.what, "why": self.why, "remedy": self.remedy})
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(chain: &str, owner: &str) -> Entry {
+        Entry {
+            owner: owner.into(),
+            ours: owner == "symroute",
+            place: Place::Nftables { family: "ip", table: "mangle".into(), chain: chain.into() },
+            hooks: vec![Hook { point: Point::Forward, priority: 0, routes_again: false }],
+            does: Use { mark: Mark::Packet, does: Does::Sets, bits: 0x10000, value: Some(0x10000) },
+            comment: Some("a reason".into()),
+        }
+    }
+
+    #[test]
+    fn rows_of_many_chains_are_one() {
+        let chains = ["cali-fw-a", "cali-fw-b", "cali-fw-c"];
+        let mut entries: Vec<_> = chains.iter().map(|chain| entry(chain, "Calico")).collect();
+        entries.push(entry("symroute-via-1", "symroute"));
+        let ledger = Ledger { entries, unseen: Vec::new() };
+        let wanted = "\
+OWNER     MARK    BITS     DOES  WHERE                                        HOOK
+Calico    packet  0x10000  sets  nft ip mangle cali-fw-a and 2 more chains    forward 0
+symroute  packet  0x10000  sets  nft ip mangle symroute-via-1                 forward 0
+";
+        let squeezed = |text: &str| {
+            text.lines()
+                .map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(squeezed(&ledger.to_table()), squeezed(wanted));
+        let json = ledger.to_json();
+        assert_eq!((&json[0]["chains"], &json[0]["bits"]), (&json!(chains), &json!("0x10000")));
+        assert_eq!(json[0]["hooks"], json!([{"point": "forward", "priority": 0}]));
+        let line = "nft ip mangle cali-fw-a (forward 0): sets, packet mark, bits 0x10000, value \
+                    0x10000 [a reason]";
+        assert_eq!(ledger.entries[0].to_line(), line);
+    }
+}
