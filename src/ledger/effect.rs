@@ -72,23 +72,15 @@ impl Value {
         Self { constant, ..self.or(other).masked(both) }
     }
 
-    /// What it means to write this value into a mark; none if the mark stays as it is.
-    fn written_to(self, mark: Mark) -> Option<Use> {
+    /// What it means to write this value into a mark; nothing if the mark stays as it is.
+    fn written_to(self, mark: Mark) -> Vec<Use> {
         let (own, other) = match mark {
             Mark::Packet => (self.packet, self.connection),
             Mark::Connection => (self.connection, self.packet),
         };
         let bits = !(own & !(other | self.constant | self.unknown));
-        let value = (self.unknown | other == 0).then_some(self.constant);
-        let does = match (mark, other) {
-            _ if bits == 0 => return None,
-            (Mark::Packet, 1..) => Does::Restores,
-            (Mark::Connection, 1..) => Does::Saves,
-            _ if bits == u32::MAX => Does::Overwrites,
-            _ if value == Some(0) => Does::Clears,
-            _ => Does::Sets,
-        };
-        Some(Use { mark, does, bits, value })
+        let constant = (self.unknown == 0).then_some(self.constant);
+        xtables::merged(mark, bits, other, constant)
     }
 
     /// What it means to compare this value.
@@ -152,7 +144,7 @@ impl Machine {
         self.words.get(&word(register)).copied().unwrap_or(Value::UNKNOWN)
     }
 
-    fn note(&mut self, what: Option<Use>) {
+    fn note(&mut self, what: impl IntoIterator<Item = Use>) {
         self.effect.uses.extend(what);
     }
 
@@ -403,6 +395,10 @@ mod tests {
             ("meta", &store),
         ]);
         assert_eq!(found, [(Mark::Packet, Does::Restores, 0x80, None)]);
+        // AWS VPC CNI 1.23: meta mark set ct mark & 0x80.
+        let found = uses(&[("ct", &loaded), ("bitwise", &bits(0x80, 0)), ("meta", &store)]);
+        let restores = (Mark::Packet, Does::Restores, 0x80, None);
+        assert_eq!(found, [restores, (Mark::Packet, Does::Overwrites, u32::MAX, None)]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Does, Entry, Hook, Mark, Place, Point};
+use super::{ChainKind, Does, Entry, Hook, Mark, Place, Point};
 use crate::backend::Marker;
 use crate::doctor::Severity;
 use crate::model::{Field, MarkMatch};
@@ -105,7 +105,11 @@ impl Ours {
             (Mark::Packet, Does::Overwrites) => {
                 does.value.filter(|&value| self.field.has(value)).map(|_| Kind::Value)
             }
-            (Mark::Connection, Does::Overwrites) => Some(Kind::OverwritesConnection),
+            (Mark::Connection, Does::Overwrites) => {
+                let is_first = |hook: &Hook| self.is_before_binding(hook);
+                let harmless = !entry.hooks.is_empty() && entry.hooks.iter().all(is_first);
+                (!harmless).then_some(Kind::OverwritesConnection)
+            }
             (_, Does::Sets | Does::Clears) => Some(Kind::Writes),
             (_, Does::Saves) => Some(Kind::Saves),
             (_, Does::Restores) => Some(Kind::Restores),
@@ -126,11 +130,17 @@ impl Ours {
         let binds_by_packet = matches!(self.marker, Marker::Iptables(_));
         match hook.point {
             Point::Prerouting => hook.priority >= self.prerouting(),
-            Point::Output => hook.routes_again && hook.priority >= MANGLE,
+            Point::Output => hook.kind == ChainKind::Route && hook.priority >= MANGLE,
             // iptables binds a request here, by its packet mark.
             Point::Input | Point::Forward => binds_by_packet && hook.priority < MANGLE,
             _ => false,
         }
+    }
+
+    /// Whether a chain gets no packet of a connection that symroute has bound already.
+    fn is_before_binding(&self, hook: &Hook) -> bool {
+        let early = matches!(self.marker, Marker::Iptables(_)) || hook.priority < self.prerouting();
+        hook.kind == ChainKind::Nat && hook.point == Point::Prerouting && early
     }
 
     /// Whether packets carry symroute's mark here.
@@ -177,6 +187,8 @@ impl Ours {
             ),
         };
         let severity = match kind {
+            // First packets only, and of connections without DNAT.
+            Kind::Overwrites if entries.iter().all(|entry| is_of_nat(entry)) => Severity::Warning,
             Kind::Overwrites | Kind::OverwritesConnection | Kind::Writes => Severity::Problem,
             Kind::Value if entries.iter().any(|entry| self.steers(entry)) => Severity::Problem,
             Kind::Value | Kind::Compares | Kind::Saves | Kind::Restores | Kind::Exact => {
@@ -234,6 +246,10 @@ impl Ours {
 /// Priority of table mangle, where symroute's chain of output stands with each backend.
 const MANGLE: i32 = -150;
 
+fn is_of_nat(entry: &Entry) -> bool {
+    entry.hooks.iter().all(|hook| hook.kind == ChainKind::Nat)
+}
+
 fn marks(entries: &[&Entry]) -> &'static str {
     let has = |mark| entries.iter().any(|entry| entry.does.mark == mark);
     match (has(Mark::Packet), has(Mark::Connection)) {
@@ -257,7 +273,7 @@ mod tests {
             owner: "table site".into(),
             ours: false,
             place: Place::Nftables { family: "ip", table: "site".into(), chain: "c".into() },
-            hooks: vec![Hook { point: hook.0, priority: hook.1, routes_again: false }],
+            hooks: vec![Hook { point: hook.0, priority: hook.1, kind: ChainKind::Filter }],
             does: Use { mark, does, bits, value: Some(value) },
             comment: None,
         }
@@ -309,7 +325,7 @@ mod tests {
             assert_eq!(judged(&writer, IPTABLES), iptables, "{writer:?}");
         }
         let mut output = at(0x1, Point::Output, -150);
-        output.hooks[0].routes_again = true;
+        output.hooks[0].kind = ChainKind::Route;
         assert_eq!(judged(&output, NFTABLES), Some(Kind::Overwrites));
     }
 
@@ -325,6 +341,11 @@ mod tests {
         let forward = (Point::Forward, 0);
         let later = entry(Mark::Packet, Does::ComparesWhole, u32::MAX, 1, forward);
         assert_eq!(judged(&later, NFTABLES), Some(Kind::Exact));
+        // A chain of NAT gets first packets only, and sets the mark before they are bound.
+        let mut first =
+            entry(Mark::Connection, Does::Overwrites, u32::MAX, 1, (Point::Prerouting, -100));
+        first.hooks[0].kind = ChainKind::Nat;
+        assert_eq!((judged(&first, NFTABLES), judged(&first, IPTABLES)), (None, None));
         let masked = entry(Mark::Connection, Does::Clears, 0x100, 0, forward);
         assert_eq!(judged(&masked, NFTABLES), Some(Kind::Writes));
         let looks = entry(Mark::Packet, Does::ComparesMasked, 0xf00, 0x200, forward);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Does, Entry, Hook, Mark, Place, Point, Use, owners, xtables};
+use super::{ChainKind, Does, Entry, Hook, Mark, Place, Point, Use, owners, xtables};
 use crate::model::Family;
 
 /// Where the built-in chains of each table hook in (`NF_IP_PRI_*`, `linux/netfilter_ipv4.h`).
@@ -24,7 +24,12 @@ fn hook(table: &str, chain: &str) -> Option<Hook> {
         ("security", _) => 50,
         _ => return None,
     };
-    Some(Hook { point, priority, routes_again: (table, point) == ("mangle", Point::Output) })
+    let kind = match (table, point) {
+        ("mangle", Point::Output) => ChainKind::Route,
+        ("nat", _) => ChainKind::Nat,
+        _ => ChainKind::Filter,
+    };
+    Some(Hook { point, priority, kind })
 }
 
 /// A rule's words, with what stands in quotes kept together.
@@ -128,10 +133,13 @@ fn parse(words: &[String]) -> Parsed {
         };
         parsed.uses.extend(found);
     }
-    parsed.uses.extend(copy.and_then(|(does, packet, connection)| match does {
-        Does::Saves => xtables::copied(does, packet, connection),
-        _ => xtables::copied(does, connection, packet),
-    }));
+    if let Some((does, packet, connection)) = copy {
+        let (from, to) = match does {
+            Does::Saves => (packet, connection),
+            _ => (connection, packet),
+        };
+        parsed.uses.extend(xtables::copied(does, from, to));
+    }
     parsed
 }
 

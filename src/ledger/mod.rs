@@ -72,8 +72,18 @@ pub(crate) struct Hook {
     pub(crate) point: Point,
     /// Lower comes first.
     pub(crate) priority: i32,
-    /// Whether the kernel routes a packet again whose mark has changed here: chains of type route.
-    pub(crate) routes_again: bool,
+    pub(crate) kind: ChainKind,
+}
+
+/// What kind of packets a chain gets, and what follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ChainKind {
+    /// All packets.
+    Filter,
+    /// All packets. The kernel routes one again whose mark has changed here.
+    Route,
+    /// First packets of connections, as long as no other chain has translated them.
+    Nat,
 }
 
 /// A point on a packet's way through the kernel.

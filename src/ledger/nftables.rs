@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::effect::{self, Effect};
-use super::{Entry, Hook, Place, Point, owners};
+use super::{ChainKind, Entry, Hook, Place, Point, owners};
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, attrs, be_i32_at, be32_at, find, string};
 use crate::netlink::{Error, Socket};
@@ -74,7 +74,12 @@ fn base_chain(body: &[u8]) -> Option<(Key, Hook)> {
     let name = find(attributes, NFTA_CHAIN_NAME).map(string)?;
     let kind = find(attributes, NFTA_CHAIN_TYPE).map(string).unwrap_or_default();
     let priority = be_i32_at(find(hook, NFTA_HOOK_PRIORITY)?, 0)?;
-    let hook = Hook { point: point(family, number), priority, routes_again: kind == "route" };
+    let kind = match kind.as_str() {
+        "route" => ChainKind::Route,
+        "nat" => ChainKind::Nat,
+        _ => ChainKind::Filter,
+    };
+    let hook = Hook { point: point(family, number), priority, kind };
     Some(((family, table, name), hook))
 }
 
@@ -215,7 +220,7 @@ mod tests {
     /// A chain is met where a base chain leads to it, by jumps and by verdict maps.
     #[test]
     fn hooks_reach_the_chains_behind_jumps() {
-        let hook = Hook { point: Point::Prerouting, priority: -150, routes_again: false };
+        let hook = Hook { point: Point::Prerouting, priority: -150, kind: ChainKind::Filter };
         let does =
             Use { mark: Mark::Packet, does: Does::Overwrites, bits: u32::MAX, value: Some(1) };
         let jump = |to: &str| Effect { chains: vec![to.into()], ..Effect::default() };

@@ -2,7 +2,7 @@
 //!
 //! Layouts: `include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h` and `linux/tc_act/tc_skbedit.h`.
 
-use super::{Does, Entry, Hook, Mark, Place, Point, Use, xtables};
+use super::{ChainKind, Does, Entry, Hook, Mark, Place, Point, Use, xtables};
 use crate::model::Link;
 use crate::netlink::Socket;
 use crate::netlink::uapi::*;
@@ -29,7 +29,7 @@ pub(crate) fn read(socket: &mut Socket, links: &[Link]) -> Vec<Entry> {
                 owner: format!("tc on {}", link.name),
                 ours: false,
                 place: Place::Tc { device: link.name.clone(), what },
-                hooks: vec![Hook { point, priority: 0, routes_again: false }],
+                hooks: vec![Hook { point, priority: 0, kind: ChainKind::Filter }],
                 does,
                 comment: None,
             };
@@ -87,7 +87,7 @@ fn of_action(action: &[u8]) -> Option<(String, Use)> {
             let mask = number(TCA_SKBEDIT_MASK).unwrap_or(u32::MAX);
             xtables::written(Mark::Packet, number(TCA_SKBEDIT_MARK)?, mask)?
         }
-        "connmark" => xtables::copied(Does::Restores, u32::MAX, u32::MAX)?,
+        "connmark" => Use { does: Does::Restores, ..ANYTHING },
         "bpf" => ANYTHING,
         _ => return None,
     };

@@ -246,6 +246,7 @@ impl Unseen {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ChainKind;
     use super::*;
 
     fn entry(chain: &str, owner: &str) -> Entry {
@@ -253,7 +254,7 @@ mod tests {
             owner: owner.into(),
             ours: owner == "symroute",
             place: Place::Nftables { family: "ip", table: "mangle".into(), chain: chain.into() },
-            hooks: vec![Hook { point: Point::Forward, priority: 0, routes_again: false }],
+            hooks: vec![Hook { point: Point::Forward, priority: 0, kind: ChainKind::Filter }],
             does: Use { mark: Mark::Packet, does: Does::Sets, bits: 0x10000, value: Some(0x10000) },
             comment: Some("a reason".into()),
         }

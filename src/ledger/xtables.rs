@@ -41,12 +41,32 @@ pub(crate) fn written(of: Mark, value: u32, mask: u32) -> Option<Use> {
     Some(Use { mark: of, does, bits, value: Some(value) })
 }
 
+/// What is done to a mark of which some bits are written: those of `other` are taken from the other
+/// mark, and the rest get a constant, if that is known.
+pub(crate) fn merged(of: Mark, bits: u32, other: u32, constant: Option<u32>) -> Vec<Use> {
+    let copy = match of {
+        Mark::Packet => Does::Restores,
+        Mark::Connection => Does::Saves,
+    };
+    let copied = Use { mark: of, does: copy, bits: other, value: None };
+    // Of a whole mark that is partly copied, the value is known only where it is not 0.
+    let value = constant.filter(|&constant| other == 0 || constant != 0);
+    let rest = bits & !other;
+    let does = match (bits, rest, constant) {
+        (_, 0, _) => None,
+        (u32::MAX, ..) => Some((Does::Overwrites, u32::MAX)),
+        (.., Some(0)) => Some((Does::Clears, rest)),
+        _ => Some((Does::Sets, rest)),
+    };
+    let written = does.map(|(does, bits)| Use { mark: of, does, bits, value });
+    (other != 0).then_some(copied).into_iter().chain(written).collect()
+}
+
 /// `--save-mark` and `--restore-mark`: bits of the one mark, taken by `from`, are written to
 /// those of the other that `to` has.
-pub(crate) fn copied(does: Does, from: u32, to: u32) -> Option<Use> {
+pub(crate) fn copied(does: Does, from: u32, to: u32) -> Vec<Use> {
     let mark = if does == Does::Saves { Mark::Connection } else { Mark::Packet };
-    let bits = from | to;
-    (bits != 0).then_some(Use { mark, does, bits, value: None })
+    merged(mark, from | to, from, Some(0))
 }
 
 /// `(mark & mask) == value`
@@ -56,10 +76,15 @@ pub(crate) fn compared(of: Mark, value: u32, mask: u32) -> Option<Use> {
 }
 
 /// A target of iptables.
-pub(crate) fn of_target(name: &str, revision: u32, info: &[u8]) -> Option<Use> {
+pub(crate) fn of_target(name: &str, revision: u32, info: &[u8]) -> Vec<Use> {
+    // An extension that is cut short, or is not known, says nothing of a mark.
+    parse_target(name, revision, info).unwrap_or_default()
+}
+
+fn parse_target(name: &str, revision: u32, info: &[u8]) -> Option<Vec<Use>> {
     let (first, second) = (u32_at(info, 0)?, u32_at(info, 4)?);
-    match (name, revision) {
-        ("MARK", 2) => written(Mark::Packet, first, second),
+    let found = match (name, revision) {
+        ("MARK", 2) => written(Mark::Packet, first, second).into_iter().collect(),
         ("CONNMARK", 1 | 2) => {
             let packet = u32_at(info, 8)?;
             let (shift, mode) = if revision == 1 {
@@ -68,20 +93,21 @@ pub(crate) fn of_target(name: &str, revision: u32, info: &[u8]) -> Option<Use> {
                 (Shift { right: *info.get(12)? != 0, by: *info.get(13)? }, *info.get(14)?)
             };
             match mode {
-                SET => written(Mark::Connection, first, second),
+                SET => written(Mark::Connection, first, second).into_iter().collect(),
                 SAVE => copied(Does::Saves, shift.moved(packet), second),
                 RESTORE => copied(Does::Restores, shift.moved(second), packet),
-                _ => None,
+                _ => return None,
             }
         }
         // The mask comes first.
-        ("TPROXY", 0 | 1) => written(Mark::Packet, second, first),
+        ("TPROXY", 0 | 1) => written(Mark::Packet, second, first).into_iter().collect(),
         ("HMARK", _) => {
             let (mark, does) = (Mark::Packet, Does::Overwrites);
-            Some(Use { mark, does, bits: u32::MAX, value: None })
+            vec![Use { mark, does, bits: u32::MAX, value: None }]
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    Some(found)
 }
 
 /// A match of iptables.
@@ -110,7 +136,9 @@ mod tests {
     #[test]
     fn targets() {
         let does = |name, revision, info: &[u8]| {
-            of_target(name, revision, info).map(|u| (u.mark, u.does, u.bits))
+            let uses = of_target(name, revision, info);
+            assert!(uses.len() <= 1, "{uses:?}");
+            uses.first().map(|u| (u.mark, u.does, u.bits))
         };
         let set = Some((Mark::Packet, Does::Sets, 0x4000));
         assert_eq!(does("MARK", 2, &info(&[0x4000, 0x4000], &[])), set);
@@ -134,6 +162,10 @@ mod tests {
         assert_eq!(does("CONNMARK", 2, &shifted), saved);
         let proxy = info(&[0xff, 0x1, 0, 0, 0, 0], &[]);
         assert_eq!(does("TPROXY", 1, &proxy), Some((Mark::Packet, Does::Sets, 0xff)));
+        // --restore-mark --nfmask 0xffff --ctmask 0xff
+        let partly = of_target("CONNMARK", 1, &info(&[0, 0xff, 0xffff], &[RESTORE, 0, 0, 0]));
+        let partly: Vec<_> = partly.iter().map(|u| (u.does, u.bits)).collect();
+        assert_eq!(partly, [(Does::Restores, 0xff), (Does::Clears, 0xff00)]);
         assert_eq!(does("MARK", 2, &[1, 2]), None);
         assert_eq!(does("DNAT", 2, &info(&[7, 7, 7], &[])), None);
     }

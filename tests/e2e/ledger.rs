@@ -223,6 +223,47 @@ fn a_whole_connection_mark() {
     node.del(&settings, &pod);
 }
 
+/// AWS VPC CNI 1.23 writes the whole mark of first packets at -90: before symroute's chain of
+/// nftables, and behind the one of iptables, where it takes the evidence for `rp_filter` away.
+#[test]
+fn the_rules_of_aws_vpc_cni_1_23() {
+    let mut layout = two_nics();
+    let pod = layout.pod_behind_eth1(1);
+    let node = &layout.node;
+    let settings = json!({ "uplinks": NICS });
+    node.add(&settings, &pod);
+    let flows = [layout.flow_to_pod(1, "pod101 203.0.113.9")];
+    assert_all_work(&flows);
+    node.ns.nft(
+        "table ip aws-cni {
+            chain snat-mark { ip daddr 10.0.0.0/8 return; ct mark set ct mark | 0x80; }
+            chain nat-prerouting {
+                type nat hook prerouting priority -90;
+                fib daddr type local return
+                iifname \"eni*\" jump snat-mark
+                meta mark set ct mark & 0x80
+            }
+        }",
+    );
+    if Backend::of_run().is_iptables() {
+        assert_found(node, &[("warning", "AWS VPC CNI overwrites the whole packet mark")]);
+        assert_only_these_fail(&flows, &["pod 10.21.0.101:8080"]);
+    } else {
+        assert_found(node, &[]);
+        assert_all_work(&flows);
+    }
+    let report = marks(node);
+    for (mark, does, bits) in [
+        ("connection", "sets", "0x80"),
+        ("packet", "restores", "0x80"),
+        ("packet", "overwrites", "0xffffffff"),
+    ] {
+        assert!(has(&report, "AWS VPC CNI", mark, does, bits), "{does}: {report:#}");
+    }
+    node.ns.nft("delete table ip aws-cni");
+    node.del(&settings, &pod);
+}
+
 /// The other kinds of clash, by iptables of the run's kind and by ip rules.
 #[test]
 fn the_other_clashes() {
