@@ -23,6 +23,11 @@ fn marks(node: &Node) -> Value {
     report
 }
 
+/// How many clashes it finds.
+pub(crate) fn clashes(node: &Node) -> usize {
+    marks(node)["clashes"].as_array().expect("clashes").len()
+}
+
 /// The findings of doctor about marks, as severity and what was found.
 fn findings(node: &Node) -> Vec<(String, String)> {
     let config = plugin_object(node, &json!({ "uplinks": NICS }));
@@ -43,9 +48,8 @@ fn assert_found(node: &Node, wanted: &[(&str, &str)]) {
             found.iter().any(|(s, what)| s == severity && what.contains(words))
         });
     assert!(fits, "wanted {wanted:#?}, found {found:#?}\n{:#}", marks(node));
-    let clashes = marks(node)["clashes"].as_array().expect("clashes").len();
     let of_clashes = found.iter().filter(|(_, what)| !what.starts_with("cannot see")).count();
-    assert_eq!(clashes, of_clashes, "marks and doctor say the same");
+    assert_eq!(clashes(node), of_clashes, "marks and doctor say the same");
 }
 
 /// Whether a row says this.
