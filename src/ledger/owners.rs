@@ -49,7 +49,7 @@ const BY_COMMENT: [(&str, &str); 4] = [
     ("kubernetes", "kube-proxy"),
 ];
 
-/// Tables that iptables makes, or that are everybody's: their names say nothing.
+/// Tables that many programs use: their names say nothing of the program.
 const COMMON: [&str; 6] = ["filter", "mangle", "nat", "raw", "security", "firewall"];
 
 fn known(list: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
