@@ -75,6 +75,9 @@ impl Error {
                 Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR => Some("try again"),
                 _ => Some("see the kernel's message; \"symroutectl status\" shows what is there"),
             },
+            Self::State(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Some("run as root")
+            }
             Self::Sysctl { .. } => Some("mount /proc/sys writable and run as root"),
             Self::State(_) => Some("make /run/symroute writable for root"),
             Self::Iptables { .. } => Some(

@@ -42,15 +42,21 @@ pub(super) struct Words {
 /// Runs the command: what it prints, and its exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let settings = super::explain::settings(words.config.as_deref())?;
-    let found = look::findings(&mut Node::open()?, &settings, words.watched)?;
+    let mut node = Node::to_look()?;
+    let found = look::findings(&mut node, &settings, words.watched)?;
     let is_well = found.iter().all(|finding| finding.severity == Severity::Note);
     let text = if words.json {
         let findings: Vec<_> = found.iter().map(crate::doctor::Finding::to_json).collect();
-        format!("{:#}\n", json!({"version": VERSION, "findings": findings}))
+        let unseen: Vec<_> = node.unseen.line().into_iter().collect();
+        format!("{:#}\n", json!({"version": VERSION, "findings": findings, "notSeen": unseen}))
     } else if found.is_empty() {
-        "ok: replies leave by the interface that their requests came in by\n".into()
+        format!(
+            "ok: replies leave by the interface that their requests came in by\n{}",
+            node.unseen.text()
+        )
     } else {
-        found.iter().map(crate::doctor::Finding::to_text).collect()
+        let findings = found.iter().map(crate::doctor::Finding::to_text);
+        findings.chain([node.unseen.text()]).collect()
     };
     Ok((text, if is_well { 0 } else { EXIT_OFF }))
 }

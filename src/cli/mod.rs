@@ -11,6 +11,8 @@ mod pages;
 mod places;
 mod report;
 mod result_cache;
+mod screen;
+mod status;
 mod uninstall;
 
 use std::env;
@@ -21,15 +23,12 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 
 use crate::config::source::{NetworkConfig, Reader, SettingsSource};
-use crate::conflist::{Directory, Reason};
 use crate::error::Error;
 use crate::logging;
 use crate::names;
 use crate::node::{Node, ended};
-use crate::plan::Note;
 use crate::process;
 use crate::state::{AgentLock, State};
-use report::{Health, Report};
 
 /// Name of the hold that `up` has on the node state.
 const HOLD: &str = "up";
@@ -102,24 +101,8 @@ enum Command {
         force: bool,
     },
     /// Show uplinks, gateways, tables, attachments and what is wrong
-    #[command(after_help = tail(
-        "",
-        &[
-            (0, "in force and well"),
-            (EXIT_NOT_IN_FORCE, "not in force"),
-            (EXIT_OFF, "in force, but something is wrong")
-        ],
-        &["status", "status --json | jq '.uplinks[].name'"]
-    ))]
-    #[command(args_override_self = true)]
-    Status {
-        /// Print one JSON object for programs
-        #[arg(long)]
-        json: bool,
-        /// The runtime's conflists, to find slips in
-        #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
-        conf_dir: PathBuf,
-    },
+    #[command(after_help = status::tail(), args_override_self = true)]
+    Status(status::Words),
     /// Find what is wrong with replies on this node, with or without symroute
     #[command(after_help = doctor::tail(), args_override_self = true)]
     Doctor(doctor::Words),
@@ -213,7 +196,7 @@ impl Command {
                 up(config.map(SettingsSource::File).or(folder).as_ref())
             }
             Self::Down { force } => down(force),
-            Self::Status { json, conf_dir } => status(json, &conf_dir),
+            Self::Status(words) => status::run(&words),
             Self::Doctor(words) => doctor::run(&words),
             Self::Explain(words) => explain::run(&words),
             Self::Marks(words) => marks::run(&words),
@@ -266,7 +249,7 @@ fn up(source: Option<&SettingsSource>) -> Result<(String, u8), Failure> {
         Some(SettingsSource::Folder(folder)) => folder,
         _ => Path::new(names::CONF_DIR),
     };
-    status(false, conf_dir).map(|(text, _)| (text, 0))
+    status::after_up(conf_dir).map(|text| (text, 0))
 }
 
 fn down(force: bool) -> Result<(String, u8), Failure> {
@@ -307,21 +290,6 @@ fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
     Ok(node.tear_down_if_idle(&lock)?)
 }
 
-fn status(json: bool, conf_dir: &Path) -> Result<(String, u8), Failure> {
-    let mut report = Report::of(&mut Node::open()?)?;
-    // A folder that is not there, or can't be read, says nothing of the node.
-    let conflists = Directory::open(conf_dir).read().unwrap_or_default();
-    let slips = conflists.unknown_keys();
-    report.note(slips.map(|Reason { what, way_out }| Note { what, way_out }));
-    let text = if json { report.to_json() } else { report.to_table() };
-    let code = match report.health() {
-        Health::Well => 0,
-        Health::Off => EXIT_OFF,
-        Health::NotInForce => EXIT_NOT_IN_FORCE,
-    };
-    Ok((text, code))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -341,8 +309,8 @@ mod tests {
 
     #[test]
     fn command_lines() {
-        let conf_dir = names::CONF_DIR.into();
-        assert_eq!(parsed("status --json"), Ok(Command::Status { json: true, conf_dir }));
+        assert!(matches!(parsed("status --json"), Ok(Command::Status(_))));
+        assert!(parsed("status --watch --every 500ms").is_ok());
         assert_eq!(parsed("up"), Ok(Command::Up { config: None, conf_dir: None }));
         let config = Some("a".into());
         assert_eq!(parsed("up --config=a"), Ok(Command::Up { config, conf_dir: None }));
@@ -355,6 +323,8 @@ mod tests {
             "down --json",
             "up --force",
             "status --root /",
+            "status --every 1s",
+            "status --watch --every 1ms",
             "uninstall now",
             "up --config",
             "up --config a --conf-dir b",

@@ -30,7 +30,7 @@ pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
     }
     // IPVS may have come since: the next ADD sees to that, and this pod is none the worse.
     let forms = pod.config.settings.fingerprints();
-    let Node { state, kernel } = &mut node;
+    let Node { state, kernel, .. } = &mut node;
     let mut prove = || {
         let ready = proof::prove(state, kernel, &forms)?;
         proof::reaches(&ready, kernel, &wanted.addresses)?;

@@ -65,7 +65,8 @@ impl<'a> Asker<'a> {
             let found = route::rules(&mut node.kernel.rtnetlink, family).unwrap_or_default();
             rules.extend(found.into_iter().map(|found| found.rule));
         }
-        let netfilter = read::ruleset(&mut node.kernel.netfilter);
+        let mut netfilter = read::ruleset(&mut node.kernel.netfilter);
+        netfilter.unread.extend(node.unseen.line());
         Ok(Self { kernel: &mut node.kernel, view, rules, in_force, netfilter })
     }
 

@@ -15,6 +15,7 @@ pub(crate) mod proof;
 mod reconcile;
 pub(crate) mod sysctl;
 pub(crate) mod teardown;
+mod unseen;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ use crate::plan::diff::{Operation, diff};
 use crate::plan::{Plan, decide};
 use crate::state::{Lock, Record, State};
 use apply::{Kernel, PATIENCE};
+use unseen::Unseen;
 
 /// How long a call waits for the lock where another process can do the work next time: a DEL must
 /// not hold up a pod's end.
@@ -46,6 +48,8 @@ pub(crate) struct Node {
     pub(crate) state: State,
     /// The kernel of this thread's network namespace.
     pub(crate) kernel: Kernel,
+    /// What the looks so far were denied.
+    pub(crate) unseen: Unseen,
 }
 
 /// A look at a node, without a change.
@@ -67,7 +71,13 @@ impl Node {
 
     /// The same, with its state where a container has the node's.
     pub(crate) fn of(state: State) -> Result<Self, Error> {
-        Ok(Self { state, kernel: Kernel::open()? })
+        Ok(Self { state, kernel: Kernel::open()?, unseen: Unseen::default() })
+    }
+
+    /// The same node for looks alone: where a user without root may not read nftables, that is noted
+    /// in [`Self::unseen`], and is no error.
+    pub(crate) fn to_look() -> Result<Self, Error> {
+        Ok(Self { unseen: Unseen::noted(), ..Self::open()? })
     }
 
     /// Waits for the lock. What is left of the patience is for the lock of iptables.
@@ -107,6 +117,12 @@ impl Node {
         if let Some(record) = self.state.record()? {
             return Ok(Some(record));
         }
+        let recovered = self.recovered();
+        self.unseen.rules(recovered)
+    }
+
+    /// The record as the table or the ipset has it.
+    fn recovered(&mut self) -> Result<Option<Record>, Error> {
         let socket = &mut self.kernel.netfilter;
         let mut read = |set| match table::elements(socket, set) {
             Err(error) if observe::is_missing(&error) || error.errno == Errno::ENOENT => {
@@ -131,7 +147,7 @@ impl Node {
         record: Option<&Record>,
     ) -> Result<(Facts, Vec<PathBuf>), Error> {
         let by_iptables = self.state.is_marked_by_iptables();
-        let mut facts = observe::facts(&mut self.kernel, owned, by_iptables)?;
+        let mut facts = observe::facts(&mut self.kernel, owned, by_iptables, &mut self.unseen)?;
         facts.restore = record.map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
         facts.made = record.map_or_else(BTreeSet::new, |r| r.made.clone());
         let own = self.state.with_own_settings()?;
@@ -152,7 +168,11 @@ impl Node {
         let owned = record.as_ref().map_or_else(|| vec![&settings], Record::owned);
         let (facts, _) = self.observe(&owned, record.as_ref())?;
         let (settings, plan) = decide(&facts, &settings)?;
-        let steps = diff(&facts, &plan);
+        let mut steps = diff(&facts, &plan);
+        if self.unseen.hides_rules() {
+            // What is not seen is not missing.
+            steps.retain(|step| !step.is_netfilter());
+        }
         Ok(View { facts, settings, plan, steps })
     }
 }

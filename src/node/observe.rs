@@ -10,6 +10,7 @@ use nix::errno::Errno;
 
 use super::apply::Kernel;
 use super::sysctl;
+use super::unseen::Unseen;
 use crate::backend::iptables::programs::Programs;
 use crate::backend::iptables::{builtin_chains, ipset};
 use crate::backend::nftables::rules::TableFamily;
@@ -26,11 +27,13 @@ use crate::netlink::{self, route};
 use crate::plan::{ours, routers, uplinks};
 
 /// Everything that reconcile looks at. `owned`: the settings by which state is known as ours,
-/// first those that are wanted. `by_iptables`: whether iptables marks by now.
+/// first those that are wanted. `by_iptables`: whether iptables marks by now. `unseen`: what becomes
+/// of what the caller may not read.
 pub(crate) fn facts(
     kernel: &mut Kernel,
     owned: &[&Settings],
     by_iptables: bool,
+    unseen: &mut Unseen,
 ) -> Result<Facts, Error> {
     let Kernel { rtnetlink, netfilter, .. } = &mut *kernel;
     let mut facts = Facts {
@@ -78,13 +81,21 @@ pub(crate) fn facts(
     match table::table(netfilter, TableFamily::Inet) {
         Err(error) if is_missing(&error) => facts.tooling.nftables = false,
         other => {
-            facts.ours.table = other.map_err(Error::kernel("read table inet symroute"))?;
+            let inet = other.map_err(Error::kernel("read table inet symroute"));
+            facts.ours.table = unseen.rules(inet)?;
             let arp = table::table(netfilter, TableFamily::Arp);
-            facts.ours.arp = arp.map_err(Error::kernel("read table arp symroute"))?;
+            let arp = arp.map_err(Error::kernel("read table arp symroute"));
+            facts.ours.arp = unseen.rules(arp)?;
         }
     }
     if by_iptables || owned.iter().any(|s| may_use_iptables(s, &facts)) {
-        iptables(kernel, owned, &mut facts)?;
+        let read = iptables(kernel, owned, &mut facts);
+        unseen.rules(read)?;
+        if unseen.hides_rules() {
+            // Which programs there are is seen.
+            let installed = Programs::installed().into_iter();
+            facts.tooling.iptables.extend(installed.map(|v| (v, VariantUse::default())));
+        }
     }
     facts.src_valid_mark = sysctl::src_valid_mark(&facts.links)?;
     if let Some(settings) = owned.first() {

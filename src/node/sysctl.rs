@@ -55,6 +55,12 @@ pub(crate) fn rp_filter_of(name: &str) -> Result<RpFilter, Error> {
     Ok(RpFilter { all: value("all")?, own: value(name)? })
 }
 
+/// `src_valid_mark` of `all`, and of an interface; either of them is enough.
+pub(crate) fn src_valid_mark_of(name: &str) -> Result<(u32, u32), Error> {
+    let value = |name: &str| Ok::<_, Error>(read(name, SRC_VALID_MARK)?.unwrap_or(0));
+    Ok((value("all")?, value(name)?))
+}
+
 /// The value of each interface, by index.
 pub(crate) fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, u32>, Error> {
     let mut found = BTreeMap::new();

@@ -41,6 +41,21 @@ pub(crate) enum Operation {
     RemoveEmpty(Family, BTreeSet<String>),
 }
 
+impl Operation {
+    /// Whether it changes nftables, ipsets or iptables, and not routing.
+    pub(crate) fn is_netfilter(&self) -> bool {
+        match self {
+            Self::Table(..) | Self::Sets(_) | Self::Mangle(_) | Self::RemoveEmpty(..) => true,
+            Self::AddRoute(_)
+            | Self::ReplaceRoute { .. }
+            | Self::DeleteRoute(_)
+            | Self::AddRule(_)
+            | Self::DeleteRule(_)
+            | Self::SrcValidMark { .. } => false,
+        }
+    }
+}
+
 /// The steps from these facts to this plan.
 pub(crate) fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
     let (mut steps, stale_routes) = routes(facts, plan);

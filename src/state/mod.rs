@@ -49,6 +49,10 @@ impl Error {
         let path = path.to_path_buf();
         move |source| Self { operation, path, source }
     }
+
+    pub(crate) fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
 }
 
 impl fmt::Display for Error {

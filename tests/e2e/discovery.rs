@@ -86,7 +86,7 @@ fn a_gateway_comes_from_the_settings_where_none_can_be_found() {
     assert!(what.contains("eth1 has no IPv4 gateway"), "{what}");
     assert!(way_out.contains("gateways") && way_out.contains("eth1"), "{way_out}");
     let table = node.symroute(&["status"]).stdout;
-    assert!(table.contains("What is off:") && table.contains("eth1 has no IPv4"), "{table}");
+    assert!(table.contains("What is wrong:") && table.contains("eth1 has no IPv4"), "{table}");
     let gateways = json!({"eth1": ["10.21.0.1", "fe80::1"]});
     node.up(&json!({"uplinks": NICS, "gateways": gateways}));
     assert_eq!(uplinks(node)[1], "eth1 2 47002 10.21.0.1, configured");

@@ -44,6 +44,7 @@ mod report_003_flannel_tun;
 mod report_004_cluster_api_reboot;
 mod routing;
 mod sources;
+mod status;
 mod text;
 mod transit;
 mod unattached;

@@ -1,0 +1,216 @@
+//! `status`: what is in force, what is wrong, and the remedy.
+//!
+//! ```text
+//! mod        reads the node
+//! interface  what an uplink's interface has: addresses, rp_filter, carrier
+//! rates      counters per second, from two looks (pure)
+//! table      the report for a person              (pure)
+//! json       the report for programs              (pure)
+//! ```
+
+mod interface;
+mod json;
+mod rates;
+mod table;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::backend::Marker;
+use crate::backend::counts::Counts;
+use crate::config::Settings;
+use crate::error::Error;
+use crate::model::Family;
+use crate::netstat;
+use crate::node::apply::describe;
+use crate::node::{Node, counters};
+use crate::plan::backend::limits as limits_of;
+use crate::plan::routers::Router;
+use crate::plan::uplinks::LeftOut;
+use crate::plan::{Note, Uplink};
+use crate::state::Record;
+use interface::Interface;
+use rates::{Counters, Rates};
+pub(super) use table::Style;
+
+/// How a node fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Health {
+    NotInForce,
+    Well,
+    Off,
+}
+
+#[derive(Debug)]
+pub(super) struct Report {
+    record: Option<Record>,
+    settings: Settings,
+    uplinks: Vec<Uplink>,
+    /// How many attachments hold the node state.
+    attachments: usize,
+    holders: Vec<(String, String)>,
+    notes: Vec<Note>,
+    left_out: Vec<LeftOut>,
+    unanswered: Vec<Note>,
+    limits: Vec<String>,
+    pending: Vec<String>,
+    /// Which backend marks.
+    backend: Option<String>,
+    /// The interfaces of the uplinks, in the same order.
+    interfaces: Vec<Interface>,
+    counters: Counters,
+    /// What was counted per second since an earlier look, if there was one.
+    rates: Option<Rates>,
+    /// What could not be seen, and why.
+    unseen: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn of(node: &mut Node) -> Result<Self, Error> {
+        let some = node.state.some_attachments()?;
+        let attachments = node.state.count()?;
+        let holders = node.state.holders()?;
+        let own = node.state.with_own_settings()?;
+        let unreadable = own.unreadable.iter().chain(&some.found.unreadable);
+        let mut notes: Vec<_> = unreadable.map(|path| damaged(path)).collect();
+        let mut settings = Settings::default();
+        let (mut uplinks, mut left_out, mut unanswered) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut pending, mut backend, mut limits) = (Vec::new(), None, Vec::new());
+        let (mut interfaces, mut counts, mut unseen) = (Vec::new(), None, Vec::new());
+        let record = node.record()?;
+        let lost = record.as_ref().is_some_and(|r| r.network.is_empty());
+        if lost {
+            notes.push(Note {
+                what: "/run/symroute/node.json is lost or damaged: which settings are in force is \
+                       not known"
+                    .into(),
+                way_out: "symroutectl up --config FILE".into(),
+            });
+        }
+        match node.view(&settings) {
+            _ if lost => {}
+            Ok(view) => {
+                let marker = view.plan.marker();
+                interfaces = interface::of_uplinks(&view.plan.uplinks, &view.facts)?;
+                if record.is_some() && !node.unseen.hides_rules() {
+                    match counters::read(marker, view.settings.field) {
+                        Ok(read) => counts = Some(read),
+                        Err(error) => unseen.push(format!("the counters: {error}")),
+                    }
+                }
+                backend = record.is_some().then(|| marker.to_string());
+                limits = limits_of(&view.plan);
+                notes.extend(view.plan.notes);
+                uplinks = view.plan.uplinks;
+                left_out = view.plan.left_out;
+                if let Some(counts) = counts.as_ref().filter(|_| marker == Marker::Nftables) {
+                    left_out.extend(receiving(view.plan.silent.iter(), counts));
+                }
+                unanswered = view.plan.unanswered;
+                settings = view.settings;
+                if record.is_some() {
+                    let steps = view.steps.iter();
+                    pending = steps.map(|step| describe(step, &view.facts)).collect();
+                }
+            }
+            // What can't be kept is the very thing to report.
+            Err(Error::Config(invalid)) => notes.push(Note {
+                what: format!("the settings can't be kept: {invalid}"),
+                way_out: "mend that, then: symroutectl up".into(),
+            }),
+            Err(other) => return Err(other),
+        }
+        if record.is_some() && attachments == 0 && holders.is_empty() {
+            notes.push(Note {
+                what: "the node state is in force, but no attachment and no hold needs it".into(),
+                way_out: "symroutectl down, or symroutectl up to hold it".into(),
+            });
+        }
+        let settings = record.as_ref().map_or(settings, |r| r.settings.clone());
+        let counters =
+            Counters::of(Instant::now(), &uplinks, counts.as_ref(), netstat::rp_filter_drops());
+        unseen.extend(node.unseen.line());
+        Ok(Self {
+            record,
+            settings,
+            uplinks,
+            attachments,
+            holders,
+            notes,
+            left_out,
+            unanswered,
+            limits,
+            pending,
+            backend,
+            interfaces,
+            counters,
+            rates: None,
+            unseen,
+        })
+    }
+
+    /// Adds what was counted per second since an earlier look.
+    pub(super) fn compare_with(&mut self, before: &Self) {
+        self.rates = Some(self.counters.since(&before.counters));
+    }
+
+    /// Whether a part that decides on the node's health could not be seen.
+    pub(super) fn is_blind(&self) -> bool {
+        self.record.is_some() && !self.unseen.is_empty()
+    }
+
+    /// Adds what is wrong beside the node itself.
+    pub(super) fn note(&mut self, notes: impl IntoIterator<Item = Note>) {
+        self.notes.extend(notes);
+    }
+
+    pub(super) fn health(&self) -> Health {
+        match (&self.record, self.notes.is_empty() && self.pending.is_empty()) {
+            (None, _) => Health::NotInForce,
+            (Some(_), true) => Health::Well,
+            (Some(_), false) => Health::Off,
+        }
+    }
+
+    /// The networks in whose name the node state is in force or held.
+    fn networks(&self) -> BTreeSet<&str> {
+        let holders = self.holders.iter().map(|(_, network)| network.as_str());
+        let leader = self.record.iter().map(|record| record.network.as_str());
+        holders.chain(leader).filter(|network| !network.is_empty()).collect()
+    }
+}
+
+/// The families in which a router leads another way than the uplink does, with its address.
+fn own_gateways<'a>(
+    uplink: &'a Uplink,
+    router: &'a Router,
+) -> impl Iterator<Item = (Family, IpAddr)> + 'a {
+    let ways =
+        router.by_it.ways.iter().filter(|(family, way)| uplink.ways.get(family) != Some(way));
+    ways.filter_map(|(&family, way)| Some((family, way.gateways().next()?)))
+}
+
+/// The NICs that no address and no default route speaks for, but new connections do.
+fn receiving<'a>(
+    silent: impl Iterator<Item = &'a (u32, String)>,
+    counts: &Counts,
+) -> impl Iterator<Item = LeftOut> {
+    silent.filter_map(|(link, name)| {
+        let packets = counts.silent.get(link).filter(|&&packets| packets > 0)?;
+        let why = format!(
+            "no address and no default route, but {packets} packets of new connections from outside"
+        );
+        Some(LeftOut { name: name.clone(), kind: String::new(), why })
+    })
+}
+
+/// What is wrong with files of the state. Only some attachments are read, so that this takes no
+/// longer on a full node.
+fn damaged(path: &Path) -> Note {
+    Note {
+        what: format!("{} is empty or damaged: that attachment counts as absent", path.display()),
+        way_out: "restart the pod; the next reconcile removes the file".into(),
+    }
+}
