@@ -10,7 +10,8 @@
 //! program has changed the node; [`conflist`] keeps our entry in the list of plugins that the
 //! runtime calls. `explain` asks the kernel about one request, and `doctor` about the whole node.
 //! `netfilter` reads the rules of other programs for `explain`, and `ledger` reads which program uses
-//! which bits of the marks. None of them changes anything.
+//! which bits of the marks. `bundle` gathers what all of them say in one file. None of them changes
+//! anything.
 //!
 //! Public is what the two programs and the tests use. All else is `pub(crate)`, so that the
 //! compiler reports what nothing uses.
@@ -18,6 +19,7 @@
 mod agent;
 mod atomic_file;
 mod backend;
+mod bundle;
 pub mod cli;
 pub mod cni;
 mod config;

@@ -3,6 +3,7 @@
 
 mod agent;
 mod attachments;
+mod bundle;
 mod conflist;
 mod doctor;
 mod explain;
@@ -112,6 +113,9 @@ enum Command {
     /// List which program uses which bits of the marks, and what clashes with symroute's
     #[command(after_help = marks::tail(), args_override_self = true)]
     Marks(marks::Words),
+    /// Write one file with what a report of a problem needs
+    #[command(after_help = bundle::tail(), args_override_self = true)]
+    Bundle(bundle::Words),
     /// List the pods whose DEL will call symroute, and the attachments of this node
     #[command(after_help = attachments::tail(), args_override_self = true)]
     Attachments(attachments::Words),
@@ -200,6 +204,7 @@ impl Command {
             Self::Doctor(words) => doctor::run(&words),
             Self::Explain(words) => explain::run(&words),
             Self::Marks(words) => marks::run(&words),
+            Self::Bundle(words) => bundle::run(&words),
             Self::Attachments(words) => attachments::run(&words),
             Self::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
             Self::Conflist(words) => conflist::run(words),
@@ -228,6 +233,12 @@ fn complain(failure: &Failure) -> u8 {
     };
     let _ = writeln!(io::stderr().lock(), "{}: {text}", names::TOOL);
     code
+}
+
+fn text_of(failure: Failure) -> String {
+    match failure {
+        Failure::Failed(text) | Failure::Needed(text) => text,
+    }
 }
 
 fn up(source: Option<&SettingsSource>) -> Result<(String, u8), Failure> {

@@ -118,6 +118,8 @@ fn watch(node: &mut Node, words: &Words) -> Result<(String, u8), Failure> {
                 text
             }
             Err(failure) if before.is_none() => return Err(failure),
+            // A message on standard error would go with the next screen.
+            Err(failure) if screen.is_terminal() => format!("{}\n", super::text_of(failure)),
             Err(failure) => {
                 super::complain(&failure);
                 String::new()

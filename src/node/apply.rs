@@ -216,7 +216,8 @@ pub(crate) fn describe(operation: &Operation, facts: &Facts) -> String {
     }
 }
 
-fn route_text(route: &Route, facts: &Facts) -> String {
+/// A route in the words of `ip`.
+pub(crate) fn route_text(route: &Route, facts: &Facts) -> String {
     use std::fmt::Write as _;
     let mut text = if route.is_default() { "default".to_string() } else { route.dst.to_string() };
     for hop in &route.nexthops {

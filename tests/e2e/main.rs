@@ -14,6 +14,7 @@ mod annotations;
 mod answered;
 mod backends;
 mod bad_input;
+mod bundle;
 mod discovery;
 mod doctor;
 mod explain;

@@ -1,0 +1,234 @@
+//! What the kernel says by netlink. Nothing is changed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::{Bundle, Content};
+use crate::config::Settings;
+use crate::model::{
+    Address, Facts, Family, FoundIpset, FoundSet, Link, Route, Rule, Table, mac_text,
+};
+use crate::names;
+use crate::netlink::uapi::{IFF_UP, RT_TABLE_LOCAL, RT_TABLE_MAIN};
+use crate::netlink::{Error, route};
+use crate::node::apply::{Kernel, route_text};
+use crate::node::{Node, View};
+use crate::plan::ours;
+
+/// A full node has a route for each pod, and a rule for each pod's address. So many say enough.
+const MOST: usize = 1000;
+
+/// Adds what netlink says. `settings`: by which state of ours is known where nothing is in force.
+pub(crate) fn collect(bundle: &mut Bundle, node: &mut Node, settings: &Settings) {
+    let view = node.view(settings);
+    let own = view.as_ref().map_or(settings, |view| &view.settings).clone();
+    let rtnetlink = &mut node.kernel;
+    let facts = links(bundle, rtnetlink);
+    for family in Family::ALL {
+        rules(bundle, rtnetlink, family);
+        routes(bundle, rtnetlink, &facts, &own, family);
+    }
+    neighbours(bundle, rtnetlink, &facts, view.as_ref().ok());
+    match &view {
+        Ok(view) => netfilter(bundle, view, &node.unseen.text()),
+        Err(error) => bundle.miss("netfilter.json", error.to_string()),
+    }
+    let has_table = |view: &View| view.facts.ours.table.is_some() || node.unseen.hides_rules();
+    if view.as_ref().map_or(true, has_table) {
+        bundle.add("nftables.txt", listed());
+    }
+}
+
+fn said<T: Default>(bundle: &mut Bundle, name: &str, read: Result<T, Error>) -> T {
+    read.unwrap_or_else(|error| {
+        bundle.miss(name, error.to_string());
+        T::default()
+    })
+}
+
+/// Interfaces with their addresses. What was read is in the facts.
+fn links(bundle: &mut Bundle, kernel: &mut Kernel) -> Facts {
+    const FILE: &str = "links.json";
+    let links = said(bundle, FILE, route::links(&mut kernel.rtnetlink));
+    let addresses = said(bundle, FILE, route::addresses(&mut kernel.rtnetlink));
+    let facts = Facts { links, addresses, ..Facts::default() };
+    let shown = facts.links.iter().take(MOST).map(|link| link_json(link, &facts)).collect();
+    bundle.add(FILE, Ok(Content::Json(Value::Array(shown))));
+    rest(bundle, FILE, facts.links.len());
+    facts
+}
+
+fn link_json(link: &Link, facts: &Facts) -> Value {
+    let addresses = facts.addresses.iter().filter(|address| address.link == link.index);
+    let address = |a: &Address| json!({"ip": a.ip, "prefix": a.net.to_string(), "scope": a.scope});
+    // netlink says it too, but the plan has no use for it.
+    let mac = fs::read_to_string(format!("/sys/class/net/{}/address", link.name));
+    json!({
+        "index": link.index,
+        "name": link.name,
+        "kind": link.kind,
+        "portOf": link.port_of,
+        "parent": link.parent,
+        "vrfTable": link.vrf_table,
+        "up": link.flags & IFF_UP != 0,
+        "carrier": link.carrier,
+        "flags": format!("{:#x}", link.flags),
+        "hardwareAddress": mac.ok().map(|mac| mac.trim().to_owned()),
+        "addresses": addresses.map(address).collect::<Vec<_>>(),
+    })
+}
+
+fn rules(bundle: &mut Bundle, kernel: &mut Kernel, family: Family) {
+    let name = format!("rules-{}.txt", word(family));
+    let found = match route::rules(&mut kernel.rtnetlink, family) {
+        Ok(found) => found,
+        Err(error) => return bundle.miss(&name, error.to_string()),
+    };
+    let line = |rule: &Rule| {
+        let more = rule.other_selectors && rule.from.is_none() && rule.to.is_none();
+        format!("{rule}{}\n", if more { " and other selectors" } else { "" })
+    };
+    let text = found.iter().take(MOST).map(|found| line(&found.rule)).collect();
+    bundle.add(&name, Ok(Content::Text(text)));
+    rest(bundle, &name, found.len());
+}
+
+/// Main's routes, those of our tables, and all default routes. Default routes come first.
+fn routes(
+    bundle: &mut Bundle,
+    kernel: &mut Kernel,
+    facts: &Facts,
+    settings: &Settings,
+    family: Family,
+) {
+    let name = format!("routes-{}.txt", word(family));
+    let matters = |r: &Route| {
+        let is_main = r.table == RT_TABLE_MAIN;
+        r.table != RT_TABLE_LOCAL
+            && (is_main || r.is_default() || ours::is_table(settings, r.table))
+    };
+    let mut found = match route::routes(&mut kernel.rtnetlink, family, matters) {
+        Ok(found) => found,
+        Err(error) => return bundle.miss(&name, error.to_string()),
+    };
+    found.sort_by_key(|route| (route.dst.prefix(), route.table));
+    let line = |r: &Route| {
+        let (kind, protocol) = (r.kind, r.protocol);
+        format!("{} metric {} proto {protocol} type {kind}\n", route_text(r, facts), r.metric)
+    };
+    bundle.add(&name, Ok(Content::Text(found.iter().take(MOST).map(line).collect())));
+    rest(bundle, &name, found.len());
+}
+
+/// The routers of default routes, with their hardware addresses where they are known.
+fn neighbours(bundle: &mut Bundle, kernel: &mut Kernel, facts: &Facts, view: Option<&View>) {
+    const FILE: &str = "neighbours.json";
+    let Some(view) = view else {
+        return bundle.miss(FILE, "the routers are not known without a plan");
+    };
+    let defaults = view.facts.routes.iter().chain(&view.plan.routes).filter(|r| r.is_default());
+    let hops = defaults.flat_map(|route| &route.nexthops);
+    let routers: BTreeSet<(u32, IpAddr)> =
+        hops.filter_map(|hop| Some((hop.link, hop.gateway?))).collect();
+    let wanted = |link: u32, ip: IpAddr| routers.contains(&(link, ip));
+    let known = said(bundle, FILE, route::neighbours(&mut kernel.rtnetlink, wanted));
+    let router = |(link, ip): &(u32, IpAddr)| {
+        let mac = known.get(&(*link, *ip)).map(|mac| mac_text(*mac));
+        json!({"router": ip, "interface": facts.link_name(*link), "hardwareAddress": mac})
+    };
+    let routers: Vec<_> = routers.iter().map(router).collect();
+    bundle.add(FILE, Ok(Content::Json(routers.into())));
+}
+
+/// Our tables of nftables, our chains of iptables and our ipsets.
+fn netfilter(bundle: &mut Bundle, view: &View, unseen: &str) {
+    const FILE: &str = "netfilter.json";
+    if !unseen.is_empty() {
+        return bundle.miss(FILE, unseen);
+    }
+    let ours = &view.facts.ours;
+    let mangle: Vec<_> = ours
+        .mangle
+        .iter()
+        .map(|((variant, family), mangle)| {
+            let is_jump = |rule: &&String| rule.contains(names::CHAIN_PREFIX);
+            let jumps: Vec<_> = mangle.builtin.values().flatten().filter(is_jump).collect();
+            let program = variant.to_string();
+            json!({
+                "program": program,
+                "family": family.to_string(),
+                "jumps": jumps,
+                "chains": mangle.chains,
+            })
+        })
+        .collect();
+    let ipset = |(name, set): (&String, &FoundIpset)| {
+        let members = set.members.iter().take(MOST).map(|member| {
+            let no = if member.nomatch { " nomatch" } else { "" };
+            let comment = member.comment.as_deref().unwrap_or_default();
+            format!("{}/{}{no} {comment}", member.address, member.prefix).trim_end().to_owned()
+        });
+        (name.clone(), json!({"type": set.kind, "members": members.collect::<Vec<_>>()}))
+    };
+    let ipsets: Value = Value::Object(ours.ipsets.iter().map(ipset).collect());
+    let content = json!({
+        "inet": ours.table.as_ref().map(table_json),
+        "arp": ours.arp.as_ref().map(table_json),
+        "mangle": mangle,
+        "ipsets": ipsets,
+    });
+    bundle.add(FILE, Ok(Content::Json(content)));
+}
+
+/// What a table has: its elements are bytes, which `nftables.txt` shows in nft's words.
+fn table_json(table: &Table) -> Value {
+    let chains = table.chains.iter().map(|(name, chain)| {
+        let foreign = chain.rules.iter().filter(|rule| rule.is_none()).count();
+        let hook = chain.hook.as_ref().map(
+            |(kind, hook, priority)| json!({"type": kind, "number": hook, "priority": priority}),
+        );
+        let rules = chain.rules.len();
+        (name.clone(), json!({"hook": hook, "rules": rules, "rulesOfOthers": foreign}))
+    });
+    let sets = |(name, set): (&String, &FoundSet)| (name.clone(), json!(set.elements.len()));
+    json!({
+        "dormant": table.dormant,
+        "chains": Value::Object(chains.collect()),
+        "elements": Value::Object(table.sets.iter().map(sets).collect()),
+    })
+}
+
+/// The table as nft prints it, with counters: the kernel has no words for its rules.
+fn listed() -> Result<Content, String> {
+    let output = Command::new("nft")
+        .args(["list", "table", "inet", names::TABLE])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("run nft: {error}"))?;
+    if output.status.success() {
+        return Ok(Content::Text(String::from_utf8_lossy(&output.stdout).into_owned()));
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!(
+        "nft list table inet {}: {}",
+        names::TABLE,
+        said.lines().next().unwrap_or_default()
+    ))
+}
+
+fn rest(bundle: &mut Bundle, name: &str, found: usize) {
+    if found > MOST {
+        bundle.miss(name, format!("{} more than the first {MOST}", found - MOST));
+    }
+}
+
+fn word(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    }
+}

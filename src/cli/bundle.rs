@@ -1,0 +1,176 @@
+//! `symroutectl bundle`: one file with what a report of a problem needs.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use clap::{Args, Parser as _};
+use serde_json::{Value, json};
+
+use super::{CommandLine, Failure, text_of};
+use crate::bundle::pseudonym::Pseudonyms;
+use crate::bundle::{Bundle, Content, files, kernel};
+use crate::model::Family;
+use crate::names;
+use crate::netlink::{Socket, route};
+use crate::node::Node;
+use crate::plan::proof::OUTSIDE;
+use crate::process;
+
+const ABOUT: &str = "\
+The file is a tar: what status, doctor and explain say, rules, routes, links, neighbours of
+routers, sysctls, counters, our rules of nftables or iptables, the state in /run/symroute,
+conflists without what may be a secret, and the end of the plugin's log. It has no packets,
+keys, tokens or environment variables. missing.txt in it names what could not be read, and
+why. Nothing on the node is changed, and an existing file is not overwritten.
+
+";
+
+pub(super) fn tail() -> String {
+    let examples = ["bundle", "bundle --anonymous report.tar", "bundle - | tar -xf - -C /tmp"];
+    super::tail(ABOUT, &[(0, "written, also where parts are missing")], &examples)
+}
+
+/// So many addresses of a node are asked about.
+const MANY: usize = 64;
+
+/// What to write, and where.
+#[derive(Debug, PartialEq, Eq, Args)]
+pub(super) struct Words {
+    /// The file; "-" is standard output [default: symroute-bundle-HOST-TIME.tar]
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Put the same pseudonyms everywhere for addresses and the host's name
+    #[arg(long)]
+    anonymous: bool,
+    /// The runtime's conflists
+    #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
+    conf_dir: PathBuf,
+}
+
+/// Runs the command: what it prints, and its exit code.
+pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
+    let time = SystemTime::now();
+    let (host, release) = files::machine();
+    let pseudonyms =
+        words.anonymous.then(|| Pseudonyms::new(&host, &[&release, env!("CARGO_PKG_VERSION")]));
+    let path = words.file.clone().unwrap_or_else(|| default_name(&host, words.anonymous, time));
+    let is_stream = path == Path::new("-");
+    // Said before the work, which takes some seconds.
+    if !is_stream && path.symlink_metadata().is_ok() {
+        let text = format!("{}: there is such a file already; name another FILE", path.display());
+        return Err(Failure::Failed(text));
+    }
+    let bundle = gather(&words.conf_dir, &host, &release, time);
+    let archive = bundle.to_tar(pseudonyms.as_ref(), time);
+    if is_stream {
+        let written = process::print(&archive);
+        written.map_err(|error| Failure::Failed(format!("write the archive: {error}")))?;
+        return Ok((String::new(), 0));
+    }
+    write(&path, &archive)?;
+    let (parts, missing) = bundle.counts();
+    let more = if words.anonymous {
+        ""
+    } else {
+        "; it has addresses and names of this node, which --anonymous replaces"
+    };
+    let text = format!(
+        "{}: {parts} files, {missing} things missing{more}\nread it before you attach it\n",
+        path.display()
+    );
+    Ok((text, 0))
+}
+
+/// Writes a new file that only its owner may read.
+fn write(path: &Path, archive: &[u8]) -> Result<(), Failure> {
+    let failed = |error| Failure::Failed(format!("write {}: {error}", path.display()));
+    let opened = File::options().write(true).create_new(true).mode(0o600).open(path);
+    let mut file = opened.map_err(failed)?;
+    file.write_all(archive).and_then(|()| file.sync_all()).map_err(|error| {
+        // Half an archive is of no use.
+        let _ = fs::remove_file(path);
+        failed(error)
+    })
+}
+
+fn default_name(host: &str, is_anonymous: bool, time: SystemTime) -> PathBuf {
+    let time = humantime::format_rfc3339_seconds(time).to_string().replace(['-', ':'], "");
+    let is_plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let host: String = host.chars().filter(is_plain).collect();
+    let host = if is_anonymous { "anonymous" } else { &host };
+    format!("symroute-bundle-{host}-{time}.tar").into()
+}
+
+fn gather(conf_dir: &Path, host: &str, release: &str, time: SystemTime) -> Bundle {
+    let mut bundle = Bundle::default();
+    let version = json!({
+        "symroute": env!("CARGO_PKG_VERSION"),
+        "kernel": release,
+        "architecture": std::env::consts::ARCH,
+        "host": host,
+        "time": humantime::format_rfc3339_seconds(time).to_string(),
+    });
+    bundle.add("version.json", Ok(Content::Json(version)));
+    let folder = conf_dir.display().to_string();
+    let status = said(&["status", "--json", "--conf-dir", &folder]);
+    explain(&mut bundle, status.as_ref().ok());
+    bundle.add("status.json", status.map(Content::Json));
+    bundle.add("doctor.json", said(&["doctor", "--json"]).map(Content::Json));
+    match (Node::to_look(), super::explain::settings(None)) {
+        (Ok(mut node), Ok(settings)) => kernel::collect(&mut bundle, &mut node, &settings),
+        (Err(error), _) => bundle.miss("links.json and the like", error.to_string()),
+        (_, Err(failure)) => bundle.miss("links.json and the like", text_of(failure)),
+    }
+    files::sysctls(&mut bundle, &interfaces());
+    files::counters(&mut bundle);
+    files::state(&mut bundle, Path::new(names::STATE_DIR));
+    files::conflists(&mut bundle, conf_dir);
+    files::log(&mut bundle, &files::log_file(conf_dir));
+    bundle
+}
+
+/// Adds what becomes of a request to each address of the node by each uplink. Where there are many, for
+/// instance those of Services with IPVS, only the uplinks' own addresses are asked for.
+fn explain(bundle: &mut Bundle, status: Option<&Value>) {
+    let addresses = Socket::route().and_then(|mut socket| route::addresses(&mut socket));
+    let are_few = addresses.is_ok_and(|addresses| addresses.len() <= MANY);
+    for (family, name) in [(Family::V4, "explain-ipv4.json"), (Family::V6, "explain-ipv6.json")] {
+        let client = OUTSIDE.of(family).to_string();
+        let words = ["explain", "--from", &client, "--json"];
+        if are_few {
+            bundle.add(name, said(&[&words[..], &["--all"]].concat()).map(Content::Json));
+            continue;
+        }
+        bundle.miss(name, format!("more than {MANY} addresses: those of uplinks alone are here"));
+        let own = own_addresses(status, family);
+        let asked = own.iter().take(MANY).map(|ip| said(&[&words[..], &["--to", ip]].concat()));
+        let answers: Result<Vec<Value>, String> = asked.collect();
+        bundle.add(name, answers.map(|answers| Content::Json(answers.into())));
+    }
+}
+
+/// The addresses of the uplinks, as `status` says.
+fn own_addresses(status: Option<&Value>, family: Family) -> Vec<String> {
+    let uplinks = status.and_then(|status| status["uplinks"].as_array()).into_iter().flatten();
+    let texts = uplinks.flat_map(|uplink| uplink["addresses"].as_array().into_iter().flatten());
+    let ips = texts.filter_map(|text| text.as_str()?.split('/').next());
+    let of_family = |ip: &&str| ip.parse().is_ok_and(|ip| Family::of(ip) == family);
+    ips.filter(of_family).map(str::to_owned).collect()
+}
+
+/// What another command of this tool says, or why it says nothing.
+fn said(words: &[&str]) -> Result<Value, String> {
+    let words = [&[names::TOOL], words].concat();
+    let line = CommandLine::try_parse_from(words).map_err(|error| error.to_string())?;
+    let (text, _) = line.command.run().map_err(text_of)?;
+    serde_json::from_str(&text).map_err(|error| error.to_string())
+}
+
+/// The names of the interfaces in the order in which they were made: those of pods come late.
+fn interfaces() -> Vec<String> {
+    let links = Socket::route().and_then(|mut socket| route::links(&mut socket));
+    links.unwrap_or_default().into_iter().map(|link| link.name).collect()
+}
