@@ -8,9 +8,9 @@
 //! `node` applies them through `netlink` and `backend`. What an ADD does on a node where everything
 //! is in place is in `node::attach` and `node::proof`. `agent` calls the reconcile when another
 //! program has changed the node; [`conflist`] keeps our entry in the list of plugins that the
-//! runtime calls. `explain` asks the kernel about one request, and `doctor` about the whole node.
-//! `netfilter` reads the rules of other programs for `explain`, and `ledger` reads which program uses
-//! which bits of the marks. `bundle` gathers what all of them say in one file. None of them changes
+//! runtime calls. `explain` asks the kernel about one request, and `doctor` about the whole node; `trace`
+//! follows packets. `netfilter` reads the rules of other programs for `explain`, and `ledger` reads which
+//! program uses which bits of the marks. `bundle` gathers what they say in one file. None of them changes
 //! anything.
 //!
 //! Public is what the two programs and the tests use. All else is `pub(crate)`, so that the
@@ -44,3 +44,4 @@ mod runtimes;
 mod state;
 #[cfg(test)]
 mod temp_dir;
+mod trace;

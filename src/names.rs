@@ -56,6 +56,14 @@ pub(crate) const LEFT_OUT: PerFamily<&str> = PerFamily("leftout4", "leftout6");
 /// Uplinks that a masqueraded connection of a pod must not leave by.
 pub(crate) const STEER: PerFamily<&str> = PerFamily("steer4", "steer6");
 
+/// `trace` has its own nftables table and its own tracefs instance. Their names end with the process
+/// id and the start time of the process.
+pub(crate) const TRACE_TABLE: &str = "symroute-trace-";
+/// The same for the tracefs instance.
+pub(crate) const TRACE_INSTANCE: &str = "symroute-";
+/// Where the kernel's tracefs is mounted.
+pub(crate) const TRACEFS: &str = "/sys/kernel/tracing";
+
 /// What `ip` is called with for each family, before its object.
 pub(crate) const IP_OPTION: PerFamily<&str> = PerFamily("", "-6 ");
 

@@ -80,12 +80,12 @@ pub(super) struct Words {
 
 /// An address, with or without a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct End {
-    ip: IpAddr,
-    port: Option<u16>,
+pub(super) struct End {
+    pub(super) ip: IpAddr,
+    pub(super) port: Option<u16>,
 }
 
-fn address(text: &str) -> Result<End, &'static str> {
+pub(super) fn address(text: &str) -> Result<End, &'static str> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(End { ip: address.ip(), port: Some(address.port()) });
     }
@@ -94,7 +94,7 @@ fn address(text: &str) -> Result<End, &'static str> {
     Ok(End { ip, port: None })
 }
 
-fn protocol(text: &str) -> Result<u8, &'static str> {
+pub(super) fn protocol(text: &str) -> Result<u8, &'static str> {
     netfilter::protocol(text).ok_or("wanted: tcp, udp, icmp, sctp or a number")
 }
 

@@ -14,6 +14,7 @@ mod report;
 mod result_cache;
 mod screen;
 mod status;
+mod trace;
 mod uninstall;
 
 use std::env;
@@ -116,6 +117,9 @@ enum Command {
     /// Write one file with what a report of a problem needs
     #[command(after_help = bundle::tail(), args_override_self = true)]
     Bundle(bundle::Words),
+    /// Follow the packets of a client's connections through this node
+    #[command(after_help = trace::tail(), args_override_self = true)]
+    Trace(trace::Words),
     /// List the pods whose DEL will call symroute, and the attachments of this node
     #[command(after_help = attachments::tail(), args_override_self = true)]
     Attachments(attachments::Words),
@@ -205,6 +209,7 @@ impl Command {
             Self::Explain(words) => explain::run(&words),
             Self::Marks(words) => marks::run(&words),
             Self::Bundle(words) => bundle::run(&words),
+            Self::Trace(words) => trace::run(&words),
             Self::Attachments(words) => attachments::run(&words),
             Self::Agent(words) => agent::run(words).map(|()| (String::new(), 0)),
             Self::Conflist(words) => conflist::run(words),

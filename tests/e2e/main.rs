@@ -47,6 +47,7 @@ mod routing;
 mod sources;
 mod status;
 mod text;
+mod trace;
 mod transit;
 mod unattached;
 mod upgrade;

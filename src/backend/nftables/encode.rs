@@ -77,7 +77,8 @@ pub(crate) fn rule_body(rule: &Rule) -> Writer {
     w
 }
 
-fn named(w: &mut Writer, name: &str, fill: impl FnOnce(&mut Writer)) {
+/// An expression of a rule, with the attributes that `fill` writes.
+pub(crate) fn named(w: &mut Writer, name: &str, fill: impl FnOnce(&mut Writer)) {
     w.nest(NFTA_LIST_ELEM, |w| {
         w.str(NFTA_EXPR_NAME, name);
         w.nest(NFTA_EXPR_DATA, fill);
@@ -171,7 +172,8 @@ pub(crate) fn write_goto(w: &mut Writer, chain: &str) {
     });
 }
 
-fn meta(w: &mut Writer, key: u32) {
+/// A fact about the packet (`NFT_META_*`) into register 1.
+pub(crate) fn meta(w: &mut Writer, key: u32) {
     named(w, "meta", |w| {
         w.be32(NFTA_META_DREG, NFT_REG_1);
         w.be32(NFTA_META_KEY, key);
@@ -202,7 +204,8 @@ fn state(w: &mut Writer, bits: u32, comparison: u32) {
     compare(w, comparison, &[0; 4]);
 }
 
-fn compare(w: &mut Writer, op: u32, bytes: &[u8]) {
+/// The rule goes on where register 1 holds these bytes (`NFT_CMP_EQ`), or others (`NFT_CMP_NEQ`).
+pub(crate) fn compare(w: &mut Writer, op: u32, bytes: &[u8]) {
     named(w, "cmp", |w| {
         w.be32(NFTA_CMP_SREG, NFT_REG_1);
         w.be32(NFTA_CMP_OP, op);
@@ -233,8 +236,8 @@ fn lookup(w: &mut Writer, set: &str, not: bool, verdict: bool) {
     });
 }
 
-/// Offsets: `struct iphdr`, `struct ipv6hdr`.
-fn payload(w: &mut Writer, family: Family, side: Side) {
+/// An address of the packet into register 1. Offsets: `struct iphdr`, `struct ipv6hdr`.
+pub(crate) fn payload(w: &mut Writer, family: Family, side: Side) {
     let (offset, len) = match (family, side) {
         (Family::V4, Side::Source) => (12, 4),
         (Family::V4, Side::Destination) => (16, 4),

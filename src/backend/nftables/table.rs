@@ -22,7 +22,8 @@ pub(super) const NFGENMSG: usize = 4;
 /// Elements to a message: their list has to stay below 64 KiB.
 const CHUNK: usize = 512;
 
-fn kind(message: u16) -> u16 {
+/// The type of an `nf_tables` message (`NFT_MSG_*`).
+pub(crate) fn kind(message: u16) -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | message
 }
 

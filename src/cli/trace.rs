@@ -1,0 +1,162 @@
+//! `symroutectl trace`: follows the packets of a flow through this node.
+
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::explain::{End, address, protocol};
+use super::{EXIT_OFF, Failure};
+use crate::model::Family;
+use crate::names;
+use crate::netlink::uapi::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP};
+use crate::process;
+use crate::trace::{self, Cannot, Flow, Options, Summary, link_name};
+
+/// Raised when keys of the JSON report change their meaning or go away.
+const VERSION: u32 = 1;
+/// `trace`: no packet of the flow was seen.
+const EXIT_NOTHING_SEEN: u8 = 5;
+
+const ABOUT: &str = "\
+Follows each packet of a client's connections, and the replies: by which NIC it came in, its
+marks and what sets them, DNAT, each routing table that was tried, a drop by rp_filter, by which
+NIC it left. Needs no symroute on the node and no BPF. It puts an nftables table of its own in
+place that asks for trace messages of these packets and changes none, and a tracefs instance;
+the kernel removes the table with the process. \"ready\" on standard error says that it listens.
+With iptables-legacy the kernel may log these packets, too, as for the target TRACE.
+It takes root, nf_tables and Linux 5.12; to see routing tables and drops takes 6.4.
+
+--to is what the client calls: the address before DNAT.
+
+";
+
+pub(super) fn tail() -> String {
+    let codes = [
+        (0, "packets were seen, and each reply left by the NIC its request came in by"),
+        (EXIT_OFF, "a packet was dropped, or a reply left elsewhere"),
+        (EXIT_NOTHING_SEEN, "no packet was seen"),
+    ];
+    let examples = [
+        "trace --from 203.0.113.9 --to 10.21.0.10",
+        "trace --from 203.0.113.9 --to 10.21.0.10:30080 --for 1m",
+        "trace --from 203.0.113.9 --to 10.21.0.10 --proto icmp --json",
+    ];
+    super::tail(ABOUT, &codes, &examples)
+}
+
+/// Which packets, and for how long.
+#[derive(Debug, PartialEq, Eq, Args)]
+pub(super) struct Words {
+    /// The client
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = address)]
+    from: End,
+    /// What it calls
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = address)]
+    to: End,
+    /// tcp, udp, icmp, sctp or a number [default: tcp with a port, else all]
+    #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
+    proto: Option<u8>,
+    /// For how long
+    #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    time: Duration,
+    /// Print one JSON object per packet and line, then one that sums up
+    #[arg(long)]
+    json: bool,
+}
+
+impl Words {
+    fn flow(&self) -> Result<Flow, Failure> {
+        let (End { ip: from, port: from_port }, End { ip: to, port: to_port }) =
+            (self.from, self.to);
+        if Family::of(from) != Family::of(to) {
+            let text = format!("--from {from} and --to {to}: one family is wanted");
+            return Err(Failure::Failed(text));
+        }
+        let has_port = from_port.or(to_port).is_some();
+        let protocol = match self.proto.or(has_port.then_some(IPPROTO_TCP)) {
+            Some(IPPROTO_ICMP | IPPROTO_ICMPV6) if has_port => {
+                let text = "--proto icmp: ICMP has no ports; give addresses alone";
+                return Err(Failure::Failed(text.into()));
+            }
+            Some(IPPROTO_ICMP) if from.is_ipv6() => Some(IPPROTO_ICMPV6),
+            other => other,
+        };
+        Ok(Flow { from, from_port, to, to_port, protocol })
+    }
+}
+
+/// Runs the command: the end of what it prints, and its exit code.
+pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
+    let flow = words.flow()?;
+    let (mut summary, mut begin) = (Summary::default(), None);
+    let mut cannot_see = Vec::new();
+    let ready = |unseen: &[String]| {
+        let mut stderr = io::stderr().lock();
+        for what in unseen {
+            let _ = writeln!(stderr, "{}: cannot see: {what}", names::TOOL);
+        }
+        cannot_see = unseen.to_vec();
+        let _ = writeln!(stderr, "ready");
+    };
+    let options = Options { flow, time: words.time };
+    let missed = trace::run(options, ready, |packet| {
+        let since = packet.at.saturating_sub(*begin.get_or_insert(packet.at));
+        summary.take(&flow, packet, &link_name);
+        let text = if words.json {
+            format!("{}\n", packet.to_json(&flow, since, &link_name))
+        } else {
+            packet.to_text(since, &link_name)
+        };
+        process::print(text.as_bytes()).is_ok()
+    });
+    cannot_see.extend(missed.map_err(|Cannot(why)| Failure::Failed(why))?);
+    let code = match (summary.packets, summary.is_well()) {
+        (0, _) => EXIT_NOTHING_SEEN,
+        (_, true) => 0,
+        (_, false) => EXIT_OFF,
+    };
+    let text = if words.json {
+        format!("{}\n", summary.to_json(VERSION, &cannot_see))
+    } else {
+        summary.to_text(&cannot_see)
+    };
+    Ok((text, code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Command;
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Words, String> {
+        match super::super::tests::parsed(&format!("trace {line}"))? {
+            Command::Trace(words) => Ok(words),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn command_lines() {
+        let flow = |line: &str| parsed(line).unwrap().flow().ok();
+        let found = flow("--from 192.0.2.1 --to 192.0.2.2:80").unwrap();
+        assert_eq!((found.to_port, found.protocol), (Some(80), Some(IPPROTO_TCP)));
+        let found = flow("--from [2001:db8::1]:53 --to 2001:db8::2 --proto udp").unwrap();
+        assert_eq!((found.from_port, found.protocol), (Some(53), Some(17)));
+        let found = flow("--from 2001:db8::1 --to [2001:db8::2] --proto icmp").unwrap();
+        assert_eq!(found.protocol, Some(IPPROTO_ICMPV6));
+        assert_eq!(flow("--from 192.0.2.1 --to 192.0.2.2").unwrap().protocol, None);
+        assert!(flow("--from 192.0.2.1 --to 2001:db8::1").is_none());
+        assert!(flow("--from 192.0.2.1 --to 192.0.2.2:80 --proto icmp").is_none());
+        assert_eq!(parsed("--from 192.0.2.1 --to 192.0.2.2").unwrap().time.as_secs(), 10);
+        for wrong in [
+            "",
+            "--from 192.0.2.1",
+            "--from host --to 192.0.2.1",
+            "--from 192.0.2.1 --to 192.0.2.2 --proto tcpp",
+            "--from 192.0.2.1 --to 192.0.2.2 --for ever",
+        ] {
+            assert!(parsed(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Events as the kernel has them, and what is made of them.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const CLIENT: &str = "203.0.113.9:40000";
+const NODE: &str = "10.21.0.10:10250";
+
+fn at(micros: u64) -> Duration {
+    Duration::from_micros(1_000_000 + micros)
+}
+
+fn headers(from: &str, to: &str) -> Headers {
+    let [from, to] = [from, to].map(|end| end.parse::<SocketAddr>().unwrap());
+    let ports = Some((from.port(), to.port()));
+    Headers { from: from.ip(), to: to.ip(), protocol: 6, ports, flags: Some(2) }
+}
+
+fn lookup(table: u32, error: i32, iif: u32, from: &str, to: &str, nic: &str) -> Lookup {
+    let ip = |end: &str| end.parse::<SocketAddr>().unwrap().ip();
+    let (from, to, nic) = (ip(from), ip(to), nic.to_owned());
+    Lookup { table, error, iif, from, to, nic, router: None }
+}
+
+/// Events on processor 0, one each microsecond.
+struct Events {
+    join: Join,
+    micros: u64,
+}
+
+impl Events {
+    fn new() -> Self {
+        Self { join: Join::new("trace"), micros: 0 }
+    }
+
+    fn stamp(&mut self) -> Stamp {
+        self.micros += 1;
+        Stamp { cpu: 0, at: at(self.micros) }
+    }
+
+    fn send(&mut self, id: u32, chain: &str, kind: Kind, mark: u32, ends: Option<[&str; 2]>) {
+        let is_in = chain.starts_with("pre") || chain.starts_with("input");
+        let message = Message {
+            id,
+            table: if chain.contains('-') { "inet trace" } else { "ip other" }.into(),
+            chain: chain.into(),
+            kind,
+            mark,
+            iif: is_in.then_some(3),
+            oif: (!is_in).then_some(2),
+            headers: ends.map(|[from, to]| headers(from, to)),
+        };
+        let stamp = self.stamp();
+        self.join.message(stamp.at, Some(stamp.cpu), &message);
+    }
+
+    /// A packet passes a hook: it is found by the first chain, and reaches the end of the last.
+    fn pass(&mut self, id: u32, hook: &str, ends: [&str; 2]) {
+        let rule = Kind::Rule { handle: 1, drops: false };
+        self.send(id, &format!("{hook}-first"), rule, 0, Some(ends));
+        self.send(id, &format!("{hook}-first"), Kind::End { drops: false }, 0, None);
+        self.end(id, &format!("{hook}-last"), ends);
+    }
+
+    fn end(&mut self, id: u32, chain: &str, ends: [&str; 2]) {
+        self.send(id, chain, Kind::Other, 0, Some(ends));
+        self.send(id, chain, Kind::End { drops: false }, 0, None);
+    }
+
+    fn tried(&mut self, lookup: Lookup) {
+        let stamp = self.stamp();
+        self.join.lookup(stamp, lookup);
+    }
+
+    /// What the reverse path filter asks.
+    fn checked(&mut self, nic: &str) {
+        self.tried(lookup(255, 0, 3, CLIENT, NODE, "eth1"));
+        self.tried(lookup(255, -11, 1, NODE, CLIENT, "-"));
+        self.tried(lookup(254, 0, 1, NODE, CLIENT, nic));
+    }
+
+    fn dropped(&mut self, reason: &str) {
+        let stamp = self.stamp();
+        self.join.dropped(stamp, reason);
+    }
+
+    /// What became of each packet, in short.
+    fn story(mut self) -> Vec<String> {
+        let short = |step: &Step| match step {
+            Step::Came { .. } => "came".to_owned(),
+            Step::Sent { .. } => "sent".into(),
+            Step::Marked { to, .. } => format!("mark {to}"),
+            Step::DestinationNat(to) => format!("dnat {to}"),
+            Step::SourceNat(from) => format!("snat {from}"),
+            Step::Table { asked: Asked::Route, lookup } => lookup.table.to_string(),
+            Step::Table { asked: Asked::WayBack, lookup } => format!("back {}", lookup.table),
+            Step::Table { asked: Asked::Rule, .. } => "rule".into(),
+            Step::Delivered => "delivered".into(),
+            Step::Left { link } => format!("left {link}"),
+            Step::Dropped { reason } => reason.clone(),
+            Step::Denied(_) => "denied".into(),
+        };
+        let packets = self.join.done(at(1_000_000), true);
+        let one = |p: &Packet| p.steps.iter().map(short).collect::<Vec<_>>().join(", ");
+        packets.iter().map(one).collect()
+    }
+}
+
+#[test]
+fn a_request_is_dropped_and_another_answered() {
+    let mut events = Events::new();
+    // Another namespace has routed it before it came here, and asked the way back.
+    events.tried(lookup(254, 0, 9, CLIENT, NODE, "eth1"));
+    events.tried(lookup(254, 0, 1, NODE, CLIENT, "c0"));
+    events.pass(1, "prerouting", [CLIENT, NODE]);
+    events.checked("eth0");
+    events.dropped(RP_FILTER);
+    events.pass(1, "prerouting", [CLIENT, NODE]);
+    events.checked("eth1");
+    events.end(1, "input-last", [CLIENT, NODE]);
+    events.tried(lookup(254, 0, 1, NODE, CLIENT, "eth0"));
+    events.pass(2, "output", [NODE, CLIENT]);
+    events.end(2, "postrouting-last", [NODE, CLIENT]);
+    assert_eq!(
+        events.story(),
+        [
+            "came, 255, back 255, back 254, IP_RPFILTER",
+            "came, 255, back 255, back 254, delivered",
+            "sent, 254, left 2"
+        ]
+    );
+}
+
+#[test]
+fn packets_of_one_list() {
+    let mut events = Events::new();
+    for id in 1..=3 {
+        events.pass(id, "prerouting", [CLIENT, NODE]);
+    }
+    for id in 1..=3 {
+        events.checked("eth0");
+        if id == 2 {
+            events.dropped(RP_FILTER);
+        }
+    }
+    for id in [1, 3] {
+        events.end(id, "input-last", [CLIENT, NODE]);
+    }
+    let well = "came, 255, back 255, back 254, delivered";
+    assert_eq!(events.story(), [well, "came, 255, back 255, back 254, IP_RPFILTER", well]);
+}
+
+#[test]
+fn the_drop_of_another_packet() {
+    let mut events = Events::new();
+    events.pass(1, "prerouting", [CLIENT, NODE]);
+    // Nothing was asked for this one.
+    events.dropped(RP_FILTER);
+    events.checked("eth1");
+    // This was the next one of a list, which is not of the flow.
+    events.dropped(RP_FILTER);
+    events.end(1, "input-last", [CLIENT, NODE]);
+    events.dropped("NO_SOCKET");
+    assert_eq!(events.story(), ["came, 255, back 255, back 254, delivered"]);
+}
+
+#[test]
+fn what_rules_do() {
+    let mut events = Events::new();
+    let pod = "10.20.0.50:8080";
+    let first = Kind::Rule { handle: 1, drops: false };
+    events.send(1, "prerouting-first", first, 0, Some([CLIENT, NODE]));
+    events.tried(lookup(254, 0, 1, NODE, CLIENT, "eth0"));
+    let rule = Kind::Rule { handle: 9, drops: false };
+    events.send(1, "mangle", rule, 512, Some([CLIENT, NODE]));
+    events.send(1, "prerouting-last", Kind::Other, 512, Some([CLIENT, pod]));
+    events.send(1, "prerouting-last", Kind::End { drops: false }, 512, None);
+    events.tried(lookup(254, 0, 3, CLIENT, pod, "enipod0"));
+    let rule = Kind::Rule { handle: 9, drops: true };
+    events.send(1, "filter", rule, 512, Some([CLIENT, pod]));
+    // A packet that no rule of the trace has found: that of another trace.
+    events.send(7, "prerouting-first", Kind::End { drops: false }, 0, Some([CLIENT, NODE]));
+    let dnat = "dnat 10.20.0.50:8080";
+    assert_eq!(events.story(), [format!("came, rule, mark 512, {dnat}, 254, denied")]);
+}
+
+#[test]
+fn a_packet_of_the_node_is_routed_again() {
+    let mut events = Events::new();
+    let rule = Kind::Rule { handle: 1, drops: false };
+    // An older look-up, which had its answer.
+    events.tried(lookup(254, 0, 1, NODE, CLIENT, "eth0"));
+    events.tried(lookup(255, -11, 1, NODE, CLIENT, "-"));
+    events.tried(lookup(254, 0, 1, NODE, CLIENT, "eth0"));
+    events.send(1, "output-first", rule, 0, Some([NODE, CLIENT]));
+    events.send(1, "mangle", rule, 512, Some([NODE, CLIENT]));
+    events.tried(lookup(47002, 0, 1, NODE, CLIENT, "eth1"));
+    events.send(1, "output-last", Kind::End { drops: false }, 512, None);
+    events.end(1, "postrouting-last", [NODE, CLIENT]);
+    assert_eq!(events.story(), ["sent, 255, 254, mark 512, 47002, mark 0, left 2"]);
+}
+
+#[test]
+fn iptables_legacy_has_it_routed_again() {
+    let mut events = Events::new();
+    let rule = Kind::Rule { handle: 1, drops: false };
+    events.tried(lookup(254, 0, 1, NODE, CLIENT, "eth0"));
+    events.send(1, "output-first", rule, 0, Some([NODE, CLIENT]));
+    events.tried(lookup(254, 0, 1, NODE, CLIENT, "eth0"));
+    events.tried(lookup(255, -11, 1, NODE, CLIENT, "-"));
+    events.tried(lookup(47002, 0, 1, NODE, CLIENT, "eth1"));
+    events.send(1, "output-last", Kind::End { drops: false }, 512, None);
+    assert_eq!(events.story(), ["sent, 254, rule, mark 512, 255, 47002"]);
+}
+
+#[test]
+fn what_had_no_end_is_not_judged_where_messages_were_lost() {
+    let mut events = Events::new();
+    events.join.gap();
+    events.pass(1, "prerouting", [CLIENT, NODE]);
+    events.dropped("QUEUE_PURGE");
+    events.pass(2, "prerouting", [CLIENT, NODE]);
+    events.checked("eth0");
+    events.dropped(RP_FILTER);
+    assert_eq!(events.story(), ["came, 255, back 255, back 254, IP_RPFILTER"]);
+}
+
+#[test]
+fn a_packet_is_handed_on_when_nothing_more_comes() {
+    let mut events = Events::new();
+    events.pass(1, "prerouting", [CLIENT, NODE]);
+    assert_eq!(events.join.done(at(100), false), []);
+    let done = events.join.done(at(1_000_000), false);
+    assert!(done.len() == 1 && done[0].is_lost());
+    assert_eq!(events.join.done(at(2_000_000), true), []);
+}
+
+proptest! {
+    #[test]
+    fn any_order_of_events_is_taken(
+        all in prop::collection::vec((0..8_u8, 0..3_u32, 0..3_u32, any::<bool>()), 0..200)
+    ) {
+        let chains = [
+            "prerouting-first", "prerouting-last", "input-last", "output-first",
+            "postrouting-last", "other",
+        ];
+        let mut events = Events::new();
+        for (what, id, mark, flag) in all {
+            let ends = if flag { [CLIENT, NODE] } else { [NODE, CLIENT] };
+            match what {
+                6 => events.tried(lookup(254, -i32::from(flag), id, ends[0], ends[1], "eth0")),
+                7 => events.dropped(if flag { RP_FILTER } else { "NO_SOCKET" }),
+                chain => {
+                    let chain = chains[usize::from(chain)];
+                    let rule = Kind::Rule { handle: 1, drops: mark == 2 };
+                    let kind = if flag { rule } else { Kind::End { drops: false } };
+                    events.send(id, chain, kind, mark, (mark > 0).then_some(ends));
+                }
+            }
+        }
+        for story in events.story() {
+            let begins = story.starts_with("came") || story.starts_with("sent");
+            prop_assert!(begins, "{story}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Listens, and hands on packet by packet.
+
+use std::collections::VecDeque;
+use std::fmt::Display;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::net::if_::if_indextoname;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Uid;
+
+use super::Flow;
+use super::instance::own_suffix;
+use super::join::{Join, Packet};
+use super::message::{self, Message};
+use super::routers::Routers;
+use super::ruleset;
+use super::text::{Event, Line, Stamp, parse};
+use super::tracepoints::Tracepoints;
+use crate::model::Family;
+use crate::names::TRACE_TABLE;
+use crate::netlink::Socket;
+use crate::netlink::listener::{Heard, Listener};
+use crate::netlink::uapi::NFNLGRP_NFTRACE;
+use crate::netlink::wire::messages;
+use crate::node::observe::is_missing;
+
+/// Room for trace messages in the kernel.
+const ROOM: usize = 32 << 20;
+/// How often packets are handed on although nothing happens.
+const BEAT: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) flow: Flow,
+    /// For how long to listen.
+    pub(crate) time: Duration,
+}
+
+/// Why nothing could be traced.
+#[derive(Debug)]
+pub(crate) struct Cannot(pub(crate) String);
+
+/// Hands each packet to `take` until the time is over, a signal comes or `take` says no. `ready` is
+/// called when it listens, with what can't be seen and why. Gives what was missed on the way.
+pub(crate) fn run(
+    options: Options,
+    ready: impl FnOnce(&[String]),
+    mut take: impl FnMut(&Packet) -> bool,
+) -> Result<Vec<String>, Cannot> {
+    let signals = signals().map_err(|errno| Cannot(format!("wait for signals: {errno}")))?;
+    let mut trace = Trace::arm(&options.flow)?;
+    ready(&trace.unseen);
+    let end = Instant::now() + options.time;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() || trace.wait(&signals, left.min(BEAT))? {
+            break;
+        }
+        trace.pump()?;
+        if !trace.join.done(now(), false).iter().all(&mut take) {
+            return Ok(trace.missed);
+        }
+    }
+    // What is on its way now would seem lost without the table.
+    trace.pump()?;
+    trace.join.done(now(), true).iter().all(&mut take);
+    Ok(trace.missed)
+}
+
+/// The name of an interface, or its number where it has gone.
+pub(crate) fn link_name(link: u32) -> String {
+    let name = if_indextoname(link).ok().and_then(|name| name.into_string().ok());
+    name.unwrap_or_else(|| format!("#{link}"))
+}
+
+/// The clock of the tracepoints.
+fn now() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
+/// What ends the program does so by way of this, so that it can clean up.
+fn signals() -> Result<SignalFd, Errno> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+/// Everything that is in place while it listens.
+#[derive(Debug)]
+struct Trace {
+    listener: Listener,
+    /// None where they can't be had.
+    tracepoints: Option<Tracepoints>,
+    /// Keeps the table.
+    _owner: Socket,
+    join: Join,
+    routers: Routers,
+    /// Messages that no tracepoint has told of yet; none for one that is no trace message.
+    messages: VecDeque<Option<Message>>,
+    /// Events were lost, so messages and look-ups can't be put in order until it is quiet.
+    is_adrift: bool,
+    unseen: Vec<String>,
+    missed: Vec<String>,
+}
+
+impl Trace {
+    fn arm(flow: &Flow) -> Result<Self, Cannot> {
+        let cannot = |what: &str, error: &dyn Display| {
+            let remedy = if Uid::effective().is_root() {
+                "\"symroutectl explain\" says where packets go without following them"
+            } else {
+                "run it as root"
+            };
+            Cannot(format!("{what}: {error}; {remedy}"))
+        };
+        let mut listener = Listener::netfilter(ROOM)
+            .map_err(|errno| cannot("listen to netfilter", &errno.desc()))?;
+        let mut unseen = Vec::new();
+        let tracepoints = Tracepoints::arm(&mut listener, flow);
+        let tracepoints = tracepoints
+            .map_err(|why| {
+                unseen.push(format!("routing tables and the reasons of drops, because: {why}"));
+            })
+            .ok();
+        listener.join(NFNLGRP_NFTRACE).map_err(|e| cannot("listen to nftables", &e.desc()))?;
+        let mut owner =
+            Socket::netfilter().map_err(|error| cannot("open a socket to nftables", &error))?;
+        let table = format!("{TRACE_TABLE}{}", own_suffix());
+        ruleset::install(&mut owner, &table, flow).map_err(|error| {
+            let what = if is_missing(&error) {
+                "make the trace's nftables table (the kernel lacks nf_tables, or is older than 5.12)"
+            } else {
+                "make the trace's nftables table"
+            };
+            cannot(what, &error)
+        })?;
+        let (messages, missed) = (VecDeque::new(), Vec::new());
+        let join = Join::new(&table);
+        let routers = Socket::route().map_err(|error| cannot("open a socket", &error))?;
+        let routers = Routers::read(&mut { routers }, Family::of(flow.from));
+        let routers = routers.map_err(|error| cannot("look at the node", &error))?;
+        Ok(Self {
+            listener,
+            routers,
+            tracepoints,
+            _owner: owner,
+            join,
+            messages,
+            is_adrift: false,
+            unseen,
+            missed,
+        })
+    }
+
+    /// Waits until there is something to read; whether a signal has come.
+    fn wait(&self, signals: &SignalFd, time: Duration) -> Result<bool, Cannot> {
+        let mut asked = vec![
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+        ];
+        if let Some(pipe) = self.tracepoints.as_ref().and_then(Tracepoints::pipe) {
+            asked.push(PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
+        }
+        let time = PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut asked, time) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Cannot(format!("wait for packets: {}", errno.desc()))),
+        }
+        Ok(asked[0].any().unwrap_or(false))
+    }
+
+    /// Reads what is there.
+    fn pump(&mut self) -> Result<(), Cannot> {
+        // A message is in its socket before the tracepoint tells of it.
+        let lines = self.tracepoints.as_mut().map(Tracepoints::lines).transpose();
+        let lines = lines.map_err(|error| Cannot(format!("read the tracepoints: {error}")))?;
+        self.hear()?;
+        let lines: Vec<_> = lines.into_iter().flatten().filter_map(|line| parse(&line)).collect();
+        let tells = |line: &Line| matches!(line, Line::Event(_, Event::Told) | Line::Lost(_));
+        let is_drained = self.tracepoints.as_ref().is_some_and(Tracepoints::is_drained);
+        if is_drained && self.messages.is_empty() && !lines.iter().any(tells) {
+            self.is_adrift = false;
+        }
+        for line in lines {
+            match line {
+                Line::Lost(_) => self.lost_events(),
+                Line::Event(stamp, event) if !self.is_adrift => self.event(stamp, event),
+                Line::Event(..) => {}
+            }
+        }
+        if self.tracepoints.is_none() || self.is_adrift {
+            let at = now();
+            for message in self.messages.drain(..).flatten() {
+                self.join.message(at, None, &message);
+            }
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, stamp: Stamp, event: Event) {
+        match event {
+            Event::Told => {
+                if let Some(message) = self.messages.pop_front().flatten() {
+                    self.join.message(stamp.at, Some(stamp.cpu), &message);
+                }
+            }
+            Event::Lookup(mut lookup) => {
+                if lookup.to.is_ipv4() {
+                    lookup.router = self.routers.of(&lookup, link_name);
+                }
+                self.join.lookup(stamp, lookup);
+            }
+            Event::Dropped { reason } => self.join.dropped(stamp, &reason),
+        }
+    }
+
+    fn lost_events(&mut self) {
+        self.is_adrift = true;
+        self.miss("tables and drops of some packets, because: the kernel's buffer was full");
+    }
+
+    fn miss(&mut self, what: &str) {
+        if !self.missed.iter().any(|known| known == what) {
+            self.missed.push(what.to_owned());
+        }
+    }
+
+    fn hear(&mut self) -> Result<(), Cannot> {
+        loop {
+            match self.listener.hear() {
+                Ok(Heard::Nothing) => return Ok(()),
+                Ok(Heard::Datagram(bytes)) => {
+                    self.messages.push_back(messages(bytes).find_map(message::parse));
+                }
+                Ok(Heard::Lost) => {
+                    self.join.gap();
+                    self.miss("some packets, because: they came faster than they were read");
+                }
+                Err(errno) => {
+                    return Err(Cannot(format!("read trace messages: {}", errno.desc())));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Trace messages of `nf_tables`: what a rule or a chain made of a packet.
+//!
+//! Layout: `enum nft_trace_attributes` of `linux/netfilter/nf_tables.h`, as `nft_trace_notify` of
+//! `net/netfilter/nf_tables_trace.c` fills it. Only the first message of a chain has the headers.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::netlink::uapi::*;
+use crate::netlink::wire;
+use crate::netlink::wire::{be_i32_at, be32_at, find, string};
+
+/// Bytes of `struct nfgenmsg`.
+const NFGENMSG: usize = 4;
+
+/// What a rule or a chain made of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Message {
+    /// The same for all messages of a packet; the kernel may use it for a later packet again.
+    pub(crate) id: u32,
+    /// Family and name, as nft writes them: "inet symroute".
+    pub(crate) table: String,
+    pub(crate) chain: String,
+    pub(crate) kind: Kind,
+    /// The mark behind the rule.
+    pub(crate) mark: u32,
+    /// Index of the interface that it came in by.
+    pub(crate) iif: Option<u32>,
+    /// Index of the interface that it leaves by.
+    pub(crate) oif: Option<u32>,
+    pub(crate) headers: Option<Headers>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A rule with this handle held for the packet. `drops`: its verdict.
+    Rule { handle: u64, drops: bool },
+    /// The packet reached the end of a base chain.
+    End { drops: bool },
+    /// Something that says nothing new.
+    Other,
+}
+
+/// Who sends what to whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Headers {
+    pub(crate) from: IpAddr,
+    pub(crate) to: IpAddr,
+    /// `IPPROTO_*`, or that of an extension header.
+    pub(crate) protocol: u8,
+    /// Source and destination, of TCP and UDP.
+    pub(crate) ports: Option<(u16, u16)>,
+    /// The flags of TCP.
+    pub(crate) flags: Option<u8>,
+}
+
+impl Headers {
+    /// The sender, with the port or with 0.
+    pub(crate) fn sender(&self) -> SocketAddr {
+        SocketAddr::new(self.from, self.ports.map_or(0, |(from, _)| from))
+    }
+
+    /// The receiver, with the port or with 0.
+    pub(crate) fn receiver(&self) -> SocketAddr {
+        SocketAddr::new(self.to, self.ports.map_or(0, |(_, to)| to))
+    }
+}
+
+/// Reads a netlink message; none where it is no trace message.
+pub(crate) fn parse(message: wire::Message<'_>) -> Option<Message> {
+    if message.kind != NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE {
+        return None;
+    }
+    let family = family(*message.body.first()?);
+    let body = message.body.get(NFGENMSG..)?;
+    let number = |attribute| find(body, attribute).and_then(|payload| be32_at(payload, 0));
+    let handle = find(body, NFTA_TRACE_RULE_HANDLE)
+        .and_then(|payload| Some(u64::from_be_bytes(payload.get(..8)?.try_into().ok()?)));
+    let drops = find(body, NFTA_TRACE_VERDICT)
+        .and_then(|verdict| find(verdict, NFTA_VERDICT_CODE))
+        .and_then(|code| be_i32_at(code, 0))
+        == Some(NF_DROP);
+    let kind = match (number(NFTA_TRACE_TYPE)?, handle) {
+        (NFT_TRACETYPE_RULE, Some(handle)) => Kind::Rule { handle, drops },
+        (NFT_TRACETYPE_POLICY, _) => Kind::End { drops: number(NFTA_TRACE_POLICY) == Some(0) },
+        _ => Kind::Other,
+    };
+    let network = find(body, NFTA_TRACE_NETWORK_HEADER);
+    Some(Message {
+        id: number(NFTA_TRACE_ID)?,
+        table: format!("{family} {}", string(find(body, NFTA_TRACE_TABLE)?)),
+        chain: string(find(body, NFTA_TRACE_CHAIN)?),
+        kind,
+        mark: number(NFTA_TRACE_MARK).unwrap_or(0),
+        iif: number(NFTA_TRACE_IIF),
+        oif: number(NFTA_TRACE_OIF),
+        headers: network.and_then(|bytes| headers(bytes, find(body, NFTA_TRACE_TRANSPORT_HEADER))),
+    })
+}
+
+/// As nft calls the family of a table.
+fn family(number: u8) -> &'static str {
+    match number {
+        NFPROTO_INET => "inet",
+        NFPROTO_IPV4 => "ip",
+        NFPROTO_IPV6 => "ip6",
+        NFPROTO_ARP => "arp",
+        NFPROTO_BRIDGE => "bridge",
+        NFPROTO_NETDEV => "netdev",
+        _ => "unknown",
+    }
+}
+
+/// Layouts: `struct iphdr`, `struct ipv6hdr`, `struct tcphdr`, `struct udphdr`.
+fn headers(network: &[u8], transport: Option<&[u8]>) -> Option<Headers> {
+    let (from, to, protocol): (IpAddr, IpAddr, u8) = match network.first()? >> 4 {
+        4 => (
+            Ipv4Addr::from(<[u8; 4]>::try_from(network.get(12..16)?).ok()?).into(),
+            Ipv4Addr::from(<[u8; 4]>::try_from(network.get(16..20)?).ok()?).into(),
+            *network.get(9)?,
+        ),
+        6 => (
+            Ipv6Addr::from(<[u8; 16]>::try_from(network.get(8..24)?).ok()?).into(),
+            Ipv6Addr::from(<[u8; 16]>::try_from(network.get(24..40)?).ok()?).into(),
+            *network.get(6)?,
+        ),
+        _ => return None,
+    };
+    let transport = transport.filter(|_| [IPPROTO_TCP, IPPROTO_UDP].contains(&protocol));
+    let port = |at: usize| {
+        let bytes = transport?.get(at..at + 2)?;
+        Some(u16::from_be_bytes(bytes.try_into().ok()?))
+    };
+    let flags = transport.filter(|_| protocol == IPPROTO_TCP).and_then(|t| t.get(13).copied());
+    Some(Headers { from, to, protocol, ports: port(0).zip(port(2)), flags })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::netlink::wire::{Writer, messages};
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        (0..hex.len() / 2)
+            .map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap())
+            .collect()
+    }
+
+    /// A message as 6.18 sends it: attributes with their bytes in hexadecimal.
+    fn sent(attributes: &[(u16, &str)]) -> Option<Message> {
+        let mut w = Writer::default();
+        w.message(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE, 0, &[1, 0, 0, 0]);
+        w.str(NFTA_TRACE_CHAIN, "o");
+        w.str(NFTA_TRACE_TABLE, "tr");
+        for (kind, hex) in attributes {
+            w.attr(*kind, &bytes(hex));
+        }
+        messages(w.as_bytes()).find_map(parse)
+    }
+
+    #[test]
+    fn messages_of_a_kernel() {
+        let rule = sent(&[
+            (15, "00000002"),
+            (4, "00000003"),
+            (6, "334f7715"),
+            (3, "000000000000000c"),
+            (5, "08000100ffffffff"),
+            (14, "00000007"),
+            (12, "00000003"),
+            (13, "0001"),
+            (8, "45000028000040004006f4a70a15000acb007109"),
+            (9, "00638dec000000009afd640950140000dc510000"),
+        ]);
+        let rule = rule.unwrap();
+        assert_eq!(rule.kind, Kind::Rule { handle: 12, drops: false });
+        assert_eq!((rule.id, rule.mark, rule.iif, rule.oif), (0x334f_7715, 7, None, Some(3)));
+        assert_eq!((rule.table.as_str(), rule.chain.as_str()), ("inet tr", "o"));
+        let headers = rule.headers.unwrap();
+        assert_eq!(headers.sender(), "10.21.0.10:99".parse().unwrap());
+        assert_eq!(headers.receiver(), "203.0.113.9:36332".parse().unwrap());
+        assert_eq!((headers.protocol, headers.flags), (6, Some(0x14)));
+        let end = sent(&[(4, "00000001"), (6, "334f7715"), (16, "00000001")]).unwrap();
+        assert_eq!((end.kind, end.mark), (Kind::End { drops: false }, 0));
+        let v6 = sent(&[
+            (4, "00000003"),
+            (6, "113c26a7"),
+            (3, "0000000000000008"),
+            (5, "0800010000000000"),
+            (10, "00000002"),
+            (8, "600c00cf0028064020010db800210000000000000000000920010db8002100000000000000000010"),
+            (9, "bec20063e44bc1d300000000a002fd205bfb0000"),
+        ]);
+        let v6 = v6.unwrap();
+        assert_eq!(v6.kind, Kind::Rule { handle: 8, drops: true });
+        assert_eq!(v6.headers.unwrap().receiver(), "[2001:db8:21::10]:99".parse().unwrap());
+        assert_eq!(sent(&[(4, "00000003")]), None, "without an id");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read(kinds: Vec<(u8, Vec<u8>)>, rest: Vec<u8>) {
+            let mut w = Writer::default();
+            w.message(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE, 0, &[1, 0, 0, 0]);
+            for (kind, payload) in &kinds {
+                w.attr(u16::from(kind % 18), payload);
+            }
+            w.bytes(&rest);
+            for message in messages(w.as_bytes()) {
+                let _ = parse(message);
+            }
+        }
+    }
+}

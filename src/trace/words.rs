@@ -1,0 +1,275 @@
+//! Packets and what they say together, in plain words and for programs.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::Flow;
+use super::join::{Asked, By, Packet, RP_FILTER, Step};
+use super::message::Headers;
+use super::ruleset::Point;
+use super::summary::Summary;
+use super::text::Lookup;
+use crate::netlink::uapi::*;
+
+/// The name of an interface by its index.
+type Names<'a> = &'a dyn Fn(u32) -> String;
+
+fn table_name(table: u32) -> String {
+    match table {
+        RT_TABLE_MAIN => "table 254 (main)".into(),
+        RT_TABLE_LOCAL => "table 255 (local)".into(),
+        other => format!("table {other}"),
+    }
+}
+
+fn protocol_name(protocol: u8) -> String {
+    match protocol {
+        IPPROTO_TCP => "tcp".into(),
+        IPPROTO_UDP => "udp".into(),
+        IPPROTO_ICMP => "icmp".into(),
+        IPPROTO_ICMPV6 => "icmpv6".into(),
+        other => format!("protocol {other}"),
+    }
+}
+
+/// The flags of a TCP header, from the lowest bit on.
+fn flags(headers: &Headers) -> String {
+    let set = headers.flags.unwrap_or(0);
+    let names = [" FIN", " SYN", " RST", " PSH", " ACK"].into_iter().enumerate();
+    names.filter(|(bit, _)| set & 1 << bit != 0).map(|(_, name)| name).collect()
+}
+
+fn end(headers: &Headers, sender: bool) -> String {
+    let end = if sender { headers.sender() } else { headers.receiver() };
+    if headers.ports.is_some() { end.to_string() } else { end.ip().to_string() }
+}
+
+/// What a table said.
+fn answer(lookup: &Lookup) -> String {
+    match (lookup.error, lookup.router) {
+        (0, None) => lookup.nic.clone(),
+        (0, Some(router)) => format!("{} via {router}", lookup.nic),
+        (-13, _) => "prohibited".into(),
+        (-22, _) => "blackhole".into(),
+        _ => "no route".into(),
+    }
+}
+
+impl By {
+    fn words(&self) -> String {
+        match self {
+            Self::Rule { table, chain, handle } => {
+                format!("by rule {handle} of chain {chain} in nftables table {table}")
+            }
+            Self::Policy { table, chain } => {
+                format!("before the end of chain {chain} in nftables table {table}")
+            }
+            Self::Unseen(point) => {
+                let hook = match point {
+                    Point::PreroutingLast => "in prerouting",
+                    Point::InputLast => "in input",
+                    Point::OutputLast => "in output",
+                    Point::PostroutingLast => "in postrouting",
+                    Point::Forward => "before forward",
+                    _ => "before nftables",
+                };
+                format!("{hook}, by what nftables does not show: iptables-legacy, BPF or tc")
+            }
+        }
+    }
+}
+
+impl Step {
+    fn words(&self, packet: &Packet, name: Names<'_>) -> String {
+        match self {
+            Self::Came { link, mark } => format!("came in by {}, mark {mark:#x}", name(*link)),
+            Self::Sent { mark } => format!("the node sends it, mark {mark:#x}"),
+            Self::Marked { from, to, by } => format!("mark {from:#x} -> {to:#x} {}", by.words()),
+            Self::DestinationNat(to) => format!("DNATed to {to}"),
+            Self::SourceNat(from) => format!("SNATed to {from}"),
+            Self::Table { asked, lookup } => {
+                let (table, answer) = (table_name(lookup.table), answer(lookup));
+                match asked {
+                    Asked::Route => format!("{table} says: {answer}"),
+                    Asked::WayBack => {
+                        format!("the way back to {}: {table} says: {answer}", lookup.to)
+                    }
+                    Asked::Rule => format!("a rule of nftables asks {table}: {answer}"),
+                }
+            }
+            Self::Delivered => format!("delivered to the node, mark {:#x}", packet.mark),
+            Self::Left { link } => format!("left by {}, mark {:#x}", name(*link), packet.mark),
+            Self::Dropped { reason } if reason == RP_FILTER => {
+                format!("dropped by rp_filter at {}", packet.came_by(name).unwrap_or_default())
+            }
+            Self::Dropped { reason } => format!("dropped: the kernel says {reason}"),
+            Self::Denied(by) => format!("dropped {}", by.words()),
+        }
+    }
+
+    fn to_json(&self, name: Names<'_>) -> Value {
+        match self {
+            Self::Came { link, mark } => {
+                json!({"step": "came", "interface": name(*link), "mark": mark})
+            }
+            Self::Sent { mark } => json!({"step": "sent", "mark": mark}),
+            Self::Marked { from, to, by } => {
+                let mut step = json!({"step": "marked", "from": from, "to": to});
+                if let By::Rule { table, chain, handle } = by {
+                    step["rule"] = json!({"table": table, "chain": chain, "handle": handle});
+                }
+                step
+            }
+            Self::DestinationNat(to) => json!({"step": "dnat", "to": to}),
+            Self::SourceNat(from) => json!({"step": "snat", "to": from}),
+            Self::Table { asked, lookup } => {
+                let asked = match asked {
+                    Asked::Route => "route",
+                    Asked::WayBack => "way-back",
+                    Asked::Rule => "rule",
+                };
+                let nic = (lookup.error == 0).then_some(&lookup.nic);
+                json!({"step": "table", "asked": asked, "table": lookup.table, "interface": nic,
+                    "router": lookup.router, "error": lookup.error})
+            }
+            Self::Delivered => json!({"step": "delivered"}),
+            Self::Left { link } => json!({"step": "left", "interface": name(*link)}),
+            Self::Dropped { reason } => json!({"step": "dropped", "reason": reason}),
+            Self::Denied(_) => json!({"step": "denied"}),
+        }
+    }
+}
+
+impl Packet {
+    fn came_by(&self, name: Names<'_>) -> Option<String> {
+        self.steps.iter().find_map(|step| match step {
+            Step::Came { link, .. } => Some(name(*link)),
+            _ => None,
+        })
+    }
+
+    fn left_by(&self, name: Names<'_>) -> Option<String> {
+        self.steps.iter().rev().find_map(|step| match step {
+            Step::Left { link } => Some(name(*link)),
+            _ => None,
+        })
+    }
+
+    /// What happened to it, in lines. What rules have asked is left out.
+    fn story(&self, name: Names<'_>) -> Vec<String> {
+        let by_rule = |s: &&Step| matches!(s, Step::Table { asked: Asked::Rule, .. });
+        let steps = self.steps.iter().filter(|step| !by_rule(step));
+        let mut lines: Vec<String> = steps.map(|step| step.words(self, name)).collect();
+        if self.is_lost() {
+            lines.push(
+                "not seen again: dropped, or taken by something that bypasses netfilter".into(),
+            );
+        }
+        lines
+    }
+
+    /// For a person. `since`: how long after the begin of the trace.
+    pub(crate) fn to_text(&self, since: Duration, name: Names<'_>) -> String {
+        let (headers, protocol) = (&self.headers, protocol_name(self.headers.protocol));
+        let mut out = format!(
+            "{:.6} s: {protocol}{} {} -> {}\n",
+            since.as_secs_f64(),
+            flags(headers),
+            end(headers, true),
+            end(headers, false)
+        );
+        for line in self.story(name) {
+            let _ = writeln!(out, "  {line}");
+        }
+        out
+    }
+
+    /// For programs.
+    pub(crate) fn to_json(&self, flow: &Flow, since: Duration, name: Names<'_>) -> Value {
+        let reason = self.steps.iter().find_map(|step| match step {
+            Step::Dropped { reason } => Some(reason.as_str()),
+            Step::Denied(_) => Some("rule"),
+            _ => None,
+        });
+        let dnat = self.steps.iter().find_map(|step| match step {
+            Step::DestinationNat(to) => Some(to),
+            _ => None,
+        });
+        json!({"packet": {
+            "seconds": since.as_secs_f64(),
+            "direction": if flow.is_request(&self.headers) { "request" } else { "reply" },
+            "protocol": protocol_name(self.headers.protocol),
+            "from": end(&self.headers, true),
+            "to": end(&self.headers, false),
+            "cameBy": self.came_by(name),
+            "dnatTo": dnat,
+            "mark": self.mark,
+            "table": self.table(),
+            "leftBy": self.left_by(name),
+            "dropped": reason,
+            "lost": self.is_lost(),
+            "steps": self.steps.iter().map(|step| step.to_json(name)).collect::<Vec<_>>(),
+            "story": self.story(name),
+        }})
+    }
+}
+
+impl Summary {
+    /// For a person. `missed`: what was not seen, and why.
+    pub(crate) fn to_text(&self, missed: &[String]) -> String {
+        let mut out = format!("{} packets seen\n", self.packets);
+        let mut line = |text: String| {
+            let _ = writeln!(out, "  {text}");
+        };
+        for (nic, count) in &self.came {
+            line(format!("{count} packets of the client came in by {nic}"));
+        }
+        for ((nic, table), count) in &self.left {
+            let by = table.map_or_else(
+                || "by the route that the connection had".to_owned(),
+                |table| format!("by {}", table_name(table)),
+            );
+            line(format!("{count} packets to the client left by {nic}, {by}"));
+        }
+        if self.elsewhere > 0 {
+            let count = self.elsewhere;
+            line(format!("{count} of them by another interface than the request came in by"));
+        }
+        for (nic, count) in &self.rp_filter {
+            line(format!("rp_filter dropped {count} at {nic}"));
+        }
+        if self.dropped > 0 {
+            line(format!("{} dropped for another reason", self.dropped));
+        }
+        if self.lost > 0 {
+            line(format!("{} not seen again behind their first place", self.lost));
+        }
+        for what in missed {
+            line(format!("not seen: {what}"));
+        }
+        if self.packets == 0 {
+            line("no packet of this flow has met netfilter on this node in that time".into());
+        }
+        out
+    }
+
+    /// For programs.
+    pub(crate) fn to_json(&self, version: u32, missed: &[String]) -> Value {
+        let left = self.left.iter().map(
+            |((nic, table), count)| json!({"interface": nic, "table": table, "packets": count}),
+        );
+        json!({"summary": {
+            "version": version,
+            "packets": self.packets,
+            "cameBy": self.came,
+            "leftBy": left.collect::<Vec<_>>(),
+            "elsewhere": self.elsewhere,
+            "rpFilter": self.rp_filter,
+            "dropped": self.dropped,
+            "lost": self.lost,
+            "notSeen": missed,
+        }})
+    }
+}
