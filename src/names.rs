@@ -103,6 +103,8 @@ pub(crate) const RULE_PRIORITY: u32 = 400;
 pub(crate) const TABLE_BASE: u32 = 47000;
 /// The interface by which a look-up of a rule of ours comes in that no packet has made.
 pub(crate) const LOOPBACK: &str = "lo";
+/// What a sysctl of all interfaces has in the place of an interface's name.
+pub(crate) const ALL_LINKS: &str = "all";
 /// The interface that kube-proxy makes when it uses IPVS.
 pub(crate) const OF_KUBE_PROXY: &str = "kube-ipvs0";
 /// kube-proxy's mark of packets that it will masquerade, and its mask.

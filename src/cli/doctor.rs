@@ -1,5 +1,6 @@
 //! `symroutectl doctor`: what is wrong with replies on this node.
 
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,21 +8,25 @@ use clap::Args;
 use serde_json::json;
 
 use super::{EXIT_OFF, Failure};
-use crate::doctor::{Severity, look};
+use crate::conflist::{Directory, Wanted};
+use crate::doctor::fix::{self, Fixed};
+use crate::doctor::{Finding, Severity, conflist, look};
+use crate::names;
 use crate::node::Node;
 
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
 
 const ABOUT: &str = "\
-Needs no symroute on the node, and changes nothing. Each finding has an id, which
+Needs no symroute on the node, and changes nothing without --fix. Each finding has an id, which
 docs/troubleshooting.md explains, the evidence, and the remedy.
 
 ";
 
 pub(super) fn tail() -> String {
     let codes = [(0, "nothing but notes"), (EXIT_OFF, "a warning or a problem")];
-    let examples = ["doctor", "doctor --for 30s", "doctor --json | jq -r '.findings[].id'"];
+    let examples =
+        ["doctor", "doctor --for 30s", "doctor --fix", "doctor --json | jq -r '.findings[].id'"];
     super::tail(ABOUT, &codes, &examples)
 }
 
@@ -31,9 +36,15 @@ pub(super) struct Words {
     /// For how long to count what the reverse path filter drops
     #[arg(long = "for", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     watched: Duration,
+    /// Add the ip rule of each finding "tproxy", and say how to undo that
+    #[arg(long)]
+    fix: bool,
     /// Settings to plan by where symroute is not in force
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Where the runtime reads conflists
+    #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
+    conf_dir: PathBuf,
     /// Print one JSON object for programs
     #[arg(long)]
     json: bool,
@@ -41,22 +52,34 @@ pub(super) struct Words {
 
 /// Runs the command: what it prints, and its exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
-    let settings = super::explain::settings(words.config.as_deref())?;
+    let settings = super::explain::settings_in(words.config.as_deref(), &words.conf_dir)?;
     let mut node = Node::to_look()?;
-    let found = look::findings(&mut node, &settings, words.watched)?;
+    let fixed = if words.fix { fix::fix(&mut node, &settings)? } else { Vec::new() };
+    let mut found = look::findings(&mut node, &settings, words.watched)?;
+    // A folder that is not there, or can't be read, says nothing of the node.
+    let view = Directory::open(&words.conf_dir).examine(&Wanted::default()).ok();
+    found.extend(view.and_then(|view| conflist::finding(&view, &words.conf_dir)));
+    found.sort_by_key(|finding| Reverse(finding.severity));
     let is_well = found.iter().all(|finding| finding.severity == Severity::Note);
     let text = if words.json {
-        let findings: Vec<_> = found.iter().map(crate::doctor::Finding::to_json).collect();
+        let findings: Vec<_> = found.iter().map(Finding::to_json).collect();
         let unseen: Vec<_> = node.unseen.line().into_iter().collect();
-        format!("{:#}\n", json!({"version": VERSION, "findings": findings, "notSeen": unseen}))
-    } else if found.is_empty() {
-        format!(
-            "ok: replies leave by the interface that their requests came in by\n{}",
-            node.unseen.text()
-        )
+        let mut report = json!({"version": VERSION, "findings": findings, "notSeen": unseen});
+        if words.fix {
+            report["fixed"] = fixed.iter().map(Fixed::to_json).collect();
+        }
+        format!("{report:#}\n")
     } else {
-        let findings = found.iter().map(crate::doctor::Finding::to_text);
-        findings.chain([node.unseen.text()]).collect()
+        let mut text: String = fixed.iter().map(Fixed::to_text).collect();
+        if words.fix && fixed.is_empty() {
+            text.push_str("fixed: nothing, there is nothing that --fix can heal\n");
+        }
+        if found.is_empty() {
+            text.push_str("ok: replies leave by the interface that their requests came in by\n");
+        }
+        text.extend(found.iter().map(Finding::to_text));
+        text.push_str(&node.unseen.text());
+        text
     };
     Ok((text, if is_well { 0 } else { EXIT_OFF }))
 }

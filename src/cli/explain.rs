@@ -153,11 +153,16 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
 
 /// The settings to plan by: those of --config, else of the runtime's conflist, else the defaults.
 pub(super) fn settings(config: Option<&Path>) -> Result<Settings, Failure> {
+    settings_in(config, Path::new(names::CONF_DIR))
+}
+
+/// The same, with another place of the runtime's conflists.
+pub(super) fn settings_in(config: Option<&Path>, conf_dir: &Path) -> Result<Settings, Failure> {
     let read = if let Some(file) = config {
         SettingsSource::File(file.into()).read(Reader::Up).map_err(Failure::Failed)?
     } else {
         // A conflist that can't be read says nothing.
-        SettingsSource::Folder(names::CONF_DIR.into()).read(Reader::Agent).unwrap_or_default()
+        SettingsSource::Folder(conf_dir.into()).read(Reader::Agent).unwrap_or_default()
     };
     Ok(read.map(|found| found.config.settings).unwrap_or_default())
 }

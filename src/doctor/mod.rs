@@ -1,7 +1,15 @@
 //! What is wrong with a node's replies, whether symroute is there or not: findings with evidence and remedy.
 
+mod bypass;
+pub(crate) mod conflist;
+mod drops;
+pub(crate) mod fix;
+mod legacy;
 pub(crate) mod look;
 pub(crate) mod marks;
+mod plan;
+mod tproxy;
+mod udp;
 mod words;
 
 use crate::explain::Ending;
@@ -42,7 +50,7 @@ pub(crate) struct Finding {
 
 /// The ids of all findings.
 #[cfg(test)]
-pub(crate) const IDS: [&str; 13] = [
+pub(crate) const IDS: [&str; 23] = [
     REFUSED,
     RP_FILTER,
     ELSEWHERE,
@@ -56,6 +64,16 @@ pub(crate) const IDS: [&str; 13] = [
     LOOSE,
     MARK_CLASH,
     MARK_UNSEEN,
+    TPROXY,
+    TUNNEL,
+    NOTRACK,
+    FLOWTABLE,
+    IPVS,
+    LEGACY,
+    VALID_MARK,
+    UDP,
+    CONFLIST,
+    BPF,
 ];
 
 const REFUSED: &str = "settings-refused";
@@ -71,6 +89,16 @@ const NO_AGENT: &str = "no-agent";
 const LOOSE: &str = "loose-rp-filter";
 const MARK_CLASH: &str = "mark-clash";
 const MARK_UNSEEN: &str = "mark-unseen";
+const TPROXY: &str = "tproxy";
+const TUNNEL: &str = "tunnel-drops";
+const NOTRACK: &str = "notrack";
+const FLOWTABLE: &str = "flowtable";
+const LEGACY: &str = "legacy-rules";
+const VALID_MARK: &str = "src-valid-mark";
+const UDP: &str = "unbound-udp";
+const CONFLIST: &str = "conflist-order";
+const BPF: &str = "bpf-routing";
+const IPVS: &str = "ipvs-conntrack";
 
 /// What a request that a client outside sends to an address of the node says of the node as it is.
 pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {

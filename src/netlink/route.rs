@@ -4,6 +4,7 @@
 //! Layouts: `struct ifinfomsg`, `ifaddrmsg`, `rtmsg`, `rtnexthop` (`linux/rtnetlink.h`,
 //! `linux/if_addr.h`) and `struct fib_rule_hdr` (`linux/fib_rules.h`).
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -132,13 +133,26 @@ pub(crate) fn routes(
 ) -> Result<Vec<Route>, Error> {
     let mut body = [0; RTMSG];
     body[0] = family.number();
-    socket.dump(&mut dump_request(RTM_GETROUTE, &body), |body| parse_route(body).filter(&keep))
+    socket.dump(&mut dump_request(RTM_GETROUTE, &body), |body| {
+        parse_route(body, &KINDS).filter(&keep)
+    })
 }
 
-fn parse_route(body: &[u8]) -> Option<Route> {
+/// The tables that take every destination for an address of the node: what transparent proxies use.
+pub(crate) fn local_tables(socket: &mut Socket, family: Family) -> Result<BTreeSet<u32>, Error> {
+    let mut body = [0; RTMSG];
+    body[0] = family.number();
+    let found = socket.dump(&mut dump_request(RTM_GETROUTE, &body), |body| {
+        let route = parse_route(body, &[RTN_LOCAL])?;
+        route.is_wide().then_some(route.table)
+    })?;
+    Ok(found.into_iter().collect())
+}
+
+fn parse_route(body: &[u8], kinds: &[u8]) -> Option<Route> {
     let family = Family::from_number(*body.first()?)?;
     let kind = *body.get(7)?;
-    if u32_at(body, 8)? & RTM_F_CLONED != 0 || !KINDS.contains(&kind) {
+    if u32_at(body, 8)? & RTM_F_CLONED != 0 || !kinds.contains(&kind) {
         return None;
     }
     let mut route = Route {

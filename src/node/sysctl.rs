@@ -41,7 +41,7 @@ fn read(name: &str, setting: &str) -> Result<Option<u32>, Error> {
 pub(crate) fn rp_filter<'a>(
     links: impl Iterator<Item = &'a Link>,
 ) -> Result<BTreeMap<u32, u32>, Error> {
-    let of_all = read("all", RP_FILTER)?.unwrap_or(0);
+    let of_all = read(names::ALL_LINKS, RP_FILTER)?.unwrap_or(0);
     let mut found = BTreeMap::new();
     for link in links {
         found.extend(read(&link.name, RP_FILTER)?.map(|own| (link.index, own.max(of_all))));
@@ -52,13 +52,13 @@ pub(crate) fn rp_filter<'a>(
 /// The reverse path filter of an interface, as its two settings say.
 pub(crate) fn rp_filter_of(name: &str) -> Result<RpFilter, Error> {
     let value = |name: &str| Ok::<_, Error>(read(name, RP_FILTER)?.unwrap_or(0));
-    Ok(RpFilter { all: value("all")?, own: value(name)? })
+    Ok(RpFilter { all: value(names::ALL_LINKS)?, own: value(name)? })
 }
 
 /// `src_valid_mark` of `all`, and of an interface; either of them is enough.
 pub(crate) fn src_valid_mark_of(name: &str) -> Result<(u32, u32), Error> {
     let value = |name: &str| Ok::<_, Error>(read(name, SRC_VALID_MARK)?.unwrap_or(0));
-    Ok((value("all")?, value(name)?))
+    Ok((value(names::ALL_LINKS)?, value(name)?))
 }
 
 /// The value of each interface, by index.

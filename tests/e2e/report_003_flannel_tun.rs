@@ -16,8 +16,11 @@
 //! Node A's DNAT makes the destination 17.0.51.13, but the source stays eth0's 10.10.70.155. Node
 //! B receives that on flannel0, its route back is eth0, and strict `rp_filter` drops it.
 
+use std::thread;
+
 use serde_json::{Value, json};
 
+use crate::agent::plugin_object;
 use crate::lab::capture::{Capture, assert_replies_symmetric};
 use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
 use crate::lab::kubeproxy::{self, Flavour, Frontend, Policy, Service};
@@ -138,4 +141,30 @@ fn verdicts() {
     b.add(&settings, pod);
     b.hold_verdicts("report 003, with symroute", &settings, &flows(a), &[]);
     b.del(&settings, pod);
+}
+
+/// The settings do not name flannel0, so it is no uplink: doctor sees what the filter drops there, and what to name.
+#[test]
+fn doctor_names_the_tunnel() {
+    let Layout { a, b, .. } = &layout();
+    let config = plugin_object(b, &json!({"uplinks": ["eth0"]}));
+    let lost = ["node to Service over TCP", "node to Service over UDP"];
+    let report = thread::scope(|scope| {
+        let asking = scope.spawn(|| assert_only_these_fail(&flows(a), &lost));
+        let ran = b.symroute(&["doctor", "--for", "2s", "--json", "--config", &config]);
+        asking.join().expect("no panic");
+        serde_json::from_str::<Value>(&ran.stdout).expect(&ran.stderr)
+    });
+    let findings = report["findings"].as_array().expect("findings");
+    let ids: Vec<_> = findings.iter().map(|one| one["id"].as_str().expect("text")).collect();
+    assert_eq!(ids, ["rp-filter-drops", "tunnel-drops", "not-in-force"], "{report:#}");
+    let tunnel = findings[1].to_string();
+    for words in ["10.10.70.155 by flannel0", "[\\\"eth0\\\", \\\"flannel0\\\"]"] {
+        assert!(tunnel.contains(words), "{words:?} in {report:#}");
+    }
+    b.up(&json!({"uplinks": ["eth0", "flannel0"]}));
+    assert_all_work(&flows(a));
+    let text = b.symroute(&["doctor", "--for", "0s"]).stdout;
+    assert!(!text.contains("drops]"), "{text}");
+    b.down();
 }

@@ -1,5 +1,5 @@
-//! How large the tables mangle of iptables-legacy are: the kernel reports no event when their rules
-//! change, but a rule that comes or goes changes these numbers.
+//! How large tables of iptables-legacy are: the kernel reports no event when their rules change, but a
+//! rule that comes or goes changes these numbers.
 //!
 //! Layout: `struct ipt_getinfo` and `struct ip6t_getinfo` (`linux/netfilter_ipv4/ip_tables.h`,
 //! `linux/netfilter_ipv6/ip6_tables.h`), which are the same.
@@ -18,8 +18,10 @@ const GET_INFO: libc::c_int = 64;
 #[repr(C)]
 struct Info {
     name: [u8; 32],
-    /// Hooks, and where their chains begin and end.
-    hooks: [u32; 11],
+    /// A bit for each built-in chain.
+    valid_hooks: u32,
+    /// Where their chains begin and end.
+    hooks: [u32; 10],
     entries: u32,
     bytes: u32,
 }
@@ -27,18 +29,29 @@ struct Info {
 /// Rules and bytes of the tables of IPv4 and IPv6; none of a family that the kernel lacks.
 pub(crate) type Sizes = [Option<(u32, u32)>; 2];
 
+/// Those of table mangle.
 pub(crate) fn sizes() -> Sizes {
-    Family::ALL.map(|family| of_family(family).ok())
+    let size = |family| info(family, "mangle").ok().map(|info| (info.entries, info.bytes));
+    Family::ALL.map(size)
 }
 
-fn of_family(family: Family) -> io::Result<(u32, u32)> {
+/// How many rules and chains a table has beside its built-in chains. To ask for a table makes it.
+pub(crate) fn added(family: Family, table: &str) -> io::Result<u32> {
+    let info = info(family, table)?;
+    // Each built-in chain ends with its policy, and the table with an entry of its own.
+    Ok(info.entries.saturating_sub(info.valid_hooks.count_ones() + 1))
+}
+
+fn info(family: Family, table: &str) -> io::Result<Info> {
     let (domain, level) = match family {
         Family::V4 => (AddressFamily::Inet, libc::SOL_IP),
         Family::V6 => (AddressFamily::Inet6, libc::SOL_IPV6),
     };
     let socket = socket(domain, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    let mut info = Info { name: [0; 32], hooks: [0; 11], entries: 0, bytes: 0 };
-    info.name[..6].copy_from_slice(b"mangle");
+    let mut info = Info { name: [0; 32], valid_hooks: 0, hooks: [0; 10], entries: 0, bytes: 0 };
+    // The last byte stays zero.
+    let name = table.as_bytes().iter().take(info.name.len() - 1);
+    name.zip(&mut info.name).for_each(|(from, to)| *to = *from);
     #[expect(clippy::cast_possible_truncation, reason = "84")]
     let mut len = size_of::<Info>() as libc::socklen_t;
     // SAFETY: the pointers and the length describe `info` and `len`, which outlive the call; the
@@ -47,5 +60,5 @@ fn of_family(family: Family) -> io::Result<(u32, u32)> {
         libc::getsockopt(socket.as_raw_fd(), level, GET_INFO, (&raw mut info).cast(), &raw mut len)
     };
     Errno::result(answer)?;
-    Ok((info.entries, info.bytes))
+    Ok(info)
 }

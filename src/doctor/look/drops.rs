@@ -1,0 +1,71 @@
+//! Watches the kernel's counter, and samples meanwhile what arrives.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::thread;
+use std::time::Duration;
+
+use super::sample::Sampler;
+use crate::doctor::Finding;
+use crate::doctor::drops::{Arrival, Dropped, Watched, findings as judge};
+use crate::error::Error;
+use crate::explain::ask::Asker;
+use crate::explain::{Ending, Packet};
+use crate::model::Link;
+use crate::netlink::uapi::IFF_LOOPBACK;
+use crate::netstat;
+
+/// So many pairs of addresses the kernel is asked about, at most.
+const ASKED: usize = 256;
+
+/// Whether packets are dropped, from `before` on and for this time. Without the plan there are no sources.
+pub(super) fn findings(
+    before: Option<u64>,
+    watched: Duration,
+    asker: Option<&mut Asker<'_>>,
+) -> Result<Vec<Finding>, Error> {
+    let sampler = Sampler::open();
+    let arrivals = match sampler {
+        Ok(sampler) => Ok(sampler.collect(watched)),
+        Err(errno) => {
+            thread::sleep(watched);
+            Err(format!("{}; it needs CAP_NET_RAW", errno.desc()))
+        }
+    };
+    // A kernel without the counter says nothing.
+    let (Some(before), Some(after)) = (before, netstat::rp_filter_drops()) else {
+        return Ok(Vec::new());
+    };
+    if after == before {
+        return Ok(Vec::new());
+    }
+    let mut uplinks = Vec::new();
+    let dropped = match (arrivals, asker) {
+        (Ok(arrivals), Some(asker)) => {
+            uplinks.extend(asker.view.settings.uplinks.iter().map(ToString::to_string));
+            Ok(dropped(asker, arrivals)?)
+        }
+        (Ok(_), None) => Err("the settings can't be kept".into()),
+        (Err(why), _) => Err(why),
+    };
+    Ok(judge(&Watched { before, after, uplinks, dropped }))
+}
+
+/// Those that the filter drops, by what the kernel says of each.
+fn dropped(asker: &mut Asker<'_>, arrivals: BTreeMap<Arrival, u64>) -> Result<Vec<Dropped>, Error> {
+    let mut arrivals: Vec<_> = arrivals.into_iter().filter(|(a, _)| a.is_checked()).collect();
+    arrivals.sort_by_key(|(_, packets)| Reverse(*packets));
+    let mut found: BTreeMap<(Ipv4Addr, u32), Dropped> = BTreeMap::new();
+    for (Arrival { from, to, link }, packets) in arrivals.into_iter().take(ASKED) {
+        let real = |l: &&Link| l.flags & IFF_LOOPBACK == 0;
+        let Some(of_link) = asker.facts().link(link).filter(real).cloned() else { continue };
+        let explained = asker.explain(Packet::plain(from.into(), to.into(), link))?;
+        if explained.iter().any(|one| one.now().ending == Ending::Filtered) {
+            let is_uplink = asker.uplinks().contains(&link);
+            let new = Dropped { from, to, link: of_link, is_uplink, packets: 0 };
+            found.entry((from, link)).or_insert(new).packets += packets;
+        }
+    }
+    Ok(found.into_values().collect())
+}

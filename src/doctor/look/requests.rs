@@ -1,0 +1,36 @@
+//! A request from outside to each address of the node, by the interface that has the address.
+
+use std::net::IpAddr;
+
+use crate::doctor::{Finding, of_request};
+use crate::error::Error;
+use crate::explain::Packet;
+use crate::explain::ask::Asker;
+use crate::model::{Facts, Family};
+use crate::netlink::uapi::{IFF_LOOPBACK, IFF_UP};
+use crate::plan::proof::OUTSIDE;
+
+/// What becomes of these requests, once for each interface.
+pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
+    let mut found = Vec::new();
+    for packet in requests(asker.facts(), asker) {
+        for one in asker.explain(packet)? {
+            let finding = of_request(asker.facts(), &one);
+            // One address of an interface is enough to show it.
+            let is_new = |f: &Finding| !found.iter().any(|known: &Finding| known.what == f.what);
+            found.extend(finding.filter(is_new));
+        }
+    }
+    Ok(found)
+}
+
+fn requests(facts: &Facts, asker: &Asker<'_>) -> Vec<Packet> {
+    let real = |link: u32| {
+        facts.link(link).is_some_and(|l| l.flags & IFF_LOOPBACK == 0 && l.flags & IFF_UP != 0)
+    };
+    let own = asker
+        .public_addresses()
+        .filter(|address| real(address.link) && !asker.leads_inside(address.link));
+    let client = |ip: IpAddr| OUTSIDE.of(Family::of(ip));
+    own.map(|a| Packet::plain(client(a.ip), a.ip, a.link)).collect()
+}

@@ -1,0 +1,80 @@
+//! Asks the kernel where it finds the clients of transparent proxies.
+
+use std::collections::BTreeMap;
+
+use crate::doctor::Finding;
+use crate::doctor::tproxy::{Healing, Ours, Proxy, finding, healing, marks, proxies};
+use crate::error::Error;
+use crate::explain::ask::Asker;
+use crate::model::{Family, Rule};
+use crate::names::ALL_LINKS;
+use crate::netlink::route::{self, Lookup};
+use crate::netlink::uapi::RTN_LOCAL;
+use crate::node::sysctl;
+use crate::plan::proof::OUTSIDE;
+
+/// A finding for each rule of a proxy whose packets the kernel drops.
+pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
+    let broken = broken(asker)?;
+    let judged = judging(asker)?;
+    let of_one = |proxy: &Proxy| finding(proxy, &judged, healing_of(asker, proxy).as_ref());
+    Ok(broken.iter().map(of_one).collect())
+}
+
+/// The rules that heal what is found.
+pub(crate) fn remedies(asker: &mut Asker<'_>) -> Result<Vec<Healing>, Error> {
+    let broken = broken(asker)?;
+    Ok(broken.iter().filter_map(|proxy| healing_of(asker, proxy)).collect())
+}
+
+fn healing_of(asker: &Asker<'_>, proxy: &Proxy) -> Option<Healing> {
+    let view = &asker.view;
+    let ours = asker.in_force.then_some((view.settings.rules(), view.settings.field));
+    healing(proxy, &asker.rules, ours)
+}
+
+/// The uplinks whose reverse path filter sees packet marks, by name, with the values that say so.
+fn judging(asker: &Asker<'_>) -> Result<BTreeMap<String, String>, Error> {
+    let (facts, plan) = (asker.facts(), &asker.view.plan);
+    let (of_all, _) = sysctl::src_valid_mark_of(ALL_LINKS)?;
+    let own = |link| facts.src_valid_mark.get(&link).copied().unwrap_or(0);
+    let judging = plan.uplinks.iter().filter(|u| of_all != 0 || own(u.link) != 0);
+    let words = |name: &str, link| {
+        format!(
+            "net.ipv4.conf.all.src_valid_mark is {of_all}, net.ipv4.conf.{name}.src_valid_mark is {}",
+            own(link)
+        )
+    };
+    Ok(judging.map(|u| (u.name.clone(), words(&u.name, u.link))).collect())
+}
+
+/// The proxies whose mark leads the look-up for the client to the node itself.
+fn broken(asker: &mut Asker<'_>) -> Result<Vec<Proxy>, Error> {
+    if judging(asker)?.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rtnetlink = &mut asker.kernel.rtnetlink;
+    let local = route::local_tables(rtnetlink, Family::V4);
+    let local = local.map_err(Error::kernel("list IPv4 routes"))?;
+    let foreign: Vec<Rule> = asker.facts().rules.iter().map(|found| found.rule.clone()).collect();
+    let uplinks = asker.view.plan.uplinks.iter().map(|uplink| uplink.id);
+    let ours = asker.in_force.then(|| Ours {
+        field: asker.view.settings.field,
+        marker: asker.view.plan.marker(),
+        ids: uplinks.collect(),
+    });
+    let mut broken = Vec::new();
+    for proxy in proxies(&foreign, &local) {
+        let to = OUTSIDE.of(Family::V4);
+        let mut is_own = false;
+        for mark in marks(&proxy, ours.as_ref()) {
+            let way = asker.way(Lookup { to, from: None, iif: None, mark })?;
+            // Another rule may stand before it, one that heals this.
+            is_own |= way.is_some_and(|way| way.kind == RTN_LOCAL && way.table == proxy.table);
+        }
+        if is_own {
+            broken.push(proxy);
+        }
+    }
+    Ok(broken)
+}

@@ -1,0 +1,241 @@
+//! Transparent proxies whose packets the source check of an uplink drops.
+//!
+//! A proxy marks packets, and a rule leads the mark to a table that takes every destination for an
+//! address of the node. With `src_valid_mark` the kernel looks up the way back to the client by the
+//! same mark, finds the node itself, and drops the packet, however loose `rp_filter` is
+//! (`__fib_validate_source`, `net/ipv4/fib_frontend.c`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use super::{Finding, Severity, TPROXY};
+use crate::backend::Marker;
+use crate::config::RulePriorities;
+use crate::model::{Action, Family, Field, MarkMatch, Rule};
+use crate::names::LOOPBACK;
+use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN, RTPROT_KERNEL};
+
+/// A rule that leads marked packets to a table whose default route is the node itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Proxy {
+    pub(crate) rule: Rule,
+    pub(crate) mark: MarkMatch,
+    pub(crate) table: u32,
+}
+
+/// A rule that heals it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Healing(pub(crate) Rule);
+
+impl Healing {
+    /// The command that takes the rule away again.
+    pub(crate) fn undo(&self) -> String {
+        format!("ip rule del {}", self.words())
+    }
+
+    fn words(&self) -> String {
+        let Rule { priority, mark, action, .. } = &self.0;
+        let mark = mark.map_or_else(String::new, |mark| format!("fwmark {mark} "));
+        let action = match action {
+            Action::Goto(target) => format!("goto {target}"),
+            _ => "lookup main".into(),
+        };
+        format!("pref {priority} iif {LOOPBACK} {mark}{action}")
+    }
+}
+
+/// The command that adds the rule.
+impl fmt::Display for Healing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // systemd-networkd deletes rules of any other protocol when it restarts.
+        write!(f, "ip rule add {} protocol kernel", self.words())
+    }
+}
+
+/// The proxies among these rules. `local`: the tables that take every destination for the node's.
+pub(crate) fn proxies(rules: &[Rule], local: &BTreeSet<u32>) -> Vec<Proxy> {
+    let proxy = |rule: &Rule| match (rule.action, rule.mark) {
+        (Action::Lookup(table), Some(mark))
+            if local.contains(&table) && table != RT_TABLE_LOCAL && mark.value != 0 =>
+        {
+            Some(Proxy { rule: rule.clone(), mark, table })
+        }
+        _ => None,
+    };
+    rules.iter().filter(|rule| rule.family == Family::V4).filter_map(proxy).collect()
+}
+
+/// How symroute marks, where it is in force.
+#[derive(Debug)]
+pub(crate) struct Ours {
+    pub(crate) field: Field,
+    pub(crate) marker: Marker,
+    /// Ids of the uplinks.
+    pub(crate) ids: Vec<u32>,
+}
+
+/// The marks that packets for the proxy have when the source check looks at them.
+pub(crate) fn marks(proxy: &Proxy, ours: Option<&Ours>) -> Vec<u32> {
+    let MarkMatch { value, mask } = proxy.mark;
+    let Some(ours) = ours else { return vec![value] };
+    let is_whole = mask & ours.field.mask() == ours.field.mask();
+    // nftables marks what it binds, and iptables whatever comes in by an uplink. A rule that looks at
+    // symroute's bits too is met by packets without them only.
+    let plain = (is_whole || ours.marker == Marker::Nftables).then_some(value);
+    let ids = ours.ids.iter().filter(|_| !is_whole);
+    plain.into_iter().chain(ids.map(|id| value | ours.field.of(*id))).collect()
+}
+
+/// The rule that heals this proxy: only look-ups that no packet has made, as those of the source check,
+/// pass by the proxy's rule. None where no place is free. `ours`: symroute's, where it is in force.
+pub(crate) fn healing(
+    proxy: &Proxy,
+    rules: &[Rule],
+    ours: Option<(RulePriorities, Field)>,
+) -> Option<Healing> {
+    let of_family = || rules.iter().filter(|rule| rule.family == Family::V4);
+    let taken = |p: u32| {
+        ours.is_some_and(|(at, _)| (at.ask_alone..=at.end).contains(&p))
+            || of_family().any(|rule| rule.priority == p)
+    };
+    // The node's own addresses come first.
+    let is_local = |rule: &&Rule| rule.action == Action::Lookup(RT_TABLE_LOCAL);
+    let local = of_family().filter(is_local).map(|rule| rule.priority).min().unwrap_or(0);
+    let place = (local + 1..proxy.rule.priority).rev().find(|p| !taken(*p))?;
+    let action = match ours {
+        // A bound request has the proxy's mark and symroute's: symroute's rules have to come next.
+        Some((at, field)) if place < at.skip && proxy.mark.mask & field.mask() != field.mask() => {
+            Action::Goto(at.skip)
+        }
+        _ => Action::Lookup(RT_TABLE_MAIN),
+    };
+    let (mark, iif) = (Some(proxy.mark), Some(LOOPBACK.into()));
+    let rule = Rule::of_all(Family::V4, place, action, RTPROT_KERNEL);
+    Some(Healing(Rule { mark, iif, ..rule }))
+}
+
+/// What is found. `judging`: the uplinks whose source check sees marks, with their values.
+pub(crate) fn finding(
+    proxy: &Proxy,
+    judging: &BTreeMap<String, String>,
+    healing: Option<&Healing>,
+) -> Finding {
+    let names: Vec<_> = judging.keys().map(String::as_str).collect();
+    let mut evidence = vec![
+        format!("rule {}", proxy.rule),
+        format!("the default route of table {} is the node itself", proxy.table),
+        format!(
+            "the way back to a client, looked up with mark {:#x}, is that route",
+            proxy.mark.value
+        ),
+    ];
+    evidence.extend(judging.values().cloned());
+    let remedy = match healing {
+        Some(rule) => format!("{rule}; symroutectl doctor --fix does it"),
+        None => format!(
+            "give the proxy's rule a higher priority, then symroutectl doctor --fix: no number before \
+             {} is free",
+            proxy.rule.priority
+        ),
+    };
+    Finding {
+        id: TPROXY,
+        severity: Severity::Problem,
+        what: format!(
+            "requests by {} that a transparent proxy marks {} are dropped",
+            names.join(" and "),
+            proxy.mark
+        ),
+        evidence,
+        remedy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Variant;
+
+    const BIT: MarkMatch = MarkMatch { value: 1, mask: 1 };
+
+    fn rule(priority: u32, mark: MarkMatch, table: u32) -> Rule {
+        let rule = Rule::of_all(Family::V4, priority, Action::Lookup(table), 3);
+        Rule { mark: Some(mark), ..rule }
+    }
+
+    fn local() -> Rule {
+        Rule::of_all(Family::V4, 0, Action::Lookup(RT_TABLE_LOCAL), 2)
+    }
+
+    fn ours() -> (RulePriorities, Field) {
+        let settings = crate::config::Settings::default();
+        (settings.rules(), settings.field)
+    }
+
+    #[test]
+    fn marks_that_the_source_check_sees() {
+        let proxy = |mask| {
+            let rule = rule(300, MarkMatch { value: 1, mask }, 100);
+            proxies(&[rule], &[100].into()).swap_remove(0)
+        };
+        let ours = |marker| Ours { field: ours().1, marker, ids: vec![1, 2] };
+        let iptables = ours(Marker::Iptables(Variant::Nft));
+        let nftables = ours(Marker::Nftables);
+        assert_eq!(marks(&proxy(1), None), [1]);
+        assert_eq!(marks(&proxy(1), Some(&nftables)), [1, 0x101, 0x201]);
+        assert_eq!(marks(&proxy(1), Some(&iptables)), [0x101, 0x201]);
+        assert_eq!(marks(&proxy(u32::MAX), Some(&nftables)), [1]);
+        assert_eq!(marks(&proxy(u32::MAX), Some(&iptables)), [1]);
+    }
+
+    #[test]
+    fn a_proxy_is_a_mark_that_leads_to_the_node() {
+        let plain = Rule::of_all(Family::V4, 50, Action::Lookup(100), 3);
+        let v6 = Rule { family: Family::V6, ..rule(60, BIT, 100) };
+        let rules = [local(), rule(40, BIT, 100), rule(45, BIT, 200), plain, v6];
+        let found = proxies(&rules, &[100, 255].into());
+        let priorities: Vec<_> = found.iter().map(|proxy| proxy.rule.priority).collect();
+        assert_eq!(priorities, [40]);
+    }
+
+    #[test]
+    fn the_remedy_stands_before_the_proxys_rule() {
+        let healed = |at, mark, others: &[Rule], ours| {
+            let rules = [&[local(), rule(at, mark, 100)][..], others].concat();
+            let proxy = proxies(&rules, &[100].into()).swap_remove(0);
+            healing(&proxy, &rules, ours).map(|rule| rule.to_string())
+        };
+        let add = |rest: &str| Some(format!("ip rule add pref {rest}"));
+        assert_eq!(
+            healed(32765, BIT, &[], Some(ours())),
+            add("32764 iif lo fwmark 0x1/0x1 lookup main protocol kernel")
+        );
+        assert_eq!(
+            healed(404, BIT, &[], Some(ours())),
+            add("397 iif lo fwmark 0x1/0x1 goto 400 protocol kernel")
+        );
+        let whole = MarkMatch { value: 1, mask: u32::MAX };
+        assert_eq!(
+            healed(399, whole, &[], Some(ours())),
+            add("397 iif lo fwmark 0x1/0xffffffff lookup main protocol kernel")
+        );
+        let taken = [rule(98, MarkMatch { value: 2, mask: 2 }, 7)];
+        assert_eq!(
+            healed(99, BIT, &taken, None),
+            add("97 iif lo fwmark 0x1/0x1 lookup main protocol kernel")
+        );
+        assert_eq!(healed(1, BIT, &[], Some(ours())), None);
+    }
+
+    #[test]
+    fn undone_by_the_same_words() {
+        let proxy = Proxy { rule: rule(99, BIT, 100), mark: BIT, table: 100 };
+        let healing = healing(&proxy, &[local()], None).unwrap();
+        assert_eq!(healing.undo(), "ip rule del pref 98 iif lo fwmark 0x1/0x1 lookup main");
+        let judging = [("eth0".to_owned(), "a value".to_owned())].into();
+        let found = finding(&proxy, &judging, Some(&healing));
+        assert!(found.remedy.starts_with("ip rule add pref 98 "), "{found:?}");
+        assert!(found.what.contains("by eth0"), "{found:?}");
+        assert!(finding(&proxy, &judging, None).remedy.contains("higher priority"));
+    }
+}

@@ -1,0 +1,91 @@
+//! What takes packets past connection tracking or netfilter.
+
+use std::process::Command;
+
+use super::{NICS, found, json, report};
+use crate::lab::backend::Backend;
+use crate::lab::flows::{BASELINE, PATIENT};
+use crate::lab::traffic::{Proto, ask};
+use crate::lab::two_nics::{NODE, two_nics};
+
+#[test]
+fn requests_that_are_not_tracked() {
+    let layout = two_nics();
+    let node = &layout.node;
+    node.up(&json!({ "uplinks": NICS }));
+    let to = format!("{}:10250", NODE[1]).parse().expect("an address");
+    let asks = |deadline| ask(&layout.client, Proto::Tcp, to, deadline);
+    asks(PATIENT).expect("an answer");
+    // Of NodeLocal DNS: not by an address of an uplink.
+    node.ns.nft(
+        "table ip site { chain raw { type filter hook prerouting priority raw;
+           ip daddr 169.254.20.10 udp dport 53 notrack;
+           iifname \"cni*\" notrack;
+         }
+         }",
+    );
+    assert_eq!(found(node, &[]), ["note no-agent"]);
+    for rule in [
+        "nft add rule ip site raw iifname eth1 tcp dport 10250 notrack",
+        "nft insert rule ip site raw notrack",
+        "iptables-nft -t raw -A PREROUTING -i eth1 -p tcp --dport 10250 -j CT --notrack",
+    ] {
+        let words: Vec<_> = rule.split(' ').collect();
+        node.ns.exec(&words, "");
+        let mut wanted = vec!["warning notrack", "note no-agent"];
+        if words[0] == "iptables-nft" && Backend::of_run() == Backend::IptablesLegacy {
+            wanted.insert(1, "note legacy-rules");
+        }
+        assert_eq!(found(node, &[]), wanted, "{rule}");
+        asks(BASELINE).expect_err("it is not bound");
+        let text = report(node, &[]).to_string();
+        assert!(text.contains("eth1 from being tracked"), "{text}");
+        if words[0] == "nft" {
+            node.ns.exec(&["nft", "flush", "chain", "ip", "site", "raw"], "");
+        } else {
+            node.ns.exec(&["iptables-nft", "-t", "raw", "-F", "PREROUTING"], "");
+        }
+        assert_eq!(found(node, &[]), ["note no-agent"], "without {rule}");
+    }
+    asks(PATIENT).expect("an answer");
+    node.down();
+}
+
+#[test]
+fn a_flowtable_of_an_uplink() {
+    let layout = two_nics();
+    let node = &layout.node;
+    node.up(&json!({ "uplinks": NICS }));
+    let added = |name: &str, device: &str| {
+        let ruleset = format!(
+            "add table ip {name}; add flowtable ip {name} fast \
+             {{ hook ingress priority 0; devices = {{ {device} }}; }}"
+        );
+        let inside = ["netns", "exec", node.ns.name(), "nft", &ruleset];
+        Command::new("ip").args(inside).status().expect("run ip").success()
+    };
+    if !added("inside", "enipod0") {
+        println!("NOT RUN: the kernel has no flowtables");
+        return;
+    }
+    assert_eq!(found(node, &[]), ["note no-agent"]);
+    assert!(added("outside", "eth1"));
+    assert_eq!(found(node, &[]), ["note no-agent", "note flowtable"]);
+}
+
+#[test]
+fn ipvs_that_does_not_track() {
+    let layout = two_nics();
+    let node = &layout.node;
+    node.up(&json!({ "uplinks": NICS }));
+    if !layout.node.ns.run(|| std::fs::exists("/proc/sys/net/ipv4/vs")).expect("a look at /proc") {
+        println!("NOT RUN: the kernel has no IPVS");
+        return;
+    }
+    node.ns.sysctl("ipv4/vs/conntrack", "0");
+    assert_eq!(found(node, &[]), ["note no-agent"], "there are no services");
+    node.ns.exec(&["ipvsadm", "-A", "-t", "10.20.0.10:80", "-s", "rr"], "");
+    assert_eq!(found(node, &[]), ["warning ipvs-conntrack", "note no-agent"]);
+    node.ns.sysctl("ipv4/vs/conntrack", "1");
+    assert_eq!(found(node, &[]), ["note no-agent"]);
+}

@@ -1,0 +1,56 @@
+//! Packets that the reverse path filter drops while `doctor` looks, and where they come from.
+
+use std::thread;
+
+use super::{Value, found, report};
+use crate::lab::flows::{BASELINE, PATIENT};
+use crate::lab::traffic::{Proto, ask};
+use crate::lab::two_nics::{CLIENT, NODE, two_nics};
+
+/// The ids of a report, and the evidence of the first finding with this id.
+fn evidence(report: &Value, id: &str) -> Option<String> {
+    let findings = report["findings"].as_array().expect("findings");
+    findings.iter().find(|finding| finding["id"] == id).map(|one| one["evidence"].to_string())
+}
+
+/// Drops are counted while it looks, with the client asking all the time.
+#[test]
+fn the_source_is_named() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let to = format!("{}:10250", NODE[1]).parse().expect("an address");
+    let report = thread::scope(|scope| {
+        let client = scope.spawn(|| ask(&layout.client, Proto::Tcp, to, 2 * BASELINE));
+        let report = report(node, &["--for", "2s"]);
+        assert!(client.join().expect("no panic").is_err());
+        report
+    });
+    let evidence = evidence(&report, "rp-filter-drops").expect("the drops");
+    for words in [
+        "TcpExtIPReversePathFilter grew by".to_owned(),
+        format!("seen meanwhile: {CLIENT} by eth1, "),
+        format!("for instance to {}", NODE[1]),
+    ] {
+        assert!(evidence.contains(&words), "{words:?} in {report:#}");
+    }
+    assert!(!evidence.contains("by eth0"), "nothing is lost there: {report:#}");
+}
+
+/// Requests that are answered are seen as well, and are no finding.
+#[test]
+fn a_busy_node_has_no_drops() {
+    let layout = two_nics();
+    let node = &layout.node;
+    node.up(&super::json!({ "uplinks": super::NICS }));
+    thread::scope(|scope| {
+        let looking = scope.spawn(|| found(node, &["--for", "2s"]));
+        for address in NODE.into_iter().cycle() {
+            let to = format!("{address}:10250").parse().expect("an address");
+            ask(&layout.client, Proto::Tcp, to, PATIENT).expect("an answer");
+            if looking.is_finished() {
+                break;
+            }
+        }
+        assert_eq!(looking.join().expect("no panic"), ["note no-agent"]);
+    });
+}

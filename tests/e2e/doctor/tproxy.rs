@@ -1,0 +1,133 @@
+//! A transparent proxy behind an uplink: the source check drops its packets, and `--fix` heals that.
+
+use nix::sys::socket::{setsockopt, sockopt};
+use serde_json::Value;
+
+use super::{NICS, found, json, plugin_object};
+use crate::lab::backend::Backend;
+use crate::lab::flows::{BASELINE, PATIENT};
+use crate::lab::node::Node;
+use crate::lab::traffic::{Proto, Server, ask};
+use crate::lab::two_nics::{CLIENT, NODE, TwoNics, two_nics};
+
+/// Nothing on the node has this address: only the proxy answers for it.
+const PROXIED: &str = "198.51.100.7";
+const ONE_BIT: &str = "meta mark or 0x1";
+
+/// A proxy on the node, for what comes in for [`PROXIED`] by eth0, and for the node. Its `mark` is an
+/// expression of nft.
+fn proxy(layout: &mut TwoNics, mark: &str) -> Server {
+    layout.router.assign("eth0", PROXIED);
+    layout.router.check_sources(&NICS);
+    let proxy = Server::start(&layout.node.ns, Proto::Tcp, 9999, "proxy");
+    let Server::Tcp(listener) = &proxy else { panic!("a TCP server") };
+    setsockopt(listener, sockopt::IpTransparent, &true).expect("a transparent socket");
+    layout.node.ns.ip("route add local default dev lo table 100");
+    // Behind the mangle of iptables, and before symroute where it uses nftables.
+    layout.node.ns.nft(&format!(
+        "table inet proxy {{ chain pre {{
+           type filter hook prerouting priority -140;
+           meta l4proto tcp th dport 80 meta mark set {mark} tproxy to :9999;
+         }}
+         }}"
+    ));
+    proxy
+}
+
+fn fix(node: &Node) -> Value {
+    let config = plugin_object(node, &json!({ "uplinks": NICS }));
+    let ran = node.symroute(&["doctor", "--for", "0s", "--fix", "--json", "--config", &config]);
+    serde_json::from_str(&ran.stdout).expect(&ran.stderr)
+}
+
+fn rules(node: &Node) -> String {
+    node.ns.exec(&["ip", "rule"], "")
+}
+
+/// With the proxy's rule behind those of symroute, and before them.
+#[test]
+fn a_proxy_behind_an_uplink() {
+    for (place, healed) in [
+        (32_765, "pref 32764 iif lo fwmark 0x1/0x1 lookup main"),
+        (300, "pref 299 iif lo fwmark 0x1/0x1 goto 400"),
+    ] {
+        let mut layout = two_nics();
+        let _proxy = proxy(&mut layout, ONE_BIT);
+        let node = &layout.node;
+        node.ns.ip(&format!("rule add pref {place} fwmark 1/1 lookup 100"));
+        let asks = |address: &str, deadline| {
+            let to = format!("{address}:80").parse().expect("an address");
+            ask(&layout.client, Proto::Tcp, to, deadline).map(|answer| answer.who)
+        };
+        let proxied = |deadline| asks(PROXIED, deadline);
+        assert_eq!(proxied(PATIENT).expect("an answer without symroute"), "proxy");
+        assert_eq!(found(node, &[])[2..], ["note not-in-force"], "nothing is lost yet");
+        node.up(&json!({ "uplinks": NICS }));
+        // iptables marks whatever comes in by an uplink, and its rule comes first then.
+        if place > 400 && Backend::of_run() != Backend::Nftables {
+            assert_eq!(proxied(PATIENT).expect("an answer beside symroute"), "proxy");
+            assert_eq!(found(node, &[]), ["note no-agent"], "{place}");
+            node.down();
+            continue;
+        }
+        proxied(BASELINE).expect_err("src_valid_mark breaks it");
+        assert_eq!(found(node, &[]), ["problem tproxy", "note no-agent"], "{place}");
+
+        let report = fix(node);
+        let did = format!("ip rule add {healed} protocol kernel");
+        let undo = format!("ip rule del {healed}");
+        assert_eq!(report["fixed"], json!([{"did": did, "undo": undo}]), "{report:#}");
+        assert_eq!(proxied(PATIENT).expect("an answer after --fix"), "proxy");
+        for address in NODE {
+            assert_eq!(asks(address, PATIENT).expect("an answer by each NIC"), "proxy");
+        }
+        assert_eq!(found(node, &[]), ["note no-agent"]);
+        // Once is enough.
+        let before = rules(node);
+        assert_eq!(fix(node)["fixed"], json!([]));
+        assert_eq!(rules(node), before);
+        node.up(&json!({ "uplinks": NICS }));
+        assert_eq!(rules(node), before, "symroute leaves the rule where it is");
+        node.ns.ip(undo.strip_prefix("ip ").expect("a command of ip"));
+        assert_eq!(found(node, &[]), ["problem tproxy", "note no-agent"], "it is undone");
+        node.down();
+    }
+}
+
+/// A rule that looks at the whole mark does not match a request that symroute has marked.
+#[test]
+fn a_proxy_that_looks_at_the_whole_mark() {
+    let mut layout = two_nics();
+    let _proxy = proxy(&mut layout, "0x1");
+    let node = &layout.node;
+    node.ns.ip("rule add pref 300 fwmark 1 lookup 100");
+    node.up(&json!({ "uplinks": NICS }));
+    let to = format!("{PROXIED}:80").parse().expect("an address");
+    ask(&layout.client, Proto::Tcp, to, BASELINE).expect_err("src_valid_mark breaks it");
+    let report = fix(node);
+    let did = &report["fixed"][0]["did"];
+    assert_eq!(
+        did,
+        "ip rule add pref 299 iif lo fwmark 0x1/0xffffffff lookup main protocol kernel"
+    );
+    let answer = ask(&layout.client, Proto::Tcp, to, PATIENT).expect("an answer after --fix");
+    assert_eq!((answer.who.as_str(), answer.seen_as.to_string().as_str()), ("proxy", CLIENT));
+}
+
+#[test]
+fn nothing_to_fix() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let before = rules(node);
+    assert_eq!(fix(node)["fixed"], json!([]));
+    node.up(&json!({ "uplinks": NICS }));
+    let in_force = rules(node);
+    // A table of the node's own that no mark leads to is no proxy's.
+    node.ns.ip("route add local 198.51.100.0/24 dev lo table 100");
+    assert_eq!(fix(node)["fixed"], json!([]));
+    assert_eq!(rules(node), in_force);
+    node.down();
+    assert_eq!(rules(node), before);
+    let text = node.symroute(&["doctor", "--for", "0s", "--fix"]).stdout;
+    assert!(text.starts_with("fixed: nothing"), "{text}");
+}
