@@ -114,13 +114,17 @@ impl<'a> Asker<'a> {
 
     /// The connections of such requests that are alive. A client's port is asked for where it is known.
     pub(super) fn alive(&mut self, packet: &Packet) -> Vec<Connection> {
+        // Without a port they may be of any Service.
+        if packet.port.is_none() {
+            return Vec::new();
+        }
         let found = conntrack::between(&mut self.kernel.netfilter, packet.from, packet.to);
         // Without conntrack there are none.
         let mut found = found.unwrap_or_default();
         found.retain(|one| {
             let Tuple { from, to, protocol } = one.original;
             packet.protocol.is_none_or(|wanted| wanted == protocol)
-                && packet.port.is_none_or(|wanted| wanted == to.port())
+                && packet.port == Some(to.port())
                 && packet.client_port.is_none_or(|wanted| wanted == from.port())
         });
         found
