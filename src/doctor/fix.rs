@@ -3,10 +3,11 @@
 use serde_json::{Value, json};
 
 use super::look;
-use super::tproxy::Healing;
+use super::tproxy::{Healing, Proxy};
 use crate::config::Settings;
 use crate::error::Error;
 use crate::explain::ask::Asker;
+use crate::model::FoundRule;
 use crate::netlink::route;
 use crate::node::Node;
 
@@ -26,30 +27,41 @@ impl Fixed {
     }
 }
 
-/// Applies what heals the node; nothing where there is nothing to heal.
+/// Applies what heals the node; nothing where there is nothing to heal. Each proxy gets one rule at most, and
+/// one that does not heal it is taken back.
 pub(crate) fn fix(node: &mut Node, settings: &Settings) -> Result<Vec<Fixed>, Error> {
     let lock = node.lock()?;
-    let mut fixed = Vec::new();
+    let (mut fixed, mut tried) = (Vec::new(), Vec::new());
     // One rule may heal several proxies, and each takes a place that the next can't have.
-    while let Some(healing) = next(node, settings)? {
+    while let Some((proxy, healing)) =
+        broken(node, settings)?.into_iter().find(|(p, _)| !tried.contains(p))
+    {
         let rule = &healing.0;
-        let is_done = |done: &Fixed| done.0 == healing;
-        if fixed.iter().any(is_done) {
+        let added = route::add_rule(&mut node.kernel.rtnetlink, rule);
+        if added.is_err() && !fixed.is_empty() {
+            // What was done has to be said. The finding stays.
             break;
         }
-        let added = route::add_rule(&mut node.kernel.rtnetlink, rule);
         added.map_err(Error::kernel(format!("add the rule {rule}")))?;
-        fixed.push(Fixed(healing));
+        tried.push(proxy.clone());
+        if broken(node, settings)?.iter().any(|(left, _)| *left == proxy) {
+            let message = route::rule_message(rule);
+            let useless = FoundRule { rule: rule.clone(), message };
+            let gone = route::delete_rule(&mut node.kernel.rtnetlink, &useless);
+            gone.map_err(Error::kernel(format!("take the rule {rule} back")))?;
+        } else {
+            fixed.push(Fixed(healing));
+        }
     }
     drop(lock);
     Ok(fixed)
 }
 
-fn next(node: &mut Node, settings: &Settings) -> Result<Option<Healing>, Error> {
+fn broken(node: &mut Node, settings: &Settings) -> Result<Vec<(Proxy, Healing)>, Error> {
     match Asker::of(node, settings) {
-        Ok(mut asker) => Ok(look::remedies(&mut asker)?.into_iter().next()),
+        Ok(mut asker) => look::remedies(&mut asker),
         // Then there is no plan to look by, and doctor says why.
-        Err(Error::Config(_)) => Ok(None),
+        Err(Error::Config(_)) => Ok(Vec::new()),
         Err(other) => Err(other),
     }
 }

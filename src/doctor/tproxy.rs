@@ -65,6 +65,15 @@ pub(crate) fn proxies(rules: &[Rule], local: &BTreeSet<u32>) -> Vec<Proxy> {
     rules.iter().filter(|rule| rule.family == Family::V4).filter_map(proxy).collect()
 }
 
+/// Which packets may have the proxy's mark, by the rules of netfilter.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Marked {
+    /// What comes in.
+    pub(crate) arriving: bool,
+    /// What the node itself sends: the rule that heals would take it past the proxy.
+    pub(crate) sent: bool,
+}
+
 /// How symroute marks, where it is in force.
 #[derive(Debug)]
 pub(crate) struct Ours {
@@ -86,8 +95,8 @@ pub(crate) fn marks(proxy: &Proxy, ours: Option<&Ours>) -> Vec<u32> {
     plain.into_iter().chain(ids.map(|id| value | ours.field.of(*id))).collect()
 }
 
-/// The rule that heals this proxy: only look-ups that no packet has made, as those of the source check,
-/// pass by the proxy's rule. None where no place is free. `ours`: symroute's, where it is in force.
+/// The rule that heals this proxy: look-ups of the source check pass by the proxy's rule, as do those of what
+/// the node itself sends ([`Marked::sent`]). None where no place is free. `ours`: symroute's, where it is in force.
 pub(crate) fn healing(
     proxy: &Proxy,
     rules: &[Rule],
@@ -119,6 +128,7 @@ pub(crate) fn finding(
     proxy: &Proxy,
     judging: &BTreeMap<String, String>,
     healing: Option<&Healing>,
+    marked: Marked,
 ) -> Finding {
     let names: Vec<_> = judging.keys().map(String::as_str).collect();
     let mut evidence = vec![
@@ -131,6 +141,10 @@ pub(crate) fn finding(
     ];
     evidence.extend(judging.values().cloned());
     let remedy = match healing {
+        Some(rule) if marked.sent => format!(
+            "the node's own packets get this mark too, and would pass by the proxy, so --fix leaves this to \
+             you. Where that is right: {rule}"
+        ),
         Some(rule) => format!("{rule}; symroutectl doctor --fix does it"),
         None => format!(
             "give the proxy's rule a higher priority, then symroutectl doctor --fix: no number before \
@@ -138,11 +152,17 @@ pub(crate) fn finding(
             proxy.rule.priority
         ),
     };
+    // A rule for a mark that no packet gets stands on each node of Cilium.
+    let (severity, are) = if marked.arriving {
+        (Severity::Problem, "are dropped")
+    } else {
+        (Severity::Note, "would be dropped")
+    };
     Finding {
         id: TPROXY,
-        severity: Severity::Problem,
+        severity,
         what: format!(
-            "requests by {} that a transparent proxy marks {} are dropped",
+            "requests by {} that a transparent proxy marks {} {are}",
             names.join(" and "),
             proxy.mark
         ),
@@ -233,9 +253,15 @@ mod tests {
         let healing = healing(&proxy, &[local()], None).unwrap();
         assert_eq!(healing.undo(), "ip rule del pref 98 iif lo fwmark 0x1/0x1 lookup main");
         let judging = [("eth0".to_owned(), "a value".to_owned())].into();
-        let found = finding(&proxy, &judging, Some(&healing));
+        let marked = Marked { arriving: true, sent: false };
+        let found = finding(&proxy, &judging, Some(&healing), marked);
         assert!(found.remedy.starts_with("ip rule add pref 98 "), "{found:?}");
         assert!(found.what.contains("by eth0"), "{found:?}");
-        assert!(finding(&proxy, &judging, None).remedy.contains("higher priority"));
+        assert!(finding(&proxy, &judging, None, marked).remedy.contains("higher priority"));
+        let own = Marked { sent: true, ..marked };
+        let own = finding(&proxy, &judging, Some(&healing), own);
+        assert!(own.remedy.contains("would pass by the proxy"), "{}", own.remedy);
+        let idle = Marked { arriving: false, ..marked };
+        assert_eq!(finding(&proxy, &judging, Some(&healing), idle).severity, Severity::Note);
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn rule(expressions: &[u8], sets: &BTreeMap<String, Set>) -> Rule {
         let name = find(expression, NFTA_EXPR_NAME).map(string).unwrap_or_default();
         let data = find(expression, NFTA_EXPR_DATA).unwrap_or_default();
         if reader.read(&name, data).is_none() {
-            reader.want(Match::Unknown(name), false);
+            reader.pass_over(name, data);
         }
     }
     reader.rule
@@ -84,6 +84,24 @@ impl Reader<'_> {
         self.rule.0.push(Part::Do(target));
     }
 
+    /// Notes an expression that is not understood: one that does something, or one that asks.
+    fn pass_over(&mut self, name: String, data: &[u8]) {
+        let acts = match name.as_str() {
+            "target" | "reject" | "queue" | "dup" | "fwd" | "synproxy" | "nat" | "immediate" => {
+                true
+            }
+            "meta" => find(data, NFTA_META_SREG).is_some(),
+            "ct" => find(data, NFTA_CT_SREG).is_some(),
+            "lookup" => number(data, NFTA_LOOKUP_DREG) == Some(NFT_REG_VERDICT),
+            _ => false,
+        };
+        if acts {
+            self.put(Target::Unknown(name));
+        } else {
+            self.want(Match::Unknown(name), false);
+        }
+    }
+
     fn load(&mut self, data: &[u8], attribute: u16, value: Value, bytes: u32) -> Option<()> {
         let at = word(number(data, attribute)?)?;
         self.registers.insert(at, (value, bytes.div_ceil(4)));
@@ -116,11 +134,20 @@ impl Reader<'_> {
                 Some(())
             }
             // Neither the packet nor the way through the rules depends on them.
-            "counter" | "log" | "notrack" | "last" | "objref" | "dynset" | "ct_timeout" => Some(()),
-            "limit" | "quota" | "connlimit" => {
-                self.want(Match::Chance, false);
+            "counter" | "log" | "notrack" | "last" | "objref" | "ct_timeout" => Some(()),
+            // Without an expression of its own it notes something and asks nothing.
+            "dynset"
+                if find(data, NFTA_DYNSET_EXPR)
+                    .or(find(data, NFTA_DYNSET_EXPRESSIONS))
+                    .is_none() =>
+            {
                 Some(())
             }
+            // A comment of iptables-nft.
+            "match" if find(data, NFTA_MATCH_NAME).map(string).as_deref() == Some("comment") => {
+                Some(())
+            }
+            // A limit holds for some packets: what is beyond it, the usual packet does not meet.
             _ => None,
         }
     }
@@ -257,7 +284,7 @@ impl Reader<'_> {
 
     fn look_up(&mut self, data: &[u8]) -> Option<()> {
         let name = find(data, NFTA_LOOKUP_SET).map(string)?;
-        let set = self.sets.get(&name)?.clone();
+        let set = self.sets.get(&name).filter(|set| !set.is_unread)?.clone();
         let register = number(data, NFTA_LOOKUP_SREG)?;
         let target = number(data, NFTA_LOOKUP_DREG);
         if matches!(self.loaded(register)?, Value::Chance) {

@@ -18,8 +18,11 @@ pub(crate) fn parse(program: &str, family: Family, text: &str) -> Vec<Table> {
         }
         let Some(table) = tables.last_mut() else { continue };
         if let Some(declared) = line.strip_prefix(':') {
-            let name = declared.split(' ').next().unwrap_or(declared);
+            let mut words = declared.split(' ');
+            let name = words.next().unwrap_or(declared);
             let base = base(table.name.rsplit(' ').next().unwrap_or_default(), name);
+            let drops = words.next() == Some("DROP");
+            let base = base.map(|base| Base { drops, ..base });
             table.chains.insert(name.into(), Chain { base, rules: Vec::new() });
         } else if line.starts_with("-A ")
             && let Some((chain, rule)) = rule(&words(line))
@@ -45,7 +48,7 @@ fn base(table: &str, chain: &str) -> Option<Base> {
         ("nat", _) => -100,
         _ => 0,
     };
-    Some(Base { hook, priority, is_nat: table == "nat" })
+    Some(Base { hook, priority, is_nat: table == "nat", drops: false })
 }
 
 /// Words of a line. Quotes hold a word together, and a backslash takes the meaning of the next sign away.
@@ -118,7 +121,14 @@ impl Parts {
         match word {
             "!" => return self.inverted = true,
             "--limit-iface-in" => return self.here = true,
-            "--random" | "--random-fully" | "--persistent" | "--validmark" | "--notrack" => return,
+            "--random" | "--random-fully" | "--persistent" | "--validmark" | "--notrack"
+            | "--rsource" | "--rdest" | "--reap" | "--rttl" => return,
+            // "recent" notes the packet: it holds for each, unless the packet has to be known already.
+            "--set" if self.module == "recent" => return,
+            "--rcheck" | "--update" | "--remove" | "--syn" | "--loose" | "--invert" => {
+                let module = self.module.clone();
+                return self.want_or_note(None, &module, word);
+            }
             // A further value of an option that is not understood.
             value if !value.starts_with('-') => return,
             "--restore-mark" | "--save-mark" => return self.aim = format!("{} {word}", self.aim),
@@ -135,6 +145,9 @@ impl Parts {
             "-d" => self.want_or_note(net(value).map(Match::To), word, value),
             "-p" => self.want_or_note(protocol(value).map(Match::Protocol), word, value),
             "--dport" => self.want_or_note(ports(value), word, value),
+            "--dports" => self.want_or_note(several(value), word, value),
+            // Of "recent", beside what it does.
+            "--name" | "--mask" | "--seconds" | "--hitcount" if self.module == "recent" => {}
             "--dst-type" if value == "LOCAL" => self.want(Match::ToNode { here: false }),
             "--src-type" if value == "LOCAL" => self.want(Match::FromNode),
             "--mark" if self.module == "mark" => {
@@ -222,6 +235,15 @@ fn mark(text: &str) -> Option<MarkMatch> {
 fn ports(text: &str) -> Option<Match> {
     let (first, last) = text.split_once(':').unwrap_or((text, text));
     Some(Match::Port(first.parse().ok()?, last.parse().ok()?))
+}
+
+/// `80,443,8000:8100`
+fn several(text: &str) -> Option<Match> {
+    let range = |text: &str| match ports(text)? {
+        Match::Port(first, last) => Some((first, last)),
+        _ => None,
+    };
+    text.split(',').map(range).collect::<Option<_>>().map(Match::Ports)
 }
 
 /// `IPPROTO_*`, from its name or number.
@@ -318,6 +340,18 @@ mod tests {
         ] {
             assert_eq!(target(text), wanted, "{text}");
         }
+        let ports = "-A C -p tcp -m multiport --dports 80,8000:8100 -j ACCEPT";
+        let ports = rule(&words(ports)).unwrap().1;
+        let wanted = Match::Ports(vec![(80, 80), (8000, 8100)]);
+        assert_eq!(ports.0[1], Part::If(Condition { is: wanted, inverted: false }));
+        let sticky = "-A C -p tcp -m recent --set --name S --mask 255.255.255.255 --rsource -m tcp \
+                      -j DNAT --to-destination 10.0.0.1:80";
+        let sticky = rule(&words(sticky)).unwrap().1;
+        assert_eq!(sticky.0.len(), 2, "the protocol and DNAT: {sticky:?}");
+        let again =
+            "-A C -m recent --rcheck --seconds 10800 --reap --name S --rsource -j KUBE-SEP-A";
+        let again = rule(&words(again)).unwrap().1;
+        assert_eq!(again.0.last(), Some(&Part::Do(Target::Jump("KUBE-SEP-A".into()))));
         let odd =
             rule(&words("-A C -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT")).unwrap().1;
         let unknown = Match::Unknown("--match-set KUBE-CLUSTER-IP".into());

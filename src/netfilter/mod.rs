@@ -101,6 +101,8 @@ pub(crate) enum Match {
     Protocol(u8),
     /// The port that the packet is sent to, first and last.
     Port(u16, u16),
+    /// The same, one of several ranges.
+    Ports(Vec<(u16, u16)>),
     /// The packet is for an address of this node; with `here`, of the interface that it came in by.
     ToNode {
         here: bool,
@@ -151,6 +153,8 @@ pub(crate) struct Set {
     pub(crate) elements: Vec<(Key, Target)>,
     /// Whether each key begins a range that ends before the next one.
     pub(crate) has_ranges: bool,
+    /// Whether it has elements of a kind that is not read: ranges of several fields, or one for all the rest.
+    pub(crate) is_unread: bool,
 }
 
 /// A key, or the first one behind a range.
@@ -203,6 +207,8 @@ pub(crate) struct Base {
     pub(crate) priority: i32,
     /// Whether only the first packet of a connection meets it.
     pub(crate) is_nat: bool,
+    /// Whether it drops what no rule decides about.
+    pub(crate) drops: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -211,7 +217,7 @@ pub(crate) struct Chain {
     pub(crate) rules: Vec<Rule>,
 }
 
-/// A table: who has it, and its chains by name.
+/// A table: its name, and its chains by theirs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Table {
     /// As a person names it: "iptables nat", "nftables inet kube-proxy".

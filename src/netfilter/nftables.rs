@@ -12,14 +12,15 @@ use crate::netlink::{Error, Socket};
 
 /// Bytes of `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
-/// The tables of iptables-nft.
-const OF_IPTABLES: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
 
 /// A table by its family (`NFPROTO_*`) and name.
 type Id = (u8, String);
 
-/// All tables. `with_iptables`: also those of iptables-nft.
-pub(super) fn tables(socket: &mut Socket, with_iptables: bool) -> Result<Vec<Table>, Error> {
+/// All tables but those that `left_out` says, by family (`NFPROTO_*`) and name.
+pub(super) fn tables(
+    socket: &mut Socket,
+    left_out: impl Fn(u8, &str) -> bool,
+) -> Result<Vec<Table>, Error> {
     let chains = socket.dump(&mut request(NFT_MSG_GETCHAIN), |body| {
         let id = id(body, NFTA_CHAIN_TABLE)?;
         let attributes = body.get(NFGENMSG..)?;
@@ -27,7 +28,9 @@ pub(super) fn tables(socket: &mut Socket, with_iptables: bool) -> Result<Vec<Tab
         Some((id, name, base(attributes)))
     })?;
     let mut found: BTreeMap<Id, BTreeMap<String, Chain>> = BTreeMap::new();
-    for (id, name, base) in chains.into_iter().filter(|(id, ..)| is_read(id, with_iptables)) {
+    for (id, name, base) in
+        chains.into_iter().filter(|(id, ..)| is_read(id) && !left_out(id.0, &id.1))
+    {
         found.entry(id).or_default().insert(name, Chain { base, rules: Vec::new() });
     }
     // What hangs on no hook of interest costs no more look.
@@ -47,8 +50,11 @@ pub(super) fn tables(socket: &mut Socket, with_iptables: bool) -> Result<Vec<Tab
     })?;
     let mut sets_of: BTreeMap<Id, BTreeMap<String, Set>> = BTreeMap::new();
     for (id, name, flags) in sets.into_iter().filter(|(id, ..)| found.contains_key(id)) {
-        let elements = elements(socket, &id, &name)?;
-        let set = Set { elements, has_ranges: flags & NFT_SET_INTERVAL != 0 };
+        let found = elements(socket, &id, &name)?;
+        let has_ranges = flags & NFT_SET_INTERVAL != 0;
+        let is_unread = has_ranges && flags & NFT_SET_CONCAT != 0 || found.contains(&None);
+        let elements = found.into_iter().flatten().collect();
+        let set = Set { elements, has_ranges, is_unread };
         sets_of.entry(id).or_default().insert(name, set);
     }
     let none = BTreeMap::new();
@@ -84,11 +90,8 @@ fn id(body: &[u8], attribute: u16) -> Option<Id> {
     Some((*body.first()?, string(find(body.get(NFGENMSG..)?, attribute)?)))
 }
 
-fn is_read((family, name): &Id, with_iptables: bool) -> bool {
-    let of_iptables = *family != NFPROTO_INET && OF_IPTABLES.contains(&name.as_str());
-    [NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6].contains(family)
-        && name != names::TABLE
-        && (with_iptables || !of_iptables)
+fn is_read((family, name): &Id) -> bool {
+    [NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6].contains(family) && name != names::TABLE
 }
 
 fn base(chain: &[u8]) -> Option<Base> {
@@ -101,14 +104,15 @@ fn base(chain: &[u8]) -> Option<Base> {
     };
     let priority = be_i32_at(find(place, NFTA_HOOK_PRIORITY)?, 0)?;
     let is_nat = find(chain, NFTA_CHAIN_TYPE).map(string).as_deref() == Some("nat");
-    Some(Base { hook, priority, is_nat })
+    let policy = find(chain, NFTA_CHAIN_POLICY).and_then(|policy| be_i32_at(policy, 0));
+    Some(Base { hook, priority, is_nat, drops: policy == Some(NF_DROP) })
 }
 
 fn elements(
     socket: &mut Socket,
     (family, table): &Id,
     set: &str,
-) -> Result<Vec<(Key, Target)>, Error> {
+) -> Result<Vec<Option<(Key, Target)>>, Error> {
     let mut request = Writer::default();
     let header = [*family, 0, 0, 0];
     request.message(kind(NFT_MSG_GETSETELEM), NLM_F_REQUEST | NLM_F_DUMP, &header);
@@ -116,11 +120,12 @@ fn elements(
     request.str(NFTA_SET_ELEM_LIST_SET, set);
     let lists = socket.dump(&mut request, |body| {
         let list = find(body.get(NFGENMSG..)?, NFTA_SET_ELEM_LIST_ELEMENTS)?;
-        Some(attrs(list).filter_map(|(_, one)| element(one)).collect::<Vec<_>>())
+        Some(attrs(list).map(|(_, one)| element(one)).collect::<Vec<_>>())
     })?;
     Ok(lists.into_iter().flatten().collect())
 }
 
+/// None for an element without a key, which stands for all the rest.
 fn element(element: &[u8]) -> Option<(Key, Target)> {
     let bytes = find(find(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?.to_vec();
     let flags = find(element, NFTA_SET_ELEM_FLAGS).and_then(|flags| be32_at(flags, 0));

@@ -6,18 +6,13 @@ use super::{Ruleset, iptables, ipvs, nftables};
 use crate::backend::iptables::programs::Programs;
 use crate::model::{Family, Variant};
 use crate::netlink::Socket;
+use crate::netlink::uapi::{NFPROTO_IPV4, NFPROTO_IPV6};
 use crate::node::observe::is_missing;
 
 /// All that can be read. What can't is named.
 pub(crate) fn ruleset(netfilter: &mut Socket) -> Ruleset {
     let mut found = Ruleset::default();
     let installed = Programs::installed();
-    let by_text = installed.contains(&Variant::Nft);
-    match nftables::tables(netfilter, !by_text) {
-        Ok(tables) => found.tables.extend(tables),
-        Err(error) if is_missing(&error) => {}
-        Err(error) => found.unread.push(format!("the rules of nftables: {error}")),
-    }
     for variant in Variant::ALL {
         for family in Family::ALL {
             match Programs::saved(variant, family) {
@@ -25,12 +20,25 @@ pub(crate) fn ruleset(netfilter: &mut Socket) -> Ruleset {
                     found.tables.extend(iptables::parse(&variant.to_string(), family, &text));
                 }
                 // Those of iptables-nft are among the rules of nftables.
-                Err(_) if variant == Variant::Nft && !by_text => {}
+                Err(_) if variant == Variant::Nft && !installed.contains(&variant) => {}
                 Err(error) => {
                     found.unread.push(format!("the {family} rules of {variant}: {error}"));
                 }
             }
         }
+    }
+    // A table of these names that iptables-nft can't print is one of another program.
+    let by_text = format!("{} ", Variant::Nft);
+    let is_text = |family: u8, name: &str| {
+        let is =
+            |own| matches!((own, family), (Family::V4, NFPROTO_IPV4) | (Family::V6, NFPROTO_IPV6));
+        let mut tables = found.tables.iter();
+        tables.any(|t| t.family.is_some_and(is) && t.name.strip_prefix(&by_text) == Some(name))
+    };
+    match nftables::tables(netfilter, is_text) {
+        Ok(tables) => found.tables.extend(tables),
+        Err(error) if is_missing(&error) => {}
+        Err(error) => found.unread.push(format!("the rules of nftables: {error}")),
     }
     // Without IPVS there is no such file.
     let services = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();

@@ -107,6 +107,10 @@ impl Ruleset {
                     found.insert(*first);
                     continue;
                 }
+                Part::If(Condition { is: Match::Ports(ranges), .. }) => {
+                    found.extend(ranges.iter().filter(|(a, b)| a == b).map(|(port, _)| *port));
+                    continue;
+                }
                 Part::If(Condition { is: Match::Bytes(fields, wanted), .. }) => {
                     (fields, vec![wanted.as_slice()])
                 }
@@ -151,12 +155,12 @@ mod tests {
         let key = |byte, is_end| (Key { bytes: vec![byte], is_end }, Target::Nothing);
         let elements =
             vec![key(0, true), key(5, false), key(9, true), key(9, false), key(12, true)];
-        let set = Set { elements, has_ranges: true };
+        let set = Set { elements, has_ranges: true, is_unread: false };
         for (byte, wanted) in [(0, false), (4, false), (5, true), (8, true), (9, true), (12, false)]
         {
             assert_eq!(set.find(&[byte]).is_some(), wanted, "{byte}");
         }
-        let plain = Set { elements: vec![key(5, false)], has_ranges: false };
+        let plain = Set { elements: vec![key(5, false)], ..Set::default() };
         assert!(plain.find(&[5]).is_some() && plain.find(&[6]).is_none());
     }
 }

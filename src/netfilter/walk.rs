@@ -1,6 +1,7 @@
 //! Leads a packet through the chains of a hook, as `nf_hook_slow` (net/netfilter/core.c) and `nft_do_chain`
 //! (`nf_tables_core.c`) do.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::sets::bytes;
@@ -83,15 +84,22 @@ impl Ruleset {
             outcomes = through;
             for outcome in going {
                 let walk = Walk { table, local };
+                let drops = chain.base.is_some_and(|base| base.drops);
                 for (mut outcome, end) in walk.chain(name, chain, outcome, DEPTH) {
-                    outcome.is_dropped |= end == End::Dropped;
-                    outcomes.push(outcome);
+                    outcome.is_dropped |= end == End::Dropped || drops && end == End::Returned;
+                    if !outcomes.contains(&outcome) {
+                        outcomes.push(outcome);
+                    }
                 }
             }
             outcomes.truncate(OUTCOMES);
         }
         if hook != Hook::Postrouting && is_first {
-            return outcomes.into_iter().flat_map(|one| self.balanced(one)).collect();
+            return outcomes
+                .into_iter()
+                .flat_map(|one| self.balanced(one))
+                .take(OUTCOMES)
+                .collect();
         }
         outcomes
     }
@@ -112,7 +120,65 @@ impl Ruleset {
             let nat = Nat { to: NewAddress::Destination(to, Some(port)), by };
             Outcome { packet, nat: Some(nat), ..outcome.clone() }
         };
+        if service.servers.is_empty() {
+            let unsure = vec![format!("IPVS, {}: the Service has no server", service.scheduler)];
+            return vec![Outcome { is_dropped: true, unsure, ..outcome }];
+        }
         service.servers.iter().map(to_server).collect()
+    }
+}
+
+impl Ruleset {
+    /// Whether a rule that packets meet in this hook may give them such a mark. A target of TPROXY may.
+    pub(crate) fn may_mark(&self, hook: Hook, mark: MarkMatch) -> bool {
+        let marks = |target: &Target| match target {
+            Target::Mark(mix) => mix.xor & mark.mask == mark.value,
+            Target::Unknown(what) => what.to_lowercase().contains("tproxy"),
+            _ => false,
+        };
+        self.tables.iter().any(|table| {
+            let called = table.called_in(hook);
+            let chains = called.iter().filter_map(|name| table.chains.get(*name));
+            let mut parts = chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.0);
+            parts.any(|part| matches!(part, Part::Do(target) if marks(target)))
+        })
+    }
+}
+
+impl Table {
+    /// The chains that packets may get to in this hook.
+    fn called_in(&self, hook: Hook) -> BTreeSet<&str> {
+        let is_base = |chain: &Chain| chain.base.is_some_and(|base| base.hook == hook);
+        let bases = self.chains.iter().filter(|(_, chain)| is_base(chain));
+        let mut left: Vec<&str> = bases.map(|(name, _)| name.as_str()).collect();
+        let mut called = BTreeSet::new();
+        while let Some(name) = left.pop() {
+            let Some(chain) = self.chains.get(name).filter(|_| called.insert(name)) else {
+                continue;
+            };
+            for part in chain.rules.iter().flat_map(|rule| &rule.0) {
+                match part {
+                    Part::Do(Target::Map(_, set)) => {
+                        left.extend(set.elements.iter().filter_map(|(_, target)| target.chain()));
+                    }
+                    Part::Do(Target::Choice(targets)) => {
+                        left.extend(targets.iter().filter_map(Target::chain));
+                    }
+                    Part::Do(target) => left.extend(target.chain()),
+                    Part::If(_) => {}
+                }
+            }
+        }
+        called
+    }
+}
+
+impl Target {
+    fn chain(&self) -> Option<&str> {
+        match self {
+            Self::Jump(name) | Self::Goto(name) => Some(name),
+            _ => None,
+        }
     }
 }
 
@@ -304,6 +370,9 @@ impl Walk<'_> {
             Match::Port(first, last) => {
                 packet.port.is_some_and(|port| (*first..=*last).contains(&port))
             }
+            Match::Ports(ranges) => packet.port.is_some_and(|port| {
+                ranges.iter().any(|(first, last)| (*first..=*last).contains(&port))
+            }),
             Match::ToNode { here } => {
                 let link = packet.iif.as_ref().filter(|_| *here);
                 self.local.has(packet.to, link.map(|Interface(_, name)| name.as_str()))
@@ -434,6 +503,21 @@ COMMIT
         assert_eq!(by("eth0", "10.20.0.10", 0), (0, 0x80));
         assert_eq!(by("eth0", "10.21.0.10", 0), (0, 0));
         assert_eq!(by("enipod0", "203.0.113.9", 0x180), (0x80, 0x180));
+    }
+
+    #[test]
+    fn rules_that_may_set_a_mark() {
+        let text = "*mangle\n:OUTPUT ACCEPT [0:0]\n:PREROUTING DROP [0:0]\n:DIVERT - [0:0]\n:LONE - [0:0]\n\
+            -A OUTPUT -p tcp -j DIVERT\n-A DIVERT -j MARK --set-xmark 0x1/0x1\n\
+            -A LONE -j MARK --set-xmark 0x2/0x2\nCOMMIT\n";
+        let rules = Ruleset { tables: parse("iptables", Family::V4, text), ..Ruleset::default() };
+        let mark = |value| MarkMatch { value, mask: value };
+        assert!(
+            rules.may_mark(Hook::Output, mark(1)) && !rules.may_mark(Hook::Prerouting, mark(1))
+        );
+        assert!(!rules.may_mark(Hook::Output, mark(2)), "no packet gets there");
+        let dropped = rules.walk(Hook::Prerouting, packet("10.21.0.10", 80), true, &Node);
+        assert!(dropped.len() == 1 && dropped[0].is_dropped, "the policy drops");
     }
 
     #[test]

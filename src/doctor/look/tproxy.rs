@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::doctor::Finding;
-use crate::doctor::tproxy::{Healing, Ours, Proxy, finding, healing, marks, proxies};
+use crate::doctor::tproxy::{Healing, Marked, Ours, Proxy, finding, healing, marks, proxies};
 use crate::error::Error;
 use crate::explain::ask::Asker;
 use crate::model::{Family, Rule};
 use crate::names::ALL_LINKS;
+use crate::netfilter::Hook;
 use crate::netlink::route::{self, Lookup};
 use crate::netlink::uapi::RTN_LOCAL;
 use crate::node::sysctl;
@@ -17,14 +18,29 @@ use crate::plan::proof::OUTSIDE;
 pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
     let broken = broken(asker)?;
     let judged = judging(asker)?;
-    let of_one = |proxy: &Proxy| finding(proxy, &judged, healing_of(asker, proxy).as_ref());
+    let of_one = |proxy: &Proxy| {
+        finding(proxy, &judged, healing_of(asker, proxy).as_ref(), marked(asker, proxy))
+    };
     Ok(broken.iter().map(of_one).collect())
 }
 
-/// The rules that heal what is found.
-pub(crate) fn remedies(asker: &mut Asker<'_>) -> Result<Vec<Healing>, Error> {
+/// The proxies that are broken, and the rule that heals each. One that the node's own packets go by is
+/// left to the operator, and so is one that no packet goes by.
+pub(crate) fn remedies(asker: &mut Asker<'_>) -> Result<Vec<(Proxy, Healing)>, Error> {
     let broken = broken(asker)?;
-    Ok(broken.iter().filter_map(|proxy| healing_of(asker, proxy)).collect())
+    let is_ours_to_heal = |proxy: &Proxy| {
+        let marked = marked(asker, proxy);
+        marked.arriving && !marked.sent
+    };
+    let healed = broken.into_iter().filter(is_ours_to_heal);
+    Ok(healed.filter_map(|proxy| Some((proxy.clone(), healing_of(asker, &proxy)?))).collect())
+}
+
+fn marked(asker: &Asker<'_>, proxy: &Proxy) -> Marked {
+    Marked {
+        arriving: asker.netfilter.may_mark(Hook::Prerouting, proxy.mark),
+        sent: asker.netfilter.may_mark(Hook::Output, proxy.mark),
+    }
 }
 
 fn healing_of(asker: &Asker<'_>, proxy: &Proxy) -> Option<Healing> {

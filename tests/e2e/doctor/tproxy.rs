@@ -114,6 +114,40 @@ fn a_proxy_that_looks_at_the_whole_mark() {
     assert_eq!((answer.who.as_str(), answer.seen_as.to_string().as_str()), ("proxy", CLIENT));
 }
 
+/// What the node itself sends goes by this proxy too: the rule would take it past, so the operator has to choose.
+#[test]
+fn a_proxy_of_the_nodes_own_packets() {
+    let mut layout = two_nics();
+    let _proxy = proxy(&mut layout, ONE_BIT);
+    let node = &layout.node;
+    node.ns.ip("rule add pref 300 fwmark 1/1 lookup 100");
+    node.ns.nft("add chain inet proxy out { type route hook output priority -150; }");
+    node.ns.nft(&format!("add rule inet proxy out ip daddr {PROXIED} meta mark set {ONE_BIT}"));
+    node.up(&json!({ "uplinks": NICS }));
+    assert_eq!(found(node, &[]), ["problem tproxy", "note no-agent"]);
+    let before = rules(node);
+    assert_eq!(fix(node)["fixed"], json!([]));
+    assert_eq!(rules(node), before);
+    let text = node.symroute(&["doctor", "--for", "0s"]).stdout;
+    assert!(text.contains("--fix leaves this to you"), "{text}");
+    node.down();
+}
+
+/// A rule for a mark that no packet gets, as Cilium has one on each node, is worth a note.
+#[test]
+fn a_rule_without_a_proxy() {
+    let layout = two_nics();
+    let node = &layout.node;
+    node.ns.ip("route add local default dev lo table 2004
+         rule add pref 9 fwmark 0x200000/0xf00000 lookup 2004");
+    node.up(&json!({ "uplinks": NICS }));
+    assert_eq!(found(node, &[]), ["note tproxy", "note no-agent"]);
+    let before = rules(node);
+    assert_eq!(fix(node)["fixed"], json!([]));
+    assert_eq!(rules(node), before);
+    node.down();
+}
+
 #[test]
 fn nothing_to_fix() {
     let layout = two_nics();
