@@ -29,6 +29,12 @@ pub fn standard_streams() {
     }
 }
 
+/// The text without signs that steer a terminal. Names of processes, chains and interfaces may have some.
+pub(crate) fn harmless(text: &str) -> String {
+    let steers = |sign: char| sign.is_control() && sign != '\n' && sign != '\t';
+    text.chars().map(|sign| if steers(sign) { '?' } else { sign }).collect()
+}
+
 /// Writes to standard output, and once more where that failed.
 pub(crate) fn print(mut text: &[u8]) -> nix::Result<()> {
     let mut again = true;

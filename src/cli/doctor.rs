@@ -34,7 +34,7 @@ pub(super) fn tail() -> String {
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
     /// For how long to count what the reverse path filter drops
-    #[arg(long = "for", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "TIME", default_value = "2s", value_parser = super::time)]
     watched: Duration,
     /// Add the ip rule of each finding "tproxy", and say how to undo that
     #[arg(long)]

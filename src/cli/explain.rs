@@ -27,6 +27,7 @@ Asks the kernel what it would do with a request from a client, and with the repl
 node as it is, without symroute and with it. Needs no symroute on the node, and changes
 nothing. With a port it follows DNAT by the rules of nftables and iptables (NodePorts,
 load balancers). With --from an address of the node, it is what the node itself sends.
+It does not follow filters of input and forward: a firewall there may still drop a request.
 
 ";
 

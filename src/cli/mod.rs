@@ -21,6 +21,7 @@ use std::env;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -34,6 +35,8 @@ use crate::state::{AgentLock, State};
 
 /// Name of the hold that `up` has on the node state.
 const HOLD: &str = "up";
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Something could not be done.
 const EXIT_FAILED: u8 = 1;
@@ -205,9 +208,9 @@ impl Command {
             }
             Self::Down { force } => down(force),
             Self::Status(words) => status::run(&words),
-            Self::Doctor(words) => doctor::run(&words),
-            Self::Explain(words) => explain::run(&words),
-            Self::Marks(words) => marks::run(&words),
+            Self::Doctor(words) => doctor::run(&words).map(harmless),
+            Self::Explain(words) => explain::run(&words).map(harmless),
+            Self::Marks(words) => marks::run(&words).map(harmless),
             Self::Bundle(words) => bundle::run(&words),
             Self::Trace(words) => trace::run(&words),
             Self::Attachments(words) => attachments::run(&words),
@@ -219,6 +222,17 @@ impl Command {
             Self::Man { folder } => pages::manual(folder.as_deref()).map(|text| (text, 0)),
         }
     }
+}
+
+/// What names of other programs' things may have in them does nothing to the terminal.
+fn harmless((text, code): (String, u8)) -> (String, u8) {
+    (process::harmless(&text), code)
+}
+
+/// A time that is not longer than a day.
+fn time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time > DAY { Err("wanted: a day at most".into()) } else { Ok(time) }
 }
 
 fn finish(outcome: Result<(String, u8), Failure>) -> u8 {
@@ -352,6 +366,18 @@ mod tests {
             let said = parsed(wrong).unwrap_err();
             assert!(said.contains("--help"), "{wrong}: {said}");
         }
+    }
+
+    #[test]
+    fn what_steers_a_terminal_is_not_printed() {
+        let (text, code) = harmless(("a \u{1b}[2J\u{9b}b\tc\n".into(), 4));
+        assert_eq!((text.as_str(), code), ("a ?[2J?b\tc\n", 4));
+    }
+
+    #[test]
+    fn times_are_bounded() {
+        assert_eq!(time("30s"), Ok(Duration::from_secs(30)));
+        assert!(time("300000000000y").is_err() && time("25h").is_err() && time("soon").is_err());
     }
 
     #[test]

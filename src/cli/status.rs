@@ -51,7 +51,7 @@ pub(super) struct Words {
 }
 
 fn pace(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let time = super::time(text)?;
     if time < BRISK { Err("wanted: 100ms or more".into()) } else { Ok(time) }
 }
 

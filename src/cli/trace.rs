@@ -23,7 +23,8 @@ Follows each packet of a client's connections, and the replies: by which NIC it 
 marks and what sets them, DNAT, each routing table that was tried, a drop by rp_filter, by which
 NIC it left. Needs no symroute on the node and no BPF. It puts an nftables table of its own in
 place that asks for trace messages of these packets and changes none, and a tracefs instance;
-the kernel removes the table with the process. \"ready\" on standard error says that it listens.
+the kernel removes the table with the process, and a later trace the instance of a killed one.
+\"ready\" on standard error says that it listens.
 With iptables-legacy the kernel may log these packets, too, as for the target TRACE.
 It takes root, nf_tables and Linux 5.12; to see routing tables and drops takes 6.4.
 
@@ -58,7 +59,7 @@ pub(super) struct Words {
     #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
     proto: Option<u8>,
     /// For how long
-    #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = super::time)]
     time: Duration,
     /// Print one JSON object per packet and line, then one that sums up
     #[arg(long)]
@@ -108,7 +109,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         } else {
             packet.to_text(since, &link_name)
         };
-        process::print(text.as_bytes()).is_ok()
+        process::print(process::harmless(&text).as_bytes()).is_ok()
     });
     cannot_see.extend(missed.map_err(|Cannot(why)| Failure::Failed(why))?);
     let code = match (summary.packets, summary.is_well()) {

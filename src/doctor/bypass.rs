@@ -161,7 +161,7 @@ pub(crate) fn of_ipvs(conntrack: Option<u32>, services: &str) -> Option<Finding>
         what: "IPVS forwards connections that are not tracked".into(),
         evidence: vec![
             "net.ipv4.vs.conntrack is 0".into(),
-            format!("IPVS has {services} services"),
+            format!("services of IPVS: {services}"),
         ],
         remedy: "sysctl -w net.ipv4.vs.conntrack=1, which kube-proxy sets by itself".into(),
     })
@@ -230,7 +230,7 @@ mod tests {
                     -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n\
                     TCP  0A0C7365:0050 rr \n  \
                     -> 0AFD04C2:1F40      Masq    1      0          0\n";
-        assert_eq!(of_ipvs(Some(0), text).unwrap().evidence[1], "IPVS has 1 services");
+        assert_eq!(of_ipvs(Some(0), text).unwrap().evidence[1], "services of IPVS: 1");
         let (headings, _) = text.split_once("TCP").unwrap();
         for (conntrack, text) in [(Some(1), text), (None, text), (Some(0), headings), (Some(0), "")]
         {

@@ -18,6 +18,9 @@ use crate::netlink::uapi::{IPPROTO_TCP, IPPROTO_UDP, RTN_LOCAL, RTN_UNICAST};
 use crate::plan;
 use crate::plan::proof::OUTSIDE;
 
+/// NodePorts that are named at most.
+const NODE_PORTS: usize = 32;
+
 /// A request behind prerouting, or behind output where the node sends it.
 struct Seen {
     /// As DNAT leaves it.
@@ -53,11 +56,12 @@ impl Asker<'_> {
         each.map(|(at, outcome)| self.one(packet, outcome, (at + 1, count), &alive)).collect()
     }
 
-    /// Protocols and ports that rules send on by DNAT where the node's own address is called.
-    pub(crate) fn node_ports(&self, family: Family) -> Vec<(u8, u16)> {
+    /// Protocols and ports that rules send on by DNAT where the node's own address is called, and whether
+    /// there are more than these.
+    pub(crate) fn node_ports(&self, family: Family) -> (Vec<(u8, u16)>, bool) {
         let of_uplink = |a: &&Address| Family::of(a.ip) == family && self.is_uplink(a.link);
         let Some(own) = self.public_addresses().find(of_uplink).copied() else {
-            return Vec::new();
+            return (Vec::new(), false);
         };
         let mut found = Vec::new();
         for protocol in [IPPROTO_TCP, IPPROTO_UDP] {
@@ -68,11 +72,14 @@ impl Asker<'_> {
                 let facts = &self.view.facts;
                 let outcomes = self.netfilter.walk(Hook::Prerouting, start, true, facts);
                 if outcomes.iter().any(|outcome| outcome.nat.is_some()) {
+                    if found.len() == NODE_PORTS {
+                        return (found, true);
+                    }
                     found.push((protocol, port));
                 }
             }
         }
-        found
+        (found, false)
     }
 
     fn one(

@@ -13,7 +13,7 @@ use crate::model::Family;
 /// Bytes of `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 
-/// Who sends to whom in one direction.
+/// Sender and receiver in one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tuple {
     pub(crate) from: SocketAddr,

@@ -26,7 +26,7 @@ const PENDING: usize = 16;
 pub(crate) struct Packet {
     /// The first event.
     pub(crate) at: Duration,
-    /// Who sends what to whom, as it came.
+    /// Sender and receiver, as it came.
     pub(crate) headers: Headers,
     /// In order.
     pub(crate) steps: Vec<Step>,
@@ -121,7 +121,7 @@ impl Packet {
         !self.is_over()
     }
 
-    /// Who sends what to whom, as it is behind all translation.
+    /// Sender and receiver behind all translation.
     pub(crate) fn now(&self) -> &Headers {
         &self.now
     }

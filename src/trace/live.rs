@@ -103,7 +103,7 @@ struct Trace {
     _owner: Socket,
     join: Join,
     routers: Routers,
-    /// Messages that no tracepoint has told of yet; none for one that is no trace message.
+    /// Messages that no tracepoint has reported yet; none for one that is no trace message.
     messages: VecDeque<Option<Message>>,
     /// Events were lost, so messages and look-ups can't be put in order until it is quiet.
     is_adrift: bool,

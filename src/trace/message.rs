@@ -40,7 +40,7 @@ pub(crate) enum Kind {
     Other,
 }
 
-/// Who sends what to whom.
+/// Sender, receiver and protocol of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Headers {
     pub(crate) from: IpAddr,

@@ -37,7 +37,8 @@ pub(super) fn all(
         let cells = cells.collect::<Result<_, _>>()?;
         grid.rows.push((to.to_string(), cells));
     }
-    for (protocol, port) in asker.node_ports(family) {
+    let (node_ports, has_more) = asker.node_ports(family);
+    for (protocol, port) in node_ports {
         let name = format!("NodePort {port}/{}", protocol_name(protocol));
         let mut cells = Vec::new();
         for (link, to) in uplinks.iter().zip(&called) {
@@ -46,7 +47,9 @@ pub(super) fn all(
         grid.rows.push((name, cells));
     }
     let head = format!("requests from {from}, by what they ask and where they arrive");
-    print(asker, words, &grid, &head, "")
+    let tail =
+        if has_more { "there are more NodePorts; ask for one by --to ADDRESS:PORT\n" } else { "" };
+    print(asker, words, &grid, &head, tail)
 }
 
 /// Pods side by side: a client's requests by each uplink, and what they send to it.

@@ -139,7 +139,7 @@ fn name(id: u32) -> Result<String, Errno> {
 /// The system call. `attributes` begins as the command's part of `union bpf_attr`; the kernel takes what
 /// is left out for zero.
 fn bpf<T>(command: u32, attributes: &mut T) -> Result<i32, Errno> {
-    // SAFETY: the kernel reads and writes as many bytes as it is told here, all of them of `attributes`.
+    // SAFETY: the kernel reads and writes as many bytes as this call says, all of them of `attributes`.
     // Buffers that it points to belong to the caller, who gives their size in the same place.
     let answer = unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())

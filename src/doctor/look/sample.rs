@@ -48,7 +48,7 @@ impl Sampler {
                     packets += 1;
                     note(&mut found, arrival);
                 }
-                // An interface that goes down is told once.
+                // An interface that goes down is an error once.
                 Err(Errno::EINTR | Errno::ENETDOWN) => {}
                 Err(Errno::EAGAIN) if self.wait(end) => {}
                 Err(_) => break,
