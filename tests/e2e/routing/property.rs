@@ -22,7 +22,7 @@ const SEED: u64 = 5000;
 /// How many layouts a run tries.
 const LAYOUTS: u64 = 80;
 /// `explain` is held against the first of this many layouts.
-const EXPLAINED: u64 = 8;
+const EXPLAINED: u64 = 16;
 /// What strict `rp_filter` is to IPv4, after DNAT as well. Without it an IPv6 flow may work that takes one way in and
 /// another out.
 const STRICT: &str = "table ip6 strict {
