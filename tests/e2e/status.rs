@@ -147,7 +147,8 @@ fn reports_follow_each_other_where_there_is_no_terminal() {
 
 /// What a terminal of the program `script` was sent; ^C ends the command.
 fn on_terminal(node: &Node, variables: &str) -> (Option<i32>, String) {
-    let command = format!("{variables} {TOOL} status --watch --every 100ms");
+    // With "exec" every shell becomes the command; one that waits for it would end by ^C too.
+    let command = format!("exec env {variables} {TOOL} status --watch --every 100ms");
     let mut child = watching(node, &["script", "-qec"], &[&command, "/dev/null"]);
     let mut input = child.stdin.take().expect("a pipe");
     let mut output = child.stdout.take().expect("a pipe");
