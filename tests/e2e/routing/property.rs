@@ -23,6 +23,8 @@ const SEED: u64 = 5000;
 const LAYOUTS: u64 = 80;
 /// `explain` is held against the first of this many layouts.
 const EXPLAINED: u64 = 16;
+/// How many worlds share the layouts.
+const WORLDS: usize = 2;
 /// What strict `rp_filter` is to IPv4, after DNAT as well. Without it an IPv6 flow may work that takes one way in and
 /// another out.
 const STRICT: &str = "table ip6 strict {
@@ -438,62 +440,86 @@ fn work(probes: &[Probe<'_>], deadline: Duration) -> Vec<bool> {
     })
 }
 
+/// What was seen on some layouts.
+#[derive(Default)]
+struct Tally {
+    worked: usize,
+    healed: usize,
+    explained: usize,
+}
+
+/// Sets up the node of this seed, and asks it without and with the plugin.
+fn hold(world: &World, seed: u64, is_explained: bool, tally: &mut Tally) {
+    world.reset();
+    let (words, uplinks) = world.shuffle(&mut Dice(seed));
+    world.forget();
+    let probes = world.flows();
+    let settings = json!({ "uplinks": uplinks });
+    if is_explained {
+        world.node.note_requests();
+    }
+    world.node.ns.nft(STRICT);
+    let before = work(&probes, BASELINE);
+    world.node.ns.nft("delete table ip6 strict");
+    if is_explained {
+        tally.explained += world.hold_verdicts(&settings, &probes, &before, &words);
+    }
+    world.forget();
+    world.node.up(&settings);
+    let with: Vec<bool> = work(&probes, BASELINE);
+    if is_explained {
+        tally.explained += world.hold_verdicts(&settings, &probes, &with, &words);
+        world.node.end_noting_requests();
+    }
+    // Busy processors may have delayed it.
+    let lost = (0..probes.len()).filter(|&at| before[at] && !with[at]);
+    let again: Vec<Probe<'_>> = lost
+        .map(|at| Probe { name: probes[at].name, from: probes[at].from, to: probes[at].to })
+        .collect();
+    let broken: Vec<String> = work(&again, PATIENT)
+        .into_iter()
+        .zip(&again)
+        .filter(|(works, _)| !works)
+        .map(|(_, probe)| format!("{} to {}", probe.name, probe.to))
+        .collect();
+    let status = world.node.symroute(&["status"]).stdout;
+    assert!(
+        broken.is_empty(),
+        "SYMROUTE_SEED={seed} SYMROUTE_LAYOUTS=1: worked without and fails with symroute: {}\n{words}\n{status}",
+        broken.join(", ")
+    );
+    tally.worked += before.iter().filter(|&&works| works).count();
+    tally.healed += (0..probes.len()).filter(|&at| !before[at] && with[at]).count();
+    world.node.down();
+}
+
 #[test]
 fn what_worked_works() {
     let number = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());
     let seed: u64 = number("SYMROUTE_SEED").unwrap_or(SEED);
     let layouts: u64 = number("SYMROUTE_LAYOUTS").unwrap_or(LAYOUTS);
     println!("SYMROUTE_SEED={seed}");
-    let world = World::new();
-    let (mut worked, mut healed, mut explained) = (0, 0, 0);
-    for layout in 0..layouts {
-        let mut dice = Dice(seed.wrapping_add(layout));
-        world.reset();
-        let (words, uplinks) = world.shuffle(&mut dice);
-        world.forget();
-        let probes = world.flows();
-        let settings = json!({ "uplinks": uplinks });
-        let is_explained = layout % EXPLAINED == 0;
-        if is_explained {
-            world.node.note_requests();
+    // Most of a layout's time is spent waiting, so two worlds take turns.
+    let share = |first: u64| {
+        let (world, mut tally) = (World::new(), Tally::default());
+        for layout in (first..layouts).step_by(WORLDS) {
+            hold(&world, seed.wrapping_add(layout), layout % EXPLAINED == 0, &mut tally);
         }
-        world.node.ns.nft(STRICT);
-        let before = work(&probes, BASELINE);
-        world.node.ns.nft("delete table ip6 strict");
-        if is_explained {
-            explained += world.hold_verdicts(&settings, &probes, &before, &words);
-        }
-        world.forget();
-        world.node.up(&settings);
-        let with: Vec<bool> = work(&probes, BASELINE);
-        if is_explained {
-            explained += world.hold_verdicts(&settings, &probes, &with, &words);
-            world.node.end_noting_requests();
-        }
-        let lost = || (0..probes.len()).filter(|&at| before[at] && !with[at]);
-        // Busy processors may have delayed it.
-        let again: Vec<usize> = lost().collect();
-        let patient: Vec<Probe<'_>> = again
-            .iter()
-            .map(|&at| Probe { name: probes[at].name, from: probes[at].from, to: probes[at].to })
-            .collect();
-        let broken: Vec<String> = work(&patient, PATIENT)
-            .into_iter()
-            .zip(&patient)
-            .filter(|(works, _)| !works)
-            .map(|(_, probe)| format!("{} to {}", probe.name, probe.to))
-            .collect();
-        let status = world.node.symroute(&["status"]).stdout;
-        assert!(
-            broken.is_empty(),
-            "SYMROUTE_SEED={} SYMROUTE_LAYOUTS=1: worked without and fails with symroute: {}\n{words}\n{status}",
-            seed.wrapping_add(layout),
-            broken.join(", ")
-        );
-        worked += before.iter().filter(|&&works| works).count();
-        healed += (0..probes.len()).filter(|&at| !before[at] && with[at]).count();
-        world.node.down();
-    }
+        tally
+    };
+    let all = thread::scope(|scope| {
+        let running: Vec<_> =
+            (0..WORLDS as u64).map(|first| scope.spawn(move || share(first))).collect();
+        running.into_iter().fold(Tally::default(), |sum, one| {
+            let tally = one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Tally {
+                worked: sum.worked + tally.worked,
+                healed: sum.healed + tally.healed,
+                explained: sum.explained + tally.explained,
+            }
+        })
+    });
+    let Tally { worked, healed, explained } = all;
     println!(
         "{layouts} layouts: {worked} flows worked before and do with symroute, {healed} more work; explain is \
          right about {explained} requests that were answered"
