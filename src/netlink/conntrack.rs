@@ -40,10 +40,8 @@ pub(crate) fn between(
     from: IpAddr,
     to: IpAddr,
 ) -> Result<Vec<Connection>, Error> {
-    let mut request = Writer::default();
-    let kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET;
     let family = Family::of(from);
-    request.message(kind, NLM_F_REQUEST | NLM_F_DUMP, &[family.number(), 0, 0, 0]);
+    let mut request = dump(family.number());
     let [source, destination] = match family {
         Family::V4 => [CTA_IP_V4_SRC, CTA_IP_V4_DST],
         Family::V6 => [CTA_IP_V6_SRC, CTA_IP_V6_DST],
@@ -62,6 +60,21 @@ pub(crate) fn between(
     let is_between =
         |one: &Connection| (one.original.from.ip(), one.original.to.ip()) == (from, to);
     Ok(found.into_iter().filter(is_between).collect())
+}
+
+/// The connections of both families that are wanted. The others are not kept: a busy node has a million.
+pub(crate) fn wanted(
+    socket: &mut Socket,
+    is_wanted: impl Fn(&Connection) -> bool,
+) -> Result<Vec<Connection>, Error> {
+    socket.dump(&mut dump(NFPROTO_UNSPEC), |body| parse(body).filter(&is_wanted))
+}
+
+fn dump(family: u8) -> Writer {
+    let mut request = Writer::default();
+    let kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET;
+    request.message(kind, NLM_F_REQUEST | NLM_F_DUMP, &[family, 0, 0, 0]);
+    request
 }
 
 fn parse(body: &[u8]) -> Option<Connection> {
