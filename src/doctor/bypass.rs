@@ -1,21 +1,16 @@
 //! What takes packets past connection tracking or netfilter: symroute can't bind such connections.
 
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{BPF, FLOWTABLE, Finding, IPVS, NOTRACK, Severity};
-use crate::model::{Address, Facts};
 
-/// A rule that exempts packets from connection tracking.
+/// Rules that exempt requests from connection tracking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Untracked {
-    /// Where it stands, in words.
-    pub(crate) place: String,
-    /// The interface that it asks for, with a star behind the beginning of a name.
-    pub(crate) link: Option<String>,
-    /// The same by index.
-    pub(crate) index: Option<u32>,
-    /// The destination that it asks for.
-    pub(crate) to: Option<IpAddr>,
+pub(crate) struct Exempted {
+    /// The uplinks that the requests come in by.
+    pub(crate) nics: BTreeSet<String>,
+    /// "TCP" and "UDP".
+    pub(crate) protocols: BTreeSet<&'static str>,
 }
 
 /// A flowtable of nftables.
@@ -87,41 +82,29 @@ pub(crate) struct Nic<'a> {
     pub(crate) name: &'a str,
 }
 
-/// A finding for each rule that takes requests by uplinks past connection tracking.
-pub(crate) fn of_untracked(
-    rules: &[Untracked],
-    uplinks: &[Nic<'_>],
-    facts: &Facts,
-) -> Vec<Finding> {
-    let finding = |rule: &Untracked| {
-        let meets = |nic: &&Nic<'_>| {
-            let name = rule.link.as_deref().is_none_or(|wanted| match wanted.strip_suffix('*') {
-                Some(beginning) => nic.name.starts_with(beginning),
-                None => nic.name == wanted,
-            });
-            let has = |to: IpAddr| {
-                facts.addresses.iter().any(|a: &Address| a.link == nic.link && a.ip == to)
-            };
-            name && rule.index.is_none_or(|index| index == nic.link) && rule.to.is_none_or(has)
-        };
-        let names: Vec<_> = uplinks.iter().filter(meets).map(|nic| nic.name).collect();
-        let names = (!names.is_empty()).then(|| names.join(" and "))?;
-        Some(Finding {
+/// A finding for each chain with rules that take requests by uplinks past connection tracking. The key is its
+/// table and its name.
+pub(crate) fn of_untracked(by_chain: &BTreeMap<String, Exempted>) -> Vec<Finding> {
+    let finding = |(place, Exempted { nics, protocols }): (&String, &Exempted)| {
+        let join = |words: Vec<&str>| words.join(" and ");
+        let nics = join(nics.iter().map(String::as_str).collect());
+        let protocols = join(protocols.iter().copied().collect());
+        Finding {
             id: NOTRACK,
             severity: Severity::Warning,
-            what: format!("a rule keeps requests by {names} from being tracked"),
+            what: format!("a rule keeps {protocols} requests by {nics} from being tracked"),
             evidence: vec![
-                format!("{} has a rule \"notrack\"", rule.place),
+                format!("{place}: a rule with \"notrack\""),
                 "symroute binds tracked connections alone: replies to others go by the node's own \
                  routing"
                     .into(),
             ],
-            remedy: "remove the rule, or have it name what needs no reply by its NIC; nft -a list \
-                     ruleset shows it"
+            remedy: "remove the rule, or have it name what needs no reply by its NIC; \
+                     \"nft -a list ruleset\" or \"iptables-legacy-save -t raw\" shows it"
                 .into(),
-        })
+        }
     };
-    rules.iter().filter_map(finding).collect()
+    by_chain.iter().map(finding).collect()
 }
 
 /// A note for each flowtable that uplinks feed.
@@ -170,32 +153,16 @@ pub(crate) fn of_ipvs(conntrack: Option<u32>, services: &str) -> Option<Finding>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Family;
 
     const UPLINKS: [Nic<'_>; 2] = [Nic { link: 2, name: "eth0" }, Nic { link: 3, name: "eth1" }];
 
-    fn names(rule: Untracked) -> Vec<String> {
-        let ip: IpAddr = "10.21.0.10".parse().unwrap();
-        let address = Address { link: 3, net: Family::host_route(ip), ip, scope: 0 };
-        let facts = Facts { addresses: vec![address], ..Facts::default() };
-        of_untracked(&[rule], &UPLINKS, &facts).into_iter().map(|found| found.what).collect()
-    }
-
     #[test]
-    fn only_rules_that_meet_requests_by_uplinks() {
-        let any = Untracked::default();
-        let to = |ip: &str| Untracked { to: ip.parse().ok(), ..Untracked::default() };
-        let by = |name: &str| Untracked { link: Some(name.into()), ..Untracked::default() };
-        let what =
-            |names: &str| vec![format!("a rule keeps requests by {names} from being tracked")];
-        assert_eq!(names(any), what("eth0 and eth1"));
-        assert_eq!(names(by("eth1")), what("eth1"));
-        assert_eq!(names(by("eth*")), what("eth0 and eth1"));
-        assert_eq!(names(by("veth1")), [""; 0]);
-        assert_eq!(names(to("10.21.0.10")), what("eth1"));
-        // NodeLocal DNS.
-        assert_eq!(names(to("169.254.20.10")), [""; 0]);
-        assert_eq!(names(Untracked { index: Some(2), ..Untracked::default() }), what("eth0"));
+    fn what_is_exempted_is_named() {
+        let exempted =
+            Exempted { nics: ["eth0", "eth1"].map(Into::into).into(), protocols: ["UDP"].into() };
+        let found = of_untracked(&[("iptables raw, PREROUTING".to_owned(), exempted)].into());
+        assert_eq!(found[0].what, "a rule keeps UDP requests by eth0 and eth1 from being tracked");
+        assert!(found[0].evidence[0].starts_with("iptables raw, PREROUTING: "));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One request through the node: the rules of netfilter in the hooks, and the kernel's look-ups in between.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::ask::{Asker, Explained};
@@ -29,6 +30,8 @@ struct Seen {
     /// The marks that other programs have put on it and on its connection.
     mark: u32,
     connection: u32,
+    /// The rule that keeps it from being tracked.
+    untracked_by: Option<String>,
 }
 
 impl Asker<'_> {
@@ -95,6 +98,7 @@ impl Asker<'_> {
             is_translated: outcome.nat.is_some(),
             mark: outcome.packet.mark,
             connection: outcome.packet.connection,
+            untracked_by: outcome.packet.untracked_by,
         };
         let to = outcome.packet.to;
         let alive = alive.iter().filter(|one| one.reply.from.ip() == to).copied().collect();
@@ -136,6 +140,9 @@ impl Asker<'_> {
         seen: &Seen,
         without: &Answers,
     ) -> Result<(Option<Side>, Option<String>), Error> {
+        if let Some(by) = &seen.untracked_by {
+            return Ok((None, Some(format!("{by}: a rule keeps it from being tracked"))));
+        }
         if let Some(via) = self.steered(seen, without) {
             let answers = if self.in_force {
                 self.answers(seen, self.view.settings.field.of(via))?
@@ -260,7 +267,8 @@ impl Asker<'_> {
         let link = request.link;
         let iif = (!packet.is_of_node()).then_some(packet.link);
         let marks = (seen.mark, seen.connection);
-        let leaving = self.in_hook(packet, iif, Some(link), marks, false);
+        let mut leaving = self.in_hook(packet, iif, Some(link), marks, false);
+        leaving.untracked_by.clone_from(&seen.untracked_by);
         let facts = &self.view.facts;
         let outcomes = self.netfilter.walk(Hook::Postrouting, leaving, true, facts);
         let nat = outcomes.into_iter().find_map(|outcome| outcome.nat);
@@ -387,7 +395,14 @@ impl Asker<'_> {
             mark,
             connection,
             is_reply,
+            untracked_by: None,
         }
+    }
+
+    /// The rules that may keep a request from being tracked: table and chain of each.
+    pub(crate) fn untracking(&self, packet: &Packet) -> BTreeSet<String> {
+        let arriving = self.in_hook(packet, Some(packet.link), None, (0, 0), false);
+        self.netfilter.untracking(arriving, &self.view.facts)
     }
 
     /// Whether a way leads out of the node.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::{Condition, Field, Loaded, Match, Mix, Part, Rule, Set, Target};
 use crate::model::Family;
 use crate::netlink::uapi::*;
-use crate::netlink::wire::{attrs, be_i32_at, be32_at, find, ip, string, u32_at};
+use crate::netlink::wire::{attrs, be_i32_at, be32_at, find, ip, string, u16_at, u32_at};
 
 /// What a register holds.
 #[derive(Debug, Clone)]
@@ -133,8 +133,16 @@ impl Reader<'_> {
                 self.put(Target::Unknown(name.into()));
                 Some(())
             }
+            "notrack" => {
+                self.put(Target::Untrack);
+                Some(())
+            }
+            "target" if is_notrack(data) => {
+                self.put(Target::Untrack);
+                Some(())
+            }
             // Neither the packet nor the way through the rules depends on them.
-            "counter" | "log" | "notrack" | "last" | "objref" | "ct_timeout" => Some(()),
+            "counter" | "log" | "last" | "objref" | "ct_timeout" => Some(()),
             // Without an expression of its own it notes something and asks nothing.
             "dynset"
                 if find(data, NFTA_DYNSET_EXPR)
@@ -342,6 +350,16 @@ impl Reader<'_> {
         };
         self.put(target);
         Some(())
+    }
+}
+
+/// `-j CT --notrack` of iptables-nft, or `-j NOTRACK` of old (`struct xt_ct_target_info`, `linux/netfilter/xt_CT.h`).
+fn is_notrack(data: &[u8]) -> bool {
+    let flags = || find(data, NFTA_TARGET_INFO).and_then(|info| u16_at(info, 0));
+    match find(data, NFTA_TARGET_NAME).map(string).as_deref() {
+        Some("CT") => flags().is_some_and(|flags| flags & XT_CT_NOTRACK != 0),
+        Some("NOTRACK") => true,
+        _ => false,
     }
 }
 

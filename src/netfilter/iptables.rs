@@ -121,8 +121,8 @@ impl Parts {
         match word {
             "!" => return self.inverted = true,
             "--limit-iface-in" => return self.here = true,
-            "--random" | "--random-fully" | "--persistent" | "--validmark" | "--notrack"
-            | "--rsource" | "--rdest" | "--reap" | "--rttl" => return,
+            "--random" | "--random-fully" | "--persistent" | "--validmark" | "--rsource"
+            | "--rdest" | "--reap" | "--rttl" => return,
             // "recent" notes the packet: it holds for each, unless the packet has to be known already.
             "--set" if self.module == "recent" => return,
             "--rcheck" | "--update" | "--remove" | "--syn" | "--loose" | "--invert" => {
@@ -131,6 +131,7 @@ impl Parts {
             }
             // A further value of an option that is not understood.
             value if !value.starts_with('-') => return,
+            "--notrack" => return self.target = Some(Target::Untrack),
             "--restore-mark" | "--save-mark" => return self.aim = format!("{} {word}", self.aim),
             _ => {}
         }
@@ -197,7 +198,8 @@ impl Parts {
         let [packets, connections] = self.masks.map(|mask| mask.unwrap_or(u32::MAX));
         let mix = |own: u32, other: u32| Mix { keep: !own, take: other, xor: 0 };
         match self.aim.as_str() {
-            "" | "LOG" | "NFLOG" | "TRACE" | "TCPMSS" | "CT" | "NOTRACK" | "SET" => Target::Nothing,
+            "" | "LOG" | "NFLOG" | "TRACE" | "TCPMSS" | "CT" | "SET" => Target::Nothing,
+            "NOTRACK" => Target::Untrack,
             "ACCEPT" => Target::Accept,
             "DROP" | "REJECT" => Target::Drop,
             "RETURN" => Target::Return,

@@ -5,10 +5,12 @@
 //! leads a packet through the chains of a hook (pure). Rules that choose by chance (`statistic`, `numgen`) lead
 //! to several outcomes. A rule with a match that is not understood is passed over, and the outcome names it.
 
+mod chain;
 mod expressions;
 mod iptables;
 mod ipvs;
 mod nftables;
+mod reach;
 pub(crate) mod read;
 mod sets;
 pub(crate) mod walk;
@@ -51,6 +53,8 @@ pub(crate) struct Packet {
     pub(crate) connection: u32,
     /// Whether it is an answer, and not the first packet of its connection.
     pub(crate) is_reply: bool,
+    /// Table and chain of the rule that keeps it from being tracked.
+    pub(crate) untracked_by: Option<String>,
 }
 
 /// What nftables loads into a register, in the byte order that it has there.
@@ -128,9 +132,11 @@ pub(crate) struct Condition {
     pub(crate) inverted: bool,
 }
 
-/// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)` and `(IP_CT_NEW)` of `linux/netfilter/nf_conntrack_common.h`.
+/// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`, `(IP_CT_NEW)` and `NF_CT_STATE_UNTRACKED_BIT` of
+/// `linux/netfilter/nf_conntrack_common.h`.
 const ESTABLISHED: u32 = 2;
 const NEW: u32 = 8;
+const UNTRACKED: u32 = 64;
 
 /// How a mark is made: `(kept & keep) ^ (other & take) ^ xor`. `other` is the mark of the other kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +188,8 @@ pub(crate) enum Target {
     Masquerade,
     Mark(Mix),
     Connection(Mix),
+    /// Goes on, and conntrack leaves the packet alone.
+    Untrack,
     /// What the map has for these fields.
     Map(Vec<Loaded>, Set),
     /// One of these, by chance.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::walk::Local;
 use super::{
     Condition, ESTABLISHED, Field, Interface, Loaded, Match, NEW, Packet, Part, Ruleset, Set,
-    Target,
+    Target, UNTRACKED,
 };
 use crate::model::Family;
 use crate::netlink::uapi::{NFPROTO_IPV4, NFPROTO_IPV6, RTN_LOCAL, RTN_UNICAST};
@@ -66,7 +66,12 @@ fn raw(field: Field, packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
         Field::Mark => Some(packet.mark.to_ne_bytes().to_vec()),
         Field::Connection => Some(packet.connection.to_ne_bytes().to_vec()),
         Field::State => {
-            Some(if packet.is_reply { ESTABLISHED } else { NEW }.to_ne_bytes().to_vec())
+            let state = match packet {
+                Packet { untracked_by: Some(_), .. } => UNTRACKED,
+                Packet { is_reply: true, .. } => ESTABLISHED,
+                _ => NEW,
+            };
+            Some(state.to_ne_bytes().to_vec())
         }
         Field::Direction => Some(vec![u8::from(packet.is_reply)]),
         Field::In => index(&packet.iif),

@@ -1,17 +1,17 @@
-//! Leads a packet through the chains of a hook, as `nf_hook_slow` (net/netfilter/core.c) and `nft_do_chain`
-//! (`nf_tables_core.c`) do.
+//! Leads a packet through the base chains of a hook, as `nf_hook_slow` (`net/netfilter/core.c`) does.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::sets::bytes;
-use super::{Chain, Condition, Hook, Interface, Match, Packet, Part, Rule, Ruleset, Table, Target};
-use crate::model::{Family, MarkMatch};
+use super::chain::{End, Walk};
+use super::{Base, Chain, Hook, Packet, Ruleset, Table};
+use crate::model::Family;
+use crate::netlink::uapi::NF_IP_PRI_CONNTRACK;
 
 /// Outcomes that are followed at most: a Service may have thousands of backends.
-const OUTCOMES: usize = 64;
+pub(super) const OUTCOMES: usize = 64;
 /// Chains that call each other at most (`NFT_JUMP_STACK_SIZE`).
-const DEPTH: usize = 16;
+pub(super) const DEPTH: usize = 16;
 
 /// A change of an address, and which rule makes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,16 +45,6 @@ pub(crate) trait Local {
     fn has(&self, address: IpAddr, link: Option<&str>) -> bool;
 }
 
-/// How a chain ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// The packet goes on behind the call.
-    Returned,
-    /// It is through with the base chain.
-    Accepted,
-    Dropped,
-}
-
 impl Ruleset {
     /// Where the packet may get in this hook. `is_first`: whether it is the first of its connection, so that
     /// chains of NAT see it.
@@ -65,25 +55,51 @@ impl Ruleset {
         is_first: bool,
         local: &dyn Local,
     ) -> Vec<Outcome> {
+        let is_met = |base: &Base| base.hook == hook && (is_first || !base.is_nat);
+        let outcomes = self.through(is_met, packet, local, false);
+        if hook != Hook::Postrouting && is_first {
+            let balanced = outcomes.into_iter().flat_map(|one| self.balanced(one));
+            return balanced.take(OUTCOMES).collect();
+        }
+        outcomes
+    }
+
+    /// Table and chain of each rule that may keep such a packet from being tracked. Its port may be any where it
+    /// is not known.
+    pub(crate) fn untracking(&self, packet: Packet, local: &dyn Local) -> BTreeSet<String> {
+        let is_met =
+            |base: &Base| base.hook == Hook::Prerouting && base.priority < NF_IP_PRI_CONNTRACK;
+        let outcomes = self.through(is_met, packet, local, true).into_iter();
+        outcomes.filter_map(|one| one.packet.untracked_by).collect()
+    }
+
+    /// Leads a packet through the base chains that it meets, in the order of their priority.
+    fn through(
+        &self,
+        is_met: impl Fn(&Base) -> bool,
+        packet: Packet,
+        local: &dyn Local,
+        is_open: bool,
+    ) -> Vec<Outcome> {
         let family = Family::of(packet.to);
         let mut bases: Vec<(&Table, &str, &Chain)> = Vec::new();
         for table in self.tables.iter().filter(|t| t.family.is_none_or(|own| own == family)) {
-            let of_hook = table.chains.iter().filter(|(_, chain)| {
-                chain.base.is_some_and(|base| base.hook == hook && (is_first || !base.is_nat))
-            });
-            bases.extend(of_hook.map(|(name, chain)| (table, name.as_str(), chain)));
+            let met =
+                table.chains.iter().filter(|(_, chain)| chain.base.as_ref().is_some_and(&is_met));
+            bases.extend(met.map(|(name, chain)| (table, name.as_str(), chain)));
         }
         bases.sort_by_key(|(_, _, chain)| chain.base.map(|base| base.priority));
         let start = Outcome { packet, nat: None, is_dropped: false, unsure: Vec::new() };
         let mut outcomes = vec![start];
         for (table, name, chain) in bases {
             let is_nat = chain.base.is_some_and(|base| base.is_nat);
-            // A connection gets an address in each hook once.
-            let is_through = |one: &Outcome| one.is_dropped || is_nat && one.nat.is_some();
+            // A connection gets an address in each hook once, and only conntrack knows connections.
+            let has_none = |one: &Outcome| one.nat.is_some() || one.packet.untracked_by.is_some();
+            let is_through = |one: &Outcome| one.is_dropped || is_nat && has_none(one);
             let (through, going): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(is_through);
             outcomes = through;
             for outcome in going {
-                let walk = Walk { table, local };
+                let walk = Walk { table, local, is_open };
                 let drops = chain.base.is_some_and(|base| base.drops);
                 for (mut outcome, end) in walk.chain(name, chain, outcome, DEPTH) {
                     outcome.is_dropped |= end == End::Dropped || drops && end == End::Returned;
@@ -93,13 +109,6 @@ impl Ruleset {
                 }
             }
             outcomes.truncate(OUTCOMES);
-        }
-        if hook != Hook::Postrouting && is_first {
-            return outcomes
-                .into_iter()
-                .flat_map(|one| self.balanced(one))
-                .take(OUTCOMES)
-                .collect();
         }
         outcomes
     }
@@ -128,291 +137,12 @@ impl Ruleset {
     }
 }
 
-impl Ruleset {
-    /// Whether a rule that packets meet in this hook may give them such a mark. A target of TPROXY may.
-    pub(crate) fn may_mark(&self, hook: Hook, mark: MarkMatch) -> bool {
-        let marks = |target: &Target| match target {
-            Target::Mark(mix) => mix.xor & mark.mask == mark.value,
-            Target::Unknown(what) => what.to_lowercase().contains("tproxy"),
-            _ => false,
-        };
-        self.tables.iter().any(|table| {
-            let called = table.called_in(hook);
-            let chains = called.iter().filter_map(|name| table.chains.get(*name));
-            let mut parts = chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.0);
-            parts.any(|part| matches!(part, Part::Do(target) if marks(target)))
-        })
-    }
-}
-
-impl Table {
-    /// The chains that packets may get to in this hook.
-    fn called_in(&self, hook: Hook) -> BTreeSet<&str> {
-        let is_base = |chain: &Chain| chain.base.is_some_and(|base| base.hook == hook);
-        let bases = self.chains.iter().filter(|(_, chain)| is_base(chain));
-        let mut left: Vec<&str> = bases.map(|(name, _)| name.as_str()).collect();
-        let mut called = BTreeSet::new();
-        while let Some(name) = left.pop() {
-            let Some(chain) = self.chains.get(name).filter(|_| called.insert(name)) else {
-                continue;
-            };
-            for part in chain.rules.iter().flat_map(|rule| &rule.0) {
-                match part {
-                    Part::Do(Target::Map(_, set)) => {
-                        left.extend(set.elements.iter().filter_map(|(_, target)| target.chain()));
-                    }
-                    Part::Do(Target::Choice(targets)) => {
-                        left.extend(targets.iter().filter_map(Target::chain));
-                    }
-                    Part::Do(target) => left.extend(target.chain()),
-                    Part::If(_) => {}
-                }
-            }
-        }
-        called
-    }
-}
-
-impl Target {
-    fn chain(&self) -> Option<&str> {
-        match self {
-            Self::Jump(name) | Self::Goto(name) => Some(name),
-            _ => None,
-        }
-    }
-}
-
-/// Packets in a chain: those that go on with the next rule, and those that are through.
-#[derive(Debug, Default)]
-struct Paths {
-    next: Vec<Outcome>,
-    ended: Vec<(Outcome, End)>,
-}
-
-struct Walk<'a> {
-    table: &'a Table,
-    local: &'a dyn Local,
-}
-
-impl Walk<'_> {
-    fn chain(
-        &self,
-        name: &str,
-        chain: &Chain,
-        start: Outcome,
-        depth: usize,
-    ) -> Vec<(Outcome, End)> {
-        let mut paths = Paths { next: vec![start], ended: Vec::new() };
-        for rule in &chain.rules {
-            for outcome in std::mem::take(&mut paths.next) {
-                self.rule(name, rule, outcome, depth, &mut paths);
-            }
-            paths.next.truncate(OUTCOMES);
-        }
-        let Paths { next, mut ended } = paths;
-        ended.extend(next.into_iter().map(|outcome| (outcome, End::Returned)));
-        ended.truncate(OUTCOMES);
-        ended
-    }
-
-    fn rule(
-        &self,
-        chain: &str,
-        rule: &Rule,
-        mut outcome: Outcome,
-        depth: usize,
-        paths: &mut Paths,
-    ) {
-        for (at, part) in rule.0.iter().enumerate() {
-            match part {
-                Part::If(condition) => match self.judge(condition, &outcome.packet) {
-                    Fits::Yes => {}
-                    Fits::No => return paths.next.push(outcome),
-                    Fits::Perhaps => paths.next.push(outcome.clone()),
-                    Fits::Unknown(why) => {
-                        if rule.0[at..].iter().any(|part| self.changes(part, DEPTH)) {
-                            self.note(chain, &mut outcome, &why);
-                        }
-                        return paths.next.push(outcome);
-                    }
-                },
-                Part::Do(target) => match self.apply(chain, target, outcome, depth, paths) {
-                    Some(goes_on) => outcome = goes_on,
-                    None => return,
-                },
-            }
-        }
-        paths.next.push(outcome);
-    }
-
-    /// Notes a part of a rule that was passed over.
-    fn note(&self, chain: &str, outcome: &mut Outcome, what: &str) {
-        let text = format!("{}, {chain}: \"{what}\"", self.table.name);
-        if !outcome.unsure.contains(&text) {
-            outcome.unsure.push(text);
-        }
-    }
-
-    /// Does what the target says; gives the packet back where it goes on with the rule.
-    fn apply(
-        &self,
-        chain: &str,
-        target: &Target,
-        mut outcome: Outcome,
-        depth: usize,
-        paths: &mut Paths,
-    ) -> Option<Outcome> {
-        let packet = &mut outcome.packet;
-        let to = match target {
-            Target::Nothing => return Some(outcome),
-            Target::Mark(mix) => {
-                packet.mark = mix.of(packet.mark, packet.connection);
-                return Some(outcome);
-            }
-            Target::Connection(mix) => {
-                packet.connection = mix.of(packet.connection, packet.mark);
-                return Some(outcome);
-            }
-            Target::Unknown(what) => {
-                self.note(chain, &mut outcome, what);
-                return Some(outcome);
-            }
-            Target::Return | Target::Accept | Target::Drop => {
-                let end = match target {
-                    Target::Accept => End::Accepted,
-                    Target::Drop => End::Dropped,
-                    _ => End::Returned,
-                };
-                paths.ended.push((outcome, end));
-                return None;
-            }
-            Target::Jump(name) => {
-                self.call(name, true, outcome, depth, paths);
-                return None;
-            }
-            Target::Goto(name) => {
-                self.call(name, false, outcome, depth, paths);
-                return None;
-            }
-            Target::Map(fields, set) => {
-                let found = bytes(fields, packet, self.local).and_then(|key| set.find(&key));
-                let Some(found) = found else {
-                    paths.next.push(outcome);
-                    return None;
-                };
-                return self.apply(chain, found, outcome, depth, paths);
-            }
-            Target::Choice(targets) => {
-                for target in targets {
-                    let chosen = self.apply(chain, target, outcome.clone(), depth, paths);
-                    paths.next.extend(chosen);
-                }
-                return None;
-            }
-            Target::Dnat { to, port } => {
-                packet.to = *to;
-                packet.port = port.or(packet.port);
-                NewAddress::Destination(*to, *port)
-            }
-            Target::Snat(from) => NewAddress::Source(*from),
-            Target::Masquerade => NewAddress::OfInterface,
-        };
-        outcome.nat = Some(Nat { to, by: format!("{}, {chain}", self.table.name) });
-        paths.ended.push((outcome, End::Accepted));
-        None
-    }
-
-    /// Calls a chain, and returns behind the call if `returns`.
-    fn call(&self, name: &str, returns: bool, outcome: Outcome, depth: usize, paths: &mut Paths) {
-        let called = self.table.chains.get(name).filter(|_| depth > 0);
-        let Some(called) = called else { return paths.next.push(outcome) };
-        for (outcome, end) in self.chain(name, called, outcome, depth - 1) {
-            if end == End::Returned && returns {
-                paths.next.push(outcome);
-            } else {
-                paths.ended.push((outcome, end));
-            }
-        }
-    }
-
-    /// Whether this part of a rule may change the packet or its connection.
-    fn changes(&self, part: &Part, depth: usize) -> bool {
-        let Part::Do(target) = part else { return false };
-        match target {
-            Target::Nothing | Target::Return | Target::Accept | Target::Drop => false,
-            Target::Jump(name) | Target::Goto(name) => {
-                let called = self.table.chains.get(name).filter(|_| depth > 0);
-                let mut parts = called.iter().flat_map(|chain| &chain.rules).flat_map(|r| &r.0);
-                parts.any(|part| self.changes(part, depth - 1))
-            }
-            _ => true,
-        }
-    }
-
-    fn judge(&self, condition: &Condition, packet: &Packet) -> Fits {
-        let has = |mark: u32, MarkMatch { value, mask }: MarkMatch| mark & mask == value;
-        let fits = match &condition.is {
-            Match::Bytes(fields, wanted) => {
-                // A packet without such a field does not meet the rest of the rule.
-                let Some(found) = bytes(fields, packet, self.local) else { return Fits::No };
-                // A prefix of an address or of a name has fewer bytes.
-                found.starts_with(wanted)
-            }
-            Match::Among(fields, set) => {
-                let Some(found) = bytes(fields, packet, self.local) else { return Fits::No };
-                set.find(&found).is_some()
-            }
-            Match::In(name) => is_named(name, packet.iif.as_ref()),
-            Match::Out(name) => is_named(name, packet.oif.as_ref()),
-            Match::From(net) => net.contains(packet.from),
-            Match::To(net) => net.contains(packet.to),
-            Match::Protocol(protocol) => packet.protocol == Some(*protocol),
-            Match::Port(first, last) => {
-                packet.port.is_some_and(|port| (*first..=*last).contains(&port))
-            }
-            Match::Ports(ranges) => packet.port.is_some_and(|port| {
-                ranges.iter().any(|(first, last)| (*first..=*last).contains(&port))
-            }),
-            Match::ToNode { here } => {
-                let link = packet.iif.as_ref().filter(|_| *here);
-                self.local.has(packet.to, link.map(|Interface(_, name)| name.as_str()))
-            }
-            Match::FromNode => self.local.has(packet.from, None),
-            Match::Mark(wanted) => has(packet.mark, *wanted),
-            Match::Connection(wanted) => has(packet.connection, *wanted),
-            Match::State { new, established } => {
-                if packet.is_reply {
-                    *established
-                } else {
-                    *new
-                }
-            }
-            Match::Chance => return Fits::Perhaps,
-            Match::Unknown(text) => return Fits::Unknown(text.clone()),
-        };
-        if fits == condition.inverted { Fits::No } else { Fits::Yes }
-    }
-}
-
-#[derive(Debug)]
-enum Fits {
-    No,
-    Yes,
-    Perhaps,
-    /// A match of these words is not understood.
-    Unknown(String),
-}
-
-/// A name that ends in `+` stands for all that begin so (iptables(8)).
-fn is_named(wanted: &str, found: Option<&Interface>) -> bool {
-    let name = found.map_or("", |Interface(_, name)| name.as_str());
-    wanted.strip_suffix('+').map_or(name == wanted, |begin| name.starts_with(begin))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::Interface;
     use super::super::iptables::parse;
     use super::*;
+    use crate::model::MarkMatch;
 
     struct Node;
     impl Local for Node {
@@ -434,6 +164,7 @@ mod tests {
             mark: 0,
             connection: 0,
             is_reply: false,
+            untracked_by: None,
         }
     }
 
@@ -518,6 +249,28 @@ COMMIT
         assert!(!rules.may_mark(Hook::Output, mark(2)), "no packet gets there");
         let dropped = rules.walk(Hook::Prerouting, packet("10.21.0.10", 80), true, &Node);
         assert!(dropped.len() == 1 && dropped[0].is_dropped, "the policy drops");
+    }
+
+    #[test]
+    fn rules_that_keep_packets_from_being_tracked() {
+        let text = "*raw\n:PREROUTING ACCEPT [0:0]\n:OWN - [0:0]\n-A PREROUTING -i eth1 -j OWN\n\
+            -A OWN -p tcp --dport 10250 -j CT --notrack\n-A OWN -p udp -j NOTRACK\n\
+            -A OWN -p tcp -j CT --zone 1\nCOMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\n\
+            -A PREROUTING -p tcp -j DNAT --to-destination 10.244.1.5:8080\nCOMMIT\n";
+        let tables = parse("iptables", Family::V4, text);
+        let rules = Ruleset { tables, ..Ruleset::default() };
+        let by = |iif: &str, protocol, port| {
+            let iif = Some(Interface(3, iif.into()));
+            Packet { iif, protocol: Some(protocol), port, ..packet("10.21.0.10", 1) }
+        };
+        let found = |packet| rules.untracking(packet, &Node).into_iter().collect::<Vec<_>>();
+        assert_eq!(found(by("eth1", 6, None)), ["iptables raw, OWN"], "a port may be that one");
+        assert_eq!(found(by("eth1", 17, Some(53))), ["iptables raw, OWN"]);
+        assert_eq!(found(by("eth1", 6, Some(80))), [""; 0]);
+        assert_eq!(found(by("eth0", 17, None)), [""; 0]);
+        let sent = |port| rules.walk(Hook::Prerouting, by("eth1", 6, Some(port)), true, &Node);
+        assert!(sent(10250)[0].nat.is_none(), "what is not tracked gets no other address");
+        assert!(sent(80)[0].nat.is_some());
     }
 
     #[test]

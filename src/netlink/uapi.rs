@@ -97,6 +97,8 @@ numbers! {
         NF_INET_POST_ROUTING = 4, NF_INET_INGRESS = 5;
     u32: NF_ARP_IN = 0;
     i32: NF_DROP = 0, NF_ACCEPT = 1;
+    // `enum nf_ip_hook_priorities` of `linux/netfilter_ipv4.h`.
+    i32: NF_IP_PRI_CONNTRACK = -200;
     u32: NFNLGRP_NFTRACE = 9;
 
     // pkt_cls.h, pkt_sched.h, bpf.h
@@ -148,7 +150,7 @@ numbers! {
     // Four bytes behind the first four of register 1.
     u32: NFT_REG32_01 = 9;
     u16: NFTA_META_DREG = 1, NFTA_META_KEY = 2, NFTA_META_SREG = 3;
-    u32: NFT_META_PROTOCOL = 1, NFT_META_MARK = 3, NFT_META_IIF = 4, NFT_META_OIF = 5,
+    u32: NFT_META_MARK = 3, NFT_META_IIF = 4, NFT_META_OIF = 5,
         NFT_META_IIFNAME = 6, NFT_META_OIFNAME = 7, NFT_META_NFTRACE = 12, NFT_META_NFPROTO = 15,
         NFT_META_L4PROTO = 16;
     u8: IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_UDP = 17, IPPROTO_ICMPV6 = 58;

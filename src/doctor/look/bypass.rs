@@ -1,23 +1,27 @@
 //! Reads what takes packets past connection tracking or netfilter.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use nix::errno::Errno;
 
-use super::{bpf, untracked};
+use super::{bpf, flowtables};
 use crate::doctor::Finding;
-use crate::doctor::bypass::{Nic, of_flowtables, of_ipvs, of_programs, of_untracked};
+use crate::doctor::bypass::{Exempted, Nic, of_flowtables, of_ipvs, of_programs, of_untracked};
 use crate::error::Error;
+use crate::explain::Packet;
 use crate::explain::ask::Asker;
+use crate::model::Family;
 use crate::netlink;
+use crate::netlink::uapi::{IPPROTO_TCP, IPPROTO_UDP};
 use crate::node::observe::is_missing;
 use crate::node::sysctl;
+use crate::plan::proof::OUTSIDE;
 
 /// What concerns the uplinks, and IPVS.
 pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
     let netfilter = &mut asker.kernel.netfilter;
-    let rules = present(untracked::rules(netfilter), "list the rules of nftables")?;
-    let flowtables = present(untracked::flowtables(netfilter), "list flowtables")?;
+    let flowtables = present(flowtables::all(netfilter), "list flowtables")?;
     let mut programs = Vec::new();
     for uplink in &asker.view.plan.uplinks {
         let of_link = bpf::programs(&mut asker.kernel.rtnetlink, uplink.link);
@@ -25,13 +29,31 @@ pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
     }
     let uplinks = asker.view.plan.uplinks.iter();
     let uplinks: Vec<_> = uplinks.map(|u| Nic { link: u.link, name: &u.name }).collect();
-    let mut found = of_untracked(&rules, &uplinks, asker.facts());
+    let mut found = of_untracked(&exempted(asker));
     found.extend(of_flowtables(&flowtables, &uplinks));
     found.extend(of_programs(&programs, &uplinks));
     // A thread may be in another network namespace than its process.
     let services = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
     found.extend(of_ipvs(sysctl::value("ipv4/vs/conntrack"), &services));
     Ok(found)
+}
+
+/// Which requests to the uplinks' addresses the rules exempt from tracking, by table and chain.
+fn exempted(asker: &Asker<'_>) -> BTreeMap<String, Exempted> {
+    let mut found: BTreeMap<String, Exempted> = BTreeMap::new();
+    for own in asker.public_addresses().filter(|own| asker.uplinks().contains(&own.link)) {
+        let client = OUTSIDE.of(Family::of(own.ip));
+        for (protocol, word) in [(IPPROTO_TCP, "TCP"), (IPPROTO_UDP, "UDP")] {
+            let request =
+                Packet { protocol: Some(protocol), ..Packet::plain(client, own.ip, own.link) };
+            for place in asker.untracking(&request) {
+                let one = found.entry(place).or_default();
+                one.nics.insert(asker.facts().link_name(own.link));
+                one.protocols.insert(word);
+            }
+        }
+    }
+    found
 }
 
 /// A kernel without nftables has none. What a user without root may not read is noted elsewhere.

@@ -3,12 +3,12 @@
 mod bpf;
 mod bypass;
 mod drops;
+mod flowtables;
 mod legacy;
 mod requests;
 mod sample;
 mod tproxy;
 mod udp;
-mod untracked;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

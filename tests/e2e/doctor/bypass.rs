@@ -6,7 +6,7 @@ use super::{NICS, found, json, report};
 use crate::lab::backend::Backend;
 use crate::lab::flows::{BASELINE, PATIENT};
 use crate::lab::traffic::{Proto, ask};
-use crate::lab::two_nics::{NODE, two_nics};
+use crate::lab::two_nics::{CLIENT, NODE, two_nics};
 
 #[test]
 fn requests_that_are_not_tracked() {
@@ -22,28 +22,43 @@ fn requests_that_are_not_tracked() {
            ip daddr 169.254.20.10 udp dport 53 notrack;
            iifname \"cni*\" notrack;
          }
+         chain called { iifname eth1 tcp dport 10250 notrack; }
          }",
     );
     assert_eq!(found(node, &[]), ["note no-agent"]);
     for rule in [
         "nft add rule ip site raw iifname eth1 tcp dport 10250 notrack",
         "nft insert rule ip site raw notrack",
+        "nft add rule ip site raw jump called",
         "iptables-nft -t raw -A PREROUTING -i eth1 -p tcp --dport 10250 -j CT --notrack",
+        "iptables-legacy -t raw -A PREROUTING -i eth1 -p tcp --dport 10250 -j CT --notrack",
     ] {
         let words: Vec<_> = rule.split(' ').collect();
         node.ns.exec(&words, "");
         let mut wanted = vec!["warning notrack", "note no-agent"];
-        if words[0] == "iptables-nft" && Backend::of_run() == Backend::IptablesLegacy {
+        // Rules of both variants.
+        let backend = Backend::of_run();
+        if backend.is_iptables() && words[0].starts_with("iptables") && words[0] != backend.name() {
             wanted.insert(1, "note legacy-rules");
+        }
+        // It says nothing of ports, so it meets each request.
+        let is_any = rule.ends_with("raw notrack");
+        if is_any {
+            wanted.insert(0, "problem rp-filter");
         }
         assert_eq!(found(node, &[]), wanted, "{rule}");
         asks(BASELINE).expect_err("it is not bound");
         let text = report(node, &[]).to_string();
-        assert!(text.contains("eth1 from being tracked"), "{text}");
+        let which =
+            if is_any { "TCP and UDP requests by eth0 and eth1" } else { "TCP requests by eth1" };
+        assert!(text.contains(&format!("{which} from being tracked")), "{text}");
+        let to = format!("{}:10250", NODE[1]);
+        let ran = node.symroute(&["explain", "--from", CLIENT, "--to", &to, "--in", "eth1"]);
+        assert!(ran.stdout.contains("a rule keeps it from being tracked"), "{}", ran.stdout);
         if words[0] == "nft" {
             node.ns.exec(&["nft", "flush", "chain", "ip", "site", "raw"], "");
         } else {
-            node.ns.exec(&["iptables-nft", "-t", "raw", "-F", "PREROUTING"], "");
+            node.ns.exec(&[words[0], "-t", "raw", "-F", "PREROUTING"], "");
         }
         assert_eq!(found(node, &[]), ["note no-agent"], "without {rule}");
     }

@@ -1,0 +1,267 @@
+//! Leads a packet through the chains of a table, as `nft_do_chain` (`net/netfilter/nf_tables_core.c`) and
+//! `ipt_do_table` (`net/ipv4/netfilter/ip_tables.c`) do.
+
+use super::sets::bytes;
+use super::walk::{DEPTH, Local, Nat, NewAddress, OUTCOMES, Outcome};
+use super::{Chain, Condition, Field, Interface, Loaded, Match, Packet, Part, Rule, Table, Target};
+use crate::model::MarkMatch;
+
+/// How a chain ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The packet goes on behind the call.
+    Returned,
+    /// It is through with the base chain.
+    Accepted,
+    Dropped,
+}
+
+/// Packets in a chain: those that go on with the next rule, and those that are through.
+#[derive(Debug, Default)]
+struct Paths {
+    next: Vec<Outcome>,
+    ended: Vec<(Outcome, End)>,
+}
+
+/// A packet's way through the chains of a table.
+pub(super) struct Walk<'a> {
+    pub(super) table: &'a Table,
+    pub(super) local: &'a dyn Local,
+    /// Whether a field that is not known of the packet may have any value. Otherwise it has none.
+    pub(super) is_open: bool,
+}
+
+impl Walk<'_> {
+    pub(super) fn chain(
+        &self,
+        name: &str,
+        chain: &Chain,
+        start: Outcome,
+        depth: usize,
+    ) -> Vec<(Outcome, End)> {
+        let mut paths = Paths { next: vec![start], ended: Vec::new() };
+        for rule in &chain.rules {
+            for outcome in std::mem::take(&mut paths.next) {
+                self.rule(name, rule, outcome, depth, &mut paths);
+            }
+            paths.next.truncate(OUTCOMES);
+        }
+        let Paths { next, mut ended } = paths;
+        ended.extend(next.into_iter().map(|outcome| (outcome, End::Returned)));
+        ended.truncate(OUTCOMES);
+        ended
+    }
+
+    fn rule(
+        &self,
+        chain: &str,
+        rule: &Rule,
+        mut outcome: Outcome,
+        depth: usize,
+        paths: &mut Paths,
+    ) {
+        for (at, part) in rule.0.iter().enumerate() {
+            match part {
+                Part::If(condition) => match self.judge(condition, &outcome.packet) {
+                    Fits::Yes => {}
+                    Fits::No => return paths.next.push(outcome),
+                    Fits::Perhaps => paths.next.push(outcome.clone()),
+                    Fits::Unknown(why) => {
+                        if rule.0[at..].iter().any(|part| self.changes(part, DEPTH)) {
+                            self.note(chain, &mut outcome, &why);
+                        }
+                        return paths.next.push(outcome);
+                    }
+                },
+                Part::Do(target) => match self.apply(chain, target, outcome, depth, paths) {
+                    Some(goes_on) => outcome = goes_on,
+                    None => return,
+                },
+            }
+        }
+        paths.next.push(outcome);
+    }
+
+    /// Notes a part of a rule that was passed over.
+    fn note(&self, chain: &str, outcome: &mut Outcome, what: &str) {
+        let text = format!("{}, {chain}: \"{what}\"", self.table.name);
+        if !outcome.unsure.contains(&text) {
+            outcome.unsure.push(text);
+        }
+    }
+
+    /// Does what the target says; gives the packet back where it goes on with the rule.
+    fn apply(
+        &self,
+        chain: &str,
+        target: &Target,
+        mut outcome: Outcome,
+        depth: usize,
+        paths: &mut Paths,
+    ) -> Option<Outcome> {
+        let packet = &mut outcome.packet;
+        let to = match target {
+            Target::Nothing => return Some(outcome),
+            Target::Mark(mix) => {
+                packet.mark = mix.of(packet.mark, packet.connection);
+                return Some(outcome);
+            }
+            Target::Connection(mix) => {
+                packet.connection = mix.of(packet.connection, packet.mark);
+                return Some(outcome);
+            }
+            Target::Untrack => {
+                let place = || format!("{}, {chain}", self.table.name);
+                packet.untracked_by.get_or_insert_with(place);
+                return Some(outcome);
+            }
+            Target::Unknown(what) => {
+                self.note(chain, &mut outcome, what);
+                return Some(outcome);
+            }
+            Target::Return | Target::Accept | Target::Drop => {
+                let end = match target {
+                    Target::Accept => End::Accepted,
+                    Target::Drop => End::Dropped,
+                    _ => End::Returned,
+                };
+                paths.ended.push((outcome, end));
+                return None;
+            }
+            Target::Jump(name) => {
+                self.call(name, true, outcome, depth, paths);
+                return None;
+            }
+            Target::Goto(name) => {
+                self.call(name, false, outcome, depth, paths);
+                return None;
+            }
+            Target::Map(fields, set) => {
+                let found = bytes(fields, packet, self.local).and_then(|key| set.find(&key));
+                let Some(found) = found else {
+                    paths.next.push(outcome);
+                    return None;
+                };
+                return self.apply(chain, found, outcome, depth, paths);
+            }
+            Target::Choice(targets) => {
+                for target in targets {
+                    let chosen = self.apply(chain, target, outcome.clone(), depth, paths);
+                    paths.next.extend(chosen);
+                }
+                return None;
+            }
+            Target::Dnat { to, port } => {
+                packet.to = *to;
+                packet.port = port.or(packet.port);
+                NewAddress::Destination(*to, *port)
+            }
+            Target::Snat(from) => NewAddress::Source(*from),
+            Target::Masquerade => NewAddress::OfInterface,
+        };
+        outcome.nat = Some(Nat { to, by: format!("{}, {chain}", self.table.name) });
+        paths.ended.push((outcome, End::Accepted));
+        None
+    }
+
+    /// Calls a chain, and returns behind the call if `returns`.
+    fn call(&self, name: &str, returns: bool, outcome: Outcome, depth: usize, paths: &mut Paths) {
+        let called = self.table.chains.get(name).filter(|_| depth > 0);
+        let Some(called) = called else { return paths.next.push(outcome) };
+        for (outcome, end) in self.chain(name, called, outcome, depth - 1) {
+            if end == End::Returned && returns {
+                paths.next.push(outcome);
+            } else {
+                paths.ended.push((outcome, end));
+            }
+        }
+    }
+
+    /// Whether this part of a rule may change the packet or its connection.
+    fn changes(&self, part: &Part, depth: usize) -> bool {
+        let Part::Do(target) = part else { return false };
+        match target {
+            Target::Nothing | Target::Return | Target::Accept | Target::Drop => false,
+            Target::Jump(name) | Target::Goto(name) => {
+                let called = self.table.chains.get(name).filter(|_| depth > 0);
+                let mut parts = called.iter().flat_map(|chain| &chain.rules).flat_map(|r| &r.0);
+                parts.any(|part| self.changes(part, depth - 1))
+            }
+            _ => true,
+        }
+    }
+
+    /// What a condition about these fields is worth for a packet of which one is not known. A packet that has no
+    /// such field does not meet it.
+    fn lacking(&self, fields: &[Loaded], packet: &Packet) -> Fits {
+        let is_port = |loaded: &Loaded| loaded.field == Field::Port && packet.port.is_none();
+        if self.is_open && fields.iter().any(is_port) { Fits::Perhaps } else { Fits::No }
+    }
+
+    fn judge(&self, condition: &Condition, packet: &Packet) -> Fits {
+        let has = |mark: u32, MarkMatch { value, mask }: MarkMatch| mark & mask == value;
+        let fits = match &condition.is {
+            Match::Bytes(fields, wanted) => {
+                // A packet without such a field does not meet the rest of the rule.
+                let Some(found) = bytes(fields, packet, self.local) else {
+                    return self.lacking(fields, packet);
+                };
+                // A prefix of an address or of a name has fewer bytes.
+                found.starts_with(wanted)
+            }
+            Match::Among(fields, set) => {
+                let Some(found) = bytes(fields, packet, self.local) else {
+                    return self.lacking(fields, packet);
+                };
+                set.find(&found).is_some()
+            }
+            Match::In(name) => is_named(name, packet.iif.as_ref()),
+            Match::Out(name) => is_named(name, packet.oif.as_ref()),
+            Match::From(net) => net.contains(packet.from),
+            Match::To(net) => net.contains(packet.to),
+            Match::Protocol(protocol) => packet.protocol == Some(*protocol),
+            Match::Port(..) | Match::Ports(_) if self.is_open && packet.port.is_none() => {
+                return Fits::Perhaps;
+            }
+            Match::Port(first, last) => {
+                packet.port.is_some_and(|port| (*first..=*last).contains(&port))
+            }
+            Match::Ports(ranges) => packet.port.is_some_and(|port| {
+                ranges.iter().any(|(first, last)| (*first..=*last).contains(&port))
+            }),
+            Match::ToNode { here } => {
+                let link = packet.iif.as_ref().filter(|_| *here);
+                self.local.has(packet.to, link.map(|Interface(_, name)| name.as_str()))
+            }
+            Match::FromNode => self.local.has(packet.from, None),
+            Match::Mark(wanted) => has(packet.mark, *wanted),
+            Match::Connection(wanted) => has(packet.connection, *wanted),
+            Match::State { .. } if packet.untracked_by.is_some() => false,
+            Match::State { new, established } => {
+                if packet.is_reply {
+                    *established
+                } else {
+                    *new
+                }
+            }
+            Match::Chance => return Fits::Perhaps,
+            Match::Unknown(text) => return Fits::Unknown(text.clone()),
+        };
+        if fits == condition.inverted { Fits::No } else { Fits::Yes }
+    }
+}
+
+#[derive(Debug)]
+enum Fits {
+    No,
+    Yes,
+    Perhaps,
+    /// A match of these words is not understood.
+    Unknown(String),
+}
+
+/// A name that ends in `+` stands for all that begin so (iptables(8)).
+fn is_named(wanted: &str, found: Option<&Interface>) -> bool {
+    let name = found.map_or("", |Interface(_, name)| name.as_str());
+    wanted.strip_suffix('+').map_or(name == wanted, |begin| name.starts_with(begin))
+}
