@@ -6,7 +6,8 @@ use std::os::fd::{BorrowedFd, IntoRawFd as _};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::write;
 
 /// Makes a closed pipe an error of the write, not the end of the process, and sees to it that the
@@ -33,6 +34,17 @@ pub fn standard_streams() {
 pub(crate) fn harmless(text: &str) -> String {
     let steers = |sign: char| sign.is_control() && sign != '\n' && sign != '\t';
     text.chars().map(|sign| if steers(sign) { '?' } else { sign }).collect()
+}
+
+/// Becomes readable when a signal asks for the end, which then ends nothing by itself: there may be something to
+/// clean up.
+pub(crate) fn ending_signals() -> nix::Result<SignalFd> {
+    let mut ending = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        ending.add(signal);
+    }
+    ending.thread_block()?;
+    SignalFd::with_flags(&ending, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
 /// Writes to standard output, and once more where that failed.

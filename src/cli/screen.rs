@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
 
 use crate::process;
 
@@ -36,12 +35,7 @@ pub(super) struct Screen {
 
 impl Screen {
     pub(super) fn open() -> Result<Self, Errno> {
-        let mut ending = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            ending.add(signal);
-        }
-        ending.thread_block()?;
-        let signals = SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC)?;
+        let signals = process::ending_signals()?;
         let is_terminal = io::stdout().is_terminal();
         if is_terminal {
             process::print(ENTER.as_bytes())?;

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Uid;
 
@@ -28,6 +27,7 @@ use crate::netlink::listener::{Heard, Listener};
 use crate::netlink::uapi::NFNLGRP_NFTRACE;
 use crate::netlink::wire::messages;
 use crate::node::observe::is_missing;
+use crate::process;
 
 /// Room for trace messages in the kernel.
 const ROOM: usize = 32 << 20;
@@ -52,7 +52,8 @@ pub(crate) fn run(
     ready: impl FnOnce(&[String]),
     mut take: impl FnMut(&Packet) -> bool,
 ) -> Result<Vec<String>, Cannot> {
-    let signals = signals().map_err(|errno| Cannot(format!("wait for signals: {errno}")))?;
+    let signals =
+        process::ending_signals().map_err(|errno| Cannot(format!("wait for signals: {errno}")))?;
     let mut trace = Trace::arm(&options.flow)?;
     ready(&trace.unseen);
     let end = Instant::now() + options.time;
@@ -81,16 +82,6 @@ pub(crate) fn link_name(link: u32) -> String {
 /// The clock of the tracepoints.
 fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
-}
-
-/// What ends the program does so by way of this, so that it can clean up.
-fn signals() -> Result<SignalFd, Errno> {
-    let mut set = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        set.add(signal);
-    }
-    set.thread_block()?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
 /// Everything that is in place while it listens.
