@@ -6,14 +6,9 @@ use std::net::Ipv4Addr;
 
 use super::{DROPS, Finding, Severity, TUNNEL};
 use crate::model::Link;
-use crate::netlink::uapi::IFF_POINTOPOINT;
 
 /// So many sources are named, at most.
 const NAMED: usize = 5;
-/// `IFLA_INFO_KIND` of tunnels, beside those that are point-to-point.
-const TUNNELS: [&str; 8] =
-    ["tun", "vxlan", "geneve", "wireguard", "gretap", "ip6gretap", "erspan", "bareudp"];
-
 /// A packet that arrived: an IPv4 one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Arrival {
@@ -106,15 +101,10 @@ fn sources(seen: &[Dropped]) -> Vec<String> {
     lines
 }
 
-fn is_tunnel(link: &Link) -> bool {
-    let is_known = link.kind.as_deref().is_some_and(|kind| TUNNELS.contains(&kind));
-    is_known || link.flags & IFF_POINTOPOINT != 0
-}
-
 /// Tunnels that are no uplinks: the reply to what comes out of one has to go back into it.
 fn tunnels(seen: &[Dropped], uplinks: &[String]) -> Vec<Finding> {
     let mut by_name: BTreeMap<&str, Vec<Dropped>> = BTreeMap::new();
-    for one in seen.iter().filter(|one| !one.is_uplink && is_tunnel(&one.link)) {
+    for one in seen.iter().filter(|one| !one.is_uplink && one.link.is_tunnel()) {
         by_name.entry(&one.link.name).or_default().push(one.clone());
     }
     let finding = |(name, seen): (&str, Vec<Dropped>)| {
@@ -137,9 +127,12 @@ fn tunnels(seen: &[Dropped], uplinks: &[String]) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::uapi::IFF_POINTOPOINT;
 
     fn dropped(name: &str, kind: Option<&str>, from: u8, packets: u64) -> Dropped {
-        let link = Link { name: name.into(), kind: kind.map(Into::into), ..Link::default() };
+        // A tunnel, but bridges and what has no kind.
+        let flags = if matches!(kind, None | Some("bridge")) { 0 } else { IFF_POINTOPOINT };
+        let link = Link { name: name.into(), kind: kind.map(Into::into), flags, ..Link::default() };
         let (from, to) = (Ipv4Addr::new(203, 0, 113, from), Ipv4Addr::new(10, 0, 0, 1));
         Dropped { from, to, link, is_uplink: kind.is_none(), packets }
     }
@@ -182,9 +175,6 @@ mod tests {
         let seen = vec![dropped("cni0", Some("bridge"), 2, 1), uplink];
         let watched = Watched { before: 0, after: 2, uplinks: Vec::new(), dropped: Ok(seen) };
         assert_eq!(ids(&watched), [DROPS]);
-        let mut ipip = dropped("tunl0", Some("ipip"), 1, 1);
-        ipip.link.flags = IFF_POINTOPOINT;
-        assert!(is_tunnel(&ipip.link));
     }
 
     #[test]

@@ -110,11 +110,14 @@ pub(crate) struct Link {
     pub(crate) carrier: bool,
 }
 
+/// Kinds of tunnels that look like Ethernet (`IFLA_INFO_KIND`).
+const TUNNELS: [&str; 5] = ["vxlan", "geneve", "gretap", "ip6gretap", "erspan"];
+
 impl Link {
     /// Whether what is sent arrives at another host inside packets of its own.
     pub(crate) fn is_tunnel(&self) -> bool {
         self.flags & (IFF_POINTOPOINT | IFF_NOARP) != 0
-            || matches!(self.kind.as_deref(), Some("vxlan" | "geneve"))
+            || self.kind.as_deref().is_some_and(|kind| TUNNELS.contains(&kind))
     }
 }
 
