@@ -102,7 +102,7 @@ pub(super) fn protocol(text: &str) -> Result<u8, &'static str> {
 /// Runs the command: what it prints, and its exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let mut node = Node::to_look()?;
-    let mut asker = Asker::of(&mut node, &settings(words.config.as_deref())?)?;
+    let mut asker = Asker::of_any(&mut node, &settings(words.config.as_deref())?)?;
     let given = words.link.as_deref().map(|name| {
         let link = asker.facts().links.iter().find(|link| link.name == name);
         link.map(|link| link.index).ok_or_else(|| {

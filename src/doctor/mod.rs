@@ -128,12 +128,15 @@ pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {
     };
     let mut evidence = vec![format!("a request from {} to {to}:", one.packet.from)];
     evidence.extend(one.story(facts, now).into_iter().map(|line| format!("  {line}")));
-    let remedy = match (&one.with, &one.not_bound) {
-        (Some(with), _) if with.is_symmetric(&one.packet) && !one.in_force => {
+    let remedy = match &one.with {
+        Ok(with) if with.mark_is_lost => {
+            "another program takes symroute's mark off: \"symroutectl marks\" names it".into()
+        }
+        Ok(with) if with.is_symmetric(&one.packet) && !one.in_force => {
             format!("symroute answers them by {nic}: symroutectl conflist add, or symroutectl up")
         }
-        (_, Some(why)) => format!("symroute leaves them alone ({why}): name {nic} in \"uplinks\""),
-        _ => format!("set the router of {nic} in \"gateways\", then symroutectl up"),
+        Err(why) => format!("symroute leaves them alone ({why}): name {nic} in \"uplinks\""),
+        Ok(_) => format!("set the router of {nic} in \"gateways\", then symroutectl up"),
     };
     Some(Finding { id, severity, what, evidence, remedy })
 }

@@ -3,11 +3,13 @@
 use std::net::IpAddr;
 
 use super::{Chosen, Packet, Side, Translated, rules};
+use crate::backend::Marker;
+use crate::backend::nftables::base_chains;
 use crate::config::Settings;
 use crate::error::Error;
 use crate::model::{Address, Facts, Family, Route, RpFilter, Rule, is_link_local};
 use crate::netfilter::walk::Local;
-use crate::netfilter::{Ruleset, read};
+use crate::netfilter::{Ruleset, Table, read};
 use crate::netlink::conntrack::{self, Connection, Tuple};
 use crate::netlink::route::{self, Lookup, Way};
 use crate::netlink::uapi::IFF_LOOPBACK;
@@ -25,9 +27,8 @@ pub(crate) struct Explained {
     pub(crate) without: Side,
     /// The way back to the client that the reverse path filter goes by, without symroute.
     pub(crate) back: Option<Chosen>,
-    /// With symroute; none where it binds no such connection.
-    pub(crate) with: Option<Side>,
-    pub(crate) not_bound: Option<String>,
+    /// With symroute, or why that binds no such connection.
+    pub(crate) with: Result<Side, String>,
     /// Whether symroute is in force, so that the kernel itself has said what is with it.
     pub(crate) in_force: bool,
 }
@@ -36,7 +37,7 @@ impl Explained {
     /// What becomes of the packet as the node is now.
     pub(crate) fn now(&self) -> &Side {
         match &self.with {
-            Some(with) if self.in_force => with,
+            Ok(with) if self.in_force => with,
             _ => &self.without,
         }
     }
@@ -53,13 +54,30 @@ pub(crate) struct Asker<'a> {
     pub(crate) in_force: bool,
     /// The rules of netfilter.
     pub(crate) netfilter: Ruleset,
+    /// Why symroute can't be in force by the settings; none where it can.
+    pub(crate) refusal: Option<String>,
 }
 
 impl<'a> Asker<'a> {
     /// Reads what there is. Changes nothing. Where nothing is in force, the plan is by these settings.
     pub(crate) fn of(node: &'a mut Node, settings: &Settings) -> Result<Self, Error> {
-        let in_force = node.record()?.is_some();
         let view = node.view(settings)?;
+        Self::with_view(node, view, None)
+    }
+
+    /// The same where the settings may not hold: then there is no plan, and requests are asked about without it.
+    pub(crate) fn of_any(node: &'a mut Node, settings: &Settings) -> Result<Self, Error> {
+        match node.view(settings) {
+            Err(Error::Config(why)) => {
+                let view = node.view_without_plan(settings)?;
+                Self::with_view(node, view, Some(why.to_string()))
+            }
+            view => Self::with_view(node, view?, None),
+        }
+    }
+
+    fn with_view(node: &'a mut Node, view: View, refusal: Option<String>) -> Result<Self, Error> {
+        let in_force = node.record()?.is_some();
         let mut rules = Vec::new();
         for family in Family::ALL {
             let found = route::rules(&mut node.kernel.rtnetlink, family).unwrap_or_default();
@@ -67,7 +85,10 @@ impl<'a> Asker<'a> {
         }
         let mut netfilter = read::ruleset(&mut node.kernel.netfilter);
         netfilter.unread.extend(node.unseen.line());
-        Ok(Self { kernel: &mut node.kernel, view, rules, in_force, netfilter })
+        if refusal.is_none() && (!in_force || node.unseen.hides_rules()) {
+            netfilter.tables.insert(0, foreseen_table(view.plan.marker()));
+        }
+        Ok(Self { kernel: &mut node.kernel, view, rules, in_force, netfilter, refusal })
     }
 
     pub(crate) fn facts(&self) -> &Facts {
@@ -166,6 +187,17 @@ impl<'a> Asker<'a> {
     pub(super) fn mac(&mut self, way: &Way) -> Option<crate::model::Mac> {
         route::neighbour(&mut self.kernel.rtnetlink, way.link, way.gateway?)
     }
+}
+
+/// Where symroute would see packets.
+fn foreseen_table(marker: Marker) -> Table {
+    Table::of_symroute(match marker {
+        Marker::Nftables => {
+            [base_chains::PREROUTING, base_chains::MANGLE, base_chains::POSTROUTING]
+        }
+        // The first rule of each chain of mangle.
+        Marker::Iptables(_) => [base_chains::MANGLE; 3],
+    })
 }
 
 impl Local for Facts {

@@ -1,18 +1,16 @@
 //! One request through the node: the rules of netfilter in the hooks, and the kernel's look-ups in between.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::answers::{Seen, lookup_of, plain};
 use super::ask::{Asker, Explained};
 use super::not_bound::{Target, not_bound};
-use super::{
-    Answers, Chosen, Departure, Ending, LostAnswer, Packet, Side, Translated, ending, rules,
-};
+use super::{Answers, Chosen, Ending, Packet, Side, Translated, rules};
 use crate::backend::Marker;
 use crate::error::Error;
-use crate::model::{Address, Family, Link, Route, Rule};
+use crate::model::{Address, Family, Route, Rule};
 use crate::netfilter::walk::{Nat, NewAddress, Outcome};
-use crate::netfilter::{self, Hook, Interface};
+use crate::netfilter::{self, Bound, Hook};
 use crate::netlink::conntrack::Connection;
 use crate::netlink::route::{Lookup, Way};
 use crate::netlink::uapi::{IPPROTO_TCP, IPPROTO_UDP, RTN_LOCAL, RTN_UNICAST};
@@ -21,18 +19,6 @@ use crate::plan::proof::OUTSIDE;
 
 /// NodePorts that are named at most.
 const NODE_PORTS: usize = 32;
-
-/// A request behind prerouting, or behind output where the node sends it.
-struct Seen {
-    /// As DNAT leaves it.
-    packet: Packet,
-    is_translated: bool,
-    /// The marks that other programs have put on it and on its connection.
-    mark: u32,
-    connection: u32,
-    /// The rule that keeps it from being tracked.
-    untracked_by: Option<String>,
-}
 
 impl Asker<'_> {
     /// What becomes of a request: one answer for each backend that DNAT may choose.
@@ -99,85 +85,119 @@ impl Asker<'_> {
             mark: outcome.packet.mark,
             connection: outcome.packet.connection,
             untracked_by: outcome.packet.untracked_by,
+            bound: None,
         };
         let to = outcome.packet.to;
         let alive = alive.iter().filter(|one| one.reply.from.ip() == to).copied().collect();
         let translated = Translated { nat: outcome.nat, which, unsure: outcome.unsure, alive };
         let in_force = self.in_force;
+        let explained = |without, back, with| {
+            let (packet, filter) = (packet, filter);
+            Explained { packet, translated, filter, without, back, with, in_force }
+        };
         if outcome.is_dropped {
-            let without = Side { ending: Ending::Dropped, departure: None };
-            let not_bound = Some("a rule of netfilter drops it".into());
-            let (back, with) = (None, None);
-            return Ok(Explained {
-                packet,
-                translated,
-                filter,
-                without,
-                back,
-                with,
-                not_bound,
-                in_force,
-            });
+            let without = Side { ending: Ending::Dropped, departure: None, mark_is_lost: false };
+            return Ok(explained(without, None, Err("a rule of netfilter drops it".into())));
         }
-        let answers = self.answers(&seen, 0)?;
+        let answers = self.answers(&seen)?;
         let without = self.side(&seen, &answers, false)?;
-        let (mut with, mut not_bound) = self.with(&packet, &seen, &answers)?;
-        if with.is_none() {
+        let mut with = self.with(&packet, &seen, &answers)?;
+        if with.is_err() {
             // symroute lets the answer to what this node has given another source in.
             let answered = self.side(&seen, &answers, true)?;
             if answered != without {
-                (with, not_bound) = (Some(answered), None);
+                with = Ok(answered);
             }
         }
-        let back = answers.back;
-        Ok(Explained { packet, translated, filter, without, back, with, not_bound, in_force })
+        Ok(explained(without, answers.back, with))
     }
 
-    /// What is with symroute, or why it leaves the request alone.
+    /// What is with symroute, or why that leaves the request alone.
     fn with(
         &mut self,
         packet: &Packet,
         seen: &Seen,
         without: &Answers,
-    ) -> Result<(Option<Side>, Option<String>), Error> {
-        if let Some(by) = &seen.untracked_by {
-            return Ok((None, Some(format!("{by}: a rule keeps it from being tracked"))));
+    ) -> Result<Result<Side, String>, Error> {
+        if let Some(why) = &self.refusal {
+            return Ok(Err(why.clone()));
         }
+        if let Some(by) = &seen.untracked_by {
+            return Ok(Err(format!("{by}: a rule keeps it from being tracked")));
+        }
+        let field = self.view.settings.field;
         if let Some(via) = self.steered(seen, without) {
             let answers = if self.in_force {
-                self.answers(seen, self.view.settings.field.of(via))?
+                let mark = seen.mark & !field.mask() | field.of(via);
+                self.answers(&Seen { mark, ..seen.clone() })?
             } else {
                 Answers { request: self.by_table(via, seen.packet.to), ..without.clone() }
             };
-            return Ok((Some(self.side(seen, &answers, true)?), None));
+            return self.side(seen, &answers, true).map(Ok);
         }
         let to = self.way(plain(seen.packet.to))?;
         let source = self.way(plain(packet.from))?;
+        let (first, called) = (self.view.settings.rules().ask_alone, packet.to);
+        let is_about = |rule: &Rule| {
+            let is_before = rule.priority < first && rule.mark.is_none();
+            is_before && rule.from.is_some_and(|net| net.contains(called))
+        };
         let target = Target {
             called: packet.to,
             is_remote: seen.is_translated && to.is_some_and(|way| self.leaves(&way)),
             way: to.as_ref(),
+            rule: self.rules.iter().find(|rule| is_about(rule)),
             source_is_inside: source.is_some_and(|way| self.leads_inside(way.link)),
         };
         let plan::Plan { uplinks, .. } = &self.view.plan;
         let uplink = uplinks.iter().find(|uplink| uplink.link == packet.link).map(|u| u.id);
         let crate::node::View { facts, settings, plan, .. } = &self.view;
-        let why = not_bound(&seen.packet, target, facts, settings, plan);
-        let (None, Some(id)) = (&why, uplink) else { return Ok((None, why)) };
+        if let Some(why) = not_bound(&seen.packet, target, facts, settings, plan) {
+            return Ok(Err(why));
+        }
+        let Some(id) = uplink else { return Ok(Err("it binds no such connection".into())) };
         let turns = target.is_remote && to.is_some_and(|way| way.link == packet.link);
         let by_iptables = self.view.plan.marker() != Marker::Nftables;
-        // There such a connection stays with the node's own routing.
+        // iptables marks a request before it can know that, and the connection when the request leaves.
+        let early = if turns && !by_iptables { field.d() } else { 0 };
+        let late = if turns { field.d() } else { 0 };
+        let marks = [field.of(id) | early, field.of(id) | late];
+        let bound = self.bound(packet, seen, marks);
+        let mark_is_lost = !self.keeps_mark(&bound, to);
         let side = if self.in_force {
-            let field = self.view.settings.field;
-            let d = if turns && !by_iptables { field.d() } else { 0 };
-            let answers = self.answers(seen, field.of(id) | d)?;
-            self.side(seen, &answers, true)?
-        } else if turns && by_iptables {
+            let answers = self.answers(&bound)?;
+            self.side(&bound, &answers, true)?
+        } else if mark_is_lost || turns && by_iptables && packet.from.is_ipv4() {
+            // Strict rp_filter judges the request by main, so it stays with the node's own routing.
             self.side(seen, without, true)?
         } else {
-            self.foreseen(seen, id, turns, to)?
+            self.foreseen(&bound, id, turns && !by_iptables, to)?
         };
-        Ok((Some(side), None))
+        Ok(Ok(Side { mark_is_lost, ..side }))
+    }
+
+    /// The request with the marks that symroute's rules and those of the others leave on it.
+    fn bound(&self, packet: &Packet, seen: &Seen, [mark, connection]: [u32; 2]) -> Seen {
+        let bound = Some(Bound { field: self.view.settings.field.mask(), mark, connection });
+        let start = self.in_hook(packet, Some(packet.link), None, (0, 0), false);
+        let start = netfilter::Packet { bound, ..start };
+        let outcomes = self.netfilter.walk(Hook::Prerouting, start, true, &self.view.facts);
+        let is_same =
+            |one: &&Outcome| (one.packet.to, one.packet.port) == (seen.packet.to, seen.packet.port);
+        // A backend that conntrack alone knows gets the marks of another.
+        let found = outcomes.iter().find(is_same).or(outcomes.first());
+        let (mark, connection) =
+            found.map_or((0, 0), |one| (one.packet.mark, one.packet.connection));
+        Seen { mark, connection, bound, ..seen.clone() }
+    }
+
+    /// Whether no rule of another program takes symroute's mark off the request or its answer.
+    fn keeps_mark(&self, bound: &Seen, to: Option<Way>) -> bool {
+        let Some(Bound { field, mark, connection: of_reply }) = bound.bound else { return true };
+        let iif = to.filter(|way| way.kind == RTN_UNICAST).map(|way| way.link);
+        let connection = self.connection_behind(bound, iif);
+        let reply = self.mark_of_reply(bound, iif, connection);
+        (bound.mark & field, reply & field) == (mark, of_reply)
     }
 
     /// The uplink that masquerade steering sends a pod's request out by.
@@ -214,10 +234,10 @@ impl Asker<'_> {
         let request = match to {
             Some(way) if turns => self.by_table(id, seen.packet.to).map_or(way, |c| c.way),
             Some(way) => way,
-            None => return Ok(Side { ending, departure: None }),
+            None => return Ok(Side { ending, departure: None, mark_is_lost: false }),
         };
         let departure = self.departure(seen, &request, true)?;
-        Ok(Side { ending, departure })
+        Ok(Side { ending, departure, mark_is_lost: false })
     }
 
     /// The way to an address by the table that the plan makes for an uplink.
@@ -235,179 +255,6 @@ impl Asker<'_> {
             rules::chosen(plan.rules.iter().filter(of_family), &lookup, None, table).cloned();
         let mac = self.mac(&way);
         Some(Chosen { way, rule, mac })
-    }
-
-    fn side(&mut self, seen: &Seen, answers: &Answers, with: bool) -> Result<Side, Error> {
-        let Packet { from, link, .. } = seen.packet;
-        let filter = self.filter(from, link)?;
-        let ending = ending(&seen.packet, answers, filter, seen.is_translated, |link| {
-            self.leads_inside(link)
-        });
-        let departure = match (&ending, &answers.request) {
-            (Ending::Leaves(_) | Ending::Answered(_), Some(request)) => {
-                self.departure(seen, &request.way, with)?
-            }
-            _ => None,
-        };
-        Ok(Side { ending, departure })
-    }
-
-    /// How the request leaves the node again; none where it does not, or where the source that it has is
-    /// none of the node's.
-    fn departure(
-        &mut self,
-        seen: &Seen,
-        request: &Way,
-        with: bool,
-    ) -> Result<Option<Departure>, Error> {
-        if request.kind != RTN_UNICAST {
-            return Ok(None);
-        }
-        let packet = &seen.packet;
-        let link = request.link;
-        let iif = (!packet.is_of_node()).then_some(packet.link);
-        let marks = (seen.mark, seen.connection);
-        let mut leaving = self.in_hook(packet, iif, Some(link), marks, false);
-        leaving.untracked_by.clone_from(&seen.untracked_by);
-        let facts = &self.view.facts;
-        let outcomes = self.netfilter.walk(Hook::Postrouting, leaving, true, facts);
-        let nat = outcomes.into_iter().find_map(|outcome| outcome.nat);
-        let source = match nat.as_ref().map(|nat| nat.to) {
-            Some(NewAddress::Source(source)) => source,
-            Some(NewAddress::OfInterface) => {
-                match self.masqueraded_as(link, Family::of(packet.from)) {
-                    Some(source) => source,
-                    None => return Ok(None),
-                }
-            }
-            Some(NewAddress::Destination(..)) | None if packet.is_of_node() => packet.from,
-            _ => return Ok(None),
-        };
-        let owner = facts.addresses.iter().find(|a| a.ip == source).map(|a| a.link);
-        let is_checked = !self.leads_inside(link);
-        let owner = owner.filter(|owner| is_checked && *owner != link && self.is_uplink(*owner));
-        let is_tunnelled = facts.link(link).is_some_and(Link::is_tunnel);
-        // symroute lets the answer to what this node has given another source in by the uplink of that
-        // address.
-        let arrives = owner.filter(|_| !is_tunnelled).unwrap_or(link);
-        let is_let_in = with && nat.is_some() && self.is_uplink(arrives);
-        let lost = if is_let_in { None } else { self.lost(packet, arrives)? };
-        let by = nat.map(|nat| nat.by);
-        Ok(Some(Departure { link, source, by, owner, is_tunnelled, lost }))
-    }
-
-    /// Whether the reverse path filter drops the answer to a request at an interface. Before it looks, the
-    /// answer has got the request's own source as destination again.
-    fn lost(&mut self, request: &Packet, link: u32) -> Result<Option<LostAnswer>, Error> {
-        let filter = self.filter(request.to, link)?;
-        let iif = (!request.is_of_node()).then_some(request.link);
-        let lookup = Lookup { to: request.to, from: Some(request.from), iif, mark: 0 };
-        let mut back = self.chosen(lookup)?;
-        if back.is_none() {
-            back = self.chosen(plain(request.to))?;
-        }
-        let passes = filter.lets_in(link, back.as_ref().map(|chosen| chosen.way.link));
-        Ok((!passes).then_some(LostAnswer { link, filter, back }))
-    }
-
-    /// The address that MASQUERADE takes (`inet_select_addr`, net/ipv4/devinet.c): the first one of the
-    /// interface, or of any other.
-    fn masqueraded_as(&self, link: u32, family: Family) -> Option<IpAddr> {
-        let addresses = &self.view.facts.addresses;
-        let usable = || addresses.iter().filter(|a| a.scope == 0 && Family::of(a.ip) == family);
-        let own = usable().find(|a| a.link == link);
-        own.or_else(|| usable().min_by_key(|a| a.link)).map(|a| a.ip)
-    }
-
-    fn answers(&mut self, seen: &Seen, ours: u32) -> Result<Answers, Error> {
-        let Packet { from, to, link, .. } = seen.packet;
-        let field = self.view.settings.field.mask();
-        let with_ours = |mark: u32| if ours == 0 { mark } else { mark & !field | ours };
-        let mark = with_ours(seen.mark);
-        if seen.packet.is_of_node() {
-            let request = self.chosen(lookup_of(&seen.packet, to, mark))?;
-            return Ok(Answers { request, ..Answers::default() });
-        }
-        let request = self.chosen(Lookup { to, from: Some(from), iif: Some(link), mark })?;
-        // Without an answer the kernel has no way there, or its filter says no.
-        let goes = match &request {
-            Some(chosen) => Some(chosen.way),
-            None => self.way(Lookup { mark, ..plain(to) })?,
-        };
-        let forwarded = goes.filter(|way| way.kind == RTN_UNICAST);
-        // The filter looks the mark up where src_valid_mark says so.
-        let is_valid = self.facts().src_valid_mark.get(&link).is_some_and(|value| *value != 0);
-        let judged = if is_valid { mark } else { 0 };
-        // The source is the node's, or the kernel would not take it for a packet of its own.
-        let own = self.facts().addresses.iter().any(|a| a.ip == to).then_some(to);
-        let mut back = None;
-        if let Some(way) = forwarded {
-            let lookup = Lookup { to: from, from: Some(to), iif: Some(way.link), mark: judged };
-            back = self.chosen(lookup)?;
-        }
-        if back.is_none() {
-            back = self.chosen(Lookup { to: from, from: own, iif: None, mark: judged })?;
-        }
-        let reply = match request.as_ref().map(|chosen| chosen.way) {
-            Some(way) if way.kind == RTN_LOCAL => self.reply(seen, None, with_ours)?,
-            Some(way) if way.kind == RTN_UNICAST => {
-                let is_answered = seen.is_translated || self.leads_inside(way.link);
-                if is_answered { self.reply(seen, Some(way.link), with_ours)? } else { None }
-            }
-            _ => None,
-        };
-        Ok(Answers { request, back, reply })
-    }
-
-    /// The way of the reply, which comes from the node itself or in by an interface.
-    fn reply(
-        &mut self,
-        seen: &Seen,
-        iif: Option<u32>,
-        with_ours: impl Fn(u32) -> u32,
-    ) -> Result<Option<Chosen>, Error> {
-        let Packet { from, to, protocol, .. } = seen.packet;
-        let link = iif.unwrap_or(0);
-        let turned = Packet { protocol, ..Packet::plain(to, from, link) };
-        let hook = if iif.is_some() { Hook::Prerouting } else { Hook::Output };
-        let reply = self.in_hook(&turned, iif, None, (0, seen.connection), true);
-        let outcomes = self.netfilter.walk(hook, reply, false, &self.view.facts);
-        let mark = with_ours(outcomes.first().map_or(0, |outcome| outcome.packet.mark));
-        self.chosen(Lookup { to: from, from: Some(to), iif, mark })
-    }
-
-    fn in_hook(
-        &self,
-        packet: &Packet,
-        iif: Option<u32>,
-        oif: Option<u32>,
-        (mark, connection): (u32, u32),
-        is_reply: bool,
-    ) -> netfilter::Packet {
-        let named = |link: u32| Interface(link, self.facts().link_name(link));
-        netfilter::Packet {
-            iif: iif.map(named),
-            oif: oif.map(named),
-            from: packet.from,
-            to: packet.to,
-            protocol: packet.protocol,
-            port: packet.port,
-            mark,
-            connection,
-            is_reply,
-            untracked_by: None,
-        }
-    }
-
-    /// The rules that may keep a request from being tracked: table and chain of each.
-    pub(crate) fn untracking(&self, packet: &Packet) -> BTreeSet<String> {
-        let arriving = self.in_hook(packet, Some(packet.link), None, (0, 0), false);
-        self.netfilter.untracking(arriving, &self.view.facts)
-    }
-
-    /// Whether a way leads out of the node.
-    fn leaves(&self, way: &Way) -> bool {
-        way.kind == RTN_UNICAST && !self.leads_inside(way.link)
     }
 }
 
@@ -430,13 +277,4 @@ fn choose_by_conntrack(outcomes: &mut Vec<Outcome>, alive: &[Connection]) {
     if !alive.is_empty() {
         outcomes.retain(|one| alive.iter().any(|c| c.reply.from.ip() == one.packet.to));
     }
-}
-
-/// The look-up of a packet that the node itself sends.
-fn lookup_of(packet: &Packet, to: IpAddr, mark: u32) -> Lookup {
-    Lookup { to, from: Some(packet.from), iif: None, mark }
-}
-
-fn plain(to: IpAddr) -> Lookup {
-    Lookup { to, from: None, iif: None, mark: 0 }
 }

@@ -5,6 +5,7 @@
 //! what it was asked: the verdict of the reverse path filter, and which rule chose a table. The marks and the
 //! NAT of other programs come from their rules ([`crate::netfilter`]).
 
+mod answers;
 pub(crate) mod ask;
 mod flow;
 pub(crate) mod grid;
@@ -123,6 +124,8 @@ pub(crate) struct Side {
     pub(crate) ending: Ending,
     /// Where the request leaves the node again, with another source or as one of the node's own.
     pub(crate) departure: Option<Departure>,
+    /// With symroute: whether its mark is not on the request or its answer when the kernel asks for a route.
+    pub(crate) mark_is_lost: bool,
 }
 
 impl Side {

@@ -1,8 +1,9 @@
 //! Which requests symroute leaves alone, and why.
 
 use super::Packet;
+use crate::backend::Marker;
 use crate::config::Settings;
-use crate::model::{Facts, is_link_local};
+use crate::model::{Facts, Rule, is_link_local};
 use crate::netlink::route::Way;
 use crate::netlink::uapi::RTN_LOCAL;
 use crate::plan::Plan;
@@ -15,6 +16,8 @@ pub(super) struct Target<'a> {
     /// Whether DNAT sends it to a backend outside.
     pub(super) is_remote: bool,
     pub(super) way: Option<&'a Way>,
+    /// A rule before symroute's that is about packets from the destination before DNAT.
+    pub(super) rule: Option<&'a Rule>,
     /// Whether the node reaches the source by an interface that is no uplink.
     pub(super) source_is_inside: bool,
 }
@@ -43,7 +46,10 @@ pub(super) fn not_bound(
     if is_link_local(packet.from) {
         return Some(format!("{} is link-local", packet.from));
     }
-    let is_hairpin = settings.hairpin || facts.hairpins.contains(&packet.to);
+    let by_iptables = plan.marker() != Marker::Nftables;
+    // iptables lets a request in before it is known where DNAT sends it.
+    let accepted_as = if by_iptables { called } else { packet.to };
+    let is_hairpin = settings.hairpin || facts.hairpins.contains(&accepted_as);
     if target.source_is_inside && !is_hairpin {
         return Some(format!("{} lies inside, and \"hairpin\" is false", packet.from));
     }
@@ -51,5 +57,8 @@ pub(super) fn not_bound(
         return Some(format!("the pod {} is left out by its annotation", packet.to));
     }
     let is_local = target.way.is_some_and(|way| way.kind == RTN_LOCAL);
+    if let Some(rule) = target.rule.filter(|_| by_iptables && !is_local) {
+        return Some(format!("with iptables, rule {rule} hides that it comes from outside"));
+    }
     ((is_local || target.is_remote) && !settings.host).then(|| "\"host\" is false".to_owned())
 }

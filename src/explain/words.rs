@@ -14,6 +14,9 @@ use crate::netlink::uapi::{IPS_SEEN_REPLY, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_LO
 use crate::node::View;
 use crate::plan::Uplink;
 
+/// Where symroute's mark is not on a packet.
+const MARK_LOST: &str =
+    "symroute's mark is not on it: \"symroutectl marks\" and \"symroutectl status\" say why";
 /// Connections that are shown at most.
 const SHOWN: usize = 5;
 /// The width of the first column.
@@ -166,17 +169,17 @@ impl Explained {
         paragraph("connections", self.connections(view));
         paragraph("not understood", self.translated.unsure.clone());
         paragraph("without symroute", self.story(facts, &self.without));
-        match (&self.with, &self.not_bound) {
-            (Some(with), _) => {
+        match &self.with {
+            Ok(with) => {
                 paragraph("with symroute", self.story(facts, with));
+                if with.mark_is_lost {
+                    paragraph("", vec![MARK_LOST.into()]);
+                }
                 if !self.in_force {
                     paragraph("", vec!["(symroute is not in force here; this is its plan)".into()]);
                 }
             }
-            (None, why) => {
-                let why = why.as_deref().unwrap_or("it binds no such connection");
-                paragraph("with symroute", vec![format!("the same: {why}")]);
-            }
+            Err(why) => paragraph("with symroute", vec![format!("the same: {why}")]),
         }
         out
     }
@@ -292,6 +295,7 @@ impl Explained {
                 "well": side.is_well(&self.packet),
                 "way": chosen.map(by),
                 "departure": side.departure.as_ref().map(departure),
+                "markIsLost": side.mark_is_lost,
                 "story": self.story(facts, side),
             })
         };
@@ -314,8 +318,8 @@ impl Explained {
             "notUnderstood": self.translated.unsure,
             "rpFilter": {"all": self.filter.all, "interface": self.filter.own},
             "without": side(&self.without),
-            "with": self.with.as_ref().map(side),
-            "notBound": self.not_bound,
+            "with": self.with.as_ref().ok().map(side),
+            "notBound": self.with.as_ref().err(),
             "inForce": self.in_force,
         })
     }

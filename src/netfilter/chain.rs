@@ -3,7 +3,9 @@
 
 use super::sets::bytes;
 use super::walk::{DEPTH, Local, Nat, NewAddress, OUTCOMES, Outcome};
-use super::{Chain, Condition, Field, Interface, Loaded, Match, Packet, Part, Rule, Table, Target};
+use super::{
+    Bound, Chain, Condition, Field, Interface, Loaded, Match, Packet, Part, Rule, Table, Target,
+};
 use crate::model::MarkMatch;
 
 /// How a chain ends.
@@ -110,6 +112,10 @@ impl Walk<'_> {
                 packet.connection = mix.of(packet.connection, packet.mark);
                 return Some(outcome);
             }
+            Target::Symroute => {
+                packet.meet_symroute();
+                return Some(outcome);
+            }
             Target::Untrack => {
                 let place = || format!("{}, {chain}", self.table.name);
                 packet.untracked_by.get_or_insert_with(place);
@@ -181,7 +187,9 @@ impl Walk<'_> {
     fn changes(&self, part: &Part, depth: usize) -> bool {
         let Part::Do(target) = part else { return false };
         match target {
-            Target::Nothing | Target::Return | Target::Accept | Target::Drop => false,
+            Target::Nothing | Target::Symroute | Target::Return | Target::Accept | Target::Drop => {
+                false
+            }
             Target::Jump(name) | Target::Goto(name) => {
                 let called = self.table.chains.get(name).filter(|_| depth > 0);
                 let mut parts = called.iter().flat_map(|chain| &chain.rules).flat_map(|r| &r.0);
@@ -248,6 +256,24 @@ impl Walk<'_> {
             Match::Unknown(text) => return Fits::Unknown(text.clone()),
         };
         if fits == condition.inverted { Fits::No } else { Fits::Yes }
+    }
+}
+
+impl Packet {
+    /// What symroute's rules make of its marks: a request's are set, an answer gets that of its connection, and
+    /// what leaves has none.
+    fn meet_symroute(&mut self) {
+        let Some(Bound { field, mark, connection }) = self.bound else { return };
+        if self.is_reply {
+            if self.connection & field == connection {
+                self.mark = self.mark & !field | connection;
+            }
+        } else if self.oif.is_some() {
+            self.mark &= !field;
+        } else {
+            self.mark = self.mark & !field | mark;
+            self.connection = self.connection & !field | connection;
+        }
     }
 }
 

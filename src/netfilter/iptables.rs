@@ -209,8 +209,7 @@ impl Parts {
             "DNAT" | "SNAT" | "MARK" | "CONNMARK" | "REDIRECT" | "TPROXY" | "NETMAP" => {
                 Target::Unknown(format!("-j {}", self.aim))
             }
-            // Its marks are foreseen by the plan.
-            ours if ours.starts_with(names::CHAIN_PREFIX) => Target::Nothing,
+            ours if ours.starts_with(names::CHAIN_PREFIX) => Target::Symroute,
             chain => Target::Jump(chain.into()),
         }
     }
@@ -336,7 +335,7 @@ mod tests {
                 Target::Mark(Mix { keep: !0x80, take: 0x80, xor: 0 }),
             ),
             ("-j CONNMARK --save-mark", Target::Connection(Mix { keep: 0, take: all, xor: 0 })),
-            ("-j symroute-prerouting", Target::Nothing),
+            ("-j symroute-prerouting", Target::Symroute),
             ("-g KUBE-SEP-X", Target::Goto("KUBE-SEP-X".into())),
             ("-j RETURN", Target::Return),
         ] {

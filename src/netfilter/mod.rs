@@ -55,6 +55,19 @@ pub(crate) struct Packet {
     pub(crate) is_reply: bool,
     /// Table and chain of the rule that keeps it from being tracked.
     pub(crate) untracked_by: Option<String>,
+    /// What symroute's rules give it; none where they leave its connection alone.
+    pub(crate) bound: Option<Bound>,
+}
+
+/// How symroute binds a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bound {
+    /// The bits that are symroute's.
+    pub(crate) field: u32,
+    /// What a request gets.
+    pub(crate) mark: u32,
+    /// What its connection gets, and so each answer.
+    pub(crate) connection: u32,
 }
 
 /// What nftables loads into a register, in the byte order that it has there.
@@ -190,6 +203,8 @@ pub(crate) enum Target {
     Connection(Mix),
     /// Goes on, and conntrack leaves the packet alone.
     Untrack,
+    /// Goes on, and symroute's rules see the packet.
+    Symroute,
     /// What the map has for these fields.
     Map(Vec<Loaded>, Set),
     /// One of these, by chance.
@@ -233,6 +248,20 @@ pub(crate) struct Table {
     /// None: both.
     pub(crate) family: Option<Family>,
     pub(crate) chains: BTreeMap<String, Chain>,
+}
+
+impl Table {
+    /// What symroute would have at these priorities of prerouting, output and postrouting.
+    pub(crate) fn of_symroute(priorities: [i32; 3]) -> Self {
+        let hooks = [Hook::Prerouting, Hook::Output, Hook::Postrouting];
+        let chain = |(hook, priority)| {
+            let base = Base { hook, priority, is_nat: false, drops: false };
+            let rules = vec![Rule(vec![Part::Do(Target::Symroute)])];
+            (format!("{hook:?}"), Chain { base: Some(base), rules })
+        };
+        let chains = hooks.into_iter().zip(priorities).map(chain).collect();
+        Self { name: "symroute".into(), family: None, chains }
+    }
 }
 
 /// All tables of a node, and what of them could not be read.

@@ -1,9 +1,9 @@
-//! Asks the kernel for the rules of nftables: those of other programs than symroute and iptables-nft.
+//! Asks the kernel for the rules of nftables. Of symroute's table the base chains are enough.
 
 use std::collections::BTreeMap;
 
 use super::expressions::{rule, verdict};
-use super::{Base, Chain, Hook, Key, Set, Table, Target};
+use super::{Base, Chain, Hook, Key, Part, Rule, Set, Table, Target};
 use crate::model::Family;
 use crate::names;
 use crate::netlink::uapi::*;
@@ -31,7 +31,9 @@ pub(super) fn tables(
     for (id, name, base) in
         chains.into_iter().filter(|(id, ..)| is_read(id) && !left_out(id.0, &id.1))
     {
-        found.entry(id).or_default().insert(name, Chain { base, rules: Vec::new() });
+        let rules =
+            if is_own(&id) { vec![Rule(vec![Part::Do(Target::Symroute)])] } else { Vec::new() };
+        found.entry(id).or_default().insert(name, Chain { base, rules });
     }
     // What hangs on no hook of interest costs no more look.
     found.retain(|_, chains| chains.values().any(|chain| chain.base.is_some()));
@@ -49,7 +51,8 @@ pub(super) fn tables(
         Some((id(body, NFTA_SET_TABLE)?, name, flags.unwrap_or(0)))
     })?;
     let mut sets_of: BTreeMap<Id, BTreeMap<String, Set>> = BTreeMap::new();
-    for (id, name, flags) in sets.into_iter().filter(|(id, ..)| found.contains_key(id)) {
+    let is_wanted = |id: &Id| found.contains_key(id) && !is_own(id);
+    for (id, name, flags) in sets.into_iter().filter(|(id, ..)| is_wanted(id)) {
         let found = elements(socket, &id, &name)?;
         let has_ranges = flags & NFT_SET_INTERVAL != 0;
         let is_unread = has_ranges && flags & NFT_SET_CONCAT != 0 || found.contains(&None);
@@ -58,7 +61,7 @@ pub(super) fn tables(
         sets_of.entry(id).or_default().insert(name, set);
     }
     let none = BTreeMap::new();
-    for (id, chain, expressions) in rules {
+    for (id, chain, expressions) in rules.into_iter().filter(|(id, ..)| !is_own(id)) {
         if let Some(chain) = found.get_mut(&id).and_then(|chains| chains.get_mut(&chain)) {
             chain.rules.push(rule(&expressions, sets_of.get(&id).unwrap_or(&none)));
         }
@@ -90,8 +93,12 @@ fn id(body: &[u8], attribute: u16) -> Option<Id> {
     Some((*body.first()?, string(find(body.get(NFGENMSG..)?, attribute)?)))
 }
 
-fn is_read((family, name): &Id) -> bool {
-    [NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6].contains(family) && name != names::TABLE
+fn is_read((family, _): &Id) -> bool {
+    [NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6].contains(family)
+}
+
+fn is_own((family, name): &Id) -> bool {
+    *family == NFPROTO_INET && name == names::TABLE
 }
 
 fn base(chain: &[u8]) -> Option<Base> {

@@ -139,8 +139,8 @@ impl Ruleset {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Interface;
     use super::super::iptables::parse;
+    use super::super::{Bound, Interface};
     use super::*;
     use crate::model::MarkMatch;
 
@@ -165,6 +165,7 @@ mod tests {
             connection: 0,
             is_reply: false,
             untracked_by: None,
+            bound: None,
         }
     }
 
@@ -271,6 +272,30 @@ COMMIT
         let sent = |port| rules.walk(Hook::Prerouting, by("eth1", 6, Some(port)), true, &Node);
         assert!(sent(10250)[0].nat.is_none(), "what is not tracked gets no other address");
         assert!(sent(80)[0].nat.is_some());
+    }
+
+    #[test]
+    fn what_is_left_of_symroutes_mark() {
+        let rules = |behind: &str| {
+            let text = format!(
+                "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j symroute-prerouting\n{behind}COMMIT\n"
+            );
+            Ruleset { tables: parse("iptables", Family::V4, &text), ..Ruleset::default() }
+        };
+        let bound = Some(Bound { field: 0x1f00, mark: 0x200, connection: 0x200 });
+        let request = Packet { bound, mark: 0x4100, ..packet("10.21.0.10", 80) };
+        let marks = |behind, packet: &Packet| {
+            let found = rules(behind).walk(Hook::Prerouting, packet.clone(), true, &Node);
+            (found[0].packet.mark, found[0].packet.connection)
+        };
+        assert_eq!(marks("", &request), (0x4200, 0x200));
+        let whole = "-A PREROUTING -j MARK --set-xmark 0x80/0xffffffff\n";
+        assert_eq!(marks(whole, &request), (0x80, 0x200));
+        let reply = Packet { is_reply: true, mark: 0, connection: 0x200, ..request.clone() };
+        assert_eq!(marks("", &reply), (0x200, 0x200));
+        let forgotten = Packet { connection: 0x80, ..reply };
+        assert_eq!(marks("", &forgotten), (0, 0x80));
+        assert_eq!(marks("", &Packet { bound: None, ..request }), (0x4100, 0));
     }
 
     #[test]

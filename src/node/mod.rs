@@ -175,4 +175,11 @@ impl Node {
         }
         Ok(View { facts, settings, plan, steps })
     }
+
+    /// The same for settings that can't hold here: nothing is planned.
+    pub(crate) fn view_without_plan(&mut self, settings: &Settings) -> Result<View, Error> {
+        let (facts, _) = self.observe(&[settings], None)?;
+        let (settings, plan) = (settings.clone(), Plan::default());
+        Ok(View { facts, settings, plan, steps: Vec::new() })
+    }
 }

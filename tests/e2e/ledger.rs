@@ -214,6 +214,12 @@ fn a_whole_connection_mark() {
     };
     table("ct mark set 0x1bd00");
     assert_found(node, &[("problem", "NetBird overwrites the whole connection mark")]);
+    let explain = || {
+        let words = ["explain", "--from", CLIENT, "--to", "10.21.0.101:8080", "--in", "eth1"];
+        node.symroute(&words).stdout
+    };
+    let text = explain();
+    assert!(text.contains("symroute's mark is not on it"), "{text}");
     assert_only_these_fail(&flows, &["pod 10.21.0.101:8080"]);
     // By then symroute has taken its mark off the packet.
     table("ct mark set meta mark");
@@ -222,6 +228,8 @@ fn a_whole_connection_mark() {
     assert_only_these_fail(&flows, &["pod 10.21.0.101:8080"]);
     table("ct mark set ct mark & 0xffffff7f | 0x80");
     assert_found(node, &[]);
+    let text = explain();
+    assert!(!text.contains("symroute's mark is not on it"), "{text}");
     assert_all_work(&flows);
     node.ns.nft("delete table ip netbird");
     node.del(&settings, &pod);

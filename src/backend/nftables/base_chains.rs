@@ -16,15 +16,15 @@ use crate::names;
 use crate::netlink::uapi::*;
 
 /// After every DNAT: `dstnat` is -100, and AWS VPC CNI 1.23 overwrites the whole mark at -90.
-const PREROUTING: i32 = -80;
+pub(crate) const PREROUTING: i32 = -80;
 /// `mangle`, where packets of the node itself are routed again by their mark.
-const MANGLE: i32 = -150;
+pub(crate) const MANGLE: i32 = -150;
 /// Before IPVS (98 to 100), which routes again by the mark; and behind the mangle of iptables,
 /// which binds there: when a node moves from that backend to this one, a request that came in
 /// before the move must not lose its mark on the way.
 const EARLY: i32 = -149;
 /// Just before `srcnat` (100), where exact comparers of marks sit.
-const POSTROUTING: i32 = 95;
+pub(crate) const POSTROUTING: i32 = 95;
 
 /// All of them, behind the chains that they go to.
 pub(super) fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {

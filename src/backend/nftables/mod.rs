@@ -5,7 +5,7 @@
 //! makes the changes of [`table_diff`] in one transaction, [`counters`] reads what the rules count.
 
 pub(crate) mod arp;
-mod base_chains;
+pub(crate) mod base_chains;
 pub(crate) mod chains;
 pub(crate) mod counters;
 pub(crate) mod encode;

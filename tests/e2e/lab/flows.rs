@@ -5,7 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::netns::Netns;
+use super::sweep;
 use super::traffic::{Answer, Proto, ask};
+use super::verdicts::Asked;
 
 /// How long a flow may take that is expected to fail: one SYN and one retransmission.
 pub(crate) const BASELINE: Duration = Duration::from_millis(1500);
@@ -42,6 +44,14 @@ impl<'a> Flow<'a> {
         }
     }
 
+    /// Whether a request that a node got is the one of this flow.
+    pub(super) fn is(&self, one: &Asked) -> bool {
+        let from = one.from.parse().expect("an address");
+        let to = (self.to.ip().to_string(), u64::from(self.to.port()));
+        (&to.0, to.1, self.proto.word()) == (&one.to, one.port, &one.protocol)
+            && self.from.has(from)
+    }
+
     /// Why the flow did not get its answer, if it did not.
     pub(super) fn failure(&self, deadline: Duration) -> Option<String> {
         let wanted = Answer { who: self.who.to_owned(), seen_as: self.seen_as };
@@ -58,6 +68,7 @@ pub(crate) fn assert_only_these_fail(flows: &[Flow<'_>], broken: &[&str]) {
     for name in broken {
         assert!(flows.iter().any(|flow| flow.name == *name), "there is no flow {name:?}");
     }
+    sweep::begin();
     let surprise = |flow: &Flow<'_>| {
         if broken.contains(&flow.name.as_str()) {
             let works = flow.failure(BASELINE).is_none();
@@ -73,6 +84,7 @@ pub(crate) fn assert_only_these_fail(flows: &[Flow<'_>], broken: &[&str]) {
     });
     let (count, all) = (surprises.len(), flows.len());
     assert!(surprises.is_empty(), "{count} of {all} flows:\n{}", surprises.join("\n"));
+    sweep::hold(flows, broken);
 }
 
 /// Runs all flows at once and panics with the reasons unless every one of them works.

@@ -56,6 +56,12 @@ impl Netns {
         &self.name
     }
 
+    /// The same namespace; dropping either removes it.
+    pub(super) fn twin(&self) -> Self {
+        let handle = self.handle.try_clone().expect("a second handle");
+        Self { name: self.name.clone(), handle, lock: self.lock.clone() }
+    }
+
     /// Whether this is one of its addresses.
     pub(crate) fn has(&self, address: IpAddr) -> bool {
         self.run(|| UdpSocket::bind((address, 0))).is_ok()

@@ -1,14 +1,16 @@
 //! The node under test: strict `rp_filter` everywhere, forwarding on, pods behind veths.
 
 use std::fs;
+use std::mem::ManuallyDrop;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{env, process, thread};
 
 use serde_json::json;
 
 use super::backend::Backend;
 use super::netns::{Netns, keep, unique};
+use super::sweep;
 
 pub(crate) struct Node {
     pub(crate) ns: Netns,
@@ -37,7 +39,15 @@ impl Node {
         let dir = env::temp_dir().join(format!("symroute-e2e-{}-{}", process::id(), unique()));
         fs::create_dir_all(dir.join("run")).expect("make the node's directory");
         let legacy = AtomicBool::new(Backend::of_run() == Backend::IptablesLegacy);
-        Self { ns, dir, legacy }
+        let node = Self { ns, dir, legacy };
+        sweep::register(&node);
+        node
+    }
+
+    /// The same node for another owner, which must not outlive it.
+    pub(super) fn twin(&self) -> ManuallyDrop<Self> {
+        let legacy = AtomicBool::new(self.legacy.load(Ordering::Relaxed));
+        ManuallyDrop::new(Self { ns: self.ns.twin(), dir: self.dir.clone(), legacy })
     }
 
     /// A pod as the AWS and flannel primaries leave it: addresses without a subnet on `eth0`, a
@@ -104,6 +114,7 @@ pub(crate) fn with_prefix(address: &str) -> String {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        sweep::forget(self);
         if thread::panicking() {
             let log = fs::read_to_string(self.log()).unwrap_or_else(|error| format!("({error})"));
             println!("---- log of symroute on {} ----\n{log}----", self.ns.name());

@@ -19,6 +19,16 @@ pub(crate) enum Proto {
     Udp,
 }
 
+impl Proto {
+    /// As nftables and `explain` call it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
 /// What a server answered.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {

@@ -12,8 +12,11 @@ use crate::agent::plugin_object;
 
 /// How long a flow may take that is expected to fail. That it fails for longer, other tests show.
 const SHORT: Duration = Duration::from_millis(400);
-/// Notes the first packets of connections as the node gets them: behind conntrack, before DNAT.
+/// Notes the first packets of connections as the node gets them: behind conntrack, before DNAT. And by which
+/// interface answers leave, behind all NAT.
 const PROBE: &str = "table inet probe-explain {
+  set left4 { type ifname . ipv4_addr . ipv4_addr . inet_proto . inet_service; flags dynamic; size 1024; }
+  set left6 { type ifname . ipv6_addr . ipv6_addr . inet_proto . inet_service; flags dynamic; size 1024; }
   set asked4 { type ifname . ipv4_addr . ipv4_addr . inet_proto . inet_service; flags dynamic; size 1024; }
   set asked6 { type ifname . ipv6_addr . ipv6_addr . inet_proto . inet_service; flags dynamic; size 1024; }
   chain arrive {
@@ -24,6 +27,14 @@ const PROBE: &str = "table inet probe-explain {
     type filter hook output priority -199; policy accept;
     ct state new meta l4proto { tcp, udp } jump note
   }
+  chain leave {
+    type filter hook postrouting priority 300; policy accept;
+    oifname != \"lo\" ct direction reply meta l4proto { tcp, udp } jump note_left
+  }
+  chain note_left {
+    add @left4 { oifname . ip daddr . ip saddr . meta l4proto . th sport }
+    add @left6 { oifname . ip6 daddr . ip6 saddr . meta l4proto . th sport }
+  }
   chain note {
     iifname \"lo\" return
     oifname \"lo\" return
@@ -33,12 +44,13 @@ const PROBE: &str = "table inet probe-explain {
 }";
 
 /// The first packet of a connection: where it came in (nowhere: the node sent it), client, server, protocol, port.
-#[derive(Debug, PartialEq, Eq)]
+/// Or its answers, with where they left the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
-    nic: String,
+    pub(super) nic: String,
     pub(crate) from: String,
     pub(crate) to: String,
-    protocol: String,
+    pub(super) protocol: String,
     pub(crate) port: u64,
 }
 
@@ -129,7 +141,7 @@ impl Node {
         (ran.code == Some(0), ran.stdout)
     }
 
-    fn explained(&self, config: &str, asked: &Asked, more: &[&str]) -> Ran {
+    pub(super) fn explained(&self, config: &str, asked: &Asked, more: &[&str]) -> Ran {
         let to = if asked.to.contains(':') { format!("[{}]", asked.to) } else { asked.to.clone() };
         let to = format!("{to}:{}", asked.port);
         let words = ["explain", "--from", &asked.from, "--to", &to, "--proto", &asked.protocol];
@@ -139,10 +151,19 @@ impl Node {
         ran
     }
 
-    /// What was noted.
+    /// The requests that were noted.
     pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.noted(["asked4", "asked6"])
+    }
+
+    /// The answers that left the node.
+    pub(super) fn left(&self) -> Vec<Asked> {
+        self.noted(["left4", "left6"])
+    }
+
+    fn noted(&self, sets: [&str; 2]) -> Vec<Asked> {
         let mut found = Vec::new();
-        for set in ["asked4", "asked6"] {
+        for set in sets {
             let text =
                 self.ns.exec(&["nft", "-j", "list", "set", "inet", "probe-explain", set], "");
             let report: Value = serde_json::from_str(&text).expect("JSON of nft");
