@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{EXIT_OFF, Failure};
+use crate::config::source::{Reader, SettingsSource};
 use crate::conflist::{Directory, Wanted};
 use crate::doctor::fix::{self, Fixed};
 use crate::doctor::{Finding, Severity, conflist, look};
@@ -58,7 +59,11 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let mut found = look::findings(&mut node, &settings, words.watched)?;
     // A folder that is not there, or can't be read, says nothing of the node.
     let view = Directory::open(&words.conf_dir).examine(&Wanted::default()).ok();
-    found.extend(view.and_then(|view| conflist::finding(&view, &words.conf_dir)));
+    let order = view.and_then(|view| conflist::finding(&view, &words.conf_dir));
+    let asked = SettingsSource::Folder(words.conf_dir.clone()).read(Reader::Agent);
+    let record = node.record()?;
+    // Of two entries it can't be said which one's settings count.
+    found.extend(order.or_else(|| conflist::settings(&asked, record.as_ref(), &words.conf_dir)));
     found.sort_by_key(|finding| Reverse(finding.severity));
     let is_well = found.iter().all(|finding| finding.severity == Severity::Note);
     let text = if words.json {

@@ -277,6 +277,18 @@ impl Settings {
         all.map(|(key, value)| (key.to_string(), value)).into_iter().collect()
     }
 
+    /// The first key whose value is not the one in force: its name, the value here and the one in force.
+    pub(crate) fn differing(&self, in_force: &Self) -> Option<(String, Value, Value)> {
+        if in_force.fulfil(self) {
+            return None;
+        }
+        let (asked, found) = (self.with_choices_of(in_force).to_json(), in_force.to_json());
+        let mut differing = asked.into_iter().filter(|(key, value)| found.get(key) != Some(value));
+        let (key, value) = differing.next()?;
+        let other = found.get(&key).cloned().unwrap_or_default();
+        Some((key, value, other))
+    }
+
     /// A number that stands for these settings, the version of the ruleset, and whether it is one
     /// for a node with IPVS. It lies in the table as one element, so that an ADD sees in one look
     /// whether all of that is in force.

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use super::{CONFLIST, Finding, Severity};
+use super::{CONFLIST, Finding, OUT_OF_STEP, Severity};
+use crate::config::source::NetworkConfig;
 use crate::conflist::{State, View};
+use crate::state::Record;
 
 /// An entry that a runtime would not call as it should. An entry that is missing is no finding: the node may
 /// do with `symroutectl up`.
@@ -42,6 +44,49 @@ pub(crate) fn finding(view: &View, dir: &Path) -> Option<Finding> {
             dir.display()
         ),
     })
+}
+
+/// Settings that the conflist asks for and that are not in force. `asked`: what it asks for, none where no
+/// conflist of the folder names symroute, or why it can't be taken.
+pub(crate) fn settings(
+    asked: &Result<Option<NetworkConfig>, String>,
+    record: Option<&Record>,
+    dir: &Path,
+) -> Option<Finding> {
+    let dir = dir.display();
+    let finding = |severity, what: String, evidence: String, remedy: String| Finding {
+        id: OUT_OF_STEP,
+        severity,
+        what,
+        evidence: vec![evidence],
+        remedy,
+    };
+    match asked {
+        Err(why) => Some(finding(
+            Severity::Problem,
+            format!("a conflist of {dir} has settings that symroute refuses"),
+            why.clone(),
+            format!(
+                "correct it: until then no pod starts. symroutectl conflist check --conf-dir {dir} judges it"
+            ),
+        )),
+        Ok(None) => None,
+        Ok(Some(asked)) => {
+            let record = record.filter(|record| record.network == asked.network)?;
+            let (key, wanted, found) = asked.config.settings.differing(&record.settings)?;
+            Some(finding(
+                Severity::Warning,
+                "the conflist asks for other settings than those in force on this node".into(),
+                format!(
+                    "\"{key}\" is {found}, and network \"{}\" asks for {wanted}",
+                    asked.network
+                ),
+                format!(
+                    "symroutectl up --conf-dir {dir}, unless an agent runs, which does it by itself"
+                ),
+            ))
+        }
+    }
 }
 
 #[cfg(test)]

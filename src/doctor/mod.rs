@@ -50,7 +50,7 @@ pub(crate) struct Finding {
 
 /// The ids of all findings.
 #[cfg(test)]
-pub(crate) const IDS: [&str; 23] = [
+pub(crate) const IDS: [&str; 24] = [
     REFUSED,
     RP_FILTER,
     ELSEWHERE,
@@ -73,6 +73,7 @@ pub(crate) const IDS: [&str; 23] = [
     VALID_MARK,
     UDP,
     CONFLIST,
+    OUT_OF_STEP,
     BPF,
 ];
 
@@ -97,6 +98,7 @@ const LEGACY: &str = "legacy-rules";
 const VALID_MARK: &str = "src-valid-mark";
 const UDP: &str = "unbound-udp";
 const CONFLIST: &str = "conflist-order";
+const OUT_OF_STEP: &str = "conflist-settings";
 const BPF: &str = "bpf-routing";
 const IPVS: &str = "ipvs-conntrack";
 

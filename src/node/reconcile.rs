@@ -177,26 +177,21 @@ impl Node {
     ) -> Result<(), Error> {
         // A record without a network was recovered and does not know all settings.
         let same = record.network == network || record.network.is_empty();
-        if same || record.settings.fulfil(settings) {
+        let Some((key, asks, in_force)) = settings.differing(&record.settings).filter(|_| !same)
+        else {
             return Ok(());
-        }
+        };
         let is_listed =
             || record.conflist.as_deref().is_some_and(|path| is_of(path, &record.network));
         if !is_listed() && !self.state.has_attachment_of(&record.network)? {
             log::info!("network \"{}\" is no longer in use", record.network);
             return Ok(());
         }
-        let asks = settings.with_choices_of(&record.settings).to_json();
-        let in_force = record.settings.to_json();
-        let differing = asks.iter().find(|(key, value)| in_force.get(*key) != Some(*value));
-        match differing {
-            Some((key, value)) => Err(Error::Disagreement {
-                key: key.clone(),
-                asks: (network.into(), value.to_string()),
-                in_force: (record.network.clone(), in_force[key].to_string()),
-            }),
-            None => Ok(()),
-        }
+        Err(Error::Disagreement {
+            key,
+            asks: (network.into(), asks.to_string()),
+            in_force: (record.network.clone(), in_force.to_string()),
+        })
     }
 
     /// Remembers the conflist that a network's settings came from, if they are in force.

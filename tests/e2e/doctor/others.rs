@@ -2,8 +2,11 @@
 
 use std::fs;
 
+use serde_json::Value;
+
 use super::{NICS, found, json, report};
 use crate::lab::backend::Backend;
+use crate::lab::node::Node;
 use crate::lab::two_nics::two_nics;
 
 #[test]
@@ -41,6 +44,16 @@ fn rules_of_both_kinds_of_iptables() {
     assert_eq!(found(node, &[]), before, "with {}", Backend::of_run().name());
 }
 
+/// Our entry of a conflist, with the settings that are in force in these tests.
+fn entry(node: &Node) -> Value {
+    let network = node.network(&json!({ "uplinks": NICS }), None);
+    let mut entry: Value = serde_json::from_str(&network).expect("an object");
+    for key in ["name", "cniVersion"] {
+        entry.as_object_mut().expect("an object").remove(key);
+    }
+    entry
+}
+
 /// A runtime calls the plugins in the order of the list.
 #[test]
 fn an_entry_in_the_wrong_place() {
@@ -50,8 +63,12 @@ fn an_entry_in_the_wrong_place() {
     let folder = node.dir.join("net.d");
     fs::create_dir(&folder).expect("make the directory");
     let path = folder.to_str().expect("UTF-8");
+    let network = entry(node);
     let finds = |kinds: &[&str]| {
-        let plugins: Vec<_> = kinds.iter().map(|kind| json!({"type": kind})).collect();
+        let plugin = |kind: &&str| {
+            if *kind == "symroute" { network.clone() } else { json!({ "type": kind }) }
+        };
+        let plugins: Vec<_> = kinds.iter().map(plugin).collect();
         let list = json!({"cniVersion": "1.0.0", "name": "lab", "plugins": plugins});
         fs::write(folder.join("10-lab.conflist"), list.to_string()).expect("write the conflist");
         found(node, &["--conf-dir", path])
@@ -67,5 +84,37 @@ fn an_entry_in_the_wrong_place() {
         node.symroute(&words).assert_success("conflist add");
         assert_eq!(found(node, &["--conf-dir", path]), ["note no-agent"], "{wrong:?}");
     }
+    node.down();
+}
+
+/// The operator edits the conflist, and no agent follows it.
+#[test]
+fn a_conflist_with_other_settings() {
+    let layout = two_nics();
+    let node = &layout.node;
+    node.up(&json!({ "uplinks": NICS }));
+    let folder = node.dir.join("net.d");
+    fs::create_dir(&folder).expect("make the directory");
+    let path = folder.to_str().expect("UTF-8");
+    let write = |key: &str, value: Value| {
+        let mut entry = entry(node);
+        entry[key] = value;
+        let plugins = [json!({"type": "ptp"}), entry];
+        let list = json!({"cniVersion": "1.0.0", "name": "lab", "plugins": plugins});
+        fs::write(folder.join("10-lab.conflist"), list.to_string()).expect("write the conflist");
+    };
+    write("hairpin", json!(false));
+    assert_eq!(found(node, &["--conf-dir", path]), ["note no-agent"], "the default");
+    write("hairpin", json!(true));
+    let wanted = ["warning conflist-settings", "note no-agent"];
+    assert_eq!(found(node, &["--conf-dir", path]), wanted);
+    let text = report(node, &["--conf-dir", path]).to_string();
+    assert!(text.contains(r#"\"hairpin\" is false, and network \"lab\" asks for true"#), "{text}");
+    node.symroute(&["up", "--conf-dir", path]).assert_success("the remedy");
+    assert_eq!(found(node, &["--conf-dir", path]), ["note no-agent"]);
+    // What the plugin refuses, each ADD refuses.
+    write("hairpin", json!("yes"));
+    let wanted = ["problem conflist-settings", "note no-agent"];
+    assert_eq!(found(node, &["--conf-dir", path]), wanted);
     node.down();
 }
