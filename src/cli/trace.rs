@@ -23,7 +23,7 @@ Follows each packet of a client's connections, and the replies: by which NIC it 
 marks and what sets them, DNAT, each routing table that was tried, a drop by rp_filter, by which
 NIC it left. Needs no symroute on the node and no BPF. It puts an nftables table of its own in
 place that asks for trace messages of these packets and changes none, and a tracefs instance;
-the kernel removes the table with the process, and a later trace the instance of a killed one.
+the kernel removes the table with the process, and a second process the instance if it is killed.
 \"ready\" on standard error says that it listens.
 With iptables-legacy the kernel may log these packets, too, as for the target TRACE.
 It takes root, nf_tables and Linux 5.12; to see routing tables and drops takes 6.4.

@@ -1,8 +1,8 @@
 //! An instance of tracefs for one trace: buffers and switches of its own.
 //!
-//! Instances are of the whole machine, so their names say which process made them, and one that was
-//! killed leaves its instance behind. The next trace removes it. An instance in use can't be removed:
-//! the kernel refuses while its `trace_pipe` is open (`instance_rmdir` of kernel/trace/trace.c).
+//! Instances are of the whole machine, so their names say which process made them. A [`Guard`] removes the
+//! instance of a trace that was killed; where that was killed too, the next trace does. An instance in use can't be
+//! removed: the kernel refuses while its `trace_pipe` is open (`instance_rmdir` of kernel/trace/trace.c).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
+use super::guard::Guard;
 use crate::names::{TRACE_INSTANCE, TRACEFS};
 
 /// Room for events of all processors, in KiB; and the least for one.
@@ -80,6 +81,7 @@ pub(crate) struct Instance {
     path: PathBuf,
     /// `trace_pipe`; none only while this is dropped.
     pipe: Option<File>,
+    _guard: Guard,
     /// A line that has not come to its end.
     rest: Vec<u8>,
     /// Whether all that was there was read.
@@ -91,7 +93,11 @@ impl Instance {
     pub(crate) fn new(root: &Path) -> Result<Self, String> {
         let path = root.join("instances").join(format!("{TRACE_INSTANCE}{}", own_suffix()));
         fs::create_dir(&path).map_err(|error| format!("make {}: {error}", path.display()))?;
-        let mut instance = Self { path, pipe: None, rest: Vec::new(), is_drained: false };
+        let guard = Guard::of(&path).inspect_err(|_| {
+            let _ = fs::remove_dir(&path);
+        })?;
+        let mut instance =
+            Self { path, pipe: None, _guard: guard, rest: Vec::new(), is_drained: false };
         let pipe = instance.path.join("trace_pipe");
         let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&pipe);
         instance.pipe = Some(open.map_err(|error| format!("open {}: {error}", pipe.display()))?);

@@ -9,6 +9,7 @@
 //! fires for each trace message that reaches our socket, so it puts the messages in order with the
 //! look-ups of the same processor. [`join`] makes packets of that, and [`words`] tells of them.
 
+mod guard;
 mod instance;
 mod join;
 mod live;

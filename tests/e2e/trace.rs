@@ -383,9 +383,16 @@ fn a_killed_trace_leaves_nothing() {
     host_is_asked(&layout, NODE[1], false);
     killed.signal(Signal::SIGKILL);
     killed.child.wait().expect("wait for the trace");
-    until("the killed trace's table has gone", || tables() == 1);
+    until("the killed trace's table and instance have gone", || tables() == 1 && !has(killed_pid));
+    assert!(has(living_pid), "and nothing else");
+    // What no process is left to remove, the next trace removes.
+    let lost = with_tracefs(|folder| {
+        let lost = folder.join("instances/symroute-1-1");
+        fs::create_dir(&lost).expect("make an instance");
+        lost.file_name().map(|name| name.to_string_lossy().into_owned())
+    });
     let next = Trace::of(ns, &words);
-    assert!(!has(killed_pid), "the next trace removes what was left");
+    assert!(!instances().contains(&lost.expect("a name")), "the next trace removes what was left");
     assert!(has(living_pid), "and nothing else");
     drop(killed);
     host_is_asked(&layout, NODE[1], false);
