@@ -134,8 +134,11 @@ impl Pseudonyms {
         if let Ok(ip) = word.parse::<IpAddr>() {
             return Some(self.address(ip, length).to_string());
         }
-        if let Some(mac) = mac(word) {
-            return Some(mac_text(self.mac(mac)));
+        // With colons as everywhere, or with dashes as in names of hosts and leases.
+        for sign in [":", "-"] {
+            if let Some(mac) = mac(word, sign) {
+                return Some(mac_text(self.mac(mac)).replace(':', sign));
+            }
         }
         // systemd names a NIC by its hardware address.
         let plain = word.strip_prefix("enx").filter(|hex| hex.len() == 12)?;
@@ -162,8 +165,10 @@ impl Pseudonyms {
     fn numbers(&self, word: &str, length: Option<u8>) -> String {
         let is_number = |c: char| c.is_ascii_digit() || c == '.';
         let (mut out, mut rest) = (String::new(), word);
-        while let Some(start) = rest.find(is_number) {
+        while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
             let end = rest[start..].find(|c| !is_number(c)).map_or(rest.len(), |end| start + end);
+            // As in "192.0.2.1.nip.io".
+            let end = start + rest[start..end].trim_end_matches('.').len();
             let (before, found, behind) = (&rest[..start], &rest[start..end], &rest[end..]);
             out.push_str(before);
             let is_letter = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphabetic());
@@ -246,9 +251,9 @@ fn prefix_length(rest: &str) -> Option<u8> {
     rest[..end].parse().ok()
 }
 
-fn mac(word: &str) -> Option<Mac> {
+fn mac(word: &str, between: &str) -> Option<Mac> {
     let bytes: Vec<u8> =
-        word.split(':').map(|hex| hex_byte(hex.as_bytes())).collect::<Option<_>>()?;
+        word.split(between).map(|hex| hex_byte(hex.as_bytes())).collect::<Option<_>>()?;
     bytes.try_into().ok()
 }
 
@@ -314,6 +319,8 @@ mod tests {
             ("8.8.20.10:80->[fd00:1::5]:443", format!("{v4}:80->[{v6}]:443")),
             ("\"8.8.20.10\",src=8.8.20.10;8.8.20.10: no", format!("\"{v4}\",src={v4};{v4}: no")),
             ("8.8.20.10-8.8.20.10", format!("{v4}-{v4}")),
+            ("app.8.8.20.10.nip.io", format!("app.{v4}.nip.io")),
+            ("52-54-00-12-34-56", mac.replace(':', "-")),
             ("ip-8-8-20-10.internal", format!("ip-{}.internal", v4.replace('.', "-"))),
             ("fd00:1::5%eth0 FD00:1:0::5: x", format!("{v6}%eth0 {v6}: x")),
             ("lladdr 52:54:00:12:34:56 enx525400123456", {

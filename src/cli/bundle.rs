@@ -116,10 +116,11 @@ fn gather(conf_dir: &Path, host: &str, release: &str, time: SystemTime) -> Bundl
     bundle.add("version.json", Ok(Content::Json(version)));
     let folder = conf_dir.display().to_string();
     let status = said(&["status", "--json", "--conf-dir", &folder]);
-    explain(&mut bundle, status.as_ref().ok());
+    explain(&mut bundle, status.as_ref().ok(), &folder);
     bundle.add("status.json", status.map(Content::Json));
-    bundle.add("doctor.json", said(&["doctor", "--json"]).map(Content::Json));
-    match (Node::to_look(), super::explain::settings(None)) {
+    bundle
+        .add("doctor.json", said(&["doctor", "--json", "--conf-dir", &folder]).map(Content::Json));
+    match (Node::to_look(), super::explain::settings_in(None, conf_dir)) {
         (Ok(mut node), Ok(settings)) => kernel::collect(&mut bundle, &mut node, &settings),
         (Err(error), _) => bundle.miss("links.json and the like", error.to_string()),
         (_, Err(failure)) => bundle.miss("links.json and the like", text_of(failure)),
@@ -134,12 +135,12 @@ fn gather(conf_dir: &Path, host: &str, release: &str, time: SystemTime) -> Bundl
 
 /// Adds what becomes of a request to each address of the node by each uplink. Where there are many, for
 /// instance those of Services with IPVS, only the uplinks' own addresses are asked for.
-fn explain(bundle: &mut Bundle, status: Option<&Value>) {
+fn explain(bundle: &mut Bundle, status: Option<&Value>, conf_dir: &str) {
     let addresses = Socket::route().and_then(|mut socket| route::addresses(&mut socket));
     let are_few = addresses.is_ok_and(|addresses| addresses.len() <= MANY);
     for (family, name) in [(Family::V4, "explain-ipv4.json"), (Family::V6, "explain-ipv6.json")] {
         let client = OUTSIDE.of(family).to_string();
-        let words = ["explain", "--from", &client, "--json"];
+        let words = ["explain", "--from", &client, "--json", "--conf-dir", conf_dir];
         if are_few {
             bundle.add(name, said(&[&words[..], &["--all"]].concat()).map(Content::Json));
             continue;

@@ -65,6 +65,9 @@ pub(super) struct Words {
     /// Settings to plan by where symroute is not in force
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Where the runtime reads conflists
+    #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
+    conf_dir: PathBuf,
     /// Each address of the node and each NodePort, by each uplink, in a table
     #[arg(long, conflicts_with_all = ["to", "link", "proto"])]
     all: bool,
@@ -102,7 +105,8 @@ pub(super) fn protocol(text: &str) -> Result<u8, &'static str> {
 /// Runs the command: what it prints, and its exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let mut node = Node::to_look()?;
-    let mut asker = Asker::of_any(&mut node, &settings(words.config.as_deref())?)?;
+    let mut asker =
+        Asker::of_any(&mut node, &settings_in(words.config.as_deref(), &words.conf_dir)?)?;
     let given = words.link.as_deref().map(|name| {
         let link = asker.facts().links.iter().find(|link| link.name == name);
         link.map(|link| link.index).ok_or_else(|| {
