@@ -14,6 +14,7 @@ use crate::doctor::fix::{self, Fixed};
 use crate::doctor::{Finding, Severity, conflist, look};
 use crate::names;
 use crate::node::Node;
+use crate::state::AgentLock;
 
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
@@ -62,8 +63,11 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let order = view.and_then(|view| conflist::finding(&view, &words.conf_dir));
     let asked = SettingsSource::Folder(words.conf_dir.clone()).read(Reader::Agent);
     let record = node.record()?;
+    let agent_runs = AgentLock::is_held(&node.state);
+    let settings = conflist::settings(&asked, record.as_ref(), &words.conf_dir, agent_runs);
     // Of two entries it can't be said which one's settings count.
-    found.extend(order.or_else(|| conflist::settings(&asked, record.as_ref(), &words.conf_dir)));
+    found.extend(settings.filter(|_| order.is_none() || asked.is_ok()));
+    found.extend(order);
     found.sort_by_key(|finding| Reverse(finding.severity));
     let is_well = found.iter().all(|finding| finding.severity == Severity::Note);
     let text = if words.json {

@@ -52,6 +52,7 @@ pub(crate) fn settings(
     asked: &Result<Option<NetworkConfig>, String>,
     record: Option<&Record>,
     dir: &Path,
+    agent_runs: bool,
 ) -> Option<Finding> {
     let dir = dir.display();
     let finding = |severity, what: String, evidence: String, remedy: String| Finding {
@@ -66,9 +67,7 @@ pub(crate) fn settings(
             Severity::Problem,
             format!("a conflist of {dir} has settings that symroute refuses"),
             why.clone(),
-            format!(
-                "correct it: until then no pod starts. symroutectl conflist check --conf-dir {dir} judges it"
-            ),
+            "correct it: until then no pod of its network starts".into(),
         )),
         Ok(None) => None,
         Ok(Some(asked)) => {
@@ -81,9 +80,12 @@ pub(crate) fn settings(
                     "\"{key}\" is {found}, and network \"{}\" asks for {wanted}",
                     asked.network
                 ),
-                format!(
-                    "symroutectl up --conf-dir {dir}, unless an agent runs, which does it by itself"
-                ),
+                if agent_runs {
+                    "none if they are new: the agent brings them into force, or its log says why not"
+                        .into()
+                } else {
+                    format!("symroutectl up --conf-dir {dir}")
+                },
             ))
         }
     }

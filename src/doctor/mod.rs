@@ -131,11 +131,23 @@ pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {
     let mut evidence = vec![format!("a request from {} to {to}:", one.packet.from)];
     evidence.extend(one.story(facts, now).into_iter().map(|line| format!("  {line}")));
     let remedy = match &one.with {
+        _ if one.translated.untracked_by.is_some() => {
+            "symroute binds tracked connections alone: remove the rule \"notrack\" that \
+             \"symroutectl explain\" names, or narrow it down"
+                .into()
+        }
         Ok(with) if with.mark_is_lost => {
-            "another program takes symroute's mark off: \"symroutectl marks\" names it".into()
+            let would = if one.in_force { "is" } else { "would be" };
+            format!(
+                "symroute's mark {would} taken off: \"symroutectl marks\" names the program, and \
+                 \"symroutectl status\" what is missing"
+            )
         }
         Ok(with) if with.is_symmetric(&one.packet) && !one.in_force => {
             format!("symroute answers them by {nic}: symroutectl conflist add, or symroutectl up")
+        }
+        Err(why) if one.is_by_uplink => {
+            format!("symroute leaves them alone ({why}): \"symroutectl status\" has the remedy")
         }
         Err(why) => format!("symroute leaves them alone ({why}): name {nic} in \"uplinks\""),
         Ok(_) => format!("set the router of {nic} in \"gateways\", then symroutectl up"),

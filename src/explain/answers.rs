@@ -154,7 +154,7 @@ impl Asker<'_> {
     }
 
     /// The way of the reply, which comes from the node itself or in by an interface.
-    fn reply(&mut self, seen: &Seen, iif: Option<u32>) -> Result<Option<Chosen>, Error> {
+    pub(super) fn reply(&mut self, seen: &Seen, iif: Option<u32>) -> Result<Option<Chosen>, Error> {
         let Packet { from, to, .. } = seen.packet;
         let connection = self.connection_behind(seen, iif);
         let mark = self.mark_of_reply(seen, iif, connection);
@@ -178,7 +178,8 @@ impl Asker<'_> {
         let turned = Packet { protocol, ..Packet::plain(to, from, iif.unwrap_or(0)) };
         let hook = if iif.is_some() { Hook::Prerouting } else { Hook::Output };
         let reply = self.in_hook(&turned, iif, None, (0, connection), true);
-        let reply = netfilter::Packet { bound: seen.bound, ..reply };
+        let untracked_by = seen.untracked_by.clone();
+        let reply = netfilter::Packet { bound: seen.bound, untracked_by, ..reply };
         let outcomes = self.netfilter.walk(hook, reply, false, &self.view.facts);
         outcomes.first().map_or(0, |outcome| outcome.packet.mark)
     }

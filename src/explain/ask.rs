@@ -1,5 +1,6 @@
 //! Asks the kernel about a packet.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Chosen, Packet, Side, Translated, rules};
@@ -31,6 +32,8 @@ pub(crate) struct Explained {
     pub(crate) with: Result<Side, String>,
     /// Whether symroute is in force, so that the kernel itself has said what is with it.
     pub(crate) in_force: bool,
+    /// Whether it came in by an uplink.
+    pub(crate) is_by_uplink: bool,
 }
 
 impl Explained {
@@ -68,7 +71,8 @@ impl<'a> Asker<'a> {
     /// The same where the settings may not hold: then there is no plan, and requests are asked about without it.
     pub(crate) fn of_any(node: &'a mut Node, settings: &Settings) -> Result<Self, Error> {
         match node.view(settings) {
-            Err(Error::Config(why)) => {
+            // What is in force stays in force when it could not be brought into force any more.
+            Err(Error::Config(why)) if node.record()?.is_none() => {
                 let view = node.view_without_plan(settings)?;
                 Self::with_view(node, view, Some(why.to_string()))
             }
@@ -85,7 +89,10 @@ impl<'a> Asker<'a> {
         }
         let mut netfilter = read::ruleset(&mut node.kernel.netfilter);
         netfilter.unread.extend(node.unseen.line());
-        if refusal.is_none() && (!in_force || node.unseen.hides_rules()) {
+        // Where the rules can't be read, those of symroute are taken to be there.
+        let is_unread = node.unseen.hides_rules() || !netfilter.unread.is_empty();
+        let is_seen = netfilter.has_symroute();
+        if refusal.is_none() && (!in_force || is_unread && !is_seen) {
             netfilter.tables.insert(0, foreseen_table(view.plan.marker()));
         }
         Ok(Self { kernel: &mut node.kernel, view, rules, in_force, netfilter, refusal })
@@ -123,8 +130,23 @@ impl<'a> Asker<'a> {
         let inside = source.map(|way| way.link).filter(|link| self.leads_inside(*link));
         Ok(match inside.or(owner.filter(|link| self.is_uplink(*link))) {
             Some(link) => vec![link],
+            // Without a plan there are no uplinks.
+            None if self.refusal.is_some() => {
+                owner.map_or_else(|| self.outside(), |link| vec![link])
+            }
             None => self.uplinks(),
         })
+    }
+
+    /// The interfaces with an address that lead to no pods.
+    fn outside(&self) -> Vec<u32> {
+        let links: BTreeSet<u32> = self.public_addresses().map(|own| own.link).collect();
+        let leads_outside = |link: &u32| {
+            let is_real =
+                self.facts().link(*link).is_some_and(|link| link.flags & IFF_LOOPBACK == 0);
+            is_real && !self.leads_inside(*link)
+        };
+        links.into_iter().filter(leads_outside).collect()
     }
 
     /// The interface that leads to an address; none where no route does.

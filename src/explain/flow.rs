@@ -20,6 +20,13 @@ use crate::plan::proof::OUTSIDE;
 /// NodePorts that are named at most.
 const NODE_PORTS: usize = 32;
 
+/// Whether symroute's mark stays on the packets of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    by_request: bool,
+    by_reply: bool,
+}
+
 impl Asker<'_> {
     /// What becomes of a request: one answer for each backend that DNAT may choose.
     pub(crate) fn explain(&mut self, packet: Packet) -> Result<Vec<Explained>, Error> {
@@ -84,16 +91,18 @@ impl Asker<'_> {
             is_translated: outcome.nat.is_some(),
             mark: outcome.packet.mark,
             connection: outcome.packet.connection,
-            untracked_by: outcome.packet.untracked_by,
+            untracked_by: outcome.packet.untracked_by.clone(),
             bound: None,
         };
         let to = outcome.packet.to;
         let alive = alive.iter().filter(|one| one.reply.from.ip() == to).copied().collect();
-        let translated = Translated { nat: outcome.nat, which, unsure: outcome.unsure, alive };
-        let in_force = self.in_force;
+        let untracked_by = outcome.packet.untracked_by;
+        let (nat, unsure) = (outcome.nat, outcome.unsure);
+        let translated = Translated { nat, which, unsure, untracked_by, alive };
+        let (in_force, is_by_uplink) = (self.in_force, self.is_uplink(packet.link));
         let explained = |without, back, with| {
             let (packet, filter) = (packet, filter);
-            Explained { packet, translated, filter, without, back, with, in_force }
+            Explained { packet, translated, filter, without, back, with, in_force, is_by_uplink }
         };
         if outcome.is_dropped {
             let without = Side { ending: Ending::Dropped, departure: None, mark_is_lost: false };
@@ -121,9 +130,6 @@ impl Asker<'_> {
     ) -> Result<Result<Side, String>, Error> {
         if let Some(why) = &self.refusal {
             return Ok(Err(why.clone()));
-        }
-        if let Some(by) = &seen.untracked_by {
-            return Ok(Err(format!("{by}: a rule keeps it from being tracked")));
         }
         let field = self.view.settings.field;
         if let Some(via) = self.steered(seen, without) {
@@ -163,15 +169,17 @@ impl Asker<'_> {
         let late = if turns { field.d() } else { 0 };
         let marks = [field.of(id) | early, field.of(id) | late];
         let bound = self.bound(packet, seen, marks);
-        let mark_is_lost = !self.keeps_mark(&bound, to);
+        let kept = self.kept(&bound, to);
+        let mark_is_lost = !(kept.by_request && kept.by_reply);
         let side = if self.in_force {
             let answers = self.answers(&bound)?;
             self.side(&bound, &answers, true)?
-        } else if mark_is_lost || turns && by_iptables && packet.from.is_ipv4() {
+        } else if !kept.by_request || turns && by_iptables && packet.from.is_ipv4() {
             // Strict rp_filter judges the request by main, so it stays with the node's own routing.
             self.side(seen, without, true)?
         } else {
-            self.foreseen(&bound, id, turns && !by_iptables, to)?
+            let table = kept.by_reply.then_some(id);
+            self.foreseen(&bound, table, turns && !by_iptables, to)?
         };
         Ok(Ok(Side { mark_is_lost, ..side }))
     }
@@ -191,13 +199,16 @@ impl Asker<'_> {
         Seen { mark, connection, bound, ..seen.clone() }
     }
 
-    /// Whether no rule of another program takes symroute's mark off the request or its answer.
-    fn keeps_mark(&self, bound: &Seen, to: Option<Way>) -> bool {
-        let Some(Bound { field, mark, connection: of_reply }) = bound.bound else { return true };
+    /// What carries symroute's mark when the kernel asks for a route: a rule of another program may take it off,
+    /// and a reply that is not tracked gets none.
+    fn kept(&self, bound: &Seen, to: Option<Way>) -> Kept {
+        let Some(Bound { field, mark, connection: of_reply }) = bound.bound else {
+            return Kept { by_request: true, by_reply: true };
+        };
         let iif = to.filter(|way| way.kind == RTN_UNICAST).map(|way| way.link);
         let connection = self.connection_behind(bound, iif);
         let reply = self.mark_of_reply(bound, iif, connection);
-        (bound.mark & field, reply & field) == (mark, of_reply)
+        Kept { by_request: bound.mark & field == mark, by_reply: reply & field == of_reply }
     }
 
     /// The uplink that masquerade steering sends a pod's request out by.
@@ -212,11 +223,11 @@ impl Asker<'_> {
         is_steered.then_some(steering.via)
     }
 
-    /// With the plan's table, where it is not in force.
+    /// With the plan's table of this uplink, where it is not in force; none: the reply has lost its mark.
     fn foreseen(
         &mut self,
         seen: &Seen,
-        id: u32,
+        id: Option<u32>,
         turns: bool,
         to: Option<Way>,
     ) -> Result<Side, Error> {
@@ -226,14 +237,20 @@ impl Asker<'_> {
         };
         let ending = match to {
             Some(way) if arrives(&way) => {
-                self.by_table(id, seen.packet.from).map_or(Ending::NoReply, Ending::Answered)
+                let reply = match id {
+                    Some(id) => self.by_table(id, seen.packet.from),
+                    None => self.reply(seen, (way.kind == RTN_UNICAST).then_some(way.link))?,
+                };
+                reply.map_or(Ending::NoReply, Ending::Answered)
             }
             Some(way) if way.kind == RTN_UNICAST => Ending::PassesThrough,
             _ => Ending::Refused,
         };
         let request = match to {
-            Some(way) if turns => self.by_table(id, seen.packet.to).map_or(way, |c| c.way),
-            Some(way) => way,
+            Some(way) => match id.filter(|_| turns) {
+                Some(id) => self.by_table(id, seen.packet.to).map_or(way, |chosen| chosen.way),
+                None => way,
+            },
             None => return Ok(Side { ending, departure: None, mark_is_lost: false }),
         };
         let departure = self.departure(seen, &request, true)?;

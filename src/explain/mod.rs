@@ -150,6 +150,8 @@ pub(crate) struct Translated {
     pub(crate) which: (usize, usize),
     /// Rules that could not be judged.
     pub(crate) unsure: Vec<String>,
+    /// The rule that keeps it from being tracked: table and chain.
+    pub(crate) untracked_by: Option<String>,
     /// Connections of such requests that conntrack knows at this moment.
     pub(crate) alive: Vec<Connection>,
 }

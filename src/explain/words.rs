@@ -15,8 +15,7 @@ use crate::node::View;
 use crate::plan::Uplink;
 
 /// Where symroute's mark is not on a packet.
-const MARK_LOST: &str =
-    "symroute's mark is not on it: \"symroutectl marks\" and \"symroutectl status\" say why";
+const MARK_LOST: &str = "symroute's mark is not on each packet: \"symroutectl marks\" and \"symroutectl status\" say why";
 /// Connections that are shown at most.
 const SHOWN: usize = 5;
 /// The width of the first column.
@@ -167,6 +166,9 @@ impl Explained {
         };
         paragraph("DNAT", self.translated.lines());
         paragraph("connections", self.connections(view));
+        let untracked = self.translated.untracked_by.iter();
+        let untracked = untracked.map(|by| format!("{by}: a rule keeps it from being tracked"));
+        paragraph("connection", untracked.collect());
         paragraph("not understood", self.translated.unsure.clone());
         paragraph("without symroute", self.story(facts, &self.without));
         match &self.with {
@@ -315,6 +317,7 @@ impl Explained {
             "dnat": self.translated.dnat().map(|(to, by)| json!({"to": to, "by": by})),
             "choice": [self.translated.which.0, self.translated.which.1],
             "connections": self.translated.alive.iter().map(connection).collect::<Vec<_>>(),
+            "untrackedBy": self.translated.untracked_by,
             "notUnderstood": self.translated.unsure,
             "rpFilter": {"all": self.filter.all, "interface": self.filter.own},
             "without": side(&self.without),

@@ -3,9 +3,7 @@
 
 use super::sets::bytes;
 use super::walk::{DEPTH, Local, Nat, NewAddress, OUTCOMES, Outcome};
-use super::{
-    Bound, Chain, Condition, Field, Interface, Loaded, Match, Packet, Part, Rule, Table, Target,
-};
+use super::{Bound, Chain, Condition, Interface, Match, Packet, Part, Rule, Table, Target};
 use crate::model::MarkMatch;
 
 /// How a chain ends.
@@ -29,8 +27,8 @@ struct Paths {
 pub(super) struct Walk<'a> {
     pub(super) table: &'a Table,
     pub(super) local: &'a dyn Local,
-    /// Whether a field that is not known of the packet may have any value. Otherwise it has none.
-    pub(super) is_open: bool,
+    /// Whether conntrack has not seen the packet yet (`nft_notrack_eval`, `xt_ct_target`).
+    pub(super) is_early: bool,
 }
 
 impl Walk<'_> {
@@ -46,12 +44,14 @@ impl Walk<'_> {
             for outcome in std::mem::take(&mut paths.next) {
                 self.rule(name, rule, outcome, depth, &mut paths);
             }
-            paths.next.truncate(OUTCOMES);
+            each_once(&mut paths.next);
+            each_once(&mut paths.ended);
         }
-        let Paths { next, mut ended } = paths;
-        ended.extend(next.into_iter().map(|outcome| (outcome, End::Returned)));
-        ended.truncate(OUTCOMES);
-        ended
+        // What has met no verdict comes first, lest it be cut away.
+        let mut ends: Vec<_> = paths.next.into_iter().map(|next| (next, End::Returned)).collect();
+        ends.extend(paths.ended);
+        each_once(&mut ends);
+        ends
     }
 
     fn rule(
@@ -104,6 +104,11 @@ impl Walk<'_> {
         let packet = &mut outcome.packet;
         let to = match target {
             Target::Nothing => return Some(outcome),
+            // Without a connection there is no mark of one.
+            Target::Connection(_) if packet.untracked_by.is_some() => return Some(outcome),
+            Target::Mark(mix) if mix.take != 0 && packet.untracked_by.is_some() => {
+                return Some(outcome);
+            }
             Target::Mark(mix) => {
                 packet.mark = mix.of(packet.mark, packet.connection);
                 return Some(outcome);
@@ -116,6 +121,7 @@ impl Walk<'_> {
                 packet.meet_symroute();
                 return Some(outcome);
             }
+            Target::Untrack if !self.is_early => return Some(outcome),
             Target::Untrack => {
                 let place = || format!("{}, {chain}", self.table.name);
                 packet.untracked_by.get_or_insert_with(place);
@@ -199,28 +205,17 @@ impl Walk<'_> {
         }
     }
 
-    /// What a condition about these fields is worth for a packet of which one is not known. A packet that has no
-    /// such field does not meet it.
-    fn lacking(&self, fields: &[Loaded], packet: &Packet) -> Fits {
-        let is_port = |loaded: &Loaded| loaded.field == Field::Port && packet.port.is_none();
-        if self.is_open && fields.iter().any(is_port) { Fits::Perhaps } else { Fits::No }
-    }
-
     fn judge(&self, condition: &Condition, packet: &Packet) -> Fits {
         let has = |mark: u32, MarkMatch { value, mask }: MarkMatch| mark & mask == value;
         let fits = match &condition.is {
             Match::Bytes(fields, wanted) => {
                 // A packet without such a field does not meet the rest of the rule.
-                let Some(found) = bytes(fields, packet, self.local) else {
-                    return self.lacking(fields, packet);
-                };
+                let Some(found) = bytes(fields, packet, self.local) else { return Fits::No };
                 // A prefix of an address or of a name has fewer bytes.
                 found.starts_with(wanted)
             }
             Match::Among(fields, set) => {
-                let Some(found) = bytes(fields, packet, self.local) else {
-                    return self.lacking(fields, packet);
-                };
+                let Some(found) = bytes(fields, packet, self.local) else { return Fits::No };
                 set.find(&found).is_some()
             }
             Match::In(name) => is_named(name, packet.iif.as_ref()),
@@ -228,9 +223,6 @@ impl Walk<'_> {
             Match::From(net) => net.contains(packet.from),
             Match::To(net) => net.contains(packet.to),
             Match::Protocol(protocol) => packet.protocol == Some(*protocol),
-            Match::Port(..) | Match::Ports(_) if self.is_open && packet.port.is_none() => {
-                return Fits::Perhaps;
-            }
             Match::Port(first, last) => {
                 packet.port.is_some_and(|port| (*first..=*last).contains(&port))
             }
@@ -243,6 +235,8 @@ impl Walk<'_> {
             }
             Match::FromNode => self.local.has(packet.from, None),
             Match::Mark(wanted) => has(packet.mark, *wanted),
+            // Also the contrary does not hold (`connmark_mt`).
+            Match::Connection(_) if packet.untracked_by.is_some() => return Fits::No,
             Match::Connection(wanted) => has(packet.connection, *wanted),
             Match::State { .. } if packet.untracked_by.is_some() => false,
             Match::State { new, established } => {
@@ -265,14 +259,16 @@ impl Packet {
     fn meet_symroute(&mut self) {
         let Some(Bound { field, mark, connection }) = self.bound else { return };
         if self.is_reply {
-            if self.connection & field == connection {
+            if self.connection & field == connection && self.untracked_by.is_none() {
                 self.mark = self.mark & !field | connection;
             }
         } else if self.oif.is_some() {
             self.mark &= !field;
         } else {
             self.mark = self.mark & !field | mark;
-            self.connection = self.connection & !field | connection;
+            if self.untracked_by.is_none() {
+                self.connection = self.connection & !field | connection;
+            }
         }
     }
 }
@@ -284,6 +280,19 @@ enum Fits {
     Perhaps,
     /// A match of these words is not understood.
     Unknown(String),
+}
+
+/// Equal ones go the same way, and more than so many are not followed.
+fn each_once<T: PartialEq>(list: &mut Vec<T>) {
+    let mut at = 0;
+    while at < list.len() {
+        if list[..at].contains(&list[at]) {
+            list.remove(at);
+        } else {
+            at += 1;
+        }
+    }
+    list.truncate(OUTCOMES);
 }
 
 /// A name that ends in `+` stands for all that begin so (iptables(8)).

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use nix::errno::Errno;
+
 use super::expressions::{rule, verdict};
 use super::{Base, Chain, Hook, Key, Part, Rule, Set, Table, Target};
 use crate::model::Family;
@@ -53,7 +55,11 @@ pub(super) fn tables(
     let mut sets_of: BTreeMap<Id, BTreeMap<String, Set>> = BTreeMap::new();
     let is_wanted = |id: &Id| found.contains_key(id) && !is_own(id);
     for (id, name, flags) in sets.into_iter().filter(|(id, ..)| is_wanted(id)) {
-        let found = elements(socket, &id, &name)?;
+        let found = match elements(socket, &id, &name) {
+            // It went meanwhile, and the rules that used it with it.
+            Err(error) if error.errno == Errno::ENOENT => continue,
+            found => found?,
+        };
         let has_ranges = flags & NFT_SET_INTERVAL != 0;
         let is_unread = has_ranges && flags & NFT_SET_CONCAT != 0 || found.contains(&None);
         let elements = found.into_iter().flatten().collect();

@@ -6,6 +6,13 @@ use super::{Chain, Hook, Part, Ruleset, Table, Target};
 use crate::model::MarkMatch;
 
 impl Ruleset {
+    /// Whether symroute's rules are among these.
+    pub(crate) fn has_symroute(&self) -> bool {
+        let chains = self.tables.iter().flat_map(|table| table.chains.values());
+        let mut parts = chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.0);
+        parts.any(|part| *part == Part::Do(Target::Symroute))
+    }
+
     /// Whether a rule that packets meet in this hook may give them such a mark. A target of TPROXY may.
     pub(crate) fn may_mark(&self, hook: Hook, mark: MarkMatch) -> bool {
         let marks = |target: &Target| match target {

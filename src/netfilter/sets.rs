@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use super::walk::Local;
 use super::{
-    Condition, ESTABLISHED, Field, Interface, Loaded, Match, NEW, Packet, Part, Ruleset, Set,
-    Target, UNTRACKED,
+    Chain, Condition, ESTABLISHED, Field, Interface, Loaded, Match, NEW, Packet, Part, Ruleset,
+    Set, Table, Target, UNTRACKED,
 };
 use crate::model::Family;
 use crate::netlink::uapi::{NFPROTO_IPV4, NFPROTO_IPV6, RTN_LOCAL, RTN_UNICAST};
@@ -64,6 +64,8 @@ fn raw(field: Field, packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
     };
     match field {
         Field::Mark => Some(packet.mark.to_ne_bytes().to_vec()),
+        // Without a connection the load ends the rule.
+        Field::Connection | Field::Direction if packet.untracked_by.is_some() => None,
         Field::Connection => Some(packet.connection.to_ne_bytes().to_vec()),
         Field::State => {
             let state = match packet {
@@ -101,36 +103,48 @@ fn place_of_port(fields: &[Loaded]) -> Option<usize> {
 }
 
 impl Ruleset {
-    /// Each single port that a rule or a set names.
+    /// Each port that a rule or a set names, and the first one of each range.
     pub(crate) fn ports(&self) -> BTreeSet<u16> {
-        let chains = self.tables.iter().flat_map(|table| table.chains.values());
-        let parts = chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.0);
-        let mut found = BTreeSet::new();
-        for part in parts {
-            let (fields, keys) = match part {
-                Part::If(Condition { is: Match::Port(first, last), .. }) if first == last => {
-                    found.insert(*first);
-                    continue;
-                }
-                Part::If(Condition { is: Match::Ports(ranges), .. }) => {
-                    found.extend(ranges.iter().filter(|(a, b)| a == b).map(|(port, _)| *port));
-                    continue;
-                }
-                Part::If(Condition { is: Match::Bytes(fields, wanted), .. }) => {
-                    (fields, vec![wanted.as_slice()])
-                }
-                Part::If(Condition { is: Match::Among(fields, set), .. })
-                | Part::Do(Target::Map(fields, set)) => {
-                    (fields, set.elements.iter().map(|(key, _)| key.bytes.as_slice()).collect())
-                }
-                _ => continue,
-            };
-            let Some(at) = place_of_port(fields) else { continue };
-            let port = |key: &[u8]| Some(u16::from_be_bytes([*key.get(at)?, *key.get(at + 1)?]));
-            found.extend(keys.into_iter().filter_map(port));
-        }
-        found
+        ports_of(self.tables.iter())
     }
+
+    /// The same of tables with rules that keep packets from being tracked.
+    pub(crate) fn untracked_ports(&self) -> BTreeSet<u16> {
+        let untracks = |chain: &Chain| {
+            chain.rules.iter().any(|rule| rule.0.contains(&Part::Do(Target::Untrack)))
+        };
+        ports_of(self.tables.iter().filter(|table| table.chains.values().any(untracks)))
+    }
+}
+
+fn ports_of<'a>(tables: impl Iterator<Item = &'a Table>) -> BTreeSet<u16> {
+    let chains = tables.flat_map(|table| table.chains.values());
+    let parts = chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.0);
+    let mut found = BTreeSet::new();
+    for part in parts {
+        let (fields, keys) = match part {
+            Part::If(Condition { is: Match::Port(first, _), .. }) => {
+                found.insert(*first);
+                continue;
+            }
+            Part::If(Condition { is: Match::Ports(ranges), .. }) => {
+                found.extend(ranges.iter().map(|(first, _)| *first));
+                continue;
+            }
+            Part::If(Condition { is: Match::Bytes(fields, wanted), .. }) => {
+                (fields, vec![wanted.as_slice()])
+            }
+            Part::If(Condition { is: Match::Among(fields, set), .. })
+            | Part::Do(Target::Map(fields, set)) => {
+                (fields, set.elements.iter().map(|(key, _)| key.bytes.as_slice()).collect())
+            }
+            _ => continue,
+        };
+        let Some(at) = place_of_port(fields) else { continue };
+        let port = |key: &[u8]| Some(u16::from_be_bytes([*key.get(at)?, *key.get(at + 1)?]));
+        found.extend(keys.into_iter().filter_map(port));
+    }
+    found
 }
 
 impl Set {

@@ -56,7 +56,7 @@ impl Ruleset {
         local: &dyn Local,
     ) -> Vec<Outcome> {
         let is_met = |base: &Base| base.hook == hook && (is_first || !base.is_nat);
-        let outcomes = self.through(is_met, packet, local, false);
+        let outcomes = self.through(is_met, packet, local);
         if hook != Hook::Postrouting && is_first {
             let balanced = outcomes.into_iter().flat_map(|one| self.balanced(one));
             return balanced.take(OUTCOMES).collect();
@@ -64,13 +64,11 @@ impl Ruleset {
         outcomes
     }
 
-    /// Table and chain of each rule that may keep such a packet from being tracked. Its port may be any where it
-    /// is not known.
+    /// Table and chain of each rule that keeps such a packet from being tracked.
     pub(crate) fn untracking(&self, packet: Packet, local: &dyn Local) -> BTreeSet<String> {
-        let is_met =
-            |base: &Base| base.hook == Hook::Prerouting && base.priority < NF_IP_PRI_CONNTRACK;
-        let outcomes = self.through(is_met, packet, local, true).into_iter();
-        outcomes.filter_map(|one| one.packet.untracked_by).collect()
+        let is_met = |base: &Base| base.hook == Hook::Prerouting && is_early(*base);
+        let outcomes = self.through(is_met, packet, local).into_iter();
+        outcomes.filter(|one| !one.is_dropped).filter_map(|one| one.packet.untracked_by).collect()
     }
 
     /// Leads a packet through the base chains that it meets, in the order of their priority.
@@ -79,7 +77,6 @@ impl Ruleset {
         is_met: impl Fn(&Base) -> bool,
         packet: Packet,
         local: &dyn Local,
-        is_open: bool,
     ) -> Vec<Outcome> {
         let family = Family::of(packet.to);
         let mut bases: Vec<(&Table, &str, &Chain)> = Vec::new();
@@ -99,7 +96,8 @@ impl Ruleset {
             let (through, going): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(is_through);
             outcomes = through;
             for outcome in going {
-                let walk = Walk { table, local, is_open };
+                let is_early = chain.base.is_some_and(is_early);
+                let walk = Walk { table, local, is_early };
                 let drops = chain.base.is_some_and(|base| base.drops);
                 for (mut outcome, end) in walk.chain(name, chain, outcome, DEPTH) {
                     outcome.is_dropped |= end == End::Dropped || drops && end == End::Returned;
@@ -135,6 +133,11 @@ impl Ruleset {
         }
         service.servers.iter().map(to_server).collect()
     }
+}
+
+/// Whether the chain sees packets before conntrack does.
+fn is_early(base: Base) -> bool {
+    base.priority < NF_IP_PRI_CONNTRACK
 }
 
 #[cfg(test)]
@@ -265,7 +268,9 @@ COMMIT
             Packet { iif, protocol: Some(protocol), port, ..packet("10.21.0.10", 1) }
         };
         let found = |packet| rules.untracking(packet, &Node).into_iter().collect::<Vec<_>>();
-        assert_eq!(found(by("eth1", 6, None)), ["iptables raw, OWN"], "a port may be that one");
+        assert_eq!(found(by("eth1", 6, Some(10250))), ["iptables raw, OWN"]);
+        assert_eq!(found(by("eth1", 6, None)), [""; 0]);
+        assert_eq!(rules.untracked_ports(), [10250].into());
         assert_eq!(found(by("eth1", 17, Some(53))), ["iptables raw, OWN"]);
         assert_eq!(found(by("eth1", 6, Some(80))), [""; 0]);
         assert_eq!(found(by("eth0", 17, None)), [""; 0]);

@@ -5,13 +5,16 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::lab::capture::{Capture, assert_replies_symmetric};
-use crate::lab::flows::{Flow, assert_all_work};
+use crate::lab::flows::{Flow, PATIENT, assert_all_work};
 use crate::lab::netns::Netns;
 use crate::lab::node::Node;
 use crate::lab::snapshot::Snapshot;
-use crate::lab::traffic::{Connection, Proto};
-use crate::lab::two_nics::{CLIENT6, NICS, NODE6, two_nics};
+use crate::lab::sweep;
+use crate::lab::traffic::{Connection, Proto, ask};
+use crate::lab::two_nics::{CLIENT6, NICS, NODE, NODE6, two_nics};
 
 /// IPv6 has no `rp_filter`: with the source check off, the reply gets through on the wrong NIC.
 #[test]
@@ -23,6 +26,19 @@ fn capture_notices_a_reply_on_another_nic() {
     let (to, answer) = (format!("[{}]:10250", NODE6[1]), format!("host {CLIENT6}"));
     assert_all_work(&[Flow::new("host on eth1", &layout.client, Proto::Tcp, &to, &answer)]);
     assert_replies_symmetric(&capture.stop(), &NICS, true);
+}
+
+/// The node changes behind the request, so what is said of it is not what happened.
+#[test]
+#[should_panic(expected = "explain is wrong")]
+fn a_wrong_verdict_is_noticed() {
+    let layout = two_nics();
+    layout.node.up(&json!({ "uplinks": NICS }));
+    let to = format!("{}:10250", NODE[1]).parse().expect("an address");
+    sweep::begin();
+    ask(&layout.client, Proto::Tcp, to, PATIENT).expect("an answer");
+    layout.node.ns.ip("rule del pref 402 fwmark 0x200/0xf00");
+    sweep::hold(&[layout.flow_to_host()], &[]);
 }
 
 #[test]

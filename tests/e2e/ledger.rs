@@ -219,7 +219,7 @@ fn a_whole_connection_mark() {
         node.symroute(&words).stdout
     };
     let text = explain();
-    assert!(text.contains("symroute's mark is not on it"), "{text}");
+    assert!(text.contains("symroute's mark is not on each packet"), "{text}");
     assert_only_these_fail(&flows, &["pod 10.21.0.101:8080"]);
     // By then symroute has taken its mark off the packet.
     table("ct mark set meta mark");
@@ -229,7 +229,7 @@ fn a_whole_connection_mark() {
     table("ct mark set ct mark & 0xffffff7f | 0x80");
     assert_found(node, &[]);
     let text = explain();
-    assert!(!text.contains("symroute's mark is not on it"), "{text}");
+    assert!(!text.contains("symroute's mark is not on each packet"), "{text}");
     assert_all_work(&flows);
     node.ns.nft("delete table ip netbird");
     node.del(&settings, &pod);

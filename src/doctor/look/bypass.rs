@@ -18,6 +18,14 @@ use crate::node::observe::is_missing;
 use crate::node::sysctl;
 use crate::plan::proof::OUTSIDE;
 
+/// UDP ports of VXLAN (of Calico, and of flannel and Cilium) and of Geneve. What a tunnel gets wants no reply by its
+/// NIC, and network plugins exempt it.
+const OVERLAYS: [u16; 3] = [4789, 8472, 6081];
+/// A port that no rule is about by itself (`discard`).
+const ANY: u16 = 9;
+/// Ports that are asked about at most.
+const PORTS: usize = 64;
+
 /// What concerns the uplinks, and IPVS.
 pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
     let netfilter = &mut asker.kernel.netfilter;
@@ -41,15 +49,20 @@ pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
 /// Which requests to the uplinks' addresses the rules exempt from tracking, by table and chain.
 fn exempted(asker: &Asker<'_>) -> BTreeMap<String, Exempted> {
     let mut found: BTreeMap<String, Exempted> = BTreeMap::new();
+    let mut ports: Vec<u16> = asker.netfilter.untracked_ports().into_iter().take(PORTS).collect();
+    ports.push(ANY);
     for own in asker.public_addresses().filter(|own| asker.uplinks().contains(&own.link)) {
         let client = OUTSIDE.of(Family::of(own.ip));
         for (protocol, word) in [(IPPROTO_TCP, "TCP"), (IPPROTO_UDP, "UDP")] {
-            let request =
-                Packet { protocol: Some(protocol), ..Packet::plain(client, own.ip, own.link) };
-            for place in asker.untracking(&request) {
-                let one = found.entry(place).or_default();
-                one.nics.insert(asker.facts().link_name(own.link));
-                one.protocols.insert(word);
+            for port in
+                ports.iter().filter(|port| protocol == IPPROTO_TCP || !OVERLAYS.contains(port))
+            {
+                let request = Packet::plain(client, own.ip, own.link).to_port(protocol, *port);
+                for place in asker.untracking(&request) {
+                    let one = found.entry(place).or_default();
+                    one.nics.insert(asker.facts().link_name(own.link));
+                    one.protocols.insert(word);
+                }
             }
         }
     }

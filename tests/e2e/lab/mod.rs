@@ -24,7 +24,7 @@ pub(crate) mod proof;
 pub(crate) mod router;
 pub(crate) mod snapshot;
 pub(crate) mod strace;
-mod sweep;
+pub(crate) mod sweep;
 pub(crate) mod talk;
 pub(crate) mod traffic;
 pub(crate) mod tun;

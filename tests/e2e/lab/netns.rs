@@ -29,6 +29,8 @@ pub(crate) struct Netns {
     name: String,
     handle: File,
     lock: PathBuf,
+    /// Whether the namespace goes with this.
+    is_owner: bool,
 }
 
 impl Netns {
@@ -38,7 +40,7 @@ impl Netns {
         cmd::run(&["ip", "netns", "add", &name], "");
         let handle = File::open(format!("/run/netns/{name}")).expect("open the new namespace");
         let lock = env::temp_dir().join(format!("{name}.xtables.lock"));
-        let netns = Self { name, handle, lock };
+        let netns = Self { name, handle, lock, is_owner: true };
         netns.run(|| {
             for scope in ["all", "default"] {
                 sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0");
@@ -56,10 +58,14 @@ impl Netns {
         &self.name
     }
 
-    /// The same namespace; dropping either removes it.
+    /// The same namespace, which stays when this one is dropped.
     pub(super) fn twin(&self) -> Self {
         let handle = self.handle.try_clone().expect("a second handle");
-        Self { name: self.name.clone(), handle, lock: self.lock.clone() }
+        Self { name: self.name.clone(), handle, lock: self.lock.clone(), is_owner: false }
+    }
+
+    pub(super) fn is_owner(&self) -> bool {
+        self.is_owner
     }
 
     /// Whether this is one of its addresses.
@@ -133,6 +139,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if !self.is_owner {
+            return;
+        }
         if keep() {
             println!("kept: ip netns exec {} sh", self.name);
             return;

@@ -1,7 +1,6 @@
 //! The node under test: strict `rp_filter` everywhere, forwarding on, pods behind veths.
 
 use std::fs;
-use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{env, process, thread};
@@ -44,10 +43,10 @@ impl Node {
         node
     }
 
-    /// The same node for another owner, which must not outlive it.
-    pub(super) fn twin(&self) -> ManuallyDrop<Self> {
+    /// The same node, which stays when this one is dropped.
+    pub(super) fn twin(&self) -> Self {
         let legacy = AtomicBool::new(self.legacy.load(Ordering::Relaxed));
-        ManuallyDrop::new(Self { ns: self.ns.twin(), dir: self.dir.clone(), legacy })
+        Self { ns: self.ns.twin(), dir: self.dir.clone(), legacy }
     }
 
     /// A pod as the AWS and flannel primaries leave it: addresses without a subnet on `eth0`, a
@@ -114,6 +113,9 @@ pub(crate) fn with_prefix(address: &str) -> String {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if !self.ns.is_owner() {
+            return;
+        }
         sweep::forget(self);
         if thread::panicking() {
             let log = fs::read_to_string(self.log()).unwrap_or_else(|error| format!("({error})"));

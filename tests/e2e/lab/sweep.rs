@@ -2,7 +2,7 @@
 //! answer, it has to say what happens.
 
 use std::cell::RefCell;
-use std::mem::ManuallyDrop;
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use crate::agent::plugin_object;
 
 thread_local! {
     /// The nodes of the test that this thread runs.
-    static NODES: RefCell<Vec<ManuallyDrop<Node>>> = const { RefCell::new(Vec::new()) };
+    static NODES: RefCell<Vec<Node>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What becomes of a request, by the test.
@@ -39,19 +39,19 @@ pub(super) fn forget(node: &Node) {
 }
 
 /// All nodes of the test note what they get.
-pub(super) fn begin() {
-    NODES.with_borrow(|nodes| nodes.iter().for_each(|node| node.note_requests()));
+pub(crate) fn begin() {
+    NODES.with_borrow(|nodes| nodes.iter().for_each(Node::note_requests));
 }
 
 /// Panics unless `explain` is right about what the nodes got since [`begin`]. `broken`: the flows that fail.
-pub(super) fn hold(flows: &[Flow<'_>], broken: &[&str]) {
+pub(crate) fn hold(flows: &[Flow<'_>], broken: &[&str]) {
     let (mut count, mut wrong) = (0, Vec::new());
     NODES.with_borrow(|nodes| {
-        for node in nodes {
-            let (asked, left) = (node.asked(), node.left());
+        let noted: Vec<_> = nodes.iter().map(|node| (node.asked(), node.left())).collect();
+        for (node, (asked, left)) in nodes.iter().zip(noted) {
             node.end_noting_requests();
             let config = plugin_object(node, &json!({"uplinks": ["eth*"]}));
-            for one in &asked {
+            for one in each_once(&asked) {
                 let own: Vec<_> = flows.iter().filter(|flow| flow.is(one)).collect();
                 let fate = if own.is_empty() {
                     Fate::Unknown
@@ -60,8 +60,13 @@ pub(super) fn hold(flows: &[Flow<'_>], broken: &[&str]) {
                 } else {
                     Fate::Works
                 };
-                let by: Vec<_> = left.iter().filter(|answer| is_answer(answer, one)).collect();
-                let by: Vec<&str> = by.iter().map(|answer| answer.nic.as_str()).collect();
+                let ports: Vec<_> = asked.iter().filter(|other| is_same(other, one)).collect();
+                let is_answer = |answer: &&Asked| {
+                    is_same(&Asked { nic: one.nic.clone(), ..(*answer).clone() }, one)
+                        && ports.iter().any(|port| port.client_port == answer.client_port)
+                };
+                let by = left.iter().filter(is_answer).map(|answer| answer.nic.as_str());
+                let by: BTreeSet<&str> = by.collect();
                 count += 1;
                 wrong.extend(judge(node, &config, one, &by, fate));
             }
@@ -71,17 +76,39 @@ pub(super) fn hold(flows: &[Flow<'_>], broken: &[&str]) {
     assert!(wrong.is_empty(), "explain is wrong:\n{}", wrong.join("\n"));
 }
 
-fn is_answer(answer: &Asked, to: &Asked) -> bool {
-    Asked { nic: to.nic.clone(), ..answer.clone() } == *to
+/// Whether two requests differ in the client's port at most.
+fn is_same(a: &Asked, b: &Asked) -> bool {
+    Asked { client_port: b.client_port, ..a.clone() } == *b
+}
+
+fn each_once(asked: &[Asked]) -> Vec<&Asked> {
+    let mut found: Vec<&Asked> = Vec::new();
+    for one in asked {
+        if !found.iter().any(|known| is_same(known, one)) {
+            found.push(one);
+        }
+    }
+    found
 }
 
 /// What is wrong with what `explain` says of a request. `by`: the interfaces that its answers left by.
-fn judge(node: &Node, config: &str, one: &Asked, by: &[&str], fate: Fate) -> Option<String> {
+fn judge(
+    node: &Node,
+    config: &str,
+    one: &Asked,
+    by: &BTreeSet<&str>,
+    fate: Fate,
+) -> Option<String> {
     let ran = node.explained(config, one, &["--json"]);
     let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
     let requests = report["requests"].as_array().expect("requests");
+    // One for each backend that DNAT may choose.
     let sides: Vec<_> = requests.iter().map(now).collect();
-    let is_right = sides.iter().any(|side| fits(side, by, fate));
+    let is_right = if by.is_empty() {
+        sides.iter().any(|side| has_no_answer(side, fate))
+    } else {
+        by.iter().all(|nic| sides.iter().any(|side| is_answered_by(side, nic)))
+    };
     (!is_right).then(|| {
         let text = node.explained(config, one, &[]).stdout;
         format!("{one}: {fate:?}, answers left by {by:?}\n{text}")
@@ -94,21 +121,33 @@ fn now(request: &Value) -> &Value {
     &request[if is_with { "with" } else { "without" }]
 }
 
-fn fits(side: &Value, by: &[&str], fate: Fate) -> bool {
-    let is_lost_later = !side["departure"]["answerIsDroppedAt"].is_null();
-    let goes_on = !side["departure"].is_null();
+/// Whether it says that answers leave by this interface. What leaves the node has them come in.
+fn is_answered_by(side: &Value, nic: &str) -> bool {
     match side["ending"].as_str().expect("a word") {
-        "answered" if is_lost_later => by.is_empty(),
-        "answered" if by.is_empty() => match fate {
+        "answered" => {
+            side["departure"]["answerIsDroppedAt"].is_null() && side["way"]["interface"] == nic
+        }
+        // The pod that sent it gets them.
+        "leaves" => true,
+        _ => false,
+    }
+}
+
+/// Whether what it says goes with no answer of the node's.
+fn has_no_answer(side: &Value, fate: Fate) -> bool {
+    let is_lost_later = !side["departure"]["answerIsDroppedAt"].is_null();
+    match side["ending"].as_str().expect("a word") {
+        "answered" if is_lost_later => fate != Fate::Works,
+        "answered" => match fate {
             Fate::Works => false,
             // A backend elsewhere may not answer.
-            Fate::Fails => goes_on,
+            Fate::Fails => !side["departure"].is_null(),
+            // And what a tunnel carries may want no answer.
             Fate::Unknown => true,
         },
-        "answered" => by.iter().all(|nic| side["way"]["interface"] == *nic),
-        // What becomes of these is decided elsewhere.
+        // What becomes of it is decided elsewhere.
         "leaves" => !(fate == Fate::Works && is_lost_later),
         "passes-through" => true,
-        _ => by.is_empty(),
+        _ => fate != Fate::Works,
     }
 }

@@ -1,6 +1,6 @@
 //! Flows, what becomes of each on the wire, and what `explain` says of it.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -14,36 +14,62 @@ use crate::agent::plugin_object;
 const SHORT: Duration = Duration::from_millis(400);
 /// Notes the first packets of connections as the node gets them: behind conntrack, before DNAT. And by which
 /// interface answers leave, behind all NAT.
-const PROBE: &str = "table inet probe-explain {
-  set left4 { type ifname . ipv4_addr . ipv4_addr . inet_proto . inet_service; flags dynamic; size 1024; }
-  set left6 { type ifname . ipv6_addr . ipv6_addr . inet_proto . inet_service; flags dynamic; size 1024; }
-  set asked4 { type ifname . ipv4_addr . ipv4_addr . inet_proto . inet_service; flags dynamic; size 1024; }
-  set asked6 { type ifname . ipv6_addr . ipv6_addr . inet_proto . inet_service; flags dynamic; size 1024; }
+const CHAINS: &str = "
   chain arrive {
     type filter hook prerouting priority -199; policy accept;
-    ct state new meta l4proto { tcp, udp } jump note
+    ct state new jump note
   }
   chain send {
     type filter hook output priority -199; policy accept;
-    ct state new meta l4proto { tcp, udp } jump note
+    ct state new jump note
   }
   chain leave {
     type filter hook postrouting priority 300; policy accept;
-    oifname != \"lo\" ct direction reply meta l4proto { tcp, udp } jump note_left
-  }
-  chain note_left {
-    add @left4 { oifname . ip daddr . ip saddr . meta l4proto . th sport }
-    add @left6 { oifname . ip6 daddr . ip6 saddr . meta l4proto . th sport }
-  }
-  chain note {
-    iifname \"lo\" return
-    oifname \"lo\" return
-    add @asked4 { iifname . ip saddr . ip daddr . meta l4proto . th dport }
-    add @asked6 { iifname . ip6 saddr . ip6 daddr . meta l4proto . th dport }
-  }
-}";
+    oifname != \"lo\" ct direction reply jump note_left
+  }";
 
-/// The first packet of a connection: where it came in (nowhere: the node sent it), client, server, protocol, port.
+/// The table that notes, with a set for each word, family and protocol: nft prints five fields of an element right.
+fn probe() -> String {
+    let mut sets = String::new();
+    let mut asked = String::from("iifname \"lo\" return\noifname \"lo\" return\n");
+    let mut left = String::new();
+    for (family, ip) in [("4", "ip"), ("6", "ip6")] {
+        for protocol in PROTOCOLS {
+            for word in ["asked", "left"] {
+                let _ = writeln!(
+                    sets,
+                    "set {word}{family}_{protocol} {{
+                       type ifname . ipv{family}_addr . ipv{family}_addr . inet_service . inet_service;
+                       flags dynamic; size 1024;
+                     }}"
+                );
+            }
+            let ports = |near: &str, far: &str| format!("{protocol} {near} . {protocol} {far}");
+            let _ = writeln!(
+                asked,
+                "add @asked{family}_{protocol} {{ iifname . {ip} saddr . {ip} daddr . {} }}",
+                ports("dport", "sport")
+            );
+            let _ = writeln!(
+                left,
+                "add @left{family}_{protocol} {{ oifname . {ip} daddr . {ip} saddr . {} }}",
+                ports("sport", "dport")
+            );
+        }
+    }
+    format!(
+        "table inet probe-explain {{
+           {sets}
+           chain note {{ {asked} }}
+           chain note_left {{ {left} }}
+           {CHAINS}
+         }}"
+    )
+}
+
+const PROTOCOLS: [&str; 2] = ["tcp", "udp"];
+
+/// The first packet of a connection: where it came in (nowhere: the node sent it), client, server, protocol, ports.
 /// Or its answers, with where they left the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
@@ -52,11 +78,13 @@ pub(crate) struct Asked {
     pub(crate) to: String,
     pub(super) protocol: String,
     pub(crate) port: u64,
+    /// Answers to an earlier connection have another one.
+    pub(super) client_port: u64,
 }
 
 impl fmt::Display for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { nic, from, to, protocol, port } = self;
+        let Self { nic, from, to, protocol, port, .. } = self;
         write!(f, "{from} to {to} {protocol} {port} by {nic:?}")
     }
 }
@@ -87,7 +115,9 @@ impl Node {
         let mut wrong = Vec::new();
         for flow in flows {
             for set in ["asked4", "asked6"] {
-                self.ns.nft(&format!("flush set inet probe-explain {set}"));
+                for protocol in PROTOCOLS {
+                    self.ns.nft(&format!("flush set inet probe-explain {set}_{protocol}"));
+                }
             }
             let deadline = if broken.contains(&flow.name.as_str()) { SHORT } else { PATIENT };
             let works = flow.failure(deadline).is_none();
@@ -116,7 +146,7 @@ impl Node {
 
     /// From now on the node notes the first packets of connections.
     pub(crate) fn note_requests(&self) {
-        self.ns.nft(PROBE);
+        self.ns.nft(&probe());
     }
 
     pub(crate) fn end_noting_requests(&self) {
@@ -153,34 +183,38 @@ impl Node {
 
     /// The requests that were noted.
     pub(crate) fn asked(&self) -> Vec<Asked> {
-        self.noted(["asked4", "asked6"])
+        self.noted("asked")
     }
 
     /// The answers that left the node.
     pub(super) fn left(&self) -> Vec<Asked> {
-        self.noted(["left4", "left6"])
+        self.noted("left")
     }
 
-    fn noted(&self, sets: [&str; 2]) -> Vec<Asked> {
+    fn noted(&self, word: &str) -> Vec<Asked> {
+        let text = self.ns.exec(&["nft", "-j", "list", "table", "inet", "probe-explain"], "");
+        let report: Value = serde_json::from_str(&text).expect("JSON of nft");
         let mut found = Vec::new();
-        for set in sets {
-            let text =
-                self.ns.exec(&["nft", "-j", "list", "set", "inet", "probe-explain", set], "");
-            let report: Value = serde_json::from_str(&text).expect("JSON of nft");
-            let parts = report["nftables"].as_array().expect("parts").iter();
-            let elements = parts.filter_map(|part| part["set"]["elem"].as_array()).flatten();
-            found.extend(elements.map(|element| {
+        for set in report["nftables"].as_array().expect("parts").iter().map(|part| &part["set"]) {
+            let name = set["name"].as_str().unwrap_or_default();
+            let Some((_, protocol)) = name.strip_prefix(word).and_then(|rest| rest.split_once('_'))
+            else {
+                continue;
+            };
+            for element in set["elem"].as_array().into_iter().flatten() {
                 let concat = element["elem"]["val"]["concat"].as_array();
                 let concat = concat.or(element["concat"].as_array()).expect("a concatenation");
                 let text = |at: usize| concat[at].as_str().unwrap_or_default().to_owned();
-                Asked {
+                let number = |at: usize| concat[at].as_u64().expect("a port");
+                found.push(Asked {
                     nic: text(0),
                     from: text(1),
                     to: text(2),
-                    protocol: text(3),
-                    port: concat[4].as_u64().expect("a port"),
-                }
-            }));
+                    protocol: protocol.to_owned(),
+                    port: number(3),
+                    client_port: number(4),
+                });
+            }
         }
         found
     }

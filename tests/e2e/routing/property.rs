@@ -503,13 +503,16 @@ fn what_worked_works() {
     let share = |first: u64| {
         let (world, mut tally) = (World::new(), Tally::default());
         for layout in (first..layouts).step_by(WORLDS) {
-            hold(&world, seed.wrapping_add(layout), layout % EXPLAINED == 0, &mut tally);
+            // Both worlds have some of them.
+            let is_explained = (layout / WORLDS as u64).is_multiple_of(EXPLAINED / WORLDS as u64);
+            hold(&world, seed.wrapping_add(layout), is_explained, &mut tally);
         }
         tally
     };
     let all = thread::scope(|scope| {
-        let running: Vec<_> =
-            (0..WORLDS as u64).map(|first| scope.spawn(move || share(first))).collect();
+        let running: Vec<_> = (0..layouts.min(WORLDS as u64))
+            .map(|first| scope.spawn(move || share(first)))
+            .collect();
         running.into_iter().fold(Tally::default(), |sum, one| {
             let tally = one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Tally {
@@ -525,4 +528,6 @@ fn what_worked_works() {
          right about {explained} requests that were answered"
     );
     assert!(worked > 0 && healed > 0 && explained > 0, "the layouts show something");
+    // What is too late without the plugin on a busy machine is not asked for with it. Alone it is 1,399.
+    assert!((seed, layouts) != (SEED, LAYOUTS) || worked > 1200, "only {worked} flows are held");
 }
