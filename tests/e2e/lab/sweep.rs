@@ -51,12 +51,16 @@ pub(crate) fn hold(flows: &[Flow<'_>], broken: &[&str]) {
         for (node, (asked, left)) in nodes.iter().zip(noted) {
             node.end_noting_requests();
             let config = plugin_object(node, &json!({"uplinks": ["eth*"]}));
+            let fails = |flow: &Flow<'_>| broken.contains(&flow.name.as_str());
+            // A node on the way may have sent its request elsewhere, to where another flow's goes.
+            let is_turned = |flow: &&Flow<'_>| !asked.iter().any(|one| flow.is(one));
+            let is_unclear = flows.iter().filter(is_turned).any(fails);
             for one in each_once(&asked) {
                 let own: Vec<_> = flows.iter().filter(|flow| flow.is(one)).collect();
-                let fate = if own.is_empty() {
-                    Fate::Unknown
-                } else if own.iter().any(|flow| broken.contains(&flow.name.as_str())) {
+                let fate = if own.iter().any(|flow| fails(flow)) {
                     Fate::Fails
+                } else if own.is_empty() || is_unclear {
+                    Fate::Unknown
                 } else {
                     Fate::Works
                 };
