@@ -61,6 +61,12 @@ impl Error {
         move |source| Self::Kernel { operation, source }
     }
 
+    /// Whether the kernel was built without something that was asked for, or can't load it.
+    pub(crate) fn is_of_kernel(&self) -> bool {
+        let Self::Kernel { source, .. } = self else { return false };
+        matches!(source.errno, Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT)
+    }
+
     /// What a person can do about it, where that is not part of the message.
     pub(crate) fn way_out(&self) -> Option<&'static str> {
         match self {
@@ -68,7 +74,7 @@ impl Error {
                 Errno::EPERM | Errno::EACCES => {
                     Some("run as root, or with the capability CAP_NET_ADMIN")
                 }
-                Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT => Some(
+                _ if self.is_of_kernel() => Some(
                     "the kernel lacks a part: it needs nf_tables with family inet, fib and ct, or \
                      else ip_set with hash:ip and hash:net, and \"backend\": \"iptables\"",
                 ),

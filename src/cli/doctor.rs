@@ -8,10 +8,12 @@ use clap::Args;
 use serde_json::json;
 
 use super::{EXIT_OFF, Failure};
+use crate::config::Settings;
 use crate::config::source::{Reader, SettingsSource};
 use crate::conflist::{Directory, Wanted};
 use crate::doctor::fix::{self, Fixed};
-use crate::doctor::{Finding, Severity, conflist, look};
+use crate::doctor::{Finding, Severity, conflist, look, of_kernel};
+use crate::error::Error;
 use crate::names;
 use crate::node::Node;
 use crate::state::AgentLock;
@@ -55,24 +57,19 @@ pub(super) struct Words {
 /// Runs the command: what it prints, and its exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let settings = super::explain::settings_in(words.config.as_deref(), &words.conf_dir)?;
-    let mut node = Node::to_look()?;
-    let fixed = if words.fix { fix::fix(&mut node, &settings)? } else { Vec::new() };
-    let mut found = look::findings(&mut node, &settings, words.watched)?;
-    // A folder that is not there, or can't be read, says nothing of the node.
-    let view = Directory::open(&words.conf_dir).examine(&Wanted::default()).ok();
-    let order = view.and_then(|view| conflist::finding(&view, &words.conf_dir));
-    let asked = SettingsSource::Folder(words.conf_dir.clone()).read(Reader::Agent);
-    let record = node.record()?;
-    let agent_runs = AgentLock::is_held(&node.state);
-    let settings = conflist::settings(&asked, record.as_ref(), &words.conf_dir, agent_runs);
-    // Of two entries it can't be said which one's settings count.
-    found.extend(settings.filter(|_| order.is_none() || asked.is_ok()));
-    found.extend(order);
+    let looked = look(words, &settings);
+    let Looked { mut found, fixed, unseen } = match looked {
+        Err(error) => match of_kernel(&error) {
+            Some(finding) => Looked { found: vec![finding], ..Looked::default() },
+            None => return Err(error.into()),
+        },
+        Ok(looked) => looked,
+    };
     found.sort_by_key(|finding| Reverse(finding.severity));
     let is_well = found.iter().all(|finding| finding.severity == Severity::Note);
     let text = if words.json {
         let findings: Vec<_> = found.iter().map(Finding::to_json).collect();
-        let unseen: Vec<_> = node.unseen.line().into_iter().collect();
+        let unseen: Vec<_> = unseen.0.into_iter().collect();
         let mut report = json!({"version": VERSION, "findings": findings, "notSeen": unseen});
         if words.fix {
             report["fixed"] = fixed.iter().map(Fixed::to_json).collect();
@@ -87,8 +84,34 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
             text.push_str("ok: replies leave by the interface that their requests came in by\n");
         }
         text.extend(found.iter().map(Finding::to_text));
-        text.push_str(&node.unseen.text());
+        text.push_str(&unseen.1);
         text
     };
     Ok((text, if is_well { 0 } else { EXIT_OFF }))
+}
+
+/// What was found and done.
+#[derive(Default)]
+struct Looked {
+    found: Vec<Finding>,
+    fixed: Vec<Fixed>,
+    /// What could not be seen, for programs and for people.
+    unseen: (Option<String>, String),
+}
+
+fn look(words: &Words, settings: &Settings) -> Result<Looked, Error> {
+    let mut node = Node::to_look()?;
+    let fixed = if words.fix { fix::fix(&mut node, settings)? } else { Vec::new() };
+    let mut found = look::findings(&mut node, settings, words.watched)?;
+    // A folder that is not there, or can't be read, says nothing of the node.
+    let view = Directory::open(&words.conf_dir).examine(&Wanted::default()).ok();
+    let order = view.and_then(|view| conflist::finding(&view, &words.conf_dir));
+    let asked = SettingsSource::Folder(words.conf_dir.clone()).read(Reader::Agent);
+    let record = node.record()?;
+    let agent_runs = AgentLock::is_held(&node.state);
+    let settings = conflist::settings(&asked, record.as_ref(), &words.conf_dir, agent_runs);
+    // Of two entries it can't be said which one's settings count.
+    found.extend(settings.filter(|_| order.is_none() || asked.is_ok()));
+    found.extend(order);
+    Ok(Looked { found, fixed, unseen: (node.unseen.line(), node.unseen.text()) })
 }

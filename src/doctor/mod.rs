@@ -12,6 +12,7 @@ mod tproxy;
 mod udp;
 mod words;
 
+use crate::error::Error;
 use crate::explain::Ending;
 use crate::explain::ask::Explained;
 use crate::model::Facts;
@@ -50,7 +51,7 @@ pub(crate) struct Finding {
 
 /// The ids of all findings.
 #[cfg(test)]
-pub(crate) const IDS: [&str; 24] = [
+pub(crate) const IDS: [&str; 25] = [
     REFUSED,
     RP_FILTER,
     ELSEWHERE,
@@ -74,6 +75,7 @@ pub(crate) const IDS: [&str; 24] = [
     UDP,
     CONFLIST,
     OUT_OF_STEP,
+    KERNEL,
     BPF,
 ];
 
@@ -98,9 +100,21 @@ const LEGACY: &str = "legacy-rules";
 const VALID_MARK: &str = "src-valid-mark";
 const UDP: &str = "unbound-udp";
 const CONFLIST: &str = "conflist-order";
+const KERNEL: &str = "kernel-features";
 const OUT_OF_STEP: &str = "conflist-settings";
 const BPF: &str = "bpf-routing";
 const IPVS: &str = "ipvs-conntrack";
+
+/// A kernel that can't even be asked. None for an error of another kind.
+pub(crate) fn of_kernel(error: &Error) -> Option<Finding> {
+    error.is_of_kernel().then(|| Finding {
+        id: KERNEL,
+        severity: Severity::Problem,
+        what: "the kernel lacks what symroute needs".into(),
+        evidence: vec![error.to_string()],
+        remedy: error.way_out().unwrap_or_default().into(),
+    })
+}
 
 /// What a request that a client outside sends to an address of the node says of the node as it is.
 pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {

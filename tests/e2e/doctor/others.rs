@@ -1,12 +1,16 @@
 //! What other programs have left on the node.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::{NICS, found, json, report};
+use crate::agent::plugin_object;
 use crate::lab::backend::Backend;
 use crate::lab::node::Node;
+use crate::lab::plugin::Call;
+use crate::lab::strace::Blow;
 use crate::lab::two_nics::two_nics;
 
 #[test]
@@ -54,14 +58,25 @@ fn entry(node: &Node) -> Value {
     entry
 }
 
+/// A folder for conflists.
+fn conflists(node: &Node) -> PathBuf {
+    let folder = node.dir.join("net.d");
+    fs::create_dir(&folder).expect("make the directory");
+    folder
+}
+
+fn write_conflist(folder: &Path, plugins: &[Value]) {
+    let list = json!({"cniVersion": "1.0.0", "name": "lab", "plugins": plugins});
+    fs::write(folder.join("10-lab.conflist"), list.to_string()).expect("write the conflist");
+}
+
 /// A runtime calls the plugins in the order of the list.
 #[test]
 fn an_entry_in_the_wrong_place() {
     let layout = two_nics();
     let node = &layout.node;
     node.up(&json!({ "uplinks": NICS }));
-    let folder = node.dir.join("net.d");
-    fs::create_dir(&folder).expect("make the directory");
+    let folder = conflists(node);
     let path = folder.to_str().expect("UTF-8");
     let network = entry(node);
     let finds = |kinds: &[&str]| {
@@ -69,8 +84,7 @@ fn an_entry_in_the_wrong_place() {
             if *kind == "symroute" { network.clone() } else { json!({ "type": kind }) }
         };
         let plugins: Vec<_> = kinds.iter().map(plugin).collect();
-        let list = json!({"cniVersion": "1.0.0", "name": "lab", "plugins": plugins});
-        fs::write(folder.join("10-lab.conflist"), list.to_string()).expect("write the conflist");
+        write_conflist(&folder, &plugins);
         found(node, &["--conf-dir", path])
     };
     assert_eq!(finds(&["ptp"]), ["note no-agent"]);
@@ -93,15 +107,13 @@ fn a_conflist_with_other_settings() {
     let layout = two_nics();
     let node = &layout.node;
     node.up(&json!({ "uplinks": NICS }));
-    let folder = node.dir.join("net.d");
-    fs::create_dir(&folder).expect("make the directory");
+    let folder = conflists(node);
     let path = folder.to_str().expect("UTF-8");
     let write = |key: &str, value: Value| {
         let mut entry = entry(node);
         entry[key] = value;
         let plugins = [json!({"type": "ptp"}), entry];
-        let list = json!({"cniVersion": "1.0.0", "name": "lab", "plugins": plugins});
-        fs::write(folder.join("10-lab.conflist"), list.to_string()).expect("write the conflist");
+        write_conflist(&folder, &plugins);
     };
     write("hairpin", json!(false));
     assert_eq!(found(node, &["--conf-dir", path]), ["note no-agent"], "the default");
@@ -117,4 +129,21 @@ fn a_conflist_with_other_settings() {
     let wanted = ["problem conflist-settings", "note no-agent"];
     assert_eq!(found(node, &["--conf-dir", path]), wanted);
     node.down();
+}
+
+/// strace refuses what a kernel without the part would refuse.
+#[test]
+fn a_kernel_without_netfilter() {
+    let node = Node::new("node");
+    let config = plugin_object(&node, &json!({ "uplinks": NICS }));
+    let call = Call::tool(&["doctor", "--for", "0s", "--json", "--config", &config]);
+    let (_, calls) = node.traced(&call);
+    let socket = calls.iter().find(|call| call.line.contains("NETLINK_NETFILTER"));
+    let ran = node.struck(&call, socket.expect("a socket"), Blow::Error("EPROTONOSUPPORT"));
+    assert_eq!(ran.code, Some(4), "{}", ran.stderr);
+    let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
+    let found: Vec<_> = report["findings"].as_array().expect("findings").iter().collect();
+    assert_eq!(found.len(), 1, "{report:#}");
+    assert_eq!(found[0]["id"], "kernel-features");
+    assert!(found[0]["evidence"][0].as_str().expect("text").contains("netfilter"), "{report:#}");
 }
