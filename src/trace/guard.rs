@@ -12,7 +12,11 @@ use nix::fcntl::OFlag;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
 
-/// Waits for the end of the trace. Dropped, it is told of that end, and waited for.
+/// How often, and after how many microseconds, the child tries again.
+const TRIES: u32 = 100;
+const PAUSE: u32 = 10_000;
+
+/// Waits for the end of the trace. Dropped, it ends with it.
 #[derive(Debug)]
 pub(super) struct Guard {
     /// Closed with the trace, however that ends; none only while this is dropped.
@@ -47,13 +51,19 @@ impl Drop for Guard {
 fn keep_watch(end: &OwnedFd, path: &CString) -> ! {
     let mut byte = 0_u8;
     // SAFETY: system calls on numbers and on memory that outlives them. Descriptors from 3 on belong to the trace:
-    // held here, they would keep what the trace has open after its end. ^C is sent to a whole session.
+    // held here, they would keep what the trace has open after its end. ^C reaches the session of its terminal alone.
     unsafe {
         libc::setsid();
         libc::dup2(end.as_raw_fd(), 0);
         libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0);
         while libc::read(0, (&raw mut byte).cast(), 1) < 0 && Errno::last() == Errno::EINTR {}
-        libc::rmdir(path.as_ptr());
+        // The kernel closes the trace's files one after the other, and refuses while `trace_pipe` is open.
+        for _ in 0..TRIES {
+            if libc::rmdir(path.as_ptr()) == 0 || Errno::last() != Errno::EBUSY {
+                break;
+            }
+            libc::usleep(PAUSE);
+        }
         libc::_exit(0)
     }
 }
