@@ -8,7 +8,7 @@ use super::ask::Asker;
 use super::{Answers, Chosen, Departure, Ending, LostAnswer, Packet, Side, ending};
 use crate::error::Error;
 use crate::model::{Family, Link};
-use crate::netfilter::walk::NewAddress;
+use crate::netfilter::walk::{NewAddress, Outcome};
 use crate::netfilter::{self, Bound, Hook, Interface};
 use crate::netlink::route::{Lookup, Way};
 use crate::netlink::uapi::{RTN_LOCAL, RTN_UNICAST};
@@ -163,13 +163,23 @@ impl Asker<'_> {
 
     /// The mark of the connection when its request has left by this interface; none: it is for the node itself.
     pub(super) fn connection_behind(&self, seen: &Seen, oif: Option<u32>) -> u32 {
-        let (true, Some(oif)) = (seen.untracked_by.is_none(), oif) else { return seen.connection };
-        let iif = Some(seen.packet.link);
-        let marks = (seen.mark, seen.connection);
-        let leaving = self.in_hook(&seen.packet, iif, Some(oif), marks, false);
-        let leaving = netfilter::Packet { bound: seen.bound, ..leaving };
-        let outcomes = self.netfilter.walk(Hook::Postrouting, leaving, true, &self.view.facts);
-        outcomes.first().map_or(seen.connection, |outcome| outcome.packet.connection)
+        if seen.untracked_by.is_some() {
+            return seen.connection;
+        }
+        let (iif, mut marks) = (Some(seen.packet.link), (seen.mark, seen.connection));
+        let hooks: &[Hook] = match oif {
+            Some(_) => &[Hook::Forward, Hook::Postrouting],
+            None => &[Hook::Input],
+        };
+        for hook in hooks {
+            let packet = self.in_hook(&seen.packet, iif, oif, marks, false);
+            let packet = netfilter::Packet { bound: seen.bound, ..packet };
+            let outcomes = self.netfilter.walk(*hook, packet, true, &self.view.facts);
+            // What is dropped needs no answer.
+            let mut passed = outcomes.into_iter().filter(|one| !one.is_dropped);
+            marks = passed.next().map_or(marks, |one| (one.packet.mark, one.packet.connection));
+        }
+        marks.1
     }
 
     /// The mark that the reply is routed by.
@@ -181,7 +191,8 @@ impl Asker<'_> {
         let untracked_by = seen.untracked_by.clone();
         let reply = netfilter::Packet { bound: seen.bound, untracked_by, ..reply };
         let outcomes = self.netfilter.walk(hook, reply, false, &self.view.facts);
-        outcomes.first().map_or(0, |outcome| outcome.packet.mark)
+        let mark = |one: &Outcome| if iif.is_some() { one.packet.mark } else { one.packet.routed };
+        outcomes.first().map_or(0, mark)
     }
 
     pub(super) fn in_hook(
@@ -201,6 +212,7 @@ impl Asker<'_> {
             protocol: packet.protocol,
             port: packet.port,
             mark,
+            routed: mark,
             connection,
             is_reply,
             untracked_by: None,

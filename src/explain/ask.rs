@@ -10,7 +10,7 @@ use crate::config::Settings;
 use crate::error::Error;
 use crate::model::{Address, Facts, Family, Route, RpFilter, Rule, is_link_local};
 use crate::netfilter::walk::Local;
-use crate::netfilter::{Ruleset, Table, read};
+use crate::netfilter::{Hook, Ruleset, Table, read};
 use crate::netlink::conntrack::{self, Connection, Tuple};
 use crate::netlink::route::{self, Lookup, Way};
 use crate::netlink::uapi::IFF_LOOPBACK;
@@ -213,13 +213,19 @@ impl<'a> Asker<'a> {
 
 /// Where symroute would see packets.
 fn foreseen_table(marker: Marker) -> Table {
-    Table::of_symroute(match marker {
-        Marker::Nftables => {
-            [base_chains::PREROUTING, base_chains::MANGLE, base_chains::POSTROUTING]
-        }
-        // The first rule of each chain of mangle.
-        Marker::Iptables(_) => [base_chains::MANGLE; 3],
-    })
+    let by_nftables = [
+        (Hook::Prerouting, base_chains::PREROUTING),
+        (Hook::Output, base_chains::MANGLE),
+        (Hook::Postrouting, base_chains::POSTROUTING),
+    ];
+    // The first rule of each chain of mangle.
+    let by_iptables =
+        [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting]
+            .map(|hook| (hook, base_chains::MANGLE));
+    match marker {
+        Marker::Nftables => Table::of_symroute(&by_nftables),
+        Marker::Iptables(_) => Table::of_symroute(&by_iptables),
+    }
 }
 
 impl Local for Facts {

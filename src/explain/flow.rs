@@ -89,7 +89,7 @@ impl Asker<'_> {
         let seen = Seen {
             packet: Packet { to: outcome.packet.to, port: outcome.packet.port, ..packet },
             is_translated: outcome.nat.is_some(),
-            mark: outcome.packet.mark,
+            mark: if packet.is_of_node() { outcome.packet.routed } else { outcome.packet.mark },
             connection: outcome.packet.connection,
             untracked_by: outcome.packet.untracked_by.clone(),
             bound: None,
@@ -168,7 +168,7 @@ impl Asker<'_> {
         let early = if turns && !by_iptables { field.d() } else { 0 };
         let late = if turns { field.d() } else { 0 };
         let marks = [field.of(id) | early, field.of(id) | late];
-        let bound = self.bound(packet, seen, marks);
+        let bound = self.bound(packet, seen, marks, by_iptables);
         let kept = self.kept(&bound, to);
         let mark_is_lost = !(kept.by_request && kept.by_reply);
         let side = if self.in_force {
@@ -185,8 +185,15 @@ impl Asker<'_> {
     }
 
     /// The request with the marks that symroute's rules and those of the others leave on it.
-    fn bound(&self, packet: &Packet, seen: &Seen, [mark, connection]: [u32; 2]) -> Seen {
-        let bound = Some(Bound { field: self.view.settings.field.mask(), mark, connection });
+    fn bound(
+        &self,
+        packet: &Packet,
+        seen: &Seen,
+        [mark, connection]: [u32; 2],
+        is_late: bool,
+    ) -> Seen {
+        let field = self.view.settings.field.mask();
+        let bound = Some(Bound { field, mark, connection, is_late });
         let start = self.in_hook(packet, Some(packet.link), None, (0, 0), false);
         let start = netfilter::Packet { bound, ..start };
         let outcomes = self.netfilter.walk(Hook::Prerouting, start, true, &self.view.facts);
@@ -202,7 +209,7 @@ impl Asker<'_> {
     /// What carries symroute's mark when the kernel asks for a route: a rule of another program may take it off,
     /// and a reply that is not tracked gets none.
     fn kept(&self, bound: &Seen, to: Option<Way>) -> Kept {
-        let Some(Bound { field, mark, connection: of_reply }) = bound.bound else {
+        let Some(Bound { field, mark, connection: of_reply, .. }) = bound.bound else {
             return Kept { by_request: true, by_reply: true };
         };
         let iif = to.filter(|way| way.kind == RTN_UNICAST).map(|way| way.link);

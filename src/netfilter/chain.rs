@@ -3,7 +3,7 @@
 
 use super::sets::bytes;
 use super::walk::{DEPTH, Local, Nat, NewAddress, OUTCOMES, Outcome};
-use super::{Bound, Chain, Condition, Interface, Match, Packet, Part, Rule, Table, Target};
+use super::{Bound, Chain, Condition, Hook, Interface, Match, Packet, Part, Rule, Table, Target};
 use crate::model::MarkMatch;
 
 /// How a chain ends.
@@ -27,6 +27,7 @@ struct Paths {
 pub(super) struct Walk<'a> {
     pub(super) table: &'a Table,
     pub(super) local: &'a dyn Local,
+    pub(super) hook: Hook,
     /// Whether conntrack has not seen the packet yet (`nft_notrack_eval`, `xt_ct_target`).
     pub(super) is_early: bool,
 }
@@ -118,7 +119,7 @@ impl Walk<'_> {
                 return Some(outcome);
             }
             Target::Symroute => {
-                packet.meet_symroute();
+                packet.meet_symroute(self.hook);
                 return Some(outcome);
             }
             Target::Untrack if !self.is_early => return Some(outcome),
@@ -256,19 +257,30 @@ impl Walk<'_> {
 impl Packet {
     /// What symroute's rules make of its marks: a request's are set, an answer gets that of its connection, and
     /// what leaves has none.
-    fn meet_symroute(&mut self) {
-        let Some(Bound { field, mark, connection }) = self.bound else { return };
-        if self.is_reply {
-            if self.connection & field == connection && self.untracked_by.is_none() {
-                self.mark = self.mark & !field | connection;
+    fn meet_symroute(&mut self, hook: Hook) {
+        let Some(Bound { field, mark, connection, is_late }) = self.bound else { return };
+        let is_tracked = self.untracked_by.is_none();
+        let bind = |own: &mut u32| *own = *own & !field | connection;
+        match hook {
+            Hook::Prerouting | Hook::Output if self.is_reply => {
+                if self.connection & field == connection && is_tracked {
+                    self.mark = self.mark & !field | connection;
+                }
             }
-        } else if self.oif.is_some() {
-            self.mark &= !field;
-        } else {
-            self.mark = self.mark & !field | mark;
-            if self.untracked_by.is_none() {
-                self.connection = self.connection & !field | connection;
+            Hook::Prerouting => {
+                self.mark = self.mark & !field | mark;
+                if is_tracked && !is_late {
+                    bind(&mut self.connection);
+                }
             }
+            Hook::Input | Hook::Forward if !self.is_reply && is_late => {
+                if is_tracked {
+                    bind(&mut self.connection);
+                }
+                self.mark &= !field;
+            }
+            Hook::Input | Hook::Postrouting => self.mark &= !field,
+            Hook::Forward | Hook::Output => {}
         }
     }
 }

@@ -37,6 +37,8 @@ pub(crate) fn parse(program: &str, family: Family, text: &str) -> Vec<Table> {
 fn base(table: &str, chain: &str) -> Option<Base> {
     let hook = match chain {
         "PREROUTING" => Hook::Prerouting,
+        "INPUT" => Hook::Input,
+        "FORWARD" => Hook::Forward,
         "OUTPUT" => Hook::Output,
         "POSTROUTING" => Hook::Postrouting,
         _ => return None,
@@ -44,11 +46,12 @@ fn base(table: &str, chain: &str) -> Option<Base> {
     let priority = match (table, hook) {
         ("raw", _) => -300,
         ("mangle", _) => -150,
-        ("nat", Hook::Postrouting) => 100,
+        ("nat", Hook::Postrouting | Hook::Input) => 100,
         ("nat", _) => -100,
         _ => 0,
     };
-    Some(Base { hook, priority, is_nat: table == "nat", drops: false })
+    let reroutes = (table, hook) == ("mangle", Hook::Output);
+    Some(Base { hook, priority, is_nat: table == "nat", drops: false, reroutes })
 }
 
 /// Words of a line. Quotes hold a word together, and a backslash takes the meaning of the next sign away.

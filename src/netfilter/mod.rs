@@ -28,6 +28,8 @@ use crate::model::{Family, MarkMatch};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hook {
     Prerouting,
+    Input,
+    Forward,
     Output,
     Postrouting,
 }
@@ -50,6 +52,8 @@ pub(crate) struct Packet {
     pub(crate) port: Option<u16>,
     /// The packet mark, and the mark of its connection.
     pub(crate) mark: u32,
+    /// The mark that the kernel has chosen its route by, of what the node sends.
+    pub(crate) routed: u32,
     pub(crate) connection: u32,
     /// Whether it is an answer, and not the first packet of its connection.
     pub(crate) is_reply: bool,
@@ -68,6 +72,8 @@ pub(crate) struct Bound {
     pub(crate) mark: u32,
     /// What its connection gets, and so each answer.
     pub(crate) connection: u32,
+    /// Whether the connection gets it behind routing, as with iptables. Otherwise it does in prerouting.
+    pub(crate) is_late: bool,
 }
 
 /// What nftables loads into a register, in the byte order that it has there.
@@ -232,6 +238,9 @@ pub(crate) struct Base {
     pub(crate) is_nat: bool,
     /// Whether it drops what no rule decides about.
     pub(crate) drops: bool,
+    /// Whether a packet that has another mark behind it is routed again (`nf_route_table_hook4`,
+    /// `ipt_mangle_out`).
+    pub(crate) reroutes: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -251,15 +260,15 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// What symroute would have at these priorities of prerouting, output and postrouting.
-    pub(crate) fn of_symroute(priorities: [i32; 3]) -> Self {
-        let hooks = [Hook::Prerouting, Hook::Output, Hook::Postrouting];
-        let chain = |(hook, priority)| {
-            let base = Base { hook, priority, is_nat: false, drops: false };
+    /// What symroute would have in these hooks, by priority.
+    pub(crate) fn of_symroute(hooks: &[(Hook, i32)]) -> Self {
+        let chain = |&(hook, priority): &(Hook, i32)| {
+            let reroutes = hook == Hook::Output;
+            let base = Base { hook, priority, is_nat: false, drops: false, reroutes };
             let rules = vec![Rule(vec![Part::Do(Target::Symroute)])];
             (format!("{hook:?}"), Chain { base: Some(base), rules })
         };
-        let chains = hooks.into_iter().zip(priorities).map(chain).collect();
+        let chains = hooks.iter().map(chain).collect();
         Self { name: "symroute".into(), family: None, chains }
     }
 }

@@ -111,14 +111,17 @@ fn base(chain: &[u8]) -> Option<Base> {
     let place = find(chain, NFTA_CHAIN_HOOK)?;
     let hook = match be32_at(find(place, NFTA_HOOK_HOOKNUM)?, 0)? {
         NF_INET_PRE_ROUTING => Hook::Prerouting,
+        NF_INET_LOCAL_IN => Hook::Input,
+        NF_INET_FORWARD => Hook::Forward,
         NF_INET_LOCAL_OUT => Hook::Output,
         NF_INET_POST_ROUTING => Hook::Postrouting,
         _ => return None,
     };
     let priority = be_i32_at(find(place, NFTA_HOOK_PRIORITY)?, 0)?;
-    let is_nat = find(chain, NFTA_CHAIN_TYPE).map(string).as_deref() == Some("nat");
+    let kind = find(chain, NFTA_CHAIN_TYPE).map(string).unwrap_or_default();
+    let (is_nat, reroutes) = (kind == "nat", kind == "route");
     let policy = find(chain, NFTA_CHAIN_POLICY).and_then(|policy| be_i32_at(policy, 0));
-    Some(Base { hook, priority, is_nat, drops: policy == Some(NF_DROP) })
+    Some(Base { hook, priority, is_nat, drops: policy == Some(NF_DROP), reroutes })
 }
 
 fn elements(

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use super::walk::Local;
 use super::{
-    Chain, Condition, ESTABLISHED, Field, Interface, Loaded, Match, NEW, Packet, Part, Ruleset,
-    Set, Table, Target, UNTRACKED,
+    Chain, Condition, ESTABLISHED, Field, Hook, Interface, Loaded, Match, NEW, Packet, Part,
+    Ruleset, Set, Table, Target, UNTRACKED,
 };
 use crate::model::Family;
 use crate::netlink::uapi::{NFPROTO_IPV4, NFPROTO_IPV6, RTN_LOCAL, RTN_UNICAST};
@@ -103,9 +103,10 @@ fn place_of_port(fields: &[Loaded]) -> Option<usize> {
 }
 
 impl Ruleset {
-    /// Each port that a rule or a set names, and the first one of each range.
+    /// Each port that a rule or a set names, and the first one of each range, of tables that see packets arrive.
     pub(crate) fn ports(&self) -> BTreeSet<u16> {
-        ports_of(self.tables.iter())
+        let is_met = |chain: &Chain| chain.base.is_some_and(|base| base.hook == Hook::Prerouting);
+        ports_of(self.tables.iter().filter(|table| table.chains.values().any(is_met)))
     }
 
     /// The same of tables with rules that keep packets from being tracked.

@@ -55,9 +55,9 @@ impl Ruleset {
         is_first: bool,
         local: &dyn Local,
     ) -> Vec<Outcome> {
-        let is_met = |base: &Base| base.hook == hook && (is_first || !base.is_nat);
-        let outcomes = self.through(is_met, packet, local);
-        if hook != Hook::Postrouting && is_first {
+        let is_met = |base: &Base| is_first || !base.is_nat;
+        let outcomes = self.through(hook, is_met, packet, local);
+        if matches!(hook, Hook::Prerouting | Hook::Output) && is_first {
             let balanced = outcomes.into_iter().flat_map(|one| self.balanced(one));
             return balanced.take(OUTCOMES).collect();
         }
@@ -66,14 +66,15 @@ impl Ruleset {
 
     /// Table and chain of each rule that keeps such a packet from being tracked.
     pub(crate) fn untracking(&self, packet: Packet, local: &dyn Local) -> BTreeSet<String> {
-        let is_met = |base: &Base| base.hook == Hook::Prerouting && is_early(*base);
-        let outcomes = self.through(is_met, packet, local).into_iter();
+        let is_met = |base: &Base| is_early(*base);
+        let outcomes = self.through(Hook::Prerouting, is_met, packet, local).into_iter();
         outcomes.filter(|one| !one.is_dropped).filter_map(|one| one.packet.untracked_by).collect()
     }
 
-    /// Leads a packet through the base chains that it meets, in the order of their priority.
+    /// Leads a packet through the base chains of a hook that it meets, in the order of their priority.
     fn through(
         &self,
+        hook: Hook,
         is_met: impl Fn(&Base) -> bool,
         packet: Packet,
         local: &dyn Local,
@@ -81,8 +82,9 @@ impl Ruleset {
         let family = Family::of(packet.to);
         let mut bases: Vec<(&Table, &str, &Chain)> = Vec::new();
         for table in self.tables.iter().filter(|t| t.family.is_none_or(|own| own == family)) {
+            let is_met = |base: &Base| base.hook == hook && is_met(base);
             let met =
-                table.chains.iter().filter(|(_, chain)| chain.base.as_ref().is_some_and(&is_met));
+                table.chains.iter().filter(|(_, chain)| chain.base.as_ref().is_some_and(is_met));
             bases.extend(met.map(|(name, chain)| (table, name.as_str(), chain)));
         }
         bases.sort_by_key(|(_, _, chain)| chain.base.map(|base| base.priority));
@@ -97,9 +99,13 @@ impl Ruleset {
             outcomes = through;
             for outcome in going {
                 let is_early = chain.base.is_some_and(is_early);
-                let walk = Walk { table, local, is_early };
+                let walk = Walk { table, local, hook, is_early };
                 let drops = chain.base.is_some_and(|base| base.drops);
+                let reroutes = chain.base.is_some_and(|base| base.reroutes);
                 for (mut outcome, end) in walk.chain(name, chain, outcome, DEPTH) {
+                    if reroutes || is_nat && outcome.nat.is_some() {
+                        outcome.packet.routed = outcome.packet.mark;
+                    }
                     outcome.is_dropped |= end == End::Dropped || drops && end == End::Returned;
                     if !outcomes.contains(&outcome) {
                         outcomes.push(outcome);
@@ -165,6 +171,7 @@ mod tests {
             protocol: Some(6),
             port: Some(port),
             mark: 0,
+            routed: 0,
             connection: 0,
             is_reply: false,
             untracked_by: None,
@@ -287,7 +294,7 @@ COMMIT
             );
             Ruleset { tables: parse("iptables", Family::V4, &text), ..Ruleset::default() }
         };
-        let bound = Some(Bound { field: 0x1f00, mark: 0x200, connection: 0x200 });
+        let bound = Some(Bound { field: 0x1f00, mark: 0x200, connection: 0x200, is_late: false });
         let request = Packet { bound, mark: 0x4100, ..packet("10.21.0.10", 80) };
         let marks = |behind, packet: &Packet| {
             let found = rules(behind).walk(Hook::Prerouting, packet.clone(), true, &Node);
@@ -301,6 +308,28 @@ COMMIT
         let forgotten = Packet { connection: 0x80, ..reply };
         assert_eq!(marks("", &forgotten), (0, 0x80));
         assert_eq!(marks("", &Packet { bound: None, ..request }), (0x4100, 0));
+    }
+
+    #[test]
+    fn iptables_binds_behind_routing() {
+        let text = "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n\
+            -A PREROUTING -j symroute-prerouting\n-A PREROUTING -j CONNMARK --set-xmark 0x1/0xffffffff\n\
+            -A FORWARD -j symroute-forward\nCOMMIT\n*filter\n:OUTPUT ACCEPT [0:0]\n\
+            -A OUTPUT -j MARK --set-xmark 0x9/0xffffffff\nCOMMIT\n";
+        let rules = Ruleset { tables: parse("iptables", Family::V4, text), ..Ruleset::default() };
+        let bound = Bound { field: 0x1f00, mark: 0x200, connection: 0x1200, is_late: true };
+        let request = Packet { bound: Some(bound), ..packet("10.21.0.10", 80) };
+        let walked =
+            |hook, packet: &Packet| rules.walk(hook, packet.clone(), true, &Node).remove(0).packet;
+        let arrived = walked(Hook::Prerouting, &request);
+        assert_eq!((arrived.mark, arrived.connection), (0x200, 1), "others write their mark first");
+        let oif = Some(Interface(2, "eth0".into()));
+        let forwarded = walked(Hook::Forward, &Packet { oif, ..arrived });
+        assert_eq!((forwarded.mark, forwarded.connection), (0, 0x1201));
+        let reply = Packet { is_reply: true, mark: 0, connection: 0x1201, ..request };
+        assert_eq!(walked(Hook::Prerouting, &reply).mark, 0x1200);
+        let sent = walked(Hook::Output, &Packet { iif: None, ..reply });
+        assert_eq!((sent.mark, sent.routed), (9, 0), "a filter does not route again");
     }
 
     #[test]

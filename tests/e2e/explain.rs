@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 
 use crate::agent::plugin_object;
-use crate::lab::flows::{BASELINE, PATIENT};
+use crate::lab::flows::{BASELINE, PATIENT, assert_all_work, assert_only_these_fail};
 use crate::lab::traffic::{Connection, Proto, ask};
 use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 
@@ -389,4 +389,36 @@ fn what_a_pod_sends() {
         let counted = NICS.map(|nic| node.ns.counter("probe", nic) > 0);
         assert_eq!(counted, [true, at == 1], "the pod's packets leave by the NIC that it named");
     }
+}
+
+/// A rule for the quality of service writes the whole mark of connections, behind symroute's.
+#[test]
+fn a_connection_mark_that_is_overwritten_on_the_way() {
+    let mut layout = two_nics();
+    let pod = layout.pod_behind_eth1(1);
+    let node = &layout.node;
+    let settings = json!({ "uplinks": NICS });
+    let rule = |what: &str| {
+        let words = format!("iptables-nft -t mangle {what} FORWARD -j CONNMARK --set-mark 1");
+        node.ns.exec(&words.split(' ').collect::<Vec<_>>(), "");
+    };
+    let flows = [layout.flow_to_pod(1, "pod101 203.0.113.9"), layout.flow_to_host()];
+    let explain = || {
+        let words = ["explain", "--from", CLIENT, "--to", "10.21.0.101:8080", "--in", "eth1"];
+        node.symroute(&words).stdout
+    };
+    let lost = "symroute's mark is not on each packet";
+    rule("-A");
+    let plan = plugin_object(node, &settings);
+    let words = ["explain", "--from", CLIENT, "--to", "10.21.0.101", "--in", "eth1", "--config"];
+    let text = node.symroute(&[&words[..], &[&plan]].concat()).stdout;
+    assert!(text.contains(lost) && text.contains("the reply leaves by eth0"), "{text}");
+    node.add(&settings, &pod);
+    assert_only_these_fail(&flows, &["pod 10.21.0.101:8080"]);
+    assert!(explain().contains(lost), "{}", explain());
+    rule("-D");
+    node.ns.exec(&["conntrack", "-F"], "");
+    assert_all_work(&flows);
+    assert!(!explain().contains(lost), "{}", explain());
+    node.del(&settings, &pod);
 }
