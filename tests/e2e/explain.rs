@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 
 use crate::agent::plugin_object;
+use crate::lab::backend::Backend;
 use crate::lab::flows::{BASELINE, PATIENT, assert_all_work, assert_only_these_fail};
 use crate::lab::traffic::{Connection, Proto, ask};
 use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
@@ -398,8 +399,11 @@ fn a_connection_mark_that_is_overwritten_on_the_way() {
     let pod = layout.pod_behind_eth1(1);
     let node = &layout.node;
     let settings = json!({ "uplinks": NICS });
+    // Where both variants have rules, only the kernel knows which come first.
+    let is_legacy = Backend::of_run() == Backend::IptablesLegacy;
+    let program = if is_legacy { "iptables-legacy" } else { "iptables-nft" };
     let rule = |what: &str| {
-        let words = format!("iptables-nft -t mangle {what} FORWARD -j CONNMARK --set-mark 1");
+        let words = format!("{program} -t mangle {what} FORWARD -j CONNMARK --set-mark 1");
         node.ns.exec(&words.split(' ').collect::<Vec<_>>(), "");
     };
     let flows = [layout.flow_to_pod(1, "pod101 203.0.113.9"), layout.flow_to_host()];
