@@ -1,5 +1,5 @@
 //! A request behind the hook that it arrives in: the kernel's look-ups for it and for its reply, and the hooks
-//! that they meet on the way out.
+//! that they meet when they leave.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -112,7 +112,7 @@ impl<'a> Asker<'a> {
         self.view.plan.uplinks.iter().map(|uplink| uplink.link).collect()
     }
 
-    pub(super) fn is_uplink(&self, link: u32) -> bool {
+    pub(crate) fn is_uplink(&self, link: u32) -> bool {
         self.view.plan.uplinks.iter().any(|uplink| uplink.link == link)
     }
 

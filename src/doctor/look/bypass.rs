@@ -51,7 +51,7 @@ fn exempted(asker: &Asker<'_>) -> BTreeMap<String, Exempted> {
     let mut found: BTreeMap<String, Exempted> = BTreeMap::new();
     let mut ports: Vec<u16> = asker.netfilter.untracked_ports().into_iter().take(PORTS).collect();
     ports.push(ANY);
-    for own in asker.public_addresses().filter(|own| asker.uplinks().contains(&own.link)) {
+    for own in asker.public_addresses().filter(|own| asker.is_uplink(own.link)) {
         let client = OUTSIDE.of(Family::of(own.ip));
         for (protocol, word) in [(IPPROTO_TCP, "TCP"), (IPPROTO_UDP, "UDP")] {
             for port in
