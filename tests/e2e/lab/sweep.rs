@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::flows::Flow;
 use super::node::Node;
-use super::verdicts::Asked;
+use super::verdicts::{Asked, each_once, is_same};
 use crate::agent::plugin_object;
 
 thread_local! {
@@ -78,21 +78,6 @@ pub(crate) fn hold(flows: &[Flow<'_>], broken: &[&str]) {
     });
     println!("explain is held against {count} requests");
     assert!(wrong.is_empty(), "explain is wrong:\n{}", wrong.join("\n"));
-}
-
-/// Whether two requests differ in the client's port at most.
-fn is_same(a: &Asked, b: &Asked) -> bool {
-    Asked { client_port: b.client_port, ..a.clone() } == *b
-}
-
-fn each_once(asked: &[Asked]) -> Vec<&Asked> {
-    let mut found: Vec<&Asked> = Vec::new();
-    for one in asked {
-        if !found.iter().any(|known| is_same(known, one)) {
-            found.push(one);
-        }
-    }
-    found
 }
 
 /// What is wrong with what `explain` says of a request. `by`: the interfaces that its answers left by.

@@ -89,6 +89,22 @@ impl fmt::Display for Asked {
     }
 }
 
+/// Whether two requests differ in the client's port at most.
+pub(super) fn is_same(a: &Asked, b: &Asked) -> bool {
+    Asked { client_port: b.client_port, ..a.clone() } == *b
+}
+
+/// The requests of which `explain` has different things to say.
+pub(crate) fn each_once(asked: &[Asked]) -> Vec<&Asked> {
+    let mut found: Vec<&Asked> = Vec::new();
+    for one in asked {
+        if !found.iter().any(|known| is_same(known, one)) {
+            found.push(one);
+        }
+    }
+    found
+}
+
 /// How many verdicts were held against packets.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdicts {

@@ -15,7 +15,7 @@ use crate::lab::netns::Netns;
 use crate::lab::node::Node;
 use crate::lab::traffic::{Proto, Server, ask};
 use crate::lab::tun::Tunnel;
-use crate::lab::verdicts::Asked;
+use crate::lab::verdicts::{Asked, each_once};
 
 /// What the layouts are made of, unless the environment says otherwise.
 const SEED: u64 = 5000;
@@ -386,14 +386,15 @@ impl World {
     ) -> usize {
         let config = plugin_object(&self.node, settings);
         let asked = self.node.asked();
+        let once = each_once(&asked);
         let mut count = 0;
         for (probe, _) in probes.iter().zip(outcome).filter(|(_, works)| **works) {
             let to = (probe.to.ip().to_string(), u64::from(probe.to.port()));
-            let of_probe = |one: &&Asked| {
+            let of_probe = |one: &&&Asked| {
                 let from = one.from.parse().expect("an address");
                 probe.from.has(from) && (&one.to, one.port) == (&to.0, to.1)
             };
-            let found: Vec<_> = asked.iter().filter(of_probe).collect();
+            let found: Vec<_> = once.iter().filter(of_probe).collect();
             assert!(!found.is_empty(), "{} to {}: the node got no request", probe.name, probe.to);
             for one in found {
                 let (is_answered, report) = self.node.is_answered(&config, one);
