@@ -38,6 +38,7 @@ mod netfilter;
 mod netlink;
 mod netstat;
 mod node;
+mod plain_file;
 mod plan;
 pub mod process;
 mod runtimes;

@@ -313,6 +313,7 @@ fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
         // What can't be read, by this release or at all, can't be removed one by one.
         let unreadable = node.state.attachments()?.unreadable;
         State::sweep(&unreadable)?;
+        node.state.release_all()?;
     }
     node.state.release(HOLD)?;
     // It stays when the agent stops; one that runs takes it again.

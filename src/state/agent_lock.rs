@@ -1,13 +1,14 @@
 //! One agent to a node: two would undo each other's settings.
 
 use std::fs::{self, File};
-use std::io::Write as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Error, State};
+use super::{Error, State, is_there};
 use crate::flock::{self, Held};
+use crate::plain_file;
 
 /// The file that the agent which runs has locked, with its process id.
 const FILE: &str = "agent";
@@ -37,7 +38,7 @@ impl AgentLock {
 
     /// Waits for the end of an agent that was just killed. One that goes on is let be.
     pub(crate) fn wait_for_dying(state: &State) -> Result<(), Error> {
-        if state.path(&[FILE]).exists() {
+        if is_there(&state.path(&[FILE])) {
             // The lock is not kept.
             let _ = Self::acquire(state)?;
         }
@@ -50,11 +51,9 @@ impl AgentLock {
     ) -> Result<Result<Self, Option<u32>>, Error> {
         let path = state.path(&[FILE]);
         let deadline = Instant::now() + patience;
-        fs::create_dir_all(&state.dir).map_err(Error::at("make", &state.dir))?;
+        state.make_folder("")?;
         loop {
-            let opened =
-                File::options().read(true).write(true).create(true).truncate(false).open(&path);
-            let file = opened.map_err(Error::at("open", &path))?;
+            let file = open(&path).map_err(Error::at("open", &path))?;
             match flock::lock(file, deadline).map_err(Error::at("lock", &path))? {
                 // A process that cleaned up took the file away.
                 Some(held) if !is_at(&held, &path) => {}
@@ -65,7 +64,7 @@ impl AgentLock {
                     return Ok(Ok(Self { path, _held: held }));
                 }
                 None => {
-                    let pid = fs::read_to_string(&path).ok();
+                    let pid = State::read(&path)?;
                     return Ok(Err(pid.and_then(|pid| pid.trim().parse().ok())));
                 }
             }
@@ -79,11 +78,29 @@ impl AgentLock {
 
     /// Removes the file, unless an agent runs.
     pub(super) fn remove_if_stale(state: &State) -> Result<(), Error> {
-        if !state.path(&[FILE]).exists() {
+        if !is_there(&state.path(&[FILE])) {
             return Ok(());
         }
         Self::acquire_within(state, Duration::ZERO)?.map_or(Ok(()), Self::remove)
     }
+}
+
+/// Opens the file, or makes it. Only its owner may open it; anything but a file makes room.
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(plain_file::MODE);
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let opened = options.open(path).and_then(|file| Ok((file.metadata()?, file)));
+    match opened {
+        Ok((found, file)) if found.is_file() => {
+            plain_file::restrict(&file, plain_file::MODE)?;
+            return Ok(file);
+        }
+        Err(error) if !plain_file::is_damaged(&error) => return Err(error),
+        _ => {}
+    }
+    plain_file::remove(path)?;
+    options.open(path)
 }
 
 fn is_at(file: &File, path: &Path) -> bool {

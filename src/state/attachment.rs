@@ -4,17 +4,15 @@
 //! however many attachments there are.
 
 use std::borrow::Cow;
-use std::fs;
+use std::ffi::OsStr;
 use std::hash::Hasher as _;
-use std::io;
 use std::net::IpAddr;
 use std::ops::Not;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, State, folder};
-use crate::error::absent_is_none;
+use super::{Error, State, folder, has_prefix, is_there, no_folder_is_none};
 use crate::hash::Fnv;
 
 /// Raised when the content of an attachment's file changes so that older releases misread it.
@@ -52,6 +50,12 @@ impl Key {
         let all = format!("{}\0{}\0{}", self.network, self.container, self.ifname);
         let shown: String = self.container.chars().take(SHOWN).collect();
         format!("{shown}-{}-{:016x}", self.ifname, Fnv::of(all.as_bytes()).finish())
+    }
+
+    /// Whether a file has the name of this attachment's.
+    fn is_name_of(&self, path: &Path) -> bool {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        name.strip_prefix(OWN_SETTINGS).unwrap_or(name) == self.file_name()
     }
 }
 
@@ -216,7 +220,7 @@ impl State {
     /// How many attachments hold the node state, readable or not.
     pub(crate) fn count(&self) -> Result<usize, Error> {
         let path = self.path(&[PODS]);
-        let counted = absent_is_none(folder::count(&path)).map_err(Error::at("list", &path))?;
+        let counted = no_folder_is_none(folder::count(&path)).map_err(Error::at("list", &path))?;
         Ok(counted.unwrap_or(0))
     }
 
@@ -224,7 +228,7 @@ impl State {
     pub(crate) fn some_attachments(&self) -> Result<Slice, Error> {
         let place = Self::read(&self.path(&[NEXT]))?.and_then(|text| text.parse().ok());
         let (path, place) = (self.path(&[PODS]), place.unwrap_or(0));
-        let slice = absent_is_none(folder::slice(&path, place, SOME));
+        let slice = no_folder_is_none(folder::slice(&path, place, SOME));
         let (names, next) = slice.map_err(Error::at("list", &path))?.unwrap_or_default();
         let found = Self::attachments_of(names.iter().map(|name| path.join(name)))?;
         Ok(Slice { found, place, next })
@@ -240,8 +244,7 @@ impl State {
 
     /// All attachments. Takes longer the more there are.
     pub(crate) fn attachments(&self) -> Result<Attachments, Error> {
-        let pods = self.list(PODS)?.into_iter().map(|name| self.path(&[PODS, &name]));
-        let mut found = Self::attachments_of(pods)?;
+        let mut found = Self::attachments_of(self.list(PODS)?.into_iter())?;
         let own = self.with_own_settings()?;
         found.readable.extend(own.readable.into_iter().filter(|a| a.left_out));
         found.unreadable.extend(own.unreadable);
@@ -249,17 +252,19 @@ impl State {
     }
 
     pub(crate) fn with_own_settings(&self) -> Result<Attachments, Error> {
-        let own = |name: &String| name.starts_with(OWN_SETTINGS);
-        let names = self.names("")?.into_iter().filter(own);
-        Self::attachments_of(names.map(|name| self.path(&[&name])))
+        let own = |path: &PathBuf| has_prefix(path, OWN_SETTINGS);
+        Self::attachments_of(self.files("")?.into_iter().filter(own))
     }
 
     fn attachments_of(paths: impl Iterator<Item = PathBuf>) -> Result<Attachments, Error> {
         let mut found = Attachments::default();
         for path in paths {
             match Self::read(&path)?.map(|text| Attachment::from_json(&text)) {
-                Some(Some((attachment, _))) => found.readable.push(attachment),
-                Some(None) => found.unreadable.push(path),
+                Some(Some((attachment, _))) if attachment.key.is_name_of(&path) => {
+                    found.readable.push(attachment);
+                }
+                // No DEL would remove what has another name.
+                Some(_) => found.unreadable.push(path),
                 // Removed since the folder was listed.
                 None => {}
             }
@@ -279,23 +284,21 @@ impl State {
     /// Understands what an older release has left. Its attachments with settings of their own are
     /// marked as such, and those that it wrote without an ADD go, since no DEL would remove them.
     pub(crate) fn migrate(&self) -> Result<(), Error> {
-        let is_old = |folder: &&&str| self.path(&[folder]).is_dir();
+        let is_old = |folder: &&&str| is_there(&self.path(&[folder]));
         let Some(_) = OLD_FOLDERS.iter().find(is_old) else { return Ok(()) };
-        for name in self.list(PODS)? {
-            let path = self.path(&[PODS, &name]);
+        for path in self.list(PODS)? {
             let read = Self::read(&path)?.and_then(|text| Attachment::from_json(&text));
             match read {
                 Some((_, true)) => drop(Self::remove(&path)?),
                 Some((attachment, _)) if attachment.hairpin => {
-                    self.write("", &format!("{OWN_SETTINGS}{name}"), &attachment.to_json())?;
+                    let name = format!("{OWN_SETTINGS}{}", attachment.key.file_name());
+                    self.write("", &name, &attachment.to_json())?;
                 }
                 _ => {}
             }
         }
         for folder in OLD_FOLDERS {
-            let path = self.path(&[folder]);
-            let removed: io::Result<()> = fs::remove_dir_all(&path);
-            absent_is_none(removed).map_err(Error::at("remove", &path))?;
+            Self::remove(&self.path(&[folder]))?;
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! Looks into a folder that cost the same however many files are in it.
 
-use std::ffi::CStr;
-use std::fs::File;
+use std::ffi::{CStr, OsStr, OsString};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -34,16 +35,20 @@ struct Reader {
 
 impl Reader {
     fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { folder: File::open(path)?, buffer: [0; ROOM], rest: 0..0 })
+        let folder = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+            .open(path)?;
+        Ok(Self { folder, buffer: [0; ROOM], rest: 0..0 })
     }
 
     /// The next file whose name does not begin with a dot, and the place behind it.
-    fn next(&mut self) -> io::Result<Option<(String, u64)>> {
+    fn next(&mut self) -> io::Result<Option<(OsString, u64)>> {
         while !self.rest.is_empty() || self.fill()? {
             let entry = parse(&self.buffer[self.rest.clone()]);
             let (name, place, length) = entry.ok_or(io::ErrorKind::InvalidData)?;
             self.rest.start += length;
-            if !name.starts_with('.') {
+            if !name.as_encoded_bytes().starts_with(b".") {
                 return Ok(Some((name, place)));
             }
         }
@@ -66,11 +71,11 @@ impl Reader {
 }
 
 /// The name of the first entry, the place behind it, and its length.
-fn parse(entries: &[u8]) -> Option<(String, u64, usize)> {
+fn parse(entries: &[u8]) -> Option<(OsString, u64, usize)> {
     let place = u64::from_ne_bytes(entries.get(PLACE..PLACE + 8)?.try_into().ok()?);
     let length = u16::from_ne_bytes(entries.get(LENGTH..LENGTH + 2)?.try_into().ok()?).into();
     let name = CStr::from_bytes_until_nul(entries.get(NAME..length)?).ok()?;
-    Some((name.to_string_lossy().into_owned(), place, length))
+    Some((OsStr::from_bytes(name.to_bytes()).to_owned(), place, length))
 }
 
 /// Whether there is a file whose name does not begin with a dot.
@@ -96,7 +101,7 @@ pub(super) fn count(path: &Path) -> io::Result<usize> {
 
 /// The names of up to `most` such files from a place on, and the place behind them. The places go
 /// round; what was no place is the beginning.
-pub(super) fn slice(path: &Path, from: u64, most: usize) -> io::Result<(Vec<String>, u64)> {
+pub(super) fn slice(path: &Path, from: u64, most: usize) -> io::Result<(Vec<OsString>, u64)> {
     let mut reader = Reader::open(path)?;
     let mut is_first_round = reader.folder.seek(SeekFrom::Start(from)).is_ok() && from != 0;
     let (mut names, mut behind) = (Vec::new(), from);

@@ -11,8 +11,9 @@
 //! agent      locked by the agent that runs; its process id
 //! marking    symbolic link to "nftables" or "iptables": what marks
 //! ```
-//! The directory itself is the lock. Each file is written to a temporary name and renamed, so
-//! that a kill leaves the old or the new one.
+//! The directory itself is the lock: only root may open it. Each file is written to a temporary name
+//! and renamed, so that a kill leaves the old or the new one. What is no plain text in the place of a
+//! file counts as empty, and makes room for the file that belongs there.
 
 mod agent_lock;
 mod attachment;
@@ -22,11 +23,13 @@ mod ready;
 mod record;
 
 use std::fmt;
-use std::fs::{self, DirEntry};
-use std::io;
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::absent_is_none;
+use crate::plain_file::{self, Links};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
@@ -35,6 +38,9 @@ pub(crate) use attachment::{Attachment, Key, Written};
 pub(crate) use lock::Lock;
 pub(crate) use ready::{Ordinary, Ready};
 pub(crate) use record::Record;
+
+/// No file of the state is longer.
+const LONGEST: u64 = 4 << 20;
 
 /// A file of the state could not be read or written.
 #[derive(Debug)]
@@ -50,7 +56,7 @@ impl Error {
         move |source| Self { operation, path, source }
     }
 
-    pub(crate) fn kind(&self) -> io::ErrorKind {
+    pub(crate) fn kind(&self) -> ErrorKind {
         self.source.kind()
     }
 }
@@ -87,22 +93,23 @@ impl State {
     /// Writes a file so that a reader sees all of it or none.
     fn write(&self, folder: &str, name: &str, content: &str) -> Result<(), Error> {
         self.place(folder, name, |temporary, path| {
-            fs::write(temporary, content)?;
-            fs::rename(temporary, path)
+            plain_file::create(temporary, plain_file::MODE)?.write_all(content.as_bytes())?;
+            plain_file::put(temporary, path)
         })
     }
 
     /// The same; what stood in the file before, if there was one.
     fn replace(&self, folder: &str, name: &str, content: &str) -> Result<Option<String>, Error> {
         self.place(folder, name, |temporary, path| {
-            fs::write(temporary, content)?;
+            plain_file::create(temporary, plain_file::MODE)?.write_all(content.as_bytes())?;
             match renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {
                 Ok(()) => Ok(None),
                 // Some file systems can't tell.
                 Err(Errno::EEXIST | Errno::EINVAL) => {
                     // What can't be read is no attachment.
-                    let before = fs::read_to_string(path).unwrap_or_default();
-                    fs::rename(temporary, path).map(|()| Some(before))
+                    let before = plain_file::read_text(path, LONGEST, Links::Refused);
+                    plain_file::put(temporary, path)?;
+                    Ok(Some(before.unwrap_or_default()))
                 }
                 Err(errno) => Err(errno.into()),
             }
@@ -126,45 +133,73 @@ impl State {
             done
         };
         match attempt() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let folder = self.path(&[folder]);
-                fs::create_dir_all(&folder).map_err(Error::at("make", &folder))?;
+            Err(error) if error.kind() == ErrorKind::NotFound || plain_file::is_damaged(&error) => {
+                self.make_folder(folder)?;
                 attempt().map_err(Error::at("write", &path))
             }
             other => other.map_err(Error::at("write", &path)),
         }
     }
 
-    /// Reads a file; none where there is none.
+    /// Makes a folder of the state, which only root may open. Another kind of file makes room.
+    fn make_folder(&self, folder: &str) -> Result<(), Error> {
+        let make = |path: &Path| {
+            let made = DirBuilder::new().mode(plain_file::FOLDER_MODE).create(path);
+            match made {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && is_folder(path) => Ok(()),
+                made => made,
+            }
+        };
+        let above = self.dir.parent().map_or(Ok(()), fs::create_dir_all);
+        above.map_err(Error::at("make the folder of", &self.dir))?;
+        for path in [self.dir.clone(), self.path(&[folder])] {
+            plain_file::with_room(&path, make).map_err(Error::at("make", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Reads a file; none where there is none. One that is damaged counts as empty.
     fn read(path: &Path) -> Result<Option<String>, Error> {
-        absent_is_none(fs::read_to_string(path)).map_err(Error::at("read", path))
+        match plain_file::read_text(path, LONGEST, Links::Refused) {
+            // The folder is no folder: nothing is in it.
+            Err(error) if plain_file::is_damaged(&error) && !is_there(path) => Ok(None),
+            Err(error) if plain_file::is_damaged(&error) => Ok(Some(String::new())),
+            read => absent_is_none(read).map_err(Error::at("read", path)),
+        }
     }
 
-    /// Removes a file: whether it was there.
+    /// Removes a file, or what is in its place: whether there was anything.
     fn remove(path: &Path) -> Result<bool, Error> {
-        let removed = absent_is_none(fs::remove_file(path)).map_err(Error::at("remove", path))?;
-        Ok(removed.is_some())
+        match plain_file::remove(path) {
+            Err(error) if plain_file::is_damaged(&error) => Ok(false),
+            removed => Ok(absent_is_none(removed).map_err(Error::at("remove", path))?.is_some()),
+        }
     }
 
-    /// Names of the files in a folder, hidden ones left out.
-    fn list(&self, folder: &str) -> Result<Vec<String>, Error> {
-        let names = self.names(folder)?.into_iter();
-        Ok(names.filter(|name| !name.starts_with('.')).collect())
+    /// Files in a folder, hidden ones left out.
+    fn list(&self, folder: &str) -> Result<Vec<PathBuf>, Error> {
+        let mut files = self.files(folder)?;
+        files.retain(|path| !has_prefix(path, "."));
+        Ok(files)
     }
 
-    /// Names of all files in a folder.
-    fn names(&self, folder: &str) -> Result<Vec<String>, Error> {
+    /// All files in a folder.
+    fn files(&self, folder: &str) -> Result<Vec<PathBuf>, Error> {
         let path = self.path(&[folder]);
+        // What a link leads to is not ours.
+        if !folder.is_empty() && !is_folder(&path) {
+            return Ok(Vec::new());
+        }
         let entries = absent_is_none(fs::read_dir(&path)).map_err(Error::at("list", &path))?;
-        let name = |entry: io::Result<DirEntry>| entry.ok()?.file_name().into_string().ok();
-        Ok(entries.into_iter().flatten().filter_map(name).collect())
+        Ok(entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect())
     }
 
     /// Whether a folder has no file but temporary ones. Reads no more than the first few names,
     /// however many there are.
     fn is_empty(&self, folder: &str) -> Result<bool, Error> {
         let path = self.path(&[folder]);
-        let found = absent_is_none(folder::has_visible(&path)).map_err(Error::at("list", &path))?;
+        let found = no_folder_is_none(folder::has_visible(&path));
+        let found = found.map_err(Error::at("list", &path))?;
         Ok(!found.unwrap_or(false))
     }
 
@@ -178,11 +213,16 @@ impl State {
         Self::remove(&self.path(&["hold", name])).map(drop)
     }
 
+    /// Ends every hold, whatever its file is.
+    pub(crate) fn release_all(&self) -> Result<(), Error> {
+        self.list("hold")?.iter().try_for_each(|path| Self::remove(path).map(drop))
+    }
+
     /// Who holds the node state, with the network in whose name.
     pub(crate) fn holders(&self) -> Result<Vec<(String, String)>, Error> {
-        let names = self.list("hold")?;
-        let with_network = names.into_iter().map(|name| {
-            let network = Self::read(&self.path(&["hold", &name]))?.unwrap_or_default();
+        let with_network = self.list("hold")?.into_iter().map(|path| {
+            let network = Self::read(&path)?.unwrap_or_default();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             Ok((name, network))
         });
         with_network.collect()
@@ -207,18 +247,45 @@ impl State {
         AgentLock::remove_if_stale(self)?;
         for folder in ["", attachment::PODS, "hold"] {
             // A pod that is left out keeps its file until its own end.
-            let is_temporary = |name: &String| {
-                name.starts_with('.') && !name.starts_with(attachment::OWN_SETTINGS)
+            let is_temporary = |path: &&PathBuf| {
+                has_prefix(path, ".") && !has_prefix(path, attachment::OWN_SETTINGS)
             };
-            for name in self.names(folder)?.into_iter().filter(is_temporary) {
-                Self::remove(&self.path(&[folder, &name]))?;
+            for path in self.files(folder)?.iter().filter(is_temporary) {
+                Self::remove(path)?;
             }
             if !folder.is_empty() {
                 // One that another process has just put a file into stays.
-                let _ = fs::remove_dir(self.path(&[folder]));
+                let path = self.path(&[folder]);
+                if is_folder(&path) {
+                    let _ = fs::remove_dir(&path);
+                } else {
+                    Self::remove(&path)?;
+                }
             }
         }
         Ok(())
+    }
+}
+
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn is_folder(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_dir())
+}
+
+/// Whether a file's name begins with this.
+fn has_prefix(path: &Path, prefix: &str) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_encoded_bytes().starts_with(prefix.as_bytes())
+}
+
+/// None for a folder that is not there, or is no folder.
+fn no_folder_is_none<T>(listed: io::Result<T>) -> io::Result<Option<T>> {
+    match listed {
+        Err(error) if plain_file::is_damaged(&error) => Ok(None),
+        listed => absent_is_none(listed),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The record of the node state: what is in force, and what has to be put back.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -16,6 +16,7 @@ use crate::config::{self, Automatic, Backend, Settings};
 use crate::error::absent_is_none;
 use crate::model::{ElementData, Elements, Family, Field};
 use crate::names;
+use crate::plain_file::{self, Links};
 
 pub(super) const FILE: &str = "node.json";
 /// Raised when the record changes so that older releases misread it.
@@ -158,16 +159,17 @@ impl State {
     /// When the node was last looked at as a whole: the time of the record's file. None where there
     /// is no record, readable or not.
     pub(crate) fn last_look(&self) -> Option<SystemTime> {
-        fs::metadata(self.path(&[FILE])).and_then(|file| file.modified()).ok()
+        fs::symlink_metadata(self.path(&[FILE])).and_then(|file| file.modified()).ok()
     }
 
     /// Notes that the node is looked at now.
     pub(crate) fn note_look(&self) -> Result<(), Error> {
         let path = self.path(&[FILE]);
-        let touched = File::options()
-            .append(true)
-            .open(&path)
-            .and_then(|f| f.set_modified(SystemTime::now()));
+        let open = plain_file::open(&path, Links::Refused);
+        let touched = open.and_then(|file| file.set_modified(SystemTime::now()));
+        if touched.as_ref().is_err_and(plain_file::is_damaged) {
+            return Ok(());
+        }
         absent_is_none(touched).map_err(Error::at("touch", &path)).map(drop)
     }
 
@@ -186,10 +188,8 @@ impl State {
             return Ok(());
         }
         self.place("", MARKING, |temporary, path| {
-            // A call that was killed may have left one.
-            let _ = fs::remove_file(temporary);
-            symlink(word, temporary)?;
-            fs::rename(temporary, path)
+            plain_file::with_room(temporary, |temporary| symlink(word, temporary))?;
+            plain_file::put(temporary, path)
         })
     }
 

@@ -1,8 +1,13 @@
 //! State files that are damaged, empty or gone.
 
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::json;
 
 use super::settings;
@@ -11,7 +16,51 @@ use crate::lab::node::Pod;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{TwoNics, two_nics};
 
-const DAMAGE: [&str; 5] = ["", "{", "[]", "{\"version\":1}", "\0\0\0\0"];
+/// What may be in the place of a file: a text that says nothing, or no plain file at all.
+#[derive(Debug, Clone, Copy)]
+enum Damage {
+    Content(&'static [u8]),
+    Folder,
+    LinkToItself,
+    LinkToZeros,
+    Fifo,
+    /// Longer than any file of the state.
+    Long,
+}
+
+const DAMAGE: [Damage; 11] = [
+    Damage::Content(b""),
+    Damage::Content(b"{"),
+    Damage::Content(b"[]"),
+    Damage::Content(b"{\"version\":1}"),
+    Damage::Content(b"\0\0\0\0"),
+    Damage::Content(b"{\"version\":1,\xff\xfe"),
+    Damage::Folder,
+    Damage::LinkToItself,
+    Damage::LinkToZeros,
+    Damage::Fifo,
+    Damage::Long,
+];
+
+impl Damage {
+    /// Takes the place of the file.
+    fn put(self, file: &Path) {
+        if file.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+            fs::remove_dir_all(file).expect("remove the folder");
+        } else if file.symlink_metadata().is_ok() {
+            fs::remove_file(file).expect("remove the file");
+        }
+        let made = match self {
+            Self::Content(bytes) => fs::write(file, bytes),
+            Self::Folder => fs::create_dir(file).and_then(|()| fs::write(file.join("a"), "b")),
+            Self::LinkToItself => symlink(file, file),
+            Self::LinkToZeros => symlink("/dev/zero", file),
+            Self::Fifo => mkfifo(file, Mode::S_IRWXU).map_err(Into::into),
+            Self::Long => File::create(file).and_then(|file| file.set_len(300 << 20)),
+        };
+        made.unwrap_or_else(|error| panic!("{self:?} at {}: {error}", file.display()));
+    }
+}
 
 /// The file of the one attachment there is.
 fn pod_file(layout: &TwoNics) -> PathBuf {
@@ -49,23 +98,23 @@ fn assert_reported(layout: &TwoNics, name: &str) {
 #[test]
 fn an_attachment_is_damaged() {
     let (layout, pod, before) = scene();
-    for text in DAMAGE {
+    for damage in DAMAGE {
         layout.node.add(&settings(), &pod);
         let file = pod_file(&layout);
-        fs::write(&file, text).expect("damage the file");
+        damage.put(&file);
         assert_flows(&layout);
         assert_reported(&layout, file.file_name().and_then(|name| name.to_str()).expect("UTF-8"));
         // Another ADD, as a restart of the pod brings, mends it.
         layout.node.add(&settings(), &pod);
         assert_eq!(layout.node.attachments().len(), 1);
-        fs::write(&file, text).expect("damage the file again");
+        damage.put(&file);
         // It counts as absent, so the node state goes with the hold.
         layout.node.up(&settings());
         assert_served(&layout);
         layout.node.down();
         before.assert_unchanged(&Snapshot::take(&layout.node));
         layout.node.add(&settings(), &pod);
-        fs::write(&file, text).expect("damage the file once more");
+        damage.put(&file);
         layout.node.del(&settings(), &pod);
         before.assert_unchanged(&Snapshot::take(&layout.node));
     }
@@ -79,22 +128,22 @@ fn own_settings_are_damaged() {
     hairpin["runtimeConfig"] = json!({
         "io.kubernetes.cri.pod-annotations": {"symroute.io/hairpin": "true"}
     });
-    for text in DAMAGE {
+    for damage in DAMAGE {
         layout.node.add(&hairpin, &pod);
         let files = fs::read_dir(layout.node.dir.join("run")).expect("list the files");
         let mut paths = files.map(|entry| entry.expect("an entry").path());
         let is_own = |path: &PathBuf| path.to_string_lossy().contains("/.own-");
         let file = paths.find(is_own).expect("a file of own settings");
-        fs::write(&file, text).expect("damage the file");
+        damage.put(&file);
         let name = file.file_name().expect("a name").to_str().expect("UTF-8");
         assert_reported(&layout, name);
         layout.node.add(&hairpin, &pod);
         assert_served(&layout);
-        fs::write(&file, text).expect("damage the file again");
+        damage.put(&file);
         layout.node.up(&settings());
         assert_served(&layout);
         layout.node.down();
-        fs::write(&file, text).expect("damage the file once more");
+        damage.put(&file);
         layout.node.del(&settings(), &pod);
         before.assert_unchanged(&Snapshot::take(&layout.node));
     }
@@ -121,9 +170,9 @@ fn an_attachment_is_gone() {
 fn the_record_is_damaged() {
     let (layout, pod, before) = scene();
     let file = layout.node.dir.join("run/node.json");
-    for text in DAMAGE {
+    for damage in DAMAGE {
         layout.node.add(&settings(), &pod);
-        fs::write(&file, text).expect("damage the file");
+        damage.put(&file);
         assert_reported(&layout, "node.json");
         layout.node.up(&settings());
         assert_served(&layout);
@@ -138,7 +187,7 @@ fn the_record_is_damaged_and_the_last_pod_goes() {
     let (layout, pod, before) = scene();
     let file = layout.node.dir.join("run/node.json");
     layout.node.add(&settings(), &pod);
-    fs::write(&file, "").expect("damage the file");
+    Damage::Content(b"").put(&file);
     layout.node.add(&settings(), &pod);
     layout.node.del(&settings(), &pod);
     before.assert_unchanged(&Snapshot::take(&layout.node));
@@ -170,4 +219,66 @@ fn files_are_gone(goes: impl Fn(&Path) -> bool) {
     assert_served(&layout);
     layout.node.del(&settings(), &pod);
     before.assert_unchanged(&Snapshot::take(&layout.node));
+}
+
+/// Each file of the state, and some that do not belong there: calls go on, and `down --force` leaves
+/// nothing, neither in the kernel nor of the state.
+#[test]
+fn an_odd_file_in_any_place_of_the_state() {
+    let (layout, pod, before) = scene();
+    let other = &layout.pods[0];
+    let places =
+        ["node.json", "marking", ".ready", ".next", "hold/up", "agent", "owners", "pods/stray"];
+    for place in places {
+        for damage in DAMAGE {
+            layout.node.up(&settings());
+            layout.node.add(&settings(), &pod);
+            damage.put(&layout.node.dir.join("run").join(place));
+            // The next call can't be a fast one.
+            layout.node.ns.ip("rule del pref 402");
+            layout.node.add(&settings(), other);
+            assert_flows(&layout);
+            layout.node.up(&settings());
+            layout.node.del(&settings(), other);
+            let down = layout.node.symroute(&["down", "--force"]);
+            assert_eq!(down.code, Some(0), "{damage:?} at {place}: {}", down.stderr);
+            before.assert_unchanged(&Snapshot::take(&layout.node));
+        }
+    }
+}
+
+/// A file in the place of a folder, and one whose name is no text.
+#[test]
+fn a_folder_of_the_state_is_no_folder() {
+    let (layout, pod, before) = scene();
+    for place in ["pods", "hold"] {
+        layout.node.add(&settings(), &pod);
+        for damage in [Damage::Content(b"a file"), Damage::LinkToItself, Damage::Fifo] {
+            damage.put(&layout.node.dir.join("run").join(place));
+            layout.node.up(&settings());
+            layout.node.add(&settings(), &pod);
+            assert_flows(&layout);
+        }
+        let down = layout.node.symroute(&["down", "--force"]);
+        assert_eq!(down.code, Some(0), "{}", down.stderr);
+        before.assert_unchanged(&Snapshot::take(&layout.node));
+    }
+}
+
+#[test]
+fn a_name_in_the_state_is_no_text() {
+    let (layout, pod, before) = scene();
+    for folder in ["pods", "hold", ""] {
+        layout.node.add(&settings(), &pod);
+        layout.node.up(&settings());
+        let name = OsStr::from_bytes(b"\xff\xfe");
+        let file = layout.node.dir.join("run").join(folder).join(name);
+        fs::write(&file, "{}").expect("write the file");
+        let down = layout.node.symroute(&["down", "--force"]);
+        assert_eq!(down.code, Some(0), "{}", down.stderr);
+        let left = layout.node.symroute(&["status"]).stdout;
+        assert!(left.contains("not in force"), "{folder}: {left}");
+        let _ = fs::remove_file(&file);
+        before.assert_unchanged(&Snapshot::take(&layout.node));
+    }
 }
