@@ -36,6 +36,19 @@ pub(crate) fn harmless(text: &str) -> String {
     text.chars().map(|sign| if steers(sign) { '?' } else { sign }).collect()
 }
 
+/// No value of another program takes more bytes of a message.
+pub(crate) const VALUE_MOST: usize = 256;
+
+/// The text, or its beginning where it is longer than so many bytes.
+pub(crate) fn cut(text: impl Into<String>, most: usize) -> String {
+    let text = text.into();
+    if text.len() <= most {
+        return text;
+    }
+    let end = (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}… ({} bytes)", &text[..end], text.len())
+}
+
 /// Becomes readable when a signal asks for the end, which then ends nothing by itself: there may be something to
 /// clean up.
 pub(crate) fn ending_signals() -> nix::Result<SignalFd> {

@@ -6,6 +6,10 @@ use std::fmt;
 use serde_json::json;
 
 use crate::error::Error;
+use crate::process::cut;
+
+/// No part of an answer is longer, whatever the runtime or a pod has passed: it ends up in events.
+const MOST: usize = 2048;
 
 /// Error codes. Source: CNI specification 1.1.0, section "Error"; 8 is libcni's
 /// `ErrInvalidNetNS`; 100 and above are ours.
@@ -43,12 +47,12 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(code: Code, msg: impl Into<String>) -> Self {
-        Self { code, msg: msg.into(), details: String::new() }
+        Self { code, msg: cut(msg, MOST), details: String::new() }
     }
 
     /// The same with details.
     pub(crate) fn with(self, details: impl Into<String>) -> Self {
-        Self { details: details.into(), ..self }
+        Self { details: cut(details, MOST), ..self }
     }
 
     /// The document for stdout.

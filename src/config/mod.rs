@@ -22,6 +22,7 @@ pub(crate) use unknown::unknown;
 use crate::hash::Fnv;
 use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
+use crate::process::{VALUE_MOST, cut};
 
 const MARK_MASK: &str = "markMask";
 const RULE_PRIORITY: &str = "rulePriority";
@@ -54,7 +55,8 @@ pub(crate) struct Invalid {
 impl Invalid {
     /// A wrong value with what is allowed in its place.
     pub(crate) fn new(key: impl Into<String>, value: &Value, hint: impl Into<String>) -> Self {
-        Self { key: key.into(), value: value.to_string(), hint: hint.into() }
+        let key = cut(key, VALUE_MOST);
+        Self { key, value: cut(value.to_string(), VALUE_MOST), hint: hint.into() }
     }
 }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 use super::KEYS;
+use crate::process::{VALUE_MOST, cut};
 
 /// Keys of `log`.
 const OF_LOG: [&str; 2] = ["level", "file"];
@@ -59,7 +60,7 @@ fn among<'a>(
     known: &'static [&'static str],
 ) -> impl Iterator<Item = Unknown> {
     let unknown = keys.filter(move |key| !known.contains(&key.as_str()) && !is_of_others(key));
-    unknown.map(move |key| Unknown { place, key: key.clone(), known })
+    unknown.map(move |key| Unknown { place, key: cut(key, VALUE_MOST), known })
 }
 
 /// Whether a key is a comment, or has the name of the tool in it that it is for.
