@@ -4,13 +4,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use std::time::SystemTime;
 
 use log::{LevelFilter, Metadata, Record};
 
 use crate::config::Log;
+use crate::plain_file;
 
 #[derive(Debug)]
 struct Logger {
@@ -39,6 +40,14 @@ fn begin(path: Option<PathBuf>, level: LevelFilter) {
     }
 }
 
+/// Opens the log. A FIFO that nothing reads must not hold up a pod, and through a link another program
+/// could have root write to any file.
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).mode(plain_file::MODE);
+    options.custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY).open(path)
+}
+
 impl log::Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= LevelFilter::Trace && log::max_level() >= metadata.level()
@@ -54,10 +63,7 @@ impl log::Log for Logger {
             return;
         };
         if file.is_none() {
-            // A FIFO that nobody reads must not hold up a pod.
-            let mut options = OpenOptions::new();
-            options.create(true).append(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
-            *file = options.open(path).ok();
+            *file = open(path).ok();
         }
         // One write to a line: calls in parallel append to the same file. A log that can't be
         // written must not fail a pod.
