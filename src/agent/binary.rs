@@ -1,7 +1,7 @@
 //! The plugin's binary in the runtime's folder, as a copy of a given file.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,10 @@ use super::events::files::Folder;
 use super::managed_file::ManagedFile;
 use crate::atomic_file;
 use crate::names::PROGRAM;
+use crate::plain_file::{self, Links};
+
+/// No program of ours is longer.
+const LONGEST: u64 = 64 << 20;
 
 /// What a file looks like without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +58,8 @@ impl ManagedFile for Binary {
         if self.same == Some((from, to)) {
             return Ok(true);
         }
-        let ours = fs::read(&self.from).map_err(|error| at("read", &self.from, &error))?;
-        let theirs = fs::read(self.to());
+        let ours = read(&self.from).map_err(|error| at("read", &self.from, &error))?;
+        let theirs = read(&self.to());
         let same = theirs.is_ok_and(|theirs| theirs == ours) && to.mode & 0o111 == 0o111;
         self.same = same.then_some((from, to));
         Ok(same)
@@ -66,8 +70,10 @@ impl ManagedFile for Binary {
         // same folder takes its place.
         let temporary = self.folder.join(format!(".{PROGRAM}.new"));
         let copy = |temporary: &Path| {
-            fs::copy(&self.from, temporary)?;
-            fs::set_permissions(temporary, fs::Permissions::from_mode(0o755))
+            let mut from = plain_file::open(&self.from, Links::Followed)?.take(LONGEST);
+            let mut to = plain_file::create(temporary, plain_file::MODE)?;
+            io::copy(&mut from, &mut to)?;
+            to.set_permissions(fs::Permissions::from_mode(0o755))
         };
         atomic_file::replace(&self.to(), &temporary, copy).map_err(|error| {
             let hint = "give the runtime's folder of plugins by --bin-dir, mounted writable";
@@ -78,6 +84,11 @@ impl ManagedFile for Binary {
     fn others(&self) -> String {
         format!("find who writes {} (an installer or another release of ours)", self.to().display())
     }
+}
+
+/// A program; none is longer.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    plain_file::read(path, LONGEST, Links::Followed)
 }
 
 fn look(path: &Path) -> io::Result<Look> {

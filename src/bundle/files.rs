@@ -1,6 +1,6 @@
 //! What files say: sysctls, counters, the state of this boot, conflists, the log.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Bundle, Content, harmless};
 use crate::names;
+use crate::plain_file::{self, Links};
 
 /// Sysctls below /proc/sys/net that are of the whole node.
 const OF_NODE: [&str; 14] = [
@@ -165,7 +166,7 @@ pub(crate) fn log(bundle: &mut Bundle, file: &Path) {
 
 /// The last whole lines of a file.
 fn end_of(file: &Path) -> io::Result<String> {
-    let mut file = File::open(file)?;
+    let mut file = plain_file::open(file, Links::Refused)?;
     let begin = file.metadata()?.len().saturating_sub(LOG);
     file.seek(SeekFrom::Start(begin))?;
     let mut bytes = Vec::new();
@@ -178,7 +179,7 @@ fn end_of(file: &Path) -> io::Result<String> {
 
 fn beginning(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(LONGEST).read_to_end(&mut bytes)?;
+    plain_file::open(path, Links::Followed)?.take(LONGEST).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

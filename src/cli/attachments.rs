@@ -13,6 +13,7 @@ use super::result_cache::{self, Entry};
 use super::{EXIT_OFF, Failure};
 use crate::error::absent_is_none;
 use crate::names;
+use crate::plain_file::{self, Links};
 use crate::runtimes;
 use crate::runtimes::places::below;
 use crate::state::{Attachment, State};
@@ -202,8 +203,8 @@ fn entries_of(folder: &Path) -> Result<Vec<(PathBuf, Entry)>, Failure> {
     let mut found = Vec::new();
     for entry in entries.into_iter().flatten() {
         let path = entry.map_err(fail)?.path();
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        found.extend(result_cache::read(&text).map(|entry| (path, entry)));
+        let text = plain_file::read_text(&path, plain_file::LONGEST, Links::Followed);
+        found.extend(result_cache::read(&text.unwrap_or_default()).map(|entry| (path, entry)));
     }
     found.sort_by(|(one, _), (other, _)| one.cmp(other));
     Ok(found)

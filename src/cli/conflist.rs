@@ -1,7 +1,6 @@
 //! `symroutectl conflist add|remove|check`: our entry in the list of plugins that the runtime calls.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValue;
@@ -14,6 +13,7 @@ use crate::config::unknown;
 use crate::conflist::{Directory, Edit, Error, Mode, Outcome, Places, State, View, Wanted, is_own};
 use crate::names;
 use crate::node::gate::{ThisNode, gate};
+use crate::plain_file::{self, Links};
 
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
@@ -200,7 +200,8 @@ pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
 /// Our plugin object in a file.
 pub(super) fn entry(path: &Path) -> Result<Map<String, Value>, Failure> {
     let fail = |text: String| Failure::Failed(format!("{}: {text}", path.display()));
-    let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    let text = plain_file::read_text(path, plain_file::LONGEST, Links::Followed)
+        .map_err(|error| fail(error.to_string()))?;
     let entry: Map<String, Value> = serde_json::from_str(&text)
         .map_err(|error| fail(format!("{error}; give our plugin object")))?;
     if let Some(unknown) = unknown(&entry).next() {

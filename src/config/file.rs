@@ -1,12 +1,12 @@
 //! Our configuration in a file: a conflist that names us, or a plugin object of ours.
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::{Config, parse, unknown};
 use crate::names::PLUGIN_TYPE as TYPE;
+use crate::plain_file::{self, Links};
 
 /// What a file says.
 #[derive(Debug)]
@@ -23,7 +23,8 @@ pub(crate) struct Content {
 /// Error: what is wrong, with the path in front.
 pub(crate) fn read(path: &Path, strictly: bool) -> Result<Content, String> {
     let fail = |text: String| format!("{}: {text}", path.display());
-    let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    let text = plain_file::read_text(path, plain_file::LONGEST, Links::Followed)
+        .map_err(|error| fail(error.to_string()))?;
     let value: Value = serde_json::from_str(&text).map_err(|error| fail(error.to_string()))?;
     let object = value.as_object().ok_or_else(|| fail("not a JSON object".into()))?;
     let network = object.get("name").and_then(Value::as_str).map(str::to_string);

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Config, Scope, Settings, file};
+use crate::plain_file::{self, Links};
 
 /// Names that libcni reads (`ConfFiles` of libcni's conf.go).
 const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
@@ -83,7 +84,8 @@ fn names_us(folder: &Path) -> Option<PathBuf> {
         .collect();
     files.sort();
     files.into_iter().find(|path| {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        serde_json::from_str(&text).is_ok_and(|network| file::names_us(&network))
+        let text = plain_file::read(path, plain_file::LONGEST, Links::Followed);
+        serde_json::from_slice(&text.unwrap_or_default())
+            .is_ok_and(|network| file::names_us(&network))
     })
 }

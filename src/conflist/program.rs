@@ -9,6 +9,7 @@ use super::decide::{Edit, Reason, View};
 use super::directory::Places;
 use super::network::Network;
 use crate::names;
+use crate::plain_file::{self, Links};
 use crate::runtimes;
 use crate::runtimes::places::{Given, below, conflists, is_same, plugins};
 
@@ -93,6 +94,11 @@ fn directories(places: &Places, primary: &str) -> Result<Vec<PathBuf>, Reason> {
 
 /// The directory that install.sh has put the plugin into: it notes that beside the state of the conflist.
 fn noted(state_dir: &Path) -> Option<PathBuf> {
-    let text = fs::read_to_string(state_dir.join(names::PLACES_NOTE)).ok()?;
+    let text = plain_file::read_text(
+        &state_dir.join(names::PLACES_NOTE),
+        plain_file::LONGEST,
+        Links::Followed,
+    );
+    let text = text.ok()?;
     text.lines().find_map(|line| line.strip_prefix("bin|")).map(PathBuf::from)
 }

@@ -1,10 +1,10 @@
 //! A file of the conf dir is replaced as a whole, or not at all.
 
 use std::ffi::CStr;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use nix::libc;
@@ -12,13 +12,12 @@ use nix::libc;
 use super::Error;
 use crate::error::absent_is_none;
 use crate::names;
+use crate::plain_file::{self, Links};
 
 /// The attribute that holds a file's security label.
 const LABEL: &CStr = c"security.selinux";
 /// Longest label that is kept; the kernel's limit is a page.
 const LABEL_MAX: usize = 4096;
-/// Longest file that is read: containerd's limit.
-const FILE_MAX: u64 = 2 * 1024 * 1024;
 
 /// What became of a replacement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,17 +30,7 @@ pub(super) enum Done {
 
 /// Reads a file. A pipe or a device is an error instead of a wait.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    let found = file.metadata()?;
-    if !found.is_file() {
-        return Err(io::Error::other("no regular file"));
-    }
-    if found.len() > FILE_MAX {
-        return Err(io::Error::other("longer than 2 MiB, containerd's limit"));
-    }
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    plain_file::read(path, plain_file::LONGEST, Links::Followed)
 }
 
 /// Gives a file a new text, if it still has the `old` one (none: is not there). Mode, owner and
@@ -56,7 +45,8 @@ pub(super) fn replace(
     let (path, temporary) = (dir.join(file), dir.join(names::CONFLIST_TEMPORARY));
     clean(dir)?;
     let model = dir.join(like);
-    let opened = absent_is_none(File::open(&model)).map_err(Error::at("open", &model))?;
+    let opened = absent_is_none(plain_file::open(&model, Links::Followed));
+    let opened = opened.map_err(Error::at("open", &model))?;
     let Some(model) = opened else { return Ok(Done::Outrun) };
     let done = write(&temporary, text, &model).and_then(|()| {
         let unchanged = match (read(&path), old) {
@@ -93,7 +83,7 @@ pub(super) fn clean(dir: &Path) -> Result<(), Error> {
     if path.symlink_metadata().is_err() {
         return Ok(());
     }
-    fs::remove_file(&path).map_err(Error::at("remove", &path))
+    plain_file::remove(&path).map_err(Error::at("remove", &path))
 }
 
 fn sync(dir: &Path) -> Result<(), Error> {
@@ -101,9 +91,8 @@ fn sync(dir: &Path) -> Result<(), Error> {
 }
 
 fn write(path: &Path, text: &[u8], model: &File) -> Result<(), Error> {
-    let mut options = OpenOptions::new();
-    let options = options.write(true).create_new(true).mode(0o600);
-    let mut file = options.open(path).map_err(Error::at("write", path))?;
+    let opened = plain_file::create(path, plain_file::MODE);
+    let mut file = opened.map_err(Error::at("write", path))?;
     file.write_all(text).map_err(Error::at("write", path))?;
     let is = |file: &File| file.metadata().map_err(Error::at("read", path));
     let (model_is, new_is) = (is(model)?, is(&file)?);

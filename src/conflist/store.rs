@@ -8,9 +8,9 @@
 //! The directory itself is the lock.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,6 +20,7 @@ use super::{Error, State, Wanted};
 use crate::atomic_file;
 use crate::error::absent_is_none;
 use crate::flock::{self, Held};
+use crate::plain_file::{self, Links};
 
 /// What the journal says when our entry goes into a file.
 pub(super) const PUT_IN: &str = "put in";
@@ -39,6 +40,11 @@ const JOURNAL_LIMIT: usize = 128 * 1024;
 /// How long another call is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A file of the store; none is longer than a conflist may be.
+fn read(path: &Path) -> io::Result<String> {
+    plain_file::read_text(path, plain_file::LONGEST, Links::Refused)
+}
+
 /// The folder with all that.
 #[derive(Debug, Clone)]
 pub(super) struct Store {
@@ -54,9 +60,13 @@ impl Store {
     pub(super) fn lock(&self) -> Result<Held, Error> {
         let originals = self.dir.join(ORIGINALS);
         // A conflist may hold tokens.
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&originals);
-        made.map_err(Error::at("make", &originals))?;
-        let file = File::open(&self.dir).map_err(Error::at("open", &self.dir))?;
+        let make = |path: &Path| {
+            DirBuilder::new().recursive(true).mode(plain_file::FOLDER_MODE).create(path)
+        };
+        for path in [&self.dir, &originals] {
+            plain_file::with_room(path, make).map_err(Error::at("make", path))?;
+        }
+        let file = plain_file::folder_of_owner(&self.dir).map_err(Error::at("open", &self.dir))?;
         let locked = flock::lock(file, Instant::now() + PATIENCE);
         locked
             .map_err(Error::at("lock", &self.dir))?
@@ -78,13 +88,13 @@ impl Store {
         let entries = fs::read_dir(self.dir.join(ORIGINALS)).into_iter().flatten().flatten();
         let copies = entries.filter_map(|entry| {
             let name = entry.file_name().into_string().ok().filter(|name| name != TEMPORARY)?;
-            Some((name, fs::read_to_string(entry.path()).ok()?))
+            Some((name, read(&entry.path()).ok()?))
         });
         copies.collect()
     }
 
     pub(super) fn wanted(&self) -> Wanted {
-        let text = fs::read_to_string(self.dir.join(WANTED)).unwrap_or_default();
+        let text = read(&self.dir.join(WANTED)).unwrap_or_default();
         let value = serde_json::from_str(&text).ok();
         value.and_then(|value| Wanted::from_json(&value)).unwrap_or_default()
     }
@@ -96,18 +106,15 @@ impl Store {
     /// Drops all copies, and what was wanted.
     pub(super) fn forget(&self) -> Result<(), Error> {
         let path = self.dir.join(WANTED);
-        absent_is_none(fs::remove_file(&path)).map_err(Error::at("remove", &path))?;
+        absent_is_none(plain_file::remove(&path)).map_err(Error::at("remove", &path))?;
         let path = self.dir.join(ORIGINALS);
         absent_is_none(fs::remove_dir_all(&path)).map_err(Error::at("remove", &path)).map(drop)
     }
 
     fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let path = folder.join(name);
-        let write = |temporary: &Path| {
-            let mut options = OpenOptions::new();
-            let options = options.write(true).create(true).truncate(true).mode(0o600);
-            options.open(temporary)?.write_all(bytes)
-        };
+        let write =
+            |temporary: &Path| plain_file::create(temporary, plain_file::MODE)?.write_all(bytes);
         let written = atomic_file::replace(&path, &folder.join(TEMPORARY), write);
         written.map_err(Error::at("write", &path))
     }
@@ -127,10 +134,10 @@ impl Store {
         if let Some(source) = source {
             line["madeOf"] = json!(source);
         }
-        let old = match absent_is_none(fs::read_to_string(&path)) {
+        let old = match absent_is_none(read(&path)) {
             Ok(text) => text.unwrap_or_default(),
             // Damaged: it is for people, and no change hangs on it.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
+            Err(error) if plain_file::is_damaged(&error) => String::new(),
             Err(error) => return Err(Error::at("read", &path)(error)),
         };
         let lines: Vec<&str> = old.lines().collect();
@@ -143,7 +150,7 @@ impl Store {
     /// How often since `age` ago our entry was put into this file where it was missing, without
     /// one of us having taken it out.
     pub(super) fn recent_additions(&self, file: &Path, age: Duration) -> usize {
-        let text = fs::read_to_string(self.dir.join(JOURNAL)).unwrap_or_default();
+        let text = read(&self.dir.join(JOURNAL)).unwrap_or_default();
         let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let path = file.to_string_lossy();
         let failed = |line: &Value| line["action"] == FAILED || line["action"] == OUTRUN;

@@ -7,9 +7,7 @@ use toml::{Table, Value};
 use wildmatch::WildMatch;
 
 use super::Said;
-
-/// No configuration is longer.
-const LONGEST: u64 = 1 << 20;
+use crate::plain_file::{self, Links};
 
 /// What is set, by file. The last file that sets a key counts.
 #[derive(Debug, Default)]
@@ -57,12 +55,12 @@ impl Settings {
     /// Adds a file, if it is there and can be read: a runtime does not start with another one.
     fn add(&mut self, root: &Path, file: &Path) {
         let path = root.join(file);
-        let is_file = fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= LONGEST);
-        let known = self.files.iter().any(|(name, _)| *name == Path::new("/").join(file));
-        if !is_file || known {
+        if self.files.iter().any(|(name, _)| *name == Path::new("/").join(file)) {
             return;
         }
-        let text = fs::read_to_string(&path).unwrap_or_default();
+        let Ok(text) = plain_file::read_text(&path, plain_file::LONGEST, Links::Followed) else {
+            return;
+        };
         match text.parse() {
             Ok(table) => self.files.push((Path::new("/").join(file), table)),
             Err(error) => log::warn!("{}: {error}", path.display()),

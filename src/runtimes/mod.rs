@@ -7,10 +7,11 @@
 mod files;
 pub(crate) mod places;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use files::Settings;
+
+use crate::plain_file::{self, Links};
 
 const CONTAINERD: &str = "containerd";
 const CRIO: &str = "CRI-O";
@@ -132,7 +133,10 @@ pub(crate) fn dels_follow_the_conflist(root: &Path) -> bool {
 }
 
 fn called_by_kubelet(root: &Path) -> Option<&'static str> {
-    let texts = OF_KUBELET.iter().filter_map(|file| fs::read_to_string(root.join(file)).ok());
+    let read = |file: &&str| {
+        plain_file::read_text(&root.join(file), plain_file::LONGEST, Links::Followed).ok()
+    };
+    let texts = OF_KUBELET.iter().filter_map(read);
     texts.into_iter().find_map(|text| {
         let called = |socket: &str| text.contains(socket);
         [("crio.sock", CRIO), ("containerd.sock", CONTAINERD)]

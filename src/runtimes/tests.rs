@@ -1,5 +1,7 @@
 //! Tests of what runtimes' configurations say.
 
+use std::fs;
+
 use super::places::{Given, conflists, plugins};
 use super::*;
 use crate::temp_dir::TempDir;
