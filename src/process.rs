@@ -1,6 +1,6 @@
 //! How the process begins, where that costs time, and what it prints.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::stdout;
 use std::os::fd::{BorrowedFd, IntoRawFd as _};
 
@@ -34,6 +34,12 @@ pub fn standard_streams() {
 pub(crate) fn harmless(text: &str) -> String {
     let steers = |sign: char| sign.is_control() && sign != '\n' && sign != '\t';
     text.chars().map(|sign| if steers(sign) { '?' } else { sign }).collect()
+}
+
+/// The name that the kernel has for this machine.
+pub(crate) fn host_name() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    text.trim().to_owned()
 }
 
 /// No value of another program takes more bytes of a message.

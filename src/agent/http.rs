@@ -1,25 +1,27 @@
 //! `/healthz`, `/readyz` and `/metrics` over HTTP, for the kubelet and Prometheus.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, spawn, yield_now};
 use tokio::time::{sleep, timeout};
 
-/// Connections at a time; more have to wait.
-const CONNECTIONS: usize = 16;
-/// How long one may take: whoever opens connections and says nothing does not keep them.
+/// Connections at a time. One more ends the oldest: clients that open connections and send nothing
+/// must not keep the kubelet out.
+const CONNECTIONS: usize = 64;
+/// How long one may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed, for instance for want of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -42,32 +44,64 @@ pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
         format!("listen on {address}: {error}; choose another by --listen ADDRESS:PORT, or \"off\"")
     })
 }
-pub(crate) async fn serve(listener: TcpListener, answers: Answers) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+
+/// Answers requests for ever. `names`: the host names by which a client may ask, beside addresses.
+pub(crate) async fn serve(listener: TcpListener, names: Vec<String>, answers: Answers) {
+    let names = Arc::new(names);
+    let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
-        // The semaphore is never closed.
-        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
             sleep(PAUSE).await;
             continue;
         };
-        let answers = Arc::clone(&answers);
-        tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let answers = Arc::clone(&answers);
-                async move { Ok::<_, Infallible>(respond(&request, &answers).await) }
-            });
-            let mut server = http1::Builder::new();
-            server.keep_alive(false).max_buf_size(8 * 1024);
-            // A client that breaks off is its own affair.
-            let _ = timeout(PATIENCE, server.serve_connection(TokioIo::new(stream), service)).await;
-            drop(place);
-        });
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= CONNECTIONS {
+            open.pop_front().inspect(JoinHandle::abort);
+        }
+        open.push_back(spawn(connection(stream, Arc::clone(&names), Arc::clone(&answers))));
+        // A request that has come already is answered before the next connection.
+        yield_now().await;
     }
 }
 
-async fn respond(request: &Request<Incoming>, answers: &Answers) -> Response<Full<Bytes>> {
+async fn connection(stream: TcpStream, names: Arc<Vec<String>>, answers: Answers) {
+    let service = service_fn(move |request| {
+        let (names, answers) = (Arc::clone(&names), Arc::clone(&answers));
+        async move { Ok::<_, Infallible>(respond(&request, &names, &answers).await) }
+    });
+    let mut server = http1::Builder::new();
+    server.keep_alive(false).max_buf_size(8 * 1024);
+    // A client that breaks off is its own affair.
+    let _ = timeout(PATIENCE, server.serve_connection(TokioIo::new(stream), service)).await;
+}
+
+/// Whether a client may ask by this `Host`: a page of a browser on the node could make its own name
+/// lead here and read what is answered.
+fn is_known(host: Option<&str>, names: &[String]) -> bool {
+    // HTTP/1.0 needs none, and no browser sends that.
+    let Some(host) = host else { return true };
+    if host.parse::<SocketAddr>().is_ok() {
+        return true;
+    }
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.parse::<u16>().is_ok() => name,
+        _ => host,
+    };
+    let address = name.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(name);
+    address.parse::<IpAddr>().is_ok() || names.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
+async fn respond(
+    request: &Request<Incoming>,
+    names: &[String],
+    answers: &Answers,
+) -> Response<Full<Bytes>> {
+    let host = request.headers().get(HOST).map(|value| value.to_str().unwrap_or("?"));
     let (status, text) = match request.method() {
+        _ if !is_known(host, names) => (
+            StatusCode::MISDIRECTED_REQUEST,
+            "not a name of this agent: ask by address, or start it with --allow-host NAME\n".into(),
+        ),
         &Method::GET | &Method::HEAD => match answers(request.uri().path()).await {
             Some(Answer { well: true, text }) => (StatusCode::OK, text),
             Some(Answer { well: false, text }) => (StatusCode::SERVICE_UNAVAILABLE, text),
@@ -80,4 +114,26 @@ async fn respond(request: &Request<Incoming>, answers: &Answers) -> Response<Ful
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_known_names_are_asked_by() {
+        let names = ["localhost".to_owned(), "node-1".to_owned()];
+        let known = |host: &str| is_known(Some(host), &names);
+        for host in
+            ["127.0.0.1:9617", "[::1]:9617", "[::1]", "10.0.0.1", "localhost:9617", "Node-1"]
+        {
+            assert!(known(host), "{host}");
+        }
+        for host in
+            ["", "evil.example:9617", "localhost.evil.example", "node-1:x", "127.0.0.1.evil", "?"]
+        {
+            assert!(!known(host), "{host}");
+        }
+        assert!(is_known(None, &names));
+    }
 }

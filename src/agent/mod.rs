@@ -25,10 +25,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime;
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::config::source::SettingsSource;
+use crate::process;
 use crate::state::{AgentLock, State};
 use cause::{Cause, Causes, Pending};
 use filter::Filter;
@@ -51,6 +53,8 @@ pub(crate) struct Options {
     pub(crate) cache: PathBuf,
     /// Where `/healthz`, `/readyz` and `/metrics` are served.
     pub(crate) listen: Option<SocketAddr>,
+    /// Host names by which a client may ask, beside addresses, `localhost` and the machine's own.
+    pub(crate) hosts: Vec<String>,
     /// How often everything is looked at although nothing was told.
     pub(crate) resync: Duration,
     pub(crate) keepers: Vec<Keeper>,
@@ -104,7 +108,9 @@ async fn serve(options: Options) -> Result<(), String> {
     });
     if let Some(address) = options.listen {
         let listener = http::listen(address).await?;
-        tokio::spawn(http::serve(listener, answers(&shared)));
+        let local = ["localhost".to_owned(), process::host_name()];
+        let names = options.hosts.iter().cloned().chain(local).collect();
+        tokio::spawn(http::serve(listener, names, answers(&shared)));
     }
     // Sources before the first look: what happens from now on is told.
     sources::start(&shared, &options)?;
@@ -116,16 +122,23 @@ async fn serve(options: Options) -> Result<(), String> {
 fn answers(shared: &Arc<Shared>) -> Answers {
     let shared = Arc::clone(shared);
     let counters = Arc::new(Mutex::new(Counters::default()));
+    // A turn must find a thread, however many pages are asked for.
+    let turnstile = Arc::new(Semaphore::new(1));
     Arc::new(move |path| {
         if path == "/metrics" {
             let (shared, counters) = (Arc::clone(&shared), Arc::clone(&counters));
-            // Reading what iptables counts takes programs, and the loop must not wait for those.
-            let page = spawn_blocking(move || {
-                let marked_by = lock(&shared.board).marked_by;
-                let counts = marked_by.and_then(|by| lock(&counters).now(by));
-                metrics::page(&lock(&shared.board), counts.as_ref())
+            let turnstile = Arc::clone(&turnstile);
+            return Box::pin(async move {
+                let only = turnstile.acquire_owned().await.ok()?;
+                // Reading what iptables counts takes programs, and the loop must not wait for those.
+                let page = spawn_blocking(move || {
+                    let _only = only;
+                    let marked_by = lock(&shared.board).marked_by;
+                    let counts = marked_by.and_then(|by| lock(&counters).now(by));
+                    metrics::page(&lock(&shared.board), counts.as_ref())
+                });
+                page.await.ok().map(|text| Answer { well: true, text })
             });
-            return Box::pin(async { page.await.ok().map(|text| Answer { well: true, text }) });
         }
         Box::pin(ready(at_once(&shared, path)))
     })

@@ -12,6 +12,7 @@ use crate::agent::conflist::Entry;
 use crate::agent::heal::HOLD;
 use crate::agent::managed_file::Keeper;
 use crate::agent::{self, Options};
+use crate::capabilities::Capabilities;
 use crate::config::source::SettingsSource;
 use crate::conflist::{Directory, Places, Wanted};
 use crate::logging;
@@ -64,6 +65,9 @@ pub(super) struct Words {
     /// Of /healthz, /readyz, /metrics, or "off"
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9617", value_parser = listen)]
     listen: Listen,
+    /// Another host name that a request may have
+    #[arg(long = "allow-host", value_name = "NAME")]
+    allow_hosts: Vec<String>,
     /// Write the log to standard error, and not to a file
     #[arg(long)]
     log_to_stderr: bool,
@@ -80,6 +84,17 @@ fn listen(text: &str) -> Result<Listen, &'static str> {
         return Ok(None);
     }
     text.parse().map(Some).map_err(|_| "wanted: ADDRESS:PORT, or \"off\"")
+}
+
+impl Words {
+    /// One that keeps a conflist needs more than one that does not.
+    pub(super) fn needs(&self) -> Capabilities {
+        if self.manage_conflist || self.entry.is_some() {
+            Capabilities::CONFLIST
+        } else {
+            Capabilities::NETWORK
+        }
+    }
 }
 
 fn resync(text: &str) -> Result<Duration, &'static str> {
@@ -115,6 +130,7 @@ pub(super) fn run(words: Words) -> Result<(), Failure> {
         source,
         cache: words.cache_dir,
         listen: words.listen,
+        hosts: words.allow_hosts,
         resync: words.resync,
         keepers,
     };
