@@ -20,6 +20,7 @@ mod agent;
 mod atomic_file;
 mod backend;
 mod bundle;
+mod capabilities;
 pub mod cli;
 pub mod cni;
 mod config;

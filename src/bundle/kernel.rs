@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use super::{Bundle, Content};
+use crate::capabilities;
 use crate::config::Settings;
 use crate::model::{
     Address, Facts, Family, FoundIpset, FoundSet, Link, Route, Rule, Table, mac_text,
@@ -204,6 +205,7 @@ fn table_json(table: &Table) -> Value {
 
 /// The table as nft prints it, with counters: the kernel has no words for its rules.
 fn listed() -> Result<Content, String> {
+    capabilities::bound();
     let output = Command::new("nft")
         .args(["list", "table", "inet", names::TABLE])
         .stdin(Stdio::null())

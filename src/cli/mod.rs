@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::capabilities::{self, Capabilities};
 use crate::config::source::{NetworkConfig, Reader, SettingsSource};
 use crate::error::Error;
 use crate::logging;
@@ -201,6 +202,7 @@ fn answer_of_clap(answer: &clap::Error) -> u8 {
 impl Command {
     /// What it prints, and its exit code.
     fn run(self) -> Result<(String, u8), Failure> {
+        capabilities::keep(self.needs());
         match self {
             Self::Up { config, conf_dir } => {
                 let folder = conf_dir.map(SettingsSource::Folder);
@@ -220,6 +222,23 @@ impl Command {
             Self::Uninstall(words) => uninstall::run(&words),
             Self::Completions { shell } => Ok((pages::completions(shell), 0)),
             Self::Man { folder } => pages::manual(folder.as_deref()).map(|text| (text, 0)),
+        }
+    }
+}
+
+impl Command {
+    fn needs(&self) -> Capabilities {
+        match self {
+            Self::Up { .. }
+            | Self::Down { .. }
+            | Self::Status(_)
+            | Self::Explain(_)
+            | Self::Attachments(_) => Capabilities::NETWORK,
+            Self::Agent(words) => words.needs(),
+            Self::Conflist(_) | Self::Uninstall(_) => Capabilities::CONFLIST,
+            Self::Doctor(_) | Self::Marks(_) | Self::Bundle(_) => Capabilities::SEARCH,
+            Self::Trace(_) => Capabilities::TRACE,
+            Self::Places(_) | Self::Completions { .. } | Self::Man { .. } => Capabilities::NONE,
         }
     }
 }

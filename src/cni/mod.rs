@@ -19,6 +19,7 @@ pub use request::Environment;
 pub(crate) use request::{Command, Request};
 pub(crate) use version::VERSIONS;
 
+use crate::capabilities::{self, Capabilities};
 use crate::process;
 use version::LATEST;
 
@@ -28,6 +29,7 @@ const STDIN_MAX: u64 = 16 * 1024 * 1024;
 /// Answers one call of a runtime; gives the exit code.
 #[must_use]
 pub fn run(environment: &Environment) -> u8 {
+    capabilities::keep(Capabilities::POD);
     let answer = read_stdin().and_then(|stdin| answer(environment, &stdin));
     let (text, code) = match answer {
         Ok(text) => (text, 0),

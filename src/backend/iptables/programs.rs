@@ -9,6 +9,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -17,10 +18,12 @@ use std::time::{Duration, Instant};
 use iptables::IPTables;
 
 use super::restore_script::{Script, parse};
+use crate::capabilities;
 use crate::error::Error;
 use crate::flock::{self, Held};
 use crate::model::{Family, Mangle, PerFamily, Variant, VariantUse};
 use crate::names;
+use crate::plain_file;
 
 /// The lock that all users of iptables-legacy take (`XT_LOCK_NAME`, iptables/xshared.h).
 const LOCK: &str = "/run/xtables.lock";
@@ -207,7 +210,10 @@ impl Programs {
         let failed =
             |message: String| Error::Iptables { operation: format!("lock {LOCK}"), message };
         // iptables makes the file where it is missing, and so do we.
-        let opened = File::options().read(true).append(true).create(true).open(LOCK);
+        let mut options = File::options();
+        options.read(true).append(true).create(true);
+        // Else each process could hold it, too.
+        let opened = options.mode(plain_file::MODE).custom_flags(libc::O_NONBLOCK).open(LOCK);
         let locked = opened.and_then(|file| flock::lock(file, self.deadline));
         locked.map_err(|error| failed(error.to_string()))?.ok_or_else(|| self.locked_too_long())
     }
@@ -258,6 +264,7 @@ fn has_table(variant: Variant, family: Family, table: &str) -> bool {
 }
 
 fn needed(variant: Variant, family: Family, suffix: &str) -> Result<PathBuf, Error> {
+    capabilities::bound();
     program(variant, family, suffix).ok_or_else(|| Error::Iptables {
         operation: format!("find {}{suffix}", name(variant, family)),
         message: "there is no such program in PATH or in the usual places".into(),

@@ -1,0 +1,150 @@
+//! The kernel's capabilities of this process: a verb keeps what it needs, from its start on. Source:
+//! capabilities(7) and `linux/capability.h`.
+
+use std::sync::Once;
+
+use nix::errno::Errno;
+use nix::libc;
+
+/// Numbers of `linux/capability.h`.
+const CHOWN: u32 = 0;
+const DAC_OVERRIDE: u32 = 1;
+const DAC_READ_SEARCH: u32 = 2;
+const FOWNER: u32 = 3;
+const SETPCAP: u32 = 8;
+const NET_ADMIN: u32 = 12;
+const NET_RAW: u32 = 13;
+const SYS_MODULE: u32 = 16;
+const SYS_PTRACE: u32 = 19;
+const SYS_ADMIN: u32 = 21;
+const PERFMON: u32 = 38;
+const BPF: u32 = 39;
+/// `CAP_LAST_CAP` has stayed below this; the kernel refuses what it does not know.
+const NUMBERS: std::ops::Range<u32> = 0..64;
+/// `_LINUX_CAPABILITY_VERSION_3`: two words of 32 capabilities.
+const VERSION: u32 = 0x2008_0522;
+
+/// Some capabilities, a bit for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Capabilities(u64);
+
+impl Capabilities {
+    pub(crate) const NONE: Self = Self(0);
+    /// Netlink, sysctls of the network, and iptables, which opens a raw socket. [`bound`] takes
+    /// `SETPCAP`.
+    pub(crate) const NETWORK: Self = Self::of(&[NET_ADMIN, NET_RAW, SETPCAP]);
+    /// A verb about a pod: a network namespace below `/proc/PID` can only be looked at by what may trace
+    /// that process.
+    pub(crate) const POD: Self = Self::NETWORK.and(Self::of(&[SYS_PTRACE]));
+    /// A conflist keeps its owner, mode and security label, whose folder may have another owner.
+    pub(crate) const CONFLIST: Self =
+        Self::NETWORK.and(Self::of(&[CHOWN, DAC_OVERRIDE, FOWNER, SYS_ADMIN]));
+    /// To find a socket's process, and BPF programs.
+    pub(crate) const SEARCH: Self =
+        Self::NETWORK.and(Self::of(&[DAC_READ_SEARCH, SYS_PTRACE, SYS_ADMIN, PERFMON, BPF]));
+    /// tracefs, mounted in a namespace of its own.
+    pub(crate) const TRACE: Self = Self::NETWORK.and(Self::of(&[DAC_READ_SEARCH, SYS_ADMIN]));
+    /// What iptables and nft need. They load modules of the kernel.
+    const PROGRAMS: Self = Self::of(&[NET_ADMIN, NET_RAW, SYS_MODULE]);
+
+    const fn of(numbers: &[u32]) -> Self {
+        let (mut bits, mut at) = (0, 0);
+        while at < numbers.len() {
+            bits |= 1 << numbers[at];
+            at += 1;
+        }
+        Self(bits)
+    }
+
+    const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    fn has(self, number: u32) -> bool {
+        self.0 >> number & 1 == 1
+    }
+}
+
+/// `struct __user_cap_header_struct`
+#[repr(C)]
+struct Header {
+    version: u32,
+    /// 0 for the thread that asks.
+    pid: i32,
+}
+
+/// `struct __user_cap_data_struct`
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct Data {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Gives up all capabilities of this thread, and of those that it starts, but these. Where the kernel
+/// refuses that, all stay.
+pub(crate) fn keep(wanted: Capabilities) {
+    // The usual case costs one system call: a runtime's plugins have all.
+    if set(wanted) == Err(Errno::EPERM) {
+        if let Ok(has) = permitted() {
+            let _ = set(Capabilities(wanted.0 & has.0));
+        }
+    }
+}
+
+/// Keeps the programs that this process starts from taking more, as those of root would.
+pub(crate) fn bound() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for number in NUMBERS.filter(|number| !Capabilities::PROGRAMS.has(*number)) {
+            // SAFETY: the call reads numbers only.
+            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) };
+        }
+    });
+}
+
+fn set(wanted: Capabilities) -> nix::Result<()> {
+    let header = Header { version: VERSION, pid: 0 };
+    let data = [wanted.0, wanted.0 >> 32].map(|bits| {
+        // The cast takes the lower half.
+        #[expect(clippy::cast_possible_truncation, reason = "one word of the two")]
+        let word = bits as u32;
+        Data { effective: word, permitted: word, inheritable: 0 }
+    });
+    // SAFETY: version 3 has one header and two words of data, which outlive the call.
+    let done = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
+fn permitted() -> nix::Result<Capabilities> {
+    let header = Header { version: VERSION, pid: 0 };
+    let mut data = [Data::default(); 2];
+    // SAFETY: the kernel writes two words of version 3, which outlive the call.
+    let done = unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) };
+    Errno::result(done)?;
+    let [low, high] = data.map(|word| u64::from(word.permitted));
+    Ok(Capabilities(low | high << 32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    #[test]
+    fn what_is_given_up_is_gone_and_what_was_not_there_is_no_error() {
+        // Capabilities are a thread's own.
+        let left = thread::spawn(|| {
+            let had = permitted().unwrap();
+            keep(Capabilities::POD);
+            assert_eq!(permitted().unwrap().0, had.0 & Capabilities::POD.0);
+            keep(Capabilities::SEARCH);
+            let both = had.0 & Capabilities::POD.0 & Capabilities::SEARCH.0;
+            assert_eq!(permitted().unwrap().0, both, "none comes back");
+            keep(Capabilities::NONE);
+            permitted().unwrap()
+        });
+        assert_eq!(left.join().unwrap(), Capabilities::NONE);
+    }
+}
