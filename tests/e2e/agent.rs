@@ -9,6 +9,7 @@ mod counts;
 mod ended;
 mod files;
 mod flushed;
+mod hard;
 mod hotplug;
 mod iptables;
 mod killed;

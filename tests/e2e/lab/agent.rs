@@ -17,6 +17,8 @@ use super::plugin::TOOL;
 /// How long anything may take that an event is to bring about.
 pub(crate) const PATIENT: Duration = Duration::from_secs(15);
 const PACE: Duration = Duration::from_millis(20);
+/// Where an agent answers by default.
+pub(crate) const LISTENS: &str = "127.0.0.1:9617";
 
 /// Waits until `done` gives something; the time that took. Panics when it takes too long.
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) -> Duration {
@@ -110,10 +112,15 @@ impl Node {
 
     /// What an agent on this node says: see [`Agent::get`].
     pub(crate) fn agents_page(&self, path: &str) -> (u16, String) {
+        self.agents_page_by(LISTENS, path)
+    }
+
+    /// The same, asked by another host name.
+    pub(crate) fn agents_page_by(&self, host: &str, path: &str) -> (u16, String) {
         let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect("127.0.0.1:9617")?;
+            let mut stream = TcpStream::connect(LISTENS)?;
             stream.set_read_timeout(Some(PATIENT))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             Ok(answer)

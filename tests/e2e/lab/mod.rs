@@ -11,6 +11,7 @@ pub(crate) mod capture;
 mod changes;
 mod cmd;
 pub(crate) mod conntrack;
+pub(crate) mod damage;
 pub(crate) mod flows;
 pub(crate) mod forge;
 pub(crate) mod golden;

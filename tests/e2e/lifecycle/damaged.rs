@@ -1,66 +1,18 @@
 //! State files that are damaged, empty or gone.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
 use serde_json::json;
 
 use super::settings;
+use crate::lab::damage::{DAMAGE, Damage};
 use crate::lab::flows::assert_all_work;
 use crate::lab::node::Pod;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{TwoNics, two_nics};
-
-/// What may be in the place of a file: a text that says nothing, or no plain file at all.
-#[derive(Debug, Clone, Copy)]
-enum Damage {
-    Content(&'static [u8]),
-    Folder,
-    LinkToItself,
-    LinkToZeros,
-    Fifo,
-    /// Longer than any file of the state.
-    Long,
-}
-
-const DAMAGE: [Damage; 11] = [
-    Damage::Content(b""),
-    Damage::Content(b"{"),
-    Damage::Content(b"[]"),
-    Damage::Content(b"{\"version\":1}"),
-    Damage::Content(b"\0\0\0\0"),
-    Damage::Content(b"{\"version\":1,\xff\xfe"),
-    Damage::Folder,
-    Damage::LinkToItself,
-    Damage::LinkToZeros,
-    Damage::Fifo,
-    Damage::Long,
-];
-
-impl Damage {
-    /// Takes the place of the file.
-    fn put(self, file: &Path) {
-        if file.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-            fs::remove_dir_all(file).expect("remove the folder");
-        } else if file.symlink_metadata().is_ok() {
-            fs::remove_file(file).expect("remove the file");
-        }
-        let made = match self {
-            Self::Content(bytes) => fs::write(file, bytes),
-            Self::Folder => fs::create_dir(file).and_then(|()| fs::write(file.join("a"), "b")),
-            Self::LinkToItself => symlink(file, file),
-            Self::LinkToZeros => symlink("/dev/zero", file),
-            Self::Fifo => mkfifo(file, Mode::S_IRWXU).map_err(Into::into),
-            Self::Long => File::create(file).and_then(|file| file.set_len(300 << 20)),
-        };
-        made.unwrap_or_else(|error| panic!("{self:?} at {}: {error}", file.display()));
-    }
-}
 
 /// The file of the one attachment there is.
 fn pod_file(layout: &TwoNics) -> PathBuf {
