@@ -25,6 +25,10 @@ pub(super) fn gc(request: &Request<'_>) -> Result<(), Failure> {
     for key in gone.collect::<Vec<_>>() {
         failures.extend(teardown::remove(&state, &key, || {}).iter().map(ToString::to_string));
     }
+    // An earlier call was cut short.
+    if state.is_unsettled() {
+        failures.extend(teardown::settle(&state, false).err().iter().map(ToString::to_string));
+    }
     if failures.is_empty() {
         return Ok(());
     }

@@ -132,6 +132,7 @@ impl Node {
             questions: plan.proof.clone(),
             ordinary: ordinary.map_err(Error::kernel("ask where packets go"))?,
         })?;
+        self.state.set_settled()?;
         Ok(Round::Settled(plan))
     }
 

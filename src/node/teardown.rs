@@ -59,7 +59,7 @@ pub(crate) fn remove(state: &State, key: &Key, start_log: impl Fn()) -> Vec<Erro
     });
     let idle = state.is_idle().unwrap_or(false);
     // A node that never had a pod gets no directory by a DEL.
-    let settles = (idle || had_own_settings) && state.exists();
+    let settles = (idle || had_own_settings || state.is_unsettled()) && state.exists();
     if settles || !failures.is_empty() {
         start_log();
     }
@@ -71,7 +71,7 @@ pub(crate) fn remove(state: &State, key: &Key, start_log: impl Fn()) -> Vec<Erro
 
 /// Brings the kernel to what the attachments that are left say, without a long wait for another
 /// process.
-fn settle(state: &State, idle: bool) -> Result<(), Error> {
+pub(crate) fn settle(state: &State, idle: bool) -> Result<(), Error> {
     let mut node = Node::of(state.clone())?;
     let lock = node.lock_within(IMPATIENCE)?;
     if idle && node.tear_down_if_idle(&lock)? {

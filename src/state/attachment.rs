@@ -33,6 +33,9 @@ const SOME: usize = 16;
 /// take hidden files away with the node state.
 const NEXT: &str = ".next";
 
+/// There while the kernel may have settings of a pod that has gone.
+const UNSETTLED: &str = ".unsettled";
+
 /// What a runtime calls an attachment by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
@@ -194,16 +197,43 @@ impl State {
         if attachment.has_own_settings() {
             self.write("", &name, text)?;
         } else if before.is_some() {
-            Self::remove(&path)?;
+            self.remove_own(&path)?;
         }
         Ok(before)
+    }
+
+    /// Removes a file of own settings: whether there was one. What the kernel has of them goes with the
+    /// next reconcile, also where this call is killed before: no ADD is ready until then, and every DEL
+    /// and GC looks.
+    fn remove_own(&self, path: &Path) -> Result<bool, Error> {
+        if !is_there(path) {
+            return Ok(false);
+        }
+        // A full disk must not keep the pod's settings.
+        let noted = self.write("", UNSETTLED, "").and_then(|()| self.unset_ready());
+        if let Err(error) = noted {
+            log::warn!("{error}");
+        }
+        Self::remove(path)
+    }
+
+    /// Whether the kernel may have settings of a pod that has gone.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        is_there(&self.path(&[UNSETTLED]))
+    }
+
+    /// Says that it has none.
+    pub(crate) fn set_settled(&self) -> Result<(), Error> {
+        Self::remove(&self.path(&[UNSETTLED])).map(drop)
     }
 
     /// Removes an attachment: whether it had settings of its own.
     pub(crate) fn detach(&self, key: &Key) -> Result<bool, Error> {
         let name = key.file_name();
+        let had_own = self.remove_own(&self.path(&[&format!("{OWN_SETTINGS}{name}")]))?;
+        // Last: while it is there, another DEL or GC finds the attachment.
         Self::remove(&self.path(&[PODS, &name]))?;
-        Self::remove(&self.path(&[&format!("{OWN_SETTINGS}{name}")]))
+        Ok(had_own)
     }
 
     pub(crate) fn attachment(&self, key: &Key) -> Result<Option<Attachment>, Error> {

@@ -8,6 +8,7 @@
 //! node.json  settings in force, the network that brought them, sysctls to put back
 //! .ready     what an ADD has to prove
 //! .next      where the next look at some attachments begins
+//! .unsettled the kernel may have settings of a pod that has gone
 //! agent      locked by the agent that runs; its process id
 //! marking    symbolic link to "nftables" or "iptables": what marks
 //! ```
