@@ -5,6 +5,7 @@
 //! interest, at which strace lets the kernel say no or kills the program.
 
 mod kills;
+mod others;
 mod refusals;
 
 use std::fmt::Write as _;
@@ -68,6 +69,10 @@ impl Scene {
         assert_eq!(status.code, Some(0), "status:\n{}{}", status.stdout, status.stderr);
     }
 
+    fn assert_host_is_served(&self) {
+        assert_all_work(&[self.layout.flow_to_host()]);
+    }
+
     /// The calls of interest in a run, after which the node is left to `reset`.
     fn steps(&self, call: &Call, of_interest: impl Fn(&Syscall) -> bool) -> Vec<Syscall> {
         let (ran, calls) = self.node().traced(call);
@@ -92,6 +97,14 @@ impl Scene {
     }
 }
 
+/// `symroutectl up` with the scene's settings.
+fn up_call(scene: &Scene) -> Call {
+    let file = scene.node().dir.join("network.json");
+    let network = scene.node().network(&scene.settings(), None);
+    std::fs::write(&file, network).expect("write the configuration");
+    Call::tool(&["up", "--config", file.to_str().expect("UTF-8")])
+}
+
 /// What went wrong at which step.
 #[derive(Default)]
 struct Findings(String, usize);
@@ -106,7 +119,7 @@ impl Findings {
     }
 
     fn assert_none(&self, steps: usize) {
-        println!("{steps} steps");
+        println!("points walked: {steps}");
         assert!(self.1 == 0, "{} of {steps} steps:\n{}", self.1, self.0);
     }
 }

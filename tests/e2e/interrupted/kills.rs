@@ -1,6 +1,6 @@
 //! The program is killed between two steps: whatever comes next heals the node.
 
-use super::{Findings, Scene};
+use super::{Findings, Scene, up_call};
 use crate::lab::flows::assert_all_work;
 use crate::lab::netns::Netns;
 use crate::lab::plugin::Call;
@@ -39,13 +39,6 @@ fn bare_del(scene: &Scene) {
 }
 
 fn nothing(_: &Scene) {}
-
-fn up_call(scene: &Scene) -> Call {
-    let file = scene.node().dir.join("network.json");
-    let network = scene.node().network(&scene.settings(), None);
-    std::fs::write(&file, network).expect("write the configuration");
-    Call::tool(&["up", "--config", file.to_str().expect("UTF-8")])
-}
 
 #[test]
 fn the_first_add_then_add() {

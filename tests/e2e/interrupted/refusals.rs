@@ -8,7 +8,7 @@ use crate::lab::snapshot::Snapshot;
 use crate::lab::strace::{Blow, Syscall};
 
 /// What each kind of call fails with.
-fn error_of(step: &Syscall) -> Blow {
+pub(super) fn error_of(step: &Syscall) -> Blow {
     Blow::Error(match step.name.as_str() {
         "sendto" | "sendmsg" | "recvfrom" | "recvmsg" => "ENOBUFS",
         "flock" => "ENOLCK",
@@ -22,7 +22,7 @@ fn error_of(step: &Syscall) -> Blow {
 }
 
 /// What is wrong with the stdout of an ADD that failed.
-fn no_cni_error(ran: &Ran) -> String {
+pub(super) fn no_cni_error(ran: &Ran) -> String {
     let error: Value = serde_json::from_str(&ran.stdout).unwrap_or_default();
     let told = error["msg"].as_str().is_some_and(|msg| !msg.is_empty()) && error["code"].is_u64();
     if told && ran.code == Some(1) {
@@ -147,7 +147,8 @@ fn a_step_in_another_add_of_the_same_pod() {
 fn a_step_in_the_last_del() {
     let mut scene = Scene::new();
     scene.add();
-    let steps = scene.steps(&scene.call("DEL"), |call| call.is_change() || call.is_request());
+    let of_interest = |call: &Syscall| call.is_change() || call.is_request() || call.is_answer();
+    let steps = scene.steps(&scene.call("DEL"), of_interest);
     let mut findings = Findings::default();
     for step in &steps {
         scene.add();
