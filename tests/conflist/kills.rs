@@ -70,6 +70,7 @@ fn kill_everywhere(make: impl Fn() -> Node, words: &str, wholes: &dyn Fn(&Files)
         let state: Vec<_> = files(&node.state_dir()).into_keys().collect();
         assert_eq!(state, ["journal"], "{words}, killed at {step:?}");
     }
+    println!("points walked: {} ({words})", steps.len());
 }
 
 /// Every file has all of the plugins that it is about.

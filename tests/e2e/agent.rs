@@ -40,7 +40,7 @@ pub(crate) fn plugin_object(node: &Node, settings: &Value) -> String {
 }
 
 /// A conflist of the network `lab` that names us, or only the primary.
-fn conflist(node: &Node, settings: Option<&Value>) -> String {
+pub(crate) fn conflist(node: &Node, settings: Option<&Value>) -> String {
     let mut plugins = vec![json!({"type": "ptp"})];
     plugins.extend(settings.map(|settings| {
         let mut plugin: Value =

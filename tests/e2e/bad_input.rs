@@ -2,6 +2,7 @@
 //! nothing changes on the node, whether it has pods already or not.
 
 mod calls;
+mod files;
 mod neighbours;
 mod results;
 mod unknown;

@@ -34,6 +34,7 @@ mod node_first;
 mod overdue;
 mod overlay;
 mod protocol;
+mod races;
 mod recipes;
 mod refusals;
 mod regressions;

@@ -266,7 +266,7 @@ impl Task {
             nodes.into_iter().map(|node| node.join().expect("no finding")).collect()
         });
         assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
-        println!("killed at {} changes", counts[0]);
+        println!("points walked: {}", counts[0]);
     }
 }
 

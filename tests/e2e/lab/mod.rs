@@ -12,6 +12,7 @@ mod changes;
 mod cmd;
 pub(crate) mod conntrack;
 pub(crate) mod damage;
+pub(crate) mod dice;
 pub(crate) mod flows;
 pub(crate) mod forge;
 pub(crate) mod golden;

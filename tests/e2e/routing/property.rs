@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::lan::{Lan, firewall, node_port};
 use crate::agent::plugin_object;
+use crate::lab::dice::Dice;
 use crate::lab::netns::Netns;
 use crate::lab::node::Node;
 use crate::lab::traffic::{Proto, Server, ask};
@@ -37,23 +38,6 @@ const STRICT: &str = "table ip6 strict {
 const BASELINE: Duration = Duration::from_millis(400);
 /// How long a flow may take that has to work: two retransmissions of a SYN.
 const PATIENT: Duration = Duration::from_secs(4);
-
-/// Numbers from a seed (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-
-    fn coin(&mut self) -> bool {
-        self.roll(2) == 0
-    }
-}
 
 /// What stays while nodes change: two networks, the second with two NICs of the node; a router
 /// that forgets and one that remembers connections, each on both networks; neighbours, and a branch

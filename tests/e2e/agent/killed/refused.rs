@@ -61,7 +61,7 @@ fn with_settings_that_can_not_work() {
         scene.want_settings(settings);
         let count = scene.strike_all_refused(word);
         assert!(count > 3, "{word}: {count} changes");
-        println!("{word}: killed at {count} changes");
+        println!("points walked: {count} ({word})");
         let arguments = scene.arguments();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let agent = Agent::start(scene.node(), &arguments);
