@@ -1,6 +1,10 @@
 //! `symroutectl conflist`, the real program on files of its own. Needs no root.
 
-#![expect(clippy::expect_used, reason = "a test stops at the first thing that is not as expected")]
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test stops at the first thing that is not as expected, and says how much it has tried"
+)]
 
 mod fights;
 mod golden;

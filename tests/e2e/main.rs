@@ -15,6 +15,7 @@ mod answered;
 mod backends;
 mod bad_input;
 mod bundle;
+mod capabilities;
 mod discovery;
 mod doctor;
 mod explain;

@@ -1,0 +1,78 @@
+//! The plugin gives up the capabilities that it does not need, and its tools get none of them.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::json;
+
+use crate::lab::agent::until;
+use crate::lab::plugin::{Call, PLUGIN};
+use crate::lab::two_nics::{NICS, two_nics};
+
+/// `NET_ADMIN` and `NET_RAW`.
+const NETWORK: u64 = 1 << 12 | 1 << 13;
+/// To take capabilities from the tools.
+const SETPCAP: u64 = 1 << 8;
+/// To look at a network namespace below `/proc/PID`.
+const SYS_PTRACE: u64 = 1 << 19;
+/// To load modules of the kernel.
+const SYS_MODULE: u64 = 1 << 16;
+
+/// A set of capabilities, by its line in a text of `/proc/PID/status`.
+fn set(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    u64::from_str_radix(line.expect("the line").trim(), 16).expect("hexadecimal")
+}
+
+/// The plugin, which waits for its configuration.
+struct Waiting(Child);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_plugin_keeps_what_a_verb_needs() {
+    for verb in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
+        let mut command = Command::new(PLUGIN);
+        command.env("CNI_COMMAND", verb).stdin(Stdio::piped()).stdout(Stdio::null());
+        let waiting = Waiting(command.spawn().expect("start the plugin"));
+        let file = format!("/proc/{}/status", waiting.0.id());
+        let status = || fs::read_to_string(&file).expect("it runs");
+        let wanted = NETWORK | SETPCAP | SYS_PTRACE;
+        until("it has given up the others", || set(&status(), "CapPrm") & !wanted == 0);
+        assert_eq!(set(&status(), "CapPrm"), wanted, "{verb}");
+        assert_eq!(set(&status(), "CapEff"), wanted, "{verb}");
+        drop(waiting);
+    }
+}
+
+/// A tool that says what it may, in the place of the one of iptables.
+#[test]
+fn its_tools_are_bounded() {
+    let layout = two_nics();
+    let node = &layout.node;
+    let (folder, said) = (node.dir.join("tools"), node.dir.join("said"));
+    fs::create_dir(&folder).expect("make the folder");
+    let tool = folder.join("iptables-nft-restore");
+    let real = "/usr/sbin/iptables-nft-restore";
+    let script =
+        format!("#!/bin/sh\ncat /proc/$$/status > {}\nexec {real} \"$@\"\n", said.display());
+    fs::write(&tool, script).expect("write the tool");
+    fs::set_permissions(&tool, Permissions::from_mode(0o755)).expect("make it a program");
+    let settings = json!({"uplinks": NICS, "backend": "iptables-nft"});
+    let network = node.network(&settings, Some(&layout.pods[0].prev_result));
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").expect("a PATH"));
+    let pod = &layout.pods[0];
+    let add = Call::cni("ADD", &network, &pod.id, &pod.ns.path(), "eth0").with("PATH", &path);
+    node.call(&add).assert_success("ADD");
+    let status = fs::read_to_string(&said).expect("the tool was called");
+    for name in ["CapBnd", "CapPrm", "CapEff"] {
+        assert_eq!(set(&status, name) & !(NETWORK | SYS_MODULE), 0, "{name}: {status}");
+    }
+    node.del(&settings, pod);
+}
