@@ -47,6 +47,7 @@ mod report_003_flannel_tun;
 mod report_004_cluster_api_reboot;
 mod routing;
 mod sources;
+mod spoofs;
 mod status;
 mod text;
 mod trace;

@@ -38,9 +38,22 @@ pub(crate) fn random() -> u32 {
 
 /// A TCP segment with these flags, whose numbers are random.
 pub(crate) fn tcp(from: SocketAddr, to: SocketAddr, flags: u8) -> Vec<u8> {
+    numbered_tcp(from, to, flags, [random(), random()])
+}
+
+/// Conntrack judges a segment by whether its numbers lie before or behind those of the connection. So of these, which
+/// share all the numbers there are, some are of each kind.
+pub(crate) fn all_kinds_of_tcp(from: SocketAddr, to: SocketAddr, flags: u8) -> Vec<Vec<u8>> {
+    let (parts, offset) = ([0, 1 << 30, 2 << 30, 3 << 30], random());
+    let numbers = parts.into_iter().flat_map(|sequence: u32| {
+        parts.map(|acknowledged| [sequence, acknowledged].map(|part| offset.wrapping_add(part)))
+    });
+    numbers.map(|numbers| numbered_tcp(from, to, flags, numbers)).collect()
+}
+
+fn numbered_tcp(from: SocketAddr, to: SocketAddr, flags: u8, numbers: [u32; 2]) -> Vec<u8> {
     let mut segment = ports(from, to);
-    segment.extend_from_slice(&random().to_be_bytes());
-    segment.extend_from_slice(&random().to_be_bytes());
+    segment.extend(numbers.into_iter().flat_map(u32::to_be_bytes));
     segment.extend_from_slice(&[0x50, flags, 0xfa, 0, 0, 0, 0, 0]);
     summed(&mut segment, 16, &pseudo_header(from.ip(), to.ip(), TCP, 20));
     packet(from.ip(), to.ip(), TCP, &segment)
@@ -63,6 +76,17 @@ pub(crate) fn marker() -> Vec<u8> {
     marker[8] = MARKER;
     header_sum(&mut marker);
     marker
+}
+
+/// Gives a packet a number of its own: the identification of IPv4, the flow label of IPv6.
+pub(crate) fn stamp(packet: &mut [u8], number: u16) {
+    let bytes = number.to_be_bytes();
+    if packet[0] >> 4 == 4 {
+        packet[4..6].copy_from_slice(&bytes);
+        header_sum(packet);
+    } else {
+        packet[2..4].copy_from_slice(&bytes);
+    }
 }
 
 /// The first fragment of a TCP packet whose others never come.

@@ -13,6 +13,7 @@ mod cmd;
 pub(crate) mod conntrack;
 pub(crate) mod damage;
 pub(crate) mod dice;
+pub(crate) mod fates;
 pub(crate) mod flows;
 pub(crate) mod forge;
 pub(crate) mod golden;

@@ -77,22 +77,28 @@ impl<'a> Wire<'a> {
     /// they led to.
     pub(crate) fn send(&self, nic: &str, packets: &[Vec<u8>]) -> Seen {
         let (arrived, before) = (self.counter("arrived"), self.seen());
-        self.router.ns.run(|| {
-            stay_on_one_processor();
-            let wire = packet_socket();
-            for packet in packets {
-                put(&wire, nic, self.router.peer_mac(nic), packet);
-            }
-            let seen = self.counter("marker");
-            for round in 1..=ROUNDS {
-                put(&wire, nic, self.router.peer_mac(nic), &forge::marker());
-                self.await_marker(seen + round);
-            }
-        });
+        self.deliver(&self.router.ns, nic, self.router.peer_mac(nic), packets);
         let sent = u64::try_from(packets.len()).expect("few packets");
         assert_eq!(self.counter("arrived"), arrived + sent, "forged packets came in by {nic}");
         let now = self.seen();
         Seen { passed: now.passed - before.passed, strict: now.strict - before.strict }
+    }
+
+    /// The same by an interface of any namespace, to this hardware address of the node. The kernel may drop some before
+    /// the probe.
+    pub(super) fn deliver(&self, from: &Netns, port: &str, mac: &str, packets: &[Vec<u8>]) {
+        from.run(|| {
+            stay_on_one_processor();
+            let wire = packet_socket();
+            for packet in packets {
+                put(&wire, port, mac, packet);
+            }
+            let seen = self.counter("marker");
+            for round in 1..=ROUNDS {
+                put(&wire, port, mac, &forge::marker());
+                self.await_marker(seen + round);
+            }
+        });
     }
 
     fn seen(&self) -> Seen {
