@@ -14,14 +14,18 @@ pub(crate) fn chosen<'a>(
 ) -> Option<&'a Rule> {
     let leads = |rule: &&Rule| {
         rule.action == Action::Lookup(table)
-            && rule.mark.is_none_or(|mark| lookup.mark & mark.mask == mark.value)
+            && rule
+                .mark
+                .is_none_or(|mark| (lookup.mark & mark.mask == mark.value) != rule.is_inverted)
             && rule.iif.as_deref().is_none_or(|wanted| wanted == iif.unwrap_or(LOOPBACK))
             && rule.from.is_none_or(|net| lookup.from.is_some_and(|ip| net.contains(ip)))
             && rule.to.is_none_or(|net| net.contains(lookup.to))
     };
     let first = |rules: &mut dyn Iterator<Item = &'a Rule>| rules.min_by_key(|rule| rule.priority);
-    // A source or a destination is among those selectors, and is read where it is the only one.
-    let is_read = |rule: &&Rule| !rule.other_selectors || rule.from.is_some() || rule.to.is_some();
+    // A source, a destination or "not" is among those selectors, and is read where it is the only one.
+    let is_read = |rule: &&Rule| {
+        !rule.other_selectors || rule.from.is_some() || rule.to.is_some() || rule.is_inverted
+    };
     let plain = first(&mut rules.clone().filter(leads).filter(is_read));
     plain.or_else(|| first(&mut rules.filter(leads)))
 }
@@ -42,6 +46,12 @@ mod tests {
             Rule { mark: Some(MarkMatch { value: 0x200, mask: 0xf00 }), ..rule(402, 254) },
             Rule { from: "10.21.0.0/24".parse().ok(), other_selectors: true, ..rule(900, 254) },
             Rule { iif: Some("eth1".into()), ..rule(500, 254) },
+            Rule {
+                mark: Some(MarkMatch { value: 0x1bd00, mask: u32::MAX }),
+                is_inverted: true,
+                other_selectors: true,
+                ..rule(110, 7120)
+            },
             Rule { other_selectors: true, ..rule(1, 254) },
             rule(0, 255),
         ];
@@ -61,5 +71,7 @@ mod tests {
         assert_eq!(priority(lookup(0, None), Some("eth1"), 254), Some(500));
         assert_eq!(priority(lookup(0, None), None, 255), Some(0));
         assert_eq!(priority(lookup(0, None), None, 7), None);
+        assert_eq!(priority(lookup(0x200, None), None, 7120), Some(110));
+        assert_eq!(priority(lookup(0x1bd00, None), None, 7120), None);
     }
 }

@@ -239,6 +239,8 @@ pub(crate) struct Rule {
     pub(crate) suppress: Option<u32>,
     /// Whether it asks for something that our rules never ask for (source, ports, …).
     pub(crate) other_selectors: bool,
+    /// Whether it wants every mark but this one, and asks for nothing else (`not fwmark`).
+    pub(crate) is_inverted: bool,
     /// `RTPROT_*`
     pub(crate) protocol: u8,
 }
@@ -256,6 +258,7 @@ impl Rule {
             to: None,
             suppress: None,
             other_selectors: false,
+            is_inverted: false,
             protocol,
         }
     }
@@ -266,7 +269,7 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.priority)?;
         if let Some(mark) = self.mark {
-            write!(f, "fwmark {mark} ")?;
+            write!(f, "{}fwmark {mark} ", if self.is_inverted { "not " } else { "" })?;
         }
         if let Some(from) = &self.from {
             write!(f, "from {from} ")?;

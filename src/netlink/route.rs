@@ -220,8 +220,9 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
     let (mut table, mut target) = (u32::from(*body.get(4)?), 0);
     let (mut mark, mut bits) = (None, None);
     let mut rule = Rule::of_all(family, 0, Action::Nop, 0);
-    // TOS, or an inverted rule.
-    let mut more = *body.get(3)? != 0 || flags & FIB_RULE_INVERT != 0;
+    let is_inverted = flags & FIB_RULE_INVERT != 0;
+    // The type of service.
+    let mut more = *body.get(3)? != 0;
     for (kind, payload) in attrs(body.get(FIB_RULE_HDR..)?) {
         match kind {
             FRA_PRIORITY => rule.priority = u32_at(payload, 0)?,
@@ -240,7 +241,11 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
             _ => more = true,
         }
     }
-    rule.other_selectors = more || *body.get(1)? != 0 || *body.get(2)? != 0;
+    let is_by_mark = bits.is_some_and(|bits| bits != 0);
+    let has_net = *body.get(1)? != 0 || *body.get(2)? != 0;
+    rule.is_inverted = is_inverted && is_by_mark && !more && !has_net && rule.iif.is_none();
+    more |= is_inverted;
+    rule.other_selectors = more || has_net;
     more |= rule.iif.is_some();
     let (from, to) = (rule.from, rule.to);
     rule.from = from.filter(|_| !more && to.is_none());

@@ -84,12 +84,19 @@ fn steers(facts: &Facts, plan: &Plan, outside: &BTreeSet<u32>, rule: &Rule) -> b
     let has_routes = || facts.routes.iter().any(|r| (r.table, r.family()) == (table, rule.family));
     plan.families.contains(&rule.family)
         && table != RT_TABLE_LOCAL
-        && rule.mark.is_none()
+        && (rule.mark.is_none() || leads_all_elsewhere(facts, rule, table))
         && rule.suppress.is_none()
         && rule.iif.as_deref().is_none_or(|iif| iif == LOOPBACK)
         && rule.to.is_none_or(|to| !unanswered::is_inside(facts, outside, to))
         && has_routes()
         && !(is_harmless(plan) && says_the_same(facts, plan, rule, table))
+}
+
+/// Whether a rule for all marks but one, as VPNs have it, leads to a default route. Without one the table is for
+/// networks of its own.
+fn leads_all_elsewhere(facts: &Facts, rule: &Rule, table: u32) -> bool {
+    let of_table = |r: &&Route| (r.table, r.family()) == (table, rule.family);
+    rule.is_inverted && facts.routes.iter().filter(of_table).any(Route::is_wide)
 }
 
 /// Whether a rule that leads where ours lead does no harm. With iptables it does: it answers the look-up by
@@ -119,7 +126,7 @@ fn says_the_same(facts: &Facts, plan: &Plan, rule: &Rule, table: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::FoundRule;
+    use crate::model::{FoundRule, MarkMatch};
 
     fn facts(rules: &[(u32, Option<&str>, u32)]) -> Facts {
         let rule = |&(priority, from, table): &(u32, Option<&str>, u32)| Rule {
@@ -132,6 +139,7 @@ mod tests {
             to: None,
             suppress: None,
             other_selectors: from.is_some(),
+            is_inverted: false,
             protocol: 4,
         };
         let found = |rule| FoundRule { rule, message: Vec::new() };
@@ -168,6 +176,21 @@ mod tests {
         // One that comes before the table local can't be passed at all.
         let first = advice(&[(100, None, 255), (99, Some("10.0.0.1/32"), 150)]).unwrap();
         assert!(first.starts_with("move them"), "{first}");
+    }
+
+    #[test]
+    fn a_rule_for_all_marks_but_one() {
+        let plan = Plan { families: [Family::V4].into(), ..Plan::default() };
+        let settings = Settings::default();
+        let mut facts = facts(&[(0, None, 255), (110, None, 150)]);
+        facts.rules[1].rule.mark = Some(MarkMatch { value: 0x1bd00, mask: u32::MAX });
+        assert_eq!(find(&facts, &settings, &plan), None, "for one mark");
+        facts.rules[1].rule.is_inverted = true;
+        let note = find(&facts, &settings, &plan).unwrap().note(&settings);
+        assert!(note.what.contains("110: not fwmark 0x1bd00/0xffffffff"), "{}", note.what);
+        assert!(note.way_out.contains("\"rulePriority\": 106 or"), "{}", note.way_out);
+        facts.routes[0].dst = "10.0.0.0/8".parse().unwrap();
+        assert_eq!(find(&facts, &settings, &plan), None, "for some networks");
     }
 
     #[test]
