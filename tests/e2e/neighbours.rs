@@ -1,4 +1,14 @@
-//! Marks of others, on packets and on connections, are never touched; ours are never left behind.
+//! Marks of others, on packets and on connections, are never touched; ours are never left behind. And each program
+//! that is known to share a node with a CNI plugin, with what it makes there: `beside` runs both, file by file.
+
+mod beside;
+mod chained;
+
+mod clouds;
+mod firewalls;
+mod policies;
+mod proxies;
+mod vpns;
 
 use serde_json::json;
 

@@ -168,6 +168,7 @@ fn kube_proxy_in_ipvs() {
     if has_ipvs("kube-proxy in IPVS") {
         field_report(Flavour::Ipvs, true);
         field_report(Flavour::Ipvs, false);
+        println!("neighbour kube-proxy, IPVS: shown by packets");
     }
 }
 

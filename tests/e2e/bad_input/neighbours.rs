@@ -98,6 +98,7 @@ fn refuses(start: Start, cases: &[Case]) {
 fn in_the_way_on_an_empty_node() {
     refuses(Start::Empty, &anywhere());
     refuses(Start::Empty, &while_empty());
+    println!("neighbour Cilium, two uplinks: refused by name");
 }
 
 #[test]

@@ -69,6 +69,7 @@ fn requests_that_are_not_tracked() {
         }
         assert_eq!(found(node, &[]), ["note no-agent"], "without {rule}");
     }
+    println!("neighbour NOTRACK: found by name");
     asks(PATIENT).expect("an answer");
     node.down();
 }

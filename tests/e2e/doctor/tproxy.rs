@@ -92,6 +92,7 @@ fn a_proxy_behind_an_uplink() {
         assert_eq!(found(node, &[]), ["problem tproxy", "note no-agent"], "it is undone");
         node.down();
     }
+    println!("neighbour TPROXY by an uplink: found by name");
 }
 
 /// A rule that looks at the whole mark does not match a request that symroute has marked.
