@@ -43,6 +43,10 @@ impl Scene {
              route add default via fe80::1 dev eth2 metric 4096
              route add blackhole 10.99.0.0/16
              route add blackhole 2001:db8:99::/48");
+        // Conntrack must not forget a connection while a busy machine sends what is forged.
+        for sysctl in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
+            layout.node.ns.sysctl(&format!("netfilter/{sysctl}"), "3600");
+        }
         let far = [("far0", 0), ("far1", 1)].map(|(name, at)| layout.router.host(name, &FAR[at]));
         services(&layout);
         // As kube-proxy and others do it, for queries to one port.
