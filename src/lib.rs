@@ -29,6 +29,8 @@ mod doctor;
 mod error;
 mod explain;
 mod flock;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod handover;
 mod hash;
 mod ledger;

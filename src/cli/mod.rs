@@ -11,7 +11,7 @@ mod marks;
 mod pages;
 mod places;
 mod report;
-mod result_cache;
+pub(crate) mod result_cache;
 mod screen;
 mod status;
 mod trace;

@@ -15,18 +15,18 @@ const KIND: &str = "cniCacheV1";
 
 /// What a file of the cache says of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) container: String,
+pub(crate) struct Entry {
+    pub(crate) container: String,
     /// `namespace/name`, where the runtime is one of Kubernetes.
-    pub(super) pod: Option<String>,
+    pub(crate) pod: Option<String>,
     /// The addresses that the plugins gave it.
-    pub(super) addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// Whether symroute was among the plugins that ran for it.
-    pub(super) names_us: bool,
+    pub(crate) names_us: bool,
 }
 
 /// Reads a file of the cache. None for what is half-written or no file of libcni.
-pub(super) fn read(text: &str) -> Option<Entry> {
+pub(crate) fn read(text: &str) -> Option<Entry> {
     let entry: Value = serde_json::from_str(text).ok()?;
     let word = |name: &str| entry.get(name)?.as_str();
     let config = word("config").filter(|_| word("kind") == Some(KIND))?;

@@ -10,14 +10,14 @@ pub(super) const CAPABILITY: &str = "io.kubernetes.cri.pod-annotations";
 const PREFIX: &str = "symroute.io/";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Annotations {
+pub(crate) struct Annotations {
     /// `symroute.io/enabled`: whether the pod is enrolled.
-    pub(super) enabled: bool,
+    pub(crate) enabled: bool,
     /// `symroute.io/hairpin`: whether a local pod's address is accepted as a source for this pod.
-    pub(super) hairpin: bool,
+    pub(crate) hairpin: bool,
 }
 
-pub(super) fn read(config: &Map<String, Value>) -> Result<Annotations, Invalid> {
+pub(crate) fn read(config: &Map<String, Value>) -> Result<Annotations, Invalid> {
     let mut found = Annotations { enabled: true, hairpin: false };
     let given = config.get("runtimeConfig").and_then(|all| all.get(CAPABILITY));
     for (name, value) in given.and_then(Value::as_object).into_iter().flatten() {

@@ -2,15 +2,15 @@
 //! an exit code out. Specification: CNI 1.1.0; the order of checks is in docs/cni.md.
 
 mod add;
-mod annotations;
+pub(crate) mod annotations;
 mod check;
 mod del;
 mod error;
 mod gc;
 mod request;
-mod result;
+pub(crate) mod result;
 mod status;
-mod version;
+pub(crate) mod version;
 
 use std::io::{self, Read};
 

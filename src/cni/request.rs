@@ -150,7 +150,7 @@ pub(crate) struct Request<'a> {
 
 impl<'a> Request<'a> {
     /// Decodes the configuration and finds wrong values of the environment.
-    pub(super) fn parse(environment: &'a Environment, stdin: &[u8]) -> Result<Self, Failure> {
+    pub(crate) fn parse(environment: &'a Environment, stdin: &[u8]) -> Result<Self, Failure> {
         let decode = |error: String| {
             Failure::new(Code::Decode, format!("decode the configuration on stdin: {error}"))
         };
@@ -184,7 +184,7 @@ impl<'a> Request<'a> {
     }
 
     /// The verb, if the version has it.
-    pub(super) fn command(&self) -> Result<Command, Failure> {
+    pub(crate) fn command(&self) -> Result<Command, Failure> {
         let since = self.command.since();
         if at_least(&self.version, since) {
             return Ok(self.command);

@@ -26,7 +26,7 @@ pub(super) fn fields(result: &RawValue) -> Result<Fields<'_>, Failure> {
 
 /// The addresses of a result of any version (`ips[].address`, `ip4.ip`, `ip6.ip`), each once.
 /// Addresses that no packet from outside can have are left out.
-pub(super) fn addresses(result: &RawValue) -> Result<Vec<IpAddr>, Failure> {
+pub(crate) fn addresses(result: &RawValue) -> Result<Vec<IpAddr>, Failure> {
     let all = fields(result)?;
     let mut found = Vec::new();
     for (name, entry, key) in entries(&all)? {

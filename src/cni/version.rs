@@ -14,7 +14,7 @@ pub(super) const LATEST: &str = "1.1.0";
 
 /// Results of one family look alike and are passed on as they came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Family {
+pub(crate) enum Family {
     /// `ip4` and `ip6`: 0.1.0 and 0.2.0.
     Single,
     /// `ips` that say their IP version: 0.3.0 to 0.4.0.
@@ -24,7 +24,7 @@ pub(super) enum Family {
 }
 
 /// The family of a version; none for a version that we don't speak.
-pub(super) fn family(version: &str) -> Option<Family> {
+pub(crate) fn family(version: &str) -> Option<Family> {
     let at = VERSIONS.iter().position(|known| *known == version)?;
     Some(match at {
         0..=1 => Family::Single,
@@ -41,7 +41,7 @@ pub(super) fn at_least(version: &str, least: &str) -> bool {
 
 /// `prevResult` as the answer to a request of this version: byte for byte inside a family, where at
 /// most `cniVersion` is adjusted; converted between families.
-pub(super) fn answer(result: &RawValue, version: &str) -> Result<String, Failure> {
+pub(crate) fn answer(result: &RawValue, version: &str) -> Result<String, Failure> {
     let text = result.get();
     let all = fields(result)?;
     let Some(raw) = all.get("cniVersion") else {

@@ -13,14 +13,14 @@
 //! ```
 //! docs/conflist.md has the states and what each means to a person.
 
-mod decide;
+pub(crate) mod decide;
 mod directory;
 mod error;
-mod folder;
+pub(crate) mod folder;
 mod gate;
 mod network;
 mod program;
-mod removal;
+pub(crate) mod removal;
 mod replace;
 mod splice;
 mod store;

@@ -9,7 +9,7 @@ pub(crate) mod look;
 pub(crate) mod marks;
 mod plan;
 mod tproxy;
-mod udp;
+pub(crate) mod udp;
 mod words;
 
 use crate::error::Error;

@@ -15,7 +15,7 @@ pub(crate) struct Service {
 }
 
 /// The services of the file. A service by firewall mark is left out.
-pub(super) fn parse(text: &str) -> Vec<Service> {
+pub(crate) fn parse(text: &str) -> Vec<Service> {
     let mut found: Vec<Service> = Vec::new();
     // Whether the servers that follow belong to the last service.
     let mut is_known = false;

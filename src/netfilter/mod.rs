@@ -7,9 +7,9 @@
 
 mod chain;
 mod expressions;
-mod iptables;
-mod ipvs;
-mod nftables;
+pub(crate) mod iptables;
+pub(crate) mod ipvs;
+pub(crate) mod nftables;
 mod reach;
 pub(crate) mod read;
 mod sets;

@@ -19,7 +19,7 @@ const NFGENMSG: usize = 4;
 type Id = (u8, String);
 
 /// All tables but those that `left_out` says, by family (`NFPROTO_*`) and name.
-pub(super) fn tables(
+pub(crate) fn tables(
     socket: &mut Socket,
     left_out: impl Fn(u8, &str) -> bool,
 ) -> Result<Vec<Table>, Error> {

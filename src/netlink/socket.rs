@@ -94,7 +94,7 @@ impl Socket {
         Ok(Self::new(fd))
     }
 
-    fn new(fd: OwnedFd) -> Self {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
         // The first message binds it.
         Self { fd, seq: 1, buf: vec![0; REPLY], thorough: false }
     }

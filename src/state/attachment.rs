@@ -80,7 +80,7 @@ impl Attachment {
         self.hairpin || self.left_out
     }
 
-    fn to_json(&self) -> String {
+    pub(crate) fn to_json(&self) -> String {
         let Key { network, container, ifname } = &self.key;
         let content = Content {
             version: VERSION,
@@ -99,7 +99,7 @@ impl Attachment {
 
     /// None for what is empty or no attachment: a file cut short by a full disk, say. An older
     /// release has written an attachment without an ADD where `adopted` stands.
-    fn from_json(text: &str) -> Option<(Self, bool)> {
+    pub(crate) fn from_json(text: &str) -> Option<(Self, bool)> {
         let content: Content<'_> = serde_json::from_str(text).ok()?;
         let key = Key {
             network: content.network.into(),

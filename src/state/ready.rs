@@ -52,7 +52,7 @@ fn or_none(ip: Option<IpAddr>) -> String {
 }
 
 impl Ready {
-    fn to_text(&self) -> String {
+    pub(crate) fn to_text(&self) -> String {
         let mut text = format!("{} {}", self.marker, self.fingerprint);
         for form in &self.fulfils {
             // Writing to a string does not fail.
@@ -68,7 +68,7 @@ impl Ready {
         text
     }
 
-    fn from_text(text: &str) -> Option<Self> {
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         let mut head = lines.next()?.split_ascii_whitespace();
         let (marker, fingerprint) = (head.next()?, read(head.next())?);

@@ -58,7 +58,7 @@ impl Record {
         asked.with_choices_of(&self.settings)
     }
 
-    fn to_json(&self) -> String {
+    pub(crate) fn to_json(&self) -> String {
         json!({
             "version": VERSION,
             "network": self.network,
@@ -73,7 +73,7 @@ impl Record {
     }
 
     /// None for a file that is damaged, or of a format that this release does not know.
-    fn from_json(text: &str) -> Option<Self> {
+    pub(crate) fn from_json(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
         if value.get("version")?.as_u64()? > VERSION {
             return None;

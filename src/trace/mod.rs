@@ -13,11 +13,11 @@ mod guard;
 mod instance;
 mod join;
 mod live;
-mod message;
+pub(crate) mod message;
 mod routers;
 mod ruleset;
 mod summary;
-mod text;
+pub(crate) mod text;
 mod tracepoints;
 mod words;
 

@@ -83,14 +83,14 @@ fn open() -> Result<OwnedFd, Errno> {
 
 /// The transaction whose changes are being told.
 #[derive(Debug, Default)]
-struct Transaction {
+pub(crate) struct Transaction {
     of_ours: bool,
     of_mangle: bool,
 }
 
 impl Transaction {
     /// Takes a message; what it says of a transaction that it ends.
-    fn take(&mut self, message: Message<'_>) -> Vec<Event> {
+    pub(crate) fn take(&mut self, message: Message<'_>) -> Vec<Event> {
         let Some(attributes) = message.body.get(NFGENMSG..) else { return Vec::new() };
         if message.kind >> 8 != NFNL_SUBSYS_NFTABLES {
             return Vec::new();

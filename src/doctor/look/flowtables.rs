@@ -11,7 +11,7 @@ use crate::netlink::{Error, Socket};
 const NFGENMSG: usize = 4;
 
 /// All flowtables, with the interfaces that feed them.
-pub(super) fn all(socket: &mut Socket) -> Result<Vec<Flowtable>, Error> {
+pub(crate) fn all(socket: &mut Socket) -> Result<Vec<Flowtable>, Error> {
     let mut request = Writer::with_capacity(64);
     let kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETFLOWTABLE;
     request.message(kind, NLM_F_REQUEST | NLM_F_DUMP, &[0; NFGENMSG]);

@@ -3,10 +3,10 @@
 mod bpf;
 mod bypass;
 mod drops;
-mod flowtables;
+pub(crate) mod flowtables;
 mod legacy;
 mod requests;
-mod sample;
+pub(crate) mod sample;
 mod tproxy;
 mod udp;
 

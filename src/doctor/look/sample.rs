@@ -92,7 +92,7 @@ fn note(found: &mut BTreeMap<Arrival, u64>, arrival: Option<Arrival>) {
 }
 
 /// The addresses of an IPv4 header (RFC 791).
-fn parse(packet: &[u8], link: u32) -> Option<Arrival> {
+pub(crate) fn parse(packet: &[u8], link: u32) -> Option<Arrival> {
     let address = |at: usize| {
         let bytes: [u8; 4] = packet.get(at..at + 4)?.try_into().ok()?;
         Some(Ipv4Addr::from(bytes))

@@ -1,0 +1,2 @@
+#![no_main]
+symroute_fuzz::target!("nft_own");
