@@ -296,7 +296,8 @@ fn outcome(message: Message<'_>) -> Result<(), Error> {
         .flatten()
         .and_then(|attrs| find(attrs, NLMSGERR_ATTR_MSG))
         .map(string);
-    Err(numbered(-number, text))
+    // The least number has no positive one.
+    Err(numbered(number.saturating_neg(), text))
 }
 
 /// ipset answers with numbers of its own, above all of errno's.
