@@ -66,7 +66,7 @@ pub(crate) fn answer(result: &RawValue, version: &str) -> Result<String, Failure
         return Ok(format!("{}\"{version}\"{rest}", &text[..at]));
     }
     let to = family(version).unwrap_or(Family::Current);
-    convert(&all, from, to, version).map(|value| value.to_string())
+    convert(&all, to, version).map(|value| value.to_string())
 }
 
 /// What all families can say of an address.
@@ -96,11 +96,13 @@ fn list(all: &Fields<'_>, key: &str) -> Result<Vec<Value>, Failure> {
     }
 }
 
-fn convert(all: &Fields<'_>, from: Family, to: Family, version: &str) -> Result<Value, Failure> {
-    let (addresses, routes) = match from {
-        Family::Single => single(all)?,
-        Family::Listed | Family::Current => listed(all)?,
-    };
+/// A result in the shape of another family. A plugin may name one version and use the keys of another: all
+/// addresses count, as in [`super::result::addresses`].
+fn convert(all: &Fields<'_>, to: Family, version: &str) -> Result<Value, Failure> {
+    let (mut addresses, mut routes) = listed(all)?;
+    let (more, their_routes) = single(all)?;
+    addresses.extend(more);
+    routes.extend(their_routes);
     let mut out = Map::new();
     out.insert("cniVersion".into(), json!(version));
     if to == Family::Single {
@@ -206,6 +208,16 @@ mod tests {
         let listed = answered(&single, "0.3.0");
         assert!(listed.contains(r#""ips":[{"version":"4","address":"10.0.0.5/24""#), "{listed}");
         assert_eq!(answered(&listed, "0.1.0"), single.replace("0.2.0", "0.1.0"));
+    }
+
+    #[test]
+    fn keys_of_another_version_than_it_names_are_converted() {
+        let named_old =
+            r#"{"cniVersion":"0.2.0","ips":[{"address":"10.0.0.5/24"}],"ip6":{"ip":"fd00::5/64"}}"#;
+        assert_eq!(
+            answered(named_old, "1.0.0"),
+            r#"{"cniVersion":"1.0.0","ips":[{"address":"10.0.0.5/24"},{"address":"fd00::5/64"}],"dns":{}}"#
+        );
     }
 
     #[test]
