@@ -46,6 +46,7 @@ mod report_002_lb_hairpin;
 mod report_003_flannel_tun;
 mod report_004_cluster_api_reboot;
 mod routing;
+mod soak;
 mod sources;
 mod spoofs;
 mod status;

@@ -62,9 +62,11 @@ impl Load {
         Self { name, answers, _running: running }
     }
 
-    /// Waits for answers to questions of from now on.
-    pub(crate) fn assert_goes_on(&self, after: &str) {
-        let look = |answer: io::Result<()>| {
+    /// Waits for answers to questions of from now on; how many there were since the last time.
+    pub(crate) fn assert_goes_on(&self, after: &str) -> usize {
+        let mut seen = 0;
+        let mut look = |answer: io::Result<()>| {
+            seen += 1;
             answer.unwrap_or_else(|error| panic!("{} stopped after {after}: {error}", self.name));
         };
         while let Ok(answer) = self.answers.try_recv() {
@@ -74,6 +76,7 @@ impl Load {
             let answer = self.answers.recv_timeout(PATIENT * 2);
             look(answer.unwrap_or_else(|_| panic!("{} stopped after {after}", self.name)));
         }
+        seen
     }
 }
 

@@ -1,0 +1,279 @@
+//! Pods come and go for as long as wanted, by both NICs, while connections go on and the agent runs. No connection
+//! fails, nothing grows, and nothing is left at the end.
+//!
+//! `tests/soak` runs it for half an hour; the same for some seconds is a test like others.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::agent::plugin_object;
+use crate::lab::agent::{Agent, until};
+use crate::lab::load::Load;
+use crate::lab::node::{Node, Pod};
+use crate::lab::plugin::Call;
+use crate::lab::proof::Proof;
+use crate::lab::traffic::{Proto, Server, ask};
+use crate::lab::two_nics::{CLIENT, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
+
+/// How many pods come or go at one time.
+const WORKERS: u32 = 8;
+const PATIENT: Duration = Duration::from_secs(8);
+
+#[derive(Clone, Copy)]
+enum Length {
+    /// So often each pod is looked at.
+    Rounds(u32),
+    Until(Instant),
+}
+
+impl Length {
+    fn goes_on(self, round: u32) -> bool {
+        match self {
+            Self::Rounds(rounds) => round < rounds,
+            Self::Until(end) => Instant::now() < end,
+        }
+    }
+}
+
+#[test]
+fn for_some_seconds() {
+    soak(40, Length::Rounds(6));
+}
+
+#[test]
+#[ignore = "tests/soak runs it: SYMROUTE_SOAK names how many minutes it takes"]
+fn for_as_long_as_asked() {
+    let minutes = env::var("SYMROUTE_SOAK").ok().and_then(|text| text.parse::<u64>().ok());
+    let minutes = minutes.expect("SYMROUTE_SOAK is a number of minutes");
+    soak(200, Length::Until(Instant::now() + Duration::from_secs(60 * minutes)));
+}
+
+fn settings() -> Value {
+    json!({"uplinks": NICS, "log": {"level": "warn"}})
+}
+
+fn soak(pods: u32, length: Length) {
+    let mut layout = two_nics();
+    for number in 0..pods {
+        for address in addresses(number) {
+            layout.router.assign(nic(number), &address);
+        }
+    }
+    layout.router.check_sources(&NICS);
+    let (layout, node) = (&layout, &layout.node);
+    let proof = Proof::begin(node, &layout.router);
+    let config = plugin_object(node, &settings());
+    let agent = Agent::ready(node, &["--config", &config, "--resync", "5s"]);
+    for pod in &layout.pods {
+        node.add(&settings(), pod);
+    }
+    let loads = loads(layout);
+    let (counts, mut samples, mut answers) = (Counts::default(), Vec::new(), 0);
+    let (acts, acted) = channel();
+    thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let numbers: Vec<u32> = (worker..pods).step_by(WORKERS as usize).collect();
+            let (acts, counts) = (acts.clone(), &counts);
+            scope.spawn(move || churn(layout, &numbers, length, counts, &acts));
+        }
+        drop(acts);
+        // A look at everything, each time that as many pods have come or gone as there are.
+        while acted.iter().take(pods as usize).count() == pods as usize {
+            answers +=
+                loads.iter().map(|load| load.assert_goes_on("pods came and went")).sum::<usize>();
+            samples.push(Sample::take(node, &agent));
+            println!("soak: {counts:?}, {answers} answers, {:?}", samples.last());
+        }
+    });
+    answers += loads.iter().map(|load| load.assert_goes_on("all pods had gone")).sum::<usize>();
+    println!("soak: {counts:?}, {answers} answers of connections that went on, 0 failed");
+    assert_flat(&samples);
+    until("the agent knows of no other pod", || agent.metric("symroute_pods") == 2);
+    drop(loads);
+    for pod in &layout.pods {
+        node.del(&settings(), pod);
+    }
+    assert!(agent.end(Signal::SIGTERM).success());
+    node.down();
+    proof.assert_as_before();
+}
+
+/// Connections that have to go on, by both NICs: kept ones, and new ones all the time.
+fn loads(layout: &TwoNics) -> [Load; 6] {
+    let client = &layout.client;
+    [
+        Load::kept(client, NODE[1], 10250),
+        Load::kept(client, NODE6[0], 10250),
+        Load::kept(client, POD[0], 8080),
+        Load::kept(client, POD6[1], 8080),
+        Load::anew(client, NODE[1], 10250),
+        Load::anew(client, POD[0], 8080),
+    ]
+}
+
+fn nic(number: u32) -> &'static str {
+    NICS[number as usize % 2]
+}
+
+/// The addresses of a pod, of the subnets of its NIC.
+fn addresses(number: u32) -> [String; 2] {
+    let (net, host) = (20 + number % 2, 60 + number / 2);
+    [format!("10.{net}.0.{host}"), format!("2001:db8:{net}::{host}:1")]
+}
+
+/// What was done so far.
+#[derive(Debug, Default)]
+struct Counts {
+    came: AtomicU64,
+    went: AtomicU64,
+    checked: AtomicU64,
+    asked: AtomicU64,
+}
+
+fn one_more(count: &AtomicU64) {
+    count.fetch_add(1, Ordering::Relaxed);
+}
+
+struct Living {
+    pod: Pod,
+    _server: Server,
+}
+
+/// Has these pods come and go, and asks those that live. Each act is told.
+fn churn(layout: &TwoNics, numbers: &[u32], length: Length, counts: &Counts, acts: &Sender<()>) {
+    let mut living: BTreeMap<u32, Living> = BTreeMap::new();
+    let mut round = 0;
+    while length.goes_on(round) {
+        for (at, &number) in (0_u32..).zip(numbers) {
+            // A third of them stays as it is, another one each time.
+            let stays = (at + round) % 3 == 0;
+            match living.remove(&number) {
+                Some(one) if stays => {
+                    call(layout, "CHECK", &one.pod, counts);
+                    assert_served(layout, number, counts);
+                    living.insert(number, one);
+                    continue;
+                }
+                None if stays => continue,
+                Some(one) => call(layout, "DEL", &one.pod, counts),
+                None => drop(living.insert(number, comes(layout, number, counts))),
+            }
+            // Nothing hears it after a failure elsewhere.
+            let _ = acts.send(());
+        }
+        round += 1;
+    }
+    for one in living.into_values() {
+        call(layout, "DEL", &one.pod, counts);
+    }
+}
+
+/// What a runtime does: a namespace and an interface, then an ADD.
+fn comes(layout: &TwoNics, number: u32, counts: &Counts) -> Living {
+    let addresses = addresses(number);
+    let name = format!("s{number}");
+    let pod = layout.node.pod(&name, &addresses.each_ref().map(String::as_str));
+    let server = Server::start(&pod.ns, Proto::Tcp, 8080, &name);
+    call(layout, "ADD", &pod, counts);
+    let one = Living { pod, _server: server };
+    assert_served(layout, number, counts);
+    one
+}
+
+fn call(layout: &TwoNics, verb: &str, pod: &Pod, counts: &Counts) {
+    let network = layout.node.network(&settings(), Some(&pod.prev_result));
+    let call = Call::cni(verb, &network, &pod.id, &pod.ns.path(), "eth0");
+    layout.node.call(&call).assert_success(verb);
+    one_more(match verb {
+        "ADD" => &counts.came,
+        "DEL" => &counts.went,
+        _ => &counts.checked,
+    });
+}
+
+/// The client gets an answer from the pod, by IPv4 and IPv6.
+fn assert_served(layout: &TwoNics, number: u32, counts: &Counts) {
+    for address in addresses(number) {
+        let to = SocketAddr::new(address.parse().expect("an address"), 8080);
+        let answer = ask(&layout.client, Proto::Tcp, to, PATIENT);
+        let answer = answer.unwrap_or_else(|error| panic!("pod {number}, {to}: {error}"));
+        assert_eq!(answer.who, format!("s{number}"));
+        assert!(answer.seen_as.is_ipv6() || answer.seen_as.to_string() == CLIENT);
+        one_more(&counts.asked);
+    }
+}
+
+/// Names of what must not grow, and by how much it may: the agent answers our own questions meanwhile.
+const WHAT: [(&str, u64); 7] = [
+    ("memory of the agent, KiB", 1024),
+    ("descriptors of the agent", 3),
+    ("threads of the agent", 1),
+    ("ip rules", 0),
+    ("routes of symroute's tables", 0),
+    ("words of nftables and ipset", 0),
+    ("files of the state without pods", 1),
+];
+
+/// One look at what must not grow.
+#[derive(Debug)]
+struct Sample([u64; WHAT.len()]);
+
+/// What a kernel holds for symroute, as three numbers. What is counted, as packets are, is the same word.
+const KERNEL: &str = "{ ip rule; ip -6 rule; } | wc -l
+    { ip route show table all; ip -6 route show table all; } | grep -c 'table 470'
+    { nft list ruleset; ipset save 2>/dev/null; } | wc -w";
+
+impl Sample {
+    fn take(node: &Node, agent: &Agent<'_>) -> Self {
+        let proc = format!("/proc/{}", agent.pid());
+        let status = fs::read_to_string(format!("{proc}/status")).expect("read the status");
+        let line = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the line");
+            line.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
+        };
+        let count = |folder: &str| fs::read_dir(folder).expect("a folder").count() as u64;
+        let kernel = node.ns.exec(&["sh", "-c", KERNEL], "");
+        let mut kernel = kernel.lines().map(|word| word.trim().parse().expect("a number"));
+        let mut next = || kernel.next().expect("three numbers");
+        Self([
+            line("RssAnon:"),
+            count(&format!("{proc}/fd")),
+            line("Threads:"),
+            next(),
+            next(),
+            next(),
+            count(node.dir.join("run").to_str().expect("UTF-8")),
+        ])
+    }
+}
+
+/// The last third of the looks found no more than the first.
+fn assert_flat(samples: &[Sample]) {
+    let third = samples.len() / 3;
+    assert!(third > 0, "too few looks: {samples:?}");
+    let mut grown = Vec::new();
+    println!("| of {} looks, at most | first third | last third |\n|---|---:|---:|", samples.len());
+    for (at, (name, allowed)) in WHAT.into_iter().enumerate() {
+        let most = |part: &[Sample]| part.iter().map(|sample| sample.0[at]).max().unwrap_or(0);
+        let (first, last) = (most(&samples[..third]), most(&samples[samples.len() - third..]));
+        println!("| {name} | {first} | {last} |");
+        if last > first + allowed {
+            grown.push(format!("{name}: {first}, then {last}"));
+        }
+    }
+    assert!(grown.is_empty(), "{grown:?}");
+}
+
+#[test]
+#[should_panic(expected = "ip rules: 7, then 8")]
+fn one_rule_more_is_seen() {
+    let look = |rules| Sample([1000, 18, 2, rules, 18, 2000, 7]);
+    assert_flat(&[look(7), look(7), look(8)]);
+}
