@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
@@ -30,16 +30,7 @@ const PATIENT: Duration = Duration::from_secs(8);
 enum Length {
     /// So often each pod is looked at.
     Rounds(u32),
-    Until(Instant),
-}
-
-impl Length {
-    fn goes_on(self, round: u32) -> bool {
-        match self {
-            Self::Rounds(rounds) => round < rounds,
-            Self::Until(end) => Instant::now() < end,
-        }
-    }
+    For(Duration),
 }
 
 #[test]
@@ -52,7 +43,7 @@ fn for_some_seconds() {
 fn for_as_long_as_asked() {
     let minutes = env::var("SYMROUTE_SOAK").ok().and_then(|text| text.parse::<u64>().ok());
     let minutes = minutes.expect("SYMROUTE_SOAK is a number of minutes");
-    soak(200, Length::Until(Instant::now() + Duration::from_secs(60 * minutes)));
+    soak(200, Length::For(Duration::from_secs(60 * minutes)));
 }
 
 fn settings() -> Value {
@@ -78,6 +69,7 @@ fn soak(pods: u32, length: Length) {
     let (counts, mut samples, mut answers) = (Counts::default(), Vec::new(), 0);
     let (acts, acted) = channel();
     thread::scope(|scope| {
+        let _all = EndsAll(&counts.has_failed);
         for worker in 0..WORKERS {
             let numbers: Vec<u32> = (worker..pods).step_by(WORKERS as usize).collect();
             let (acts, counts) = (acts.clone(), &counts);
@@ -135,6 +127,18 @@ struct Counts {
     went: AtomicU64,
     checked: AtomicU64,
     asked: AtomicU64,
+    has_failed: AtomicBool,
+}
+
+/// Ends all threads where one fails.
+struct EndsAll<'a>(&'a AtomicBool);
+
+impl Drop for EndsAll<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 fn one_more(count: &AtomicU64) {
@@ -148,9 +152,14 @@ struct Living {
 
 /// Has these pods come and go, and asks those that live. Each act is told.
 fn churn(layout: &TwoNics, numbers: &[u32], length: Length, counts: &Counts, acts: &Sender<()>) {
-    let mut living: BTreeMap<u32, Living> = BTreeMap::new();
+    let _all = EndsAll(&counts.has_failed);
+    let (mut living, begin) = (BTreeMap::<u32, Living>::new(), Instant::now());
+    let goes_on = |round| match length {
+        Length::Rounds(rounds) => round < rounds,
+        Length::For(time) => begin.elapsed() < time,
+    };
     let mut round = 0;
-    while length.goes_on(round) {
+    while goes_on(round) && !counts.has_failed.load(Ordering::Relaxed) {
         for (at, &number) in (0_u32..).zip(numbers) {
             // A third of them stays as it is, another one each time.
             let stays = (at + round) % 3 == 0;
@@ -180,6 +189,12 @@ fn comes(layout: &TwoNics, number: u32, counts: &Counts) -> Living {
     let addresses = addresses(number);
     let name = format!("s{number}");
     let pod = layout.node.pod(&name, &addresses.each_ref().map(String::as_str));
+    // All namespaces of a machine share 1024 neighbours, but for permanent ones, and many tests may run.
+    let mac = pod.ns.exec(&["cat", "/sys/class/net/eth0/address"], "");
+    let mac = mac.trim();
+    let permanent =
+        |address| format!("neigh replace {address} dev eni{name} lladdr {mac} nud permanent\n");
+    layout.node.ns.ip(&addresses.each_ref().map(permanent).concat());
     let server = Server::start(&pod.ns, Proto::Tcp, 8080, &name);
     call(layout, "ADD", &pod, counts);
     let one = Living { pod, _server: server };
