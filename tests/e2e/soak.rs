@@ -171,7 +171,7 @@ fn churn(layout: &TwoNics, numbers: &[u32], length: Length, counts: &Counts, act
                     continue;
                 }
                 None if stays => continue,
-                Some(one) => call(layout, "DEL", &one.pod, counts),
+                Some(one) => goes(layout, number, &one, counts),
                 None => drop(living.insert(number, comes(layout, number, counts))),
             }
             // Nothing hears it after a failure elsewhere.
@@ -179,9 +179,16 @@ fn churn(layout: &TwoNics, numbers: &[u32], length: Length, counts: &Counts, act
         }
         round += 1;
     }
-    for one in living.into_values() {
-        call(layout, "DEL", &one.pod, counts);
+    for (number, one) in living {
+        goes(layout, number, &one, counts);
     }
+}
+
+/// What a runtime does: a DEL, and the primary plugin's own, which removes the interface at once. With the
+/// namespace alone, the kernel would remove it some time later.
+fn goes(layout: &TwoNics, number: u32, one: &Living, counts: &Counts) {
+    call(layout, "DEL", &one.pod, counts);
+    layout.node.ns.ip(&format!("link del enis{number}"));
 }
 
 /// What a runtime does: a namespace and an interface, then an ADD.
