@@ -1,13 +1,15 @@
-//! `auto` and the kinds of interface that not every kernel has: bond and vlan are NICs, vrf and
-//! dummy are not, and what is in them is none either.
+//! `auto` and the kinds of interface that not every kernel has: bond, vlan and ipvlan are NICs, vrf and
+//! dummy are not, and what is in them is none either. A tunnel with a public address is an uplink, too.
 
 use std::process::Command;
 
 use serde_json::json;
 
 use crate::discovery::uplinks;
-use crate::lab::flows::{Flow, assert_only_these_fail};
+use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
+use crate::lab::netns::Netns;
 use crate::lab::node::Node;
+use crate::lab::not_run::kernel_lacks;
 use crate::lab::proof::Proof;
 use crate::lab::router::Router;
 use crate::lab::traffic::{Proto, Server};
@@ -26,13 +28,14 @@ fn layout() -> (Router, Node) {
     (router, node)
 }
 
-/// Adds an interface, or tells that the kernel does not know its kind.
+/// Adds an interface, or says that the kernel does not know its kind.
+#[track_caller]
 fn add(node: &Node, interface: &str) -> bool {
     let command = format!("-n {} link add {interface}", node.ns.name());
     let output = Command::new("ip").args(command.split(' ')).output().expect("start ip");
     let error = String::from_utf8_lossy(&output.stderr);
     if error.contains("Unknown device type") {
-        println!("ip link add {interface}: NOT RUN, this kernel has no such kind");
+        kernel_lacks(&format!("interface of the kind of {interface}"));
         return false;
     }
     assert!(output.status.success(), "ip {command}: {error}");
@@ -79,6 +82,18 @@ fn a_bond_is_a_nic() {
     router.assign("eth1", "10.21.0.10");
     router.check_sources(&["eth1"]);
     assert_is_a_nic(router, &node, "bond1", "eth1");
+}
+
+/// It has the hardware address of its parent.
+#[test]
+fn an_ipvlan_is_a_nic() {
+    let (mut router, node) = layout();
+    if !add(&node, "link wire1 name ipvl0 type ipvlan mode l2") {
+        return;
+    }
+    router.assign("eth1", "10.21.0.10");
+    router.check_sources(&["eth1"]);
+    assert_is_a_nic(router, &node, "ipvl0", "eth1");
 }
 
 /// Its name has a dot, which sysctl spells in its own way.
@@ -128,4 +143,66 @@ fn a_dummy_is_none() {
          addr add 169.254.20.10/32 dev nodelocaldns
          route add default dev nodelocaldns table 200");
     assert_eth0_alone(&node);
+}
+
+/// A client at the other end asks by a tunnel over eth0. The node has a public address in it, and no other
+/// route to the client than the default route.
+fn assert_a_tunnel_is_an_uplink(kind: &str, configure: impl Fn(&Node, &Netns)) {
+    const OUTER: &str = "203.0.113.77";
+    let (mut router, node) = layout();
+    let of = |local, remote| match kind {
+        "wireguard" => "type wireguard".to_owned(),
+        kind => format!("type {kind} local {local} remote {remote}"),
+    };
+    if !add(&node, &format!("name tunnel {}", of("10.20.0.10", OUTER))) {
+        return;
+    }
+    router.ns.ip("route add 10.20.0.10 dev eth0");
+    let far = router.host("far", &[OUTER]);
+    far.ip(&format!("link add name tunnel {}", of(OUTER, "10.20.0.10")));
+    configure(&node, &far);
+    far.ip("link set tunnel up
+         addr add 198.51.100.9/32 dev tunnel
+         route add 198.51.100.10 dev tunnel src 198.51.100.9");
+    node.ns.ip("addr add 198.51.100.10/32 dev tunnel
+         link set tunnel up");
+    let _server = Server::start(&node.ns, Proto::Tcp, 10250, "host");
+    let flows = [Flow::new("host", &far, Proto::Tcp, "198.51.100.10:10250", "host 198.51.100.9")];
+    assert_only_these_fail(&flows, &["host"]);
+    assert!(node.rp_filter_drops() > 0, "strict rp_filter drops what comes by the tunnel");
+    node.ns.exec(&["conntrack", "-F"], "");
+    let proof = Proof::begin(&node, &router);
+    node.up(&json!({}));
+    assert_eq!(uplinks(&node), [ETH0, "tunnel 2 47002 none, point-to-point"]);
+    assert_all_work(&flows);
+    proof.assert_nothing_dropped();
+    node.down();
+    proof.assert_as_before();
+}
+
+#[test]
+fn a_gre_tunnel_is_an_uplink() {
+    assert_a_tunnel_is_an_uplink("gre", |_, _| {});
+}
+
+#[test]
+fn an_ipip_tunnel_is_an_uplink() {
+    assert_a_tunnel_is_an_uplink("ipip", |_, _| {});
+}
+
+#[test]
+fn a_wireguard_tunnel_is_an_uplink() {
+    const PORT: &str = "51820";
+    assert_a_tunnel_is_an_uplink("wireguard", |node, far| {
+        let ends = [(&node.ns, "10.20.0.10"), (far, "203.0.113.77")];
+        let keys = ends.map(|(ns, _)| ns.exec(&["wg", "genkey"], ""));
+        for (this, other) in [(0, 1), (1, 0)] {
+            let (ns, _) = ends[this];
+            let public = ns.exec(&["wg", "pubkey"], &keys[other]);
+            let endpoint = format!("{}:{PORT}", ends[other].1);
+            let peer = ["peer", public.trim(), "allowed-ips", "0.0.0.0/0", "endpoint", &endpoint];
+            let own = ["wg", "set", "tunnel", "listen-port", PORT, "private-key", "/dev/stdin"];
+            ns.exec(&[&own[..], &peer[..]].concat(), &keys[this]);
+        }
+    });
 }

@@ -10,6 +10,7 @@ use crate::agent::plugin_object;
 use crate::lab::backend::Backend;
 use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
 use crate::lab::node::Node;
+use crate::lab::not_run::kernel_lacks;
 use crate::lab::plugin::Call;
 use crate::lab::traffic::Proto;
 use crate::lab::two_nics::{CLIENT, NICS, two_nics};
@@ -410,11 +411,9 @@ fn the_mark_of_a_wireguard_device() {
         status.success()
     };
     if !run("ip link add wg0 type wireguard") {
-        return println!("NOT RUN: the_mark_of_a_wireguard_device: the kernel has no WireGuard");
+        return kernel_lacks("WireGuard");
     }
-    if !run("wg set wg0 fwmark 0x20000") {
-        return println!("NOT RUN: the_mark_of_a_wireguard_device: there is no program wg");
-    }
+    assert!(run("wg set wg0 fwmark 0x20000"));
     node.up(&json!({ "uplinks": NICS }));
     assert_found(node, &[]);
     assert!(has(&marks(node), "WireGuard wg0", "packet", "overwrites", "0xffffffff"));

@@ -29,6 +29,7 @@ use crate::lab::flows::{Flow, assert_only_these_fail};
 use crate::lab::kubeproxy::{self, Flavour, Frontend, Policy, Service};
 use crate::lab::netns::Netns;
 use crate::lab::node::{Node, Pod};
+use crate::lab::not_run::kernel_lacks;
 use crate::lab::proof::Proof;
 use crate::lab::router::Router;
 use crate::lab::traffic::{Proto, Server};
@@ -151,13 +152,14 @@ fn kube_proxy_in_nftables_without_source_check() {
     field_report(Flavour::Nftables, false);
 }
 
-/// Whether the kernel has IPVS; without it the test says that it has not run.
-fn has_ipvs(what: &str) -> bool {
+/// Whether the kernel has IPVS; without it the test says that it does not run.
+#[track_caller]
+fn has_ipvs() -> bool {
     // Where ip_vs is a module it may not be loaded yet; where it is missing this fails, rightly.
     let _ = Command::new("modprobe").arg("ip_vs").status();
     let found = Path::new("/proc/net/ip_vs").exists();
     if !found {
-        println!("field report 001, {what}: NOT RUN, this kernel has no ip_vs");
+        kernel_lacks("IPVS");
     }
     found
 }
@@ -165,7 +167,7 @@ fn has_ipvs(what: &str) -> bool {
 /// The report itself is about IPVS, which only some kernels have.
 #[test]
 fn kube_proxy_in_ipvs() {
-    if has_ipvs("kube-proxy in IPVS") {
+    if has_ipvs() {
         field_report(Flavour::Ipvs, true);
         field_report(Flavour::Ipvs, false);
         println!("neighbour kube-proxy, IPVS: shown by packets");
@@ -176,7 +178,7 @@ fn kube_proxy_in_ipvs() {
 /// is for `rp_filter` only, it would leave by the NIC it came in by, with the other one's address.
 #[test]
 fn kube_proxy_in_ipvs_for_a_client_behind_eth1() {
-    if !has_ipvs("a client of kube-proxy in IPVS") {
+    if !has_ipvs() {
         return;
     }
     let layout = || {

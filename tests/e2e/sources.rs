@@ -21,11 +21,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 
-use crate::lab::backend::{Backend, only_nftables};
+use crate::lab::backend::Backend;
 use crate::lab::capture::Capture;
 use crate::lab::forge::{self, ACK, SYN};
 use crate::lab::netns::Netns;
 use crate::lab::node::Pod;
+use crate::lab::not_run::only_nftables;
 use crate::lab::traffic::Proto;
 use crate::lab::two_nics::{BRIDGED, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 use crate::lab::wire::Wire;

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::lab::backend::{Backend, only_nftables};
+use crate::lab::backend::Backend;
 use crate::lab::netns::Netns;
+use crate::lab::not_run::only_nftables;
 use crate::lab::proof::Proof;
 use crate::lab::two_nics::{NICS, two_nics};
 

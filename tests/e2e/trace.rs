@@ -17,6 +17,7 @@ use crate::lab::agent::{program, until};
 use crate::lab::backend::Backend;
 use crate::lab::flows::{BASELINE, PATIENT};
 use crate::lab::netns::Netns;
+use crate::lab::not_run::kernel_lacks;
 use crate::lab::traffic::{Proto, Server, ask};
 use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, TwoNics, two_nics};
 
@@ -88,12 +89,13 @@ impl Trace {
 }
 
 /// Whether the kernel has what a trace needs to see everything. If not, says so.
+#[track_caller]
 fn kernel_can_trace() -> bool {
     let needed = ["events/sock/sk_data_ready", "events/fib", "events/fib6", "options"];
     let missing =
         with_tracefs(|folder| needed.into_iter().find(|name| !folder.join(name).is_dir()));
     if let Some(name) = missing {
-        println!("NOT RUN: trace: this kernel has no tracefs with {name}");
+        kernel_lacks(&format!("tracefs with {name}"));
     }
     missing.is_none()
 }

@@ -8,10 +8,10 @@ use std::{env, fs};
 
 use serde_json::{Value, json};
 
-use crate::lab::backend::only_nftables;
 use crate::lab::flows::assert_all_work;
 use crate::lab::load::Load;
 use crate::lab::node::{Node, Pod};
+use crate::lab::not_run::only_nftables;
 use crate::lab::plugin::{Call, Ran};
 use crate::lab::proof::Proof;
 use crate::lab::two_nics::{NICS, NODE, NODE6, POD, POD6, two_nics};

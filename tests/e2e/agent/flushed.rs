@@ -7,8 +7,8 @@ use serde_json::json;
 use crate::agent::{answers, plugin_object};
 use crate::lab::agent::{Agent, until};
 use crate::lab::backend::Backend;
-use crate::lab::backend::only_nftables;
 use crate::lab::flows::assert_only_these_fail;
+use crate::lab::not_run::only_nftables;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{NICS, NODE, TwoNics, two_nics};
 

@@ -7,6 +7,7 @@ use nix::net::if_::if_nametoindex;
 
 use super::{NICS, found, json, report};
 use crate::lab::flows::PATIENT;
+use crate::lab::not_run::kernel_lacks;
 use crate::lab::traffic::{Proto, ask};
 use crate::lab::two_nics::{NODE, two_nics};
 
@@ -94,8 +95,7 @@ fn programs_of_an_uplink() {
         let attached = match node.ns.run(|| attach(interface, name, place)) {
             Ok(attached) => attached,
             Err(errno @ (Errno::EINVAL | Errno::ENOSYS)) => {
-                println!("NOT RUN: {name} at {interface}: {}", errno.desc());
-                continue;
+                return kernel_lacks(&format!("{name} at {interface}: {}", errno.desc()));
             }
             Err(errno) => panic!("{name} at {interface}: {errno}"),
         };

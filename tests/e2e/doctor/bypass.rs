@@ -5,6 +5,7 @@ use std::process::Command;
 use super::{NICS, found, json, report};
 use crate::lab::backend::Backend;
 use crate::lab::flows::{BASELINE, PATIENT};
+use crate::lab::not_run::kernel_lacks;
 use crate::lab::traffic::{Proto, ask};
 use crate::lab::two_nics::{CLIENT, NODE, two_nics};
 
@@ -88,8 +89,7 @@ fn a_flowtable_of_an_uplink() {
         Command::new("ip").args(inside).status().expect("run ip").success()
     };
     if !added("inside", "enipod0") {
-        println!("NOT RUN: the kernel has no flowtables");
-        return;
+        return kernel_lacks("flowtables");
     }
     assert_eq!(found(node, &[]), ["note no-agent"]);
     assert!(added("outside", "eth1"));
@@ -102,8 +102,7 @@ fn ipvs_that_does_not_track() {
     let node = &layout.node;
     node.up(&json!({ "uplinks": NICS }));
     if !layout.node.ns.run(|| std::fs::exists("/proc/sys/net/ipv4/vs")).expect("a look at /proc") {
-        println!("NOT RUN: the kernel has no IPVS");
-        return;
+        return kernel_lacks("IPVS");
     }
     node.ns.sysctl("ipv4/vs/conntrack", "0");
     assert_eq!(found(node, &[]), ["note no-agent"], "there are no services");

@@ -3,8 +3,7 @@
 //! `SYMROUTE_BACKEND=nftables|iptables-nft|iptables-legacy` chooses it for a whole run. Without the
 //! variable, and with `nftables`, the settings name no backend, as most users' do.
 
-use std::panic::Location;
-use std::{env, thread};
+use std::env;
 
 use serde_json::Value;
 
@@ -60,19 +59,6 @@ impl Backend {
             settings["backend"] = self.name().into();
         }
     }
-}
-
-/// Whether the run is about nftables. If not, tells that the test does not run, and why.
-#[track_caller]
-pub(crate) fn only_nftables(reason: &str) -> bool {
-    let backend = Backend::of_run();
-    if backend.is_iptables() {
-        let place = Location::caller();
-        let thread = thread::current();
-        let test = thread.name().filter(|name| *name != "main").unwrap_or(place.file());
-        println!("NOT RUN: {test} with {}: {reason}", backend.name());
-    }
-    !backend.is_iptables()
 }
 
 impl Netns {

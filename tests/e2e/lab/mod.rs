@@ -22,6 +22,7 @@ pub(crate) mod kubeproxy;
 pub(crate) mod load;
 pub(crate) mod netns;
 pub(crate) mod node;
+pub(crate) mod not_run;
 pub(crate) mod plugin;
 pub(crate) mod proof;
 pub(crate) mod router;

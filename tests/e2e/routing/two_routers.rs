@@ -9,6 +9,7 @@ use crate::lab::backend::Backend;
 use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
 use crate::lab::netns::Netns;
 use crate::lab::node::{Node, Pod};
+use crate::lab::not_run::only_nftables;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::traffic::{Connection, Proto, Server};
 
@@ -187,11 +188,7 @@ fn a_router_that_is_replaced() {
 /// failed. With iptables a connection stays with the router of its first request.
 #[test]
 fn a_connection_follows_its_router() {
-    if Backend::of_run() != Backend::Nftables {
-        println!(
-            "NOT RUN: {} with iptables: it asks for the hardware address once",
-            module_path!()
-        );
+    if !only_nftables("iptables asks for the hardware address once") {
         return;
     }
     let scene = Scene::new();
