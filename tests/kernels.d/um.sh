@@ -1,0 +1,123 @@
+# shellcheck shell=bash
+# A user-mode kernel for tests/kernels: a program, built of Debian's source package. To be sourced after
+# scripts/debian.sh. It is kept outside the tree, so that a new clone finds it.
+
+# shellcheck disable=SC2016 # the owner's home, not that of sudo
+UM_CACHE=${SYMROUTE_CACHE:-$(as_owner bash -c 'echo "${XDG_CACHE_HOME:-$HOME/.cache}"')/symroute}/um
+UM_CACHE=$(realpath -m "$UM_CACHE")
+readonly UM_CACHE
+readonly UM_CONFIG=tests/kernels.d/um.config
+IFS='=' read -r _ UM_SUITE UM_PACKAGE < <(entry um)
+readonly UM_SUITE UM_PACKAGE
+# A user-mode guest has its memory in a file, which grows with its use.
+readonly UM_MEMORY=2048
+
+# The folder of the kernel that has this tree's options, by whatever version of the package it was built.
+um_built() {
+    local found
+    found=$(compgen -G "$UM_CACHE/*-$(um_hash)/linux" | sort -V | tail -n 1) && [[ -n $found ]] && dirname "$found"
+}
+
+um_hash() {
+    sha256sum <"$UM_CONFIG" | cut -c 1-16
+}
+
+um_release() {
+    local folder
+    folder=$(um_built) && cat "$folder/release"
+}
+
+# Builds the kernel, unless that has been done. Other builds wait for this one.
+um_fetch() {
+    local lock status=0
+    ! um_built >/dev/null || return 0
+    as_owner mkdir -p "$UM_CACHE" || return 1
+    exec {lock}>"$UM_CACHE/lock"
+    flock --nonblock "$lock" || { echo "    waiting for another build in $UM_CACHE"; flock "$lock"; }
+    um_built >/dev/null || um_build || status=$?
+    exec {lock}>&-
+    return "$status"
+}
+
+# In a folder that gets its name when the kernel is complete. What an interrupted build left goes first.
+um_build() (
+    new=$UM_CACHE/new
+    install_packages cc=gcc make=make flex=flex bison=bison bc=bc xz=xz-utils /usr/include/gelf.h=libelf-dev
+    as_owner rm -rf "$new" "$new.debs"
+    free=$(df --output=avail -m "$UM_CACHE" | tail -n 1)
+    [[ $free -ge 3000 ]] || die "a build of the kernel needs 3,000 MB in $UM_CACHE; $free are free" \
+        "Make room there, or name another folder: SYMROUTE_CACHE=FOLDER"
+    echo "    building a user-mode kernel in $UM_CACHE, once: some six minutes on two processors"
+    um_source "$new" || die "can't download and unpack $UM_PACKAGE of Debian $UM_SUITE" \
+        "Its mirror is $(debian_mirror); DEBIAN_MIRROR=ADDRESS names another."
+    um_make allnoconfig KCONFIG_ALLCONFIG="$PWD/$UM_CONFIG" >"$LOGS/um.log" 2>&1 ||
+        { cat "$LOGS/um.log" && die "can't make the kernel's configuration; make's words are above"; }
+    um_check_config "$new/.config"
+    um_make -j "$(nproc)" linux 2>"$LOGS/um.log" | um_progress ||
+        { cat "$LOGS/um.log" && die "the user-mode kernel does not compile; make's words are above"; }
+    um_keep "$new"
+)
+
+# um_source DIR: the package's files; of drivers for real devices, only what Kconfig reads.
+um_source() {
+    debian_lists "$UM_SUITE" && debian_unpack "$UM_SUITE" amd64 "$1" "$UM_PACKAGE" &&
+        as_owner tar -C "$1" -xf "$1/usr/src/$UM_PACKAGE.tar.xz" --strip-components=1 --wildcards \
+            --exclude='*.rst' --exclude='*.dts*' --exclude='*/drivers/gpu/*.[ch]' --exclude='*/drivers/media/*.[ch]' \
+            --exclude='*/drivers/net/ethernet/*.[ch]' --exclude='*/drivers/net/wireless/*.[ch]' --exclude='*/sound/*.c' &&
+        as_owner rm -r "$1/usr/src"
+}
+
+# um_keep DIR: what this builds stays, by the package's version and the options.
+um_keep() {
+    local version hash kept=$1/kept
+    version=$(apt_of apt-cache "$UM_SUITE" amd64 show --no-all-versions "$UM_PACKAGE" | sed -n 's/^Version: //p') &&
+        hash=$(um_hash) && as_owner mkdir "$kept" &&
+        as_owner strip -o "$kept/linux" "$1/linux" && as_owner cp "$1/include/config/kernel.release" "$kept/release" &&
+        as_owner mv -T "$kept" "$UM_CACHE/$version-$hash" && as_owner rm -rf "$1"
+}
+
+um_make() {
+    as_owner nice -n 5 make -C "$UM_CACHE/new" ARCH=um "$@"
+}
+
+# Kconfig drops without a word what depends on an option that is missing.
+um_check_config() {
+    local lost
+    lost=$(grep '^CONFIG_' "$UM_CONFIG" | grep -vxFf "$1" | tr '\n' ' ') || return 0
+    die "options of $UM_CONFIG that this kernel did not take: $lost" "Add there what they depend on, or leave them out."
+}
+
+# A line now and then.
+um_progress() {
+    awk '/^ *(CC|AR|LD|HOSTCC) / && ++files % 200 == 0 { print "    " files " of about 1,600 files"; fflush() }'
+}
+
+# The first folder that can hold the memory of so many guests. A kernel runs programs out of that file.
+um_memory_folder() {
+    local needed=$(($1 * UM_MEMORY)) folder tried=() free
+    for folder in "${TMPDIR:-/dev/shm}" /dev/shm /tmp /var/tmp "$UM_CACHE"; do
+        free=$(df --output=avail -m "$folder" 2>/dev/null | tail -n 1)
+        if [[ ! -w $folder ]]; then
+            tried+=("$folder can't be written")
+        elif [[ ,$(findmnt -n -o OPTIONS --target "$folder" | tail -n 1), == *,noexec,* ]]; then
+            tried+=("$folder is mounted noexec")
+        elif [[ $free -lt $needed ]]; then
+            tried+=("$folder has $free MB")
+        else
+            printf '%s\n' "$folder"
+            return
+        fi
+    done
+    printf '       %s\n' "${tried[@]}" >&2
+    die "no folder for the $needed MB of memory of $1 guests" "Name one with room: TMPDIR=FOLDER, or run fewer: SYMROUTE_GUESTS=1"
+}
+
+# um_guest JOB LOG: boots, runs the job, and leaves in LOG what the console showed.
+um_guest() {
+    local job=$1 log=$2
+    # An option that the kernel does not know is a variable of PID 1.
+    TMPDIR=$UM_FOLDER exec timeout --foreground --kill-after=10 "$LIMIT" "$(um_built)/linux" mem="${UM_MEMORY}M" \
+        uml_dir="$LOGS/" umid="${job##*/}.um" rootfstype=hostfs rootflags=/ ro init="$PWD/tests/kernels.d/um-init" \
+        con=null con0=null,fd:1 quiet panic=-1 oops=panic JOB="$job" BUSYBOX="$(command -v busybox)" END=poweroff \
+        </dev/null >"$log"
+}
