@@ -102,7 +102,11 @@ fn field_report(kube_proxy: Flavour, source_check: bool) {
         ("enipod", pod, BACKEND),
         ("eth0", "10.253.4.194", "10.12.97.49"),
     ];
-    let by = if kube_proxy == Flavour::Nftables { "nftables" } else { "iptables" };
+    let by = match kube_proxy {
+        Flavour::Nftables => "nftables",
+        Flavour::Iptables => "iptables",
+        Flavour::Ipvs => "ipvs",
+    };
     let backend = if Backend::of_run().is_iptables() { "_steering_off" } else { "" };
     let name = format!("report_001_{by}{backend}");
     today.node.assert_explained(&name, &settings(), &requests);
@@ -156,7 +160,7 @@ fn kube_proxy_in_nftables_without_source_check() {
 #[track_caller]
 fn has_ipvs() -> bool {
     // Where ip_vs is a module it may not be loaded yet; where it is missing this fails, rightly.
-    let _ = Command::new("modprobe").arg("ip_vs").status();
+    let _ = Command::new("modprobe").args(["-q", "ip_vs"]).status();
     let found = Path::new("/proc/net/ip_vs").exists();
     if !found {
         kernel_lacks("IPVS");

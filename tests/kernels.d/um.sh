@@ -77,7 +77,7 @@ um_keep() {
 }
 
 um_make() {
-    as_owner nice -n 5 make -C "$UM_CACHE/new" ARCH=um "$@"
+    as_owner make -C "$UM_CACHE/new" ARCH=um "$@"
 }
 
 # Kconfig drops without a word what depends on an option that is missing.

@@ -93,7 +93,7 @@ fn a_flowtable_of_an_uplink() {
     }
     assert_eq!(found(node, &[]), ["note no-agent"]);
     assert!(added("outside", "eth1"));
-    assert_eq!(found(node, &[]), ["note no-agent", "note flowtable"]);
+    assert_eq!(found(node, &[]), ["note flowtable", "note no-agent"]);
 }
 
 #[test]
