@@ -129,6 +129,7 @@ kill_everywhere() {
         verdict "$name" "only $n changes: $(cat "$WORK/said")"
     else
         verdict "$name, killed after each change and run again" ok "$((n - 1)) kills"
+        echo "    install.sh killed at $((n - 1)) changes"
     fi
 }
 
@@ -163,6 +164,7 @@ strike_refused() {
         verdict "$name" "only $n changes: $(cat "$WORK/said")"
     else
         verdict "$name, killed at each change of a file" ok "$((n - 1)) kills"
+        echo "    install.sh killed at $((n - 1)) changes"
     fi
 }
 
