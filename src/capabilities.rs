@@ -1,10 +1,11 @@
 //! The kernel's capabilities of this process: a verb keeps what it needs, from its start on. Source:
 //! capabilities(7) and `linux/capability.h`.
 
-use std::sync::Once;
+use std::cell::Cell;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::unistd::geteuid;
 
 /// Numbers of `linux/capability.h`.
 const CHOWN: u32 = 0;
@@ -30,20 +31,24 @@ pub(crate) struct Capabilities(u64);
 
 impl Capabilities {
     pub(crate) const NONE: Self = Self(0);
-    /// Netlink, sysctls of the network, and iptables, which opens a raw socket. [`bound`] takes
-    /// `SETPCAP`.
+    /// Netlink, sysctls of the network, and iptables, which opens a raw socket. [`limit_programs`]
+    /// takes `SETPCAP`.
     pub(crate) const NETWORK: Self = Self::of(&[NET_ADMIN, NET_RAW, SETPCAP]);
     /// A verb about a pod: a network namespace below `/proc/PID` can only be looked at by what may trace
     /// that process.
     pub(crate) const POD: Self = Self::NETWORK.and(Self::of(&[SYS_PTRACE]));
-    /// A conflist keeps its owner, mode and security label, whose folder may have another owner.
+    /// A command that reads a file of another user, which an operator names.
+    pub(crate) const TOOL: Self = Self::NETWORK.and(Self::of(&[DAC_READ_SEARCH]));
+    /// A file that is written where the operator says.
+    pub(crate) const WRITES: Self = Self::of(&[DAC_OVERRIDE]);
+    /// A conflist keeps its owner, mode and security label, and its folder may have another owner.
     pub(crate) const CONFLIST: Self =
-        Self::NETWORK.and(Self::of(&[CHOWN, DAC_OVERRIDE, FOWNER, SYS_ADMIN]));
+        Self::TOOL.and(Self::WRITES).and(Self::of(&[CHOWN, FOWNER, SYS_ADMIN]));
     /// To find a socket's process, and BPF programs.
     pub(crate) const SEARCH: Self =
-        Self::NETWORK.and(Self::of(&[DAC_READ_SEARCH, SYS_PTRACE, SYS_ADMIN, PERFMON, BPF]));
+        Self::TOOL.and(Self::of(&[SYS_PTRACE, SYS_ADMIN, PERFMON, BPF]));
     /// tracefs, mounted in a namespace of its own.
-    pub(crate) const TRACE: Self = Self::NETWORK.and(Self::of(&[DAC_READ_SEARCH, SYS_ADMIN]));
+    pub(crate) const TRACE: Self = Self::TOOL.and(Self::of(&[SYS_ADMIN]));
     /// What iptables and nft need. They load modules of the kernel.
     const PROGRAMS: Self = Self::of(&[NET_ADMIN, NET_RAW, SYS_MODULE]);
 
@@ -56,7 +61,7 @@ impl Capabilities {
         Self(bits)
     }
 
-    const fn and(self, other: Self) -> Self {
+    pub(crate) const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
@@ -82,26 +87,29 @@ struct Data {
     inheritable: u32,
 }
 
-/// Gives up all capabilities of this thread, and of those that it starts, but these. Where the kernel
-/// refuses that, all stay.
+/// Gives up all capabilities of this thread, and of those that it starts, but these. Where it has
+/// fewer, it keeps what it has of them. A user without root keeps all.
 pub(crate) fn keep(wanted: Capabilities) {
     // The usual case costs one system call: a runtime's plugins have all.
-    if set(wanted) == Err(Errno::EPERM) {
+    if set(wanted) == Err(Errno::EPERM) && geteuid().is_root() {
         if let Ok(has) = permitted() {
             let _ = set(Capabilities(wanted.0 & has.0));
         }
     }
 }
 
-/// Keeps the programs that this process starts from taking more, as those of root would.
-pub(crate) fn bound() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        for number in NUMBERS.filter(|number| !Capabilities::PROGRAMS.has(*number)) {
-            // SAFETY: the call reads numbers only.
-            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) };
-        }
-    });
+/// Limits the capabilities of programs that this thread starts: those of root would get all.
+pub(crate) fn limit_programs() {
+    thread_local! {
+        static IS_LIMITED: Cell<bool> = const { Cell::new(false) };
+    }
+    if IS_LIMITED.replace(true) {
+        return;
+    }
+    for number in NUMBERS.filter(|number| !Capabilities::PROGRAMS.has(*number)) {
+        // SAFETY: the call reads numbers only.
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) };
+    }
 }
 
 fn set(wanted: Capabilities) -> nix::Result<()> {

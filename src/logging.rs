@@ -63,7 +63,12 @@ impl log::Log for Logger {
             return;
         };
         if file.is_none() {
-            *file = open(path).ok();
+            *file = open(path)
+                .inspect_err(|error| {
+                    let _ =
+                        writeln!(io::stderr().lock(), "write the log {}: {error}", path.display());
+                })
+                .ok();
         }
         // One write to a line: calls in parallel append to the same file. A log that can't be
         // written must not fail a pod.

@@ -2,7 +2,7 @@
 //! a plain file is read, none is waited for, and none is read beyond a limit.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Read as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
@@ -35,30 +35,28 @@ pub(crate) fn open(path: &Path, links: Links) -> io::Result<File> {
         Links::Followed => {}
         Links::Refused => flags |= libc::O_NOFOLLOW,
     }
-    OpenOptions::new().read(true).custom_flags(flags).open(path)
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(no_plain_file()) }
 }
 
 fn no_plain_file() -> io::Error {
-    io::Error::new(ErrorKind::InvalidInput, "not a plain file")
+    io::Error::new(ErrorKind::InvalidInput, "not a plain file: write it to one")
 }
 
 /// Reads a plain file of up to `most` bytes.
 /// Error: `InvalidInput` for what is another kind of file, `FileTooLarge` for a longer one.
 pub(crate) fn read(path: &Path, most: u64, links: Links) -> io::Result<Vec<u8>> {
     let file = open(path, links)?;
-    let found = file.metadata()?;
-    if !found.is_file() {
-        return Err(no_plain_file());
-    }
+    let length = file.metadata()?.len();
     let too_long = || {
         let text = format!("longer than {most} bytes");
         io::Error::new(ErrorKind::FileTooLarge, text)
     };
-    if found.len() > most {
+    if length > most {
         return Err(too_long());
     }
     // Files of /proc have the length 0.
-    let mut bytes = Vec::with_capacity(usize::try_from(found.len()).unwrap_or(0) + 1);
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 1);
     file.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most { Err(too_long()) } else { Ok(bytes) }
 }
@@ -81,6 +79,11 @@ pub(crate) fn is_damaged(error: &io::Error) -> bool {
     );
     // A link, and a socket.
     by_kind || matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO))
+}
+
+/// Makes a file with this text, in the way of [`create`].
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    create(path, MODE)?.write_all(bytes)
 }
 
 /// Makes a temporary file, which only its owner may read. One that a killed call has left makes

@@ -75,8 +75,8 @@ async fn connection(stream: TcpStream, names: Arc<Vec<String>>, answers: Answers
     let _ = timeout(PATIENCE, server.serve_connection(TokioIo::new(stream), service)).await;
 }
 
-/// Whether a client may ask by this `Host`: a page of a browser on the node could make its own name
-/// lead here and read what is answered.
+/// Whether a client may ask by this `Host`. A web page could point its own domain at this address, and
+/// have a browser on the node read the answers.
 fn is_known(host: Option<&str>, names: &[String]) -> bool {
     // HTTP/1.0 needs none, and no browser sends that.
     let Some(host) = host else { return true };
@@ -87,6 +87,7 @@ fn is_known(host: Option<&str>, names: &[String]) -> bool {
         Some((name, port)) if port.parse::<u16>().is_ok() => name,
         _ => host,
     };
+    let name = name.strip_suffix('.').unwrap_or(name);
     let address = name.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(name);
     address.parse::<IpAddr>().is_ok() || names.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
@@ -125,7 +126,7 @@ mod tests {
         let names = ["localhost".to_owned(), "node-1".to_owned()];
         let known = |host: &str| is_known(Some(host), &names);
         for host in
-            ["127.0.0.1:9617", "[::1]:9617", "[::1]", "10.0.0.1", "localhost:9617", "Node-1"]
+            ["127.0.0.1:9617", "[::1]:9617", "[::1]", "10.0.0.1", "localhost:9617", "Node-1."]
         {
             assert!(known(host), "{host}");
         }

@@ -90,7 +90,8 @@ fn rules(bundle: &mut Bundle, kernel: &mut Kernel, family: Family) {
         Err(error) => return bundle.miss(&name, error.to_string()),
     };
     let line = |rule: &Rule| {
-        let more = rule.other_selectors && rule.from.is_none() && rule.to.is_none();
+        let is_shown = rule.from.is_some() || rule.to.is_some() || rule.is_inverted;
+        let more = rule.other_selectors && !is_shown;
         format!("{rule}{}\n", if more { " and other selectors" } else { "" })
     };
     let text = found.iter().take(MOST).map(|found| line(&found.rule)).collect();
@@ -205,7 +206,7 @@ fn table_json(table: &Table) -> Value {
 
 /// The table as nft prints it, with counters: the kernel has no words for its rules.
 fn listed() -> Result<Content, String> {
-    capabilities::bound();
+    capabilities::limit_programs();
     let output = Command::new("nft")
         .args(["list", "table", "inet", names::TABLE])
         .stdin(Stdio::null())

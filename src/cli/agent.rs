@@ -87,12 +87,12 @@ fn listen(text: &str) -> Result<Listen, &'static str> {
 }
 
 impl Words {
-    /// One that keeps a conflist needs more than one that does not.
+    /// An agent that keeps a conflist or the plugin in place needs more than one that does not.
     pub(super) fn needs(&self) -> Capabilities {
-        if self.manage_conflist || self.entry.is_some() {
+        if self.manage_conflist || self.entry.is_some() || self.install.is_some() {
             Capabilities::CONFLIST
         } else {
-            Capabilities::NETWORK
+            Capabilities::TOOL
         }
     }
 }

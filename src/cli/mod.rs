@@ -180,7 +180,10 @@ impl From<crate::state::Error> for Failure {
 /// Runs the command that these words ask for; the first of them is the program's name.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> u8 {
     match CommandLine::try_parse_from(words) {
-        Ok(line) => finish(line.command.run()),
+        Ok(line) => {
+            capabilities::keep(line.command.needs());
+            finish(line.command.run())
+        }
         Err(answer) => answer_of_clap(&answer),
     }
 }
@@ -202,7 +205,6 @@ fn answer_of_clap(answer: &clap::Error) -> u8 {
 impl Command {
     /// What it prints, and its exit code.
     fn run(self) -> Result<(String, u8), Failure> {
-        capabilities::keep(self.needs());
         match self {
             Self::Up { config, conf_dir } => {
                 let folder = conf_dir.map(SettingsSource::Folder);
@@ -224,21 +226,23 @@ impl Command {
             Self::Man { folder } => pages::manual(folder.as_deref()).map(|text| (text, 0)),
         }
     }
-}
 
-impl Command {
+    /// The capabilities that it needs.
     fn needs(&self) -> Capabilities {
         match self {
             Self::Up { .. }
             | Self::Down { .. }
             | Self::Status(_)
             | Self::Explain(_)
-            | Self::Attachments(_) => Capabilities::NETWORK,
+            | Self::Attachments(_)
+            | Self::Places(_) => Capabilities::TOOL,
             Self::Agent(words) => words.needs(),
             Self::Conflist(_) | Self::Uninstall(_) => Capabilities::CONFLIST,
-            Self::Doctor(_) | Self::Marks(_) | Self::Bundle(_) => Capabilities::SEARCH,
+            Self::Doctor(_) | Self::Marks(_) => Capabilities::SEARCH,
+            Self::Bundle(_) => Capabilities::SEARCH.and(Capabilities::WRITES),
             Self::Trace(_) => Capabilities::TRACE,
-            Self::Places(_) | Self::Completions { .. } | Self::Man { .. } => Capabilities::NONE,
+            Self::Completions { .. } => Capabilities::NONE,
+            Self::Man { .. } => Capabilities::WRITES,
         }
     }
 }

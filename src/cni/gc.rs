@@ -25,10 +25,8 @@ pub(super) fn gc(request: &Request<'_>) -> Result<(), Failure> {
     for key in gone.collect::<Vec<_>>() {
         failures.extend(teardown::remove(&state, &key, || {}).iter().map(ToString::to_string));
     }
-    // An earlier call was cut short.
-    if state.is_unsettled() {
-        failures.extend(teardown::settle(&state, false).err().iter().map(ToString::to_string));
-    }
+    failures.extend(teardown::settle_rest(&state).err().iter().map(ToString::to_string));
+    failures.dedup();
     if failures.is_empty() {
         return Ok(());
     }

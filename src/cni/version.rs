@@ -101,8 +101,16 @@ fn list(all: &Fields<'_>, key: &str) -> Result<Vec<Value>, Failure> {
 fn convert(all: &Fields<'_>, to: Family, version: &str) -> Result<Value, Failure> {
     let (mut addresses, mut routes) = listed(all)?;
     let (more, their_routes) = single(all)?;
-    addresses.extend(more);
-    routes.extend(their_routes);
+    for address in more {
+        if !addresses.iter().any(|known| known.net == address.net) {
+            addresses.push(address);
+        }
+    }
+    for route in their_routes {
+        if !routes.contains(&route) {
+            routes.push(route);
+        }
+    }
     let mut out = Map::new();
     out.insert("cniVersion".into(), json!(version));
     if to == Family::Single {

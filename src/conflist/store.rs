@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -113,8 +113,7 @@ impl Store {
 
     fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let path = folder.join(name);
-        let write =
-            |temporary: &Path| plain_file::create(temporary, plain_file::MODE)?.write_all(bytes);
+        let write = |temporary: &Path| plain_file::write_new(temporary, bytes);
         let written = atomic_file::replace(&path, &folder.join(TEMPORARY), write);
         written.map_err(Error::at("write", &path))
     }

@@ -106,6 +106,9 @@ fn of_rule(found: &FoundRule, known: &[&Settings]) -> Option<Entry> {
         place: Place::Rule { family: rule.family, priority: rule.priority, inverted },
         hooks: Vec::new(),
         does: Use { mark: Mark::Packet, does, bits: mask, value: Some(value) },
-        comment: Some(format!("{}{rule}", if inverted { "not: " } else { "" })),
+        comment: Some(format!(
+            "{}{rule}",
+            if inverted && !rule.is_inverted { "not: " } else { "" }
+        )),
     })
 }

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::model::{Facts, FoundRule, Route};
 use crate::netlink::{self, Socket, route};
 use crate::plan::diff::Operation;
+use crate::process::{VALUE_MOST, cut};
 
 /// How long a call waits for what others hold, in total.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -201,7 +202,8 @@ pub(crate) fn describe(operation: &Operation, facts: &Facts) -> String {
             changes.iter().map(SetChange::text).collect::<Vec<_>>().join(", ")
         }
         Operation::Mangle(scripts) => {
-            let text = |s: &Script| format!("{} {}: {}", s.variant, s.family, s.what.join(", "));
+            let what = |s: &Script| cut(s.what.join(", "), VALUE_MOST);
+            let text = |s: &Script| format!("{} {}: {}", s.variant, s.family, what(s));
             scripts.iter().map(text).collect::<Vec<_>>().join("; ")
         }
         Operation::RemoveEmpty(family, chains) => {

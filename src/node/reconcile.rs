@@ -81,6 +81,7 @@ impl Node {
         let record = self.record()?;
         let previous = others_of(record.as_ref(), settings);
         let owned: Vec<&Settings> = std::iter::once(&*settings).chain(&previous).collect();
+        let unsettled = self.state.unsettled();
         let (mut facts, unreadable) = self.observe(&owned, record.as_ref())?;
         if may_resolve {
             self.resolve_routers(&mut facts, settings)?;
@@ -132,7 +133,7 @@ impl Node {
             questions: plan.proof.clone(),
             ordinary: ordinary.map_err(Error::kernel("ask where packets go"))?,
         })?;
-        self.state.set_settled()?;
+        self.state.settle(unsettled)?;
         Ok(Round::Settled(plan))
     }
 

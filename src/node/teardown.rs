@@ -1,5 +1,7 @@
 //! The end of node state: with the last pod, unless something holds it.
 
+use std::time::Duration;
+
 use super::{IMPATIENCE, Node};
 use crate::backend::iptables::node_set;
 use crate::backend::iptables::set_diff::SetChange;
@@ -59,21 +61,34 @@ pub(crate) fn remove(state: &State, key: &Key, start_log: impl Fn()) -> Vec<Erro
     });
     let idle = state.is_idle().unwrap_or(false);
     // A node that never had a pod gets no directory by a DEL.
-    let settles = (idle || had_own_settings || state.is_unsettled()) && state.exists();
+    let is_due = idle || had_own_settings;
+    let settles = (is_due || state.unsettled().is_some()) && state.exists();
     if settles || !failures.is_empty() {
         start_log();
     }
     if settles {
-        failures.extend(settle(state, idle).err());
+        // What an earlier call has left can wait for a later one.
+        let patience = if is_due { IMPATIENCE } else { Duration::ZERO };
+        failures.extend(settle(state, idle, patience).err());
     }
     failures
 }
 
-/// Brings the kernel to what the attachments that are left say, without a long wait for another
-/// process.
-pub(crate) fn settle(state: &State, idle: bool) -> Result<(), Error> {
+/// Completes what an earlier call has left. Another process that has the lock does so, too.
+pub(crate) fn settle_rest(state: &State) -> Result<(), Error> {
+    if state.unsettled().is_none() {
+        return Ok(());
+    }
+    match settle(state, false, IMPATIENCE) {
+        Err(Error::Busy { .. } | Error::XtablesLock { .. }) => Ok(()),
+        settled => settled,
+    }
+}
+
+/// Brings the kernel to what the attachments that are left say.
+fn settle(state: &State, idle: bool, patience: Duration) -> Result<(), Error> {
     let mut node = Node::of(state.clone())?;
-    let lock = node.lock_within(IMPATIENCE)?;
+    let lock = node.lock_within(patience)?;
     if idle && node.tear_down_if_idle(&lock)? {
         return Ok(());
     }

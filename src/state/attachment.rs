@@ -5,15 +5,18 @@
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
+use std::fs;
 use std::hash::Hasher as _;
 use std::net::IpAddr;
 use std::ops::Not;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Error, State, folder, has_prefix, is_there, no_folder_is_none};
 use crate::hash::Fnv;
+use crate::plain_file;
 
 /// Raised when the content of an attachment's file changes so that older releases misread it.
 const VERSION: u64 = 1;
@@ -202,29 +205,37 @@ impl State {
         Ok(before)
     }
 
-    /// Removes a file of own settings: whether there was one. What the kernel has of them goes with the
-    /// next reconcile, also where this call is killed before: no ADD is ready until then, and every DEL
-    /// and GC looks.
+    /// Removes a file of own settings: whether there was one. A call that is killed here leaves a mark:
+    /// until a reconcile no ADD takes the fast path, and every DEL and GC reconciles.
     fn remove_own(&self, path: &Path) -> Result<bool, Error> {
         if !is_there(path) {
             return Ok(false);
         }
         // A full disk must not keep the pod's settings.
-        let noted = self.write("", UNSETTLED, "").and_then(|()| self.unset_ready());
-        if let Err(error) = noted {
-            log::warn!("{error}");
+        for noted in [self.set_unsettled(), self.unset_ready()] {
+            noted.unwrap_or_else(|error| log::warn!("{error}"));
         }
         Self::remove(path)
     }
 
-    /// Whether the kernel may have settings of a pod that has gone.
-    pub(crate) fn is_unsettled(&self) -> bool {
-        is_there(&self.path(&[UNSETTLED]))
+    fn set_unsettled(&self) -> Result<(), Error> {
+        let path = self.path(&[UNSETTLED]);
+        plain_file::create(&path, plain_file::MODE).map(drop).map_err(Error::at("make", &path))
     }
 
-    /// Says that it has none.
-    pub(crate) fn set_settled(&self) -> Result<(), Error> {
-        Self::remove(&self.path(&[UNSETTLED])).map(drop)
+    /// The mark that the kernel may have settings of a pod that has gone; each is another one.
+    pub(crate) fn unsettled(&self) -> Option<(u64, i64, i64)> {
+        let found = fs::symlink_metadata(self.path(&[UNSETTLED])).ok()?;
+        Some((found.ino(), found.ctime(), found.ctime_nsec()))
+    }
+
+    /// Ends what a mark says, if it is this one: after a later one no ADD may be ready.
+    pub(crate) fn settle(&self, mark: Option<(u64, i64, i64)>) -> Result<(), Error> {
+        match self.unsettled() {
+            None => Ok(()),
+            now if now == mark => Self::remove(&self.path(&[UNSETTLED])).map(drop),
+            Some(_) => self.unset_ready(),
+        }
     }
 
     /// Removes an attachment: whether it had settings of its own.

@@ -25,7 +25,7 @@ mod record;
 
 use std::fmt;
 use std::fs::{self, DirBuilder};
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
@@ -94,7 +94,7 @@ impl State {
     /// Writes a file so that a reader sees all of it or none.
     fn write(&self, folder: &str, name: &str, content: &str) -> Result<(), Error> {
         self.place(folder, name, |temporary, path| {
-            plain_file::create(temporary, plain_file::MODE)?.write_all(content.as_bytes())?;
+            plain_file::write_new(temporary, content.as_bytes())?;
             plain_file::put(temporary, path)
         })
     }
@@ -102,7 +102,7 @@ impl State {
     /// The same; what stood in the file before, if there was one.
     fn replace(&self, folder: &str, name: &str, content: &str) -> Result<Option<String>, Error> {
         self.place(folder, name, |temporary, path| {
-            plain_file::create(temporary, plain_file::MODE)?.write_all(content.as_bytes())?;
+            plain_file::write_new(temporary, content.as_bytes())?;
             match renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {
                 Ok(()) => Ok(None),
                 // Some file systems can't tell.
@@ -144,19 +144,25 @@ impl State {
 
     /// Makes a folder of the state, which only root may open. Another kind of file makes room.
     fn make_folder(&self, folder: &str) -> Result<(), Error> {
-        let make = |path: &Path| {
-            let made = DirBuilder::new().mode(plain_file::FOLDER_MODE).create(path);
-            match made {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists && is_folder(path) => Ok(()),
-                made => made,
-            }
+        let builder = || {
+            let mut builder = DirBuilder::new();
+            builder.mode(plain_file::FOLDER_MODE);
+            builder
         };
-        let above = self.dir.parent().map_or(Ok(()), fs::create_dir_all);
-        above.map_err(Error::at("make the folder of", &self.dir))?;
-        for path in [self.dir.clone(), self.path(&[folder])] {
-            plain_file::with_room(&path, make).map_err(Error::at("make", &path))?;
+        // A link to a folder of the operator's stays.
+        if !self.dir.is_dir() {
+            let make = |path: &Path| builder().recursive(true).create(path);
+            plain_file::with_room(&self.dir, make).map_err(Error::at("make", &self.dir))?;
         }
-        Ok(())
+        let path = self.path(&[folder]);
+        if folder.is_empty() || is_folder(&path) {
+            return Ok(());
+        }
+        let make = |path: &Path| match builder().create(path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && is_folder(path) => Ok(()),
+            made => made,
+        };
+        plain_file::with_room(&path, make).map_err(Error::at("make", &path))
     }
 
     /// Reads a file; none where there is none. One that is damaged counts as empty.
@@ -268,6 +274,11 @@ impl State {
     }
 }
 
+/// Whether a file or a link is in the place of a folder.
+fn is_no_folder(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotADirectory || error.raw_os_error() == Some(libc::ELOOP)
+}
+
 fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
@@ -285,7 +296,7 @@ fn has_prefix(path: &Path, prefix: &str) -> bool {
 /// None for a folder that is not there, or is no folder.
 fn no_folder_is_none<T>(listed: io::Result<T>) -> io::Result<Option<T>> {
     match listed {
-        Err(error) if plain_file::is_damaged(&error) => Ok(None),
+        Err(error) if is_no_folder(&error) => Ok(None),
         listed => absent_is_none(listed),
     }
 }

@@ -168,7 +168,7 @@ impl State {
         let open = plain_file::open(&path, Links::Refused);
         let touched = open.and_then(|file| file.set_modified(SystemTime::now()));
         if touched.as_ref().is_err_and(plain_file::is_damaged) {
-            return Ok(());
+            return Self::remove(&path).map(drop);
         }
         absent_is_none(touched).map_err(Error::at("touch", &path)).map(drop)
     }

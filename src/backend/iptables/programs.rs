@@ -24,6 +24,7 @@ use crate::flock::{self, Held};
 use crate::model::{Family, Mangle, PerFamily, Variant, VariantUse};
 use crate::names;
 use crate::plain_file;
+use crate::process::{VALUE_MOST, cut};
 
 /// The lock that all users of iptables-legacy take (`XT_LOCK_NAME`, iptables/xshared.h).
 const LOCK: &str = "/run/xtables.lock";
@@ -180,7 +181,9 @@ impl Programs {
 
     fn change(&self, script: &Script, text: &str, lock: &mut Option<Held>) -> Result<(), Error> {
         let program = needed(script.variant, script.family, "-restore")?;
-        let operation = format!("{}: {}", program.display(), script.what.join(", "));
+        // What it was about must not hide why it failed.
+        let what = cut(script.what.join(", "), VALUE_MOST);
+        let operation = format!("{}: {what}", program.display());
         let failed = |message: String| Error::Iptables { operation: operation.clone(), message };
         loop {
             let mut command = Command::new(&program);
@@ -212,7 +215,7 @@ impl Programs {
         // iptables makes the file where it is missing, and so do we.
         let mut options = File::options();
         options.read(true).append(true).create(true);
-        // Else each process could hold it, too.
+        // A process that can open the file can also lock it.
         let opened = options.mode(plain_file::MODE).custom_flags(libc::O_NONBLOCK).open(LOCK);
         let locked = opened.and_then(|file| flock::lock(file, self.deadline));
         locked.map_err(|error| failed(error.to_string()))?.ok_or_else(|| self.locked_too_long())
@@ -264,7 +267,7 @@ fn has_table(variant: Variant, family: Family, table: &str) -> bool {
 }
 
 fn needed(variant: Variant, family: Family, suffix: &str) -> Result<PathBuf, Error> {
-    capabilities::bound();
+    capabilities::limit_programs();
     program(variant, family, suffix).ok_or_else(|| Error::Iptables {
         operation: format!("find {}{suffix}", name(variant, family)),
         message: "there is no such program in PATH or in the usual places".into(),

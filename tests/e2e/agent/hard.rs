@@ -169,8 +169,9 @@ fn memory_and_descriptors_stay_flat() {
     assert!(open_after <= open_before, "{open_before} descriptors grew to {open_after}");
 }
 
-/// Bits of `CapPrm` that an agent without a conflist keeps: `NET_ADMIN`, `NET_RAW`, and `SETPCAP`.
-const KEPT: u64 = 1 << 12 | 1 << 13 | 1 << 8;
+/// Bits of `CapPrm` that an agent without a conflist keeps: `NET_ADMIN`, `NET_RAW`, `SETPCAP` and
+/// `DAC_READ_SEARCH`.
+const KEPT: u64 = 1 << 12 | 1 << 13 | 1 << 8 | 1 << 2;
 
 #[test]
 fn capabilities_that_are_not_needed_are_given_up() {
