@@ -13,6 +13,8 @@ use super::wire::Wire;
 
 /// No queue of the kernel is full with these and with what they lead to.
 const AT_ONCE: usize = 400;
+/// What they lead to is nobody's business here.
+const ROUNDS: u64 = 2;
 
 /// Where the node led a packet, the worst comes last.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -105,7 +107,7 @@ impl<'a> Fates<'a> {
                 packet
             })
             .collect();
-        self.wire.deliver(port.ns, port.name, &port.mac, &stamped);
+        self.wire.deliver((port.ns, port.name, &port.mac), &stamped, ROUNDS);
         let noted = self.noted();
         let fate = |number: u64| match noted.get(&number) {
             None => Fate::Dropped,

@@ -77,7 +77,7 @@ impl<'a> Wire<'a> {
     /// they led to.
     pub(crate) fn send(&self, nic: &str, packets: &[Vec<u8>]) -> Seen {
         let (arrived, before) = (self.counter("arrived"), self.seen());
-        self.deliver(&self.router.ns, nic, self.router.peer_mac(nic), packets);
+        self.deliver((&self.router.ns, nic, self.router.peer_mac(nic)), packets, ROUNDS);
         let sent = u64::try_from(packets.len()).expect("few packets");
         assert_eq!(self.counter("arrived"), arrived + sent, "forged packets came in by {nic}");
         let now = self.seen();
@@ -85,8 +85,13 @@ impl<'a> Wire<'a> {
     }
 
     /// The same by an interface of any namespace, to this hardware address of the node. The kernel may drop some before
-    /// the probe.
-    pub(super) fn deliver(&self, from: &Netns, port: &str, mac: &str, packets: &[Vec<u8>]) {
+    /// the probe. One round shows that the node has done with them, and more that it has with what they led to.
+    pub(super) fn deliver(
+        &self,
+        (from, port, mac): (&Netns, &str, &str),
+        packets: &[Vec<u8>],
+        rounds: u64,
+    ) {
         from.run(|| {
             stay_on_one_processor();
             let wire = packet_socket();
@@ -94,7 +99,7 @@ impl<'a> Wire<'a> {
                 put(&wire, port, mac, packet);
             }
             let seen = self.counter("marker");
-            for round in 1..=ROUNDS {
+            for round in 1..=rounds {
                 put(&wire, port, mac, &forge::marker());
                 self.await_marker(seen + round);
             }
