@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BPF, FLOWTABLE, Finding, IPVS, NOTRACK, Severity};
+use super::{BPF, EARLY_CHECK, FLOWTABLE, Finding, IPVS, NOTRACK, Severity};
 
 /// Rules that exempt requests from connection tracking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -107,6 +107,31 @@ pub(crate) fn of_untracked(by_chain: &BTreeMap<String, Exempted>) -> Vec<Finding
     by_chain.iter().map(finding).collect()
 }
 
+/// A finding for each chain that checks the way back of requests before symroute marks them, with the uplinks and
+/// families. The key is its table and its name.
+pub(crate) fn of_checks(by_chain: &BTreeMap<String, BTreeSet<String>>) -> Vec<Finding> {
+    let finding = |(place, requests): (&String, &BTreeSet<String>)| {
+        Finding {
+        id: EARLY_CHECK,
+        severity: Severity::Warning,
+        what: format!(
+            "a rule checks the way back before symroute marks requests: {}",
+            requests.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+        ),
+        evidence: vec![
+            format!("{place}: a rule with \"fib saddr . iif\""),
+            "it knows the node's own routing alone, and drops requests whose replies symroute sends \
+             by another NIC than that"
+                .into(),
+        ],
+        remedy: "switch that check off for the uplinks (firewalld: IPv6_rpfilter=no in \
+                 firewalld.conf), or an iptables backend, which marks before most such checks"
+            .into(),
+    }
+    };
+    by_chain.iter().map(finding).collect()
+}
+
 /// A note for each flowtable that uplinks feed.
 pub(crate) fn of_flowtables(flowtables: &[Flowtable], uplinks: &[Nic<'_>]) -> Vec<Finding> {
     let finding = |flowtable: &Flowtable| {
@@ -163,6 +188,14 @@ mod tests {
         let found = of_untracked(&[("iptables raw, PREROUTING".to_owned(), exempted)].into());
         assert_eq!(found[0].what, "a rule keeps UDP requests by eth0 and eth1 from being tracked");
         assert!(found[0].evidence[0].starts_with("iptables raw, PREROUTING: "));
+    }
+
+    #[test]
+    fn early_checks_are_named_with_their_chain() {
+        let place = "nftables inet firewalld, mangle_PREROUTING".to_owned();
+        let found = of_checks(&[(place, ["IPv6 by eth1".to_owned()].into())].into());
+        assert!(found[0].what.ends_with("requests: IPv6 by eth1"), "{}", found[0].what);
+        assert!(found[0].evidence[0].starts_with("nftables inet firewalld, mangle_PREROUTING: "));
     }
 
     #[test]

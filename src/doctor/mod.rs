@@ -51,7 +51,7 @@ pub(crate) struct Finding {
 
 /// The ids of all findings.
 #[cfg(test)]
-pub(crate) const IDS: [&str; 25] = [
+pub(crate) const IDS: [&str; 26] = [
     REFUSED,
     RP_FILTER,
     ELSEWHERE,
@@ -68,6 +68,7 @@ pub(crate) const IDS: [&str; 25] = [
     TPROXY,
     TUNNEL,
     NOTRACK,
+    EARLY_CHECK,
     FLOWTABLE,
     IPVS,
     LEGACY,
@@ -95,6 +96,7 @@ const MARK_UNSEEN: &str = "mark-unseen";
 const TPROXY: &str = "tproxy";
 const TUNNEL: &str = "tunnel-drops";
 const NOTRACK: &str = "notrack";
+const EARLY_CHECK: &str = "early-source-check";
 const FLOWTABLE: &str = "flowtable";
 const LEGACY: &str = "legacy-rules";
 const VALID_MARK: &str = "src-valid-mark";

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use super::ask::Asker;
 use super::{Answers, Chosen, Departure, Ending, LostAnswer, Packet, Side, ending};
+use crate::backend::Marker;
+use crate::backend::nftables::base_chains::{MANGLE, PREROUTING};
 use crate::error::Error;
 use crate::model::{Family, Link};
 use crate::netfilter::walk::{NewAddress, Outcome};
@@ -224,6 +226,16 @@ impl Asker<'_> {
     pub(crate) fn untracking(&self, packet: &Packet) -> BTreeSet<String> {
         let arriving = self.in_hook(packet, Some(packet.link), None, (0, 0), false);
         self.netfilter.untracking(arriving, &self.view.facts)
+    }
+
+    /// The rules that check the way back of a request before symroute marks it: table and chain of each.
+    pub(crate) fn checking(&self, packet: &Packet) -> BTreeSet<String> {
+        let by = match self.view.plan.marker() {
+            Marker::Nftables => PREROUTING,
+            Marker::Iptables(_) => MANGLE,
+        };
+        let arriving = self.in_hook(packet, Some(packet.link), None, (0, 0), false);
+        self.netfilter.checking(arriving, &self.view.facts, by)
     }
 
     /// Whether a way leads out of the node.

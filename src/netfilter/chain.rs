@@ -3,7 +3,10 @@
 
 use super::sets::bytes;
 use super::walk::{DEPTH, Local, Nat, NewAddress, OUTCOMES, Outcome};
-use super::{Bound, Chain, Condition, Hook, Interface, Match, Packet, Part, Rule, Table, Target};
+use super::{
+    Bound, Chain, Condition, Hook, Interface, Match, Packet, Part, Rule, SOURCE_CHECK, Table,
+    Target,
+};
 use crate::model::MarkMatch;
 
 /// How a chain ends.
@@ -70,7 +73,8 @@ impl Walk<'_> {
                     Fits::No => return paths.next.push(outcome),
                     Fits::Perhaps => paths.next.push(outcome.clone()),
                     Fits::Unknown(why) => {
-                        if rule.0[at..].iter().any(|part| self.changes(part, DEPTH)) {
+                        let changes = || rule.0[at..].iter().any(|part| self.changes(part, DEPTH));
+                        if why == SOURCE_CHECK || changes() {
                             self.note(chain, &mut outcome, &why);
                         }
                         return paths.next.push(outcome);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Condition, Field, Loaded, Match, Mix, Part, Rule, Set, Target};
+use super::{Condition, Field, Loaded, Match, Mix, Part, Rule, SOURCE_CHECK, Set, Target};
 use crate::model::Family;
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{attrs, be_i32_at, be32_at, find, ip, string, u16_at, u32_at};
@@ -237,10 +237,12 @@ impl Reader<'_> {
     }
 
     fn fib(&mut self, data: &[u8]) -> Option<()> {
+        const CHECK: u32 = NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF;
         let is_kind = number(data, NFTA_FIB_RESULT)? == NFT_FIB_RESULT_ADDRTYPE;
         let value = match number(data, NFTA_FIB_FLAGS)? {
             NFTA_FIB_F_DADDR if is_kind => of(Field::ToKind),
             NFTA_FIB_F_SADDR if is_kind => of(Field::FromKind),
+            flags if !is_kind && flags & CHECK == CHECK => Value::Unknown(SOURCE_CHECK.into()),
             _ => Value::Unknown("fib".into()),
         };
         self.load(data, NFTA_FIB_DREG, value, 4)

@@ -109,6 +109,9 @@ pub(crate) struct Loaded {
     pub(crate) xor: Vec<u8>,
 }
 
+/// How a rule is called that asks by which interface the way back to the source leads.
+pub(crate) const SOURCE_CHECK: &str = "fib saddr . iif oif";
+
 /// What a rule asks of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Match {

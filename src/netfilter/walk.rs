@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::chain::{End, Walk};
-use super::{Base, Chain, Hook, Packet, Ruleset, Table};
+use super::{Base, Chain, Hook, Packet, Ruleset, SOURCE_CHECK, Table};
 use crate::model::Family;
 use crate::netlink::uapi::NF_IP_PRI_CONNTRACK;
 
@@ -69,6 +69,15 @@ impl Ruleset {
         let is_met = |base: &Base| is_early(*base);
         let outcomes = self.through(Hook::Prerouting, is_met, packet, local).into_iter();
         outcomes.filter(|one| !one.is_dropped).filter_map(|one| one.packet.untracked_by).collect()
+    }
+
+    /// Table and chain of each rule that checks the way back of such a packet before it gets to this priority.
+    pub(crate) fn checking(&self, packet: Packet, local: &dyn Local, by: i32) -> BTreeSet<String> {
+        let is_met = |base: &Base| base.priority < by && !base.is_nat;
+        let outcomes = self.through(Hook::Prerouting, is_met, packet, local).into_iter();
+        let unsure = outcomes.flat_map(|one| one.unsure);
+        let end = format!(": \"{SOURCE_CHECK}\"");
+        unsure.filter_map(|text| text.strip_suffix(&end).map(str::to_owned)).collect()
     }
 
     /// Leads a packet through the base chains of a hook that it meets, in the order of their priority.

@@ -1,13 +1,15 @@
 //! Reads what takes packets past connection tracking or netfilter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use nix::errno::Errno;
 
 use super::{bpf, flowtables};
 use crate::doctor::Finding;
-use crate::doctor::bypass::{Exempted, Nic, of_flowtables, of_ipvs, of_programs, of_untracked};
+use crate::doctor::bypass::{
+    Exempted, Nic, of_checks, of_flowtables, of_ipvs, of_programs, of_untracked,
+};
 use crate::error::Error;
 use crate::explain::Packet;
 use crate::explain::ask::Asker;
@@ -38,6 +40,7 @@ pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
     let uplinks = asker.view.plan.uplinks.iter();
     let uplinks: Vec<_> = uplinks.map(|u| Nic { link: u.link, name: &u.name }).collect();
     let mut found = of_untracked(&exempted(asker));
+    found.extend(of_checks(&checked(asker)));
     found.extend(of_flowtables(&flowtables, &uplinks));
     found.extend(of_programs(&programs, &uplinks));
     // A thread may be in another network namespace than its process.
@@ -64,6 +67,20 @@ fn exempted(asker: &Asker<'_>) -> BTreeMap<String, Exempted> {
                     one.protocols.insert(word);
                 }
             }
+        }
+    }
+    found
+}
+
+/// Which requests to the uplinks' addresses rules check before symroute marks them, by table and chain.
+fn checked(asker: &Asker<'_>) -> BTreeMap<String, BTreeSet<String>> {
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for own in asker.public_addresses().filter(|own| asker.is_uplink(own.link)) {
+        let family = Family::of(own.ip);
+        let request = Packet::plain(OUTSIDE.of(family), own.ip, own.link).to_port(IPPROTO_TCP, ANY);
+        for place in asker.checking(&request) {
+            let words = format!("{family} by {}", asker.facts().link_name(own.link));
+            found.entry(place).or_default().insert(words);
         }
     }
     found

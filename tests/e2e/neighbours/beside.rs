@@ -131,22 +131,8 @@ pub(super) fn bridged_to_client<'a>(scene: &'a Scene, answer: &'a str) -> Flow<'
 
 /// Shows by packets that each does its work beside the other.
 pub(super) fn shown(neighbour: &Neighbour) {
-    shown_but(neighbour, &[]);
-}
-
-/// The same where the neighbour keeps these flows of ours from working, with symroute as without it.
-pub(super) fn shown_but(neighbour: &Neighbour, broken: &[&str]) {
-    let scene = begin(neighbour);
-    let node = &scene.layout.node;
-    let before = Snapshot::take(node);
-    let settings = (neighbour.settings)();
-    for pod in scene.pods() {
-        node.add(&settings, pod);
-    }
-    its_own(neighbour, &scene);
-    let mut ours = scene.ours();
-    ours.retain(|flow| !broken.contains(&flow.name.as_str()));
-    assert_all_work(&ours);
+    let (scene, before) = together(neighbour);
+    assert_all_work(&scene.ours());
     end(neighbour, &scene, &before);
     println!("neighbour {}: shown by packets", neighbour.name);
 }
@@ -154,23 +140,45 @@ pub(super) fn shown_but(neighbour: &Neighbour, broken: &[&str]) {
 /// Shows that symroute names the neighbour's part which stands in the way of these flows of ours. `words`: of a
 /// finding of `doctor`.
 pub(super) fn found(neighbour: &Neighbour, broken: &[&str], words: &[&str]) {
-    let scene = begin(neighbour);
-    let node = &scene.layout.node;
-    let before = Snapshot::take(node);
-    let settings = (neighbour.settings)();
-    for pod in scene.pods() {
-        node.add(&settings, pod);
-    }
-    its_own(neighbour, &scene);
+    let (scene, before) = together(neighbour);
     assert_only_these_fail(&scene.ours(), broken);
-    let config = plugin_object(node, &settings);
+    assert_doctor_says(neighbour, &scene, words);
+    end(neighbour, &scene, &before);
+    println!("neighbour {}: found by name", neighbour.name);
+}
+
+/// The same where `explain` can't know it: the neighbour's rule asks something that it does not understand.
+pub(super) fn found_by_doctor(neighbour: &Neighbour, broken: &str, words: &[&str]) {
+    let (scene, before) = together(neighbour);
+    let (lost, ours): (Vec<_>, Vec<_>) =
+        scene.ours().into_iter().partition(|flow| flow.name == broken);
+    assert_eq!(lost.len(), 1, "there is a flow {broken:?}");
+    assert_all_work(&ours);
+    assert_doctor_says(neighbour, &scene, words);
+    end(neighbour, &scene, &before);
+    println!("neighbour {}: found by name", neighbour.name);
+}
+
+fn assert_doctor_says(neighbour: &Neighbour, scene: &Scene, words: &[&str]) {
+    let node = &scene.layout.node;
+    let config = plugin_object(node, &(neighbour.settings)());
     let ran = node.symroute(&["doctor", "--for", "0s", "--config", &config]);
     assert_eq!(ran.code, Some(4), "{}", ran.stdout);
     for word in words {
         assert!(ran.stdout.contains(word), "{word:?} in {}", ran.stdout);
     }
-    end(neighbour, &scene, &before);
-    println!("neighbour {}: found by name", neighbour.name);
+}
+
+/// The node with both, and how it was with the neighbour alone, whose flows go on.
+fn together(neighbour: &Neighbour) -> (Scene, Snapshot) {
+    let scene = begin(neighbour);
+    let before = Snapshot::take(&scene.layout.node);
+    let settings = (neighbour.settings)();
+    for pod in scene.pods() {
+        scene.layout.node.add(&settings, pod);
+    }
+    its_own(neighbour, &scene);
+    (scene, before)
 }
 
 /// What the neighbour is there for works, and what it refuses does not.

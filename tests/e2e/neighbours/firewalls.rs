@@ -1,6 +1,6 @@
 //! firewalld: zones, and its own check of the way back over IPv6.
 
-use super::beside::{Neighbour, Scene, both_nics, shown, shown_but};
+use super::beside::{Neighbour, Scene, both_nics, found_by_doctor, shown};
 use crate::lab::backend::Backend;
 use crate::lab::flows::{BASELINE, Flow};
 use crate::lab::traffic::{Proto, ask};
@@ -44,8 +44,8 @@ fn firewalld() {
     shown(&Neighbour { name: "firewalld", make, own: over_tcp, refuses, settings: both_nics });
 }
 
-/// Its check gets a request before nftables marks it, and drops it as it does without symroute. iptables marks before
-/// the check.
+/// Its check gets a request before nftables marks it, and drops it as it does without symroute: `doctor` names it.
+/// iptables marks before the check.
 #[test]
 fn firewalld_with_ipv6_rpfilter() {
     let make: fn(&mut Scene) = |scene| {
@@ -69,7 +69,8 @@ fn firewalld_with_ipv6_rpfilter() {
     if Backend::of_run().is_iptables() {
         shown(&neighbour);
     } else {
-        shown_but(&neighbour, &["host on eth1 over IPv6"]);
+        let words = ["early-source-check", "IPv6 by eth1", "nftables inet firewalld"];
+        found_by_doctor(&neighbour, "host on eth1 over IPv6", &words);
     }
 }
 
