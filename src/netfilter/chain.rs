@@ -1,6 +1,8 @@
 //! Leads a packet through the chains of a table, as `nft_do_chain` (`net/netfilter/nf_tables_core.c`) and
 //! `ipt_do_table` (`net/ipv4/netfilter/ip_tables.c`) do.
 
+use std::cell::Cell;
+
 use super::sets::bytes;
 use super::walk::{DEPTH, Local, Nat, NewAddress, OUTCOMES, Outcome};
 use super::{
@@ -33,6 +35,8 @@ pub(super) struct Walk<'a> {
     pub(super) hook: Hook,
     /// Whether conntrack has not seen the packet yet (`nft_notrack_eval`, `xt_ct_target`).
     pub(super) is_early: bool,
+    /// How many more rules are followed.
+    pub(super) left: Cell<u32>,
 }
 
 impl Walk<'_> {
@@ -66,6 +70,10 @@ impl Walk<'_> {
         depth: usize,
         paths: &mut Paths,
     ) {
+        if !self.one_more() {
+            self.note(chain, &mut outcome, "more rules in all than can be followed");
+            return paths.next.push(outcome);
+        }
         for (at, part) in rule.0.iter().enumerate() {
             match part {
                 Part::If(condition) => match self.judge(condition, &outcome.packet) {
@@ -87,6 +95,13 @@ impl Walk<'_> {
             }
         }
         paths.next.push(outcome);
+    }
+
+    /// Whether another rule is followed.
+    fn one_more(&self) -> bool {
+        let left = self.left.get();
+        self.left.set(left.saturating_sub(1));
+        left > 0
     }
 
     /// Notes a part of a rule that was passed over.
@@ -201,6 +216,8 @@ impl Walk<'_> {
             Target::Nothing | Target::Symroute | Target::Return | Target::Accept | Target::Drop => {
                 false
             }
+            // One that can't be followed may.
+            Target::Jump(_) | Target::Goto(_) if !self.one_more() => true,
             Target::Jump(name) | Target::Goto(name) => {
                 let called = self.table.chains.get(name).filter(|_| depth > 0);
                 let mut parts = called.iter().flat_map(|chain| &chain.rules).flat_map(|r| &r.0);

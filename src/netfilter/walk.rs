@@ -1,5 +1,6 @@
 //! Leads a packet through the base chains of a hook, as `nf_hook_slow` (`net/netfilter/core.c`) does.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -12,6 +13,9 @@ use crate::netlink::uapi::NF_IP_PRI_CONNTRACK;
 pub(super) const OUTCOMES: usize = 64;
 /// Chains that call each other at most (`NFT_JUMP_STACK_SIZE`).
 pub(super) const DEPTH: usize = 16;
+/// Rules that a packet meets in a base chain at most, all outcomes together. A node with ten thousand Services has
+/// fewer. Chains that call the next one many times each would have more than can be followed. A target of fuzzing walks sixty times for each input.
+const RULES: u32 = if cfg!(fuzzing) { 1 << 12 } else { 1 << 20 };
 
 /// A change of an address, and which rule makes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +112,7 @@ impl Ruleset {
             outcomes = through;
             for outcome in going {
                 let is_early = chain.base.is_some_and(is_early);
-                let walk = Walk { table, local, hook, is_early };
+                let walk = Walk { table, local, hook, is_early, left: Cell::new(RULES) };
                 let drops = chain.base.is_some_and(|base| base.drops);
                 let reroutes = chain.base.is_some_and(|base| base.reroutes);
                 for (mut outcome, end) in walk.chain(name, chain, outcome, DEPTH) {
@@ -191,6 +195,23 @@ mod tests {
     fn walk(text: &str, hook: Hook, packet: Packet, is_first: bool) -> Vec<Outcome> {
         let tables = parse("iptables", Family::V4, text);
         Ruleset { tables, ..Ruleset::default() }.walk(hook, packet, is_first, &Node)
+    }
+
+    /// As the kernel would follow them, but for how long: 8 to the power of 15.
+    #[test]
+    fn chains_that_call_each_other_too_often_are_not_followed_to_the_end() {
+        let call = |at: u32| format!("-A C{at} -j C{}\n", at + 1).repeat(8);
+        let calls: String = (0..15).map(call).collect();
+        for last in ["-A C15 -j MARK --set-xmark 0x1/0x1", "-A C15 --unknown x -j RETURN"] {
+            let first = "-A PREROUTING --unknown y -j C0\n-A PREROUTING -j C0";
+            let text =
+                format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{first}\n{calls}{last}\nCOMMIT\n");
+            let outcomes = walk(&text, Hook::Prerouting, packet("10.21.0.10", 80), true);
+            assert!(
+                outcomes[0].unsure.iter().any(|text| text.contains("rules in all")),
+                "{outcomes:?}"
+            );
+        }
     }
 
     const SERVICE: &str = "*nat
