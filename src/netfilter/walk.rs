@@ -14,7 +14,8 @@ pub(super) const OUTCOMES: usize = 64;
 /// Chains that call each other at most (`NFT_JUMP_STACK_SIZE`).
 pub(super) const DEPTH: usize = 16;
 /// Rules that a packet meets in a base chain at most, all outcomes together. A node with ten thousand Services has
-/// fewer. Chains that call the next one many times each would have more than can be followed. A target of fuzzing walks sixty times for each input.
+/// fewer. Chains that call the next one many times each would have more than can be followed. Fuzzing leads sixty
+/// packets through each input.
 const RULES: u32 = if cfg!(fuzzing) { 1 << 12 } else { 1 << 20 };
 
 /// A change of an address, and which rule makes it.
