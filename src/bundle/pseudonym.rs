@@ -43,6 +43,9 @@ const KEPT6: [(Ipv6Addr, u8, bool); 8] = [
     (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, true),
 ];
 
+/// How often something is cut off the end of a word that may be an address.
+const CUTS: usize = 4;
+
 /// The pseudonyms of one bundle.
 #[derive(Debug)]
 pub(crate) struct Pseudonyms {
@@ -100,33 +103,45 @@ impl Pseudonyms {
 
     /// A word with what stands for the addresses in it. `length`: of the prefix behind it.
     fn word(&self, word: &str, length: Option<u8>) -> String {
-        if self.kept.iter().any(|kept| kept == word) {
-            return word.into();
-        }
-        if let Some(changed) = self.whole(word, length) {
-            return changed;
-        }
-        // A full stop, or a colon as in "192.0.2.1: no route".
-        let trimmed = word.trim_end_matches('.');
-        let trimmed = trimmed.strip_suffix(':').unwrap_or(trimmed);
-        if trimmed.len() < word.len() && !trimmed.is_empty() {
-            return self.word(trimmed, None) + &word[trimmed.len()..];
-        }
-        if let Some(changed) = self.dashed(word) {
-            return changed;
-        }
-        match word.find(['-', '_', '+']) {
-            Some(at) => {
-                let (first, last) = (&word[..at], &word[at + 1..]);
-                let between = &word[at..=at];
-                self.word_or_nothing(first, None) + between + &self.word_or_nothing(last, length)
+        let (mut out, mut rest) = (String::new(), word);
+        // A word may be as long as the text: each part of it is looked at once.
+        loop {
+            if let Some(changed) = self.known(rest, length) {
+                return out + &changed;
             }
-            None => self.numbers(word, length),
+            // A full stop, or a colon as in "192.0.2.1: no route", or both behind "fd00::".
+            let cuts = std::iter::successors(without_end(rest), |cut| without_end(cut)).take(CUTS);
+            if let Some((cut, changed)) =
+                { cuts }.find_map(|cut| Some((cut, self.known(cut, None)?)))
+            {
+                return out + &changed + &rest[cut.len()..];
+            }
+            if let Some((changed, behind)) = self.dashed(rest) {
+                return out + &changed + behind;
+            }
+            let Some(at) = rest.find(['-', '_', '+']) else {
+                return out + &self.numbers(rest, length.filter(|_| without_end(rest).is_none()));
+            };
+            out += &self.part(&rest[..at]);
+            out += &rest[at..=at];
+            rest = &rest[at + 1..];
+            if rest.is_empty() {
+                return out;
+            }
         }
     }
 
-    fn word_or_nothing(&self, word: &str, length: Option<u8>) -> String {
-        if word.is_empty() { String::new() } else { self.word(word, length) }
+    /// A part of a word without anything that could cut it.
+    fn part(&self, part: &str) -> String {
+        if part.is_empty() { String::new() } else { self.word(part, None) }
+    }
+
+    /// What stands for a word that is to stay, or is an address.
+    fn known(&self, word: &str, length: Option<u8>) -> Option<String> {
+        if self.kept.iter().any(|kept| kept == word) {
+            return Some(word.into());
+        }
+        self.whole(word, length)
     }
 
     /// What stands for a word that is an address.
@@ -147,18 +162,15 @@ impl Pseudonyms {
         Some(format!("enx{}", mac_text(other).replace(':', "")))
     }
 
-    /// "ip-10-0-1-2": clouds name hosts so.
-    fn dashed(&self, word: &str) -> Option<String> {
-        let start = word.find(|c: char| c.is_ascii_digit())?;
-        let before = &word[..start];
-        let is_apart = before.is_empty() || before.ends_with('-');
-        let length = word[start..]
-            .find(|c: char| !c.is_ascii_digit() && c != '-')
-            .unwrap_or(word.len() - start);
-        let found = word[start..start + length].trim_end_matches('-');
-        let ip: Ipv4Addr = found.replace('-', ".").parse().ok().filter(|_| is_apart)?;
+    /// "10-0-1-2" as in "ip-10-0-1-2", which clouds name hosts by; and what stands behind it.
+    fn dashed<'a>(&self, word: &'a str) -> Option<(String, &'a str)> {
+        // An address has no more than 15 characters.
+        let end = word.bytes().take(16).position(|c| !c.is_ascii_digit() && c != b'-');
+        let found = &word[..end.unwrap_or(word.len().min(16))];
+        let found = found.trim_end_matches('-');
+        let ip: Ipv4Addr = found.replace('-', ".").parse().ok()?;
         let other = self.address(ip.into(), None).to_string().replace('.', "-");
-        Some(format!("{before}{other}{}", &word[start + found.len()..]))
+        Some((other, &word[found.len()..]))
     }
 
     /// IPv4 addresses among the other characters of a word, for instance before a port.
@@ -251,7 +263,17 @@ fn prefix_length(rest: &str) -> Option<u8> {
     rest[..end].parse().ok()
 }
 
+/// A word without the stops at its end, or without one colon.
+fn without_end(word: &str) -> Option<&str> {
+    let shorter = word.trim_end_matches('.');
+    let shorter = if shorter.len() < word.len() { shorter } else { shorter.strip_suffix(':')? };
+    (!shorter.is_empty()).then_some(shorter)
+}
+
 fn mac(word: &str, between: &str) -> Option<Mac> {
+    if word.len() != 17 {
+        return None;
+    }
     let bytes: Vec<u8> =
         word.split(between).map(|hex| hex_byte(hex.as_bytes())).collect::<Option<_>>()?;
     bytes.try_into().ok()
@@ -316,6 +338,7 @@ mod tests {
         assert!(mac.starts_with("02:") && mac != "52:54:00:12:34:56", "{mac}");
         for (text, wanted) in [
             ("from 8.8.20.10.", format!("from {v4}.")),
+            ("fd00:1::5.: fd00:1::5-fd00:1::5_x", format!("{v6}.: {v6}-{v6}_x")),
             ("8.8.20.10:80->[fd00:1::5]:443", format!("{v4}:80->[{v6}]:443")),
             ("\"8.8.20.10\",src=8.8.20.10;8.8.20.10: no", format!("\"{v4}\",src={v4};{v4}: no")),
             ("8.8.20.10-8.8.20.10", format!("{v4}-{v4}")),
@@ -329,6 +352,18 @@ mod tests {
         ] {
             assert_eq!(stand_in(text), wanted, "{text}");
         }
+    }
+
+    #[test]
+    fn a_word_may_be_as_long_as_a_log() {
+        let other = of_lab();
+        for part in ["-", "1-", "a_", "aa-", ":", ".", "-:", "1.", "10-0-0-1", "::-"] {
+            let text = part.repeat(64 * 1024 / part.len());
+            assert_eq!(other.text(&text).lines().count(), 1, "{part}");
+        }
+        let (many, v4) = ("-".repeat(1000), other.text("8.8.20.10"));
+        assert_eq!(other.text(&format!("{many}8.8.20.10{many}")), format!("{many}{v4}{many}"));
+        assert_ne!(other.text("fd00:1::."), "fd00:1::.", "an address that ends in colons");
     }
 
     #[test]
