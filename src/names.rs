@@ -93,7 +93,7 @@ pub(crate) const LEFT_OUT_SET: PerFamily<&str> =
 /// In the lasting directory: what install.sh noted of the node's directories.
 pub(crate) const PLACES_NOTE: &str = "places";
 /// Raised whenever the table's shape or its rules change between releases.
-pub(crate) const RULESET_VERSION: u32 = 5;
+pub(crate) const RULESET_VERSION: u32 = 6;
 
 /// Default of `markMask`: bits 8 to 12, which no neighbour uses as conntrack mark by default.
 pub(crate) const MARK_MASK: u32 = 0x1f00;

@@ -103,8 +103,10 @@ fn output(spec: &Spec<'_>) -> Vec<Rule> {
     let connection = [ConntrackMark, ours(spec.field), VerdictMap(names::REPLIES)];
     let mut rules = vec![plain([&[DirectionIs { reply: true }][..], &connection].concat())];
     rules.extend(sent(spec, &[DirectionIs { reply: false }]));
-    // IPVS sends pods' packets through here.
-    let of_pod = [FibType { side: Side::Source, is_local: false }];
+    // IPVS sends pods' packets through here, and clients' requests, which are bound already.
+    let is_uplink = Bits { mask: spec.field.mask() & !spec.field.d(), xor: 0 };
+    let of_pod =
+        [FibType { side: Side::Source, is_local: false }, ConntrackMark, is_uplink, equals(0)];
     rules.extend(steer(spec, &of_pod, &Oif));
     rules
 }
