@@ -11,6 +11,7 @@ IFS='=' read -r _ UM_SUITE UM_PACKAGE < <(entry um)
 readonly UM_SUITE UM_PACKAGE
 # A user-mode guest has its memory in a file, which grows with its use.
 readonly UM_MEMORY=2048
+readonly UM_LIMIT=20m
 
 # The folder of the kernel that has this tree's options, by whatever version of the package it was built.
 um_built() {
@@ -116,7 +117,7 @@ um_memory_folder() {
 um_guest() {
     local job=$1 log=$2
     # An option that the kernel does not know is a variable of PID 1.
-    TMPDIR=$UM_FOLDER exec timeout --foreground --kill-after=10 "$LIMIT" "$(um_built)/linux" mem="${UM_MEMORY}M" \
+    TMPDIR=$UM_FOLDER exec timeout --foreground --kill-after=10 "$UM_LIMIT" "$(um_built)/linux" mem="${UM_MEMORY}M" \
         uml_dir="$LOGS/" umid="${job##*/}.um" rootfstype=hostfs rootflags=/ ro init="$PWD/tests/kernels.d/um-init" \
         con=null con0=null,fd:1 quiet panic=-1 oops=panic JOB="$job" BUSYBOX="$(command -v busybox)" END=poweroff \
         </dev/null >"$log"
