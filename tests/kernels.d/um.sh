@@ -115,9 +115,11 @@ um_memory_folder() {
 
 # um_guest JOB LOG: boots, runs the job, and leaves in LOG what the console showed.
 um_guest() {
-    local job=$1 log=$2
+    local job=$1 log=$2 alone=()
+    # It is many processes, of which some outlive a kill of the first. They go with their PID namespace.
+    ! is_root || alone=(unshare --pid --fork --kill-child --mount-proc)
     # An option that the kernel does not know is a variable of PID 1.
-    TMPDIR=$UM_FOLDER exec timeout --foreground --kill-after=10 "$UM_LIMIT" "$(um_built)/linux" mem="${UM_MEMORY}M" \
+    TMPDIR=$UM_FOLDER exec "${alone[@]}" timeout --foreground --kill-after=10 "$UM_LIMIT" "$(um_built)/linux" mem="${UM_MEMORY}M" \
         uml_dir="$LOGS/" umid="${job##*/}.um" rootfstype=hostfs rootflags=/ ro init="$PWD/tests/kernels.d/um-init" \
         con=null con0=null,fd:1 quiet panic=-1 oops=panic JOB="$job" BUSYBOX="$(command -v busybox)" END=poweroff \
         </dev/null >"$log"
