@@ -4,7 +4,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::cni::{self, Environment, Request, VERSIONS, annotations, result, version};
-use crate::config;
+use crate::config::{self, Masquerade};
 
 /// The verbs, and words that are none.
 const VERBS: [&str; 8] = ["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION", "", "add"];
@@ -59,8 +59,20 @@ pub(super) fn settings(bytes: &[u8]) {
     }
 }
 
+/// Whether these settings could be in force. Of those that are asked for, a mask that the plugin is to choose may
+/// have bits that the settings need elsewhere; then it chooses another one.
+pub(super) fn could_be_in_force(settings: &config::Settings) -> bool {
+    match &settings.masquerade {
+        Masquerade::Mark { mark, .. } => !settings.field.has(mark.mask),
+        Masquerade::Auto | Masquerade::Off => true,
+    }
+}
+
 /// The record has settings in their own words.
 fn is_kept(settings: &config::Settings) {
+    if !could_be_in_force(settings) {
+        return;
+    }
     let words = settings.to_json();
     let again = match config::parse(&words) {
         Ok(config) => config.settings,
