@@ -234,12 +234,12 @@ fn assert_served(layout: &TwoNics, number: u32, counts: &Counts) {
 
 /// Names of what must not grow, and by how much it may: the agent answers our own questions meanwhile.
 const WHAT: [(&str, u64); 7] = [
-    ("memory of the agent, KiB", 1024),
+    ("memory that the agent has allocated, KiB", 1024),
     ("descriptors of the agent", 3),
     ("threads of the agent", 1),
-    ("ip rules", 0),
+    ("ip rules of the node", 0),
     ("routes of symroute's tables", 0),
-    ("words of nftables and ipset", 0),
+    ("words that nft and ipset print", 0),
     ("files of the state without pods", 1),
 ];
 
@@ -294,7 +294,7 @@ fn assert_flat(samples: &[Sample]) {
 }
 
 #[test]
-#[should_panic(expected = "ip rules: 7, then 8")]
+#[should_panic(expected = "ip rules of the node: 7, then 8")]
 fn one_rule_more_is_seen() {
     let look = |rules| Sample([1000, 18, 2, rules, 18, 2000, 7]);
     assert_flat(&[look(7), look(7), look(8)]);
