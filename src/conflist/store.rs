@@ -108,11 +108,15 @@ impl Store {
         let path = self.dir.join(WANTED);
         absent_is_none(plain_file::remove(&path)).map_err(Error::at("remove", &path))?;
         let path = self.dir.join(ORIGINALS);
-        absent_is_none(fs::remove_dir_all(&path)).map_err(Error::at("remove", &path)).map(drop)
+        absent_is_none(plain_file::remove(&path)).map_err(Error::at("remove", &path)).map(drop)
     }
 
     fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let path = folder.join(name);
+        // A folder in the place of a file of ours can't be read, and makes room.
+        if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+            fs::remove_dir_all(&path).map_err(Error::at("remove", &path))?;
+        }
         let write = |temporary: &Path| plain_file::write_new(temporary, bytes);
         let written = atomic_file::replace(&path, &folder.join(TEMPORARY), write);
         written.map_err(Error::at("write", &path))

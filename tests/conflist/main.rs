@@ -10,6 +10,7 @@ mod fights;
 mod golden;
 mod kills;
 mod node;
+mod odd;
 mod properties;
 mod ready;
 mod refusals;

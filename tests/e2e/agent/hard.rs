@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::agent::{answers, conflist};
 use crate::lab::agent::{Agent, LISTENS, until};
-use crate::lab::damage::DAMAGE;
+use crate::lab::damage::Damage;
 use crate::lab::node::Node;
 use crate::lab::two_nics::{NICS, NODE, two_nics};
 
@@ -80,7 +80,7 @@ fn odd_files_stop_nothing() {
         state.join("pods/stray"),
         state.join("node.json"),
     ];
-    for damage in DAMAGE {
+    for damage in Damage::all() {
         // One that starts among them, and goes on when they come.
         for place in &places[..3] {
             damage.put(place);

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::good;
 use crate::agent::conflist;
 use crate::lab::agent::Agent;
-use crate::lab::damage::DAMAGE;
+use crate::lab::damage::Damage;
 use crate::lab::plugin::{Call, Ran};
 use crate::lab::two_nics::{TwoNics, two_nics};
 
@@ -36,14 +36,14 @@ fn files_of_other_kinds_are_no_wait() {
     let [conf, cache, lasting] = folders.each_ref().map(|path| path.to_str().expect("UTF-8"));
     fs::write(folders[0].join("10-lab.conflist"), conflist(&layout.node, Some(&good())))
         .expect("write the conflist");
-    for damage in DAMAGE {
+    for damage in Damage::all() {
         damage.put(&folders[0].join("05-a.conflist"));
         damage.put(&folders[0].join("99-z.conf"));
         damage.put(&folders[1].join("lab-c1-eth0"));
         damage.put(&folders[2].join("places"));
         limited(&layout, &["up", "--conf-dir", conf]).assert_success("up");
         limited(&layout, &["conflist", "check", "--conf-dir", conf, "--state-dir", lasting]);
-        limited(&layout, &["doctor", "--conf-dir", conf]);
+        limited(&layout, &["doctor", "--for", "0s", "--conf-dir", conf]);
         limited(&layout, &["attachments", "--cache-dir", cache]);
         limited(&layout, &["bundle", "--conf-dir", conf, "-"]).assert_success("bundle");
         let file = folders[0].join("05-a.conflist");

@@ -7,6 +7,8 @@ use std::path::Path;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
+use super::backend::Backend;
+
 /// What may be in the place of a file: a text that says nothing, or no plain file at all.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Damage {
@@ -19,7 +21,7 @@ pub(crate) enum Damage {
     Long,
 }
 
-pub(crate) const DAMAGE: [Damage; 11] = [
+const DAMAGE: [Damage; 11] = [
     Damage::Content(b""),
     Damage::Content(b"{"),
     Damage::Content(b"[]"),
@@ -34,6 +36,12 @@ pub(crate) const DAMAGE: [Damage; 11] = [
 ];
 
 impl Damage {
+    /// All of them. Files are read alike with each backend, so with iptables some have to do.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let step = if Backend::of_run().is_iptables() { 3 } else { 1 };
+        DAMAGE.into_iter().step_by(step)
+    }
+
     /// Takes the place of the file.
     pub(crate) fn put(self, file: &Path) {
         if file.symlink_metadata().is_ok_and(|found| found.is_dir()) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::settings;
-use crate::lab::damage::{DAMAGE, Damage};
+use crate::lab::damage::Damage;
 use crate::lab::flows::assert_all_work;
 use crate::lab::node::Pod;
 use crate::lab::snapshot::Snapshot;
@@ -50,7 +50,7 @@ fn assert_reported(layout: &TwoNics, name: &str) {
 #[test]
 fn an_attachment_is_damaged() {
     let (layout, pod, before) = scene();
-    for damage in DAMAGE {
+    for damage in Damage::all() {
         layout.node.add(&settings(), &pod);
         let file = pod_file(&layout);
         damage.put(&file);
@@ -80,7 +80,7 @@ fn own_settings_are_damaged() {
     hairpin["runtimeConfig"] = json!({
         "io.kubernetes.cri.pod-annotations": {"symroute.io/hairpin": "true"}
     });
-    for damage in DAMAGE {
+    for damage in Damage::all() {
         layout.node.add(&hairpin, &pod);
         let files = fs::read_dir(layout.node.dir.join("run")).expect("list the files");
         let mut paths = files.map(|entry| entry.expect("an entry").path());
@@ -122,7 +122,7 @@ fn an_attachment_is_gone() {
 fn the_record_is_damaged() {
     let (layout, pod, before) = scene();
     let file = layout.node.dir.join("run/node.json");
-    for damage in DAMAGE {
+    for damage in Damage::all() {
         layout.node.add(&settings(), &pod);
         damage.put(&file);
         assert_reported(&layout, "node.json");
@@ -182,7 +182,7 @@ fn an_odd_file_in_any_place_of_the_state() {
     let places =
         ["node.json", "marking", ".ready", ".next", "hold/up", "agent", "owners", "pods/stray"];
     for place in places {
-        for damage in DAMAGE {
+        for damage in Damage::all() {
             layout.node.up(&settings());
             layout.node.add(&settings(), &pod);
             damage.put(&layout.node.dir.join("run").join(place));
