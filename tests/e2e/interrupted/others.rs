@@ -70,7 +70,7 @@ fn a_step_in_check() {
     scene.add();
     let check = scene.call("CHECK");
     let before = Snapshot::take(scene.node());
-    let steps = scene.steps(&check, is_of_interest);
+    let steps = scene.steps(&check, |step| step.is_change() || step.is_request());
     let mut findings = Findings::default();
     for step in &steps {
         let ran = scene.strike(&check, step, error_of(step));
