@@ -27,7 +27,7 @@ fn put(kind: &str, path: &Path) {
         "a pipe" => mkfifo(path, Mode::S_IRWXU).map_err(Into::into),
         _ => File::create(path).and_then(|file| file.set_len(300 << 20)),
     };
-    made.unwrap_or_else(|error| panic!("{kind} at {}: {error}", path.display()));
+    made.expect(kind);
 }
 
 #[test]
