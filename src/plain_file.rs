@@ -28,6 +28,11 @@ pub(crate) enum Links {
 /// Opens a plain file for reading.
 /// Error: `InvalidInput` for what is another kind of file.
 pub(crate) fn open(path: &Path, links: Links) -> io::Result<File> {
+    open_with_length(path, links).map(|(file, _)| file)
+}
+
+/// The same, with the length of the file in bytes.
+fn open_with_length(path: &Path, links: Links) -> io::Result<(File, u64)> {
     let mut flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     match links {
         // To open a device may already start something.
@@ -36,7 +41,8 @@ pub(crate) fn open(path: &Path, links: Links) -> io::Result<File> {
         Links::Refused => flags |= libc::O_NOFOLLOW,
     }
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(no_plain_file()) }
+    let found = file.metadata()?;
+    if found.is_file() { Ok((file, found.len())) } else { Err(no_plain_file()) }
 }
 
 fn no_plain_file() -> io::Error {
@@ -46,8 +52,7 @@ fn no_plain_file() -> io::Error {
 /// Reads a plain file of up to `most` bytes.
 /// Error: `InvalidInput` for what is another kind of file, `FileTooLarge` for a longer one.
 pub(crate) fn read(path: &Path, most: u64, links: Links) -> io::Result<Vec<u8>> {
-    let file = open(path, links)?;
-    let length = file.metadata()?.len();
+    let (file, length) = open_with_length(path, links)?;
     let too_long = || {
         let text = format!("longer than {most} bytes");
         io::Error::new(ErrorKind::FileTooLarge, text)
@@ -83,14 +88,14 @@ pub(crate) fn is_damaged(error: &io::Error) -> bool {
 
 /// Makes a file with this text, in the way of [`create`].
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    create(path, MODE)?.write_all(bytes)
+    create(path)?.write_all(bytes)
 }
 
 /// Makes a temporary file, which only its owner may read. One that a killed call has left makes
 /// room, whatever it is; none is written through a link.
-pub(crate) fn create(path: &Path, mode: u32) -> io::Result<File> {
+pub(crate) fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(mode).custom_flags(libc::O_NOFOLLOW);
+    options.write(true).create_new(true).mode(MODE).custom_flags(libc::O_NOFOLLOW);
     with_room(path, |path| options.open(path))
 }
 
@@ -194,7 +199,7 @@ mod tests {
         let (path, victim) = (folder.join("temporary"), folder.join("victim"));
         fs::write(&victim, "as it was").unwrap();
         symlink(&victim, &path).unwrap();
-        let made = create(&path, MODE).unwrap();
+        let made = create(&path).unwrap();
         assert_eq!(made.metadata().unwrap().permissions().mode() & 0o777, MODE);
         assert_eq!(fs::read_to_string(&victim).unwrap(), "as it was");
         assert!(!path.is_symlink());
@@ -207,7 +212,7 @@ mod tests {
         for place in [&temporary, &path] {
             fs::create_dir_all(place.join("below")).unwrap();
         }
-        create(&temporary, MODE).unwrap();
+        create(&temporary).unwrap();
         put(&temporary, &path).unwrap();
         assert!(path.is_file() && !temporary.exists());
         remove(&path).unwrap();

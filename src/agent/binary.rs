@@ -71,7 +71,7 @@ impl ManagedFile for Binary {
         let temporary = self.folder.join(format!(".{PROGRAM}.new"));
         let copy = |temporary: &Path| {
             let mut from = plain_file::open(&self.from, Links::Followed)?.take(LONGEST);
-            let mut to = plain_file::create(temporary, plain_file::MODE)?;
+            let mut to = plain_file::create(temporary)?;
             io::copy(&mut from, &mut to)?;
             to.set_permissions(fs::Permissions::from_mode(0o755))
         };

@@ -91,7 +91,7 @@ fn sync(dir: &Path) -> Result<(), Error> {
 }
 
 fn write(path: &Path, text: &[u8], model: &File) -> Result<(), Error> {
-    let opened = plain_file::create(path, plain_file::MODE);
+    let opened = plain_file::create(path);
     let mut file = opened.map_err(Error::at("write", path))?;
     file.write_all(text).map_err(Error::at("write", path))?;
     let is = |file: &File| file.metadata().map_err(Error::at("read", path));

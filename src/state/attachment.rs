@@ -220,7 +220,7 @@ impl State {
 
     fn set_unsettled(&self) -> Result<(), Error> {
         let path = self.path(&[UNSETTLED]);
-        plain_file::create(&path, plain_file::MODE).map(drop).map_err(Error::at("make", &path))
+        plain_file::create(&path).map(drop).map_err(Error::at("make", &path))
     }
 
     /// The mark that the kernel may have settings of a pod that has gone; each is another one.

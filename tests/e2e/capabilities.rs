@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::lab::agent::until;
 use crate::lab::plugin::{Call, PLUGIN};
+use crate::lab::process::capabilities;
 use crate::lab::two_nics::{NICS, two_nics};
 
 /// `NET_ADMIN` and `NET_RAW`.
@@ -18,12 +19,6 @@ const SETPCAP: u64 = 1 << 8;
 const SYS_PTRACE: u64 = 1 << 19;
 /// To load modules of the kernel.
 const SYS_MODULE: u64 = 1 << 16;
-
-/// A set of capabilities, by its line in a text of `/proc/PID/status`.
-fn set(status: &str, name: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    u64::from_str_radix(line.expect("the line").trim(), 16).expect("hexadecimal")
-}
 
 /// The plugin, which waits for its configuration.
 struct Waiting(Child);
@@ -44,9 +39,9 @@ fn the_plugin_keeps_what_a_verb_needs() {
         let file = format!("/proc/{}/status", waiting.0.id());
         let status = || fs::read_to_string(&file).expect("it runs");
         let wanted = NETWORK | SETPCAP | SYS_PTRACE;
-        until("it has given up the others", || set(&status(), "CapPrm") & !wanted == 0);
-        assert_eq!(set(&status(), "CapPrm"), wanted, "{verb}");
-        assert_eq!(set(&status(), "CapEff"), wanted, "{verb}");
+        until("it has given up the others", || capabilities(&status(), "CapPrm") & !wanted == 0);
+        assert_eq!(capabilities(&status(), "CapPrm"), wanted, "{verb}");
+        assert_eq!(capabilities(&status(), "CapEff"), wanted, "{verb}");
         drop(waiting);
     }
 }
@@ -72,7 +67,7 @@ fn its_tools_are_bounded() {
     node.call(&add).assert_success("ADD");
     let status = fs::read_to_string(&said).expect("the tool was called");
     for name in ["CapBnd", "CapPrm", "CapEff"] {
-        assert_eq!(set(&status, name) & !(NETWORK | SYS_MODULE), 0, "{name}: {status}");
+        assert_eq!(capabilities(&status, name) & !(NETWORK | SYS_MODULE), 0, "{name}: {status}");
     }
     node.del(&settings, pod);
 }

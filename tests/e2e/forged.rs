@@ -105,7 +105,7 @@ fn replies_in_the_name_of_a_pod_without_an_attachment() {
 }
 
 /// As kube-proxy and others do it, for queries to one port.
-fn masquerade(layout: &TwoNics) {
+pub(crate) fn masquerade(layout: &TwoNics) {
     layout.node.ns.nft(
         "table inet masq {
             chain sent {

@@ -8,16 +8,10 @@ use serde_json::json;
 
 use crate::lab::agent::{Agent, until};
 use crate::lab::plugin::Call;
+use crate::lab::process::memory;
 use crate::lab::two_nics::{NICS, two_nics};
 
 const PODS: u64 = 1000;
-
-/// Kilobytes of memory, by a line of `/proc/PID/status`.
-fn memory(pid: u32, name: &str) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("read the status");
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("the line");
-    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
-}
 
 /// Time on a processor, all threads together. Threads that ended count in `stat` alone.
 fn processor(pid: u32) -> Duration {

@@ -11,6 +11,7 @@ use crate::agent::{answers, conflist};
 use crate::lab::agent::{Agent, LISTENS, until};
 use crate::lab::damage::Damage;
 use crate::lab::node::Node;
+use crate::lab::process::{capabilities, memory};
 use crate::lab::two_nics::{NICS, NODE, two_nics};
 
 /// More than the agent serves at a time.
@@ -108,18 +109,6 @@ fn remove(path: &Path) {
     removed.expect("remove it");
 }
 
-/// Kilobytes by a line of `/proc/PID/status`.
-fn memory(pid: u32, name: &str) -> u64 {
-    let value = status(pid, name);
-    value.trim_end_matches(" kB").parse().expect("a number")
-}
-
-fn status(pid: u32, name: &str) -> String {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("read the status");
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.expect("the line").trim().to_owned()
-}
-
 fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).expect("list the descriptors").count()
 }
@@ -178,7 +167,8 @@ fn capabilities_that_are_not_needed_are_given_up() {
     let layout = two_nics();
     let config = crate::agent::plugin_object(&layout.node, &json!({"uplinks": NICS}));
     let agent = Agent::ready(&layout.node, &["--config", &config]);
-    let of = |name| u64::from_str_radix(&status(agent.pid(), name), 16).expect("hexadecimal");
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("it runs");
+    let of = |name| capabilities(&status, name);
     for name in ["CapPrm", "CapEff"] {
         assert_eq!(of(name) & !KEPT, 0, "{name} is {:x}", of(name));
     }

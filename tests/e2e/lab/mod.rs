@@ -24,6 +24,7 @@ pub(crate) mod netns;
 pub(crate) mod node;
 pub(crate) mod not_run;
 pub(crate) mod plugin;
+pub(crate) mod process;
 pub(crate) mod proof;
 pub(crate) mod router;
 pub(crate) mod snapshot;

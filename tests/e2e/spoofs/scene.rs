@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::Value;
 
+use crate::forged::masquerade;
 use crate::lab::fates::Port;
 use crate::lab::kubeproxy::{self, Flavour, Frontend, Policy, Service};
 use crate::lab::netns::Netns;
@@ -49,15 +50,7 @@ impl Scene {
         }
         let far = [("far0", 0), ("far1", 1)].map(|(name, at)| layout.router.host(name, &FAR[at]));
         services(&layout);
-        // As kube-proxy and others do it, for queries to one port.
-        layout.node.ns.nft(
-            "table inet masq {
-                chain sent {
-                    type nat hook postrouting priority srcnat; policy accept;
-                    iifname \"eni*\" oifname \"eth*\" udp dport 5353 masquerade
-                }
-            }",
-        );
+        masquerade(&layout);
         Self { layout, far, at_bridge, _unattached: unattached }
     }
 
