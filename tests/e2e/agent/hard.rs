@@ -147,15 +147,17 @@ fn memory_and_descriptors_stay_flat() {
         let looks = agent.metric("symroute_looks_total");
         node.ns.ip("rule del pref 402");
         until("a look after all that", || agent.metric("symroute_looks_total") > looks);
-        (memory(agent.pid(), "RssAnon"), descriptors(agent.pid()))
+        memory(agent.pid(), "RssAnon")
     };
     // The allocator's own pages come in the first of them.
     round(10_000, 1000, 10);
-    let (before, open_before) = round(10_000, 1000, 10);
-    let (after, open_after) = round(10_000, 1000, 10);
-    println!("10,000 events, 1,000 connections: {before} to {after} kB, {open_before} descriptors");
+    let before = round(10_000, 1000, 10);
+    let open = descriptors(agent.pid());
+    let after = round(10_000, 1000, 10);
+    println!("10,000 events, 1,000 connections: {before} to {after} kB, {open} descriptors");
     assert!(after <= before + 256, "{before} kB grew to {after} kB");
-    assert!(open_after <= open_before, "{open_before} descriptors grew to {open_after}");
+    // The last connection may be about to end.
+    until("no descriptor more than before", || descriptors(agent.pid()) <= open);
 }
 
 /// Bits of `CapPrm` that an agent without a conflist keeps: `NET_ADMIN`, `NET_RAW`, `SETPCAP` and
