@@ -22,6 +22,8 @@ pub(crate) struct Uplink {
     pub(crate) id: u32,
     pub(crate) link: u32,
     pub(crate) name: String,
+    /// Families in which its table has a default route.
+    pub(crate) ways: BTreeSet<Family>,
     /// Hardware address and id of each router of the uplink, if there are several.
     pub(crate) routers: Vec<(Mac, u32)>,
     /// Whether this is the uplink by one of these routers.
@@ -55,6 +57,8 @@ pub(crate) struct Spec<'a> {
     pub(crate) left_out: &'a BTreeSet<IpAddr>,
     /// Connections to these destinations are never bound.
     pub(crate) exclude: &'a [IpNetwork],
+    /// Index and name of each device whose packets a flowtable takes; none for no flowtable.
+    pub(crate) offload: Option<&'a BTreeMap<u32, String>>,
     /// See [`crate::names::IN_FORCE`].
     pub(crate) fingerprint: u32,
     /// See [`crate::names::LAYOUT`].

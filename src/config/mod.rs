@@ -26,9 +26,10 @@ use crate::process::{VALUE_MOST, cut};
 
 const MARK_MASK: &str = "markMask";
 const RULE_PRIORITY: &str = "rulePriority";
+pub(crate) const OFFLOAD: &str = "offload";
 
 /// The keys of the plugin object that are ours.
-pub(crate) const KEYS: [&str; 12] = [
+pub(crate) const KEYS: [&str; 13] = [
     "uplinks",
     "gateways",
     "exclude",
@@ -39,6 +40,7 @@ pub(crate) const KEYS: [&str; 12] = [
     MARK_MASK,
     RULE_PRIORITY,
     "tableBase",
+    OFFLOAD,
     "scope",
     "log",
 ];
@@ -179,6 +181,8 @@ pub(crate) struct Settings {
     pub(crate) priority: u32,
     /// Uplink `id` has table `table_base + id`.
     pub(crate) table_base: u32,
+    /// Whether bound connections are put into a flowtable.
+    pub(crate) offload: bool,
     pub(crate) automatic: Automatic,
 }
 
@@ -197,6 +201,7 @@ impl Default for Settings {
             field: Field::new(names::MARK_MASK).unwrap(),
             priority: names::RULE_PRIORITY,
             table_base: names::TABLE_BASE,
+            offload: false,
             automatic: Automatic { mark: true, priority: false },
         }
     }
@@ -225,11 +230,13 @@ impl Automatic {
 impl Hash for Settings {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self { uplinks, gateways, exclude, host, hairpin, masquerade, backend, .. } = self;
-        let Self { field, priority, table_base, automatic, .. } = self;
+        let Self { field, priority, table_base, offload, automatic, .. } = self;
         let priority = (!automatic.priority).then_some(priority);
         let field = (!automatic.mark).then_some(field);
         (uplinks, gateways, exclude, host, hairpin, masquerade, backend).hash(state);
         (field, priority, table_base).hash(state);
+        // Without it the number is that of releases that do not know it.
+        offload.then_some(OFFLOAD).into_iter().for_each(|word| word.hash(state));
     }
 }
 
@@ -275,6 +282,7 @@ impl Settings {
             (MARK_MASK, json!(self.field.to_string())),
             (RULE_PRIORITY, json!(self.priority)),
             ("tableBase", json!(self.table_base)),
+            (OFFLOAD, json!(self.offload)),
         ];
         all.map(|(key, value)| (key.to_string(), value)).into_iter().collect()
     }

@@ -9,8 +9,8 @@ use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
 
 use super::{
-    AUTO, Automatic, Backend, Config, Gateways, Invalid, Log, MARK_MASK, Masquerade, ON_LINK,
-    Pattern, RULE_PRIORITY, Scope, Settings,
+    AUTO, Automatic, Backend, Config, Gateways, Invalid, Log, MARK_MASK, Masquerade, OFFLOAD,
+    ON_LINK, Pattern, RULE_PRIORITY, Scope, Settings,
 };
 use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
@@ -50,6 +50,7 @@ pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
             default.table_base,
             &(LAST_SYSTEM_TABLE..=u64::from(u32::MAX - field.max_id())),
         )?,
+        offload: boolean(object, OFFLOAD, default.offload)?,
         automatic,
     };
     Ok(Config { settings, scope: scope(object)?, log: log(object)? })

@@ -309,6 +309,18 @@ pub(crate) struct Table {
     pub(crate) dormant: bool,
     pub(crate) sets: BTreeMap<String, FoundSet>,
     pub(crate) chains: BTreeMap<String, FoundChain>,
+    pub(crate) flowtables: BTreeMap<String, FoundFlowtable>,
+}
+
+/// A flowtable: it takes packets of connections around all rules.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct FoundFlowtable {
+    /// Its place among the hooks of a device; lower comes first.
+    pub(crate) priority: i32,
+    /// `NFT_FLOWTABLE_*`
+    pub(crate) flags: u32,
+    /// Names of the devices whose packets it takes.
+    pub(crate) devices: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -415,13 +427,15 @@ pub(crate) struct VariantUse {
 pub(crate) struct Tooling {
     /// Whether the kernel has `nf_tables`.
     pub(crate) nftables: bool,
+    /// Whether it has flowtables. Asked only where the settings want one.
+    pub(crate) flowtables: bool,
     /// The variants of iptables that are installed. Not looked for where it does not matter.
     pub(crate) iptables: BTreeMap<Variant, VariantUse>,
 }
 
 impl Default for Tooling {
     fn default() -> Self {
-        Self { nftables: true, iptables: BTreeMap::new() }
+        Self { nftables: true, flowtables: true, iptables: BTreeMap::new() }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::backend::nftables::table;
 use crate::config::{Backend, Settings};
 use crate::error::Error;
 use crate::model::{
-    Action, Address, Facts, Family, FoundRule, Link, Mangle, Neighbours, Route, Variant,
+    Action, Address, Facts, Family, FoundRule, Link, Mangle, Neighbours, Route, Table, Variant,
     VariantUse, whole,
 };
 use crate::names;
@@ -88,6 +88,9 @@ pub(crate) fn facts(
             facts.ours.arp = unseen.rules(arp)?;
         }
     }
+    if facts.tooling.nftables && owned.first().is_some_and(|settings| settings.offload) {
+        facts.tooling.flowtables = has_flowtables(netfilter, &facts, unseen)?;
+    }
     if by_iptables || owned.iter().any(|s| may_use_iptables(s, &facts)) {
         let read = iptables(kernel, owned, &mut facts);
         unseen.rules(read)?;
@@ -102,6 +105,19 @@ pub(crate) fn facts(
         facts.neighbours = routers(&mut kernel.rtnetlink, &facts, settings)?;
     }
     Ok(facts)
+}
+
+/// Whether the kernel has flowtables. One that is there shows it.
+fn has_flowtables(
+    netfilter: &mut netlink::Socket,
+    facts: &Facts,
+    unseen: &Unseen,
+) -> Result<bool, Error> {
+    let is_there = |table: &Table| !table.flowtables.is_empty();
+    if unseen.hides_rules() || facts.ours.table.as_ref().is_some_and(is_there) {
+        return Ok(true);
+    }
+    table::has_flowtables(netfilter).map_err(Error::kernel("ask for flowtables"))
 }
 
 /// Hardware addresses of the routers of uplinks that may have several.

@@ -245,9 +245,11 @@ impl<E: Into<Error>> From<E> for Interrupted {
 impl Interrupted {
     fn by(error: Error) -> Self {
         let Error::Kernel { source, .. } = &error else { return Self::For(error) };
-        // An interface went away or down.
+        // An interface went away or down; by its name, which a flowtable has, it is not there.
         match source.errno {
-            Errno::ENETDOWN | Errno::ENODEV | Errno::ENETUNREACH => Self::Passing(error),
+            Errno::ENETDOWN | Errno::ENODEV | Errno::ENETUNREACH | Errno::ENOENT => {
+                Self::Passing(error)
+            }
             _ => Self::For(error),
         }
     }

@@ -73,7 +73,23 @@ pub(crate) fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
     steps.extend(unwanted.map(|&link| Operation::SrcValidMark { link, on: false }));
     steps.extend(stale_rules);
     steps.extend(stale_routes);
+    steps.extend(flush_flows(facts, plan, &steps));
     steps
+}
+
+/// After any other step, what is in the flowtable goes back to the rules: it may leave by another way now.
+fn flush_flows(facts: &Facts, plan: &Plan, steps: &[Operation]) -> Option<Operation> {
+    let of_devices = |step: &Operation| match step {
+        Operation::Table(_, changes) => changes.iter().all(TableChange::is_of_devices),
+        _ => false,
+    };
+    if steps.iter().all(of_devices) {
+        return None;
+    }
+    let flowtables = facts.ours.table.iter().flat_map(|table| table.flowtables.keys());
+    let wanted = plan.ruleset.as_ref().filter(|_| flowtables.count() > 0)?;
+    let changes = table_diff::flush_flows(wanted);
+    (!changes.is_empty()).then_some(Operation::Table(TableFamily::Inet, changes))
 }
 
 /// What marks from now on, and what no longer does. Where the backend changes, both mark for a

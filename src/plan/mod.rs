@@ -7,6 +7,7 @@ pub(crate) mod gateways;
 pub(crate) mod ids;
 pub(crate) mod mark_users;
 mod network;
+pub(crate) mod offload;
 pub(crate) mod ours;
 pub(crate) mod precedence;
 pub(crate) mod proof;
@@ -67,11 +68,19 @@ pub(crate) struct Plan {
     pub(crate) left_out: Vec<LeftOut>,
     /// NICs without an address and a default route: index and name.
     pub(crate) silent: Vec<(u32, String)>,
+    /// Uplinks whose connections are not offloaded although the settings want it: with several routers, a
+    /// connection may change its router, and the flowtable would not notice.
+    pub(crate) not_offloaded: Vec<String>,
     /// Networks behind the node that get no answer from it, whether symroute is in force or not.
     pub(crate) unanswered: Vec<Note>,
 }
 
 impl Plan {
+    /// Whether connections are put into a flowtable.
+    pub(crate) fn offloads(&self) -> bool {
+        self.ruleset.as_ref().is_some_and(|ruleset| ruleset.flowtable.is_some())
+    }
+
     pub(crate) fn marker(&self) -> Marker {
         self.xtables.as_ref().map_or(Marker::Nftables, |x| Marker::Iptables(x.variant))
     }
@@ -240,6 +249,7 @@ fn mark(
         id: u.id,
         link: u.link,
         name: u.name.clone(),
+        ways: u.ways.iter().filter(|(_, way)| !way.hops.is_empty()).map(|(f, _)| *f).collect(),
         routers,
         router,
     };
@@ -251,6 +261,7 @@ fn mark(
         let by_router = u.routers.iter().map(|r| unit(&r.by_it, routers.clone(), true));
         [unit(u, routers.clone(), false)].into_iter().chain(by_router).collect()
     };
+    let offload = offload::devices(facts, settings, plan)?;
     plan.steering.clone_from(&steering);
     let uplinks: Vec<_> = plan.uplinks.iter().flat_map(all).collect();
     let named: Vec<_> = outside.iter().map(|&link| (link, facts.link_name(link))).collect();
@@ -269,6 +280,7 @@ fn mark(
         left_out: &facts.left_out,
         exclude: &settings.exclude,
         ipvs: facts.ipvs,
+        offload: offload.as_ref(),
         fingerprint: settings.fingerprint(facts.ipvs),
         priority: settings.priority,
         table_base: settings.table_base,
@@ -279,6 +291,7 @@ fn mark(
         plan.ruleset = Some(build(&spec));
         return Ok(());
     };
+    plan.ruleset = nftables::offload::alone(&spec);
     let prefixes = |family| inside::prefixes(facts, &outside, family);
     let families = plan.families.iter().copied();
     plan.made = backend::made(facts, variant, &plan.families);

@@ -21,11 +21,11 @@ use crate::backend::nftables::table_diff::TableChange;
 use crate::config::{Backend, Pattern};
 use crate::model::Field;
 use crate::model::{
-    Action, Address, ElementData, FoundChain, FoundRule, FoundSet, Link, Mangle, Nexthop, Ours,
-    Table, Variant, VariantUse,
+    Action, Address, ElementData, FoundChain, FoundFlowtable, FoundRule, FoundSet, Link, Mangle,
+    Nexthop, Ours, Table, Variant, VariantUse,
 };
 use crate::names;
-use crate::netlink::uapi::{IFF_POINTOPOINT, IFF_UP, RT_TABLE_LOCAL};
+use crate::netlink::uapi::{IFF_POINTOPOINT, IFF_UP, NFT_FLOWTABLE_COUNTER, RT_TABLE_LOCAL};
 
 /// Carries a step out, as the kernel would.
 fn execute(facts: &mut Facts, step: &Operation) {
@@ -114,6 +114,9 @@ fn change(table: &mut Option<Table>, change: &TableChange) {
             for expression in &rule.expressions {
                 match expression {
                     Expression::Goto(chain) => assert!(table.chains.contains_key(chain)),
+                    Expression::Offload(name) => {
+                        assert!(table.flowtables.contains_key(*name));
+                    }
                     Expression::VerdictMap(set) | Expression::InSet { set, .. } => {
                         assert!(table.sets.contains_key(*set));
                     }
@@ -150,6 +153,25 @@ fn change(table: &mut Option<Table>, change: &TableChange) {
             assert!(table.chains.remove(name).expect(there).rules.is_empty());
         }
         TableChange::DeleteSet(name) => drop(table.sets.remove(name).expect(there)),
+        TableChange::NewFlowtable(new) => {
+            let (priority, devices) = (new.priority, new.devices.clone());
+            let found = FoundFlowtable { priority, flags: NFT_FLOWTABLE_COUNTER, devices };
+            assert!(table.flowtables.insert(new.name.into(), found).is_none());
+        }
+        TableChange::DeleteFlowtable(name) => {
+            let unused = |chain: &FoundChain| chain.rules.is_empty();
+            let users = table.chains.iter().filter(|(chain, _)| chain.starts_with("offload_"));
+            assert!(users.map(|(_, chain)| chain).all(unused), "{name} is still in use");
+            drop(table.flowtables.remove(name).expect(there));
+        }
+        TableChange::AddDevices(some) => {
+            let found = table.flowtables.get_mut(some.name).expect(there);
+            some.devices.iter().for_each(|name| assert!(found.devices.insert(name.clone())));
+        }
+        TableChange::RemoveDevices(some) => {
+            let found = table.flowtables.get_mut(some.name).expect(there);
+            some.devices.iter().for_each(|name| assert!(found.devices.remove(name)));
+        }
     }
 }
 
@@ -280,8 +302,8 @@ prop_compose! {
 
 fn any_settings() -> impl Strategy<Value = Settings> {
     let masks = prop_oneof![Just(0x1f00), Just(0x0f_0000), Just(0x8000_0107)];
-    (masks, any::<[bool; 5]>(), 300u32..500, 40_000u32..50_000).prop_map(
-        |(mask, [host, hairpin, auto, off, iptables], priority, table_base)| Settings {
+    (masks, any::<[bool; 6]>(), 300u32..500, 40_000u32..50_000).prop_map(
+        |(mask, [host, hairpin, auto, off, iptables, offload], priority, table_base)| Settings {
             uplinks: vec![if auto { Pattern::Auto } else { Pattern::Name("eth*".into()) }],
             field: Field::new(mask).unwrap(),
             masquerade: if off { Masquerade::Off } else { Masquerade::Auto },
@@ -290,6 +312,7 @@ fn any_settings() -> impl Strategy<Value = Settings> {
             backend: if iptables { Backend::Variant(Variant::Nft) } else { Backend::Auto },
             priority,
             table_base,
+            offload,
             ..Settings::default()
         },
     )
@@ -363,4 +386,49 @@ proptest! {
         let ids: BTreeSet<_> = all().map(|u| u.id).collect();
         prop_assert_eq!(ids.len(), all().count());
     }
+}
+
+#[test]
+fn what_is_in_the_flowtable_goes_back_to_the_rules_after_each_change_but_of_pods() {
+    let mut facts = Facts { rules: base_rules(), ..Facts::default() };
+    for index in [2, 3] {
+        let (ip, subnet, gateway) = net(index, false);
+        facts.links.push(nic(index, 0));
+        facts.src_valid_mark.insert(index, 0);
+        facts.addresses.push(Address { link: index, net: subnet, ip, scope: 0 });
+        let dst = Family::V4.default_route();
+        facts
+            .routes
+            .push(Route { metric: index, ..route(RT_TABLE_MAIN, dst, index, Some(gateway)) });
+    }
+    let settings = Settings { offload: true, ..Settings::default() };
+    let settle = |facts: &mut Facts| {
+        let goal = plan(facts, &settings).unwrap();
+        let flushes = |step: &Operation| {
+            let is_flush = |c: &TableChange| matches!(c, TableChange::DeleteFlowtable(_));
+            matches!(step, Operation::Table(_, changes) if changes.iter().any(is_flush))
+        };
+        let flushed = diff(facts, &goal).last().is_some_and(flushes);
+        advance(facts, &goal, &settings);
+        advance(facts, &goal, &settings);
+        assert_eq!(diff(facts, &goal), vec![]);
+        let table = facts.ours.table.as_ref().unwrap();
+        (flushed, table.flowtables[names::OFFLOAD].devices.clone())
+    };
+    let names = |names: &[&str]| names.iter().map(|name| String::from(*name)).collect();
+    assert_eq!(settle(&mut facts), (false, names(&["eth2", "eth3"])));
+    facts.links.push(Link { name: "cali1".into(), ..nic(4, 3) });
+    assert_eq!(settle(&mut facts), (false, names(&["cali1", "eth2", "eth3"])), "a pod came");
+    facts.links.pop();
+    assert_eq!(settle(&mut facts), (false, names(&["eth2", "eth3"])), "it went");
+    facts.routes[0].nexthops[0].gateway = "10.2.0.7".parse().ok();
+    assert_eq!(settle(&mut facts), (true, names(&["eth2", "eth3"])), "another router");
+    facts.addresses[0].link = 3;
+    assert!(settle(&mut facts).0, "an address moved");
+    facts.tooling.flowtables = false;
+    let goal = plan(&facts, &settings).unwrap();
+    assert!(!goal.offloads() && goal.notes.len() == 1);
+    facts.tooling.nftables = false;
+    facts.tooling.iptables.insert(Variant::Legacy, VariantUse::default());
+    assert_eq!(plan(&facts, &settings).unwrap_err().key, "offload");
 }

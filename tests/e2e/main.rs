@@ -32,6 +32,7 @@ mod living;
 mod marks;
 mod neighbours;
 mod node_first;
+mod offload;
 mod overdue;
 mod overlay;
 mod protocol;

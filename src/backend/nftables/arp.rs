@@ -37,5 +37,5 @@ pub(crate) fn build<'a>(
     let hook = Hook { kind: "filter", number: NF_ARP_IN, priority: 0 };
     let input = Chain { hook: Some(hook), ..chain("input".into(), rules) };
     let sets = vec![own_addresses(own, Family::V4)];
-    (!input.rules.is_empty()).then(|| Ruleset { sets, chains: vec![input] })
+    (!input.rules.is_empty()).then(|| Ruleset { sets, chains: vec![input], flowtable: None })
 }

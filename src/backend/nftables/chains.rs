@@ -4,6 +4,7 @@
 //! and each uplink has chains of its own: only constants can be merged into a mark on all kernels.
 
 use super::base_chains::base_chains;
+use super::offload;
 use super::rules::{
     Chain,
     Expression::{self, *},
@@ -47,7 +48,9 @@ pub(crate) fn build(spec: &Spec<'_>) -> Ruleset {
     }
     chains.extend(spec.silent.iter().map(|&(link, _)| chain(named(SILENT, link), silent())));
     chains.extend(base_chains(spec));
-    Ruleset { sets: sets(spec), chains }
+    let mut ruleset = Ruleset { sets: sets(spec), chains, flowtable: None };
+    offload::add(spec, &mut ruleset);
+    ruleset
 }
 
 pub(super) fn rule(comment: &'static str, expressions: impl Into<Vec<Expression>>) -> Rule {

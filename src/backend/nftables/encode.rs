@@ -98,6 +98,10 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
             ct(w, NFT_CT_DIRECTION);
             compare(w, NFT_CMP_EQ, &[if *reply { IP_CT_DIR_REPLY } else { IP_CT_DIR_ORIGINAL }]);
         }
+        Expression::ProtocolIs(protocol) => {
+            meta(w, NFT_META_L4PROTO);
+            compare(w, NFT_CMP_EQ, &[*protocol]);
+        }
         Expression::IcmpOf(family) => {
             let protocol = if *family == Family::V4 { IPPROTO_ICMP } else { IPPROTO_ICMPV6 };
             meta(w, NFT_META_L4PROTO);
@@ -154,6 +158,9 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
         }),
         // Without numbers it begins at zero.
         Expression::Counter => named(w, "counter", |_| {}),
+        Expression::Offload(flowtable) => {
+            named(w, "flow_offload", |w| w.str(NFTA_FLOW_TABLE_NAME, flowtable));
+        }
         Expression::Goto(chain) => immediate(w, |w| write_goto(w, chain)),
         Expression::Return => immediate(w, |w| write_verdict(w, NFT_RETURN)),
         Expression::Accept => immediate(w, |w| write_verdict(w, NF_ACCEPT)),

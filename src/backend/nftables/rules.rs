@@ -3,6 +3,7 @@
 //! Expressions are written the way nft itself compiles them, with one register, so that
 //! `nft list` reads them back as text that `nft -f` accepts.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::model::{Elements, Family};
@@ -42,6 +43,8 @@ pub(crate) struct Ruleset {
     pub(crate) sets: Vec<Set>,
     /// Chains, those that others `goto` first.
     pub(crate) chains: Vec<Chain>,
+    /// The flowtable, if there is one.
+    pub(crate) flowtable: Option<Flowtable>,
 }
 
 impl Ruleset {
@@ -98,6 +101,16 @@ pub(crate) struct Hook {
     pub(crate) priority: i32,
 }
 
+/// A flowtable: it takes packets of connections around all rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Flowtable {
+    pub(crate) name: &'static str,
+    /// Its place among the hooks of a device; lower comes first.
+    pub(crate) priority: i32,
+    /// Names of the devices whose packets it takes.
+    pub(crate) devices: BTreeSet<String>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub(crate) name: String,
@@ -140,6 +153,8 @@ pub(crate) enum Expression {
         /// `true` for the reply direction.
         reply: bool,
     },
+    /// The packet is of this protocol (`IPPROTO_*`).
+    ProtocolIs(u8),
     /// The packet is of this family's ICMP.
     IcmpOf(Family),
     /// The packet is of no connection of its own but about one.
@@ -207,6 +222,8 @@ pub(crate) enum Expression {
     /// register -> conntrack mark.
     SetConntrackMark,
     Counter,
+    /// Put the connection into this flowtable. The rule ends where the kernel does not take it.
+    Offload(&'static str),
     /// Go to a chain and don't come back.
     Goto(String),
     Return,

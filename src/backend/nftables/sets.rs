@@ -30,7 +30,7 @@ pub(crate) fn router_key(link: u32, mac: Mac) -> Vec<u8> {
 
 type Element = (Vec<u8>, ElementData);
 
-fn set(
+pub(super) fn set(
     name: &str,
     key: Type,
     data: Option<Type>,
@@ -39,7 +39,7 @@ fn set(
     Set { name: name.into(), key, data, size: None, elements: elements.into_iter().collect() }
 }
 
-fn member(key: Vec<u8>) -> Element {
+pub(super) fn member(key: Vec<u8>) -> Element {
     (key, ElementData::None)
 }
 

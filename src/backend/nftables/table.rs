@@ -9,10 +9,10 @@ use nix::errno::Errno;
 use super::encode::{rule_body, set_numbers, set_userdata, write_goto};
 use super::fingerprint;
 use super::rules::TableFamily::{self, Inet};
-use super::rules::{Chain, Rule, Set};
+use super::rules::{Chain, Expression, Flowtable, Hook, Rule, Set};
 use super::table_diff::TableChange;
-use crate::model::{ElementData, Elements, FoundChain, FoundSet, Table};
-use crate::names::TABLE;
+use crate::model::{ElementData, Elements, FoundChain, FoundFlowtable, FoundSet, Table};
+use crate::names::{LOOPBACK, TABLE};
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, attrs, be_i32_at, be32_at, find, string};
 use crate::netlink::{Error, Socket};
@@ -21,6 +21,8 @@ use crate::netlink::{Error, Socket};
 pub(super) const NFGENMSG: usize = 4;
 /// Elements to a message: their list has to stay below 64 KiB.
 const CHUNK: usize = 512;
+/// Devices to a message (`NFT_NETDEVICE_MAX`, `linux/netfilter/nf_tables.h`).
+const DEVICES: usize = 255;
 
 /// The type of an `nf_tables` message (`NFT_MSG_*`).
 pub(crate) fn kind(message: u16) -> u16 {
@@ -85,6 +87,12 @@ pub(crate) fn table(socket: &mut Socket, family: TableFamily) -> Result<Option<T
         set.elements = elements_in(socket, family, &name)?;
         found.sets.insert(name, set);
     }
+    let flowtables =
+        socket.dump(&mut get(NFT_MSG_GETFLOWTABLE, NLM_F_DUMP, NFTA_FLOWTABLE_TABLE), |b| {
+            let attrs = b.get(NFGENMSG..)?;
+            ours(b, attrs, NFTA_FLOWTABLE_TABLE).then(|| parse_flowtable(attrs))
+        })?;
+    found.flowtables.extend(flowtables);
     Ok(Some(found))
 }
 
@@ -134,6 +142,24 @@ fn parse_set(body: &[u8]) -> (String, FoundSet) {
         }
     }
     (name, set)
+}
+
+fn parse_flowtable(body: &[u8]) -> (String, FoundFlowtable) {
+    let (mut name, mut flowtable) = (String::new(), FoundFlowtable::default());
+    for (attr, payload) in attrs(body) {
+        match attr {
+            NFTA_FLOWTABLE_NAME => name = string(payload),
+            NFTA_FLOWTABLE_FLAGS => flowtable.flags = be32_at(payload, 0).unwrap_or(0),
+            NFTA_FLOWTABLE_HOOK => {
+                let priority = find(payload, NFTA_FLOWTABLE_HOOK_PRIORITY);
+                flowtable.priority = priority.and_then(|p| be_i32_at(p, 0)).unwrap_or(0);
+                let devices = find(payload, NFTA_FLOWTABLE_HOOK_DEVS).unwrap_or_default();
+                flowtable.devices = attrs(devices).map(|(_, name)| string(name)).collect();
+            }
+            _ => {}
+        }
+    }
+    (name, flowtable)
 }
 
 /// All elements of a set or map of our table inet.
@@ -237,6 +263,35 @@ pub(crate) fn commit(
     socket.batch(&mut batch.messages)
 }
 
+/// Whether the kernel has flowtables. It is asked to make one, and a rule that uses it, in a transaction
+/// that fails at its end, so nothing changes.
+pub(crate) fn has_flowtables(socket: &mut Socket) -> Result<bool, Error> {
+    let mut messages = Writer::with_capacity(512);
+    batch_edge(&mut messages, NFNL_MSG_BATCH_BEGIN);
+    let mut batch = Batch { messages, family: Inet, sets: 0 };
+    let flowtable = Flowtable { name: PROBE, priority: 0, devices: [LOOPBACK.into()].into() };
+    let hook = Hook { kind: "filter", number: NF_INET_FORWARD, priority: 0 };
+    let rule = Rule { comment: None, expressions: vec![Expression::Offload(PROBE)] };
+    batch.add(&TableChange::NewTable);
+    batch.add(&TableChange::NewFlowtable(flowtable));
+    batch.add(&TableChange::NewChain(Chain {
+        name: PROBE.into(),
+        hook: Some(hook),
+        rules: vec![],
+    }));
+    batch.add(&TableChange::AppendRule(PROBE.into(), rule));
+    batch.table(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK);
+    batch_edge(&mut batch.messages, NFNL_MSG_BATCH_END);
+    match socket.batch(&mut batch.messages) {
+        Err(Error { errno: Errno::EEXIST, .. }) => Ok(true),
+        Err(Error { errno: Errno::ENOENT | Errno::EOPNOTSUPP, .. }) => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+/// Name of the flowtable and of the chain of [`has_flowtables`].
+const PROBE: &str = "probe";
+
 /// Changes as messages.
 struct Batch {
     messages: Writer,
@@ -249,6 +304,7 @@ struct Batch {
 const CHAIN: (u16, u16) = (NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME);
 const RULE: (u16, u16) = (NFTA_RULE_TABLE, NFTA_RULE_CHAIN);
 const SET: (u16, u16) = (NFTA_SET_TABLE, NFTA_SET_NAME);
+const FLOWTABLE: (u16, u16) = (NFTA_FLOWTABLE_TABLE, NFTA_FLOWTABLE_NAME);
 const ELEMENTS: (u16, u16) = (NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET);
 
 impl Batch {
@@ -267,6 +323,15 @@ impl Batch {
             }
             TableChange::DeleteElements(set, elements) => {
                 self.elements(NFT_MSG_DELSETELEM, 0, set, elements);
+            }
+            TableChange::NewFlowtable(flowtable) | TableChange::AddDevices(flowtable) => {
+                self.devices(NFT_MSG_NEWFLOWTABLE, NLM_F_CREATE, flowtable);
+            }
+            TableChange::DeleteFlowtable(name) => {
+                self.named(NFT_MSG_DELFLOWTABLE, 0, FLOWTABLE, name);
+            }
+            TableChange::RemoveDevices(flowtable) => {
+                self.devices(NFT_MSG_DELFLOWTABLE, 0, flowtable);
             }
         }
     }
@@ -326,6 +391,24 @@ impl Batch {
         }
         w.be32(NFTA_SET_ID, id);
         w.attr(NFTA_SET_USERDATA, &set_userdata(set));
+    }
+
+    /// A flowtable and its devices, or devices that come to it or go.
+    fn devices(&mut self, message: u16, flags: u16, flowtable: &Flowtable) {
+        let devices: Vec<_> = flowtable.devices.iter().collect();
+        for some in devices.chunks(DEVICES) {
+            let w = self.named(message, flags, FLOWTABLE, flowtable.name);
+            w.nest(NFTA_FLOWTABLE_HOOK, |w| {
+                w.be32(NFTA_FLOWTABLE_HOOK_NUM, NF_NETDEV_INGRESS);
+                w.be_i32(NFTA_FLOWTABLE_HOOK_PRIORITY, flowtable.priority);
+                w.nest(NFTA_FLOWTABLE_HOOK_DEVS, |w| {
+                    some.iter().for_each(|name| w.str(NFTA_DEVICE_NAME, name));
+                });
+            });
+            if message == NFT_MSG_NEWFLOWTABLE {
+                w.be32(NFTA_FLOWTABLE_FLAGS, NFT_FLOWTABLE_COUNTER);
+            }
+        }
     }
 
     fn elements(&mut self, message: u16, flags: u16, set: &str, elements: &Elements) {

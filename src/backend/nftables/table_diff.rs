@@ -2,9 +2,10 @@
 
 use super::encode::{rule_body, set_numbers};
 use super::fingerprint;
-use super::rules::{Chain, Rule, Ruleset, Set};
-use crate::model::{Elements, FoundSet, Table};
-use crate::netlink::uapi::NFT_SET_MAP;
+use super::offload;
+use super::rules::{Chain, Flowtable, Rule, Ruleset, Set};
+use crate::model::{Elements, FoundFlowtable, FoundSet, Table};
+use crate::netlink::uapi::{NFT_FLOWTABLE_COUNTER, NFT_SET_MAP};
 
 /// One change of the nftables table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,29 @@ pub(crate) enum TableChange {
     DeleteChain(String),
     /// Remove an unused set.
     DeleteSet(String),
+    NewFlowtable(Flowtable),
+    /// Remove a flowtable that no rule uses; what is in it goes back to the rules.
+    DeleteFlowtable(String),
+    /// Have a flowtable take the packets of these devices too.
+    AddDevices(Flowtable),
+    /// Have it take the packets of these devices no more.
+    RemoveDevices(Flowtable),
+}
+
+impl TableChange {
+    /// Whether it is about devices of pods, which come and go.
+    pub(crate) fn is_of_devices(&self) -> bool {
+        matches!(self, Self::AddDevices(_) | Self::RemoveDevices(_))
+    }
+}
+
+/// The changes that send all connections in the flowtable back to the rules: the kernel has no other
+/// command for that. The next look makes the flowtable anew, with the devices that there are then.
+pub(crate) fn flush_flows(wanted: &Ruleset) -> Vec<TableChange> {
+    let Some(flowtable) = &wanted.flowtable else { return Vec::new() };
+    let chains = wanted.chains.iter().filter(|chain| offload::offloads(chain));
+    let flush = chains.map(|chain| TableChange::FlushChain(chain.name.clone()));
+    flush.chain([TableChange::DeleteFlowtable(flowtable.name.into())]).collect()
 }
 
 /// The changes that make the table what is wanted.
@@ -61,7 +85,14 @@ fn reshaped(present: &Table, wanted: &Ruleset) -> bool {
         let hook = chain.hook.map(|h| (h.kind.to_string(), h.number, h.priority));
         present.chains.get(&chain.name).is_some_and(|found| found.hook != hook)
     };
-    wanted.sets.iter().any(set) || wanted.chains.iter().any(chain)
+    let flowtable = |wanted: &Flowtable| {
+        present.flowtables.get(wanted.name).is_some_and(|found| {
+            (found.priority, found.flags) != (wanted.priority, NFT_FLOWTABLE_COUNTER)
+        })
+    };
+    wanted.sets.iter().any(set)
+        || wanted.chains.iter().any(chain)
+        || wanted.flowtable.as_ref().is_some_and(flowtable)
 }
 
 fn contents(present: &Table, wanted: &Ruleset) -> Vec<TableChange> {
@@ -117,5 +148,38 @@ fn contents(present: &Table, wanted: &Ruleset) -> Vec<TableChange> {
         }
         stale.push(TableChange::DeleteSet(name.clone()));
     }
-    [off, on, stale].concat()
+    let (flows, gone) = flowtables(present, wanted);
+    stale.extend(gone);
+    [off, flows, on, stale].concat()
+}
+
+/// What makes the flowtable as wanted, before a rule needs it; and others, that go behind their rules.
+fn flowtables(present: &Table, wanted: &Ruleset) -> (Vec<TableChange>, Vec<TableChange>) {
+    let mut made = Vec::new();
+    if let Some(wanted) = &wanted.flowtable {
+        match present.flowtables.get(wanted.name) {
+            Some(found) => made.extend(devices(found, wanted)),
+            None => made.push(TableChange::NewFlowtable(wanted.clone())),
+        }
+    }
+    let is_wanted = |name: &str| wanted.flowtable.as_ref().is_some_and(|w| w.name == name);
+    let gone = present.flowtables.keys().filter(|name| !is_wanted(name));
+    (made, gone.cloned().map(TableChange::DeleteFlowtable).collect())
+}
+
+fn devices(found: &FoundFlowtable, wanted: &Flowtable) -> Vec<TableChange> {
+    let of = |devices: Vec<&String>| Flowtable {
+        devices: devices.into_iter().cloned().collect(),
+        ..wanted.clone()
+    };
+    let new = of(wanted.devices.difference(&found.devices).collect());
+    let gone = of(found.devices.difference(&wanted.devices).collect());
+    let mut changes = vec![TableChange::RemoveDevices(gone), TableChange::AddDevices(new)];
+    changes.retain(|change| match change {
+        TableChange::AddDevices(some) | TableChange::RemoveDevices(some) => {
+            !some.devices.is_empty()
+        }
+        _ => true,
+    });
+    changes
 }

@@ -15,6 +15,7 @@ pub(crate) mod damage;
 pub(crate) mod dice;
 pub(crate) mod fates;
 pub(crate) mod flows;
+pub(crate) mod flowtable;
 pub(crate) mod forge;
 pub(crate) mod golden;
 pub(crate) mod kill;

@@ -1,5 +1,6 @@
 //! Calls the real programs on a node: the plugin as a runtime does, the tool as an operator does.
 
+use std::env;
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -95,6 +96,10 @@ impl Node {
             network[key] = value.clone();
         }
         Backend::of_run().into_settings(&mut network);
+        // With this every test is one of the flowtable, too.
+        if env::var_os("SYMROUTE_OFFLOAD").is_some_and(|value| value == "1") {
+            network.as_object_mut().expect("an object").entry("offload").or_insert(json!(true));
+        }
         if network["backend"] == Backend::IptablesLegacy.name() {
             self.legacy.store(true, Ordering::Relaxed);
         }

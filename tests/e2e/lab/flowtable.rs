@@ -1,0 +1,97 @@
+//! Connections in a flowtable: what shows that they are there, and that their packets pass no rule.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::netns::Netns;
+use super::not_run::kernel_lacks;
+use super::talk::Talk;
+
+const PATIENT: Duration = Duration::from_secs(12);
+
+/// Whether the kernel has flowtables. If not, the test says so.
+#[track_caller]
+pub(crate) fn kernel_has_flowtables() -> bool {
+    let scratch = Netns::new("flows");
+    let ruleset = "table inet t {
+        flowtable f { hook ingress priority 0; devices = { lo }; }
+        chain c { type filter hook forward priority 0; meta l4proto tcp flow add @f; }
+    }";
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", scratch.name(), "nft", ruleset]);
+    let output = command.output().expect("start nft");
+    let error = String::from_utf8_lossy(&output.stderr);
+    if error.contains("No such file or directory") || error.contains("Operation not supported") {
+        kernel_lacks("flowtable");
+        return false;
+    }
+    assert!(output.status.success(), "{error}");
+    true
+}
+
+/// Counts the packets that pass forward, in a table of its own.
+pub(crate) struct Forwarded<'a>(&'a Netns);
+
+impl<'a> Forwarded<'a> {
+    pub(crate) fn watch(node: &'a Netns) -> Self {
+        node.nft(
+            "table inet watch {
+                counter seen { }
+                chain forward {
+                    type filter hook forward priority 10
+                    meta l4proto { tcp, udp } counter name seen
+                }
+            }",
+        );
+        Self(node)
+    }
+
+    pub(crate) fn packets(&self) -> u64 {
+        let text = self.0.exec(&["nft", "-j", "list", "counter", "inet", "watch", "seen"], "");
+        let listing: Value = serde_json::from_str(&text).expect("nft prints JSON");
+        let found = listing["nftables"].as_array().expect("a list").iter();
+        let counter = found.filter_map(|entry| entry.get("counter")).next().expect("the counter");
+        counter["packets"].as_u64().expect("a count")
+    }
+
+    /// Both ends speak, and no packet of theirs passes forward.
+    pub(crate) fn assert_passed_by(&self, talk: &mut Talk, what: &str) {
+        let before = self.packets();
+        for _ in 0..5 {
+            talk.assert_goes_on(what);
+        }
+        assert_eq!(self.packets() - before, 0, "{what}: packets that pass forward");
+    }
+
+    /// Both ends speak, and their packets pass forward.
+    pub(crate) fn assert_seen(&self, talk: &mut Talk, what: &str) {
+        let before = self.packets();
+        talk.assert_goes_on(what);
+        assert!(self.packets() - before >= 2, "{what}: packets that pass forward");
+    }
+}
+
+/// The connection's line of `conntrack -L`, by the client's port.
+pub(crate) fn line_of(node: &Netns, talk: &Talk) -> String {
+    let client = talk.client();
+    let family = if client.is_ipv4() { "ipv4" } else { "ipv6" };
+    let port = format!(" sport={} ", client.port());
+    let all = node.exec(&["conntrack", "-L", "-f", family], "");
+    all.lines().find(|line| line.contains(&port)).unwrap_or_default().to_owned()
+}
+
+pub(crate) fn is_offloaded(node: &Netns, talk: &Talk) -> bool {
+    line_of(node, talk).contains("[OFFLOAD]")
+}
+
+/// Both ends speak until the connection is in the flowtable. One over UDP has to last two seconds before.
+#[track_caller]
+pub(crate) fn offload(node: &Netns, talk: &mut Talk) {
+    let begin = Instant::now();
+    while !is_offloaded(node, talk) {
+        assert!(begin.elapsed() < PATIENT, "not offloaded: {}", line_of(node, talk));
+        talk.assert_goes_on("a word");
+    }
+}

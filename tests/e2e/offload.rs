@@ -1,0 +1,66 @@
+//! `"offload": true`: bound connections in a flowtable. Their packets pass no rule, and leave by the uplink that
+//! they came in by, as before.
+
+use serde_json::{Value, json};
+
+use crate::lab::capture::{Capture, assert_replies_symmetric};
+use crate::lab::flowtable::{Forwarded, is_offloaded, kernel_has_flowtables, offload};
+use crate::lab::netns::Netns;
+use crate::lab::proof::Proof;
+use crate::lab::talk::Talk;
+use crate::lab::traffic::Proto;
+use crate::lab::two_nics::{NICS, POD, POD6, TwoNics, two_nics};
+
+const PROTOS: [Proto; 2] = [Proto::Tcp, Proto::Udp];
+
+fn settings() -> Value {
+    json!({"uplinks": NICS, "offload": true})
+}
+
+/// A connection by eth1 to a pod behind it, by each protocol and family.
+fn talks(client: &Netns, pod: &Netns) -> Vec<Talk> {
+    let each = PROTOS.into_iter().flat_map(|proto| [(proto, POD[1]), (proto, POD6[1])]);
+    each.map(|(proto, address)| Talk::begin(client, pod, proto, address)).collect()
+}
+
+/// Connections that are offloaded, on a node where the plugin is in force.
+fn offloaded(layout: &TwoNics) -> Vec<Talk> {
+    let mut all = talks(&layout.client, &layout.pods[1].ns);
+    all.iter_mut().for_each(|talk| offload(&layout.node.ns, talk));
+    all
+}
+
+/// All that the connections say goes by eth1, both ways.
+fn assert_by_eth1(layout: &TwoNics, talks: &mut [Talk], what: &str) {
+    let capture = Capture::start(&layout.router.ns);
+    talks.iter_mut().for_each(|talk| talk.assert_goes_on(what));
+    let packets = capture.stop();
+    let count = assert_replies_symmetric(&packets, &NICS, true);
+    assert_eq!(count, talks.len(), "{what}: connections with packets both ways");
+    let by_eth0 = packets.iter().filter(|packet| packet.port == "eth0").count();
+    assert_eq!(by_eth0, 0, "{what}: packets by eth0");
+}
+
+#[test]
+fn packets_of_offloaded_connections_pass_no_rule_and_leave_by_their_uplink() {
+    if !kernel_has_flowtables() {
+        return;
+    }
+    let layout = two_nics();
+    let node = &layout.node;
+    let forwarded = Forwarded::watch(&node.ns);
+    let proof = Proof::begin(node, &layout.router);
+    node.add(&json!({"uplinks": NICS}), &layout.pods[1]);
+    for talk in &mut talks(&layout.client, &layout.pods[1].ns) {
+        forwarded.assert_seen(talk, "without offload");
+        assert!(!is_offloaded(&node.ns, talk));
+    }
+    node.del(&json!({"uplinks": NICS}), &layout.pods[1]);
+    node.add(&settings(), &layout.pods[1]);
+    let mut all = offloaded(&layout);
+    all.iter_mut().for_each(|talk| forwarded.assert_passed_by(talk, "offloaded"));
+    assert_by_eth1(&layout, &mut all, "offloaded");
+    proof.assert_nothing_dropped();
+    node.del(&settings(), &layout.pods[1]);
+    proof.assert_as_before();
+}
