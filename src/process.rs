@@ -42,6 +42,13 @@ pub(crate) fn host_name() -> String {
     text.trim().to_owned()
 }
 
+/// Version and level of the running kernel (`uname -r`), as (6, 12).
+pub(crate) fn kernel_release() -> Option<(u32, u32)> {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let mut numbers = text.split(|sign: char| !sign.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 /// No value of another program takes more bytes of a message.
 pub(crate) const VALUE_MOST: usize = 256;
 

@@ -16,6 +16,8 @@ pub(crate) enum Cause {
     Lost,
     /// An interface came, went or changed.
     Links,
+    /// An interface that may lead to a pod is new, where a flowtable takes the packets of pods.
+    Pods,
     /// An address of an uplink, or of what may become one.
     Addresses,
     /// A route of an uplink, a default route, or one in our tables.
@@ -33,12 +35,13 @@ pub(crate) enum Cause {
 }
 
 impl Cause {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Start,
         Self::Resync,
         Self::Retry,
         Self::Lost,
         Self::Links,
+        Self::Pods,
         Self::Addresses,
         Self::Routes,
         Self::Rules,
@@ -56,6 +59,7 @@ impl Cause {
             Self::Retry => "retry",
             Self::Lost => "lost",
             Self::Links => "links",
+            Self::Pods => "pods",
             Self::Addresses => "addresses",
             Self::Routes => "routes",
             Self::Rules => "rules",
@@ -69,6 +73,11 @@ impl Cause {
     /// Whether everything is looked at, whatever it was that happened.
     pub(crate) fn is_general(self) -> bool {
         matches!(self, Self::Start | Self::Resync | Self::Retry)
+    }
+
+    /// Whether what has to be done then is no damage by another program.
+    pub(crate) fn is_ordinary(self) -> bool {
+        self.is_general() || self == Self::Pods
     }
 
     /// Whether it may change what the kernel takes for a route.

@@ -13,6 +13,7 @@ use crate::config::{Pattern, Settings};
 use crate::model::{Facts, Link, Variant};
 use crate::names;
 use crate::netlink::uapi::{IFF_UP, RT_TABLE_LOCAL};
+use crate::plan::offload::leads_to_pods;
 
 /// Kinds of interface that `auto` never takes and of which a node has many.
 const OF_PODS: [&str; 3] = ["veth", "bridge", "dummy"];
@@ -74,6 +75,8 @@ pub(crate) struct Filter {
     /// Interfaces that may matter.
     known: BTreeMap<u32, Shape>,
     quiet: BTreeSet<u32>,
+    /// Whether a flowtable takes the packets of pods.
+    pub(super) offloads: bool,
     /// The variant of iptables that marks.
     pub(super) variant: Option<Variant>,
     /// The sizes of the tables of iptables-legacy right before the last look; none if it repaired
@@ -161,7 +164,8 @@ impl Filter {
             // One that was taken for more until now, or the sign that kube-proxy begins to use IPVS.
             let matters = self.known.remove(&link.index).is_some()
                 || is_new && link.name == names::OF_KUBE_PROXY;
-            return matters.then_some(Cause::Links);
+            let feeds = is_new && self.offloads && leads_to_pods(link);
+            return matters.then_some(Cause::Links).or(feeds.then_some(Cause::Pods));
         }
         self.quiet.remove(&link.index);
         let shape = Shape::of(link);
@@ -212,6 +216,19 @@ mod tests {
         assert_eq!(filter.judge(Event::Address(8)), None, "each service has one");
         let blackhole = Event::Route { table: 254, prefix: 26, links: vec![] };
         assert_eq!(filter.judge(blackhole), None);
+    }
+
+    #[test]
+    fn the_flowtable_minds_new_pods_and_no_ports_of_bridges() {
+        let mut filter = filter();
+        filter.offloads = true;
+        let veth = |index| link(index, "cali1", Some("veth"));
+        assert_eq!(filter.judge(Event::Link(veth(9))), Some(Cause::Pods));
+        assert_eq!(filter.judge(Event::Link(veth(9))), None, "nothing new");
+        assert_eq!(filter.judge(Event::Address(9)), None);
+        let port = Link { port_of: Some("bridge".into()), ..veth(10) };
+        assert_eq!(filter.judge(Event::Link(port)), None);
+        assert_eq!(filter.judge(Event::Link(link(11, "cni0", Some("bridge")))), Some(Cause::Pods));
     }
 
     #[test]

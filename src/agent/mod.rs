@@ -272,6 +272,7 @@ impl Loop {
             let uplinks = plan.uplinks.iter().map(|uplink| uplink.link).collect();
             let mut filter = lock(&self.shared.filter);
             filter.learn(&found.settings, uplinks, &found.view.facts);
+            filter.offloads = plan.offloads();
             filter.variant = plan.xtables.as_ref().map(|xtables| xtables.variant);
             filter.sizes = status.sizes;
         }

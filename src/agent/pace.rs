@@ -39,7 +39,7 @@ pub(crate) struct Repairs(BTreeMap<Cause, VecDeque<Instant>>);
 
 impl Repairs {
     pub(crate) fn made(&mut self, causes: &Causes, now: Instant) {
-        for &cause in causes.iter().filter(|cause| !cause.is_general()) {
+        for &cause in causes.iter().filter(|cause| !cause.is_ordinary()) {
             let times = self.0.entry(cause).or_default();
             times.push_back(now);
             // More than these say nothing new.
@@ -119,7 +119,7 @@ mod tests {
     fn looks_of_the_clock_are_nobodys_fault() {
         let (mut repairs, now) = (Repairs::default(), Instant::now());
         for _ in 0..20 {
-            repairs.made(&Causes::from([Cause::Resync, Cause::Start]), now);
+            repairs.made(&Causes::from([Cause::Resync, Cause::Start, Cause::Pods]), now);
         }
         assert_eq!(repairs.contested(now), Causes::new());
     }

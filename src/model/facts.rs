@@ -422,20 +422,30 @@ pub(crate) struct VariantUse {
     pub(crate) foreign_rules: usize,
 }
 
+/// What a kernel's flowtables are good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flowtables {
+    Usable,
+    /// It has none.
+    Missing,
+    /// It looks the way of the replies up without the packet mark, so they would leave by another NIC.
+    WithoutMarks,
+}
+
 /// What there is on a node to mark packets with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tooling {
     /// Whether the kernel has `nf_tables`.
     pub(crate) nftables: bool,
-    /// Whether it has flowtables. Asked only where the settings want one.
-    pub(crate) flowtables: bool,
+    /// Its flowtables. Asked only where the settings want one.
+    pub(crate) flowtables: Flowtables,
     /// The variants of iptables that are installed. Not looked for where it does not matter.
     pub(crate) iptables: BTreeMap<Variant, VariantUse>,
 }
 
 impl Default for Tooling {
     fn default() -> Self {
-        Self { nftables: true, flowtables: true, iptables: BTreeMap::new() }
+        Self { nftables: true, flowtables: Flowtables::Usable, iptables: BTreeMap::new() }
     }
 }
 

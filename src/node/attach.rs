@@ -1,11 +1,20 @@
 //! What an ADD does: writes the attachment's file and proves that the node is ready, or makes it.
 
+use std::net::IpAddr;
+
+use nix::net::if_::if_indextoname;
+
 use super::observe::has_ipvs;
 use super::proof::{self, Surprise};
 use super::{Node, teardown};
+use crate::backend::nftables::rules::TableFamily;
+use crate::backend::nftables::table_diff::TableChange;
+use crate::backend::nftables::{offload, table};
 use crate::config::Settings;
 use crate::error::Error;
-use crate::state::{Attachment, Lock, Written};
+use crate::netlink;
+use crate::netlink::uapi::RTN_UNICAST;
+use crate::state::{AgentLock, Attachment, Lock, Written};
 
 impl Node {
     /// Attaches a pod: on a ready node by its file and a proof, else by a reconcile. A failure
@@ -40,6 +49,7 @@ impl Node {
             return Ok(());
         }
         if !written.has_own_settings && self.is_ready(settings) {
+            self.offload(settings, attachment);
             return Ok(());
         }
         let lock = self.lock()?;
@@ -60,6 +70,28 @@ impl Node {
                 false
             }
         }
+    }
+
+    /// Has the flowtable take the packets of the pod, where the settings want one and no agent does it. A pod
+    /// whose packets it does not take is served all the same.
+    fn offload(&mut self, settings: &Settings, attachment: &Attachment) {
+        if settings.offload && !AgentLock::is_held(&self.state) {
+            if let Err(error) = self.feed_flowtable(&attachment.addresses) {
+                log::info!("the packets of the pod come into no flowtable: {error}");
+            }
+        }
+    }
+
+    fn feed_flowtable(&mut self, pod: &[IpAddr]) -> Result<(), netlink::Error> {
+        let ways = proof::to(&mut self.kernel, pod)?.into_iter().flatten();
+        let forwarded = ways.filter(|way| way.kind == RTN_UNICAST).map(|way| way.link);
+        let name = |link: u32| if_indextoname(link).ok()?.into_string().ok();
+        let devices: Vec<_> = forwarded.filter_map(name).collect();
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let feed = [TableChange::AddDevices(offload::flowtable(devices))];
+        table::commit(&mut self.kernel.netfilter, TableFamily::Inet, &feed)
     }
 
     fn attach_slowly(

@@ -18,13 +18,14 @@ use crate::backend::nftables::table;
 use crate::config::{Backend, Settings};
 use crate::error::Error;
 use crate::model::{
-    Action, Address, Facts, Family, FoundRule, Link, Mangle, Neighbours, Route, Table, Variant,
-    VariantUse, whole,
+    Action, Address, Facts, Family, Flowtables, FoundRule, Link, Mangle, Neighbours, Route, Table,
+    Variant, VariantUse, whole,
 };
 use crate::names;
 use crate::netlink::uapi::{IFF_LOOPBACK, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST};
 use crate::netlink::{self, route};
 use crate::plan::{ours, routers, uplinks};
+use crate::process;
 
 /// Everything that reconcile looks at. `owned`: the settings by which state is known as ours,
 /// first those that are wanted. `by_iptables`: whether iptables marks by now. `unseen`: what becomes
@@ -89,7 +90,7 @@ pub(crate) fn facts(
         }
     }
     if facts.tooling.nftables && owned.first().is_some_and(|settings| settings.offload) {
-        facts.tooling.flowtables = has_flowtables(netfilter, &facts, unseen)?;
+        facts.tooling.flowtables = flowtables(netfilter, &facts, unseen)?;
     }
     if by_iptables || owned.iter().any(|s| may_use_iptables(s, &facts)) {
         let read = iptables(kernel, owned, &mut facts);
@@ -107,17 +108,22 @@ pub(crate) fn facts(
     Ok(facts)
 }
 
-/// Whether the kernel has flowtables. One that is there shows it.
-fn has_flowtables(
+/// What the kernel's flowtables are good for. One that is there shows that there are some.
+fn flowtables(
     netfilter: &mut netlink::Socket,
     facts: &Facts,
     unseen: &Unseen,
-) -> Result<bool, Error> {
+) -> Result<Flowtables, Error> {
+    // `nft_flow_route` (net/netfilter/nft_flow_offload.c) minds the mark since this release.
+    if process::kernel_release() < Some((5, 19)) {
+        return Ok(Flowtables::WithoutMarks);
+    }
     let is_there = |table: &Table| !table.flowtables.is_empty();
     if unseen.hides_rules() || facts.ours.table.as_ref().is_some_and(is_there) {
-        return Ok(true);
+        return Ok(Flowtables::Usable);
     }
-    table::has_flowtables(netfilter).map_err(Error::kernel("ask for flowtables"))
+    let has_some = table::has_flowtables(netfilter).map_err(Error::kernel("ask for flowtables"))?;
+    Ok(if has_some { Flowtables::Usable } else { Flowtables::Missing })
 }
 
 /// Hardware addresses of the routers of uplinks that may have several.

@@ -80,6 +80,11 @@ pub(crate) fn unchanged(kernel: &mut Kernel, ready: &Ready) -> Result<(), Surpri
     Ok(())
 }
 
+/// Where the node sends packets to these addresses.
+pub(crate) fn to(kernel: &mut Kernel, addresses: &[IpAddr]) -> Result<Vec<Option<Way>>, Error> {
+    ways(&mut kernel.rtnetlink, &unmarked(addresses.iter().copied()))
+}
+
 fn unmarked(to: impl Iterator<Item = IpAddr>) -> Vec<Lookup> {
     to.map(|to| Lookup { to, from: None, iif: None, mark: 0 }).collect()
 }

@@ -1,12 +1,13 @@
 //! Which devices feed the flowtable, where the settings want one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use super::{Note, Plan};
+use super::{Note, Plan, uplinks};
 use crate::config::{Invalid, OFFLOAD, Settings};
-use crate::model::{Facts, Link};
+use crate::model::{Facts, Flowtables, Link};
+use crate::names::OFFLOAD as OFFLOADING;
 use crate::netlink::uapi::IFF_LOOPBACK;
 
 /// Kinds of interface that lead to pods. A bridge stands for the pods at its ports.
@@ -27,19 +28,37 @@ pub(super) fn devices(
         let hint = "a flowtable needs nf_tables, which this kernel has not; set false";
         return Err(Invalid::new(OFFLOAD, &json!(true), hint));
     }
-    if !facts.tooling.flowtables {
+    let lacks = match facts.tooling.flowtables {
+        Flowtables::Usable => None,
+        Flowtables::Missing => Some((
+            "this kernel has no flowtables",
+            "take a kernel with CONFIG_NF_FLOW_TABLE and CONFIG_NFT_FLOW_OFFLOAD",
+        )),
+        Flowtables::WithoutMarks => Some((
+            "flowtables of this kernel look the way of replies up without the mark",
+            "take a kernel from 5.19 on",
+        )),
+    };
+    if let Some((what, remedy)) = lacks {
         plan.notes.push(Note {
-            what: "this kernel has no flowtables, so no connection is offloaded".into(),
-            way_out: "take a kernel with CONFIG_NF_FLOW_TABLE and CONFIG_NFT_FLOW_OFFLOAD, or set \
-                      \"offload\": false"
-                .into(),
+            what: format!("{what}, so no connection is offloaded"),
+            way_out: format!("{remedy}, or set \"offload\": false"),
         });
         return Ok(None);
     }
     let several = plan.uplinks.iter().filter(|uplink| !uplink.routers.is_empty());
     plan.not_offloaded = several.map(|uplink| uplink.name.clone()).collect();
-    let is_uplink = |link: &Link| plan.uplinks.iter().any(|uplink| uplink.link == link.index);
-    let feeds = facts.links.iter().filter(|link| is_uplink(link) || leads_to_pods(link));
+    let found = facts.ours.table.iter().flat_map(|table| table.flowtables.get(OFFLOADING));
+    let found: BTreeSet<&String> = found.flat_map(|flowtable| &flowtable.devices).collect();
+    let outside = uplinks::outside(facts, &plan.src_valid_mark);
+    // An ADD takes whatever leads to its pod.
+    let of_an_add = |link: &Link| {
+        found.contains(&link.name) && link.port_of.is_none() && !outside.contains(&link.index)
+    };
+    let feeds = |link: &&Link| {
+        plan.src_valid_mark.contains(&link.index) || leads_to_pods(link) || of_an_add(link)
+    };
+    let feeds = facts.links.iter().filter(feeds);
     Ok(Some(feeds.map(|link| (link.index, link.name.clone())).collect()))
 }
 

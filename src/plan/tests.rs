@@ -21,8 +21,8 @@ use crate::backend::nftables::table_diff::TableChange;
 use crate::config::{Backend, Pattern};
 use crate::model::Field;
 use crate::model::{
-    Action, Address, ElementData, FoundChain, FoundFlowtable, FoundRule, FoundSet, Link, Mangle,
-    Nexthop, Ours, Table, Variant, VariantUse,
+    Action, Address, ElementData, Flowtables, FoundChain, FoundFlowtable, FoundRule, FoundSet,
+    Link, Mangle, Nexthop, Ours, Table, Variant, VariantUse,
 };
 use crate::names;
 use crate::netlink::uapi::{IFF_POINTOPOINT, IFF_UP, NFT_FLOWTABLE_COUNTER, RT_TABLE_LOCAL};
@@ -425,7 +425,7 @@ fn what_is_in_the_flowtable_goes_back_to_the_rules_after_each_change_but_of_pods
     assert_eq!(settle(&mut facts), (true, names(&["eth2", "eth3"])), "another router");
     facts.addresses[0].link = 3;
     assert!(settle(&mut facts).0, "an address moved");
-    facts.tooling.flowtables = false;
+    facts.tooling.flowtables = Flowtables::Missing;
     let goal = plan(&facts, &settings).unwrap();
     assert!(!goal.offloads() && goal.notes.len() == 1);
     facts.tooling.nftables = false;

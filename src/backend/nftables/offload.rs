@@ -4,7 +4,7 @@
 //! the one that it has. The way of the replies is looked up by the kernel with the request's mark and incoming
 //! interface (`nft_flow_route`, `net/netfilter/nft_flow_offload.c`), so it is the uplink.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::chains::{chain, equals, goto, has_status, named, ours, plain, rule, set_packet};
@@ -31,7 +31,7 @@ pub(crate) fn alone(spec: &Spec<'_>) -> Option<Ruleset> {
 /// Adds the flowtable and its rules, where the settings want one.
 pub(super) fn add(spec: &Spec<'_>, ruleset: &mut Ruleset) {
     let Some(devices) = spec.offload else { return };
-    ruleset.flowtable = Some(flowtable(devices));
+    ruleset.flowtable = Some(flowtable(devices.values().cloned()));
     let uplinks: Vec<&Uplink> = spec.interfaces().filter(|u| u.routers.is_empty()).collect();
     for uplink in &uplinks {
         ruleset.chains.push(chain(named(OFFLOADED, uplink.id), vec![plain([Counter])]));
@@ -44,8 +44,9 @@ pub(super) fn add(spec: &Spec<'_>, ruleset: &mut Ruleset) {
     ruleset.chains.push(base());
 }
 
-fn flowtable(devices: &BTreeMap<u32, String>) -> Flowtable {
-    let devices = devices.values().cloned().collect();
+/// The flowtable with the devices of these names.
+pub(crate) fn flowtable(devices: impl IntoIterator<Item = String>) -> Flowtable {
+    let devices = devices.into_iter().collect();
     Flowtable { name: names::OFFLOAD, priority: LAST, devices }
 }
 
