@@ -50,7 +50,11 @@ fn label(name: &str, value: impl std::fmt::Display) -> String {
 
 /// All metrics. Counters of more than 2^53 lose their last digits, as everywhere in Prometheus.
 #[expect(clippy::cast_precision_loss, reason = "Prometheus knows floating point numbers only")]
-pub(crate) fn page(board: &Board, counts: Option<&Counts>) -> String {
+pub(crate) fn page(
+    board: &Board,
+    counts: Option<&Counts>,
+    offloaded: Option<&BTreeMap<u32, u64>>,
+) -> String {
     let mut page = Page::default();
     let tally = &board.tally;
     let version = label("version", env!("CARGO_PKG_VERSION"));
@@ -91,13 +95,17 @@ pub(crate) fn page(board: &Board, counts: Option<&Counts>) -> String {
         let help = "Packets that rp_filter of the node dropped (TcpExtIPReversePathFilter).";
         page.one("rp_filter_drops_total", "counter", help, drops as f64);
     }
+    let by_uplink = |of: &BTreeMap<u32, u64>| {
+        let count = |unit: &Uplink| of.get(&unit.id).copied().unwrap_or(0) as f64;
+        let value = |u: &Uplink| u.units().map(count).sum::<f64>();
+        let lines = board.uplinks.iter().map(|u| (label("uplink", &u.name), value(u)));
+        lines.collect::<Vec<_>>()
+    };
+    if let Some(offloaded) = offloaded {
+        let help = "Connections of the uplink that are in the flowtable and pass no rule.";
+        page.family(("connections_offloaded", "gauge", help), by_uplink(offloaded));
+    }
     if let Some(counts) = counts {
-        let by_uplink = |of: &BTreeMap<u32, u64>| {
-            let count = |unit: &Uplink| of.get(&unit.id).copied().unwrap_or(0) as f64;
-            let value = |u: &Uplink| u.units().map(count).sum::<f64>();
-            let lines = board.uplinks.iter().map(|u| (label("uplink", &u.name), value(u)));
-            lines.collect::<Vec<_>>()
-        };
         let help = "Connections that were bound to the uplink they came in by.";
         page.family(("connections_bound_total", "counter", help), by_uplink(&counts.bound));
         let help = "Packets that were made to leave by the uplink.";
@@ -117,6 +125,12 @@ pub(crate) struct Counters {
 impl Counters {
     /// Programs have to be run to read what iptables counts, so that is done no more often.
     const FRESH: Duration = Duration::from_secs(10);
+
+    /// How many connections are offloaded, by the uplink's id; none where there is no flowtable.
+    pub(crate) fn offloaded(by: MarkedBy) -> Option<BTreeMap<u32, u64>> {
+        let read = by.offloads.then(|| counters::offloaded(by.field))?;
+        read.inspect_err(|error| log::info!("metrics: {error}")).ok()
+    }
 
     /// The counts; none where they can't be read.
     pub(crate) fn now(&mut self, by: MarkedBy) -> Option<Counts> {
@@ -156,9 +170,11 @@ mod tests {
         };
         let board = Board { uplinks: vec![uplink], looked: true, ..Board::default() };
         let counts = Counts { bound: [(1, 3), (2, 9)].into(), ..Counts::default() };
-        let text = page(&board, Some(&counts));
+        let text = page(&board, Some(&counts), Some(&[(1, 4)].into()));
         let bound = "symroute_connections_bound_total{uplink=\"e\\\"t\\\\h\"} 3\n";
         assert!(text.contains(bound), "{text}");
+        let offloaded = "symroute_connections_offloaded{uplink=\"e\\\"t\\\\h\"} 4\n";
+        assert!(text.contains(offloaded), "{text}");
         assert!(
             text.contains(
                 "symroute_uplink_info{uplink=\"e\\\"t\\\\h\",id=\"1\",table=\"47001\"} 1\n"
@@ -181,7 +197,7 @@ mod tests {
     #[test]
     fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
         let board = Board { looked: true, ..Board::default() };
-        let text = page(&board, Some(&Counts::default()));
+        let text = page(&board, Some(&Counts::default()), None);
         let there = named(&text);
         for asking in [
             include_str!("../../conf/kubernetes/podmonitor/prometheusrule.yaml"),

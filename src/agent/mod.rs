@@ -135,7 +135,8 @@ fn answers(shared: &Arc<Shared>) -> Answers {
                     let _only = only;
                     let marked_by = lock(&shared.board).marked_by;
                     let counts = marked_by.and_then(|by| lock(&counters).now(by));
-                    metrics::page(&lock(&shared.board), counts.as_ref())
+                    let offloaded = marked_by.and_then(Counters::offloaded);
+                    metrics::page(&lock(&shared.board), counts.as_ref(), offloaded.as_ref())
                 });
                 page.await.ok().map(|text| Answer { well: true, text })
             });

@@ -109,6 +109,8 @@ impl Status {
 pub(crate) struct MarkedBy {
     pub(crate) marker: Marker,
     pub(crate) field: Field,
+    /// Whether connections are put into a flowtable.
+    pub(crate) offloads: bool,
 }
 
 /// What is kept between turns, for whoever asks.
@@ -139,7 +141,11 @@ impl Board {
         if let Some(Found { settings, view }) = status.found {
             self.looked = true;
             self.notes = view.plan.notes.len();
-            self.marked_by = Some(MarkedBy { marker: view.plan.marker(), field: settings.field });
+            self.marked_by = Some(MarkedBy {
+                marker: view.plan.marker(),
+                field: settings.field,
+                offloads: view.plan.offloads(),
+            });
             self.uplinks = view.plan.uplinks;
         }
     }

@@ -8,8 +8,6 @@ pub(crate) enum Counted {
     Bound(u32),
     /// Packets that were made to leave by the uplink with this id.
     Steered(u32),
-    /// Times that a connection of the uplink with this id came into the flowtable.
-    Offloaded(u32),
     /// Packets that lost a mark that was evidence only.
     Cleared,
     /// Packets of new connections from outside by the NIC with this index, which is no uplink.
@@ -23,8 +21,6 @@ pub(crate) struct Counts {
     pub(crate) bound: BTreeMap<u32, u64>,
     /// Packets that were made to leave by an uplink, by its id.
     pub(crate) steered: BTreeMap<u32, u64>,
-    /// Times that a connection came into the flowtable, by the id of its uplink.
-    pub(crate) offloaded: BTreeMap<u32, u64>,
     /// Packets that lost a mark that was evidence only.
     pub(crate) cleared: u64,
     /// Packets of new connections from outside by NICs that are no uplinks, by index (nftables).
@@ -37,7 +33,6 @@ impl Extend<(Counted, u64)> for Counts {
             match counted {
                 Counted::Bound(id) => *self.bound.entry(id).or_default() += number,
                 Counted::Steered(id) => *self.steered.entry(id).or_default() += number,
-                Counted::Offloaded(id) => *self.offloaded.entry(id).or_default() += number,
                 Counted::Cleared => self.cleared += number,
                 Counted::Silent(link) => *self.silent.entry(link).or_default() += number,
             }

@@ -70,6 +70,20 @@ pub(crate) fn wanted(
     socket.dump(&mut dump(NFPROTO_UNSPEC), |body| parse(body).filter(&is_wanted))
 }
 
+/// The conntrack mark of each connection that is in a flowtable.
+pub(crate) fn marks_of_offloaded(socket: &mut Socket) -> Result<Vec<u32>, Error> {
+    let mut request = dump(NFPROTO_UNSPEC);
+    request.be32(CTA_STATUS, IPS_OFFLOAD);
+    request.be32(CTA_STATUS_MASK, IPS_OFFLOAD);
+    socket.dump(&mut request, |body| {
+        let attributes = body.get(NFGENMSG..)?;
+        let number = |kind| find(attributes, kind).and_then(|payload| be32_at(payload, 0));
+        // Kernels before 5.16 give all.
+        let is_offloaded = number(CTA_STATUS)? & IPS_OFFLOAD != 0;
+        is_offloaded.then(|| number(CTA_MARK).unwrap_or(0))
+    })
+}
+
 fn dump(family: u8) -> Writer {
     let mut request = Writer::default();
     let kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET;

@@ -194,7 +194,8 @@ numbers! {
 
     // nfnetlink_conntrack.h, nf_internals.h
     u16: IPCTNL_MSG_CT_GET = 1;
-    u16: CTA_TUPLE_ORIG = 1, CTA_TUPLE_REPLY = 2, CTA_STATUS = 3, CTA_MARK = 8, CTA_FILTER = 25;
+    u16: CTA_TUPLE_ORIG = 1, CTA_TUPLE_REPLY = 2, CTA_STATUS = 3, CTA_MARK = 8, CTA_FILTER = 25,
+        CTA_STATUS_MASK = 26;
     u16: CTA_TUPLE_IP = 1, CTA_TUPLE_PROTO = 2;
     u16: CTA_IP_V4_SRC = 1, CTA_IP_V4_DST = 2, CTA_IP_V6_SRC = 3, CTA_IP_V6_DST = 4;
     u16: CTA_PROTO_NUM = 1, CTA_PROTO_SRC_PORT = 2, CTA_PROTO_DST_PORT = 3;

@@ -1,5 +1,7 @@
 //! Reads what the rules in force count, where an operator or a metric asks for it.
 
+use std::collections::BTreeMap;
+
 use crate::backend::Marker;
 use crate::backend::counts::Counts;
 use crate::backend::iptables::counters::parse;
@@ -7,7 +9,20 @@ use crate::backend::iptables::programs::Programs;
 use crate::backend::nftables;
 use crate::error::Error;
 use crate::model::{Family, Field};
-use crate::netlink::Socket;
+use crate::netlink::{Socket, conntrack};
+
+/// How many connections are in a flowtable now, by the id of their uplink.
+pub(crate) fn offloaded(field: Field) -> Result<BTreeMap<u32, u64>, Error> {
+    let failed = || Error::kernel("list connections that are offloaded");
+    let mut socket = Socket::netfilter().map_err(failed())?;
+    let mut by_id = BTreeMap::new();
+    for mark in conntrack::marks_of_offloaded(&mut socket).map_err(failed())? {
+        *by_id.entry(field.id(mark)).or_default() += 1;
+    }
+    // Another program's flowtable.
+    by_id.remove(&0);
+    Ok(by_id)
+}
 
 /// What the rules of this marker count.
 pub(crate) fn read(marker: Marker, field: Field) -> Result<Counts, Error> {

@@ -1,7 +1,6 @@
 //! What the rules of our nftables table have counted.
 
 use super::chains::{BIND, BOUND, FORGET, LEAVE, SILENT, UTURN, VIA};
-use super::offload::OFFLOADED;
 use super::table::{NFGENMSG, get, ours};
 use crate::backend::counts::Counted;
 use crate::netlink::uapi::*;
@@ -33,7 +32,6 @@ fn counts(chain: &str) -> Option<Counted> {
     match job {
         BIND => Some(Counted::Bound(id)),
         BOUND | VIA | UTURN => Some(Counted::Steered(id)),
-        OFFLOADED => Some(Counted::Offloaded(id)),
         SILENT => Some(Counted::Silent(id)),
         _ => None,
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::chains::{chain, equals, goto, has_status, named, ours, plain, rule, set_packet};
+use super::chains::{chain, equals, has_status, named, ours, plain, rule, set_packet};
 use super::rules::{Chain, Expression::*, Flowtable, Hook, Rule, Ruleset, Set, Type};
 use super::sets::{address_key, member, number_key, own_addresses, set};
 use crate::backend::spec::{Spec, Uplink};
@@ -15,8 +15,6 @@ use crate::model::{ElementData, Family, PerFamily};
 use crate::names;
 use crate::netlink::uapi::*;
 
-/// Chain of each uplink that counts the connections that came into the flowtable.
-pub(super) const OFFLOADED: &str = "offloaded";
 /// Behind all filters: what another program drops in forward is not offloaded.
 const LAST: i32 = i32::MAX;
 
@@ -34,7 +32,6 @@ pub(super) fn add(spec: &Spec<'_>, ruleset: &mut Ruleset) {
     ruleset.flowtable = Some(flowtable(devices.values().cloned()));
     let uplinks: Vec<&Uplink> = spec.interfaces().filter(|u| u.routers.is_empty()).collect();
     for uplink in &uplinks {
-        ruleset.chains.push(chain(named(OFFLOADED, uplink.id), vec![plain([Counter])]));
         ruleset.chains.push(chain(named(names::OFFLOAD, uplink.id), of_uplink(spec, uplink)));
     }
     let by = |u: &&Uplink| (number_key(u.link), ElementData::Goto(named(names::OFFLOAD, u.id)));
@@ -83,8 +80,7 @@ fn of_uplink(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     // IPVS and iptables need the mark off by now. The kernel looks the way of the replies up by it.
     let into = |protocol| {
         let mark = set_packet(spec.field, bound);
-        let then = [Offload(names::OFFLOAD), goto(OFFLOADED, uplink.id)];
-        plain([&[ProtocolIs(protocol)][..], &mark, &then].concat())
+        plain([&[ProtocolIs(protocol)][..], &mark, &[Offload(names::OFFLOAD)]].concat())
     };
     let other = [ConntrackMark, ours(spec.field), Differs(number_key(bound)), Accept];
     let mut rules = vec![

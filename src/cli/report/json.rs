@@ -37,6 +37,8 @@ impl Report {
             "heldBy": held_by,
             "leftOut": left_out,
             "unanswered": notes_json(&self.unanswered),
+            "offloads": self.offloaded.is_some(),
+            "notOffloaded": self.offloaded.as_ref().map_or(&[][..], |o| &o.without[..]),
             "limits": self.limits,
             "off": notes_json(&self.notes),
             "pending": self.pending,
@@ -73,6 +75,8 @@ impl Report {
             interface.add_to(&mut object);
         }
         object["counters"] = self.counters_json(uplink.id);
+        object["counters"]["connectionsOffloaded"] =
+            json!(self.offloaded.as_ref().map(|offloaded| offloaded.by(uplink)));
         object
     }
 

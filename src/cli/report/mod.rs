@@ -3,6 +3,7 @@
 //! ```text
 //! mod        reads the node
 //! interface  what an uplink's interface has: addresses, rp_filter, carrier
+//! offload    how many connections are in the flowtable
 //! rates      counters per second, from two looks (pure)
 //! table      the report for a person              (pure)
 //! json       the report for programs              (pure)
@@ -10,6 +11,7 @@
 
 mod interface;
 mod json;
+mod offload;
 mod rates;
 mod table;
 
@@ -32,6 +34,7 @@ use crate::plan::uplinks::LeftOut;
 use crate::plan::{Note, Uplink};
 use crate::state::Record;
 use interface::Interface;
+use offload::Offloaded;
 use rates::{Counters, Rates};
 pub(super) use table::Style;
 
@@ -61,6 +64,8 @@ pub(super) struct Report {
     /// The interfaces of the uplinks, in the same order.
     interfaces: Vec<Interface>,
     counters: Counters,
+    /// None where there is no flowtable.
+    offloaded: Option<Offloaded>,
     /// What was counted per second since an earlier look, if there was one.
     rates: Option<Rates>,
     /// What could not be seen, and why.
@@ -79,6 +84,7 @@ impl Report {
         let (mut uplinks, mut left_out, mut unanswered) = (Vec::new(), Vec::new(), Vec::new());
         let (mut pending, mut backend, mut limits) = (Vec::new(), None, Vec::new());
         let (mut interfaces, mut counts, mut unseen) = (Vec::new(), None, Vec::new());
+        let mut offloaded = None;
         let record = node.record()?;
         let lost = record.as_ref().is_some_and(|r| r.network.is_empty());
         if lost {
@@ -98,6 +104,10 @@ impl Report {
                     match counters::read(marker, view.settings.field) {
                         Ok(read) => counts = Some(read),
                         Err(error) => unseen.push(format!("the counters: {error}")),
+                    }
+                    match Offloaded::of(&view) {
+                        Ok(found) => offloaded = found,
+                        Err(error) => unseen.push(format!("what is offloaded: {error}")),
                     }
                 }
                 backend = record.is_some().then(|| marker.to_string());
@@ -146,6 +156,7 @@ impl Report {
             backend,
             interfaces,
             counters,
+            offloaded,
             rates: None,
             unseen,
         })

@@ -60,6 +60,7 @@ impl Report {
             let _ = writeln!(out, "held by        {}", or_none(&self.held_text(&holders)));
         }
         let rate = self.rates.as_ref().and_then(|rates| rates.drops);
+        self.write_offloaded(&mut out);
         let drops = counted(self.counters.drops.as_ref(), rate);
         let _ = writeln!(out, "rp_filter      {drops} packets dropped on this node");
         self.write_left_out(&mut out);
@@ -96,6 +97,19 @@ impl Report {
             self.settings.rules().end,
             record.network,
         )
+    }
+
+    /// How many connections pass no rule, by uplink.
+    fn write_offloaded(&self, out: &mut String) {
+        let Some(offloaded) = &self.offloaded else { return };
+        let each = self.uplinks.iter().map(|u| format!("{} by {}", offloaded.by(u), u.name));
+        let each: Vec<_> = each.collect();
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "offloaded      {} connections now", each.join(", "));
+        if !offloaded.without.is_empty() {
+            let several = offloaded.without.join(", ");
+            let _ = writeln!(out, "               {several}: none, because of several routers");
+        }
     }
 
     fn write_interfaces(&self, style: Style, out: &mut String) {
