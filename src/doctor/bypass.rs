@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{BPF, EARLY_CHECK, FLOWTABLE, Finding, IPVS, NOTRACK, Severity};
+use crate::names::{OFFLOAD, TABLE};
 
 /// Rules that exempt requests from connection tracking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -132,9 +133,12 @@ pub(crate) fn of_checks(by_chain: &BTreeMap<String, BTreeSet<String>>) -> Vec<Fi
     by_chain.iter().map(finding).collect()
 }
 
-/// A note for each flowtable that uplinks feed.
+/// A note for each flowtable of another program that uplinks feed.
 pub(crate) fn of_flowtables(flowtables: &[Flowtable], uplinks: &[Nic<'_>]) -> Vec<Finding> {
     let finding = |flowtable: &Flowtable| {
+        if (flowtable.table.as_str(), flowtable.name.as_str()) == (TABLE, OFFLOAD) {
+            return None;
+        }
         let feeds = |nic: &&Nic<'_>| flowtable.links.iter().any(|name| name == nic.name);
         let names: Vec<_> = uplinks.iter().filter(feeds).map(|nic| nic.name).collect();
         let names = (!names.is_empty()).then(|| names.join(" and "))?;
@@ -209,6 +213,8 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].what, "flowtable fast of table f takes packets of eth1");
         assert_eq!(found[0].severity, Severity::Note);
+        let ours = Flowtable { table: TABLE.into(), name: OFFLOAD.into(), ..flowtable("eth1") };
+        assert_eq!(of_flowtables(&[ours], &UPLINKS), []);
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub(crate) mod fix;
 mod legacy;
 pub(crate) mod look;
 pub(crate) mod marks;
+pub(crate) mod offload;
 mod plan;
 mod tproxy;
 pub(crate) mod udp;
@@ -51,7 +52,7 @@ pub(crate) struct Finding {
 
 /// The ids of all findings.
 #[cfg(test)]
-pub(crate) const IDS: [&str; 26] = [
+pub(crate) const IDS: [&str; 27] = [
     REFUSED,
     RP_FILTER,
     ELSEWHERE,
@@ -70,6 +71,7 @@ pub(crate) const IDS: [&str; 26] = [
     NOTRACK,
     EARLY_CHECK,
     FLOWTABLE,
+    OFFLOADED,
     IPVS,
     LEGACY,
     VALID_MARK,
@@ -98,6 +100,7 @@ const TUNNEL: &str = "tunnel-drops";
 const NOTRACK: &str = "notrack";
 const EARLY_CHECK: &str = "early-source-check";
 const FLOWTABLE: &str = "flowtable";
+const OFFLOADED: &str = "offloaded";
 const LEGACY: &str = "legacy-rules";
 const VALID_MARK: &str = "src-valid-mark";
 const UDP: &str = "unbound-udp";

@@ -464,6 +464,13 @@ pub(crate) struct Ours {
     pub(crate) mangle: BTreeMap<(Variant, Family), Mangle>,
 }
 
+impl Ours {
+    /// Whether a flowtable of ours is there.
+    pub(crate) fn offloads(&self) -> bool {
+        self.table.as_ref().is_some_and(|table| !table.flowtables.is_empty())
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
     pub(crate) links: Vec<Link>,

@@ -18,7 +18,7 @@ use crate::backend::nftables::table;
 use crate::config::{Backend, Settings};
 use crate::error::Error;
 use crate::model::{
-    Action, Address, Facts, Family, Flowtables, FoundRule, Link, Mangle, Neighbours, Route, Table,
+    Action, Address, Facts, Family, Flowtables, FoundRule, Link, Mangle, Neighbours, Route,
     Variant, VariantUse, whole,
 };
 use crate::names;
@@ -118,8 +118,7 @@ fn flowtables(
     if process::kernel_release() < Some((5, 19)) {
         return Ok(Flowtables::WithoutMarks);
     }
-    let is_there = |table: &Table| !table.flowtables.is_empty();
-    if unseen.hides_rules() || facts.ours.table.as_ref().is_some_and(is_there) {
+    if unseen.hides_rules() || facts.ours.offloads() {
         return Ok(Flowtables::Usable);
     }
     let has_some = table::has_flowtables(netfilter).map_err(Error::kernel("ask for flowtables"))?;

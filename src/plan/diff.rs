@@ -86,8 +86,7 @@ fn flush_flows(facts: &Facts, plan: &Plan, steps: &[Operation]) -> Option<Operat
     if steps.iter().all(of_devices) {
         return None;
     }
-    let flowtables = facts.ours.table.iter().flat_map(|table| table.flowtables.keys());
-    let wanted = plan.ruleset.as_ref().filter(|_| flowtables.count() > 0)?;
+    let wanted = plan.ruleset.as_ref().filter(|_| facts.ours.offloads())?;
     let changes = table_diff::flush_flows(wanted);
     (!changes.is_empty()).then_some(Operation::Table(TableFamily::Inet, changes))
 }

@@ -48,7 +48,7 @@ pub(super) fn devices(
     }
     let several = plan.uplinks.iter().filter(|uplink| !uplink.routers.is_empty());
     plan.not_offloaded = several.map(|uplink| uplink.name.clone()).collect();
-    let found = facts.ours.table.iter().flat_map(|table| table.flowtables.get(OFFLOADING));
+    let found = facts.ours.table.iter().filter_map(|table| table.flowtables.get(OFFLOADING));
     let found: BTreeSet<&String> = found.flat_map(|flowtable| &flowtable.devices).collect();
     let outside = uplinks::outside(facts, &plan.src_valid_mark);
     // An ADD takes whatever leads to its pod.

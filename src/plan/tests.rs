@@ -404,11 +404,11 @@ fn what_is_in_the_flowtable_goes_back_to_the_rules_after_each_change_but_of_pods
     let settings = Settings { offload: true, ..Settings::default() };
     let settle = |facts: &mut Facts| {
         let goal = plan(facts, &settings).unwrap();
-        let flushes = |step: &Operation| {
-            let is_flush = |c: &TableChange| matches!(c, TableChange::DeleteFlowtable(_));
-            matches!(step, Operation::Table(_, changes) if changes.iter().any(is_flush))
+        let is_flush = |step: &Operation| {
+            let removes = |c: &TableChange| matches!(c, TableChange::DeleteFlowtable(_));
+            matches!(step, Operation::Table(_, changes) if changes.iter().any(removes))
         };
-        let flushed = diff(facts, &goal).last().is_some_and(flushes);
+        let flushed = diff(facts, &goal).last().is_some_and(is_flush);
         advance(facts, &goal, &settings);
         advance(facts, &goal, &settings);
         assert_eq!(diff(facts, &goal), vec![]);

@@ -20,6 +20,7 @@ use super::routers::Routers;
 use super::ruleset;
 use super::text::{Event, Line, Stamp, parse};
 use super::tracepoints::Tracepoints;
+use crate::doctor::look::flowtables;
 use crate::model::Family;
 use crate::names::TRACE_TABLE;
 use crate::netlink::Socket;
@@ -121,6 +122,7 @@ impl Trace {
                 unseen.push(format!("routing tables and the reasons of drops, because: {why}"));
             })
             .ok();
+        unseen.extend(offloaded());
         listener.join(NFNLGRP_NFTRACE).map_err(|e| cannot("listen to nftables", &e.desc()))?;
         let mut owner =
             Socket::netfilter().map_err(|error| cannot("open a socket to nftables", &error))?;
@@ -241,4 +243,12 @@ impl Trace {
             }
         }
     }
+}
+
+/// What no trace sees, where there are flowtables.
+fn offloaded() -> Option<String> {
+    let found = flowtables::all(&mut Socket::netfilter().ok()?).ok()?;
+    let names: Vec<_> = found.iter().map(|f| format!("{} of table {}", f.name, f.table)).collect();
+    (!names.is_empty())
+        .then(|| format!("packets of connections that are in a flowtable ({})", names.join(", ")))
 }

@@ -157,6 +157,7 @@ fn wrong_values() -> Vec<(Value, &'static [&'static str])> {
         (json!({"rulePriority": 32763}), &["\"rulePriority\"", "32763", "from 1 to 32762"]),
         (json!({"rulePriority": 400.5}), &["\"rulePriority\"", "400.5", "from 1 to 32762"]),
         (json!({"rulePriority": -1}), &["\"rulePriority\"", "-1", "from 1 to 32762"]),
+        (json!({"offload": 1}), &["\"offload\"", "1", "allowed: true, false"]),
         (json!({"tableBase": "47000"}), &["\"tableBase\"", "\"47000\"", "a number from"]),
         (json!({"tableBase": 254}), &["\"tableBase\"", "254", "a number from 255"]),
         (json!({"tableBase": 4_294_967_295_u32}), &["\"tableBase\"", "4294967295", "a number"]),
@@ -198,6 +199,7 @@ fn networks_that_disagree() {
         ("markMask", json!("0x3f00")),
         ("rulePriority", json!(300)),
         ("tableBase", json!(48000)),
+        ("offload", json!(true)),
     ];
     on_a_node(Start::InUse, |layout| {
         for (key, value) in keys {

@@ -26,14 +26,18 @@ fn talks(client: &Netns, pod: &Netns) -> Vec<Talk> {
 /// Connections that are offloaded, on a node where the plugin is in force.
 fn offloaded(layout: &TwoNics) -> Vec<Talk> {
     let mut all = talks(&layout.client, &layout.pods[1].ns);
-    all.iter_mut().for_each(|talk| offload(&layout.node.ns, talk));
+    for talk in &mut all {
+        offload(&layout.node.ns, talk);
+    }
     all
 }
 
 /// All that the connections say goes by eth1, both ways.
 fn assert_by_eth1(layout: &TwoNics, talks: &mut [Talk], what: &str) {
     let capture = Capture::start(&layout.router.ns);
-    talks.iter_mut().for_each(|talk| talk.assert_goes_on(what));
+    for talk in &mut *talks {
+        talk.assert_goes_on(what);
+    }
     let packets = capture.stop();
     let count = assert_replies_symmetric(&packets, &NICS, true);
     assert_eq!(count, talks.len(), "{what}: connections with packets both ways");
@@ -58,7 +62,9 @@ fn packets_of_offloaded_connections_pass_no_rule_and_leave_by_their_uplink() {
     node.del(&json!({"uplinks": NICS}), &layout.pods[1]);
     node.add(&settings(), &layout.pods[1]);
     let mut all = offloaded(&layout);
-    all.iter_mut().for_each(|talk| forwarded.assert_passed_by(talk, "offloaded"));
+    for talk in &mut all {
+        forwarded.assert_passed_by(talk, "offloaded");
+    }
     assert_by_eth1(&layout, &mut all, "offloaded");
     proof.assert_nothing_dropped();
     node.del(&settings(), &layout.pods[1]);

@@ -402,7 +402,9 @@ impl Batch {
                 w.be32(NFTA_FLOWTABLE_HOOK_NUM, NF_NETDEV_INGRESS);
                 w.be_i32(NFTA_FLOWTABLE_HOOK_PRIORITY, flowtable.priority);
                 w.nest(NFTA_FLOWTABLE_HOOK_DEVS, |w| {
-                    some.iter().for_each(|name| w.str(NFTA_DEVICE_NAME, name));
+                    for name in some {
+                        w.str(NFTA_DEVICE_NAME, name);
+                    }
                 });
             });
             if message == NFT_MSG_NEWFLOWTABLE {

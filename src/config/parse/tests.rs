@@ -52,6 +52,7 @@ fn every_key_is_read() {
         "markMask": "0xF0000",
         "rulePriority": 32762,
         "tableBase": 255,
+        "offload": true,
         "scope": "pod",
         "log": {"level": "DEBUG", "file": "/tmp/x"}
     }))
@@ -68,6 +69,7 @@ fn every_key_is_read() {
     assert_eq!(settings.masquerade, Masquerade::Mark { mark: names::KUBE_MASQUERADE, via });
     assert_eq!((settings.backend, settings.field.mask()), (Backend::Nftables, 0xf_0000));
     assert_eq!((settings.priority, settings.table_base), (32762, 255));
+    assert!(settings.offload);
     assert_eq!(config.scope, Scope::Pod);
     assert_eq!(config.log.level, log::LevelFilter::Debug);
 }
@@ -133,6 +135,7 @@ fn wrong_values_are_named_with_their_key() {
         ("rulePriority", json!(32763)),
         ("rulePriority", json!(-1)),
         ("rulePriority", json!("400")),
+        ("offload", json!("yes")),
         ("tableBase", json!(254)),
         ("tableBase", json!(4_294_967_295_u64)),
         ("scope", json!("node")),

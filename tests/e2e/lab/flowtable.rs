@@ -51,8 +51,8 @@ impl<'a> Forwarded<'a> {
     pub(crate) fn packets(&self) -> u64 {
         let text = self.0.exec(&["nft", "-j", "list", "counter", "inet", "watch", "seen"], "");
         let listing: Value = serde_json::from_str(&text).expect("nft prints JSON");
-        let found = listing["nftables"].as_array().expect("a list").iter();
-        let counter = found.filter_map(|entry| entry.get("counter")).next().expect("the counter");
+        let mut found = listing["nftables"].as_array().expect("a list").iter();
+        let counter = found.find_map(|entry| entry.get("counter")).expect("the counter");
         counter["packets"].as_u64().expect("a count")
     }
 
