@@ -1,6 +1,8 @@
 //! `"offload": true`: bound connections in a flowtable. Their packets pass no rule, and leave by the uplink that
 //! they came in by, as before.
 
+mod seen;
+
 use serde_json::{Value, json};
 
 use crate::lab::capture::{Capture, assert_replies_symmetric};

@@ -1,0 +1,79 @@
+//! What the tool says of connections in the flowtable, and of a kernel that has none.
+
+use serde_json::{Value, json};
+
+use super::{offloaded, settings};
+use crate::lab::agent::Agent;
+use crate::lab::flows::assert_all_work;
+use crate::lab::flowtable::{kernel_has_flowtables, offload};
+use crate::lab::node::Node;
+use crate::lab::talk::Talk;
+use crate::lab::traffic::Proto;
+use crate::lab::two_nics::{CLIENT, POD, two_nics};
+
+fn report(node: &Node) -> Value {
+    serde_json::from_str(&node.symroute(&["status", "--json"]).stdout).expect("a report")
+}
+
+/// The findings of `doctor`, as severity and text.
+fn found(node: &Node) -> Vec<(String, String)> {
+    let ran = node.symroute(&["doctor", "--for", "0s", "--json"]);
+    let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
+    let offloaded = |one: &&Value| one["id"] == "offloaded" || one["id"] == "flowtable";
+    let word = |one: &Value, key: &str| one[key].as_str().expect("text").to_owned();
+    let all = report["findings"].as_array().expect("findings").iter().filter(offloaded);
+    all.map(|one| (word(one, "severity"), word(one, "what"))).collect()
+}
+
+#[test]
+fn status_doctor_metrics_and_trace_name_offloaded_connections() {
+    if !kernel_has_flowtables() {
+        return;
+    }
+    let layout = two_nics();
+    let node = &layout.node;
+    node.add(&settings(), &layout.pods[1]);
+    let before = report(node);
+    assert_eq!(before["offloads"], true);
+    assert_eq!(before["uplinks"][1]["counters"]["connectionsOffloaded"], 0);
+    assert_eq!(found(node), []);
+    let _talks = offloaded(&layout);
+    let mut by_eth0 = Talk::begin(&layout.client, &layout.pods[0].ns, Proto::Tcp, POD[0]);
+    offload(&node.ns, &mut by_eth0);
+    let status = report(node);
+    let count = |at: usize| status["uplinks"][at]["counters"]["connectionsOffloaded"].as_u64();
+    assert_eq!((count(0), count(1)), (Some(1), Some(4)));
+    let text = node.symroute(&["status"]).stdout;
+    assert!(text.contains("offloaded      1 by eth0, 4 by eth1 connections now\n"), "{text}");
+    let note = "connections in symroute's flowtable: 1 by eth0, 4 by eth1";
+    assert_eq!(found(node), [("note".to_owned(), note.to_owned())]);
+    let agent = Agent::ready(node, &[]);
+    assert_eq!(agent.metric("symroute_connections_offloaded{uplink=\"eth1\"}"), 4);
+    drop(agent);
+    let trace = node.symroute(&["trace", "--from", CLIENT, "--to", POD[1], "--for", "100ms"]);
+    assert_eq!(trace.code, Some(5), "{}", trace.stdout);
+    assert!(trace.stderr.contains("cannot see: packets of connections"), "{}", trace.stderr);
+    node.ns.exec(&["tc", "qdisc", "add", "dev", "eth1", "clsact"], "");
+    let filter = "filter add dev eth1 egress u32 match mark 0x200 0xff00 action pass";
+    node.ns.exec(&[&["tc"][..], &filter.split(' ').collect::<Vec<_>>()].concat(), "");
+    let warned = found(node).iter().any(|(severity, _)| severity == "warning");
+    assert!(warned, "{:?}", found(node));
+}
+
+/// A node is served as without the setting where nothing can be offloaded, and `status` says so.
+#[test]
+fn a_kernel_without_flowtables_serves_as_before() {
+    let mut layout = two_nics();
+    let pod = layout.pod_behind_eth1(1);
+    let node = &layout.node;
+    node.add(&settings(), &pod);
+    assert_all_work(&[layout.flow_to_host(), layout.flow_to_pod(1, "pod101 203.0.113.9")]);
+    let status = report(node);
+    let note = status["off"][0]["what"].as_str().unwrap_or_default();
+    assert_eq!(status["offloads"].as_bool(), Some(note.is_empty()), "{status:#}");
+    assert_eq!(status["pending"], json!([]));
+    if !note.is_empty() {
+        assert!(note.contains("no connection is offloaded"), "{note}");
+    }
+    node.del(&settings(), &pod);
+}
