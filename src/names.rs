@@ -49,10 +49,11 @@ pub(crate) const TURNED: &str = "turned";
 pub(crate) const MARKS: &str = "marks";
 /// Set of the uplinks' own addresses: interface and address.
 pub(crate) const OWN: PerFamily<&str> = PerFamily("own4", "own6");
-/// The flowtable, and the last chain of forward, which puts connections into it.
-pub(crate) const OFFLOAD: &str = "offload";
+/// The flowtable, and the last chain of forward, which puts connections into it. "offload" is a word of nft, which
+/// would not read its own listing with that.
+pub(crate) const OFFLOAD: &str = "flows";
 /// Verdict map: a request that came in by an uplink goes to the chain that may offload its connection.
-pub(crate) const OFFLOAD_BY: &str = "offload_by";
+pub(crate) const OFFLOAD_BY: &str = "flows_by";
 /// Set of the uplinks' own addresses, without the interface.
 pub(crate) const OWNED: PerFamily<&str> = PerFamily("owned4", "owned6");
 /// Addresses of the pods that accept a local pod's address as a source.

@@ -160,7 +160,7 @@ fn change(table: &mut Option<Table>, change: &TableChange) {
         }
         TableChange::DeleteFlowtable(name) => {
             let unused = |chain: &FoundChain| chain.rules.is_empty();
-            let users = table.chains.iter().filter(|(chain, _)| chain.starts_with("offload_"));
+            let users = table.chains.iter().filter(|(chain, _)| chain.starts_with("flows_"));
             assert!(users.map(|(_, chain)| chain).all(unused), "{name} is still in use");
             drop(table.flowtables.remove(name).expect(there));
         }
