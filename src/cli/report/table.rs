@@ -105,7 +105,7 @@ impl Report {
         let each = self.uplinks.iter().map(|u| format!("{} by {}", offloaded.by(u), u.name));
         let each: Vec<_> = each.collect();
         // Writing to a string does not fail.
-        let _ = writeln!(out, "offloaded      {} connections now", each.join(", "));
+        let _ = writeln!(out, "offloaded      connections now: {}", each.join(", "));
         if !offloaded.without.is_empty() {
             let several = offloaded.without.join(", ");
             let _ = writeln!(out, "               {several}: none, because of several routers");

@@ -44,7 +44,7 @@ fn status_doctor_metrics_and_trace_name_offloaded_connections() {
     let count = |at: usize| status["uplinks"][at]["counters"]["connectionsOffloaded"].as_u64();
     assert_eq!((count(0), count(1)), (Some(1), Some(4)));
     let text = node.symroute(&["status"]).stdout;
-    assert!(text.contains("offloaded      1 by eth0, 4 by eth1 connections now\n"), "{text}");
+    assert!(text.contains("offloaded      connections now: 1 by eth0, 4 by eth1\n"), "{text}");
     let note = "connections in symroute's flowtable: 1 by eth0, 4 by eth1";
     assert_eq!(found(node), [("note".to_owned(), note.to_owned())]);
     let agent = Agent::ready(node, &[]);
