@@ -1,7 +1,7 @@
 //! What passes by in symroute's own flowtable.
 
 use super::{Finding, OFFLOADED, Severity};
-use crate::ledger::{Entry, Mark, Place, Point};
+use crate::ledger::{Does, Entry, Mark, Place, Point};
 
 /// A note where connections are in the flowtable. `by`: how many, by the name of their uplink.
 pub(crate) fn of_connections(by: &[(&str, u64)]) -> Option<Finding> {
@@ -25,7 +25,9 @@ pub(crate) fn of_filters(entries: &[Entry], uplinks: &[&str]) -> Vec<Finding> {
     let finding = |entry: &Entry| {
         let Place::Tc { device, what } = &entry.place else { return None };
         let leaves = entry.hooks.iter().any(|hook| hook.point == Point::Egress);
-        let looks = leaves && entry.does.mark == Mark::Packet && uplinks.contains(&device.as_str());
+        let compares = matches!(entry.does.does, Does::ComparesMasked | Does::ComparesWhole);
+        let looks = leaves && compares && entry.does.mark == Mark::Packet;
+        let looks = looks && uplinks.contains(&device.as_str());
         looks.then(|| Finding {
             id: OFFLOADED,
             severity: Severity::Warning,
@@ -43,7 +45,7 @@ pub(crate) fn of_filters(entries: &[Entry], uplinks: &[&str]) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{ChainKind, Does, Hook, Use};
+    use crate::ledger::{ChainKind, Hook, Use};
 
     #[test]
     fn connections_by_uplink() {
@@ -67,10 +69,12 @@ mod tests {
             },
             comment: None,
         };
+        let of_eth1 = entry("eth1", Point::Egress);
         let all = [
-            entry("eth1", Point::Egress),
+            of_eth1.clone(),
             entry("eth1", Point::Ingress),
             entry("lan0", Point::Egress),
+            Entry { does: Use { does: Does::Sets, ..of_eth1.does }, ..of_eth1.clone() },
         ];
         let found = of_filters(&all, &["eth1"]);
         assert_eq!(found.len(), 1);
