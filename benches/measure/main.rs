@@ -18,6 +18,8 @@ mod report;
 mod scale;
 mod stats;
 mod targets;
+mod traffic;
+mod way;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -52,7 +54,8 @@ fn main() -> ExitCode {
         ["render", directory] => report::render(Path::new(directory)),
         ["measure", length, sections, directory] => {
             let short = *length == "short";
-            let wanted = |name: &str| sections.split(',').any(|one| one == name || one == "all");
+            let named = |name: &str| sections.split(',').any(|one| one == name);
+            let wanted = |name: &str| named(name) || named("all");
             let mut results = report::Results::new(length);
             if wanted("counts") {
                 say("counts");
@@ -74,7 +77,11 @@ fn main() -> ExitCode {
                 results.add(scale::tool(if short { 20 } else { 100 }, short));
             }
             if wanted("path") {
-                results.add(path::measure(if short { 20 } else { 100 }));
+                results.add(path::measure("path", if short { 20 } else { 100 }));
+            }
+            // In the guest, which measures nothing else.
+            if named("um") {
+                results.add(path::measure("um", if short { 20 } else { 100 }));
             }
             results.save(Path::new(directory));
             report::render(Path::new(directory));

@@ -31,7 +31,7 @@ impl Results {
             "commit": variable("SYMROUTE_COMMIT"), "date": variable("SYMROUTE_DATE"),
             "machine": variable("SYMROUTE_MACHINE"), "length": length,
             "before": variable("SYMROUTE_BEFORE_NAME"),
-            "load": fs::read_to_string("/proc/loadavg").unwrap_or_default().trim(),
+            "load": variable("SYMROUTE_LOAD"),
         });
         let bytes = fs::metadata(variable("SYMROUTE_BIN")).map_or(0, |data| data.len());
         let set = Map::from_iter([("program_bytes".to_owned(), json!(bytes))]);
@@ -131,6 +131,7 @@ pub(crate) fn render(directory: &Path) {
         ("tool", "The tool", "symroutectl by how many pods there are"),
         ("parallel", "Many at once", "ADD and no-op, median"),
         ("path", "Data path", "A reply of 64 bytes, client to pod and all between"),
+        ("um", "Data path, user-mode kernel", "A reply of 64 bytes in a user-mode kernel"),
     ] {
         if figures.section(section).next().is_some() {
             let _ = write!(text, "\n## {title}\n\n{}", figures.taken(section));
@@ -222,7 +223,7 @@ fn table(figures: &Figures, section: &str) -> String {
 fn chart(figures: &Figures, section: &str, title: &str) -> String {
     let wanted = |row: &&Measured| match section {
         "calls" => row.call == "ADD" || row.label == "symroute",
-        "path" => row.call.starts_with("reply"),
+        "path" | "um" => row.call.starts_with("reply"),
         "scale" => row.call == "ADD",
         _ => true,
     };
@@ -231,7 +232,7 @@ fn chart(figures: &Figures, section: &str, title: &str) -> String {
     let all: Vec<Bar> = rows
         .iter()
         .map(|row| Bar {
-            label: if matches!(section, "path" | "scale") || row.label == NOOP {
+            label: if matches!(section, "path" | "um" | "scale") || row.label == NOOP {
                 row.label.clone()
             } else {
                 format!("{}, {}", row.label, row.call)

@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# A user-mode kernel for tests/kernels: a program, built of Debian's source package. To be sourced after
-# scripts/debian.sh. It is kept outside the tree, so that a new clone finds it.
+# A user-mode kernel for tests/kernels and benches/run: a program, built of Debian's source package. To be
+# sourced after scripts/debian.sh. It is kept outside the tree, so that a new clone finds it. LOGS names a
+# folder for what it says.
 
 # shellcheck disable=SC2016 # the owner's home, not that of sudo
 UM_CACHE=${SYMROUTE_CACHE:-$(as_owner bash -c 'echo "${XDG_CACHE_HOME:-$HOME/.cache}"')/symroute}/um
 UM_CACHE=$(realpath -m "$UM_CACHE")
 readonly UM_CACHE
 readonly UM_CONFIG=tests/kernels.d/um.config
-IFS='=' read -r _ UM_SUITE UM_PACKAGE < <(entry um)
-readonly UM_SUITE UM_PACKAGE
+readonly UM_SUITE=bookworm UM_PACKAGE=linux-source-6.12
 # A user-mode guest has its memory in a file, which grows with its use.
 readonly UM_MEMORY=2048
 readonly UM_LIMIT=20m

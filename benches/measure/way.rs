@@ -1,0 +1,233 @@
+//! A client and a pod with a router and the node between, and traffic both ways.
+//!
+//! client 203.0.113.9 -- router -- eth0 node eni0 -- pod 10.99.0.2. All of it runs on one core: a
+//! veth hands each packet over in the context of its sender, so the time that a burst takes, by its
+//! packets, is what the whole way costs.
+
+use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::lab::Netns;
+use crate::traffic::{self, PAYLOAD};
+
+pub(crate) const POD: &str = "10.99.0.2";
+pub(crate) const CLIENT: &str = "203.0.113.9";
+/// An address of a Service of type `LoadBalancer` whose one backend is the pod.
+const SERVICE: &str = "198.51.100.10";
+const BURST: Duration = Duration::from_millis(40);
+/// The pod's port for short connections.
+const SHORT: u16 = 11;
+
+/// What the node's kernel does with connections.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Conntrack {
+    /// Does not follow them.
+    Without,
+    /// Follows them.
+    Alone,
+    /// Follows them, and has the established ones in a flowtable.
+    Offload,
+}
+
+pub(crate) struct Way {
+    pub(crate) label: String,
+    conntrack: Conntrack,
+    /// Packets by UDP: from the client, and from the pod back.
+    direct: [UdpSocket; 2],
+    /// The same of the Service's connection.
+    service: Option<[UdpSocket; 2]>,
+    /// One byte there and back.
+    talk: TcpStream,
+    bulk: TcpStream,
+    client: Netns,
+    node: Netns,
+    pod: Netns,
+    /// Alive as long as the way.
+    _router: Netns,
+}
+
+impl Way {
+    /// With the rules of a kube-proxy, unless it is without conntrack.
+    pub(crate) fn new(label: &str, conntrack: Conntrack, prepare: impl Fn(&Netns, &Netns)) -> Self {
+        let tracked = conntrack != Conntrack::Without;
+        let [client, router, node, pod] = ["client", "router", "node", "pod"].map(Netns::new);
+        connect([&client, &router, &node, &pod]);
+        if tracked {
+            node.exec("nft", &["-f", "-"], &kube_proxy());
+        }
+        prepare(&node, &pod);
+        let direct = traffic::udp(&client, &pod, 5000, (POD, 5000));
+        let service = tracked.then(|| traffic::udp(&client, &pod, 5001, (SERVICE, 53)));
+        let talk = traffic::tcp(&client, &pod, 7, traffic::echo);
+        let bulk = traffic::tcp(&client, &pod, 9, traffic::discard);
+        talk.set_nodelay(true).expect("no delay");
+        traffic::answer(&pod, SHORT);
+        for netns in [&client, &router, &node, &pod] {
+            keep_neighbours(netns);
+        }
+        let label = label.into();
+        Self { label, conntrack, direct, service, talk, bulk, client, node, pod, _router: router }
+    }
+
+    /// A packet each way by each connection that lasts.
+    pub(crate) fn exchange(&mut self) {
+        for socket in self.direct.iter().chain(self.service.iter().flatten()) {
+            // A full queue at the other end does not matter.
+            let _ = socket.send(&PAYLOAD);
+        }
+        self.talk();
+        self.bulk.write_all(&[0]).expect("write");
+    }
+
+    /// Whether all connections that last have come as far as the node's kernel takes them; if not,
+    /// what its conntrack says. UDP is established two seconds after its first packet.
+    pub(crate) fn settled(&self) -> Result<(), String> {
+        let mark = match self.conntrack {
+            Conntrack::Without => return Ok(()),
+            Conntrack::Alone => "[ASSURED]",
+            Conntrack::Offload => "[OFFLOAD]",
+        };
+        let list = self.node.run(|| {
+            let output = Command::new("conntrack").arg("-L").output().expect("start conntrack");
+            String::from_utf8(output.stdout).expect("text")
+        });
+        let short = format!("dport={SHORT} ");
+        let wanted = |line: &&str| line.contains(mark) && !line.contains(&short);
+        // Two of UDP and two of TCP.
+        if list.lines().filter(wanted).count() == 4 {
+            return Ok(());
+        }
+        Err(format!("{}: not four connections are {mark}:\n{list}", self.label))
+    }
+
+    /// Nanoseconds per request that arrived.
+    pub(crate) fn request(&self) -> f64 {
+        self.burst(&self.direct[0], &self.pod)
+    }
+
+    /// Nanoseconds per reply that arrived.
+    pub(crate) fn reply(&self) -> f64 {
+        self.burst(&self.direct[1], &self.client)
+    }
+
+    /// The same to the Service; nothing without conntrack, which DNAT needs.
+    pub(crate) fn dnated_request(&self) -> Option<f64> {
+        Some(self.burst(&self.service.as_ref()?[0], &self.pod))
+    }
+
+    /// The same from the Service.
+    pub(crate) fn dnated_reply(&self) -> Option<f64> {
+        Some(self.burst(&self.service.as_ref()?[1], &self.client))
+    }
+
+    fn burst(&self, from: &UdpSocket, to: &Netns) -> f64 {
+        let (before, begin) = (traffic::received(to), Instant::now());
+        let mut sent = 0;
+        while begin.elapsed() < BURST {
+            sent += traffic::send_many(from);
+        }
+        let took = begin.elapsed();
+        let arrived = traffic::received(to) - before;
+        assert!(arrived * 100 >= sent * 99, "{}: {arrived} of {sent} packets arrived", self.label);
+        took.as_secs_f64() * 1e9 / as_float(arrived)
+    }
+
+    fn talk(&mut self) {
+        let mut byte = [0];
+        self.talk.write_all(&byte).expect("write");
+        self.talk.read_exact(&mut byte).expect("read");
+    }
+
+    /// Microseconds of one byte there and back.
+    pub(crate) fn round_trip(&mut self) -> f64 {
+        let (begin, mut turns) = (Instant::now(), 0);
+        while begin.elapsed() < BURST {
+            self.talk();
+            turns += 1;
+        }
+        begin.elapsed().as_secs_f64() * 1e6 / f64::from(turns)
+    }
+
+    /// Gbit/s of one TCP connection; sender and receiver share the core.
+    pub(crate) fn throughput(&mut self) -> f64 {
+        let (begin, mut bytes, chunk) = (Instant::now(), 0, vec![0; 1 << 16]);
+        while begin.elapsed() < BURST {
+            self.bulk.write_all(&chunk).expect("write");
+            bytes += chunk.len() as u64;
+        }
+        as_float(bytes) * 8.0 / 1e9 / begin.elapsed().as_secs_f64()
+    }
+
+    /// Microseconds of a connection that lasts for one request and one reply.
+    pub(crate) fn short_connection(&self) -> f64 {
+        traffic::short_connections(&self.client, SHORT)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn as_float(number: u64) -> f64 {
+    number as f64
+}
+
+/// Links, addresses and routes.
+fn connect([client, router, node, pod]: [&Netns; 4]) {
+    router.sysctl("ipv4/ip_forward", "1");
+    node.sysctl("ipv4/ip_forward", "1");
+    node.sysctl("ipv4/conf/all/rp_filter", "1");
+    router.ip(&format!(
+        "link add down0 type veth peer name eth0 netns {}\nlink add up0 type veth peer name eth0 netns {}\n\
+         addr add 10.0.0.1/24 dev down0\naddr add 203.0.113.1/24 dev up0\n\
+         link set down0 up\nlink set up0 up\nroute add 10.99.0.0/16 via 10.0.0.10 dev down0 onlink\n\
+         route add {SERVICE} via 10.0.0.10 dev down0 onlink\n",
+        node.name, client.name
+    ));
+    client.ip(&format!(
+        "addr add {CLIENT}/24 dev eth0\nlink set eth0 up\nroute add default via 203.0.113.1\n"
+    ));
+    node.ip(&format!(
+        "link add eni0 type veth peer name eth0 netns {}\naddr add 10.0.0.10/24 dev eth0\n\
+         addr add 10.99.0.1/16 dev eni0\nlink set eth0 up\nlink set eni0 up\n\
+         route add default via 10.0.0.1\n",
+        pod.name
+    ));
+    pod.ip(&format!(
+        "addr add {POD}/16 dev eth0\nlink set eth0 up\nroute add default via 10.99.0.1\n"
+    ));
+}
+
+/// The least of a kube-proxy in nftables mode: it makes the kernel track connections, which empty
+/// chains do not, and DNATs what comes for the Service.
+fn kube_proxy() -> String {
+    format!(
+        "table ip kube-proxy {{
+            chain prerouting {{
+                type nat hook prerouting priority dstnat;
+                ip daddr {SERVICE} udp dport 53 dnat to {POD}:5001;
+            }}
+            chain postrouting {{
+                type nat hook postrouting priority srcnat;
+                meta mark & 0x4000 != 0 masquerade;
+            }}
+        }}"
+    )
+}
+
+/// Makes all neighbours permanent: ARP is not what is measured.
+fn keep_neighbours(netns: &Netns) {
+    let text = netns.run(|| {
+        let output = Command::new("ip").args(["-4", "neigh", "show"]).output().expect("start ip");
+        String::from_utf8(output.stdout).expect("text")
+    });
+    let mut batch = String::new();
+    for line in text.lines() {
+        let words: Vec<_> = line.split(' ').collect();
+        if let [address, "dev", device, "lladdr", link, ..] = words[..] {
+            let _ =
+                writeln!(batch, "neigh replace {address} dev {device} lladdr {link} nud permanent");
+        }
+    }
+    netns.ip(&batch);
+}
