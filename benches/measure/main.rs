@@ -77,11 +77,11 @@ fn main() -> ExitCode {
                 results.add(scale::tool(if short { 20 } else { 100 }, short));
             }
             if wanted("path") {
-                results.add(path::measure("path", if short { 20 } else { 100 }));
+                results.add(path::measure("path", if short { 80 } else { 400 }));
             }
             // In the guest, which measures nothing else.
             if named("um") {
-                results.add(path::measure("um", if short { 20 } else { 100 }));
+                results.add(path::measure("um", if short { 80 } else { 400 }));
             }
             results.save(Path::new(directory));
             report::render(Path::new(directory));

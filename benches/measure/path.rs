@@ -5,24 +5,26 @@ use std::time::{Duration, Instant};
 
 use crate::lab::{Netns, Release};
 use crate::stats::{Dice, Measured};
-use crate::way::{Conntrack, POD, Way};
+use crate::way::{Conntrack, POD, Way, without_node};
 
 const BACKENDS: [&str; 3] = ["nftables", "iptables-nft", "iptables-legacy"];
 
 /// What is measured, in which unit, and how; nothing comes of it where a way does not have it.
 type Call = (&'static str, &'static str, fn(&mut Way) -> Option<f64>);
 
-const CALLS: [Call; 5] = [
+const PACKETS: [Call; 3] = [
     ("request, 64 bytes", "ns", |way| Some(way.request())),
     ("reply, 64 bytes", "ns", |way| Some(way.reply())),
     ("DNATed request, 64 bytes", "ns", |way| way.dnated_request()),
-    ("TCP_RR", "µs", |way| Some(way.round_trip())),
-    ("TCP stream", "Gbit/s", |way| Some(way.throughput())),
 ];
 /// What a flowtable is about, too.
-const CALLS_OF_FLOWTABLES: [Call; 2] = [
+const OF_FLOWTABLES: [Call; 2] = [
     ("DNATed reply, 64 bytes", "ns", |way| way.dnated_reply()),
     ("short TCP connection", "µs", |way| Some(way.short_connection())),
+];
+const TCP: [Call; 2] = [
+    ("TCP_RR", "µs", |way| Some(way.round_trip())),
+    ("TCP stream", "Gbit/s", |way| Some(way.throughput())),
 ];
 
 /// All candidates take their turns in each round. The rows with a flowtable are left out where the
@@ -38,9 +40,10 @@ pub(crate) fn measure(section: &str, rounds: u32) -> Vec<Measured> {
             ways.push(enrolled(&label, &release, backend, Conntrack::Alone));
         }
     }
-    let mut calls = CALLS.to_vec();
+    let mut calls = [PACKETS.as_slice(), TCP.as_slice()].concat();
     if offload {
-        calls.extend(CALLS_OF_FLOWTABLES);
+        calls = [PACKETS.as_slice(), &OF_FLOWTABLES, &TCP].concat();
+        ways.insert(0, Way::new("no node", Conntrack::Without, without_node));
         let release = Release::now();
         for backend in backends.clone() {
             let label = format!("{}, {backend}, offload", release.label);

@@ -8,7 +8,7 @@ use crate::stats::Measured;
 /// A figure, and how far it may be from that of other runs like this one.
 type Found = Option<(f64, Option<f64>)>;
 
-/// Rows of a table: what it is, what was measured, and what it may be at most.
+/// Rows of a table: what it is, what it should be, and what was measured.
 struct Targets<'a> {
     figures: &'a Figures,
     text: String,
@@ -21,12 +21,13 @@ const NOISE_OF_MANY: f64 = 1.05;
 
 /// The table.
 pub(crate) fn table(figures: &Figures) -> String {
-    let text = "\n## Targets\n\n| what | at most | measured | |\n|---|---:|---:|---|\n".to_owned();
+    let text = "\n## Targets\n\n| what | target | measured | |\n|---|---:|---:|---|\n".to_owned();
     let mut targets = Targets { figures, text };
     targets.calls();
     targets.scale();
     targets.parallel();
     targets.path();
+    targets.offload();
     targets.size("plugin, MB", "program_bytes", 1e6, 2.2);
     targets.size("most memory of ADD, MiB", "peak_kib", 1024.0, 4.0);
     targets.text
@@ -38,19 +39,44 @@ fn ratio(one: Option<&Measured>, two: Option<&Measured>) -> Found {
     Some((value, Some(value * one.doubt.hypot(two.doubt))))
 }
 
+/// What one takes more than the other, and how far that may be from other runs.
+fn difference(one: Option<&Measured>, two: Option<&Measured>) -> Option<(f64, f64)> {
+    let (one, two) = (one?, two?);
+    Some((one.median - two.median, (one.median * one.doubt).hypot(two.median * two.doubt)))
+}
+
+fn quotient(one: Option<(f64, f64)>, two: Option<(f64, f64)>) -> Found {
+    let ((one, one_doubt), (two, two_doubt)) = (one?, two?);
+    let value = one / two;
+    Some((value, Some(value * (one_doubt / one).hypot(two_doubt / two))))
+}
+
 impl<'a> Targets<'a> {
+    /// It may be so much at most.
     fn row(&mut self, what: &str, found: Found, limit: f64) {
+        let met = found.map(|(value, _)| value <= limit);
+        self.write(what, &format!("≤ {limit:.3}"), found, met);
+    }
+
+    /// It has to be so much at least.
+    fn at_least(&mut self, what: &str, found: Found, limit: f64) {
+        let met = found.map(|(value, _)| value >= limit);
+        self.write(what, &format!("≥ {limit:.3}"), found, met);
+    }
+
+    fn write(&mut self, what: &str, target: &str, found: Found, met: Option<bool>) {
         let shown = match found {
             Some((value, Some(doubt))) if doubt.is_finite() => format!("{value:.3} ± {doubt:.3}"),
             Some((value, _)) => format!("{value:.3}"),
             None => "–".into(),
         };
-        let verdict = match found {
-            Some((value, _)) if value <= limit => "met",
-            Some(_) => "**missed**",
+        let verdict = match met {
+            Some(true) => "met",
+            Some(false) => "**missed**",
+            None if found.is_some() => "no target",
             None => "not measured",
         };
-        let _ = writeln!(self.text, "| {what} | {limit:.3} | {shown} | {verdict} |");
+        let _ = writeln!(self.text, "| {what} | {target} | {shown} | {verdict} |");
     }
 
     fn size(&mut self, what: &str, key: &str, unit: f64, limit: f64) {
@@ -175,6 +201,56 @@ impl<'a> Targets<'a> {
                 let label = format!("symroute, {backend}");
                 self.before(&format!("{way}, {backend} / before"), find(&label, way), limit);
             }
+        }
+    }
+
+    /// What a flowtable brings, in the kernel that has one for certain.
+    fn offload(&mut self) {
+        let figures = self.figures;
+        let find = |label: &str, call: &str| figures.find("um", label, call);
+        let own = "symroute, nftables, offload";
+        let (bare, alone) = ("no plugin, no conntrack", "no plugin, conntrack");
+        // How many times as many by the one as by the other.
+        let times = |call: &str, one: &str, other: &str| ratio(find(other, call), find(one, call));
+        // The same without what client, router and pod take.
+        let of_node = |call: &str, one: &str, other: &str| {
+            let rest = find("no node", call);
+            quotient(difference(find(other, call), rest), difference(find(one, call), rest))
+        };
+        let ways = [("requests", "request, 64 bytes"), ("replies", "reply, 64 bytes")];
+        for (than, base, limit) in [("no netfilter", bare, 1.05), ("conntrack alone", alone, 1.25)]
+        {
+            for (what, call) in ways {
+                let what = format!("{what} per second with offload / {than}");
+                self.at_least(&what, times(call, own, base), limit);
+            }
+        }
+        let mut note = |what: String, found| self.write(&what, "–", found, None);
+        for (than, base) in [("no netfilter", bare), ("conntrack alone", alone)] {
+            for (what, call) in ways {
+                note(
+                    format!("{what} of the node alone per second with offload / {than}"),
+                    of_node(call, own, base),
+                );
+            }
+        }
+        for (what, call) in ways {
+            let what = format!("DNATed {what} per second with offload / conntrack alone");
+            note(what, times(&format!("DNATed {call}"), own, alone));
+        }
+        let short = "short TCP connection";
+        note(
+            format!("{short}s per second with offload / without"),
+            times(short, own, "symroute, nftables"),
+        );
+        note(
+            format!("{short}s of the node alone per second with offload / without"),
+            of_node(short, own, "symroute, nftables"),
+        );
+        // More Gbit/s are better.
+        for row in figures.section("um").filter(|row| row.unit != "Gbit/s") {
+            let what = format!("{}, {}, user-mode kernel / before", row.call, row.label);
+            self.before(&what, Some(row), NOISE);
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::way::{CLIENT, POD};
 /// A frame of 64 bytes: Ethernet's 14 and its checksum's 4, IPv4's 20, UDP's 8, and this.
 pub(crate) const PAYLOAD: [u8; 18] = [0; 18];
 /// So few short connections at a time, because the kernel remembers each one for a while.
-const CONNECTIONS: u16 = 100;
+const CONNECTIONS: u16 = 25;
 
 /// One flow of packets, seen in both directions. Neither end reads: both drop what does not fit, at a
 /// cost that is the same for all.

@@ -17,7 +17,8 @@ pub(crate) const POD: &str = "10.99.0.2";
 pub(crate) const CLIENT: &str = "203.0.113.9";
 /// An address of a Service of type `LoadBalancer` whose one backend is the pod.
 const SERVICE: &str = "198.51.100.10";
-const BURST: Duration = Duration::from_millis(40);
+/// Many short ones: what disturbs them comes for longer than a burst, so long ones catch more of it.
+const BURST: Duration = Duration::from_millis(10);
 /// The pod's port for short connections.
 const SHORT: u16 = 11;
 
@@ -30,6 +31,15 @@ pub(crate) enum Conntrack {
     Alone,
     /// Follows them, and has the established ones in a flowtable.
     Offload,
+}
+
+/// Has the router's link end at the pod, so that what is left costs what is not the node's.
+pub(crate) fn without_node(node: &Netns, pod: &Netns) {
+    node.ip(&format!("link del eni0\nlink set eth0 netns {}\n", pod.name));
+    pod.ip(&format!(
+        "addr add 10.0.0.10/24 dev eth0\naddr add {POD}/16 dev eth0\nlink set eth0 up\n\
+         route add default via 10.0.0.1\n"
+    ));
 }
 
 pub(crate) struct Way {
