@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -61,7 +62,12 @@ pub(crate) fn received(netns: &Netns) -> u64 {
 }
 
 /// A connection to the pod that lasts, and what the pod does with it.
-pub(crate) fn tcp(client: &Netns, pod: &Netns, port: u16, serve: fn(TcpStream)) -> TcpStream {
+pub(crate) fn tcp(
+    client: &Netns,
+    pod: &Netns,
+    port: u16,
+    serve: impl FnOnce(TcpStream) + Send + 'static,
+) -> TcpStream {
     let listener = pod.run(|| TcpListener::bind((POD, port))).expect("bind");
     let stream = client.run(|| TcpStream::connect((POD, port))).expect("the way works");
     let (accepted, _) = listener.accept().expect("accept");
@@ -75,9 +81,12 @@ pub(crate) fn echo(mut stream: TcpStream) {
     while stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).is_ok() {}
 }
 
-pub(crate) fn discard(mut stream: TcpStream) {
+/// Counts the bytes that it reads.
+pub(crate) fn discard(mut stream: TcpStream, count: &AtomicU64) {
     let mut buffer = vec![0; 1 << 17];
-    while matches!(stream.read(&mut buffer), Ok(1..)) {}
+    while let Ok(read @ 1..) = stream.read(&mut buffer) {
+        count.fetch_add(read as u64, Ordering::Relaxed);
+    }
 }
 
 /// Answers on a port of the pod: one byte, and the end of the connection.

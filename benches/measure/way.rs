@@ -8,6 +8,9 @@ use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::lab::Netns;
@@ -52,6 +55,9 @@ pub(crate) struct Way {
     /// One byte there and back.
     talk: TcpStream,
     bulk: TcpStream,
+    /// Bytes that went into `bulk`, and those that have come out of it.
+    written: u64,
+    read: Arc<AtomicU64>,
     client: Netns,
     node: Netns,
     pod: Netns,
@@ -72,14 +78,30 @@ impl Way {
         let direct = traffic::udp(&client, &pod, 5000, (POD, 5000));
         let service = tracked.then(|| traffic::udp(&client, &pod, 5001, (SERVICE, 53)));
         let talk = traffic::tcp(&client, &pod, 7, traffic::echo);
-        let bulk = traffic::tcp(&client, &pod, 9, traffic::discard);
+        let read = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&read);
+        let bulk = traffic::tcp(&client, &pod, 9, move |stream| traffic::discard(stream, &count));
         talk.set_nodelay(true).expect("no delay");
         traffic::answer(&pod, SHORT);
         for netns in [&client, &router, &node, &pod] {
             keep_neighbours(netns);
         }
         let label = label.into();
-        Self { label, conntrack, direct, service, talk, bulk, client, node, pod, _router: router }
+        let written = 0;
+        Self {
+            label,
+            conntrack,
+            direct,
+            service,
+            talk,
+            bulk,
+            written,
+            read,
+            client,
+            node,
+            pod,
+            _router: router,
+        }
     }
 
     /// A packet each way by each connection that lasts.
@@ -89,7 +111,7 @@ impl Way {
             let _ = socket.send(&PAYLOAD);
         }
         self.talk();
-        self.bulk.write_all(&[0]).expect("write");
+        self.send_bulk(&[0]);
     }
 
     /// Whether all connections that last have come as far as the node's kernel takes them; if not,
@@ -135,11 +157,12 @@ impl Way {
 
     fn burst(&self, from: &UdpSocket, to: &Netns) -> f64 {
         let (before, begin) = (traffic::received(to), Instant::now());
-        let mut sent = 0;
-        while begin.elapsed() < BURST {
+        let (mut sent, mut took) = (0, Duration::ZERO);
+        // Time may have passed before the first packet, if others had the core.
+        while sent == 0 || took < BURST {
             sent += traffic::send_many(from);
+            took = begin.elapsed();
         }
-        let took = begin.elapsed();
         let arrived = traffic::received(to) - before;
         assert!(arrived * 100 >= sent * 99, "{}: {arrived} of {sent} packets arrived", self.label);
         took.as_secs_f64() * 1e9 / as_float(arrived)
@@ -154,7 +177,7 @@ impl Way {
     /// Microseconds of one byte there and back.
     pub(crate) fn round_trip(&mut self) -> f64 {
         let (begin, mut turns) = (Instant::now(), 0);
-        while begin.elapsed() < BURST {
+        while turns == 0 || begin.elapsed() < BURST {
             self.talk();
             turns += 1;
         }
@@ -163,12 +186,21 @@ impl Way {
 
     /// Gbit/s of one TCP connection; sender and receiver share the core.
     pub(crate) fn throughput(&mut self) -> f64 {
-        let (begin, mut bytes, chunk) = (Instant::now(), 0, vec![0; 1 << 16]);
-        while begin.elapsed() < BURST {
-            self.bulk.write_all(&chunk).expect("write");
-            bytes += chunk.len() as u64;
+        let (begin, before, chunk) = (Instant::now(), self.written, vec![0; 1 << 16]);
+        while before == self.written || begin.elapsed() < BURST {
+            self.send_bulk(&chunk);
         }
-        as_float(bytes) * 8.0 / 1e9 / begin.elapsed().as_secs_f64()
+        let took = begin.elapsed();
+        // What is still on its way must not disturb what is measured next.
+        while self.read.load(Ordering::Relaxed) < self.written {
+            thread::yield_now();
+        }
+        as_float(self.written - before) * 8.0 / 1e9 / took.as_secs_f64()
+    }
+
+    fn send_bulk(&mut self, bytes: &[u8]) {
+        self.bulk.write_all(bytes).expect("write");
+        self.written += bytes.len() as u64;
     }
 
     /// Microseconds of a connection that lasts for one request and one reply.
