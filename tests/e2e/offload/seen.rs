@@ -45,8 +45,8 @@ fn status_doctor_metrics_and_trace_name_offloaded_connections() {
     assert_eq!((count(0), count(1)), (Some(1), Some(4)));
     let text = node.symroute(&["status"]).stdout;
     assert!(text.contains("offloaded      connections now: 1 by eth0, 4 by eth1\n"), "{text}");
-    let note = "connections in symroute's flowtable: 1 by eth0, 4 by eth1";
-    assert_eq!(found(node), [("note".to_owned(), note.to_owned())]);
+    let counted = "connections in symroute's flowtable: 1 by eth0, 4 by eth1";
+    assert_eq!(found(node), [("note".to_owned(), counted.to_owned())]);
     let agent = Agent::ready(node, &[]);
     assert_eq!(agent.metric("symroute_connections_offloaded{uplink=\"eth1\"}"), 4);
     drop(agent);
@@ -64,11 +64,11 @@ fn a_kernel_without_flowtables_serves_as_before() {
     node.add(&settings(), &pod);
     assert_all_work(&[layout.flow_to_host(), layout.flow_to_pod(1, "pod101 203.0.113.9")]);
     let status = report(node);
-    let note = status["off"][0]["what"].as_str().unwrap_or_default();
-    assert_eq!(status["offloads"].as_bool(), Some(note.is_empty()), "{status:#}");
+    let wrong = status["off"][0]["what"].as_str().unwrap_or_default();
+    assert_eq!(status["offloads"].as_bool(), Some(wrong.is_empty()), "{status:#}");
     assert_eq!(status["pending"], json!([]));
-    if !note.is_empty() {
-        assert!(note.contains("no connection is offloaded"), "{note}");
+    if !wrong.is_empty() {
+        assert!(wrong.contains("no connection is offloaded"), "{wrong}");
     }
     node.del(&settings(), &pod);
 }
