@@ -1,6 +1,7 @@
 //! `"offload": true`: bound connections in a flowtable. Their packets pass no rule, and leave by the uplink that
 //! they came in by, as before.
 
+mod changes;
 mod seen;
 
 use serde_json::{Value, json};

@@ -1,5 +1,6 @@
 //! Connections in a flowtable: what shows that they are there, and that their packets pass no rule.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -73,13 +74,24 @@ impl<'a> Forwarded<'a> {
     }
 }
 
-/// The connection's line of `conntrack -L`, by the client's port.
+/// The connection's line of `conntrack -L`.
 pub(crate) fn line_of(node: &Netns, talk: &Talk) -> String {
+    conntrack(node, "-L", talk)
+}
+
+/// Has conntrack forget the connection.
+pub(crate) fn forget(node: &Netns, talk: &Talk) {
+    conntrack(node, "-D", talk);
+}
+
+/// What conntrack says to this command about the connection.
+fn conntrack(node: &Netns, command: &str, talk: &Talk) -> String {
     let client = talk.client();
     let family = if client.is_ipv4() { "ipv4" } else { "ipv6" };
-    let port = format!(" sport={} ", client.port());
-    let all = node.exec(&["conntrack", "-L", "-f", family], "");
-    all.lines().find(|line| line.contains(&port)).unwrap_or_default().to_owned()
+    let (address, port) = (client.ip().to_string(), client.port().to_string());
+    let list = ["conntrack", command, "-f", family, "-p", talk.proto().word()];
+    let of = ["--orig-src", &address, "--orig-port-src", &port];
+    node.exec(&[&list[..], &of].concat(), "")
 }
 
 pub(crate) fn is_offloaded(node: &Netns, talk: &Talk) -> bool {
@@ -94,4 +106,15 @@ pub(crate) fn offload(node: &Netns, talk: &mut Talk) {
         assert!(begin.elapsed() < PATIENT, "not offloaded: {}", line_of(node, talk));
         talk.assert_goes_on("a word");
     }
+}
+
+/// The devices whose packets the flowtable takes; none where there is no flowtable.
+pub(crate) fn devices(node: &Netns) -> BTreeSet<String> {
+    let text = node.exec(&["nft", "-j", "list", "flowtables"], "");
+    let listing: Value = serde_json::from_str(&text).expect("nft prints JSON");
+    let found = listing["nftables"].as_array().expect("a list").iter();
+    let devices = found.filter_map(|entry| entry.get("flowtable")?.get("dev"));
+    let names =
+        devices.flat_map(|dev| dev.as_array().cloned().unwrap_or_else(|| vec![dev.clone()]));
+    names.map(|name| name.as_str().expect("a name").to_owned()).collect()
 }

@@ -75,6 +75,13 @@ impl Talk {
         talk
     }
 
+    pub(crate) fn proto(&self) -> Proto {
+        match self.client {
+            End::Tcp(_) => Proto::Tcp,
+            End::Udp(_) => Proto::Udp,
+        }
+    }
+
     /// The client's end, as the client sees it.
     pub(crate) fn client(&self) -> SocketAddr {
         self.client.local()
@@ -106,6 +113,28 @@ impl Talk {
         self.said += 1;
         self.client.say(self.said)?;
         self.server.hear(self.said)
+    }
+
+    /// The client speaks, and nobody has to hear it.
+    pub(crate) fn call(&mut self) {
+        self.said += 1;
+        // An error is what the last word met.
+        let _ = self.client.say(self.said);
+    }
+
+    /// The client speaks, and is answered that there is no such connection.
+    pub(crate) fn is_reset(&mut self) -> bool {
+        self.call();
+        let heard = self.client.hear(self.said);
+        heard.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
+    }
+
+    /// The other end is this socket from now on, at the same address. Datagrams do not mind.
+    pub(crate) fn is_served_by(&mut self, server: Listening) {
+        let Listening::Udp(socket) = server else { panic!("a stream has one server") };
+        socket.connect(self.client_as_seen()).expect("connect to the client");
+        socket.set_read_timeout(Some(PATIENT)).expect("set a deadline");
+        self.server = End::Udp(socket);
     }
 
     /// The server speaks first: what was moved would only come back with the client's next packet.
