@@ -3,6 +3,7 @@
 
 mod changes;
 mod seen;
+mod traffic;
 
 use serde_json::{Value, json};
 

@@ -3,6 +3,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -108,6 +109,11 @@ impl Talk {
         self.client.hear(self.said)
     }
 
+    /// The client speaks, whether the server hears it or not.
+    pub(crate) fn say(&self) -> io::Result<()> {
+        self.client.say(u32::MAX)
+    }
+
     /// The client speaks, and the server hears it.
     pub(crate) fn ask(&mut self) -> io::Result<()> {
         self.said += 1;
@@ -135,6 +141,20 @@ impl Talk {
         socket.connect(self.client_as_seen()).expect("connect to the client");
         socket.set_read_timeout(Some(PATIENT)).expect("set a deadline");
         self.server = End::Udp(socket);
+    }
+
+    /// The server says so many bytes, and then the client does; each hears all that the other says.
+    pub(crate) fn carry(&self, bytes: usize) -> io::Result<()> {
+        self.server.hand(&self.client, bytes)?;
+        self.client.hand(&self.server, bytes)
+    }
+
+    /// The sockets of client and server.
+    pub(crate) fn sockets(&self) -> [BorrowedFd<'_>; 2] {
+        [&self.client, &self.server].map(|end| match end {
+            End::Tcp(stream) => stream.as_fd(),
+            End::Udp(socket) => socket.as_fd(),
+        })
     }
 
     /// The server speaks first: what was moved would only come back with the client's next packet.
@@ -191,6 +211,35 @@ impl End {
             Self::Tcp(stream) => (&mut &*stream).write_all(&word.to_be_bytes()),
             Self::Udp(socket) => socket.send(&word.to_be_bytes()).map(drop),
         }
+    }
+
+    /// Many bytes for the other end, over UDP in one datagram. One that is too large for the path is lost, and the
+    /// kernel learns from it.
+    fn hand(&self, other: &Self, bytes: usize) -> io::Result<()> {
+        let (data, mut heard) = (vec![7; bytes], vec![0; bytes]);
+        match (self, other) {
+            (Self::Tcp(from), Self::Tcp(to)) => thread::scope(|scope| {
+                let saying = scope.spawn(|| (&mut &*from).write_all(&data));
+                (&mut &*to).read_exact(&mut heard)?;
+                saying.join().expect("no panic")
+            })?,
+            (Self::Udp(from), Self::Udp(to)) => {
+                to.set_read_timeout(Some(PATIENT / 40))?;
+                let mut tries = 0;
+                loop {
+                    self.forget_errors()?;
+                    let said = from.send(&data);
+                    match said.and_then(|_| to.recv(&mut heard)) {
+                        Ok(length) if length == bytes => break,
+                        Err(error) if tries == 40 => return Err(error),
+                        _ => tries += 1,
+                    }
+                }
+                to.set_read_timeout(Some(PATIENT))?;
+            }
+            _ => unreachable!("ends of one connection"),
+        }
+        if heard == data { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 
     /// A UDP socket tells with the next call what an ICMP error has said about an earlier one.

@@ -1,0 +1,81 @@
+//! Pods at a bridge of the node, and pods whose hardware address changes.
+
+use crate::lab::flowtable::{Forwarded, kernel_has_flowtables};
+use crate::lab::netns::Netns;
+use crate::lab::proof::Proof;
+use crate::lab::two_nics::{BRIDGED, NICS, POD, POD6, TwoNics, two_nics};
+
+use super::super::{assert_by_eth1, settings};
+use super::{assert_pass_by, begin, offload_all};
+
+/// The pod gets another network card, and all forget the one it had.
+fn change_address(layout: &TwoNics, pod: &Netns, device: &str) {
+    pod.ip("link set eth0 address 02:04:00:00:00:01");
+    layout.node.ns.ip(&format!("neigh flush dev {device}"));
+}
+
+/// `filtered`: what the bridge forwards passes the rules of IP, too.
+fn pods_at_a_bridge(filtered: &str) {
+    if !kernel_has_flowtables() {
+        return;
+    }
+    let mut layout = two_nics();
+    let pod = layout.pod_at_bridge();
+    for address in BRIDGED {
+        layout.router.assign("eth1", address);
+    }
+    layout.router.check_sources(&NICS);
+    let node = &layout.node;
+    for family in ["ip", "ip6"] {
+        node.ns.sysctl(&format!("bridge/bridge-nf-call-{family}tables"), filtered);
+    }
+    let forwarded = Forwarded::watch(&node.ns);
+    let proof = Proof::begin(node, &layout.router);
+    node.up(&settings());
+    let mut all = begin(&layout.client, &pod, &BRIDGED);
+    offload_all(node, &mut all);
+    assert_pass_by(&forwarded, &mut all, "at a bridge");
+    assert_by_eth1(&layout, &mut all, "at a bridge");
+    change_address(&layout, &pod, "cni0");
+    assert_by_eth1(&layout, &mut all, "another hardware address");
+    offload_all(node, &mut all);
+    assert_pass_by(&forwarded, &mut all, "another hardware address");
+    proof.assert_nothing_dropped();
+    node.down();
+    proof.assert_as_before();
+}
+
+#[test]
+fn at_a_bridge() {
+    pods_at_a_bridge("0");
+}
+
+#[test]
+fn at_a_bridge_whose_frames_pass_the_rules() {
+    pods_at_a_bridge("1");
+}
+
+#[test]
+fn another_hardware_address_behind_a_veth() {
+    if !kernel_has_flowtables() {
+        return;
+    }
+    let layout = two_nics();
+    let (node, pod) = (&layout.node, &layout.pods[1].ns);
+    let forwarded = Forwarded::watch(&node.ns);
+    node.up(&settings());
+    let mut all = begin(&layout.client, pod, &[POD[1], POD6[1]]);
+    offload_all(node, &mut all);
+    let gateway = node.ns.exec(&["cat", "/sys/class/net/enipod1/address"], "");
+    change_address(&layout, pod, "enipod1");
+    // The kernel forgets these, too.
+    for address in ["169.254.1.1", "fe80::1"] {
+        let neighbour =
+            format!("neigh replace {address} dev eth0 lladdr {} nud permanent", gateway.trim());
+        pod.ip(&neighbour);
+    }
+    assert_by_eth1(&layout, &mut all, "another hardware address");
+    offload_all(node, &mut all);
+    assert_pass_by(&forwarded, &mut all, "another hardware address");
+    node.down();
+}
