@@ -178,7 +178,7 @@ pub(crate) fn assert_replies_symmetric(
 }
 
 /// Neighbour discovery and multicast membership, which belong to a link and not to a flow.
-fn is_local_chatter(address: IpAddr) -> bool {
+pub(crate) fn is_local_chatter(address: IpAddr) -> bool {
     address.is_multicast()
         || match address {
             IpAddr::V4(_) => false,

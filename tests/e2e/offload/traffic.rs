@@ -12,6 +12,7 @@ mod packets;
 
 use std::net::IpAddr;
 
+use crate::lab::capture::{Packet, is_local_chatter};
 use crate::lab::flowtable::{Forwarded, is_offloaded, offload};
 use crate::lab::netns::Netns;
 use crate::lab::node::Node;
@@ -43,6 +44,14 @@ fn offload_all(node: &Node, talks: &mut [Talk]) {
     for talk in talks {
         offload(&node.ns, talk);
     }
+}
+
+/// How many packets the router saw at these ports, without neighbour discovery.
+fn count_by(packets: &[Packet], ports: &[&str]) -> usize {
+    let of_a_flow = |packet: &&Packet| {
+        ![packet.from, packet.to].into_iter().any(|end| is_local_chatter(end.ip()))
+    };
+    packets.iter().filter(of_a_flow).filter(|one| ports.contains(&one.port.as_str())).count()
 }
 
 /// What both ends say passes no rule.

@@ -26,7 +26,7 @@ use crate::lab::proof::Proof;
 use crate::lab::router::Router;
 use crate::lab::talk::Talk;
 
-use super::{assert_pass_by, begin, offload_all};
+use super::{assert_pass_by, begin, count_by, offload_all};
 
 const CLIENT: [&str; 2] = ["203.0.113.9", "2001:db8:9::9"];
 const POD1: [&str; 2] = ["10.21.0.50", "2001:db8:21::50"];
@@ -109,8 +109,7 @@ fn assert_by(layout: &Layout, port: &str, forwarded: &Forwarded<'_>, talks: &mut
     assert_pass_by(forwarded, talks, port);
     let packets = capture.stop();
     assert_eq!(assert_replies_symmetric(&packets, &[port], true), talks.len(), "by {port}");
-    let by_eth0 = packets.iter().filter(|packet| packet.port == "eth0").count();
-    assert_eq!(by_eth0, 0, "packets by eth0");
+    assert_eq!(count_by(&packets, &["eth0"]), 0, "packets by eth0");
 }
 
 #[test]
@@ -180,8 +179,7 @@ fn a_vlan_beside_the_interface_below_it() {
     assert_pass_by(&forwarded, &mut untagged, "untagged");
     let packets = capture.stop();
     assert_eq!(assert_replies_symmetric(&packets, &["eth1"], true), untagged.len());
-    let others = packets.iter().filter(|packet| ["eth0", "tag100"].contains(&&*packet.port));
-    assert_eq!(others.count(), 0, "packets by another NIC");
+    assert_eq!(count_by(&packets, &["eth0", "tag100"]), 0, "packets by another NIC");
     assert_by(&layout, "tag100", &forwarded, &mut tagged);
     proof.assert_nothing_dropped();
     drop((tagged, untagged));

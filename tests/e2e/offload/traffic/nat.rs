@@ -13,7 +13,7 @@ use crate::lab::talk::Talk;
 use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 
 use super::super::{PROTOS, settings};
-use super::{assert_never, assert_pass_by, begin, offload_all, through};
+use super::{assert_never, assert_pass_by, begin, count_by, offload_all, through};
 
 /// Ports of the node, and of the backends.
 const LOCAL: u16 = 30000;
@@ -140,8 +140,7 @@ fn a_u_turn_is_left_to_the_rules() {
     }
     let packets = capture.stop();
     assert_eq!(assert_replies_symmetric(&packets, &[NICS[nic]], true), 8);
-    let others = packets.iter().filter(|packet| packet.port == NICS[1 - nic]).count();
-    assert_eq!(others, 0, "packets by the other uplink");
+    assert_eq!(count_by(&packets, &[NICS[1 - nic]]), 0, "packets by the other uplink");
     proof.assert_nothing_dropped();
     layout.node.down();
     proof.assert_as_before();

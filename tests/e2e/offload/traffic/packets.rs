@@ -14,7 +14,7 @@ use crate::lab::netns::Netns;
 use crate::lab::talk::Talk;
 use crate::lab::two_nics::{NICS, POD, POD6, TwoNics, two_nics};
 
-use super::{assert_pass_by, begin, offload_all};
+use super::{assert_pass_by, begin, count_by, offload_all};
 
 const PATIENT: Duration = Duration::from_secs(8);
 const POD1: [&str; 2] = [POD[1], POD6[1]];
@@ -154,8 +154,7 @@ fn carried(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> Heard {
         ends.into_iter().for_each(forget_errors);
     }
     let packets = capture.stop();
-    let by_eth0 = packets.iter().filter(|packet| packet.port == "eth0").count();
-    assert_eq!(by_eth0, 0, "packets by eth0");
+    assert_eq!(count_by(&packets, &["eth0"]), 0, "packets by eth0");
     if offload {
         offload_all(&layout.node, &mut talks);
         let forwarded = Forwarded::watch(&layout.node.ns);
@@ -226,7 +225,7 @@ fn time_exceeded(offload: bool) -> Heard {
         ends.into_iter().for_each(forget_errors);
     }
     let packets = capture.stop();
-    assert_eq!(packets.iter().filter(|packet| packet.port == "eth0").count(), 0, "by eth0");
+    assert_eq!(count_by(&packets, &["eth0"]), 0, "by eth0");
     heard
 }
 
@@ -272,5 +271,5 @@ fn options_are_left_to_the_rules() {
         forwarded.assert_seen(talk, "with options");
     }
     let packets = capture.stop();
-    assert_eq!(packets.iter().filter(|packet| packet.port == "eth0").count(), 0, "by eth0");
+    assert_eq!(count_by(&packets, &["eth0"]), 0, "by eth0");
 }
