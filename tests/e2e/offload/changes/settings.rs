@@ -76,7 +76,9 @@ fn what_has_nothing_to_do_flushes_nothing() {
     let up = Call::tool(&["up", "--config", file.to_str().expect("UTF-8")]);
     let (ran, calls) = node.traced(&up);
     ran.assert_success("up");
-    let batches = calls.iter().filter(|call| call.line.contains("NFNL_MSG_BATCH_BEGIN")).count();
+    // iptables begins a transaction also where it only reads.
+    let ours = calls.iter().filter(|call| !call.of_tool);
+    let batches = ours.filter(|call| call.line.contains("NFNL_MSG_BATCH_BEGIN")).count();
     assert_eq!(batches, 0, "transactions of nftables");
     assert!(calls.iter().any(crate::lab::strace::Syscall::is_request), "strace shows what it asks");
     scene.assert_offloaded(&talks, "a second up");
