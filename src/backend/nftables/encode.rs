@@ -158,6 +158,12 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
         }),
         // Without numbers it begins at zero.
         Expression::Counter => named(w, "counter", |_| {}),
+        Expression::OneIn(number) => {
+            meta(w, NFT_META_PRANDOM);
+            // As nft reads it.
+            bitwise(w, &(number - 1).to_be_bytes(), &[0; 4]);
+            compare(w, NFT_CMP_EQ, &[0; 4]);
+        }
         Expression::Offload(flowtable) => {
             named(w, "flow_offload", |w| w.str(NFTA_FLOW_TABLE_NAME, flowtable));
         }

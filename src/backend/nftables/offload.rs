@@ -15,6 +15,8 @@ use crate::model::{ElementData, Family, PerFamily};
 use crate::names;
 use crate::netlink::uapi::*;
 
+/// A connection over TCP is worth its way into the flowtable from some twelve packets on.
+const SOME: u32 = 16;
 /// Behind all filters: what another program drops in forward is not offloaded.
 const LAST: i32 = i32::MAX;
 
@@ -53,11 +55,12 @@ pub(super) fn offloads(chain: &Chain) -> bool {
     chain.rules.iter().any(does)
 }
 
-/// Requests of connections that both sides have kept up. A connection of a few packets pays for its way
-/// into the flowtable and gains nothing.
+/// Requests of connections that both sides have kept up, one in some: a connection of a few packets would pay
+/// for its way into the flowtable and gain nothing.
 fn base() -> Chain {
     let request = [DirectionIs { reply: false }];
-    let kept_up = [&request[..], &has_status(IPS_ASSURED, Iif), &[VerdictMap(names::OFFLOAD_BY)]];
+    let chance = has_status(IPS_ASSURED, OneIn(SOME));
+    let kept_up = [&request[..], &chance, &[Iif, VerdictMap(names::OFFLOAD_BY)]];
     let hook = Hook { kind: "filter", number: NF_INET_FORWARD, priority: LAST };
     Chain { name: names::OFFLOAD.into(), hook: Some(hook), rules: vec![plain(kept_up.concat())] }
 }

@@ -222,6 +222,8 @@ pub(crate) enum Expression {
     /// register -> conntrack mark.
     SetConntrackMark,
     Counter,
+    /// One packet in so many, by chance. A power of two.
+    OneIn(u32),
     /// Put the connection into this flowtable. The rule ends where the kernel does not take it.
     Offload(&'static str),
     /// Go to a chain and don't come back.

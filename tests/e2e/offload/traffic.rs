@@ -13,7 +13,7 @@ mod packets;
 use std::net::IpAddr;
 
 use crate::lab::capture::{Packet, is_local_chatter};
-use crate::lab::flowtable::{Forwarded, is_offloaded, offload};
+use crate::lab::flowtable::{ENOUGH, Forwarded, is_offloaded, offload};
 use crate::lab::netns::Netns;
 use crate::lab::node::Node;
 use crate::lab::talk::{Listening, Talk};
@@ -66,7 +66,7 @@ fn assert_pass_by(forwarded: &Forwarded<'_>, talks: &mut [Talk], what: &str) {
 fn assert_never(node: &Node, talks: &mut [Talk], control: &mut [Talk], what: &str) {
     offload_all(node, control);
     for talk in talks {
-        for _ in 0..3 {
+        for _ in 0..ENOUGH {
             talk.assert_goes_on(what);
         }
         assert!(!is_offloaded(&node.ns, talk), "{what}: {} is offloaded", talk.client());
