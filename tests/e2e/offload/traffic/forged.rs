@@ -7,9 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::lab::fates::{Fate, Fates, Port};
-use crate::lab::flowtable::{
-    Forwarded, is_offloaded, kernel_has_flowtables, offload as offload_one,
-};
+use crate::lab::flowtable::{Forwarded, is_offloaded, kernel_has_flowtables};
 use crate::lab::forge::{self, ACK, RST};
 use crate::lab::netns::Netns;
 use crate::lab::talk::Talk;
@@ -71,6 +69,15 @@ fn became(offload: bool) -> Became {
     node.up(&json!({"uplinks": NICS, "offload": offload}));
     // As the kernel makes it for connections that it offloads.
     node.ns.sysctl("netfilter/nf_conntrack_tcp_be_liberal", "1");
+    // A busy machine needs long for all of this.
+    for what in [
+        "nf_conntrack_udp_timeout",
+        "nf_conntrack_udp_timeout_stream",
+        "nf_flowtable_udp_timeout",
+        "nf_flowtable_tcp_timeout",
+    ] {
+        node.ns.sysctl(&format!("netfilter/{what}"), "600");
+    }
     let mut talks = begin(&layout.client, pod, &POD1);
     if offload {
         offload_all(node, &mut talks);
@@ -79,10 +86,7 @@ fn became(offload: bool) -> Became {
     let mut became = Vec::new();
     for (talk, proto) in talks.iter_mut().zip([Proto::Tcp, Proto::Tcp, Proto::Udp, Proto::Udp]) {
         for (at, port) in ports(&layout).iter().enumerate() {
-            if offload {
-                // It may have left in the meantime.
-                offload_one(&node.ns, talk);
-            }
+            assert_eq!(is_offloaded(&node.ns, talk), offload);
             let (client, server) = (talk.client(), talk.server());
             let by_its_own = at == 1;
             let calls = [("request", client, server), ("reply", server, client)];
