@@ -54,6 +54,9 @@ pub(crate) const OWN: PerFamily<&str> = PerFamily("own4", "own6");
 pub(crate) const OFFLOAD: &str = "flows";
 /// Verdict map: a request that came in by an uplink goes to the chain that may offload its connection.
 pub(crate) const OFFLOAD_BY: &str = "flows_by";
+/// Map from an uplink's index to its MTU, with which connections came into the flowtable: another one sends them
+/// back to the rules.
+pub(crate) const MTUS: &str = "mtus";
 /// Set of the uplinks' own addresses, without the interface.
 pub(crate) const OWNED: PerFamily<&str> = PerFamily("owned4", "owned6");
 /// Addresses of the pods that accept a local pod's address as a source.

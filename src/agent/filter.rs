@@ -49,6 +49,7 @@ struct Shape {
     port_of: Option<String>,
     up: bool,
     carrier: bool,
+    mtu: u32,
 }
 
 impl Shape {
@@ -58,6 +59,7 @@ impl Shape {
             port_of: link.port_of.clone(),
             up: link.flags & IFF_UP != 0,
             carrier: link.carrier,
+            mtu: link.mtu,
         }
     }
 }

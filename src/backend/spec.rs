@@ -22,6 +22,8 @@ pub(crate) struct Uplink {
     pub(crate) id: u32,
     pub(crate) link: u32,
     pub(crate) name: String,
+    /// Bytes of the largest packet that it sends whole.
+    pub(crate) mtu: u32,
     /// Families in which its table has a default route.
     pub(crate) ways: BTreeSet<Family>,
     /// Hardware address and id of each router of the uplink, if there are several.

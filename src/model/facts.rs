@@ -108,6 +108,8 @@ pub(crate) struct Link {
     /// `IFF_*`
     pub(crate) flags: u32,
     pub(crate) carrier: bool,
+    /// Bytes of the largest packet that it sends whole.
+    pub(crate) mtu: u32,
 }
 
 /// Kinds of tunnels that look like Ethernet (`IFLA_INFO_KIND`).

@@ -48,6 +48,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
             IFLA_IFNAME => link.name = string(payload),
             IFLA_LINK => link.parent = u32_at(payload, 0),
             IFLA_LINK_NETNSID => elsewhere = true,
+            IFLA_MTU => link.mtu = u32_at(payload, 0).unwrap_or(0),
             IFLA_CARRIER => link.carrier = payload == [1],
             IFLA_LINKINFO => {
                 link.kind = find(payload, IFLA_INFO_KIND).map(string);

@@ -249,6 +249,7 @@ fn mark(
         id: u.id,
         link: u.link,
         name: u.name.clone(),
+        mtu: facts.link(u.link).map_or(0, |link| link.mtu),
         ways: u.ways.iter().filter(|(_, way)| !way.hops.is_empty()).map(|(f, _)| *f).collect(),
         routers,
         router,

@@ -66,6 +66,7 @@ fn link(message: LinkMessage) -> Link {
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Carrier(carrier) => link.carrier = carrier == 1,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

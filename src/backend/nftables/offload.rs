@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use super::chains::{chain, equals, has_status, named, ours, plain, rule, set_packet};
 use super::rules::{Chain, Expression::*, Flowtable, Hook, Rule, Ruleset, Set, Type};
-use super::sets::{address_key, member, number_key, own_addresses, set};
+use super::sets::{address_key, member, number_key, own_addresses, set, value};
 use crate::backend::spec::{Spec, Uplink};
 use crate::model::{ElementData, Family, PerFamily};
 use crate::names;
@@ -39,6 +39,8 @@ pub(super) fn add(spec: &Spec<'_>, ruleset: &mut Ruleset) {
     let by = |u: &&Uplink| (number_key(u.link), ElementData::Goto(named(names::OFFLOAD, u.id)));
     let by = set(names::OFFLOAD_BY, Type::Interface, Some(Type::Verdict), uplinks.iter().map(by));
     ruleset.sets.push(by);
+    let mtus = spec.interfaces().map(|uplink| value(uplink.link, uplink.mtu));
+    ruleset.sets.push(set(names::MTUS, Type::Interface, Some(Type::Mark), mtus));
     ruleset.sets.extend(Family::ALL.map(|family| owned(spec.own, family)));
     ruleset.chains.push(base());
 }

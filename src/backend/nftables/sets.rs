@@ -43,7 +43,7 @@ pub(super) fn member(key: Vec<u8>) -> Element {
     (key, ElementData::None)
 }
 
-fn value(key: u32, value: u32) -> Element {
+pub(super) fn value(key: u32, value: u32) -> Element {
     (number_key(key), ElementData::Value(number_key(value)))
 }
 

@@ -101,7 +101,7 @@ enum When {
     First,
     /// TCP has agreed on larger ones by then.
     Begun,
-    /// Over IPv4: over IPv6 the kernel keeps the MTU that an offloaded connection had at first.
+    /// Over IPv6 the kernel keeps the MTU that an offloaded connection had at first, so the plugin has to see it.
     Offloaded,
 }
 
@@ -124,9 +124,9 @@ fn narrowed(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> (TwoNi
             (layout, talks)
         }
         When::Offloaded => {
-            let (layout, mut talks) = talking(offload, |_| {});
-            talks.retain(|talk| talk.client().is_ipv4());
+            let (layout, talks) = talking(offload, |_| {});
             narrow(&layout);
+            layout.node.up(&json!({"uplinks": NICS, "offload": offload}));
             (layout, talks)
         }
     }
