@@ -2,7 +2,7 @@
 
 use super::{BEHIND, CALLED, Keeper, Scene, settings};
 use crate::lab::agent::until;
-use crate::lab::flowtable::{kernel_has_flowtables, line_of};
+use crate::lab::flowtable::{ENOUGH, kernel_has_flowtables, line_of};
 use crate::lab::node::Node;
 use crate::lab::router::Router;
 use crate::lab::talk::Talk;
@@ -110,6 +110,11 @@ fn requests_by_another_uplink_move_nothing() {
         scene.assert_goes_by(["eth0", "eth1"], &mut young, "requests by eth0 since");
         young.iter().all(|talk| line_of(&node.ns, talk).contains("[ASSURED]"))
     });
+    for talk in &mut young {
+        for _ in 0..ENOUGH {
+            talk.assert_goes_on("a request by eth0");
+        }
+    }
     scene.assert_goes_by(["eth0", "eth1"], &mut young, "requests by eth0 of what is kept up");
     scene.assert_at_rules(&young, "requests by eth0");
     send_by(router, "eth1", &all);
