@@ -53,13 +53,14 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(link: &Link) -> Self {
+    /// `offloads`: the MTU matters to the flowtable alone.
+    fn of(link: &Link, offloads: bool) -> Self {
         Self {
             name: link.name.clone(),
             port_of: link.port_of.clone(),
             up: link.flags & IFF_UP != 0,
             carrier: link.carrier,
-            mtu: link.mtu,
+            mtu: if offloads { link.mtu } else { 0 },
         }
     }
 }
@@ -76,7 +77,8 @@ pub(crate) struct Filter {
     own: Vec<IpAddr>,
     /// Interfaces that may matter.
     known: BTreeMap<u32, Shape>,
-    quiet: BTreeSet<u32>,
+    /// Interfaces that lead to pods, and whether their packets come into the flowtable.
+    quiet: BTreeMap<u32, bool>,
     /// Whether a flowtable takes the packets of pods.
     pub(super) offloads: bool,
     /// The variant of iptables that marks.
@@ -114,9 +116,9 @@ impl Filter {
         self.quiet.clear();
         for link in &facts.links {
             if self.is_quiet(link) {
-                self.quiet.insert(link.index);
+                self.quiet.insert(link.index, leads_to_pods(link));
             } else {
-                self.known.insert(link.index, Shape::of(link));
+                self.known.insert(link.index, Shape::of(link, self.offloads));
             }
         }
     }
@@ -142,7 +144,7 @@ impl Filter {
                 let known = self.known.remove(&index).is_some();
                 (known || self.uplinks.contains(&index)).then_some(Cause::Links)
             }
-            Event::Address(link) => (!self.quiet.contains(&link)).then_some(Cause::Addresses),
+            Event::Address(link) => (!self.quiet.contains_key(&link)).then_some(Cause::Addresses),
             Event::Route { table, prefix, links } => {
                 let ours = self.tables.as_ref().is_none_or(|tables| tables.contains(&table));
                 let wide = prefix <= 1 && !links.is_empty();
@@ -162,15 +164,19 @@ impl Filter {
 
     fn link(&mut self, link: &Link) -> Option<Cause> {
         if self.is_quiet(link) {
-            let is_new = self.quiet.insert(link.index);
+            let now = leads_to_pods(link);
+            let before = self.quiet.insert(link.index, now);
+            let is_new = before.is_none();
             // One that was taken for more until now, or the sign that kube-proxy begins to use IPVS.
             let matters = self.known.remove(&link.index).is_some()
                 || is_new && link.name == names::OF_KUBE_PROXY;
-            let feeds = is_new && self.offloads && leads_to_pods(link);
+            // Before the first look it is not known whether there is a flowtable.
+            let offloads = self.offloads || self.tables.is_none();
+            let feeds = offloads && before.unwrap_or(false) != now;
             return matters.then_some(Cause::Links).or(feeds.then_some(Cause::Pods));
         }
         self.quiet.remove(&link.index);
-        let shape = Shape::of(link);
+        let shape = Shape::of(link, self.offloads);
         // The kernel also tells of statistics, queues and the like.
         if self.known.get(&link.index) == Some(&shape) {
             return None;
@@ -228,8 +234,10 @@ mod tests {
         assert_eq!(filter.judge(Event::Link(veth(9))), Some(Cause::Pods));
         assert_eq!(filter.judge(Event::Link(veth(9))), None, "nothing new");
         assert_eq!(filter.judge(Event::Address(9)), None);
-        let port = Link { port_of: Some("bridge".into()), ..veth(10) };
-        assert_eq!(filter.judge(Event::Link(port)), None);
+        let port = |index| Link { port_of: Some("bridge".into()), ..veth(index) };
+        assert_eq!(filter.judge(Event::Link(port(10))), None);
+        assert_eq!(filter.judge(Event::Link(port(9))), Some(Cause::Pods), "it has a master now");
+        assert_eq!(filter.judge(Event::Link(port(9))), None);
         assert_eq!(filter.judge(Event::Link(link(11, "cni0", Some("bridge")))), Some(Cause::Pods));
     }
 

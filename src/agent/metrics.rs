@@ -120,16 +120,26 @@ pub(crate) fn page(
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     read: Option<(MarkedBy, Instant, Counts)>,
+    offloaded: Option<(MarkedBy, Instant, BTreeMap<u32, u64>)>,
 }
 
 impl Counters {
-    /// Programs have to be run to read what iptables counts, so that is done no more often.
+    /// Programs have to be run to read what iptables counts, and the kernel walks all connections to find those
+    /// that are offloaded. So neither is done more often.
     const FRESH: Duration = Duration::from_secs(10);
 
     /// How many connections are offloaded, by the uplink's id; none where there is no flowtable.
-    pub(crate) fn offloaded(by: MarkedBy) -> Option<BTreeMap<u32, u64>> {
+    pub(crate) fn offloaded(&mut self, by: MarkedBy) -> Option<BTreeMap<u32, u64>> {
+        let fresh = |(of, at, _): &&(MarkedBy, Instant, BTreeMap<u32, u64>)| {
+            *of == by && at.elapsed() < Self::FRESH
+        };
+        if let Some((_, _, offloaded)) = self.offloaded.as_ref().filter(fresh) {
+            return Some(offloaded.clone());
+        }
         let read = by.offloads.then(|| counters::offloaded(by.field))?;
-        read.inspect_err(|error| log::info!("metrics: {error}")).ok()
+        let read = read.inspect_err(|error| log::info!("metrics: {error}")).ok()?;
+        self.offloaded = Some((by, Instant::now(), read.clone()));
+        Some(read)
     }
 
     /// The counts; none where they can't be read.

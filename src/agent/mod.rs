@@ -135,7 +135,7 @@ fn answers(shared: &Arc<Shared>) -> Answers {
                     let _only = only;
                     let marked_by = lock(&shared.board).marked_by;
                     let counts = marked_by.and_then(|by| lock(&counters).now(by));
-                    let offloaded = marked_by.and_then(Counters::offloaded);
+                    let offloaded = marked_by.and_then(|by| lock(&counters).offloaded(by));
                     metrics::page(&lock(&shared.board), counts.as_ref(), offloaded.as_ref())
                 });
                 page.await.ok().map(|text| Answer { well: true, text })
@@ -272,8 +272,13 @@ impl Loop {
             let plan = &found.view.plan;
             let uplinks = plan.uplinks.iter().map(|uplink| uplink.link).collect();
             let mut filter = lock(&self.shared.filter);
+            let is_new =
+                plan.offloads() && !std::mem::replace(&mut filter.offloads, plan.offloads());
             filter.learn(&found.settings, uplinks, &found.view.facts);
-            filter.offloads = plan.offloads();
+            if is_new {
+                // What came since the look was not minded yet.
+                self.shared.pending.add(Cause::Pods);
+            }
             filter.variant = plan.xtables.as_ref().map(|xtables| xtables.variant);
             filter.sizes = status.sizes;
         }

@@ -69,7 +69,8 @@ impl Tally {
     }
 
     pub(crate) fn repaired(&mut self, causes: &Causes) {
-        for &cause in causes {
+        // A new pod is no damage.
+        for &cause in causes.iter().filter(|&&cause| cause != Cause::Pods) {
             *self.repairs.entry(cause).or_default() += 1;
         }
     }

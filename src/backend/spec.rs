@@ -32,6 +32,15 @@ pub(crate) struct Uplink {
     pub(crate) router: bool,
 }
 
+/// What a flowtable takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Offload {
+    /// Names of the devices whose packets it takes.
+    pub(crate) devices: BTreeSet<String>,
+    /// Whether it takes connections over UDP, too.
+    pub(crate) udp: bool,
+}
+
 /// What rules are built from.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec<'a> {
@@ -59,8 +68,8 @@ pub(crate) struct Spec<'a> {
     pub(crate) left_out: &'a BTreeSet<IpAddr>,
     /// Connections to these destinations are never bound.
     pub(crate) exclude: &'a [IpNetwork],
-    /// Index and name of each device whose packets a flowtable takes; none for no flowtable.
-    pub(crate) offload: Option<&'a BTreeMap<u32, String>>,
+    /// None for no flowtable.
+    pub(crate) offload: Option<Offload>,
     /// See [`crate::names::IN_FORCE`].
     pub(crate) fingerprint: u32,
     /// See [`crate::names::LAYOUT`].

@@ -441,13 +441,20 @@ pub(crate) struct Tooling {
     pub(crate) nftables: bool,
     /// Its flowtables. Asked only where the settings want one.
     pub(crate) flowtables: Flowtables,
+    /// Whether conntrack keeps a UDP connection that leaves a flowtable. Likewise.
+    pub(crate) keeps_udp: bool,
     /// The variants of iptables that are installed. Not looked for where it does not matter.
     pub(crate) iptables: BTreeMap<Variant, VariantUse>,
 }
 
 impl Default for Tooling {
     fn default() -> Self {
-        Self { nftables: true, flowtables: Flowtables::Usable, iptables: BTreeMap::new() }
+        Self {
+            nftables: true,
+            flowtables: Flowtables::Usable,
+            keeps_udp: true,
+            iptables: BTreeMap::new(),
+        }
     }
 }
 

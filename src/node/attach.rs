@@ -14,7 +14,7 @@ use crate::config::Settings;
 use crate::error::Error;
 use crate::netlink;
 use crate::netlink::uapi::RTN_UNICAST;
-use crate::state::{AgentLock, Attachment, Lock, Written};
+use crate::state::{AgentLock, Attachment, Lock, Ready, Written};
 
 impl Node {
     /// Attaches a pod: on a ready node by its file and a proof, else by a reconcile. A failure
@@ -48,23 +48,27 @@ impl Node {
             // Nothing marks here. The next reconcile reads the file.
             return Ok(());
         }
-        if !written.has_own_settings && self.is_ready(settings) {
-            self.offload(settings, attachment);
+        if !written.has_own_settings && self.is_ready(settings, attachment) {
             return Ok(());
         }
         let lock = self.lock()?;
         // Of many pods that start on a new node, the first has done the work for the others.
-        if !written.has_own_settings && self.is_ready(settings) {
+        if !written.has_own_settings && self.is_ready(settings, attachment) {
             return Ok(());
         }
         self.attach_slowly(settings, attachment, &lock)
     }
 
-    fn is_ready(&mut self, settings: &Settings) -> bool {
+    /// Whether nothing has to be done but to feed the flowtable, if there is one.
+    fn is_ready(&mut self, settings: &Settings, attachment: &Attachment) -> bool {
         let form = settings.fingerprint(has_ipvs());
         let proven = proof::prove(&self.state, &mut self.kernel, &[form]);
-        match proven.and_then(|ready| proof::unchanged(&mut self.kernel, &ready)) {
-            Ok(()) => true,
+        let unchanged = |ready: Ready| proof::unchanged(&mut self.kernel, &ready).map(|()| ready);
+        match proven.and_then(unchanged) {
+            Ok(ready) => {
+                self.offload(&ready, attachment);
+                true
+            }
             Err(Surprise(why)) => {
                 log::info!("slow path: {why}");
                 false
@@ -72,10 +76,10 @@ impl Node {
         }
     }
 
-    /// Has the flowtable take the packets of the pod, where the settings want one and no agent does it. A pod
-    /// whose packets it does not take is served all the same.
-    fn offload(&mut self, settings: &Settings, attachment: &Attachment) {
-        if settings.offload && !AgentLock::is_held(&self.state) {
+    /// Has the flowtable take the packets of the pod, where there is one and no agent does it. A pod whose packets
+    /// it does not take is served all the same.
+    fn offload(&mut self, ready: &Ready, attachment: &Attachment) {
+        if ready.offloads && !AgentLock::is_held(&self.state) {
             if let Err(error) = self.feed_flowtable(&attachment.addresses) {
                 log::info!("the packets of the pod come into no flowtable: {error}");
             }

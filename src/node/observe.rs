@@ -27,6 +27,9 @@ use crate::netlink::{self, route};
 use crate::plan::{ours, routers, uplinks};
 use crate::process;
 
+/// Seconds that a UDP connection has to have left when it leaves a flowtable.
+const LEFT: u32 = 10;
+
 /// Everything that reconcile looks at. `owned`: the settings by which state is known as ours,
 /// first those that are wanted. `by_iptables`: whether iptables marks by now. `unseen`: what becomes
 /// of what the caller may not read.
@@ -91,6 +94,7 @@ pub(crate) fn facts(
     }
     if facts.tooling.nftables && owned.first().is_some_and(|settings| settings.offload) {
         facts.tooling.flowtables = flowtables(netfilter, &facts, unseen)?;
+        facts.tooling.keeps_udp = keeps_udp();
     }
     if by_iptables || owned.iter().any(|s| may_use_iptables(s, &facts)) {
         let read = iptables(kernel, owned, &mut facts);
@@ -106,6 +110,15 @@ pub(crate) fn facts(
         facts.neighbours = routers(&mut kernel.rtnetlink, &facts, settings)?;
     }
     Ok(facts)
+}
+
+/// Whether conntrack keeps a UDP connection that leaves a flowtable: the kernel takes the one time-out off the other
+/// then (`flow_offload_fixup_ct`, `net/netfilter/nf_flow_table_core.c`).
+fn keeps_udp() -> bool {
+    let seconds = |name: &str| sysctl::value(&format!("netfilter/{name}"));
+    let stream = seconds("nf_conntrack_udp_timeout_stream");
+    let flow = seconds("nf_flowtable_udp_timeout");
+    stream.zip(flow).is_none_or(|(stream, flow)| stream >= flow.saturating_add(LEFT))
 }
 
 /// What the kernel's flowtables are good for. One that is there shows that there are some.

@@ -13,7 +13,7 @@ use crate::config::{Settings, file};
 use crate::error::Error;
 use crate::model::Facts;
 use crate::netlink::route;
-use crate::plan::diff::diff;
+use crate::plan::diff::{diff, flush_flows};
 use crate::plan::{Plan, decide, routers, uplinks};
 use crate::state::{Lock, Ready, Record, State};
 
@@ -103,7 +103,14 @@ impl Node {
             self.state.set_record(&next)?;
             self.state.unset_ready()?;
             match self.kernel.apply(&steps, &facts) {
-                Ok(Applied::Something) => return Ok(Round::Changed(plan)),
+                Ok(Applied::Something) => {
+                    let flush = flush_flows(&facts, &plan, &steps);
+                    // A flowtable that can't be removed is no reason to undo what was done.
+                    for error in self.kernel.apply_all(flush.as_slice(), &facts) {
+                        log::error!("connections keep their place in the flowtable: {error}");
+                    }
+                    return Ok(Round::Changed(plan));
+                }
                 // What is left to do can't be done.
                 Ok(Applied::Nothing) => {}
                 Err(error) => {
@@ -131,6 +138,7 @@ impl Node {
             fingerprint: settings.fingerprint(facts.ipvs),
             fulfils: settings.fulfilled(facts.ipvs),
             questions: plan.proof.clone(),
+            offloads: plan.offloads(),
             ordinary: ordinary.map_err(Error::kernel("ask where packets go"))?,
         })?;
         self.state.settle(unsettled)?;
@@ -245,11 +253,9 @@ impl<E: Into<Error>> From<E> for Interrupted {
 impl Interrupted {
     fn by(error: Error) -> Self {
         let Error::Kernel { source, .. } = &error else { return Self::For(error) };
-        // An interface went away or down; by its name, which a flowtable has, it is not there.
+        // An interface went away or down.
         match source.errno {
-            Errno::ENETDOWN | Errno::ENODEV | Errno::ENETUNREACH | Errno::ENOENT => {
-                Self::Passing(error)
-            }
+            Errno::ENETDOWN | Errno::ENODEV | Errno::ENETUNREACH => Self::Passing(error),
             _ => Self::For(error),
         }
     }

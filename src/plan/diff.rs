@@ -73,21 +73,31 @@ pub(crate) fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
     steps.extend(unwanted.map(|&link| Operation::SrcValidMark { link, on: false }));
     steps.extend(stale_rules);
     steps.extend(stale_routes);
-    steps.extend(flush_flows(facts, plan, &steps));
     steps
 }
 
-/// After any other step, what is in the flowtable goes back to the rules: it may leave by another way now.
-fn flush_flows(facts: &Facts, plan: &Plan, steps: &[Operation]) -> Option<Operation> {
-    let of_devices = |step: &Operation| match step {
-        Operation::Table(_, changes) => changes.iter().all(TableChange::is_of_devices),
+/// What sends all connections in the flowtable back to the rules, after steps by which they may leave another
+/// way now. None where the steps are about pods alone.
+pub(crate) fn flush_flows(facts: &Facts, plan: &Plan, steps: &[Operation]) -> Option<Operation> {
+    let gone = |name: &String| facts.links.iter().all(|link| link.name != *name);
+    let of_pods = |change: &TableChange| match change {
+        TableChange::AddDevices(_) => true,
+        // A device that is there takes its connections along. One that is gone has none.
+        TableChange::RemoveDevices(some) => some.devices.iter().all(gone),
+        TableChange::AddElements(set, _) | TableChange::DeleteElements(set, _) => {
+            let sets = [names::HAIRPIN, names::LEFT_OUT];
+            sets.iter().any(|names| Family::ALL.into_iter().any(|f| names.of(f) == set))
+        }
         _ => false,
     };
-    if steps.iter().all(of_devices) {
+    let of_pods = |step: &Operation| match step {
+        Operation::Table(_, changes) => changes.iter().all(of_pods),
+        _ => false,
+    };
+    if steps.iter().all(of_pods) || !facts.ours.offloads() {
         return None;
     }
-    let wanted = plan.ruleset.as_ref().filter(|_| facts.ours.offloads())?;
-    let changes = table_diff::flush_flows(wanted);
+    let changes = table_diff::flush_flows(plan.ruleset.as_ref()?);
     (!changes.is_empty()).then_some(Operation::Table(TableFamily::Inet, changes))
 }
 

@@ -262,7 +262,7 @@ fn mark(
         let by_router = u.routers.iter().map(|r| unit(&r.by_it, routers.clone(), true));
         [unit(u, routers.clone(), false)].into_iter().chain(by_router).collect()
     };
-    let offload = offload::devices(facts, settings, plan)?;
+    let offload = offload::decide(facts, settings, plan)?;
     plan.steering.clone_from(&steering);
     let uplinks: Vec<_> = plan.uplinks.iter().flat_map(all).collect();
     let named: Vec<_> = outside.iter().map(|&link| (link, facts.link_name(link))).collect();
@@ -281,7 +281,7 @@ fn mark(
         left_out: &facts.left_out,
         exclude: &settings.exclude,
         ipvs: facts.ipvs,
-        offload: offload.as_ref(),
+        offload,
         fingerprint: settings.fingerprint(facts.ipvs),
         priority: settings.priority,
         table_base: settings.table_base,

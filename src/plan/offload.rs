@@ -1,10 +1,11 @@
 //! Which devices feed the flowtable, where the settings want one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::json;
 
 use super::{Note, Plan, uplinks};
+use crate::backend::spec::Offload;
 use crate::config::{Invalid, OFFLOAD, Settings};
 use crate::model::{Facts, Flowtables, Link};
 use crate::names::OFFLOAD as OFFLOADING;
@@ -13,14 +14,13 @@ use crate::netlink::uapi::IFF_LOOPBACK;
 /// Kinds of interface that lead to pods. A bridge stands for the pods at its ports.
 const TO_PODS: [&str; 2] = ["veth", "bridge"];
 
-/// Index and name of each device whose packets the flowtable takes: uplinks, and what leads to pods. None
-/// where there is to be no flowtable.
+/// What the flowtable takes: packets of uplinks, and of what leads to pods. None where there is to be none.
 /// Error: the settings want one that this node can't have.
-pub(super) fn devices(
+pub(super) fn decide(
     facts: &Facts,
     settings: &Settings,
     plan: &mut Plan,
-) -> Result<Option<BTreeMap<u32, String>>, Invalid> {
+) -> Result<Option<Offload>, Invalid> {
     if !settings.offload || plan.uplinks.is_empty() {
         return Ok(None);
     }
@@ -32,7 +32,8 @@ pub(super) fn devices(
         Flowtables::Usable => None,
         Flowtables::Missing => Some((
             "this kernel has no flowtables",
-            "take a kernel with CONFIG_NF_FLOW_TABLE and CONFIG_NFT_FLOW_OFFLOAD",
+            "take a kernel with CONFIG_NETFILTER_INGRESS, CONFIG_NF_FLOW_TABLE, \
+             CONFIG_NF_FLOW_TABLE_INET and CONFIG_NFT_FLOW_OFFLOAD",
         )),
         Flowtables::WithoutMarks => Some((
             "flowtables of this kernel look the way of replies up without the mark",
@@ -46,6 +47,14 @@ pub(super) fn devices(
         });
         return Ok(None);
     }
+    if !facts.tooling.keeps_udp {
+        plan.notes.push(Note {
+            what: "no UDP connection is offloaded: conntrack would forget it when it leaves the flowtable".into(),
+            way_out: "set net.netfilter.nf_conntrack_udp_timeout_stream 10 s or more above \
+                      nf_flowtable_udp_timeout, or \"offload\": false"
+                .into(),
+        });
+    }
     let several = plan.uplinks.iter().filter(|uplink| !uplink.routers.is_empty());
     plan.not_offloaded = several.map(|uplink| uplink.name.clone()).collect();
     let found = facts.ours.table.iter().filter_map(|table| table.flowtables.get(OFFLOADING));
@@ -55,11 +64,13 @@ pub(super) fn devices(
     let of_an_add = |link: &Link| {
         found.contains(&link.name) && link.port_of.is_none() && !outside.contains(&link.index)
     };
+    let to_pods = |link: &Link| leads_to_pods(link) && !outside.contains(&link.index);
     let feeds = |link: &&Link| {
-        plan.src_valid_mark.contains(&link.index) || leads_to_pods(link) || of_an_add(link)
+        plan.src_valid_mark.contains(&link.index) || to_pods(link) || of_an_add(link)
     };
     let feeds = facts.links.iter().filter(feeds);
-    Ok(Some(feeds.map(|link| (link.index, link.name.clone())).collect()))
+    let devices = feeds.map(|link| link.name.clone()).collect();
+    Ok(Some(Offload { devices, udp: facts.tooling.keeps_udp }))
 }
 
 /// Whether packets of pods come in by this interface. A port of a bridge is left out: by a port the kernel

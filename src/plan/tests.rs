@@ -11,6 +11,7 @@ use ipnetwork::IpNetwork;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::diff::flush_flows;
 use super::diff::{Operation, diff};
 use super::*;
 use crate::backend::iptables::tests::{change_set, restore};
@@ -404,16 +405,15 @@ fn what_is_in_the_flowtable_goes_back_to_the_rules_after_each_change_but_of_pods
     let settings = Settings { offload: true, ..Settings::default() };
     let settle = |facts: &mut Facts| {
         let goal = plan(facts, &settings).unwrap();
-        let is_flush = |step: &Operation| {
-            let removes = |c: &TableChange| matches!(c, TableChange::DeleteFlowtable(_));
-            matches!(step, Operation::Table(_, changes) if changes.iter().any(removes))
-        };
-        let flushed = diff(facts, &goal).last().is_some_and(is_flush);
+        let flush = flush_flows(facts, &goal, &diff(facts, &goal));
         advance(facts, &goal, &settings);
+        for step in &flush {
+            execute(facts, step);
+        }
         advance(facts, &goal, &settings);
         assert_eq!(diff(facts, &goal), vec![]);
         let table = facts.ours.table.as_ref().unwrap();
-        (flushed, table.flowtables[names::OFFLOAD].devices.clone())
+        (flush.is_some(), table.flowtables[names::OFFLOAD].devices.clone())
     };
     let names = |names: &[&str]| names.iter().map(|name| String::from(*name)).collect();
     assert_eq!(settle(&mut facts), (false, names(&["eth2", "eth3"])));
@@ -421,6 +421,14 @@ fn what_is_in_the_flowtable_goes_back_to_the_rules_after_each_change_but_of_pods
     assert_eq!(settle(&mut facts), (false, names(&["cali1", "eth2", "eth3"])), "a pod came");
     facts.links.pop();
     assert_eq!(settle(&mut facts), (false, names(&["eth2", "eth3"])), "it went");
+    facts.links.push(Link { name: "cali1".into(), ..nic(4, 3) });
+    settle(&mut facts);
+    facts.links[2].port_of = Some("bridge".into());
+    assert!(settle(&mut facts).0, "a port of a bridge takes no connection along");
+    facts.hairpins.insert("10.9.0.1".parse().unwrap());
+    settle(&mut facts);
+    facts.hairpins.insert("10.9.0.2".parse().unwrap());
+    assert!(!settle(&mut facts).0, "a pod with settings of its own");
     facts.routes[0].nexthops[0].gateway = "10.2.0.7".parse().ok();
     assert_eq!(settle(&mut facts), (true, names(&["eth2", "eth3"])), "another router");
     facts.addresses[0].link = 3;

@@ -8,6 +8,7 @@
 //! nftables 3735928559 3735928559 1729
 //! 3 47001 256 192.0.2.1 10.0.0.10      (interface, table, mark, outside, the node itself)
 //! main 192.0.2.1 3 254 10.0.0.1        (outside, interface, table, router)
+//! offload                              (only where connections are put into a flowtable)
 //! ```
 
 use std::fmt::Write as _;
@@ -25,6 +26,8 @@ pub(super) const FILE: &str = ".ready";
 const NONE: &str = "-";
 /// What a line about an [`Ordinary`] begins with.
 const MAIN: &str = "main";
+/// The line of a node that has a flowtable.
+const OFFLOAD: &str = "offload";
 
 /// Where the node sends a packet without a mark: the uplinks' tables were made of that.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +48,8 @@ pub(crate) struct Ready {
     pub(crate) fulfils: Vec<u32>,
     pub(crate) questions: Vec<Question>,
     pub(crate) ordinary: Vec<Ordinary>,
+    /// Whether connections are put into a flowtable.
+    pub(crate) offloads: bool,
 }
 
 fn or_none(ip: Option<IpAddr>) -> String {
@@ -65,6 +70,9 @@ impl Ready {
         for Ordinary { to, link, table, gateway } in &self.ordinary {
             let _ = writeln!(text, "{MAIN} {to} {link} {table} {}", or_none(*gateway));
         }
+        if self.offloads {
+            let _ = writeln!(text, "{OFFLOAD}");
+        }
         text
     }
 
@@ -76,14 +84,18 @@ impl Ready {
         let all =
             [Marker::Nftables, Marker::Iptables(Variant::Nft), Marker::Iptables(Variant::Legacy)];
         let marker = all.into_iter().find(|known| known.to_string() == marker)?;
-        let (mut questions, mut ordinary) = (Vec::new(), Vec::new());
+        let (mut questions, mut ordinary, mut offloads) = (Vec::new(), Vec::new(), false);
         for line in lines {
+            if line == OFFLOAD {
+                offloads = true;
+                continue;
+            }
             match line.strip_prefix(MAIN) {
                 Some(rest) => ordinary.push(parse_ordinary(rest)?),
                 None => questions.push(parse_question(line)?),
             }
         }
-        Some(Self { marker, fingerprint, fulfils, questions, ordinary })
+        Some(Self { marker, fingerprint, fulfils, questions, ordinary, offloads })
     }
 }
 
@@ -158,6 +170,7 @@ mod tests {
                 table: 254,
                 gateway: None,
             }],
+            offloads: true,
         };
         let text = ready.to_text();
         assert_eq!(Ready::from_text(&text), Some(ready));

@@ -15,7 +15,7 @@ use crate::model::{ElementData, Family, PerFamily};
 use crate::names;
 use crate::netlink::uapi::*;
 
-/// A connection over TCP is worth its way into the flowtable from some twelve packets on.
+/// So few short connections come into the flowtable: each pays for that, and conntrack knows less of its end.
 const SOME: u32 = 16;
 /// Behind all filters: what another program drops in forward is not offloaded.
 const LAST: i32 = i32::MAX;
@@ -30,11 +30,12 @@ pub(crate) fn alone(spec: &Spec<'_>) -> Option<Ruleset> {
 
 /// Adds the flowtable and its rules, where the settings want one.
 pub(super) fn add(spec: &Spec<'_>, ruleset: &mut Ruleset) {
-    let Some(devices) = spec.offload else { return };
-    ruleset.flowtable = Some(flowtable(devices.values().cloned()));
+    let Some(offload) = &spec.offload else { return };
+    ruleset.flowtable = Some(flowtable(offload.devices.iter().cloned()));
     let uplinks: Vec<&Uplink> = spec.interfaces().filter(|u| u.routers.is_empty()).collect();
     for uplink in &uplinks {
-        ruleset.chains.push(chain(named(names::OFFLOAD, uplink.id), of_uplink(spec, uplink)));
+        let rules = of_uplink(spec, uplink, offload.udp);
+        ruleset.chains.push(chain(named(names::OFFLOAD, uplink.id), rules));
     }
     let by = |u: &&Uplink| (number_key(u.link), ElementData::Goto(named(names::OFFLOAD, u.id)));
     let by = set(names::OFFLOAD_BY, Type::Interface, Some(Type::Verdict), uplinks.iter().map(by));
@@ -69,7 +70,7 @@ fn base() -> Chain {
 
 /// A request that came in by this uplink. Requests by another uplink than the connection's are let in, but the
 /// kernel would have the replies follow them.
-fn of_uplink(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
+fn of_uplink(spec: &Spec<'_>, uplink: &Uplink, udp: bool) -> Vec<Rule> {
     let bound = spec.bound(uplink.id);
     let without_way = Family::ALL.into_iter().filter(|family| !uplink.ways.contains(family));
     let moved = |family| {
@@ -93,9 +94,13 @@ fn of_uplink(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
         rule("leaves by the uplink it came in by", [Oif, equals(uplink.link), Accept]),
     ];
     // Without a route in the table, the kernel would take the client for a neighbour on the link.
-    rules.extend(without_way.map(|family| rule("no way out", [FamilyIs(family), Accept])));
+    rules.extend(
+        without_way
+            .map(|family| rule("the table has no default route", [FamilyIs(family), Accept])),
+    );
     rules.extend(Family::ALL.map(moved));
-    rules.extend([into(IPPROTO_TCP), into(IPPROTO_UDP)]);
+    rules.push(into(IPPROTO_TCP));
+    rules.extend(udp.then(|| into(IPPROTO_UDP)));
     rules
 }
 

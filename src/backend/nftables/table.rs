@@ -260,7 +260,21 @@ pub(crate) fn commit(
     // Only the last change is acknowledged: answers to each would overflow the socket.
     batch.messages.add_flags(NLM_F_ACK);
     batch_edge(&mut batch.messages, NFNL_MSG_BATCH_END);
-    socket.batch(&mut batch.messages)
+    let has_devices = |change: &TableChange| {
+        matches!(
+            change,
+            TableChange::NewFlowtable(_)
+                | TableChange::AddDevices(_)
+                | TableChange::RemoveDevices(_)
+        )
+    };
+    match socket.batch(&mut batch.messages) {
+        // A pod's interface has gone meanwhile.
+        Err(Error { errno: Errno::ENOENT, text }) if changes.iter().any(has_devices) => {
+            Err(Error { errno: Errno::ENODEV, text })
+        }
+        other => other,
+    }
 }
 
 /// Whether the kernel has flowtables. It is asked to make one, and a rule that uses it, in a transaction

@@ -31,13 +31,6 @@ pub(crate) enum TableChange {
     RemoveDevices(Flowtable),
 }
 
-impl TableChange {
-    /// Whether it is about devices of pods, which come and go.
-    pub(crate) fn is_of_devices(&self) -> bool {
-        matches!(self, Self::AddDevices(_) | Self::RemoveDevices(_))
-    }
-}
-
 /// The changes that send all connections in the flowtable back to the rules: the kernel has no other
 /// command for that. The next look makes the flowtable anew, with the devices that there are then.
 pub(crate) fn flush_flows(wanted: &Ruleset) -> Vec<TableChange> {

@@ -37,7 +37,7 @@ impl Report {
             "heldBy": held_by,
             "leftOut": left_out,
             "unanswered": notes_json(&self.unanswered),
-            "offloads": self.offloaded.is_some(),
+            "offloads": self.offloads,
             "notOffloaded": self.offloaded.as_ref().map_or(&[][..], |o| &o.without[..]),
             "limits": self.limits,
             "off": notes_json(&self.notes),

@@ -64,7 +64,9 @@ pub(super) struct Report {
     /// The interfaces of the uplinks, in the same order.
     interfaces: Vec<Interface>,
     counters: Counters,
-    /// None where there is no flowtable.
+    /// Whether connections are put into a flowtable; none where that can't be seen.
+    offloads: Option<bool>,
+    /// None where there is no flowtable, or where it can't be read.
     offloaded: Option<Offloaded>,
     /// What was counted per second since an earlier look, if there was one.
     rates: Option<Rates>,
@@ -84,7 +86,7 @@ impl Report {
         let (mut uplinks, mut left_out, mut unanswered) = (Vec::new(), Vec::new(), Vec::new());
         let (mut pending, mut backend, mut limits) = (Vec::new(), None, Vec::new());
         let (mut interfaces, mut counts, mut unseen) = (Vec::new(), None, Vec::new());
-        let mut offloaded = None;
+        let (mut offloads, mut offloaded) = (Some(false), None);
         let record = node.record()?;
         let lost = record.as_ref().is_some_and(|r| r.network.is_empty());
         if lost {
@@ -100,6 +102,9 @@ impl Report {
             Ok(view) => {
                 let marker = view.plan.marker();
                 interfaces = interface::of_uplinks(&view.plan.uplinks, &view.facts)?;
+                if record.is_some() {
+                    offloads = (!node.unseen.hides_rules()).then(|| view.plan.offloads());
+                }
                 if record.is_some() && !node.unseen.hides_rules() {
                     match counters::read(marker, view.settings.field) {
                         Ok(read) => counts = Some(read),
@@ -156,6 +161,7 @@ impl Report {
             backend,
             interfaces,
             counters,
+            offloads,
             offloaded,
             rates: None,
             unseen,

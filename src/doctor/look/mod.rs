@@ -48,7 +48,7 @@ pub(crate) fn findings(
             found.extend(plan::of_view(&asker.view, in_force, &filters(&asker)?));
             found.extend(tproxy::findings(&mut asker)?);
             found.extend(bypass::findings(&mut asker)?);
-            found.extend(offload::findings(&asker, &ledger)?);
+            found.extend(offload::findings(&asker, &ledger));
             found.extend(udp::findings(&mut asker.kernel.netfilter, &asker.view.facts));
             found.extend(plan::of_valid_mark(sysctl::src_valid_mark_of(ALL_LINKS)?.0));
             found.extend(drops::findings(before, watched, Some(&mut asker))?);

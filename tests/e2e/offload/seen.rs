@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{offloaded, settings};
-use crate::lab::agent::Agent;
+use super::{PROTOS, offloaded, settings};
+use crate::lab::agent::{Agent, until};
 use crate::lab::flows::assert_all_work;
-use crate::lab::flowtable::{kernel_has_flowtables, offload};
+use crate::lab::flowtable::{ENOUGH, is_offloaded, kernel_has_flowtables, line_of, offload};
 use crate::lab::node::Node;
 use crate::lab::talk::Talk;
 use crate::lab::traffic::Proto;
@@ -63,6 +63,8 @@ fn a_kernel_without_flowtables_serves_as_before() {
     let node = &layout.node;
     node.add(&settings(), &pod);
     assert_all_work(&[layout.flow_to_host(), layout.flow_to_pod(1, "pod101 203.0.113.9")]);
+    // The second one finds the node ready.
+    node.add(&settings(), &layout.pods[1]);
     let status = report(node);
     let wrong = status["off"][0]["what"].as_str().unwrap_or_default();
     assert_eq!(status["offloads"].as_bool(), Some(wrong.is_empty()), "{status:#}");
@@ -70,5 +72,39 @@ fn a_kernel_without_flowtables_serves_as_before() {
     if !wrong.is_empty() {
         assert!(wrong.contains("no connection is offloaded"), "{wrong}");
     }
+    node.del(&settings(), &layout.pods[1]);
     node.del(&settings(), &pod);
+}
+
+/// Conntrack takes the time-out of the flowtable off its own when a UDP connection goes back to the rules. Where
+/// nothing is left it would forget the connection, and the pod's next word would leave by another NIC.
+#[test]
+fn udp_stays_with_the_rules_where_conntrack_would_forget_it() {
+    if !kernel_has_flowtables() {
+        return;
+    }
+    let layout = two_nics();
+    let node = &layout.node;
+    node.ns.sysctl("netfilter/nf_conntrack_udp_timeout_stream", "30");
+    node.add(&settings(), &layout.pods[1]);
+    let wrong = report(node)["off"][0]["what"].to_string();
+    assert!(wrong.contains("no UDP connection is offloaded"), "{wrong}");
+    let [mut tcp, mut udp] =
+        PROTOS.map(|proto| Talk::begin(&layout.client, &layout.pods[1].ns, proto, POD[1]));
+    offload(&node.ns, &mut tcp);
+    until("the connection over UDP is kept up", || {
+        udp.assert_goes_on("a word");
+        line_of(&node.ns, &udp).contains("[ASSURED]")
+    });
+    for _ in 0..ENOUGH {
+        udp.assert_goes_on("a word");
+    }
+    assert!(!is_offloaded(&node.ns, &udp));
+    // The kernel's own value is enough.
+    node.ns.sysctl("netfilter/nf_conntrack_udp_timeout_stream", "120");
+    node.up(&settings());
+    offload(&node.ns, &mut udp);
+    assert_eq!(report(node)["off"], json!([]));
+    node.del(&settings(), &layout.pods[1]);
+    node.down();
 }

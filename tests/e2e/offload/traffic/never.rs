@@ -11,7 +11,7 @@ use nix::sys::socket::{
 use serde_json::json;
 
 use crate::lab::agent::until;
-use crate::lab::flowtable::{Forwarded, is_offloaded, kernel_has_flowtables};
+use crate::lab::flowtable::{ENOUGH, Forwarded, is_offloaded, kernel_has_flowtables};
 use crate::lab::kubeproxy::{self, Flavour, Frontend, Policy, Service};
 use crate::lab::netns::Netns;
 use crate::lab::not_run::{kernel_lacks, only_nftables};
@@ -193,12 +193,12 @@ fn a_few_datagrams() {
     let in_time = |address| {
         let asked = Instant::now();
         let mut talk = Talk::begin(&layout.client, &layout.pods[1].ns, Proto::Udp, address);
-        (0..5).for_each(|_| talk.assert_goes_on("a question"));
+        (0..ENOUGH).for_each(|_| talk.assert_goes_on("a question"));
         let offloaded = is_offloaded(&layout.node.ns, &talk);
         (asked.elapsed() < LASTING).then_some(offloaded)
     };
     for address in POD1 {
-        let offloaded = (0..10).find_map(|_| in_time(address)).expect("five questions in time");
+        let offloaded = (0..10).find_map(|_| in_time(address)).expect("all questions in time");
         assert!(!offloaded, "{address}");
     }
     layout.node.down();
