@@ -407,7 +407,7 @@ fn what_is_in_the_flowtable_goes_back_to_the_rules_after_each_change_but_of_pods
         let goal = plan(facts, &settings).unwrap();
         let flush = flush_flows(facts, &goal, &diff(facts, &goal));
         advance(facts, &goal, &settings);
-        for step in &flush {
+        if let Some(step) = &flush {
             execute(facts, step);
         }
         advance(facts, &goal, &settings);
