@@ -54,6 +54,14 @@ impl Scene {
         let behind = layout.node.pod("behind", &BEHIND);
         let scene = Self { layout, behind };
         scene.dnat(CALLED, BEHIND);
+        // On a slow machine a connection may rest for longer than the 30 s that it has by default.
+        for (what, seconds) in [
+            ("conntrack_udp_timeout_stream", "900"),
+            ("flowtable_udp_timeout", "600"),
+            ("flowtable_tcp_timeout", "600"),
+        ] {
+            scene.layout.node.ns.sysctl(&format!("netfilter/nf_{what}"), seconds);
+        }
         scene
     }
 
