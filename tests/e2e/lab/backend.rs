@@ -106,9 +106,10 @@ impl Node {
         match Backend::of_run() {
             Backend::Nftables | Backend::IptablesNft => self.ns.nft("flush ruleset"),
             Backend::IptablesLegacy => {
-                for table in ["mangle", "nat", "filter"] {
-                    self.ns.iptables(Backend::IptablesLegacy, &format!("-t {table} -F"));
-                    self.ns.iptables(Backend::IptablesLegacy, &format!("-t {table} -X"));
+                // At once: an agent that looks in between would put rules back.
+                let empty = "*mangle\nCOMMIT\n*nat\nCOMMIT\n*filter\nCOMMIT\n";
+                for program in ["iptables-legacy-restore", "ip6tables-legacy-restore"] {
+                    self.ns.exec(&[program], empty);
                 }
             }
         }
