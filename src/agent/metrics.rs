@@ -96,9 +96,8 @@ pub(crate) fn page(
         page.one("rp_filter_drops_total", "counter", help, drops as f64);
     }
     let by_uplink = |of: &BTreeMap<u32, u64>| {
-        let count = |unit: &Uplink| of.get(&unit.id).copied().unwrap_or(0) as f64;
-        let value = |u: &Uplink| u.units().map(count).sum::<f64>();
-        let lines = board.uplinks.iter().map(|u| (label("uplink", &u.name), value(u)));
+        let value = |u: &Uplink| (label("uplink", &u.name), u.total(of) as f64);
+        let lines = board.uplinks.iter().map(value);
         lines.collect::<Vec<_>>()
     };
     if let Some(offloaded) = offloaded {

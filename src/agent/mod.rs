@@ -272,10 +272,9 @@ impl Loop {
             let plan = &found.view.plan;
             let uplinks = plan.uplinks.iter().map(|uplink| uplink.link).collect();
             let mut filter = lock(&self.shared.filter);
-            let is_new =
-                plan.offloads() && !std::mem::replace(&mut filter.offloads, plan.offloads());
+            let before = std::mem::replace(&mut filter.offloads, plan.offloads());
             filter.learn(&found.settings, uplinks, &found.view.facts);
-            if is_new {
+            if plan.offloads() && !before {
                 // What came since the look was not minded yet.
                 self.shared.pending.add(Cause::Pods);
             }

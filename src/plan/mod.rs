@@ -101,6 +101,11 @@ pub(crate) struct Uplink {
 }
 
 impl Uplink {
+    /// What was counted by the ids of the uplink and of its routers, in all.
+    pub(crate) fn total(&self, by_id: &BTreeMap<u32, u64>) -> u64 {
+        self.units().filter_map(|unit| by_id.get(&unit.id)).sum()
+    }
+
     /// The uplink, and what it is by each of its routers.
     pub(crate) fn units(&self) -> impl Iterator<Item = &Self> {
         std::iter::once(self).chain(self.routers.iter().map(|router| &router.by_it))

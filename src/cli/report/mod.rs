@@ -112,7 +112,9 @@ impl Report {
                     }
                     match Offloaded::of(&view) {
                         Ok(found) => offloaded = found,
-                        Err(error) => unseen.push(format!("what is offloaded: {error}")),
+                        Err(error) => {
+                            unseen.push(format!("how many connections are offloaded: {error}"));
+                        }
                     }
                 }
                 backend = record.is_some().then(|| marker.to_string());

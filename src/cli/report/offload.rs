@@ -26,6 +26,6 @@ impl Offloaded {
 
     /// Connections of an uplink, with its routers.
     pub(super) fn by(&self, uplink: &Uplink) -> u64 {
-        uplink.units().filter_map(|unit| self.by_id.get(&unit.id)).sum()
+        uplink.total(&self.by_id)
     }
 }

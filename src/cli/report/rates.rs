@@ -36,8 +36,7 @@ impl Counters {
     ) -> Self {
         let by_uplink = |of: fn(&Counts) -> &BTreeMap<u32, u64>| {
             let Some(counts) = counts else { return BTreeMap::new() };
-            let count = |unit: &Uplink| of(counts).get(&unit.id).copied().unwrap_or(0);
-            uplinks.iter().map(|u| (u.id, u.units().map(count).sum())).collect()
+            uplinks.iter().map(|u| (u.id, u.total(of(counts)))).collect()
         };
         let (bound, steered) = (by_uplink(|c| &c.bound), by_uplink(|c| &c.steered));
         Self { at, bound, steered, drops }

@@ -5,7 +5,6 @@ use crate::doctor::offload::{of_connections, of_filters};
 use crate::explain::ask::Asker;
 use crate::ledger::Ledger;
 use crate::node::counters;
-use crate::plan::Uplink;
 
 /// Nothing where nothing is offloaded.
 pub(super) fn findings(asker: &Asker<'_>, ledger: &Ledger) -> Vec<Finding> {
@@ -15,9 +14,8 @@ pub(super) fn findings(asker: &Asker<'_>, ledger: &Ledger) -> Vec<Finding> {
     }
     // Without conntrack's netlink the number is not known, and the rest is.
     let by_id = counters::offloaded(view.settings.field).unwrap_or_default();
-    let count = |uplink: &Uplink| uplink.units().filter_map(|unit| by_id.get(&unit.id)).sum();
     let uplinks = &view.plan.uplinks;
-    let by: Vec<_> = uplinks.iter().map(|u| (u.name.as_str(), count(u))).collect();
+    let by: Vec<_> = uplinks.iter().map(|u| (u.name.as_str(), u.total(&by_id))).collect();
     let names: Vec<_> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
     of_connections(&by).into_iter().chain(of_filters(&ledger.entries, &names)).collect()
 }

@@ -36,7 +36,7 @@ fn count_arrivals(ns: &Netns) {
     ));
 }
 
-/// A packet of the connection that somebody else sends, over TCP one with this flag.
+/// A packet of the connection that another host sends, over TCP one with this flag.
 fn forged(proto: Proto, from: SocketAddr, to: SocketAddr, flag: u8) -> Vec<Vec<u8>> {
     match proto {
         Proto::Tcp => forge::all_kinds_of_tcp(from, to, flag),
