@@ -6,8 +6,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::agent::until;
 use super::node::Node;
 use crate::agent::plugin_object;
+
+/// The finding about packets that the reverse path filter drops at this moment.
+const DROPS: &str = "[rp-filter-drops]";
 
 /// A request: the NIC that it arrives on (or none for what the node itself sends), the client, and what it asks.
 pub(crate) type Asked<'a> = (&'a str, &'a str, &'a str);
@@ -17,7 +21,12 @@ impl Node {
     /// `SYMROUTE_BLESS=1` writes it.
     pub(crate) fn assert_explained(&self, name: &str, settings: &Value, requests: &[Asked<'_>]) {
         let config = plugin_object(self, settings);
-        let mut text = self.symroute(&["doctor", "--for", "0s", "--config", &config]).stdout;
+        let mut text = String::new();
+        // A server sends its answer to a flow that failed again for a minute, less and less often.
+        until("no packet is dropped while doctor looks", || {
+            text = self.symroute(&["doctor", "--for", "0s", "--config", &config]).stdout;
+            !text.contains(DROPS)
+        });
         for (nic, from, to) in requests {
             let words = ["explain", "--from", from, "--to", to, "--config", &config];
             let place = if nic.is_empty() { &[][..] } else { &["--in", nic] };
