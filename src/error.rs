@@ -6,6 +6,7 @@ use std::io;
 use nix::errno::Errno;
 
 use crate::config::Invalid;
+use crate::names;
 use crate::netlink;
 use crate::state;
 
@@ -43,6 +44,15 @@ pub(crate) enum Error {
         /// How long was waited.
         seconds: u64,
     },
+    /// The network namespace of a pod can't be opened or entered.
+    Namespace {
+        path: String,
+        source: io::Error,
+    },
+    /// The namespace at this path is none of a pod.
+    NoPod(String),
+    /// A pod has so many interfaces.
+    TooManyLinks(usize),
     /// A file of the state could not be read or written.
     State(state::Error),
     /// Somebody else is reconciling the node.
@@ -93,6 +103,11 @@ impl Error {
             Self::Busy { .. } | Self::XtablesLock { .. } => {
                 Some("try again; if it lasts, see what that process waits for")
             }
+            Self::Namespace { .. } => {
+                Some("run as root, with the capabilities CAP_SYS_ADMIN and CAP_SYS_PTRACE")
+            }
+            Self::NoPod(_) => Some("name the network namespace of a pod that runs"),
+            Self::TooManyLinks(_) => Some("\"scope\": \"host\" does not look into pods"),
             Self::Config(_) | Self::Disagreement { .. } => None,
         }
     }
@@ -111,6 +126,15 @@ impl fmt::Display for Error {
             Self::Kernel { operation, source } => write!(f, "{operation}: {source}"),
             Self::Sysctl { path, source } => write!(f, "{path}: {source}"),
             Self::State(error) => error.fmt(f),
+            Self::Namespace { path, source } => {
+                write!(f, "enter the network namespace {path}: {source}")
+            }
+            Self::NoPod(path) => write!(f, "{path}: not the network namespace of a pod"),
+            Self::TooManyLinks(count) => write!(
+                f,
+                "the pod has {count} interfaces, and no more than {} are looked at",
+                names::LINKS_OF_POD
+            ),
             Self::Iptables { operation, message } => write!(f, "{operation}: {message}"),
             Self::Busy { holder, seconds } => {
                 let by = by(*holder);
@@ -132,7 +156,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Kernel { source, .. } => Some(source),
-            Self::Sysctl { source, .. } => Some(source),
+            Self::Sysctl { source, .. } | Self::Namespace { source, .. } => Some(source),
             Self::State(error) => error.source(),
             _ => None,
         }

@@ -39,6 +39,7 @@ mod model;
 mod names;
 mod netfilter;
 mod netlink;
+mod netns;
 mod netstat;
 mod node;
 mod plain_file;

@@ -369,8 +369,16 @@ pub(crate) fn rule_message(rule: &Rule) -> Vec<u8> {
         Action::Nop => FR_ACT_NOP,
         Action::Other(other) => other,
     };
+    body[1] = rule.to.map_or(0, |net| net.prefix());
+    body[2] = rule.from.map_or(0, |net| net.prefix());
     let mut message = Writer::default();
     message.bytes(&body);
+    if let Some(to) = rule.to {
+        message.ip(FRA_DST, to.network());
+    }
+    if let Some(from) = rule.from {
+        message.ip(FRA_SRC, from.network());
+    }
     message.u32(FRA_PRIORITY, rule.priority);
     message.attr(FRA_PROTOCOL, &[rule.protocol]);
     match rule.action {

@@ -9,11 +9,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
-    sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
+    setsockopt, socket, sockopt,
 };
 
 use super::uapi::*;
@@ -60,6 +61,8 @@ pub(crate) struct Socket {
     buf: Vec<u8>,
     /// Whether the kernel was asked for strictness and its own words.
     thorough: bool,
+    /// When a dump is given up: what a pod's namespace holds may have no end.
+    deadline: Option<Instant>,
 }
 
 impl Socket {
@@ -96,7 +99,29 @@ impl Socket {
 
     pub(crate) fn new(fd: OwnedFd) -> Self {
         // The first message binds it.
-        Self { fd, seq: 1, buf: vec![0; REPLY], thorough: false }
+        Self { fd, seq: 1, buf: vec![0; REPLY], thorough: false, deadline: None }
+    }
+
+    /// Prepares for a namespace whose owner is not trusted: the kernel refuses messages of other senders
+    /// (`netlink_getsockbyportid`, `net/netlink/af_netlink.c`), and dumps end at the deadline.
+    pub(crate) fn distrust(&mut self, deadline: Instant) -> Result<(), Error> {
+        connect(self.fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        self.deadline = Some(deadline);
+        Ok(())
+    }
+
+    /// A number that no other network namespace has had since the machine was booted. None before kernel 5.14.
+    pub(crate) fn namespace_cookie(&self) -> Option<u64> {
+        let mut cookie: u64 = 0;
+        #[expect(clippy::cast_possible_truncation, reason = "eight")]
+        let mut len = size_of_val(&cookie) as libc::socklen_t;
+        // SAFETY: the pointers describe `cookie` and its length, which outlive the call; the descriptor is open
+        // for as long as `self` lives.
+        let rc = unsafe {
+            let (fd, value) = (self.fd.as_raw_fd(), (&raw mut cookie).cast());
+            libc::getsockopt(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, value, &raw mut len)
+        };
+        Errno::result(rc).ok().map(|_| cookie)
     }
 
     /// Asks the kernel to check requests strictly and to explain its errors. The few look-ups of a
@@ -260,6 +285,10 @@ impl Socket {
         let last = self.send(request)?;
         let (mut found, mut whole) = (Vec::new(), true);
         loop {
+            if self.deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                let text = "the namespace holds more than can be read in time";
+                return Err(Error { errno: Errno::ETIMEDOUT, text: Some(text.into()) });
+            }
             let len = self.receive()?;
             for message in messages(&self.buf[..len]) {
                 if message.seq != last {

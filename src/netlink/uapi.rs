@@ -80,6 +80,9 @@ numbers! {
     // sockios.h
     libc::Ioctl: SIOCGSKNS = 0x894c;
 
+    // asm-generic/socket.h
+    i32: SO_NETNS_COOKIE = 71;
+
     // fib_rules.h
     u16: FRA_DST = 1, FRA_SRC = 2, FRA_IIFNAME = 3, FRA_GOTO = 4, FRA_PRIORITY = 6, FRA_FWMARK = 10,
         FRA_SUPPRESS_PREFIXLEN = 14, FRA_TABLE = 15, FRA_FWMASK = 16, FRA_PROTOCOL = 21;

@@ -1,0 +1,78 @@
+//! Network namespaces of pods: opened by a path, and entered for a while.
+//!
+//! What is in a namespace may be prepared by a hostile pod. Only the network changes: files, programs and
+//! everything else stay the node's.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, fstatfs};
+
+/// The namespace of the thread that asks.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+#[derive(Debug)]
+pub(crate) struct Netns {
+    file: File,
+}
+
+/// Brings the thread back when it is dropped.
+struct Back(File);
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        if let Err(errno) = setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET) {
+            // To go on in a pod's namespace could only do harm.
+            log::error!("return to the node's network namespace: {}", errno.desc());
+            std::process::abort();
+        }
+    }
+}
+
+impl Netns {
+    /// Opens the namespace at a path; none where nothing is there, or something that is no namespace.
+    pub(crate) fn open(path: &str) -> io::Result<Option<Self>> {
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let kind = fstatfs(&file)?.filesystem_type();
+        Ok((kind == NSFS_MAGIC || kind == PROC_SUPER_MAGIC).then_some(Self { file }))
+    }
+
+    /// Device and inode.
+    pub(crate) fn numbers(&self) -> io::Result<(u64, u64)> {
+        let found = self.file.metadata()?;
+        Ok((found.dev(), found.ino()))
+    }
+
+    /// Whether it is the one of this thread.
+    pub(crate) fn is_own(&self) -> io::Result<bool> {
+        Ok(Self { file: File::open(OWN)? }.numbers()? == self.numbers()?)
+    }
+
+    /// Does some work in the namespace, and comes back whatever happens.
+    /// Error: the namespace can't be entered; then nothing was done.
+    pub(crate) fn inside<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        let own = File::open(OWN)?;
+        setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)?;
+        let _back = Back(own);
+        Ok(work())
+    }
+
+    /// Enters the namespace for the rest of the process, for a command that only looks.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        Ok(setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)?)
+    }
+}
+
+/// Whether there is nothing at a path, or the process has gone whose namespace it was.
+fn is_gone(error: &io::Error) -> bool {
+    let gone = [libc::ENOENT, libc::ESRCH, libc::ENOTDIR, libc::ENXIO];
+    error.raw_os_error().is_some_and(|number| gone.contains(&number))
+}
