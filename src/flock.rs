@@ -31,6 +31,13 @@ pub(crate) fn lock(mut file: File, deadline: Instant) -> io::Result<Option<Held>
     }
 }
 
+/// Whether a path still leads to this file.
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+    let of = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    let open = file.metadata().map(of);
+    open.is_ok_and(|open| fs::metadata(path).map(of).is_ok_and(|at_path| at_path == open))
+}
+
 /// The process that has locked a file or directory, by `/proc/locks`:
 /// "1: FLOCK  ADVISORY  WRITE PID MAJ:MIN:INODE …".
 pub(crate) fn holder(path: &Path) -> Option<u32> {

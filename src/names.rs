@@ -147,6 +147,12 @@ pub(crate) const LASTING_DIR: &str = "/var/lib/symroute";
 /// State of this boot: attachments, the node record, the lock. A tmpfs on every system that has
 /// systemd, so it goes with the kernel's rules at a reboot.
 pub(crate) const STATE_DIR: &str = "/run/symroute";
+/// A pod with more interfaces is refused: to look at each takes time.
+pub(crate) const LINKS_OF_POD: usize = 1024;
+/// So many networks behind the uplinks of a pod get a rule, at most.
+pub(crate) const NETWORKS_OF_POD: usize = 128;
+/// Below [`STATE_DIR`]: a folder for each pod that has a data plane of its own.
+pub(crate) const PODS_DIR: &str = "netns";
 /// Name of the plugin's program, as the kernel tells it of a process.
 pub(crate) const PROGRAM: &str = "symroute";
 /// Name of the command line tool, likewise.

@@ -214,6 +214,8 @@ fn entries_of(folder: &Path) -> Result<Vec<(PathBuf, Entry)>, Failure> {
 mod tests {
     use crate::state::Key;
     use crate::temp_dir::TempDir;
+    use std::collections::BTreeMap;
+
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
 
@@ -226,7 +228,14 @@ mod tests {
         let key = Key { network: "lab".into(), container: "c1".into(), ifname: "eth0".into() };
         let addresses = vec!["10.99.0.2".parse().unwrap()];
         let netns = String::new();
-        let pod = Attachment { key, netns, addresses, hairpin: false, left_out: false };
+        let pod = Attachment {
+            key,
+            netns,
+            addresses,
+            hairpin: false,
+            left_out: false,
+            gateways: BTreeMap::new(),
+        };
         let need_us = |pod: &Attachment| {
             state.attach(pod).unwrap();
             Found::of(&root.join("node"), &cache, Some(&state)).unwrap().that_call_us()

@@ -1,8 +1,8 @@
 //! One agent to a node: two would undo each other's settings.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -56,7 +56,7 @@ impl AgentLock {
             let file = open(&path).map_err(Error::at("open", &path))?;
             match flock::lock(file, deadline).map_err(Error::at("lock", &path))? {
                 // A process that cleaned up took the file away.
-                Some(held) if !is_at(&held, &path) => {}
+                Some(held) if !flock::is_at(&held, &path) => {}
                 Some(mut held) => {
                     let pid = std::process::id().to_string();
                     let written = held.set_len(0).and_then(|()| held.write_all(pid.as_bytes()));
@@ -101,10 +101,4 @@ fn open(path: &Path) -> io::Result<File> {
     }
     plain_file::remove(path)?;
     options.open(path)
-}
-
-fn is_at(file: &File, path: &Path) -> bool {
-    let of = |meta: fs::Metadata| (meta.dev(), meta.ino());
-    let open = file.metadata().map(of);
-    open.is_ok_and(|open| fs::metadata(path).map(of).is_ok_and(|at_path| at_path == open))
 }

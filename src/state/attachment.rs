@@ -4,6 +4,7 @@
 //! however many attachments there are.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::hash::Hasher as _;
@@ -75,6 +76,9 @@ pub(crate) struct Attachment {
     pub(crate) hairpin: bool,
     /// Whether this pod is left out. Such an attachment does not hold the node state.
     pub(crate) left_out: bool,
+    /// Routers that the results of the plugins before name, by interface. Only a pod's own data plane asks
+    /// for them.
+    pub(crate) gateways: BTreeMap<String, Vec<IpAddr>>,
 }
 
 impl Attachment {
@@ -94,6 +98,7 @@ impl Attachment {
             addresses: (&self.addresses).into(),
             hairpin: self.hairpin,
             left_out: self.left_out,
+            gateways: Cow::Borrowed(&self.gateways),
             adopted: false,
         };
         #[expect(clippy::unwrap_used, reason = "text, numbers and flags can all be written")]
@@ -115,6 +120,7 @@ impl Attachment {
             addresses: content.addresses.into(),
             hairpin: content.hairpin,
             left_out: content.left_out,
+            gateways: content.gateways.into_owned(),
         };
         (content.version <= VERSION).then_some((attachment, content.adopted))
     }
@@ -134,9 +140,15 @@ struct Content<'a> {
     hairpin: bool,
     #[serde(default, rename = "leftOut", skip_serializing_if = "Not::not")]
     left_out: bool,
+    #[serde(default, skip_serializing_if = "no_gateways")]
+    gateways: Cow<'a, BTreeMap<String, Vec<IpAddr>>>,
     /// Only an older release wrote this.
     #[serde(default, skip_serializing)]
     adopted: bool,
+}
+
+fn no_gateways(gateways: &BTreeMap<String, Vec<IpAddr>>) -> bool {
+    gateways.is_empty()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! The lock that serialises reconciles: `flock` on the state directory.
 
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use super::{Error, State};
@@ -14,15 +15,23 @@ pub(crate) struct Lock {
 impl State {
     /// Takes the lock, or gives the holder's process id, if it can be known, after `patience`.
     pub(crate) fn lock(&self, patience: Duration) -> Result<Lock, crate::error::Error> {
-        self.make_folder("")?;
-        let file = plain_file::folder_of_owner(&self.dir).map_err(Error::at("open", &self.dir))?;
-        let locked = flock::lock(file, Instant::now() + patience);
-        match locked.map_err(Error::at("lock", &self.dir))? {
-            Some(held) => Ok(Lock { _held: held }),
-            None => Err(crate::error::Error::Busy {
-                holder: flock::holder(&self.dir),
-                seconds: patience.as_secs(),
-            }),
+        let deadline = Instant::now() + patience;
+        loop {
+            self.make_folder("")?;
+            let opened = plain_file::folder_of_owner(&self.dir);
+            if opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+                continue;
+            }
+            let file = opened.map_err(Error::at("open", &self.dir))?;
+            match flock::lock(file, deadline).map_err(Error::at("lock", &self.dir))? {
+                // The end of a pod takes its folder away.
+                Some(held) if !flock::is_at(&held, &self.dir) => {}
+                Some(held) => return Ok(Lock { _held: held }),
+                None => {
+                    let holder = flock::holder(&self.dir);
+                    return Err(crate::error::Error::Busy { holder, seconds: patience.as_secs() });
+                }
+            }
         }
     }
 }

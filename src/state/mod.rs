@@ -11,6 +11,8 @@
 //! .unsettled the kernel may have settings of a pod that has gone
 //! agent      locked by the agent that runs; its process id
 //! marking    symbolic link to "nftables" or "iptables": what marks
+//! netns/KEY  the same for each pod that has a data plane of its own
+//! namespace  in such a folder: the pod's network namespace
 //! ```
 //! The directory itself is the lock: only root may open it. Each file is written to a temporary name
 //! and renamed, so that a kill leaves the old or the new one. What is no plain text in the place of a
@@ -20,6 +22,7 @@ mod agent_lock;
 mod attachment;
 mod folder;
 mod lock;
+mod namespace;
 mod ready;
 mod record;
 
@@ -37,6 +40,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 pub(crate) use agent_lock::AgentLock;
 pub(crate) use attachment::{Attachment, Key, Written};
 pub(crate) use lock::Lock;
+pub(crate) use namespace::{Identity, Namespace};
 pub(crate) use ready::{Ordinary, Ready};
 pub(crate) use record::Record;
 
@@ -244,11 +248,16 @@ impl State {
         Ok(self.is_empty(attachment::PODS)? && self.is_empty("hold")?)
     }
 
+    /// Removes the folder itself, if it is empty.
+    pub(crate) fn remove_folder(&self) {
+        let _ = fs::remove_dir(&self.dir);
+    }
+
     /// Removes what is left when the node state has gone: the record, temporary files of calls
     /// that were killed, and empty folders. A writer that loses its temporary file writes again.
     pub(crate) fn clear(&self) -> Result<(), Error> {
         self.migrate()?;
-        for file in [ready::FILE, record::FILE, record::MARKING] {
+        for file in [ready::FILE, record::FILE, record::MARKING, namespace::FILE] {
             Self::remove(&self.path(&[file]))?;
         }
         AgentLock::remove_if_stale(self)?;

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::attachment::Attachments;
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::config::{Automatic, Settings};
 use crate::model::Family;
@@ -21,6 +23,7 @@ fn pod(container: &str, addresses: &[&str]) -> Attachment {
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         hairpin: false,
         left_out: false,
+        gateways: BTreeMap::new(),
     }
 }
 
