@@ -77,18 +77,25 @@ pub(crate) struct Config {
 
 impl From<Settings> for Config {
     fn from(settings: Settings) -> Self {
-        Self { settings, scope: Scope::Host, log: Log::default() }
+        Self { settings, scope: Scope::HOST, log: Log::default() }
     }
 }
 
-/// Where the data plane is built.
+/// Where the data plane is built: in at least one of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scope {
+pub(crate) struct Scope {
     /// In the network namespace of the node.
-    Host,
+    pub(crate) host: bool,
     /// In the network namespace of each pod.
-    Pod,
+    pub(crate) pod: bool,
 }
+
+impl Scope {
+    pub(crate) const HOST: Self = Self { host: true, pod: false };
+}
+
+/// The word of [`Scope::pod`] in the key `scope`.
+pub(crate) const POD: &str = "pod";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Log {
@@ -319,6 +326,12 @@ impl Settings {
         [false, true].map(|ipvs| self.fingerprint(ipvs))
     }
 
+    /// The same for the namespace of a pod: its own sockets are what is asked, nothing in it is masqueraded by
+    /// kube-proxy, and it forwards too little to be worth a flowtable.
+    pub(crate) fn for_pod(&self) -> Self {
+        Self { host: true, masquerade: Masquerade::Off, offload: false, ..self.clone() }
+    }
+
     /// Where our rules stand.
     pub(crate) fn rules(&self) -> RulePriorities {
         let first = self.priority;
@@ -329,6 +342,8 @@ impl Settings {
             request: first + 1,
             bound: first + 2,
             end: first + 3,
+            inside: first + 4,
+            source: first + 5,
         }
     }
 
@@ -350,8 +365,12 @@ pub(crate) struct RulePriorities {
     pub(crate) request: u32,
     /// Everything else that is marked is looked up in an uplink's table.
     pub(crate) bound: u32,
-    /// Does nothing.
+    /// Does nothing. In a pod, what leads to a network behind an uplink goes on at `source` here.
     pub(crate) end: u32,
+    /// Only in a pod: from an uplink's address, main's routes to what lies inside.
+    pub(crate) inside: u32,
+    /// Only in a pod: from an uplink's address, the uplink's table.
+    pub(crate) source: u32,
 }
 
 impl fmt::Display for Backend {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{
     AUTO, Automatic, Backend, Config, Gateways, Invalid, Log, MARK_MASK, Masquerade, OFFLOAD,
-    ON_LINK, Pattern, RULE_PRIORITY, Scope, Settings,
+    ON_LINK, POD, Pattern, RULE_PRIORITY, Scope, Settings,
 };
 use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
@@ -19,6 +19,8 @@ use crate::names;
 const NAME_MAX: usize = 15;
 /// Rule priorities that leave room for P to P+3 between `local` (0) and `main` (32766).
 const PRIORITIES: std::ops::RangeInclusive<u64> = 1..=32762;
+/// The same where pods have P+4 and P+5 as well.
+const PRIORITIES_IN_PODS: std::ops::RangeInclusive<u64> = 1..=32760;
 /// The tables `default`, `main` and `local` lie at 253 to 255.
 const LAST_SYSTEM_TABLE: u64 = 255;
 
@@ -30,6 +32,8 @@ pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
     let mark = is_auto(MARK_MASK) || !object.contains_key(MARK_MASK);
     let automatic = Automatic { mark, priority: is_auto(RULE_PRIORITY) };
     let field = if mark { default.field } else { field(object)? };
+    let scope = scope(object)?;
+    let priorities = if scope.pod { &PRIORITIES_IN_PODS } else { &PRIORITIES };
     let settings = Settings {
         uplinks: uplinks(object)?,
         gateways: gateways(object)?,
@@ -42,7 +46,7 @@ pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
         priority: if automatic.priority {
             default.priority
         } else {
-            number(object, RULE_PRIORITY, default.priority, &PRIORITIES).map_err(or_auto)?
+            number(object, RULE_PRIORITY, default.priority, priorities).map_err(or_auto)?
         },
         table_base: number(
             object,
@@ -53,7 +57,7 @@ pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
         offload: boolean(object, OFFLOAD, default.offload)?,
         automatic,
     };
-    Ok(Config { settings, scope: scope(object)?, log: log(object)? })
+    Ok(Config { settings, scope, log: log(object)? })
 }
 
 fn boolean(object: &Map<String, Value>, key: &str, default: bool) -> Result<bool, Invalid> {
@@ -248,12 +252,24 @@ fn backend(object: &Map<String, Value>) -> Result<Backend, Invalid> {
 }
 
 fn scope(object: &Map<String, Value>) -> Result<Scope, Invalid> {
-    match object.get("scope") {
-        None => Ok(Scope::Host),
-        Some(Value::String(text)) if text == "host" => Ok(Scope::Host),
-        Some(Value::String(text)) if text == "pod" => Ok(Scope::Pod),
-        Some(other) => Err(Invalid::new("scope", other, "allowed: \"host\", \"pod\"")),
+    const HINT: &str = "allowed: \"host\", \"pod\", or both: [\"host\", \"pod\"]";
+    let Some(value) = object.get("scope") else { return Ok(Scope::HOST) };
+    let words = match value {
+        Value::Array(words) => words.as_slice(),
+        word => std::slice::from_ref(word),
+    };
+    let mut scope = Scope { host: false, pod: false };
+    for word in words {
+        match word.as_str() {
+            Some("host") => scope.host = true,
+            Some(POD) => scope.pod = true,
+            _ => return Err(Invalid::new("scope", value, HINT)),
+        }
     }
+    if words.is_empty() {
+        return Err(Invalid::new("scope", value, HINT));
+    }
+    Ok(scope)
 }
 
 fn log(object: &Map<String, Value>) -> Result<Log, Invalid> {

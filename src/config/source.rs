@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Config, Scope, Settings, file};
+use super::{Config, Settings, file};
 use crate::plain_file::{self, Links};
 
 /// Names that libcni reads (`ConfFiles` of libcni's conf.go).
@@ -62,7 +62,7 @@ impl SettingsSource {
             },
         };
         let file::Content { network, config, is_list } = file::read(&path, strictly)?;
-        if config.scope == Scope::Pod {
+        if !config.scope.host {
             return Err(format!(
                 "{}: \"scope\": \"pod\": this command serves the node; a pod's own data plane is \
                  made by its ADD",

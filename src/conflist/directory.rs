@@ -14,7 +14,7 @@ use super::replace::{self, Done};
 use super::store::{self, Store};
 use super::{Error, Gate, Network, Wanted};
 use crate::config::source::NetworkConfig;
-use crate::config::{self, Config, Scope};
+use crate::config::{self, Config};
 use crate::error::absent_is_none;
 use crate::names;
 use crate::runtimes::{self, places::below};
@@ -127,7 +127,7 @@ impl Directory {
     /// more. None where no ADD would take them.
     pub(crate) fn settings_to_come(&self, wanted: &Wanted) -> Option<Config> {
         let entry = wanted.or(&self.store.wanted()).entry.unwrap_or_default();
-        config::parse(&entry).ok().filter(|config| config.scope == Scope::Host)
+        config::parse(&entry).ok().filter(|config| config.scope.host)
     }
 
     /// How it stands with our entry. Changes nothing.

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::decide::{Edit, Reason, View};
 use super::network::Network;
+use crate::config;
 use crate::config::source::NetworkConfig;
-use crate::config::{self, Scope};
 
 /// The node whose runtime reads the conflist.
 pub(crate) trait Gate: Debug + Send {
@@ -39,8 +39,9 @@ impl View {
             way_out: "correct the settings, then add again".into(),
         };
         let config = config::parse(&entry).map_err(|invalid| refused(invalid.to_string()))?;
-        if config.scope == Scope::Pod {
-            return Err(refused("this release serves the node, \"scope\": \"host\"".into()));
+        if !config.scope.host {
+            // Nothing of the node comes into force by it.
+            return Ok(None);
         }
         Ok(Some(NetworkConfig { network, config, conflist: Some(path) }))
     }

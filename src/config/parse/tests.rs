@@ -13,7 +13,7 @@ fn parsed(value: Value) -> Result<Config, Invalid> {
 fn nothing_set_is_the_default() {
     let config = parsed(json!({"type": "symroute", "unknown": [1, 2]})).unwrap();
     assert_eq!(config.settings, Settings::default());
-    assert_eq!((config.scope, config.log), (Scope::Host, Log::default()));
+    assert_eq!((config.scope, config.log), (Scope::HOST, Log::default()));
     assert_eq!(config.settings.field.mask(), 0x1f00);
 }
 
@@ -70,7 +70,7 @@ fn every_key_is_read() {
     assert_eq!((settings.backend, settings.field.mask()), (Backend::Nftables, 0xf_0000));
     assert_eq!((settings.priority, settings.table_base), (32762, 255));
     assert!(settings.offload);
-    assert_eq!(config.scope, Scope::Pod);
+    assert_eq!(config.scope, Scope { host: false, pod: true });
     assert_eq!(config.log.level, log::LevelFilter::Debug);
 }
 
