@@ -507,6 +507,17 @@ pub(crate) struct Facts {
     /// Addresses of the pods that accept a local pod's address as a source.
     pub(crate) hairpins: BTreeSet<IpAddr>,
     pub(crate) left_out: BTreeSet<IpAddr>,
+    /// What is known of the pod where these are the facts of a pod's network namespace.
+    pub(crate) pod: Option<PodFacts>,
+}
+
+/// What the attachments of a pod say of its interfaces.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct PodFacts {
+    /// Routers that the results of other plugins name, by the name of the interface.
+    pub(crate) gateways: BTreeMap<String, Vec<IpAddr>>,
+    /// The interface whose DEL is under way: another plugin removes it next.
+    pub(crate) leaving: Option<String>,
 }
 
 /// The reverse path filter of an interface (IPv4).

@@ -64,6 +64,9 @@ fn found(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> Opt
         };
         return Some(Way { hops, source, metrics: route.metrics.clone() });
     }
+    if let Some(ip) = named_by_result(facts, link, family) {
+        return by(GatewaySource::Result, vec![hop(link, Some(ip))]);
+    }
     if link.flags & IFF_POINTOPOINT != 0 {
         return by(GatewaySource::PointToPoint, vec![hop(link, None)]);
     }
@@ -74,6 +77,10 @@ fn found(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> Opt
     });
     match inferred {
         Some((source, ip)) => by(source, vec![hop(link, Some(ip))]),
+        None if facts.pod.is_some() && !has_address(facts, link.index, family) => {
+            let peer = peer(facts, link, family).map(|ip| hop(link, Some(ip)));
+            by(GatewaySource::Peer, peer.into_iter().collect())
+        }
         // Strict `rp_filter` drops requests of all clients but those on the link, so taking each
         // for one of these makes nothing worse. A client behind a router that is not known may
         // be answered by main's routes otherwise.
@@ -82,6 +89,23 @@ fn found(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> Opt
         }
         None => by(GatewaySource::Unknown, Vec::new()),
     }
+}
+
+/// The router of a pod's interface by the result of the plugin that made it. No route need lead to it.
+fn named_by_result(facts: &Facts, link: &Link, family: Family) -> Option<IpAddr> {
+    let all = facts.pod.as_ref()?.gateways.get(&link.name)?;
+    let usable = |ip: &&IpAddr| Family::of(**ip) == family && !is_own(facts, **ip);
+    all.iter().find(usable).copied()
+}
+
+/// The node at the other end of a pod's interface that has no address of its own: main leads to an address of the
+/// node there (lyft's `unnumbered-ptp`).
+fn peer(facts: &Facts, link: &Link, family: Family) -> Option<IpAddr> {
+    let of_main = |r: &&Route| r.table == RT_TABLE_MAIN && r.family() == family && r.is_on_link();
+    let through = |r: &&Route| r.nexthops.iter().any(|hop| hop.link == link.index);
+    let single = |r: &&Route| r.dst.prefix() == whole(r.dst.ip()) && !is_link_local(r.dst.ip());
+    let mut routes = facts.routes.iter().filter(of_main).filter(through).filter(single);
+    routes.find(|r| !r.special).map(|r| r.dst.ip())
 }
 
 /// Whether the kernel drops what comes in by the interface and has a source that is routed

@@ -1,6 +1,7 @@
 //! The plan: from facts and settings to the desired state of a node. Pure: no kernel, no files.
 
 pub(crate) mod backend;
+mod by_source;
 pub(crate) mod conflicts;
 pub(crate) mod diff;
 pub(crate) mod gateways;
@@ -131,6 +132,10 @@ pub(crate) enum GatewaySource {
     DefaultRoute(u32),
     /// From the default route of another interface, whose gateway lies in a subnet of this one.
     Inferred(String),
+    /// From the result of the plugin that made a pod's interface.
+    Result,
+    /// The node is at the other end of a pod's interface, if it is known by which address.
+    Peer,
     /// None is needed: what is sent arrives at the other end.
     PointToPoint,
     /// The settings say that there is none.
@@ -153,6 +158,8 @@ impl fmt::Display for GatewaySource {
             Self::DefaultRoute(RT_TABLE_MAIN) => f.write_str("default route in main"),
             Self::DefaultRoute(table) => write!(f, "default route in table {table}"),
             Self::Inferred(from) => write!(f, "default route of {from}"),
+            Self::Result => f.write_str("result of its plugin"),
+            Self::Peer => f.write_str("the node"),
             Self::PointToPoint => f.write_str("point-to-point"),
             Self::OnLink => f.write_str("configured: no router"),
             Self::Unknown => f.write_str("not found"),
@@ -195,8 +202,12 @@ pub(crate) fn decide(facts: &Facts, settings: &Settings) -> Result<(Settings, Pl
 /// The desired state for these facts and settings.
 /// Error: the first setting that can't be kept on this node, with the remedy.
 pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
-    conflicts::check(facts, settings)?;
     let chosen = uplinks::choose(facts, settings)?;
+    if facts.pod.is_some() && chosen.len() < 2 {
+        // All replies leave by the one interface anyway.
+        return Ok(Plan::default());
+    }
+    conflicts::check(facts, settings)?;
     let ids = ids::assign(facts, settings, &chosen)?;
     let mut plan = Plan::default();
     let mut taken: BTreeSet<u32> = ids.keys().copied().collect();
@@ -225,6 +236,9 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
     let marker = backend::choose(facts, settings)?;
     let units: Vec<_> = units().collect();
     plan.rules = routing::rules(settings, &units, &plan.families, marker);
+    if facts.pod.is_some() {
+        plan.rules.extend(by_source::rules(facts, settings, &plan.uplinks));
+    }
     plan.src_valid_mark = plan.uplinks.iter().map(|u| u.link).collect();
     let zero = |link: &u32| facts.src_valid_mark.get(link) == Some(&0);
     let restore = |link: &&u32| zero(link) || facts.restore.contains(link);
@@ -320,7 +334,7 @@ fn arp(
 }
 
 /// The uplinks' own addresses. One that two of them have says nothing about either.
-fn own_addresses(facts: &Facts, uplinks: &BTreeSet<u32>) -> BTreeSet<(u32, IpAddr)> {
+pub(crate) fn own_addresses(facts: &Facts, uplinks: &BTreeSet<u32>) -> BTreeSet<(u32, IpAddr)> {
     let global = facts.addresses.iter().filter(|a| a.scope == 0 && uplinks.contains(&a.link));
     let all: BTreeSet<(u32, IpAddr)> = global.map(|a| (a.link, a.ip)).collect();
     let alone = |(_, ip): &&(u32, IpAddr)| all.iter().filter(|(_, other)| other == ip).count() == 1;

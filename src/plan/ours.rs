@@ -39,11 +39,25 @@ fn in_our_table(settings: &Settings, rule: &Rule) -> bool {
     matches!(rule.action, Action::Lookup(table) if is_table(settings, table))
 }
 
+/// Whether a rule of a pod's namespace has the shape of one of ours by these settings.
+fn is_rule_of_pod(settings: &Settings, rule: &Rule) -> bool {
+    let at = settings.rules();
+    let plain = rule.protocol == RTPROT_KERNEL && rule.mark.is_none() && rule.iif.is_none();
+    let (by_source, by_destination) = (rule.from.is_some(), rule.to.is_some());
+    let matches = [
+        (at.end, by_destination && rule.action == Action::Goto(at.source)),
+        (at.inside, by_source && rule.action == Action::Lookup(RT_TABLE_MAIN)),
+        (at.source, by_source && in_our_table(settings, rule)),
+    ];
+    plain && matches.contains(&(rule.priority, true))
+}
+
 /// Takes what is ours by any of these settings out of the lists, which keep what is of others. A
 /// route of another protocol in a table of ours, or one in the table of a VRF, is of others.
 pub(crate) fn take(
     owned: &[&Settings],
     links: &[Link],
+    of_pod: bool,
     routes: &mut Vec<Route>,
     rules: &mut Vec<FoundRule>,
 ) -> Ours {
@@ -53,7 +67,10 @@ pub(crate) fn take(
             && !vrf(r.table)
             && owned.iter().any(|settings| is_table(settings, r.table))
     };
-    let rule = |found: &FoundRule| owned.iter().any(|s| is_rule(s, &found.rule));
+    let is_ours = |settings: &Settings, rule: &Rule| {
+        is_rule(settings, rule) || of_pod && is_rule_of_pod(settings, rule)
+    };
+    let rule = |found: &FoundRule| owned.iter().any(|s| is_ours(s, &found.rule));
     Ours { routes: extract(routes, route), rules: extract(rules, rule), ..Ours::default() }
 }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Uplink;
 use crate::config::{Invalid, Pattern, Settings};
-use crate::model::{Facts, Family, Link, Route, is_link_local};
+use crate::model::{Facts, Family, Link, PodFacts, Route, is_link_local};
 use crate::names;
 use crate::netlink::uapi::{IFF_LOOPBACK, IFF_POINTOPOINT, IFF_UP, RT_TABLE_MAIN};
 
@@ -33,16 +33,28 @@ pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'
                 .filter(|l| l.flags & IFF_LOOPBACK == 0 && Pattern::fits(glob, &l.name))
                 .collect(),
         };
-        if found.is_empty() {
+        // The interfaces of a pod come one after the other.
+        if found.is_empty() && facts.pod.is_none() {
             return Err(nothing(facts, &signs, pattern));
         }
         chosen.extend(found.iter().filter(|l| !is_left_out(settings, &l.name)).map(|l| l.index));
+    }
+    if let Some(pod) = &facts.pod {
+        let stays = |l: &&Link| chosen.contains(&l.index) && may_be_of_pod(pod, l);
+        return Ok(facts.links.iter().filter(stays).collect());
     }
     if chosen.is_empty() {
         let hint = "everything that is named is left out again; name at least one uplink";
         return Err(Invalid::new("uplinks", &settings.to_json()["uplinks"], hint));
     }
     Ok(facts.links.iter().filter(|l| chosen.contains(&l.index)).collect())
+}
+
+/// Whether an interface of a pod may be an uplink: it stays, and no program can misread its name.
+fn may_be_of_pod(pod: &PodFacts, link: &Link) -> bool {
+    let plain = |sign: char| sign.is_ascii_alphanumeric() || "._-@+".contains(sign);
+    let is_plain = link.name.chars().all(plain) && !link.name.starts_with(['-', '+', '@']);
+    is_plain && pod.leaving.as_ref() != Some(&link.name)
 }
 
 fn nothing(facts: &Facts, signs: &Signs, pattern: &Pattern) -> Invalid {
@@ -74,6 +86,8 @@ struct Signs {
     by_any: BTreeSet<u32>,
     /// It has a global address.
     addressed: BTreeSet<u32>,
+    /// A route of main's leads through it, to another place than those that every IPv6 interface has.
+    routed: BTreeSet<u32>,
 }
 
 impl Signs {
@@ -87,6 +101,10 @@ impl Signs {
             by_main: through(&|r| r.table == RT_TABLE_MAIN),
             by_any: through(&|_| true),
             addressed: global.map(|a| a.link).collect(),
+            routed: match &facts.pod {
+                Some(_) => routed(facts),
+                None => BTreeSet::new(),
+            },
         }
     }
 
@@ -94,6 +112,9 @@ impl Signs {
     /// veth, which needs main's: what leads to a pod is one, too. A global address makes one of a
     /// NIC that is no bridge port, and of a macvlan or ipvlan on an uplink. Of a tunnel only a
     /// public one does: those of overlays and of VPNs between nodes are private.
+    ///
+    /// In a pod, all that has an address or a route leads outside. Only a bridge may have the pod's own
+    /// containers behind it.
     fn lead_outside(&self, facts: &Facts, link: &Link) -> bool {
         let kind = link.kind.as_deref();
         if link.flags & IFF_LOOPBACK != 0
@@ -104,6 +125,11 @@ impl Signs {
         }
         let addressed = self.addressed.contains(&link.index);
         match kind {
+            Some("bridge") if facts.pod.is_some() => self.by_any.contains(&link.index),
+            _ if facts.pod.is_some() => {
+                let leads = addressed || self.routed.contains(&link.index);
+                link.port_of.is_none() && (leads || self.by_any.contains(&link.index))
+            }
             Some("veth") => self.by_main.contains(&link.index),
             _ if self.by_any.contains(&link.index) => true,
             Some("bridge") => false,
@@ -119,6 +145,12 @@ impl Signs {
             _ => link.port_of.as_deref() != Some("bridge") && addressed,
         }
     }
+}
+
+/// The interfaces that a route of main's leads through.
+fn routed(facts: &Facts) -> BTreeSet<u32> {
+    let of_main = |r: &&Route| r.table == RT_TABLE_MAIN && !is_link_local(r.dst.ip());
+    facts.routes.iter().filter(of_main).flat_map(|r| &r.nexthops).map(|hop| hop.link).collect()
 }
 
 fn has_public_address(facts: &Facts, link: u32) -> bool {
