@@ -37,6 +37,8 @@ impl Capabilities {
     /// A verb about a pod: a network namespace below `/proc/PID` can only be looked at by what may trace
     /// that process.
     pub(crate) const POD: Self = Self::NETWORK.and(Self::of(&[SYS_PTRACE]));
+    /// The same where it enters the network namespace of a pod (setns(2)).
+    pub(crate) const NAMESPACES: Self = Self::POD.and(Self::of(&[SYS_ADMIN]));
     /// A command that reads a file of another user, which an operator names.
     pub(crate) const TOOL: Self = Self::NETWORK.and(Self::of(&[DAC_READ_SEARCH]));
     /// A file that is written where the operator says.

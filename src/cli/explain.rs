@@ -17,7 +17,6 @@ use crate::model::Family;
 use crate::names;
 use crate::netfilter;
 use crate::netlink::uapi::IPPROTO_TCP;
-use crate::node::Node;
 
 /// Raised when keys of the JSON report change their meaning or go away.
 const VERSION: u32 = 1;
@@ -42,6 +41,7 @@ pub(super) fn tail() -> String {
         "explain --from 203.0.113.9 --to 10.244.1.5 --in eth1",
         "explain --from 203.0.113.9 --all",
         "explain --pod default/web-0 --pod default/web-1",
+        "explain --netns /run/netns/POD --from 203.0.113.9 --to 10.1.0.5",
         "explain --from 10.244.1.5 --to 203.0.113.9 --in vethf00",
     ];
     super::tail(ABOUT, &codes, &examples)
@@ -68,6 +68,9 @@ pub(super) struct Words {
     /// Where the runtime reads conflists
     #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
     conf_dir: PathBuf,
+    /// A pod's network namespace, to ask there instead of on the node
+    #[arg(long, value_name = "PATH", conflicts_with = "pods")]
+    pub(super) netns: Option<PathBuf>,
     /// Each address of the node and each NodePort, by each uplink, in a table
     #[arg(long, conflicts_with_all = ["to", "link", "proto"])]
     all: bool,
@@ -104,9 +107,10 @@ pub(super) fn protocol(text: &str) -> Result<u8, &'static str> {
 
 /// Runs the command: what it prints, and its exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
-    let mut node = Node::to_look()?;
-    let mut asker =
-        Asker::of_any(&mut node, &settings_in(words.config.as_deref(), &words.conf_dir)?)?;
+    let settings = settings_in(words.config.as_deref(), &words.conf_dir)?;
+    let mut node = super::node_of(words.netns.as_deref())?;
+    let settings = if node.is_pod() { settings.for_pod() } else { settings };
+    let mut asker = Asker::of_any(&mut node, &settings)?;
     let given = words.link.as_deref().map(|name| {
         let link = asker.facts().links.iter().find(|link| link.name == name);
         link.map(|link| link.index).ok_or_else(|| {

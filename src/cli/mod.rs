@@ -30,7 +30,7 @@ use crate::config::source::{NetworkConfig, Reader, SettingsSource};
 use crate::error::Error;
 use crate::logging;
 use crate::names;
-use crate::node::{Node, ended};
+use crate::node::{Node, ended, pods};
 use crate::process;
 use crate::state::{AgentLock, State};
 
@@ -230,6 +230,10 @@ impl Command {
     /// The capabilities that it needs.
     fn needs(&self) -> Capabilities {
         match self {
+            Self::Status(status::Words { netns: Some(_), .. })
+            | Self::Explain(explain::Words { netns: Some(_), .. }) => {
+                Capabilities::TOOL.and(Capabilities::NAMESPACES)
+            }
             Self::Up { .. }
             | Self::Down { .. }
             | Self::Status(_)
@@ -245,6 +249,12 @@ impl Command {
             Self::Man { .. } => Capabilities::WRITES,
         }
     }
+}
+
+/// The node to look at, or the pod with this network namespace.
+fn node_of(netns: Option<&Path>) -> Result<Node, Error> {
+    let Some(path) = netns else { return Node::to_look() };
+    pods::enter(&State::new(names::STATE_DIR), &path.to_string_lossy())
 }
 
 /// What names of other programs' things may have in them does nothing to the terminal.

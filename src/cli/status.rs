@@ -29,7 +29,12 @@ pub(super) fn tail() -> String {
         (EXIT_NOT_IN_FORCE, "not in force"),
         (EXIT_OFF, "in force, but something is wrong"),
     ];
-    let examples = ["status", "status --json | jq '.uplinks[].name'", "status --watch --every 5s"];
+    let examples = [
+        "status",
+        "status --json | jq '.uplinks[].name'",
+        "status --watch --every 5s",
+        "status --netns /run/netns/POD",
+    ];
     super::tail(ABOUT, &codes, &examples)
 }
 
@@ -42,6 +47,9 @@ pub(super) struct Words {
     /// The runtime's conflists, to find slips in
     #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
     conf_dir: PathBuf,
+    /// A pod's network namespace, to show what "scope": "pod" has made there
+    #[arg(long, value_name = "PATH")]
+    pub(super) netns: Option<PathBuf>,
     /// Look again and again, and show rates; with --json one object to a line
     #[arg(long)]
     watch: bool,
@@ -57,7 +65,7 @@ fn pace(text: &str) -> Result<Duration, String> {
 
 /// Runs the command: what it prints, and its exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
-    let mut node = Node::to_look()?;
+    let mut node = super::node_of(words.netns.as_deref())?;
     if words.watch {
         return watch(&mut node, words);
     }

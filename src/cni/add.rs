@@ -1,17 +1,18 @@
 //! ADD: attach a pod.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use nix::sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, statfs};
 use serde_json::value::RawValue;
 
-use super::{Code, Failure, Request, annotations, result, version};
-use crate::config::{self, Config, Invalid, Scope};
+use super::{Code, Failure, Request, annotations, log_failures, result, version};
+use crate::config::{self, Config};
 use crate::error::Error;
 use crate::logging;
 use crate::names;
-use crate::node::Node;
+use crate::node::{Node, pods};
 use crate::state::{Attachment, State};
 
 /// What ADD and CHECK are about.
@@ -30,10 +31,6 @@ impl<'a> Pod<'a> {
         let config = config::parse(&request.config).map_err(Error::from)?;
         logging::start(&config.log);
         let own = annotations::read(&request.config).map_err(Error::from)?;
-        if config.scope == Scope::Pod {
-            let hint = "this release serves the node's own data plane only; set \"host\"";
-            return Err(Error::from(Invalid::new("scope", &"pod".into(), hint)).into());
-        }
         let Some(prev_result) = request.prev_result.as_deref() else {
             let msg = "missing \"prevResult\": symroute must be chained after a plugin that gives \
                        the pod its interface";
@@ -44,7 +41,12 @@ impl<'a> Pod<'a> {
         let (key, left_out) = (request.key.clone(), !own.enabled);
         let hairpin = own.hairpin && !left_out;
         let netns = request.netns.to_string();
-        let attachment = Attachment { key, netns, addresses, hairpin, left_out };
+        // Only a pod's own data plane asks for them.
+        let gateways = match config.scope.pod {
+            true => result::gateways(prev_result, &key.ifname),
+            false => BTreeMap::new(),
+        };
+        let attachment = Attachment { key, netns, addresses, hairpin, left_out, gateways };
         Ok(Self { config, prev_result, attachment })
     }
 }
@@ -55,7 +57,16 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
     let pod = Pod::of(request, &node)?;
     // Before anything is written: this may fail, too.
     let answer = version::answer(pod.prev_result, &request.version)?;
-    node.attach(&pod.config.settings, &pod.attachment)?;
+    let Config { settings, scope, .. } = &pod.config;
+    let in_pod = scope.pod && !pod.attachment.left_out;
+    let was_attached = in_pod && pods::attach(&node.state, settings, &pod.attachment)?;
+    if scope.host {
+        let attached = node.attach(settings, &pod.attachment);
+        if attached.is_err() && in_pod && !was_attached {
+            log_failures(request, &pods::detach(&node.state, &pod.attachment.key));
+        }
+        attached?;
+    }
     Ok(answer)
 }
 

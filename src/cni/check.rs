@@ -2,10 +2,12 @@
 
 use super::add::Pod;
 use super::{Code, Failure, Request};
+use crate::config::Config;
 use crate::error::Error;
-use crate::node::Node;
+use crate::node::apply::describe;
 use crate::node::proof::{self, Surprise};
-use crate::state::Attachment;
+use crate::node::{Node, View, pods};
+use crate::state::{Attachment, State};
 
 /// Looks for the attachment's file, and proves that the node serves it. It holds right after ADD
 /// and goes on to hold when later plugins or a VPN change the pod's routes.
@@ -16,20 +18,35 @@ pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
     let remedy = "restart the pod, or see \"symroutectl status\" and run \"symroutectl up\"";
     let wrong =
         |what: String| Failure::new(Code::NotAsAdded, format!("symroute: {what}")).with(remedy);
-    let found = node.state.attachment(&wanted.key).map_err(Error::from)?;
     let like = |found: &Attachment| {
         (&found.addresses, found.hairpin, found.left_out)
             == (&wanted.addresses, wanted.hairpin, wanted.left_out)
     };
-    if !found.as_ref().is_some_and(like) {
+    let is_attached = |state: &State| {
+        let found = state.attachment(&wanted.key).map_err(Error::from)?;
+        if found.as_ref().is_some_and(like) {
+            return Ok(());
+        }
         let addresses: Vec<_> = wanted.addresses.iter().map(ToString::to_string).collect();
-        return Err(wrong(format!("the pod is not attached with {}", addresses.join(", "))));
+        Err(wrong(format!("the pod is not attached with {}", addresses.join(", "))))
+    };
+    let Config { settings, scope, .. } = &pod.config;
+    if scope.pod && !wanted.left_out {
+        is_attached(&node.state.of_pod(&wanted.key.container))?;
+        let View { facts, steps, .. } = pods::view(&node.state, &wanted, settings)?;
+        if let Some(step) = steps.first() {
+            return Err(wrong(format!("in the pod, to do: {}", describe(step, &facts))));
+        }
     }
+    if !scope.host {
+        return Ok(());
+    }
+    is_attached(&node.state)?;
     if wanted.left_out {
         return Ok(());
     }
     // IPVS may have come since: the next ADD sees to that, and this pod is none the worse.
-    let forms = pod.config.settings.fingerprints();
+    let forms = settings.fingerprints();
     let Node { state, kernel, .. } = &mut node;
     let mut prove = || {
         let ready = proof::prove(state, kernel, &forms)?;

@@ -5,18 +5,21 @@ use super::{Request, log_failures};
 use crate::config::{self, Log};
 use crate::logging;
 use crate::names;
-use crate::node::teardown;
+use crate::node::{pods, teardown};
 use crate::state::State;
 
-/// Removes the file of this attachment, and only that. The configuration is not needed for it and
+/// Removes this attachment, and only that: its file, and what its interface had in the pod's namespace. The configuration is not needed for it and
 /// may be any.
 pub(super) fn del(request: &Request<'_>) {
     let start_log = || {
         let log = config::parse(&request.config).map_or_else(|_| Log::default(), |c| c.log);
         logging::start(&log);
     };
-    log_failures(
-        request,
-        &teardown::remove(&State::new(names::STATE_DIR), &request.key, start_log),
-    );
+    let state = State::new(names::STATE_DIR);
+    log_failures(request, &teardown::remove(&state, &request.key, start_log));
+    let failures = pods::detach(&state, &request.key);
+    if !failures.is_empty() {
+        start_log();
+    }
+    log_failures(request, &failures);
 }

@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::{Code, Failure, Request};
 use crate::error::Error;
 use crate::names;
-use crate::node::teardown;
-use crate::state::{Key, State};
+use crate::node::{pods, teardown};
+use crate::state::{Attachment, Key, State};
 
 /// Where the runtime lists what is still valid; the second is the name of older libraries.
 pub(super) const LISTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
@@ -24,6 +24,14 @@ pub(super) fn gc(request: &Request<'_>) -> Result<(), Failure> {
     let mut failures: Vec<String> = Vec::new();
     for key in gone.collect::<Vec<_>>() {
         failures.extend(teardown::remove(&state, &key, || {}).iter().map(ToString::to_string));
+    }
+    for pod in state.pods().map_err(Error::from)? {
+        let attachments = pod.attachments().map_err(Error::from)?.readable.into_iter();
+        for Attachment { key, .. } in attachments {
+            if key.network == *network && !valid.contains(&key) {
+                failures.extend(pods::detach(&state, &key).iter().map(ToString::to_string));
+            }
+        }
     }
     failures.extend(teardown::settle_rest(&state).err().iter().map(ToString::to_string));
     failures.dedup();

@@ -19,18 +19,28 @@ pub use request::Environment;
 pub(crate) use request::{Command, Request};
 pub(crate) use version::VERSIONS;
 
+use memchr::memmem;
+
 use crate::capabilities::{self, Capabilities};
-use crate::process;
+use crate::state::State;
+use crate::{names, process};
 use version::LATEST;
 
+/// What a configuration with a data plane in pods has somewhere ([`crate::config::Scope::pod`]).
+const POD_WORD: &[u8] = b"\"pod\"";
 /// Most that is read from stdin.
 const STDIN_MAX: u64 = 16 * 1024 * 1024;
 
 /// Answers one call of a runtime; gives the exit code.
 #[must_use]
 pub fn run(environment: &Environment) -> u8 {
-    capabilities::keep(Capabilities::POD);
-    let answer = read_stdin().and_then(|stdin| answer(environment, &stdin));
+    // Nothing looks into what is read here.
+    let stdin = read_stdin();
+    capabilities::keep(match &stdin {
+        Ok(stdin) if may_enter_pods(environment, stdin) => Capabilities::NAMESPACES,
+        _ => Capabilities::POD,
+    });
+    let answer = stdin.and_then(|stdin| answer(environment, &stdin));
     let (text, code) = match answer {
         Ok(text) => (text, 0),
         Err((version, failure)) => {
@@ -47,6 +57,16 @@ pub fn run(environment: &Environment) -> u8 {
         add::look_if_overdue();
     }
     code
+}
+
+/// Whether the call may have to enter a pod's network namespace. The settings of a DEL or GC may be any.
+fn may_enter_pods(environment: &Environment, stdin: &[u8]) -> bool {
+    let names_pod = || memmem::find(stdin, POD_WORD).is_some();
+    match environment.command.as_str() {
+        "ADD" | "CHECK" => names_pod(),
+        "DEL" | "GC" => State::new(names::STATE_DIR).has_pods(),
+        _ => false,
+    }
 }
 
 /// For what must not, or can't, be told to the runtime.

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{Code, Failure};
+use crate::config;
 
 /// Keys of an object with their values unread.
 pub(super) type Fields<'a> = BTreeMap<String, &'a RawValue>;
@@ -44,6 +46,51 @@ pub(crate) fn addresses(result: &RawValue) -> Result<Vec<IpAddr>, Failure> {
         }
     }
     Ok(found)
+}
+
+/// The routers that a result names (`ips[].gateway`, `ip4.gateway`, `ip6.gateway`), by the interface whose address
+/// they stand beside. Where it names no interface that is the one of the call. What can't be read is left out: no
+/// more than a way is lost by it.
+pub(crate) fn gateways(result: &RawValue, ifname: &str) -> BTreeMap<String, Vec<IpAddr>> {
+    let mut found = BTreeMap::<String, Vec<IpAddr>>::new();
+    let Ok(all) = fields(result) else { return found };
+    let names: Vec<Named> = all
+        .get("interfaces")
+        .and_then(|list| serde_json::from_str::<Option<Vec<Named>>>(list.get()).ok()?)
+        .unwrap_or_default();
+    for (_, entry, _) in entries(&all).unwrap_or_default() {
+        let Ok(entry) = serde_json::from_str::<Beside>(entry.get()) else { continue };
+        let Some(router) = entry.gateway.and_then(|text| text.parse::<IpAddr>().ok()) else {
+            continue;
+        };
+        let name = match entry.interface {
+            Some(at) => {
+                usize::try_from(at).ok().and_then(|at| names.get(at)).map(|named| &named.name)
+            }
+            None => None,
+        };
+        let name = name.map_or(ifname, String::as_str);
+        let usable = !(router.is_unspecified() || router.is_loopback() || router.is_multicast());
+        if usable && config::is_interface_name(name) {
+            found.entry(name.to_owned()).or_default().push(router);
+        }
+    }
+    found
+}
+
+/// An interface of a result.
+#[derive(Deserialize)]
+struct Named {
+    #[serde(default)]
+    name: String,
+}
+
+/// What stands beside an address.
+#[derive(Deserialize)]
+struct Beside {
+    gateway: Option<String>,
+    /// Index of its interface. Some plugins write a negative one for none.
+    interface: Option<i64>,
 }
 
 /// Where a result has addresses: the place's name, what stands there, and the key in it.

@@ -54,6 +54,15 @@ impl Kernel {
         })
     }
 
+    /// Prepares the sockets for the namespace of a pod, see [`Socket::distrust`].
+    pub(crate) fn distrust(&mut self) -> Result<(), Error> {
+        let deadline = Instant::now() + PATIENCE;
+        for socket in [&mut self.rtnetlink, &mut self.netfilter] {
+            socket.distrust(deadline).map_err(Error::kernel("connect a socket to the kernel"))?;
+        }
+        Ok(())
+    }
+
     /// Carries out the operations in order. After a failure those done are undone, the last
     /// first, and the failure is returned.
     pub(crate) fn apply(

@@ -11,13 +11,15 @@ pub(crate) mod counters;
 pub(crate) mod ended;
 pub(crate) mod gate;
 pub(crate) mod observe;
+pub(crate) mod pods;
 pub(crate) mod proof;
 mod reconcile;
 pub(crate) mod sysctl;
 pub(crate) mod teardown;
 mod unseen;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -28,7 +30,7 @@ use crate::backend::iptables::{ipset, node_set};
 use crate::backend::nftables::table;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::model::Facts;
+use crate::model::{Facts, PodFacts};
 use crate::names;
 use crate::plan::diff::{Operation, diff};
 use crate::plan::{Plan, decide};
@@ -50,6 +52,10 @@ pub(crate) struct Node {
     pub(crate) kernel: Kernel,
     /// What the looks so far were denied.
     pub(crate) unseen: Unseen,
+    /// Whether this is a pod, with a data plane of its own.
+    is_pod: bool,
+    /// The interface of a pod whose DEL is under way.
+    leaving: Option<String>,
 }
 
 /// A look at a node, without a change.
@@ -71,7 +77,20 @@ impl Node {
 
     /// The same, with its state where a container has the node's.
     pub(crate) fn of(state: State) -> Result<Self, Error> {
-        Ok(Self { state, kernel: Kernel::open()?, unseen: Unseen::default() })
+        let (kernel, unseen) = (Kernel::open()?, Unseen::default());
+        Ok(Self { state, kernel, unseen, is_pod: false, leaving: None })
+    }
+
+    /// The pod whose network namespace this thread is in. Its owner is not trusted.
+    pub(crate) fn of_pod(state: State, leaving: Option<String>) -> Result<Self, Error> {
+        let mut node = Self { is_pod: true, leaving, ..Self::of(state)? };
+        node.kernel.distrust()?;
+        Ok(node)
+    }
+
+    /// Whether it is a pod, with a data plane of its own.
+    pub(crate) fn is_pod(&self) -> bool {
+        self.is_pod
     }
 
     /// The same node for looks alone: where a user without root may not read nftables, that is noted
@@ -114,8 +133,10 @@ impl Node {
 
     /// The record, from its file or else from the table or ipset itself; then it has no network.
     pub(crate) fn record(&mut self) -> Result<Option<Record>, Error> {
-        if let Some(record) = self.state.record()? {
-            return Ok(Some(record));
+        let record = self.state.record()?;
+        // What stands in a pod's namespace may be another program's.
+        if record.is_some() || self.is_pod {
+            return Ok(record);
         }
         let recovered = self.recovered();
         self.unseen.rules(recovered)
@@ -147,7 +168,9 @@ impl Node {
         record: Option<&Record>,
     ) -> Result<(Facts, Vec<PathBuf>), Error> {
         let by_iptables = self.state.is_marked_by_iptables();
-        let mut facts = observe::facts(&mut self.kernel, owned, by_iptables, &mut self.unseen)?;
+        let pod = if self.is_pod { Some(self.pod_facts()?) } else { None };
+        let Self { kernel, unseen, .. } = &mut *self;
+        let mut facts = observe::facts(kernel, owned, by_iptables, unseen, pod)?;
         facts.restore = record.map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
         facts.made = record.map_or_else(BTreeSet::new, |r| r.made.clone());
         let own = self.state.with_own_settings()?;
@@ -159,6 +182,17 @@ impl Node {
             pods.extend(attachment.addresses);
         }
         Ok((facts, own.unreadable))
+    }
+
+    /// What the attachments of this pod say.
+    fn pod_facts(&self) -> Result<PodFacts, Error> {
+        let mut gateways = BTreeMap::<String, Vec<IpAddr>>::new();
+        for attachment in self.state.attachments()?.readable {
+            for (name, routers) in attachment.gateways {
+                gateways.entry(name).or_default().extend(routers);
+            }
+        }
+        Ok(PodFacts { gateways, leaving: self.leaving.clone() })
     }
 
     /// Looks at the node without changing it, by the settings in force or else by `fallback`.

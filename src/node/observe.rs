@@ -18,8 +18,8 @@ use crate::backend::nftables::table;
 use crate::config::{Backend, Settings};
 use crate::error::Error;
 use crate::model::{
-    Action, Address, Facts, Family, Flowtables, FoundRule, Link, Mangle, Neighbours, Route,
-    Variant, VariantUse, whole,
+    Action, Address, Facts, Family, Flowtables, FoundRule, Link, Mangle, Neighbours, PodFacts,
+    Route, Variant, VariantUse, whole,
 };
 use crate::names;
 use crate::netlink::uapi::{IFF_LOOPBACK, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST};
@@ -32,16 +32,22 @@ const LEFT: u32 = 10;
 
 /// Everything that reconcile looks at. `owned`: the settings by which state is known as ours,
 /// first those that are wanted. `by_iptables`: whether iptables marks by now. `unseen`: what becomes
-/// of what the caller may not read.
+/// of what the caller may not read. `pod`: what is known of the pod, where this is one's namespace.
 pub(crate) fn facts(
     kernel: &mut Kernel,
     owned: &[&Settings],
     by_iptables: bool,
     unseen: &mut Unseen,
+    pod: Option<PodFacts>,
 ) -> Result<Facts, Error> {
     let Kernel { rtnetlink, netfilter, .. } = &mut *kernel;
+    let links = route::links(rtnetlink).map_err(Error::kernel("list interfaces"))?;
+    if pod.is_some() && links.len() > names::LINKS_OF_POD {
+        return Err(Error::TooManyLinks(links.len()));
+    }
     let mut facts = Facts {
-        links: route::links(rtnetlink).map_err(Error::kernel("list interfaces"))?,
+        links,
+        pod,
         addresses: route::addresses(rtnetlink).map_err(Error::kernel("list addresses"))?,
         ipvs: has_ipvs(),
         ..Facts::default()
@@ -81,7 +87,8 @@ pub(crate) fn facts(
         facts.nowhere.extend(main.map(|r| r.dst));
         facts.rules.extend(rules);
     }
-    facts.ours = ours::take(owned, &facts.links, &mut facts.routes, &mut facts.rules);
+    facts.ours =
+        ours::take(owned, &facts.links, facts.pod.is_some(), &mut facts.routes, &mut facts.rules);
     match table::table(netfilter, TableFamily::Inet) {
         Err(error) if is_missing(&error) => facts.tooling.nftables = false,
         other => {
