@@ -35,6 +35,7 @@ mod node_first;
 mod offload;
 mod overdue;
 mod overlay;
+mod pods;
 mod protocol;
 mod races;
 mod recipes;

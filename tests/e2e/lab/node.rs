@@ -78,16 +78,19 @@ impl Node {
 
     /// `TcpExtIPReversePathFilter`: packets that strict `rp_filter` has dropped.
     pub(crate) fn rp_filter_drops(&self) -> u64 {
-        let text = self
-            .ns
-            .run(|| fs::read_to_string("/proc/thread-self/net/netstat"))
-            .expect("read netstat");
-        let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
-        let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-        let position =
-            names.split(' ').position(|name| name == "IPReversePathFilter").expect("the counter");
-        values.split(' ').nth(position).expect("a value").parse().expect("a number")
+        rp_filter_drops(&self.ns)
     }
+}
+
+/// The same of any namespace.
+pub(crate) fn rp_filter_drops(ns: &Netns) -> u64 {
+    let text =
+        ns.run(|| fs::read_to_string("/proc/thread-self/net/netstat")).expect("read netstat");
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let position =
+        names.split(' ').position(|name| name == "IPReversePathFilter").expect("the counter");
+    values.split(' ').nth(position).expect("a value").parse().expect("a number")
 }
 
 /// What a primary plugin of CNI 1.0.0 prints for a pod.

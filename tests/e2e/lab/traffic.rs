@@ -45,7 +45,12 @@ pub(crate) enum Server {
 
 impl Server {
     pub(crate) fn start(ns: &Netns, proto: Proto, port: u16, who: &str) -> Self {
-        let (address, who) = (SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), who.to_owned());
+        Self::at(ns, proto, (Ipv6Addr::UNSPECIFIED, port).into(), who)
+    }
+
+    /// The same on one address.
+    pub(crate) fn at(ns: &Netns, proto: Proto, address: SocketAddr, who: &str) -> Self {
+        let who = who.to_owned();
         // A socket stays in the namespace it was made in, whatever thread uses it.
         match proto {
             Proto::Tcp => {

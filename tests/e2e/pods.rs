@@ -1,0 +1,4 @@
+//! `"scope": "pod"`: replies leave a pod by the interface that the request came in by.
+
+mod attached;
+mod site;
