@@ -105,12 +105,12 @@ impl Healer {
         status
     }
 
-    /// What is to be in force. None where that is the entry's business, which is refused: then the
-    /// node stays as it is.
+    /// What is to be in force. None where that is the entry's business, which is refused, and where the
+    /// settings serve pods alone: then the node stays as it is.
     fn target(&mut self) -> Result<Option<NetworkConfig>, Error> {
         let node = open(&mut self.node)?;
         if let Some(wanted) = &self.wanted {
-            return Ok(Some(wanted.clone()));
+            return Ok(Some(wanted.clone()).filter(|wanted| wanted.config.scope.host));
         }
         if let Some(record) = node.state.record()? {
             return Ok(Some(record.into()));
@@ -123,8 +123,20 @@ impl Healer {
         })
     }
 
+    /// Ends the hold on a node whose settings serve pods alone from now on.
+    fn let_go(&mut self) -> Result<(), Error> {
+        let node = open(&mut self.node)?;
+        let is_held = || Ok::<_, Error>(node.state.holders()?.iter().any(|(name, _)| name == HOLD));
+        if self.wanted.as_ref().is_none_or(|wanted| wanted.config.scope.host) || !is_held()? {
+            return Ok(());
+        }
+        let lock = node.lock()?;
+        node.state.release(HOLD)?;
+        node.tear_down_if_idle(&lock).map(drop)
+    }
+
     fn look(&mut self, causes: &Causes, status: &mut Status) -> Result<(), Error> {
-        let Some(target) = self.target()? else { return Ok(()) };
+        let Some(target) = self.target()? else { return self.let_go() };
         crate::logging::start(&target.config.log);
         let node = open(&mut self.node)?;
         let record = node.state.record()?;

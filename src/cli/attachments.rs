@@ -71,10 +71,16 @@ impl Found {
     /// Reads the runtime's cache and, if there is one, the state of this boot. `root` is the node's file
     /// system, which has signs of the runtime.
     pub(super) fn of(root: &Path, cache: &Path, state: Option<&State>) -> Result<Self, Failure> {
-        let enrolled = match state {
-            Some(state) => state.attachments()?.readable,
-            None => Vec::new(),
-        };
+        let mut enrolled = Vec::new();
+        for state in state.into_iter().flat_map(|state| [Ok(vec![state.clone()]), state.pods()]) {
+            for state in state? {
+                // A pod may be served on the node and by a data plane of its own.
+                let new = state.attachments()?.readable.into_iter();
+                let new: Vec<_> =
+                    new.filter(|a| enrolled.iter().all(|b: &Attachment| b.key != a.key)).collect();
+                enrolled.extend(new);
+            }
+        }
         let mut entries = entries_of(cache)?;
         if let Some(above) = cache.parent() {
             entries.extend(entries_of(&above.join(OF_MULTUS))?);

@@ -107,6 +107,8 @@ fn look(words: &Words, settings: &Settings) -> Result<Looked, Error> {
     let view = Directory::open(&words.conf_dir).examine(&Wanted::default()).ok();
     let order = view.and_then(|view| conflist::finding(&view, &words.conf_dir));
     let asked = SettingsSource::Folder(words.conf_dir.clone()).read(Reader::Agent);
+    // What serves pods alone asks for nothing on the node.
+    let asked = asked.map(|found| found.filter(|found| found.config.scope.host));
     let record = node.record()?;
     let agent_runs = AgentLock::is_held(&node.state);
     let settings = conflist::settings(&asked, record.as_ref(), &words.conf_dir, agent_runs);

@@ -107,9 +107,12 @@ pub(super) fn protocol(text: &str) -> Result<u8, &'static str> {
 
 /// Runs the command: what it prints, and its exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
-    let settings = settings_in(words.config.as_deref(), &words.conf_dir)?;
     let mut node = super::node_of(words.netns.as_deref())?;
-    let settings = if node.is_pod() { settings.for_pod() } else { settings };
+    let settings = if node.is_pod() {
+        settings_for_pod(words)?
+    } else {
+        settings_in(words.config.as_deref(), &words.conf_dir)?
+    };
     let mut asker = Asker::of_any(&mut node, &settings)?;
     let given = words.link.as_deref().map(|name| {
         let link = asker.facts().links.iter().find(|link| link.name == name);
@@ -163,6 +166,15 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
 /// The settings to plan by: those of --config, else of the runtime's conflist, else the defaults.
 pub(super) fn settings(config: Option<&Path>) -> Result<Settings, Failure> {
     settings_in(config, Path::new(names::CONF_DIR))
+}
+
+/// The settings to plan a pod by. They may be for pods alone.
+fn settings_for_pod(words: &Words) -> Result<Settings, Failure> {
+    let Some(file) = &words.config else {
+        return Ok(settings_in(None, &words.conf_dir)?.for_pod());
+    };
+    let read = SettingsSource::File(file.clone()).read(Reader::Agent).map_err(Failure::Failed)?;
+    Ok(read.map(|found| found.config.settings).unwrap_or_default().for_pod())
 }
 
 /// The same, with another place of the runtime's conflists.

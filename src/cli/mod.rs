@@ -234,6 +234,7 @@ impl Command {
             | Self::Explain(explain::Words { netns: Some(_), .. }) => {
                 Capabilities::TOOL.and(Capabilities::NAMESPACES)
             }
+            Self::Down { force: true } => Capabilities::TOOL.and(Capabilities::NAMESPACES),
             Self::Up { .. }
             | Self::Down { .. }
             | Self::Status(_)
@@ -241,7 +242,8 @@ impl Command {
             | Self::Attachments(_)
             | Self::Places(_) => Capabilities::TOOL,
             Self::Agent(words) => words.needs(),
-            Self::Conflist(_) | Self::Uninstall(_) => Capabilities::CONFLIST,
+            Self::Conflist(_) => Capabilities::CONFLIST,
+            Self::Uninstall(_) => Capabilities::CONFLIST.and(Capabilities::NAMESPACES),
             Self::Doctor(_) | Self::Marks(_) => Capabilities::SEARCH,
             Self::Bundle(_) => Capabilities::SEARCH.and(Capabilities::WRITES),
             Self::Trace(_) => Capabilities::TRACE,
@@ -339,6 +341,9 @@ fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
     if force {
         for pod in node.state.attachments()?.readable {
             node.state.detach(&pod.key)?;
+        }
+        for error in pods::detach_all(&node.state)? {
+            complain(&error.into());
         }
     }
     let lock = node.lock()?;

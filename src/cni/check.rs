@@ -4,9 +4,8 @@ use super::add::Pod;
 use super::{Code, Failure, Request};
 use crate::config::Config;
 use crate::error::Error;
-use crate::node::apply::describe;
 use crate::node::proof::{self, Surprise};
-use crate::node::{Node, View, pods};
+use crate::node::{Node, pods};
 use crate::state::{Attachment, State};
 
 /// Looks for the attachment's file, and proves that the node serves it. It holds right after ADD
@@ -33,10 +32,13 @@ pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
     let Config { settings, scope, .. } = &pod.config;
     if scope.pod && !wanted.left_out {
         is_attached(&node.state.of_pod(&wanted.key.container))?;
-        let View { facts, steps, .. } = pods::view(&node.state, &wanted, settings)?;
-        if let Some(step) = steps.first() {
-            return Err(wrong(format!("in the pod, to do: {}", describe(step, &facts))));
-        }
+        let proven = pods::prove(&node.state, &wanted, settings)?;
+        proven.map_err(|Surprise(why)| {
+            let what = format!("symroute: in the pod: {why}");
+            let remedy =
+                format!("restart the pod, or see \"symroutectl status --netns {}\"", wanted.netns);
+            Failure::new(Code::NotAsAdded, what).with(remedy)
+        })?;
     }
     if !scope.host {
         return Ok(());

@@ -62,7 +62,7 @@ impl SettingsSource {
             },
         };
         let file::Content { network, config, is_list } = file::read(&path, strictly)?;
-        if !config.scope.host {
+        if !config.scope.host && reader == Reader::Up {
             return Err(format!(
                 "{}: \"scope\": \"pod\": this command serves the node; a pod's own data plane is \
                  made by its ADD",
@@ -75,17 +75,21 @@ impl SettingsSource {
     }
 }
 
-/// The lexically first file with a plugin of ours. One that is no JSON is half-written: the
-/// runtime skips it too.
+/// The lexically first file with a plugin of ours, one that serves the node before those that serve pods alone. One
+/// that is no JSON is half-written: the runtime skips it too.
 fn names_us(folder: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
     let mut files: Vec<_> = entries
         .filter(|path| path.extension().is_some_and(|e| ENDINGS.iter().any(|known| e == *known)))
         .collect();
     files.sort();
-    files.into_iter().find(|path| {
+    files.retain(|path| {
         let text = plain_file::read(path, plain_file::LONGEST, Links::Followed);
         serde_json::from_slice(&text.unwrap_or_default())
             .is_ok_and(|network| file::names_us(&network))
-    })
+    });
+    // What is wrong with a file is for its reader to say.
+    let for_node = |path: &PathBuf| file::read(path, false).map_or(true, |f| f.config.scope.host);
+    let first = files.iter().position(for_node).unwrap_or(0);
+    files.into_iter().nth(first)
 }

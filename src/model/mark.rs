@@ -41,6 +41,11 @@ impl Field {
         self.d() | self.of(1)
     }
 
+    /// The mark of a pod's reply that is not bound: no rule of ours looks for it, while no uplink has the largest id.
+    pub(crate) fn unbound(self) -> u32 {
+        self.0
+    }
+
     pub(crate) fn id_mask(self) -> u32 {
         self.0 & !self.d()
     }

@@ -3,9 +3,13 @@
 //! they hold the node state.
 
 use std::path::Path;
+use std::time::SystemTime;
 
-use super::teardown;
+use super::{pods, teardown};
 use crate::state::{Attachment, Error, State};
+
+/// So many pods with a data plane of their own are looked at in one call.
+const SOME_PODS: usize = 16;
 
 /// Removes some of them, and some files that can't be read as an attachment. Which ones differs
 /// from call to call.
@@ -22,7 +26,29 @@ pub(crate) fn sweep(state: &State, cache: &Path) -> Result<(), Error> {
             log::error!("{}: {error}", key.container);
         }
     }
-    state.pass(&some)
+    state.pass(&some)?;
+    sweep_pods(state, cache)
+}
+
+/// The same for pods that have a data plane of their own: some of them, from a place that differs from call to
+/// call.
+fn sweep_pods(state: &State, cache: &Path) -> Result<(), Error> {
+    let pods = state.pods()?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let begin = usize::try_from(now.as_nanos() % 1_000_003).unwrap_or(0) % pods.len().max(1);
+    for pod in pods.iter().cycle().skip(begin).take(pods.len().min(SOME_PODS)) {
+        for attachment in pod.attachments()?.readable {
+            let key = &attachment.key;
+            if !has_ended(&attachment, cache) {
+                continue;
+            }
+            log::warn!("{} ({}) has ended without a DEL", key.container, key.ifname);
+            for error in pods::detach(state, key) {
+                log::error!("{}: {error}", key.container);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether the network namespace is gone from a folder that can be seen, and the runtime's cache

@@ -4,7 +4,8 @@
 //! the node. Every ADD reconciles, as each brings another interface. A pod's namespace is entered for the work
 //! alone, and everything in it may be prepared by a hostile pod.
 
-use super::{IMPATIENCE, Node, View};
+use super::proof::{self, Surprise};
+use super::{IMPATIENCE, Node};
 use crate::config::Settings;
 use crate::error::Error;
 use crate::netns::Netns;
@@ -64,11 +65,28 @@ pub(crate) fn detach(node: &State, key: &Key) -> Vec<Error> {
     }
     let mut failures = Vec::new();
     failures.extend(pod.detach(key).err().map(Error::from));
-    failures.extend(leave(&pod, key).err());
+    failures.extend(leave(&pod, Some(key)).err());
     if is_over(&pod) {
         node.remove_pod(&pod);
     }
     failures
+}
+
+/// Detaches all interfaces of all pods: what could not be done.
+pub(crate) fn detach_all(node: &State) -> Result<Vec<Error>, crate::state::Error> {
+    let mut failures = Vec::new();
+    for pod in node.pods()? {
+        for attachment in pod.attachments()?.readable {
+            failures.extend(detach(node, &attachment.key));
+        }
+        // A call that was killed may have left no attachment, and files that can't be read none.
+        if pod.exists() {
+            failures.extend(leave(&pod, None).err());
+            pod.forget()?;
+            node.remove_pod(&pod);
+        }
+    }
+    Ok(failures)
 }
 
 /// Whether nothing of a pod's state is left but its folder.
@@ -77,12 +95,12 @@ fn is_over(pod: &State) -> bool {
 }
 
 /// Brings the pod's namespace to what the attachments that are left say.
-fn leave(pod: &State, key: &Key) -> Result<(), Error> {
+fn leave(pod: &State, key: Option<&Key>) -> Result<(), Error> {
     let namespace = pod.namespace()?;
     let netns = namespace.as_ref().map(|known| open(&known.path)).transpose()?.flatten();
     let left = match (&namespace, &netns) {
         (Some(known), Some(netns)) => inside(&known.path, netns, || {
-            let mut of_pod = Node::of_pod(pod.clone(), Some(key.ifname.clone()))?;
+            let mut of_pod = Node::of_pod(pod.clone(), key.map(|key| key.ifname.clone()))?;
             if of_pod.identity(netns)? != known.identity {
                 return Ok(false);
             }
@@ -104,16 +122,22 @@ fn leave(pod: &State, key: &Key) -> Result<(), Error> {
     Ok(())
 }
 
-/// Looks at a pod without changing it, by the settings in force or else by these.
-pub(crate) fn view(
+/// Proves that the pod answers by the interfaces of an attachment, by these settings.
+pub(crate) fn prove(
     node: &State,
     attachment: &Attachment,
     settings: &Settings,
-) -> Result<View, Error> {
+) -> Result<Result<(), Surprise>, Error> {
     let path = &attachment.netns;
     let Some(netns) = open(path)? else { return Err(Error::NoPod(path.clone())) };
     let pod = node.of_pod(&attachment.key.container);
-    inside(path, &netns, || Node::of_pod(pod, None)?.view(&settings.for_pod()))
+    let mut interfaces = vec![attachment.key.ifname.as_str()];
+    interfaces.extend(attachment.gateways.keys().map(String::as_str));
+    let forms = settings.for_pod().fingerprints();
+    inside(path, &netns, || {
+        let Node { state, mut kernel, .. } = Node::of_pod(pod, None)?;
+        Ok(proof::prove_of_pod(&state, &mut kernel, &forms, &interfaces))
+    })
 }
 
 /// Enters a pod's namespace for the rest of the process, and gives the pod as a node.

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use nix::errno::Errno::{self, *};
-use nix::net::if_::if_indextoname;
+use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use super::apply::Kernel;
 use crate::backend::Marker;
@@ -40,8 +40,41 @@ pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result
         return Err(Surprise("other settings are in force".into()));
     }
     is_in_force(&mut kernel.netfilter, &ready)?;
-    let mut lookups = Vec::with_capacity(2 * ready.questions.len());
-    for question in &ready.questions {
+    hold(kernel, ready.questions.iter())?;
+    Ok(ready)
+}
+
+/// The same of a pod with a data plane of its own, about these interfaces alone.
+pub(crate) fn prove_of_pod(
+    state: &State,
+    kernel: &mut Kernel,
+    forms: &[u32],
+    interfaces: &[&str],
+) -> Result<(), Surprise> {
+    let ready = state.ready().ok_or_else(|| Surprise("the pod is not ready".into()))?;
+    if !ready.fulfils.iter().any(|form| forms.contains(form)) {
+        return Err(Surprise("other settings are in force in the pod".into()));
+    }
+    let mut links = Vec::with_capacity(interfaces.len());
+    for name in interfaces {
+        let missing = |_| Surprise(format!("the pod has no interface {name}"));
+        links.push(if_nametoindex(*name).map_err(missing)?);
+    }
+    if ready.questions.is_empty() {
+        // It has no other interface that a reply could leave by.
+        return Ok(());
+    }
+    is_in_force(&mut kernel.netfilter, &ready)?;
+    hold(kernel, ready.questions.iter().filter(|question| links.contains(&question.link)))
+}
+
+/// Asks the kernel, and finds an answer that is not as it has to be.
+fn hold<'a>(
+    kernel: &mut Kernel,
+    questions: impl Iterator<Item = &'a Question>,
+) -> Result<(), Surprise> {
+    let mut lookups = Vec::with_capacity(questions.size_hint().0);
+    for question in questions {
         lookups.push((question, reply(question)));
         lookups.extend(question.local.map(|to| (question, request(question, to))));
     }
@@ -53,7 +86,7 @@ pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result
             }
         }
     }
-    Ok(ready)
+    Ok(())
 }
 
 /// Where the node sends packets without a mark: what the next proofs compare with.

@@ -2,9 +2,9 @@
 //! the interface with that address.
 //!
 //! ```text
-//! P+3  to NETWORK    goto P+5                     what lies behind an uplink
-//! P+4  from ADDRESS  lookup main                  what lies inside, default routes aside
-//! P+5  from ADDRESS  lookup the uplink's table
+//! P+3  fwmark 0/FIELD to NETWORK    goto P+5                   what lies behind an uplink
+//! P+4  fwmark 0/FIELD from ADDRESS  lookup main                what lies inside, default routes aside
+//! P+5  fwmark 0/FIELD from ADDRESS  lookup the uplink's table
 //! ```
 //! Without the first two, what the pod's own containers behind a bridge ask would be answered by an uplink, and
 //! strict `rp_filter` would drop the question.
@@ -14,20 +14,28 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{Uplink, own_addresses};
+use super::{GatewaySource, Uplink, own_addresses};
 use crate::config::Settings;
 use crate::model::{Action, Facts, Family, Route, Rule, is_link_local};
 use crate::names;
 use crate::netlink::uapi::{RT_TABLE_MAIN, RTPROT_KERNEL};
 
+/// Default routes do not count (`suppress_prefixlength`).
+const NO_DEFAULT: u32 = 0;
+
 /// The rules, targets first.
 pub(super) fn rules(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> Vec<Rule> {
     let at = settings.rules();
-    let tables: BTreeMap<u32, u32> = uplinks.iter().map(|u| (u.link, u.table)).collect();
-    let links: BTreeSet<u32> = tables.keys().copied().collect();
-    let own = own_addresses(facts, &links);
+    let by_link: BTreeMap<u32, &Uplink> = uplinks.iter().map(|u| (u.link, u)).collect();
+    let links: BTreeSet<u32> = by_link.keys().copied().collect();
+    let mut own = own_addresses(facts, &links);
+    // What is excluded is answered as without symroute.
+    own.retain(|(_, ip)| !settings.exclude.iter().any(|net| net.contains(*ip)));
+    // Another program's rule says already where such packets go.
+    own.retain(|(_, ip)| !facts.rules.iter().any(|found| is_about(&found.rule, *ip)));
     let rule = |ip: IpAddr, priority, action| Rule {
-        // Ours ask for an address alone.
+        // What is bound goes by its mark alone, and by main where its uplink leads nowhere.
+        mark: Some(settings.field.matches(0)),
         other_selectors: true,
         ..Rule::of_all(Family::of(ip), priority, action, RTPROT_KERNEL)
     };
@@ -35,12 +43,14 @@ pub(super) fn rules(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> V
         let from = Some(Family::host_route(ip));
         Rule { from, ..rule(ip, priority, Action::Lookup(table)) }
     };
-    let by_table =
-        own.iter().filter_map(|(link, ip)| Some(from(*ip, at.source, *tables.get(link)?)));
-    let inside = own.iter().map(|(_, ip)| {
-        // Default routes do not count.
-        Rule { suppress: Some(0), ..from(*ip, at.inside, RT_TABLE_MAIN) }
+    let by_table = own.iter().filter_map(|(link, ip)| {
+        let uplink = by_link.get(link)?;
+        let suppress = (!leads_on(uplink, *ip)).then_some(NO_DEFAULT);
+        Some(Rule { suppress, ..from(*ip, at.source, uplink.table) })
     });
+    let inside = own
+        .iter()
+        .map(|(_, ip)| Rule { suppress: Some(NO_DEFAULT), ..from(*ip, at.inside, RT_TABLE_MAIN) });
     let families: BTreeSet<Family> = own.iter().map(|(_, ip)| Family::of(*ip)).collect();
     let networks = networks(facts, &links).into_iter();
     let outside = networks
@@ -49,14 +59,29 @@ pub(super) fn rules(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> V
     by_table.chain(inside).chain(outside).collect()
 }
 
-/// The networks that main leads to by an uplink, without those that lie in another one of them.
+/// Whether a rule sends packets from an address to some table.
+fn is_about(rule: &Rule, ip: IpAddr) -> bool {
+    rule.from.is_some_and(|net| net.contains(ip)) && matches!(rule.action, Action::Lookup(_))
+}
+
+/// Whether an uplink is known to lead beyond its own networks. Else main may know a way that works.
+fn leads_on(uplink: &Uplink, ip: IpAddr) -> bool {
+    let way = uplink.ways.get(&Family::of(ip));
+    way.is_some_and(|way| way.source != GatewaySource::Unknown && !way.hops.is_empty())
+}
+
+/// The networks that main leads to by an uplink, without those that lie in another one of them. One with a network
+/// inside it that main leads to otherwise is left to main as a whole.
 fn networks(facts: &Facts, uplinks: &BTreeSet<u32>) -> Vec<IpNetwork> {
-    let outward = |r: &&Route| {
-        let leads = r.nexthops.iter().any(|hop| uplinks.contains(&hop.link));
-        r.table == RT_TABLE_MAIN && r.dst.prefix() != 0 && !r.special && leads
+    let of_main = facts.routes.iter().filter(|r| r.table == RT_TABLE_MAIN && r.dst.prefix() != 0);
+    let of_main = of_main.filter(|r| !is_link_local(r.dst.ip()));
+    let leads_outward = |r: &&Route| r.nexthops.iter().any(|hop| uplinks.contains(&hop.link));
+    let (outward, inward): (Vec<&Route>, Vec<&Route>) = of_main.partition(leads_outward);
+    let has_inside = |net: &IpNetwork| {
+        inward.iter().any(|r| r.dst.prefix() >= net.prefix() && net.contains(r.dst.ip()))
     };
-    let all = facts.routes.iter().filter(outward).map(|r| r.dst);
-    let mut all: Vec<IpNetwork> = all.filter(|net| !is_link_local(net.ip())).collect();
+    let all = outward.iter().filter(|r| !r.special).map(|r| r.dst);
+    let mut all: Vec<IpNetwork> = all.filter(|net| !has_inside(net)).collect();
     all.sort_by_key(IpNetwork::prefix);
     let mut kept: Vec<IpNetwork> = Vec::new();
     for net in all {

@@ -294,6 +294,8 @@ fn mark(
         own: &own,
         host: settings.host,
         hairpin: settings.hairpin,
+        // The largest id has the mark of what is not bound.
+        pod: facts.pod.is_some() && uplinks.iter().all(|u| u.id != settings.field.max_id()),
         steering,
         routeless: &routeless(facts),
         hairpins: &facts.hairpins,

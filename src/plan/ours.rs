@@ -42,7 +42,8 @@ fn in_our_table(settings: &Settings, rule: &Rule) -> bool {
 /// Whether a rule of a pod's namespace has the shape of one of ours by these settings.
 fn is_rule_of_pod(settings: &Settings, rule: &Rule) -> bool {
     let at = settings.rules();
-    let plain = rule.protocol == RTPROT_KERNEL && rule.mark.is_none() && rule.iif.is_none();
+    let unmarked = rule.mark.is_some_and(|mark| mark.value == 0);
+    let plain = rule.protocol == RTPROT_KERNEL && unmarked && rule.iif.is_none();
     let (by_source, by_destination) = (rule.from.is_some(), rule.to.is_some());
     let matches = [
         (at.end, by_destination && rule.action == Action::Goto(at.source)),

@@ -193,6 +193,10 @@ impl State {
         })
     }
 
+    pub(crate) fn record_file(&self) -> PathBuf {
+        self.path(&[FILE])
+    }
+
     pub(crate) fn set_record(&self, record: &Record) -> Result<(), Error> {
         self.write("", FILE, &record.to_json())
     }

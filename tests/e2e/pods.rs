@@ -1,4 +1,5 @@
 //! `"scope": "pod"`: replies leave a pod by the interface that the request came in by.
 
 mod attached;
+mod seen;
 mod site;

@@ -171,8 +171,19 @@ impl Builder<'_> {
             hook("INPUT", from(&|_| goto("received"))),
             hook("FORWARD", from(&|_| goto("forwarded"))),
             hook("OUTPUT", self.output()),
-            hook("POSTROUTING", vec![rule(bound, "exact comparers come next", clear)]),
+            hook("POSTROUTING", {
+                let unbound = self.unbound_reply();
+                let unbound = rule(unbound, "an unbound reply of a pod", clear.clone());
+                let of_pod = self.spec.pod.then_some(unbound);
+                let bound = rule(bound, "exact comparers come next", clear);
+                std::iter::once(bound).chain(of_pod).collect()
+            }),
         ]
+    }
+
+    /// A reply of a connection that is bound to no uplink.
+    fn unbound_reply(&self) -> String {
+        format!("{REPLY} {}", self.connection(0))
     }
 
     /// The packet's field holds this mark.
@@ -460,9 +471,17 @@ impl Builder<'_> {
 
     /// The node's own packets.
     fn output(&self) -> Vec<Rule> {
-        vec![
+        let mut rules = Vec::new();
+        if self.spec.pod {
+            // Rules by address are for what the pod asks itself.
+            let mark = self.field().unbound();
+            let by_others = format!("-j MARK --set-xmark {mark:#x}/{}", self.field());
+            rules.push(rule(self.unbound_reply(), "goes by the rules of others", by_others));
+        }
+        rules.extend([
             rule(self.has_id(""), "not bound", RETURN),
             rule(REPLY, "the node answers", goto("restore")),
-        ]
+        ]);
+        rules
     }
 }

@@ -47,13 +47,16 @@ const TABLES: [&str; 4] = ["mangle", "nat", "filter", "raw"];
 pub(crate) struct Programs {
     started: Instant,
     deadline: Instant,
+    /// A file that no program has locked: see [`Self::change`].
+    unlocked: PathBuf,
 }
 
 impl Programs {
-    /// With this long to wait for the lock, from now on and in total.
-    pub(crate) fn patient(patience: Duration) -> Self {
+    /// With this long to wait for the lock, from now on and in total. `unlocked`: a file that is there when rules
+    /// change, and that no program has locked.
+    pub(crate) fn patient(patience: Duration, unlocked: PathBuf) -> Self {
         let now = Instant::now();
-        Self { started: now, deadline: now + patience }
+        Self { started: now, deadline: now + patience, unlocked }
     }
 
     pub(crate) fn installed() -> Vec<Variant> {
@@ -194,7 +197,7 @@ impl Programs {
             }
             if lock.is_some() {
                 // We have the lock that everybody asks for. This one, nobody has.
-                command.env(LOCK_VARIABLE, Path::new(names::STATE_DIR).join("node.json"));
+                command.env(LOCK_VARIABLE, &self.unlocked);
             }
             let (code, message) = feed(command, text).map_err(|e| failed(e.to_string()))?;
             match code {

@@ -42,7 +42,7 @@ pub(super) fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
     let leaving = vec![plain([&marked[..], &[Goto(LEAVE.into())]].concat())];
     let mut chains = vec![
         chain(FORGET.into(), forget(field)),
-        chain(LEAVE.into(), leave(field)),
+        chain(LEAVE.into(), leave(spec)),
         chain("turned".into(), turned(spec)),
         hook("prerouting", "filter", NF_INET_PRE_ROUTING, PREROUTING, prerouting(spec)),
         hook("input", "filter", NF_INET_LOCAL_IN, EARLY, forgetting()),
@@ -102,6 +102,12 @@ fn sent(spec: &Spec<'_>, first: &[Expression]) -> Vec<Rule> {
 fn output(spec: &Spec<'_>) -> Vec<Rule> {
     let connection = [ConntrackMark, ours(spec.field), VerdictMap(names::REPLIES)];
     let mut rules = vec![plain([&[DirectionIs { reply: true }][..], &connection].concat())];
+    if spec.pod {
+        // Rules by address are for what the pod asks itself.
+        let by_others =
+            [&unbound_reply(spec.field)[..], &set_packet(spec.field, spec.field.unbound())];
+        rules.push(rule("a reply that is not bound goes by the others' rules", by_others.concat()));
+    }
     rules.extend(sent(spec, &[DirectionIs { reply: false }]));
     // IPVS sends pods' packets through here, and clients' requests, which are bound already.
     let is_uplink = Bits { mask: spec.field.mask() & !spec.field.d(), xor: 0 };
@@ -124,9 +130,15 @@ fn forget(field: Field) -> Vec<Rule> {
     ]
 }
 
+/// A reply of a connection that is bound to no uplink.
+fn unbound_reply(field: Field) -> [Expression; 4] {
+    [DirectionIs { reply: true }, ConntrackMark, ours(field), equals(0)]
+}
+
 /// Takes the field off what is about to leave. A mark on a packet that we did not mark is
 /// another program's, one that writes whole marks.
-fn leave(field: Field) -> Vec<Rule> {
+fn leave(spec: &Spec<'_>) -> Vec<Rule> {
+    let field = spec.field;
     let clear = set_packet(field, 0);
     let connected = [ConntrackMark, ours(field), Differs(vec![0; 4])];
     let [status, snat, is_set, counter] = has_status(IPS_SRC_NAT, Counter);
@@ -134,13 +146,18 @@ fn leave(field: Field) -> Vec<Rule> {
     let error = |family| [&icmp_error(family, [Counter])[..], &clear].concat();
     // Kernels before 5.7 do not tell it here: the rule does not hold, and the next ones do.
     let elsewhere = [Iif, InSet { set: names::UPLINKS, not: true }, Accept];
-    vec![
-        plain([&connected[..], &clear, &[Accept]].concat()),
+    let mut rules = vec![plain([&connected[..], &clear, &[Accept]].concat())];
+    if spec.pod {
+        let unbound = [&unbound_reply(field)[..], &clear, &[Accept]].concat();
+        rules.push(rule("an unbound reply of a pod", unbound));
+    }
+    rules.extend([
         rule("not marked here", elsewhere),
         rule("evidence, as it came in", [&answer[..], &clear].concat()),
         plain(error(Family::V4)),
         plain(error(Family::V6)),
-    ]
+    ]);
+    rules
 }
 
 /// Masquerade steering: a pod's packet (`of_pod`) that will be masqueraded leaves by the uplink of

@@ -34,6 +34,7 @@ impl Report {
             "uplinks": uplinks,
             "networks": self.networks(),
             "attachments": self.attachments,
+            "pods": self.pods,
             "heldBy": held_by,
             "leftOut": left_out,
             "unanswered": notes_json(&self.unanswered),

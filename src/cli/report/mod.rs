@@ -32,6 +32,7 @@ use crate::plan::backend::limits as limits_of;
 use crate::plan::routers::Router;
 use crate::plan::uplinks::LeftOut;
 use crate::plan::{Note, Uplink};
+use crate::process;
 use crate::state::Record;
 use interface::Interface;
 use offload::Offloaded;
@@ -53,6 +54,8 @@ pub(super) struct Report {
     uplinks: Vec<Uplink>,
     /// How many attachments hold the node state.
     attachments: usize,
+    /// How many pods have a data plane of their own; none where this is one of them.
+    pods: Option<usize>,
     holders: Vec<(String, String)>,
     notes: Vec<Note>,
     left_out: Vec<LeftOut>,
@@ -79,6 +82,7 @@ impl Report {
         let some = node.state.some_attachments()?;
         let attachments = node.state.count()?;
         let holders = node.state.holders()?;
+        let pods = if node.is_pod() { None } else { Some(node.state.pods()?.len()) };
         let own = node.state.with_own_settings()?;
         let unreadable = own.unreadable.iter().chain(&some.found.unreadable);
         let mut notes: Vec<_> = unreadable.map(|path| damaged(path)).collect();
@@ -122,6 +126,8 @@ impl Report {
                 notes.extend(view.plan.notes);
                 uplinks = view.plan.uplinks;
                 left_out = view.plan.left_out;
+                // A pod may give its interfaces any name.
+                left_out.iter_mut().for_each(|one| one.name = process::harmless(&one.name));
                 if let Some(counts) = counts.as_ref().filter(|_| marker == Marker::Nftables) {
                     left_out.extend(receiving(view.plan.silent.iter(), counts));
                 }
@@ -154,6 +160,7 @@ impl Report {
             settings,
             uplinks,
             attachments,
+            pods,
             holders,
             notes,
             left_out,

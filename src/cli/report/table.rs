@@ -59,10 +59,12 @@ impl Report {
             let _ = writeln!(out, "networks       {}", or_none(&networks.join(", ")));
             let _ = writeln!(out, "held by        {}", or_none(&self.held_text(&holders)));
         }
+        self.write_pods(&mut out);
         let rate = self.rates.as_ref().and_then(|rates| rates.drops);
         self.write_offloaded(&mut out);
+        let place = if self.is_pod() { "in this pod" } else { "on this node" };
         let drops = counted(self.counters.drops.as_ref(), rate);
-        let _ = writeln!(out, "rp_filter      {drops} packets dropped on this node");
+        let _ = writeln!(out, "rp_filter      {drops} packets dropped {place}");
         self.write_left_out(&mut out);
         let head = "Without an answer, with symroute or without it";
         write_notes(&mut out, &style.paint(Sense::Doubtful, head), &self.unanswered);
@@ -82,6 +84,12 @@ impl Report {
     fn first_line(&self, style: Style) -> String {
         let Some(record) = &self.record else {
             let state = style.paint(Sense::Doubtful, "symroute is not in force");
+            if self.is_pod() {
+                return format!(
+                    "{state} in this pod: no ADD with \"scope\": \"pod\" was about it.\nWith the \
+                     default settings the uplinks would be:\n\n"
+                );
+            }
             return format!(
                 "{state} on this node: no pod is attached, and \"symroutectl up\" was not \
                  called.\nWith the default settings the uplinks would be:\n\n"
@@ -94,9 +102,30 @@ impl Report {
             self.backend.as_deref().unwrap_or("backend not known"),
             self.settings.field,
             self.settings.priority,
-            self.settings.rules().end,
+            if self.is_pod() { self.settings.rules().source } else { self.settings.rules().end },
             record.network,
         )
+    }
+
+    /// Whether this is about a pod.
+    fn is_pod(&self) -> bool {
+        self.pods.is_none()
+    }
+
+    /// What is different for pods.
+    fn write_pods(&self, out: &mut String) {
+        match self.pods {
+            // Writing to a string does not fail.
+            Some(pods) if pods > 0 => {
+                let _ = writeln!(out, "pods           {pods} with a data plane of their own");
+            }
+            None if self.record.is_some() && self.uplinks.is_empty() => {
+                out.push_str(
+                    "nothing to do  fewer than two interfaces: all replies leave by the one\n",
+                );
+            }
+            _ => {}
+        }
     }
 
     /// How many connections pass no rule, by uplink.

@@ -50,7 +50,7 @@ fn every_key_is_read() {
         "masquerade": {"mark": "0x4000/0x4000", "via": "eth0"},
         "backend": "nftables",
         "markMask": "0xF0000",
-        "rulePriority": 32762,
+        "rulePriority": 32760,
         "tableBase": 255,
         "offload": true,
         "scope": "pod",
@@ -68,10 +68,26 @@ fn every_key_is_read() {
     let via = Some("eth0".to_string());
     assert_eq!(settings.masquerade, Masquerade::Mark { mark: names::KUBE_MASQUERADE, via });
     assert_eq!((settings.backend, settings.field.mask()), (Backend::Nftables, 0xf_0000));
-    assert_eq!((settings.priority, settings.table_base), (32762, 255));
+    assert_eq!((settings.priority, settings.table_base), (32760, 255));
     assert!(settings.offload);
     assert_eq!(config.scope, Scope { host: false, pod: true });
     assert_eq!(config.log.level, log::LevelFilter::Debug);
+}
+
+#[test]
+fn the_scope_is_one_or_both() {
+    let scope = |value: Value| parsed(json!({"scope": value})).map(|config| config.scope);
+    let (host, pod) = (Scope::HOST, Scope { host: false, pod: true });
+    assert_eq!(scope(json!("host")), Ok(host));
+    assert_eq!(scope(json!(["host"])), Ok(host));
+    assert_eq!(scope(json!(["pod"])), Ok(pod));
+    let both = Scope { host: true, pod: true };
+    assert_eq!(scope(json!(["host", "pod"])), Ok(both));
+    assert_eq!(scope(json!(["pod", "host", "pod"])), Ok(both));
+    // Rules of pods go further, and have to come before main.
+    assert!(parsed(json!({"rulePriority": 32762})).is_ok());
+    let refused = parsed(json!({"rulePriority": 32761, "scope": ["host", "pod"]})).unwrap_err();
+    assert_eq!(refused.key, "rulePriority");
 }
 
 #[test]
@@ -139,6 +155,10 @@ fn wrong_values_are_named_with_their_key() {
         ("tableBase", json!(254)),
         ("tableBase", json!(4_294_967_295_u64)),
         ("scope", json!("node")),
+        ("scope", json!([])),
+        ("scope", json!(["host", "node"])),
+        ("scope", json!({"host": true})),
+        ("scope", json!(null)),
         ("log", json!("debug")),
         ("log.level", json!({"level": "loud"})),
         ("log.file", json!({"file": "relative"})),

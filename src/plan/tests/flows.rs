@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use proptest::test_runner::{Config as Runs, RngAlgorithm, TestError, TestRng, TestRunner};
 
 use super::*;
-use crate::model::{Mac, PerFamily};
+use crate::model::{Mac, PerFamily, PodFacts};
 use crate::names::LOOPBACK;
 use crate::plan::uplinks::outside;
 
@@ -27,6 +27,11 @@ const LO: u32 = 1;
 /// Of the kinds of [`nic`].
 const TUNNEL: u8 = 4;
 const OF_POD: u32 = 20;
+/// A bridge in a pod, with containers of the pod's own: its index, address and network, and a container.
+const BRIDGE: u32 = 30;
+const INSIDE: PerFamily<(&str, &str)> =
+    PerFamily(("172.17.0.1/16", "172.17.0.5"), ("fd17::1/64", "fd17::5"));
+const INSIDE_LAN: u8 = 200;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -102,7 +107,7 @@ impl World {
         [2, 0, 0, 0, lan, host]
     }
 
-    fn new(bytes: &[u8]) -> Self {
+    fn new(bytes: &[u8], is_pod: bool) -> Self {
         let mut dice = Dice(bytes.iter());
         let family = if dice.one_in(3) { Family::V6 } else { Family::V4 };
         let facts = Facts { rules: base_rules(), ..Facts::default() };
@@ -117,12 +122,47 @@ impl World {
             let lan = shared.filter(|_| dice.one_in(4)).map_or(number, |last| last.lan);
             world.add_port(&mut dice, kind, lan);
         }
+        if is_pod {
+            world.be_pod();
+            return world;
+        }
         world.facts.links.push(Link { name: "enipod".into(), ..nic(OF_POD, 3) });
         let virtual_address = ip(VIRTUAL.of(family));
         let net = virtual_address.into();
         world.facts.addresses.push(Address { link: LO, net, ip: virtual_address, scope: 0 });
         world.routes([route(RT_TABLE_MAIN, ip(POD.of(family)).into(), OF_POD, None)]);
         world
+    }
+
+    /// A pod with containers of its own behind a bridge.
+    fn be_pod(&mut self) {
+        self.facts.pod = Some(PodFacts::default());
+        self.facts.links.push(Link { name: "docker0".into(), ..nic(BRIDGE, 6) });
+        self.facts.rp_filter.insert(BRIDGE, 1);
+        let net: IpNetwork = INSIDE.of(self.family).0.parse().unwrap();
+        self.facts.addresses.push(Address { link: BRIDGE, net, ip: net.ip(), scope: 0 });
+        let dst = IpNetwork::new(net.network(), net.prefix()).unwrap();
+        self.routes([route(RT_TABLE_MAIN, dst, BRIDGE, None)]);
+    }
+
+    fn is_pod(&self) -> bool {
+        self.facts.pod.is_some()
+    }
+
+    /// What the pod's own containers ask of each of its addresses.
+    fn flows_from_inside(&self) -> impl Iterator<Item = Flow> {
+        let port = Port { link: BRIDGE, lan: INSIDE_LAN, is_tunnel: false, has_subnet: true };
+        let client = ip(INSIDE.of(self.family).1);
+        let out_of = LOOPBACK.to_owned();
+        let global = self.facts.addresses.iter().filter(|a| a.scope == 0 && self.is_pod());
+        global.map(move |address| Flow {
+            port: port.clone(),
+            client,
+            router: None,
+            mac: None,
+            to: address.ip,
+            out_of: out_of.clone(),
+        })
     }
 
     fn routes(&mut self, routes: impl IntoIterator<Item = Route>) {
@@ -233,8 +273,10 @@ impl World {
         let far = ip(FAR.of(self.family));
         let global = self.facts.addresses.iter().filter(|a| a.scope == 0);
         let mut to: Vec<(IpAddr, &str)> = global.map(|a| (a.ip, LOOPBACK)).collect();
-        to.push((ip(POD.of(self.family)), "enipod"));
-        let mut flows = Vec::new();
+        if !self.is_pod() {
+            to.push((ip(POD.of(self.family)), "enipod"));
+        }
+        let mut flows: Vec<Flow> = self.flows_from_inside().collect();
         for port in &self.ports {
             let lan = port.lan;
             let senders = if port.is_tunnel {
@@ -262,6 +304,9 @@ impl World {
     }
 
     fn lan(&self, link: u32) -> Option<u8> {
+        if link == BRIDGE {
+            return Some(INSIDE_LAN);
+        }
         self.ports.iter().find(|port| port.link == link).map(|port| port.lan)
     }
 }
@@ -304,7 +349,8 @@ impl<'a> Kernel<'a> {
             let selects = rule.mark.is_none_or(|m| mark & m.mask == m.value)
                 && rule.iif.as_ref().is_none_or(|wanted| wanted == iif)
                 && rule.from.is_none_or(|net| net.contains(from))
-                && (rule.from.is_some() || !rule.other_selectors);
+                && rule.to.is_none_or(|net| net.contains(to))
+                && (rule.from.is_some() || rule.to.is_some() || !rule.other_selectors);
             if rule.priority < next || !selects {
                 continue;
             }
@@ -329,8 +375,9 @@ impl<'a> Kernel<'a> {
         kept.then_some(*route)
     }
 
-    /// Whether the request is accepted and the reply gets to where it came from.
-    fn works(&self, flow: &Flow, mark: u32) -> bool {
+    /// Whether the request is accepted and the reply gets to where it came from. `unbound`: the mark of a reply
+    /// that is not bound.
+    fn works(&self, flow: &Flow, mark: u32, unbound: u32) -> bool {
         let link = flow.port.link;
         let strict = self.world.family == Family::V4 && self.world.facts.rp_filter[&link] == 1;
         let judged = if self.minds_mark.contains(&link) { mark } else { 0 };
@@ -338,7 +385,8 @@ impl<'a> Kernel<'a> {
         if strict && back.iter().all(|hop| hop.link != link) {
             return false;
         }
-        let reply = self.look_up(flow.client, flow.to, &flow.out_of, mark);
+        let marked = if mark == 0 { unbound } else { mark };
+        let reply = self.look_up(flow.client, flow.to, &flow.out_of, marked);
         let arrives = |hop: &Nexthop| {
             self.world.lan(hop.link) == Some(flow.port.lan) && hop.gateway == flow.router
         };
@@ -383,8 +431,18 @@ fn words(world: &World, plan: &Plan, flow: &Flow) -> String {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "the counts of a run and what repeats it")]
 fn what_worked_works() {
+    hold_on_random_nodes(false);
+}
+
+/// The same of pods that have a data plane of their own, with what their own containers ask.
+#[test]
+fn what_worked_in_a_pod_works() {
+    hold_on_random_nodes(true);
+}
+
+#[expect(clippy::print_stdout, reason = "the counts of a run and what repeats it")]
+fn hold_on_random_nodes(is_pod: bool) {
     let number = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());
     let seed: u64 = number("SYMROUTE_SEED").unwrap_or(SEED);
     let nodes = number("SYMROUTE_LAYOUTS").map_or(NODES, |n| n.try_into().unwrap());
@@ -396,15 +454,19 @@ fn what_worked_works() {
     let (worked, healed) = (Cell::new(0), Cell::new(0));
     let node = (vec(any::<u8>(), BYTES), any::<bool>());
     let outcome = TestRunner::new_with_rng(runs, rng).run(&node, |(bytes, auto)| {
-        let world = World::new(&bytes);
+        let world = World::new(&bytes, is_pod);
         let uplinks = if auto { Pattern::Auto } else { Pattern::Name("eth*".into()) };
         let settings = Settings { uplinks: vec![uplinks], ..Settings::default() };
         let Ok(plan) = plan(&world.facts, &settings) else { return Ok(()) };
         let nothing = Plan::default();
         let (without, with) = (Kernel::new(&world, &nothing), Kernel::new(&world, &plan));
         for flow in world.flows() {
-            let works = with.works(&flow, mark_of(&world, &settings, &plan, &flow));
-            if without.works(&flow, 0) {
+            let mark = mark_of(&world, &settings, &plan, &flow);
+            // The output hook marks it, in a pod that has rules of ours.
+            let by_others = is_pod && !plan.rules.is_empty();
+            let works =
+                with.works(&flow, mark, if by_others { settings.field.unbound() } else { 0 });
+            if without.works(&flow, 0, 0) {
                 prop_assert!(works, "{}", words(&world, &plan, &flow));
                 worked.set(worked.get() + 1);
             } else {

@@ -1,20 +1,21 @@
 //! Interfaces that come and go one by one, as Multus attaches them.
 
-use super::site::{Site, name, settings};
-use crate::lab::flows::assert_only_these_fail;
+use serde_json::json;
+
+use super::site::{Site, address, name, settings};
+use crate::lab::flows::{assert_all_work, assert_only_these_fail};
 use crate::lab::snapshot::Snapshot;
 
 /// Eight interfaces: without the plugin only the one with the default route answers.
 #[test]
 fn each_of_eight_interfaces_answers_by_itself() {
     let site = Site::new(8);
-    let before = site.snapshot();
-    let host = Snapshot::take(&site.node);
+    let (before, host) = (site.snapshot(), Snapshot::take(&site.node));
     let flows = site.all_flows();
     let broken: Vec<&str> =
         flows.iter().map(|flow| &*flow.name).filter(|name| !name.starts_with("eth0")).collect();
     assert_only_these_fail(&flows, &broken);
-    assert!(site.strays() + site.drops() > 0, "nothing was dropped without the plugin");
+    assert!(site.strays() > 0 && site.drops() > 0, "nothing was dropped without the plugin");
     site.pod.exec(&["conntrack", "-F"], "");
 
     for number in 0..8 {
@@ -32,5 +33,87 @@ fn each_of_eight_interfaces_answers_by_itself() {
         site.del(&settings(), number);
     }
     before.assert_unchanged(&site.snapshot());
-    println!("{}", name(7));
+    host.assert_unchanged(&Snapshot::take(&site.node));
+}
+
+/// Multus calls the chain of one delegate after the other, and each may have symroute last. Those that were attached
+/// before go on to answer while an interface comes or goes.
+#[test]
+fn the_state_grows_with_each_add_and_shrinks_with_each_del() {
+    let mut site = Site::new(1);
+    let mut sizes = vec![rules(&site)];
+    for number in 0..4 {
+        if number > 0 {
+            site.plug();
+        }
+        site.add(&settings(), number);
+        site.assert_answers();
+        sizes.push(rules(&site));
+    }
+    // One interface needs nothing; each one after the first two brings as much as the others.
+    assert_eq!(sizes[1], sizes[0], "rules for one interface: {sizes:?}");
+    assert!(sizes[2] > sizes[1] && sizes[3] > sizes[2], "{sizes:?}");
+    assert_eq!(sizes[4] - sizes[3], sizes[3] - sizes[2], "{sizes:?}");
+    for number in [3, 2, 1] {
+        site.detach(&settings(), number);
+        let left: Vec<_> = (0..number).flat_map(|left| site.flows(left)).collect();
+        assert_all_work(&left);
+        assert_eq!(rules(&site), sizes[number], "after the DEL of {}", name(number));
+    }
+    site.del(&settings(), 0);
+    assert_eq!(rules(&site), sizes[0]);
+}
+
+/// How many rules the pod has, in both families.
+fn rules(site: &Site) -> usize {
+    let of = |family| site.pod.exec(&["ip", family, "rule"], "").lines().count();
+    of("-4") + of("-6")
+}
+
+/// An interface in the chain of a delegate whose network needs no symroute in its chain is served all the same.
+#[test]
+fn an_interface_without_symroute_in_its_chain_answers_too() {
+    let site = Site::new(3);
+    // Only the delegate of net2 has symroute; the results of the others are not known.
+    let settings =
+        json!({"scope": "pod", "gateways": {"net1": ["10.100.1.1", "2001:db8:100:1::1"]}});
+    site.add(&settings, 2);
+    site.assert_answers();
+    site.del(&settings, 2);
+}
+
+/// An interface that vanishes while the pod lives: the others answer, and the next call cleans up.
+#[test]
+fn an_interface_that_vanishes_takes_nothing_along() {
+    let site = Site::new(3);
+    for number in 0..3 {
+        site.add(&settings(), number);
+    }
+    site.assert_answers();
+    site.pod.ip("link del net1");
+    let left: Vec<_> = [0, 2].into_iter().flat_map(|number| site.flows(number)).collect();
+    assert_all_work(&left);
+    let check = site.call("CHECK", &settings(), 1);
+    assert!(!check.success && check.stdout.contains("no interface net1"), "{}", check.stdout);
+    site.check(&settings(), 2);
+    site.del(&settings(), 1);
+    site.check(&settings(), 2);
+    let rules = site.pod.exec(&["ip", "rule"], "");
+    assert!(!rules.contains("net1") && !rules.contains(&address(1)), "{rules}");
+    assert_all_work(&left);
+}
+
+/// `uplinks` is about the names of the pod's interfaces.
+#[test]
+fn patterns_are_about_the_names_in_the_pod() {
+    let site = Site::new(3);
+    let settings = json!({"scope": "pod", "uplinks": ["eth0", "net*", "!net2"]});
+    for number in 0..3 {
+        site.add(&settings, number);
+    }
+    let mut flows: Vec<_> = (0..2).flat_map(|number| site.flows(number)).collect();
+    assert_all_work(&flows);
+    flows = site.flows(2);
+    let broken: Vec<&str> = flows.iter().map(|flow| &*flow.name).collect();
+    assert_only_these_fail(&flows, &broken);
 }

@@ -198,11 +198,18 @@ impl Site {
     }
 
     pub(crate) fn del(&self, settings: &Value, number: usize) {
+        let before = fs::read_to_string(self.node.log()).unwrap_or_default().len();
         let ran = self.call("DEL", settings, number);
         ran.assert_success("DEL");
         assert_eq!(ran.stdout, "", "DEL prints nothing");
-        let log = fs::read_to_string(self.node.log()).unwrap_or_default();
+        let log = fs::read_to_string(self.node.log()).unwrap_or_default().split_off(before);
         assert!(!log.contains("ERROR"), "DEL: {log}");
+    }
+
+    /// DEL, after which the plugin that made the interface removes it.
+    pub(crate) fn detach(&self, settings: &Value, number: usize) {
+        self.del(settings, number);
+        self.pod.ip(&format!("link del {}", name(number)));
     }
 
     /// The client's questions to one interface, over both protocols and families.
