@@ -1,5 +1,6 @@
 //! `"scope": "pod"`: replies leave a pod by the interface that the request came in by.
 
 mod attached;
+mod document;
 mod seen;
 mod site;

@@ -62,7 +62,7 @@ fn block(document: &str, command: &str) -> Range<usize> {
 }
 
 /// What a command prints, less the blanks that ip leaves at the ends of lines.
-fn printed(ns: &Netns, command: &str) -> String {
+pub(crate) fn printed(ns: &Netns, command: &str) -> String {
     let argv: Vec<&str> = command.split(' ').collect();
     let text = ns.exec(&argv, "");
     text.lines().flat_map(|line| [line.trim_end(), "\n"]).collect()
@@ -99,12 +99,12 @@ fn the_documents_show_what_the_node_prints() {
     let all = printed(&other.node.ns, "ip rule");
     let own = all.lines().filter(|line| ["398:", "399:"].iter().any(|of| line.starts_with(of)));
     shown.push(("ip rule, with iptables", own.flat_map(|line| [line, "\n"]).collect()));
-    compare(&shown);
+    compare("docs/node-state.md", &shown);
 }
 
-/// Compares what is printed now with what the document shows.
-fn compare(shown: &[(&str, String)]) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/node-state.md");
+/// Compares what is printed now with what a document of the project shows.
+pub(crate) fn compare(document: &str, shown: &[(&str, String)]) {
+    let (name, path) = (document, Path::new(env!("CARGO_MANIFEST_DIR")).join(document));
     let mut document = fs::read_to_string(&path).expect("read the document");
     let bless = env::var_os("SYMROUTE_BLESS").is_some();
     for (command, now) in shown {
@@ -113,7 +113,7 @@ fn compare(shown: &[(&str, String)]) {
         if bless {
             document.replace_range(range, &now);
         } else {
-            assert_eq!(document[range], now, "docs/node-state.md, {command}");
+            assert_eq!(document[range], now, "{name}, {command}");
         }
     }
     if bless {
@@ -122,7 +122,7 @@ fn compare(shown: &[(&str, String)]) {
 }
 
 /// The text of the fenced blocks of a language in a document.
-fn fenced<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
+pub(crate) fn fenced<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
     let opening = format!("```{language}\n");
     let blocks = document.split(opening.as_str()).skip(1);
     blocks.map(|rest| rest.split("```").next().expect("an end")).collect()
