@@ -92,10 +92,15 @@ struct Data {
 /// Gives up all capabilities of this thread, and of those that it starts, but these. Where it has
 /// fewer, it keeps what it has of them. A user without root keeps all.
 pub(crate) fn keep(wanted: Capabilities) {
+    keep_in_reserve(wanted, wanted);
+}
+
+/// The same, but those of `reserve` can be taken up again by [`keep`]. Until then they allow nothing.
+pub(crate) fn keep_in_reserve(wanted: Capabilities, reserve: Capabilities) {
     // The usual case costs one system call: a runtime's plugins have all.
-    if set(wanted) == Err(Errno::EPERM) && geteuid().is_root() {
+    if set(wanted, reserve) == Err(Errno::EPERM) && geteuid().is_root() {
         if let Ok(has) = permitted() {
-            let _ = set(Capabilities(wanted.0 & has.0));
+            let _ = set(Capabilities(wanted.0 & has.0), Capabilities(reserve.0 & has.0));
         }
     }
 }
@@ -114,13 +119,13 @@ pub(crate) fn limit_programs() {
     }
 }
 
-fn set(wanted: Capabilities) -> nix::Result<()> {
+fn set(wanted: Capabilities, permitted: Capabilities) -> nix::Result<()> {
     let header = Header { version: VERSION, pid: 0 };
-    let data = [wanted.0, wanted.0 >> 32].map(|bits| {
+    let data = [0, 32].map(|at| {
         // The cast takes the lower half.
         #[expect(clippy::cast_possible_truncation, reason = "one word of the two")]
-        let word = bits as u32;
-        Data { effective: word, permitted: word, inheritable: 0 }
+        let word = |all: Capabilities| (all.0 >> at) as u32;
+        Data { effective: word(wanted), permitted: word(permitted), inheritable: 0 }
     });
     // SAFETY: version 3 has one header and two words of data, which outlive the call.
     let done = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
@@ -141,6 +146,20 @@ fn permitted() -> nix::Result<Capabilities> {
 mod tests {
     use super::*;
     use std::thread;
+
+    #[test]
+    fn what_is_in_reserve_can_be_taken_up() {
+        let (had, left) = thread::spawn(|| {
+            let had = permitted().unwrap();
+            keep_in_reserve(Capabilities::POD, Capabilities::NAMESPACES);
+            assert_eq!(permitted().unwrap().0, had.0 & Capabilities::NAMESPACES.0);
+            keep(Capabilities::NAMESPACES);
+            (had, permitted().unwrap())
+        })
+        .join()
+        .unwrap();
+        assert_eq!(left.0, had.0 & Capabilities::NAMESPACES.0);
+    }
 
     #[test]
     fn what_is_given_up_is_gone_and_what_was_not_there_is_no_error() {

@@ -7,7 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use nix::sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, statfs};
 use serde_json::value::RawValue;
 
-use super::{Code, Failure, Request, annotations, log_failures, result, version};
+use super::{
+    Code, Failure, Request, annotations, log_failures, result, settle_capabilities, version,
+};
 use crate::config::{self, Config};
 use crate::error::Error;
 use crate::logging;
@@ -29,6 +31,7 @@ impl<'a> Pod<'a> {
     pub(super) fn of(request: &'a Request<'_>, node: &Node) -> Result<Self, Failure> {
         own_namespace(request.netns, node)?;
         let config = config::parse(&request.config).map_err(Error::from)?;
+        settle_capabilities(config.scope.pod);
         logging::start(&config.log);
         let own = annotations::read(&request.config).map_err(Error::from)?;
         let Some(prev_result) = request.prev_result.as_deref() else {

@@ -1,7 +1,7 @@
 //! DEL: detach a pod. A DEL that fails stops the chain and leaks the primary plugin's address, so
 //! nothing that goes wrong here is reported to the runtime.
 
-use super::{Request, log_failures};
+use super::{Request, log_failures, settle_capabilities};
 use crate::config::{self, Log};
 use crate::logging;
 use crate::names;
@@ -17,6 +17,11 @@ pub(super) fn del(request: &Request<'_>) {
     };
     let state = State::new(names::STATE_DIR);
     log_failures(request, &teardown::remove(&state, &request.key, start_log));
+    let has_pods = state.has_pods();
+    settle_capabilities(has_pods);
+    if !has_pods {
+        return;
+    }
     let failures = pods::detach(&state, &request.key);
     if !failures.is_empty() {
         start_log();

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Code, Failure, Request};
+use super::{Code, Failure, Request, settle_capabilities};
 use crate::error::Error;
 use crate::names;
 use crate::node::{pods, teardown};
@@ -18,6 +18,7 @@ pub(super) fn gc(request: &Request<'_>) -> Result<(), Failure> {
     let network = &request.key.network;
     let valid = valid(list, network)?;
     let state = State::new(names::STATE_DIR);
+    settle_capabilities(state.has_pods());
     let attachments = state.attachments().map_err(Error::from)?;
     let gone = attachments.readable.into_iter().map(|a| a.key);
     let gone = gone.filter(|key| key.network == *network && !valid.contains(key));

@@ -19,28 +19,19 @@ pub use request::Environment;
 pub(crate) use request::{Command, Request};
 pub(crate) use version::VERSIONS;
 
-use memchr::memmem;
-
 use crate::capabilities::{self, Capabilities};
-use crate::state::State;
-use crate::{names, process};
+use crate::process;
 use version::LATEST;
 
-/// What a configuration with a data plane in pods has somewhere ([`crate::config::Scope::pod`]).
-const POD_WORD: &[u8] = b"\"pod\"";
 /// Most that is read from stdin.
 const STDIN_MAX: u64 = 16 * 1024 * 1024;
 
 /// Answers one call of a runtime; gives the exit code.
 #[must_use]
 pub fn run(environment: &Environment) -> u8 {
-    // Nothing looks into what is read here.
-    let stdin = read_stdin();
-    capabilities::keep(match &stdin {
-        Ok(stdin) if may_enter_pods(environment, stdin) => Capabilities::NAMESPACES,
-        _ => Capabilities::POD,
-    });
-    let answer = stdin.and_then(|stdin| answer(environment, &stdin));
+    // Only the settings say whether the call enters the pod's namespace.
+    capabilities::keep_in_reserve(Capabilities::POD, Capabilities::NAMESPACES);
+    let answer = read_stdin().and_then(|stdin| answer(environment, &stdin));
     let (text, code) = match answer {
         Ok(text) => (text, 0),
         Err((version, failure)) => {
@@ -59,14 +50,9 @@ pub fn run(environment: &Environment) -> u8 {
     code
 }
 
-/// Whether the call may have to enter a pod's network namespace. The settings of a DEL or GC may be any.
-fn may_enter_pods(environment: &Environment, stdin: &[u8]) -> bool {
-    let names_pod = || memmem::find(stdin, POD_WORD).is_some();
-    match environment.command.as_str() {
-        "ADD" | "CHECK" => names_pod(),
-        "DEL" | "GC" => State::new(names::STATE_DIR).has_pods(),
-        _ => false,
-    }
+/// Takes up what it takes to enter a pod's network namespace, or gives it up for good.
+fn settle_capabilities(enters: bool) {
+    capabilities::keep(if enters { Capabilities::NAMESPACES } else { Capabilities::POD });
 }
 
 /// For what must not, or can't, be told to the runtime.
