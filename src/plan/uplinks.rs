@@ -52,8 +52,8 @@ pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'
 
 /// Whether an interface of a pod may be an uplink: it stays, and no program can misread its name.
 fn may_be_of_pod(pod: &PodFacts, link: &Link) -> bool {
-    let plain = |sign: char| sign.is_ascii_alphanumeric() || "._-@+".contains(sign);
-    let is_plain = link.name.chars().all(plain) && !link.name.starts_with(['-', '+', '@']);
+    let plain = |sign: char| sign.is_ascii_alphanumeric() || "._-@".contains(sign);
+    let is_plain = link.name.chars().all(plain) && !link.name.starts_with(['-', '@']);
     is_plain && pod.leaving.as_ref() != Some(&link.name)
 }
 

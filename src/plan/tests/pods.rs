@@ -1,0 +1,94 @@
+//! The plan of a pod that has a data plane of its own.
+
+use super::*;
+use crate::model::PodFacts;
+use crate::plan::GatewaySource;
+
+/// A pod with `eth0`, which has the default route, and these interfaces, each with an address of its own.
+fn pod(names: &[&str]) -> Facts {
+    let mut facts =
+        Facts { rules: base_rules(), pod: Some(PodFacts::default()), ..Facts::default() };
+    for (index, name) in (2..).zip(std::iter::once(&"eth0").chain(names)) {
+        let (ip, subnet, gateway) = net(index, false);
+        facts.links.push(Link { name: (*name).into(), ..nic(index, 3) });
+        facts.src_valid_mark.insert(index, 0);
+        facts.addresses.push(Address { link: index, net: subnet, ip, scope: 0 });
+        let dst = IpNetwork::new(subnet.network(), subnet.prefix()).unwrap();
+        facts.routes.push(route(RT_TABLE_MAIN, dst, index, None));
+        if *name == "eth0" {
+            let default = Family::V4.default_route();
+            facts.routes.push(route(RT_TABLE_MAIN, default, index, Some(gateway)));
+        }
+    }
+    facts
+}
+
+fn planned(facts: &Facts) -> Plan {
+    plan(facts, &Settings::default().for_pod()).unwrap()
+}
+
+fn uplinks(facts: &Facts) -> Vec<String> {
+    planned(facts).uplinks.into_iter().map(|uplink| uplink.name).collect()
+}
+
+#[test]
+fn one_interface_needs_nothing() {
+    assert_eq!(planned(&pod(&[])), Plan::default());
+    // Not even where another program has what a plan would clash with.
+    let mut facts = pod(&[]);
+    let rule = Rule { priority: 402, ..base_rules()[0].rule.clone() };
+    facts.rules.push(FoundRule { rule, message: Vec::new() });
+    assert_eq!(planned(&facts), Plan::default());
+}
+
+#[test]
+fn all_with_an_address_are_uplinks_but_the_one_that_leaves() {
+    let mut facts = pod(&["net1", "net2"]);
+    assert_eq!(uplinks(&facts), ["eth0", "net1", "net2"]);
+    facts.pod = Some(PodFacts { leaving: Some("net1".into()), ..PodFacts::default() });
+    assert_eq!(uplinks(&facts), ["eth0", "net2"]);
+}
+
+#[test]
+fn a_name_that_a_program_could_misread_is_none_of_an_uplink() {
+    let odd = ["-j", "!net", "a\"b", "a$(b)", "a\u{1b}b", "a'b", "a;b", "a*b", "x+", "@x", "ä"];
+    let mut names = vec!["net1"];
+    names.extend(odd);
+    assert_eq!(uplinks(&pod(&names)), ["eth0", "net1"]);
+    assert_eq!(uplinks(&pod(&["net1.5", "net_1", "a-b", "a@b"])).len(), 5);
+}
+
+#[test]
+fn a_pattern_that_fits_nothing_yet_is_no_error() {
+    let settings = Settings { uplinks: vec![Pattern::Name("net*".into())], ..Settings::default() };
+    assert_eq!(plan(&pod(&[]), &settings.for_pod()).unwrap(), Plan::default());
+}
+
+#[test]
+fn the_result_of_a_plugin_names_the_router() {
+    let mut facts = pod(&["net1"]);
+    let router: IpAddr = "10.3.0.1".parse().unwrap();
+    let gateways = [("net1".to_string(), vec!["2001:db8::1".parse().unwrap(), router])].into();
+    facts.pod = Some(PodFacts { gateways, leaving: None });
+    let plan = planned(&facts);
+    let way = &plan.uplinks[1].ways[&Family::V4];
+    assert_eq!((way.gateways().next(), &way.source), (Some(router), &GatewaySource::Result));
+    let by_address = |rule: &&Rule| rule.priority == 405 && rule.from.is_some();
+    assert!(plan.rules.iter().filter(by_address).all(|rule| rule.suppress.is_none()));
+    // An unknown router leads nowhere, so main's default route stays.
+    let plan = planned(&pod(&["net1"]));
+    let of_net1 = plan.rules.iter().filter(by_address).find(|rule| rule.suppress == Some(0));
+    assert_eq!(of_net1.and_then(|rule| rule.from), Some("10.3.0.10/32".parse().unwrap()));
+}
+
+#[test]
+fn an_interface_without_an_address_has_the_node_behind_it() {
+    let mut facts = pod(&["veth0"]);
+    facts.addresses.retain(|address| address.link != 3);
+    facts.routes.retain(|route| route.nexthops[0].link != 3);
+    let node: IpAddr = "10.0.0.7".parse().unwrap();
+    facts.routes.push(route(RT_TABLE_MAIN, node.into(), 3, None));
+    let plan = planned(&facts);
+    let way = &plan.uplinks[1].ways[&Family::V4];
+    assert_eq!((way.gateways().next(), &way.source), (Some(node), &GatewaySource::Peer));
+}
