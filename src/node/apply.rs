@@ -17,7 +17,6 @@ use crate::model::{Facts, FoundRule, Route};
 use crate::netlink::{self, Socket, route};
 use crate::plan::diff::Operation;
 use crate::process::{VALUE_MOST, cut};
-use crate::state::State;
 
 /// How long a call waits for what others hold, in total.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,12 +45,12 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Opens both sockets in the network namespace of this thread, for a node or pod with this state.
-    pub(crate) fn open(state: &State) -> Result<Self, Error> {
+    /// Opens both sockets in the network namespace of this thread.
+    pub(crate) fn open() -> Result<Self, Error> {
         Ok(Self {
             rtnetlink: Socket::route().map_err(Error::kernel("open a socket to rtnetlink"))?,
             netfilter: Socket::netfilter().map_err(Error::kernel("open a socket to netfilter"))?,
-            iptables: Programs::patient(PATIENCE, state.record_file()),
+            iptables: Programs::patient(PATIENCE, None),
         })
     }
 

@@ -77,7 +77,7 @@ impl Node {
 
     /// The same, with its state where a container has the node's.
     pub(crate) fn of(state: State) -> Result<Self, Error> {
-        let (kernel, unseen) = (Kernel::open(&state)?, Unseen::default());
+        let (kernel, unseen) = (Kernel::open()?, Unseen::default());
         Ok(Self { state, kernel, unseen, is_pod: false, leaving: None })
     }
 
@@ -105,7 +105,7 @@ impl Node {
     }
 
     fn lock_within(&mut self, patience: Duration) -> Result<Lock, Error> {
-        self.kernel.iptables = Programs::patient(patience, self.state.record_file());
+        self.kernel.iptables = Programs::patient(patience, Some(self.state.record_file()));
         self.state.lock(patience)
     }
 

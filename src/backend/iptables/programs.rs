@@ -47,14 +47,14 @@ const TABLES: [&str; 4] = ["mangle", "nat", "filter", "raw"];
 pub(crate) struct Programs {
     started: Instant,
     deadline: Instant,
-    /// A file that no program has locked: see [`Self::change`].
-    unlocked: PathBuf,
+    /// A file that is there when rules change, and that no program has locked: see [`Self::change`]. None while
+    /// nothing is to change.
+    unlocked: Option<PathBuf>,
 }
 
 impl Programs {
-    /// With this long to wait for the lock, from now on and in total. `unlocked`: a file that is there when rules
-    /// change, and that no program has locked.
-    pub(crate) fn patient(patience: Duration, unlocked: PathBuf) -> Self {
+    /// With this long to wait for the lock, from now on and in total.
+    pub(crate) fn patient(patience: Duration, unlocked: Option<PathBuf>) -> Self {
         let now = Instant::now();
         Self { started: now, deadline: now + patience, unlocked }
     }
@@ -195,9 +195,9 @@ impl Programs {
                 // Some releases wait without end where no time is given.
                 command.args(["--wait", "1"]);
             }
-            if lock.is_some() {
-                // We have the lock that everybody asks for. This one, nobody has.
-                command.env(LOCK_VARIABLE, &self.unlocked);
+            if let Some(unlocked) = self.unlocked.as_ref().filter(|_| lock.is_some()) {
+                // We have the lock that every program asks for. No program has this one.
+                command.env(LOCK_VARIABLE, unlocked);
             }
             let (code, message) = feed(command, text).map_err(|e| failed(e.to_string()))?;
             match code {
