@@ -8,12 +8,17 @@
 //! ```
 //! Without the first two, what the pod's own containers behind a bridge ask would be answered by an uplink, and
 //! strict `rp_filter` would drop the question.
+//!
+//! Where an uplink has no address of its own, what leaves by it has one of another uplink: TCP over IPv4 looks up its
+//! way once more with the address that it found, and strict `rp_filter` looks up the way back with it. So an address
+//! says nothing of an uplink there, and the family has none of these rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::uplinks::has_address;
 use super::{GatewaySource, Uplink, own_addresses};
 use crate::config::Settings;
 use crate::model::{Action, Facts, Family, Route, Rule, is_link_local};
@@ -33,6 +38,12 @@ pub(super) fn rules(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> V
     own.retain(|(_, ip)| !settings.exclude.iter().any(|net| net.contains(*ip)));
     // Another program's rule says already where such packets go.
     own.retain(|(_, ip)| !facts.rules.iter().any(|found| is_about(&found.rule, *ip)));
+    // What leaves by an uplink without an address has one of these.
+    let borrows = |family| {
+        let is_unnumbered = |u: &Uplink| !has_address(facts, u.link, family);
+        uplinks.iter().any(|u| u.ways.contains_key(&family) && is_unnumbered(u))
+    };
+    own.retain(|(_, ip)| !borrows(Family::of(*ip)));
     let rule = |ip: IpAddr, priority, action| Rule {
         // What is bound goes by its mark alone, and by main where its uplink leads nowhere.
         mark: Some(settings.field.matches(0)),
