@@ -30,7 +30,7 @@ fn layout() -> (Router, Node) {
 
 /// Adds an interface, or says that the kernel does not know its kind.
 #[track_caller]
-fn add(node: &Node, interface: &str) -> bool {
+pub(crate) fn add(node: &Node, interface: &str) -> bool {
     let command = format!("-n {} link add {interface}", node.ns.name());
     let output = Command::new("ip").args(command.split(' ')).output().expect("start ip");
     let error = String::from_utf8_lossy(&output.stderr);

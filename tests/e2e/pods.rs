@@ -2,5 +2,6 @@
 
 mod attached;
 mod document;
+mod lyft;
 mod seen;
 mod site;

@@ -1,0 +1,449 @@
+//! lyft's layout (`cni-ipvlan-vpc-k8s`): a pod in the cloud's network by an interface of its own, and at the node by
+//! a veth without addresses, which `NodePort`s come by.
+//!
+//! ```text
+//!        far 203.0.113.9, 2001:db8:9::9        near 10.30.0.9, 2001:db8:2a::9 (same VPC)
+//!                       |                        |
+//!      +----------------+------------------------+-------+
+//!      |                     router                      |    a source check on each NIC
+//!      +-------+---------------------------------+-------+
+//!            eth0                              eth1
+//!            10.20.0.10/24                     no address on the node
+//!            2001:db8:20::10/64                  |
+//!      +-------+--------+                        |
+//!      |      node      |  strict rp_filter      |
+//!      +-------+--------+                        |
+//!           vethpod, 10.21.0.50 dev vethpod      |
+//!              |                                 |
+//!            veth0: no address                 eth0: ipvlan on eth1, 10.21.0.50/24, 2001:db8:21::50/64
+//!            10.20.0.10 dev veth0                |
+//!      +-------+---------------------------------+-------+
+//!      |   pod: strict rp_filter                         |
+//!      +-------------------------------------------------+
+//! ```
+//!
+//! What comes by the ipvlan passes no netfilter of the node. Over IPv6 the two ends of the veth know each other's
+//! hardware address, since a node does not answer for an address of another interface there.
+
+use std::fs;
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+use crate::kinds;
+use crate::lab::capture::{Capture, assert_replies_symmetric};
+use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail_in_pods};
+use crate::lab::kubeproxy::{self, Flavour, Frontend, Policy, Service};
+use crate::lab::netns::{Netns, unique};
+use crate::lab::node::{Node, rp_filter_drops};
+use crate::lab::plugin::Ran;
+use crate::lab::router::Router;
+use crate::lab::snapshot::Snapshot;
+use crate::lab::traffic::{Proto, Server};
+
+const NODE: [&str; 2] = ["10.20.0.10", "2001:db8:20::10"];
+/// The node's addresses on eth2, where it has that.
+const SECOND: [&str; 2] = ["10.22.0.10", "2001:db8:22::10"];
+const POD: [&str; 2] = ["10.21.0.50", "2001:db8:21::50"];
+const ROUTER: [&str; 2] = ["10.21.0.1", "2001:db8:21::1"];
+const FAR: [&str; 2] = ["203.0.113.9", "2001:db8:9::9"];
+const NEAR: [&str; 2] = ["10.30.0.9", "2001:db8:2a::9"];
+const PORT: u16 = 8080;
+const NODE_PORT: u16 = 30080;
+const OF_NODE: u16 = 10250;
+
+/// The kind of the pod's eth0.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Ipvlan,
+    Macvlan,
+}
+
+/// Where the pod's default route leads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Default {
+    /// By the VPC's router.
+    Vpc,
+    /// By the node, and the VPC's prefixes by its router: as lyft has it.
+    Node,
+}
+
+pub(super) struct Lyft {
+    router: Router,
+    pub(super) node: Node,
+    pub(super) pod: Netns,
+    far: Netns,
+    near: Netns,
+    id: String,
+    default: Default,
+    servers: Vec<Server>,
+}
+
+impl Lyft {
+    /// None where the kernel has no such interface.
+    #[track_caller]
+    pub(super) fn new(kind: Kind, default: Default) -> Option<Self> {
+        let (mut router, node) = (Router::new(), Node::new("node"));
+        router.plug("eth0", &node.ns, "eth0", &["10.20.0.1"]);
+        router.plug("eth1", &node.ns, "eth1", &ROUTER);
+        let kind = match kind {
+            Kind::Ipvlan => "ipvlan mode l2",
+            Kind::Macvlan => "macvlan mode bridge",
+        };
+        if !kinds::add(&node, &format!("link eth1 name inpod type {kind}")) {
+            return None;
+        }
+        node.ns.ip("addr add 10.20.0.10/24 dev eth0
+             addr add 2001:db8:20::10/64 dev eth0 nodad
+             route add default via 10.20.0.1 dev eth0
+             route add default via fe80::1 dev eth0");
+        let pod = Netns::new("pod");
+        for scope in ["all", "default"] {
+            pod.sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "1");
+        }
+        let far = router.host("far", &FAR);
+        let near = router.host("near", &NEAR);
+        for (nic, addresses) in [("eth0", NODE), ("eth1", POD)] {
+            addresses.iter().for_each(|address| router.assign(nic, address));
+        }
+        // A macvlan has a hardware address of its own.
+        router.ns.ip("neigh del 10.21.0.50 dev eth1
+             neigh del 2001:db8:21::50 dev eth1");
+        router.check_sources(&["eth0", "eth1"]);
+        let id = format!("pod-{}", unique());
+        let mut lyft = Self { router, node, pod, far, near, id, default, servers: Vec::new() };
+        lyft.connect();
+        lyft.serve();
+        Some(lyft)
+    }
+
+    /// Both interfaces of the pod, and the ways between it, the node and the VPC.
+    fn connect(&self) {
+        let (node, pod) = (&self.node.ns, &self.pod);
+        let near = "02:05:00:00:00:01";
+        let far = "02:05:00:00:00:02";
+        node.ip(&format!(
+            "link set inpod netns {0} name eth0
+             link add vethpod address {near} type veth peer name veth0 address {far} netns {0}
+             link set vethpod up
+             route add {1} dev vethpod scope link
+             route add {2} dev vethpod
+             neigh add {2} dev vethpod lladdr {far} nud permanent",
+            pod.name(),
+            POD[0],
+            POD[1]
+        ));
+        pod.ip(&format!(
+            "link set eth0 up
+             link set veth0 up
+             addr add {}/24 dev eth0
+             addr add {}/64 dev eth0 nodad",
+            POD[0], POD[1]
+        ));
+        self.route_to_node(NODE);
+        let ways = [(ROUTER, NODE, "10.0.0.0/8"), (ROUTER, NODE, "2001:db8:20::/44")];
+        for (family, (router, node, vpc)) in ways.iter().enumerate() {
+            pod.ip(&match self.default {
+                Default::Vpc => format!("route add default via {} dev eth0", router[family]),
+                Default::Node => format!(
+                    "route add default via {} dev veth0
+                     route add {vpc} via {} dev eth0",
+                    node[family], router[family]
+                ),
+            });
+        }
+    }
+
+    /// The pod finds these addresses of the node at the other end of the veth.
+    fn route_to_node(&self, addresses: [&str; 2]) {
+        self.pod.ip(&format!(
+            "route add {} dev veth0 scope link
+             route add {1} dev veth0
+             neigh add {1} dev veth0 lladdr 02:05:00:00:00:01 nud permanent",
+            addresses[0], addresses[1]
+        ));
+    }
+
+    /// The servers, the `NodePort`, and what the pod sends to the Internet by the node gets its address.
+    fn serve(&mut self) {
+        let backends = POD.map(|ip| SocketAddr::new(ip.parse().expect("an address"), PORT));
+        let each = [Proto::Tcp, Proto::Udp].into_iter().flat_map(|p| backends.map(|b| (p, b)));
+        let services = each.map(|(proto, backend)| Service {
+            frontend: Frontend::NodePort(NODE_PORT),
+            proto,
+            backend,
+            policy: Policy::Local,
+        });
+        kubeproxy::install(&self.node.ns, Flavour::Nftables, &services.collect::<Vec<_>>());
+        self.node.ns.nft(&format!(
+            "table inet egress {{
+             chain out {{ type nat hook postrouting priority srcnat;
+               ip saddr {} oifname eth0 masquerade
+               ip6 saddr {} oifname eth0 masquerade
+             }}
+             counter passed {{ }}
+             chain in {{ type filter hook prerouting priority raw;
+               iifname eth1 ip daddr {0} counter name passed
+               iifname eth1 ip6 daddr {1} counter name passed
+             }}
+             }}",
+            POD[0], POD[1]
+        ));
+        for proto in [Proto::Tcp, Proto::Udp] {
+            self.servers.push(Server::start(&self.pod, proto, PORT, "pod"));
+            self.servers.push(Server::start(&self.node.ns, proto, OF_NODE, "node"));
+            self.servers.push(Server::start(&self.far, proto, PORT, "far"));
+            self.servers.push(Server::start(&self.near, proto, PORT, "near"));
+        }
+    }
+
+    /// One more NIC of the node, with addresses and a table of its own.
+    fn plug_second_nic(&mut self) {
+        let Self { router, node, .. } = &mut *self;
+        router.plug("eth2", &node.ns, "eth2", &["10.22.0.1"]);
+        node.ns.ip("addr add 10.22.0.10/24 dev eth2
+             addr add 2001:db8:22::10/64 dev eth2 nodad
+             route add default via 10.22.0.1 dev eth2 table 102
+             route add default via fe80::1 dev eth2 table 102");
+        SECOND.iter().for_each(|address| router.assign("eth2", address));
+        router.check_sources(&["eth0", "eth1", "eth2"]);
+        self.route_to_node(SECOND);
+    }
+
+    /// The result of the chain before symroute: one for both interfaces.
+    fn result(&self) -> String {
+        json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [
+                {"name": "eth0", "sandbox": self.pod.path()},
+                {"name": "vethpod"},
+                {"name": "veth0", "sandbox": self.pod.path()}
+            ],
+            "ips": [
+                {"address": format!("{}/24", POD[0]), "gateway": ROUTER[0], "interface": 0},
+                {"address": format!("{}/64", POD[1]), "gateway": ROUTER[1], "interface": 0}
+            ]
+        })
+        .to_string()
+    }
+
+    fn call(&self, verb: &str, settings: &Value) -> Ran {
+        let network = self.node.network(settings, Some(&self.result()));
+        let ran = self.node.cni(verb, &network, &self.id, &self.pod.path(), "eth0");
+        ran.assert_success(verb);
+        ran
+    }
+
+    pub(super) fn add(&self, settings: &Value) {
+        let ran = self.call("ADD", settings);
+        assert_eq!(ran.stdout.trim_end(), self.result(), "ADD prints prevResult as it came");
+        self.call("CHECK", settings);
+    }
+
+    pub(super) fn del(&self, settings: &Value) {
+        assert_eq!(self.call("DEL", settings).stdout, "", "DEL prints nothing");
+        let log = fs::read_to_string(self.node.log()).unwrap_or_default();
+        assert!(!log.contains("ERROR"), "DEL: {log}");
+    }
+
+    /// Forgets the connections of flows that failed.
+    pub(super) fn flush(&self) {
+        for ns in [&self.pod, &self.node.ns] {
+            ns.exec(&["conntrack", "-F"], "");
+        }
+    }
+
+    /// The same question over both protocols and families: `{name} {protocol} {family}`.
+    fn ask<'a>(
+        name: &str,
+        from: &'a Netns,
+        (to, port): ([&str; 2], u16),
+        who: &str,
+        seen_as: [&str; 2],
+    ) -> Vec<Flow<'a>> {
+        let mut flows = Vec::new();
+        for proto in [Proto::Tcp, Proto::Udp] {
+            for (family, to) in
+                [format!("{}:{port}", to[0]), format!("[{}]:{port}", to[1])].into_iter().enumerate()
+            {
+                let answer: &'static str = format!("{who} {}", seen_as[family]).leak();
+                let name = format!("{name} {proto:?} {}", ["IPv4", "IPv6"][family]);
+                flows.push(Flow::new(&name, from, proto, &to, answer));
+            }
+        }
+        flows
+    }
+
+    /// What both clients ask of the pod.
+    pub(super) fn asked(&self) -> Vec<Flow<'_>> {
+        let clients = [("far", &self.far, FAR), ("near", &self.near, NEAR)];
+        let both = clients.into_iter().flat_map(|(name, from, own)| {
+            let node_port =
+                Self::ask(&format!("{name} NodePort"), from, (NODE, NODE_PORT), "pod", own);
+            let direct = Self::ask(&format!("{name} pod"), from, (POD, PORT), "pod", own);
+            node_port.into_iter().chain(direct)
+        });
+        both.collect()
+    }
+
+    /// The same, and a `NodePort` by the node's second NIC.
+    fn asked_by_two_nics(&self) -> Vec<Flow<'_>> {
+        let second = Self::ask("far eth2", &self.far, (SECOND, NODE_PORT), "pod", FAR);
+        self.asked().into_iter().chain(second).collect()
+    }
+
+    /// What the node asks of the pod, and what the pod asks of others. All of it works without the plugin.
+    fn own(&self) -> Vec<Flow<'_>> {
+        let seen = if self.default == Default::Vpc { POD } else { NODE };
+        [
+            Self::ask("node to pod", &self.node.ns, (POD, PORT), "pod", NODE),
+            Self::ask("pod to node", &self.pod, (NODE, OF_NODE), "node", POD),
+            Self::ask("pod to far", &self.pod, (FAR, PORT), "far", seen),
+            Self::ask("pod to near", &self.pod, (NEAR, PORT), "near", POD),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// The flows that fail without the plugin: what comes by the interface that the pod does not use for its client.
+    pub(super) fn broken(&self) -> &'static [&'static str] {
+        match self.default {
+            Default::Vpc => &["far NodePort", "near NodePort"],
+            Default::Node => &["near NodePort", "far pod"],
+        }
+    }
+
+    /// These fail, and only these; names without protocol and family.
+    fn assert_fail(&self, flows: Vec<Flow<'_>>, broken: &[&str]) {
+        let all: Vec<_> = flows.into_iter().chain(self.own()).collect();
+        let fails = |name: &&str| broken.iter().any(|start| name.starts_with(start));
+        let broken: Vec<&str> = all.iter().map(|flow| &*flow.name).filter(fails).collect();
+        assert_only_these_fail_in_pods(&all, &broken);
+        self.flush();
+    }
+
+    /// What strict `rp_filter` has dropped in the pod and on the node, and the source check on the way.
+    pub(super) fn drops(&self) -> [u64; 3] {
+        [rp_filter_drops(&self.pod), self.node.rp_filter_drops(), self.router.dropped()]
+    }
+
+    /// All of it works, each reply leaves by the NIC of its request, and nothing is dropped.
+    fn assert_answers(&self, asked: Vec<Flow<'_>>) {
+        let before = self.drops();
+        let flows: Vec<_> = asked.into_iter().chain(self.own()).collect();
+        // All but those between node and pod pass the router.
+        let passing = flows.iter().filter(|flow| !flow.name.contains("node")).count();
+        let capture = Capture::start(&self.router.ns);
+        assert_all_work(&flows);
+        let mut packets = capture.stop();
+        packets.retain(|packet| [6, 17].contains(&packet.protocol));
+        let symmetric = assert_replies_symmetric(&packets, &["eth0", "eth1", "eth2"], true);
+        assert_eq!(symmetric, passing, "flows that the router saw both ways");
+        assert_eq!(self.drops(), before, "drops in the pod, on the node and of the source check");
+        let counters =
+            self.node.ns.exec(&["nft", "list", "counter", "inet", "egress", "passed"], "");
+        assert!(
+            counters.contains("packets 0 "),
+            "by eth1 through the node's netfilter: {counters}"
+        );
+    }
+}
+
+fn settings() -> Value {
+    json!({"scope": "pod"})
+}
+
+#[track_caller]
+fn assert_both_interfaces_answer(kind: Kind, default: Default) {
+    let Some(lyft) = Lyft::new(kind, default) else { return };
+    lyft.assert_fail(lyft.asked(), lyft.broken());
+    assert!(rp_filter_drops(&lyft.pod) > 0, "strict rp_filter in the pod dropped nothing");
+    drop(lyft);
+
+    // Connections that stay half open go on sending.
+    let Some(lyft) = Lyft::new(kind, default) else { return };
+    let before = Snapshot::of(&lyft.pod, &lyft.node);
+    let host = Snapshot::take(&lyft.node);
+    lyft.add(&settings());
+    lyft.assert_answers(lyft.asked());
+    // Once more, with the neighbours still to be found.
+    lyft.flush();
+    for (ns, link) in [(&lyft.pod, "eth0"), (&lyft.pod, "veth0"), (&lyft.node.ns, "vethpod")] {
+        ns.ip(&format!("neigh flush dev {link}"));
+    }
+    lyft.assert_answers(lyft.asked());
+    host.assert_unchanged_but_files(&Snapshot::take(&lyft.node));
+
+    lyft.del(&settings());
+    before.assert_unchanged(&Snapshot::of(&lyft.pod, &lyft.node));
+    lyft.flush();
+    lyft.assert_fail(lyft.asked(), lyft.broken());
+}
+
+#[test]
+fn an_ipvlan_with_the_default_route() {
+    assert_both_interfaces_answer(Kind::Ipvlan, Default::Vpc);
+}
+
+#[test]
+fn an_ipvlan_beside_the_default_route() {
+    assert_both_interfaces_answer(Kind::Ipvlan, Default::Node);
+}
+
+#[test]
+fn a_macvlan_with_the_default_route() {
+    assert_both_interfaces_answer(Kind::Macvlan, Default::Vpc);
+}
+
+#[test]
+fn a_macvlan_beside_the_default_route() {
+    assert_both_interfaces_answer(Kind::Macvlan, Default::Node);
+}
+
+/// A layout whose node has eth2 as well.
+#[track_caller]
+fn with_second_nic(kind: Kind) -> Option<Lyft> {
+    let mut lyft = Lyft::new(kind, Default::Vpc)?;
+    lyft.plug_second_nic();
+    Some(lyft)
+}
+
+/// A `NodePort` by a second NIC of the node needs the rules of the node and those of the pod.
+#[track_caller]
+fn assert_both_scopes(kind: Kind) {
+    // "auto" takes none of the lab's NICs, which are veths, but the one of the default route.
+    let with = |scope: &Value| json!({"uplinks": ["auto", "eth2"], "scope": scope});
+    let none = ["far NodePort", "near NodePort", "far eth2"];
+    let Some(lyft) = with_second_nic(kind) else { return };
+    lyft.assert_fail(lyft.asked_by_two_nics(), &none);
+    for (scope, broken) in [("host", &none[..]), ("pod", &none[2..])] {
+        let settings = with(&json!(scope));
+        lyft.add(&settings);
+        lyft.assert_fail(lyft.asked_by_two_nics(), broken);
+        lyft.del(&settings);
+    }
+    drop(lyft);
+
+    let Some(lyft) = with_second_nic(kind) else { return };
+    let before = Snapshot::of(&lyft.pod, &lyft.node);
+    let host = Snapshot::take(&lyft.node);
+    let both = with(&json!(["host", "pod"]));
+    lyft.add(&both);
+    lyft.assert_answers(lyft.asked_by_two_nics());
+    lyft.del(&both);
+    before.assert_unchanged(&Snapshot::of(&lyft.pod, &lyft.node));
+    host.assert_unchanged(&Snapshot::take(&lyft.node));
+    lyft.flush();
+    lyft.assert_fail(lyft.asked_by_two_nics(), &none);
+}
+
+#[test]
+fn a_node_port_by_either_nic_of_the_node() {
+    assert_both_scopes(Kind::Macvlan);
+}
+
+#[test]
+fn a_node_port_by_either_nic_and_an_ipvlan() {
+    assert_both_scopes(Kind::Ipvlan);
+}
