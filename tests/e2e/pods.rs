@@ -3,5 +3,6 @@
 mod attached;
 mod document;
 mod lyft;
+mod nested;
 mod seen;
 mod site;

@@ -1,0 +1,120 @@
+//! Containers of the pod's own behind a bridge in it, as docker and podman make them: what works without the plugin
+//! works with it, and a port that the pod publishes answers by each interface.
+
+use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
+use crate::lab::netns::Netns;
+use crate::lab::traffic::{Proto, Server};
+
+use super::site::{CLIENT, Site, address, name, router, settings};
+
+/// The port that the pod publishes, and the one of the container.
+pub(super) const PUBLISHED: u16 = 8081;
+const PORT: u16 = 8080;
+pub(super) const CONTAINER: &str = "172.17.0.2";
+
+/// A container at the bridge docker0 of the pod, with a server.
+pub(super) struct Nested {
+    pub(super) ns: Netns,
+    _servers: [Server; 2],
+}
+
+impl Nested {
+    pub(super) fn new(pod: &Netns) -> Self {
+        let ns = Netns::new("nested");
+        pod.sysctl("ipv4/ip_forward", "1");
+        pod.ip(&format!(
+            "link add docker0 type bridge
+             link set docker0 up
+             addr add 172.17.0.1/24 dev docker0
+             link add nested type veth peer name eth0 netns {}
+             link set nested up master docker0",
+            ns.name()
+        ));
+        ns.ip("link set eth0 up
+             addr add 172.17.0.2/24 dev eth0
+             route add default via 172.17.0.1");
+        let rules = [Proto::Tcp, Proto::Udp].map(|proto| {
+            let proto = format!("{proto:?}").to_lowercase();
+            format!("fib daddr type local {proto} dport {PUBLISHED} dnat to {CONTAINER}:{PORT}\n")
+        });
+        pod.nft(&format!(
+            "table ip docker {{
+             chain in {{ type nat hook prerouting priority dstnat;
+               {}
+             }}
+             chain out {{ type nat hook postrouting priority srcnat;
+               ip saddr 172.17.0.0/24 oifname != docker0 masquerade
+             }}
+             }}",
+            rules.concat()
+        ));
+        let servers = [Proto::Tcp, Proto::Udp];
+        let servers = servers.map(|proto| Server::start(&ns, proto, PORT, "nested"));
+        Self { ns, _servers: servers }
+    }
+}
+
+/// The container asks the pod by each of its addresses, and the client outside. The client asks the published port.
+fn flows<'a>(site: &'a Site, nested: &'a Nested) -> Vec<Flow<'a>> {
+    let mut flows = Vec::new();
+    let mut ask = |name: &str, from, proto, to: &str, answer| {
+        flows.push(Flow::new(&format!("{name} {proto:?}"), from, proto, to, answer));
+    };
+    for proto in [Proto::Tcp, Proto::Udp] {
+        for number in 0..3 {
+            let (leg, ip) = (name(number), address(number));
+            let answer: &'static str = format!("{leg} {CONTAINER}").leak();
+            ask(&format!("container to {leg}"), &nested.ns, proto, &format!("{ip}:{PORT}"), answer);
+            let to = format!("{ip}:{PUBLISHED}");
+            let answer = "nested 203.0.113.9";
+            ask(&format!("published by {leg}"), &site.client, proto, &to, answer);
+        }
+        let to = format!("{CLIENT}:{PORT}");
+        ask("container to client", &nested.ns, proto, &to, "client 10.100.0.10");
+    }
+    flows
+}
+
+/// `prepare`: what else there is in the pod.
+fn assert_container_is_served(prepare: impl Fn(&Site)) {
+    let layout = || {
+        let site = Site::new(3);
+        prepare(&site);
+        let nested = Nested::new(&site.pod);
+        let outside = [Proto::Tcp, Proto::Udp];
+        let outside = outside.map(|proto| Server::start(&site.client, proto, PORT, "client"));
+        (site, nested, outside)
+    };
+    let (site, nested, _outside) = layout();
+    let without = flows(&site, &nested);
+    let names = without.iter().map(|flow| &*flow.name);
+    let broken: Vec<_> = names.filter(|name| name.starts_with("published by net")).collect();
+    assert_only_these_fail(&without, &broken);
+
+    let (site, nested, _outside) = layout();
+    let before = site.snapshot();
+    for number in 0..3 {
+        site.add(&settings(), number);
+    }
+    let drops = (site.drops(), site.strays());
+    assert_all_work(&flows(&site, &nested));
+    assert_eq!((site.drops(), site.strays()), drops, "drops in the pod and of the source check");
+    site.assert_answers();
+    for number in 0..3 {
+        site.del(&settings(), number);
+    }
+    before.assert_unchanged(&site.snapshot());
+}
+
+#[test]
+fn containers_of_the_pod() {
+    assert_container_is_served(|_| {});
+}
+
+/// Main leads to a wider network by net1, in which the bridge's own lies.
+#[test]
+fn containers_within_a_network_behind_an_interface() {
+    assert_container_is_served(|site| {
+        site.pod.ip(&format!("route add 172.16.0.0/12 via {} dev net1", router(1)));
+    });
+}
