@@ -4,5 +4,6 @@ mod attached;
 mod document;
 mod lyft;
 mod nested;
+mod sbr;
 mod seen;
 mod site;

@@ -9,7 +9,11 @@ use std::os::fd::AsRawFd as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::{
+    AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt,
+    shutdown, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::netns::Netns;
 
@@ -120,6 +124,20 @@ impl Connection {
         Ok(Self(BufReader::new(stream)))
     }
 
+    /// The same from an address.
+    fn open_bound(from: IpAddr, to: SocketAddr, deadline: Duration) -> io::Result<Self> {
+        let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
+        let patience = TimeVal::milliseconds(deadline.as_millis().try_into().unwrap_or(i64::MAX));
+        // For connect, too.
+        setsockopt(&socket, sockopt::SendTimeout, &patience)?;
+        connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(deadline))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
     /// The client's end.
     pub(crate) fn local(&self) -> SocketAddr {
         self.0.get_ref().local_addr().expect("a connected socket")
@@ -142,14 +160,32 @@ pub(crate) fn ask(
 ) -> io::Result<Answer> {
     match proto {
         Proto::Tcp => Connection::open(ns, to, deadline)?.ask(),
-        Proto::Udp => ask_udp(ns, to, deadline),
+        Proto::Udp => {
+            let any: IpAddr = match to {
+                SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            ask_udp(ns, any, to, deadline)
+        }
     }
 }
 
-fn ask_udp(ns: &Netns, to: SocketAddr, deadline: Duration) -> io::Result<Answer> {
-    let any: IpAddr =
-        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = ns.run(|| UdpSocket::bind((any, 0)))?;
+/// The same by a socket that is bound to an address.
+pub(crate) fn ask_from(
+    ns: &Netns,
+    from: IpAddr,
+    proto: Proto,
+    to: SocketAddr,
+    deadline: Duration,
+) -> io::Result<Answer> {
+    match proto {
+        Proto::Tcp => ns.run(|| Connection::open_bound(from, to, deadline))?.ask(),
+        Proto::Udp => ask_udp(ns, from, to, deadline),
+    }
+}
+
+fn ask_udp(ns: &Netns, from: IpAddr, to: SocketAddr, deadline: Duration) -> io::Result<Answer> {
+    let socket = ns.run(|| UdpSocket::bind((from, 0)))?;
     // Connected, so that a reply from another address than `to` does not count.
     socket.connect(to)?;
     socket.set_read_timeout(Some(deadline / 4))?;

@@ -74,7 +74,7 @@ pub(super) struct Lyft {
     pub(super) pod: Netns,
     far: Netns,
     near: Netns,
-    id: String,
+    pub(super) id: String,
     default: Default,
     servers: Vec<Server>,
 }
@@ -211,7 +211,7 @@ impl Lyft {
     }
 
     /// The result of the chain before symroute: one for both interfaces.
-    fn result(&self) -> String {
+    pub(super) fn result(&self) -> String {
         json!({
             "cniVersion": "1.0.0",
             "interfaces": [
@@ -314,10 +314,14 @@ impl Lyft {
         }
     }
 
-    /// These fail, and only these; names without protocol and family.
-    fn assert_fail(&self, flows: Vec<Flow<'_>>, broken: &[&str]) {
+    /// These fail, and only these: names, with "*" for a protocol, and all that begin with them.
+    pub(super) fn assert_fail(&self, flows: Vec<Flow<'_>>, broken: &[&str]) {
         let all: Vec<_> = flows.into_iter().chain(self.own()).collect();
-        let fails = |name: &&str| broken.iter().any(|start| name.starts_with(start));
+        let is = |name: &str, pattern: &str| match pattern.split_once('*') {
+            Some((start, end)) => name.starts_with(start) && name.ends_with(end),
+            None => name.starts_with(pattern),
+        };
+        let fails = |name: &&str| broken.iter().any(|pattern| is(name, pattern));
         let broken: Vec<&str> = all.iter().map(|flow| &*flow.name).filter(fails).collect();
         assert_only_these_fail_in_pods(&all, &broken);
         self.flush();
