@@ -104,7 +104,9 @@ impl Lyft {
         let far = router.host("far", &FAR);
         let near = router.host("near", &NEAR);
         for (nic, addresses) in [("eth0", NODE), ("eth1", POD)] {
-            addresses.iter().for_each(|address| router.assign(nic, address));
+            for address in addresses {
+                router.assign(nic, address);
+            }
         }
         // A macvlan has a hardware address of its own.
         router.ns.ip("neigh del 10.21.0.50 dev eth1
@@ -205,7 +207,9 @@ impl Lyft {
              addr add 2001:db8:22::10/64 dev eth2 nodad
              route add default via 10.22.0.1 dev eth2 table 102
              route add default via fe80::1 dev eth2 table 102");
-        SECOND.iter().for_each(|address| router.assign("eth2", address));
+        for address in SECOND {
+            router.assign("eth2", address);
+        }
         router.check_sources(&["eth0", "eth1", "eth2"]);
         self.route_to_node(SECOND);
     }

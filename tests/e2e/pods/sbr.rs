@@ -55,7 +55,7 @@ const SIDE: &str = "198.51.100.9";
 struct Yard {
     site: Site,
     nested: Nested,
-    side: Netns,
+    aside: Netns,
     servers: Vec<Server>,
 }
 
@@ -73,7 +73,7 @@ struct Probe<'a> {
 impl Yard {
     fn new() -> Self {
         let site = Site::new(3);
-        let side = Netns::new("side");
+        let aside = Netns::new("side");
         site.fabric.ip(&format!(
             "link add side type veth peer name eth0 netns {}
              link set side up
@@ -82,14 +82,14 @@ impl Yard {
              route add {} via {} dev net1 table 7
              route add {} via {2} dev net1
              route add {} via {} dev net1",
-            side.name(),
+            aside.name(),
             address(0),
             address(1),
             VIP[0],
             VIP[1],
             address6(1)
         ));
-        side.ip("link set eth0 up
+        aside.ip("link set eth0 up
              addr add 198.51.100.9/24 dev eth0
              route add default via 198.51.100.1");
         // Its owner is allowed to send with these by net1.
@@ -113,7 +113,7 @@ impl Yard {
                 servers.push(Server::at(&site.fabric, proto, at, "fabric"));
             }
         }
-        Self { site, nested, side, servers }
+        Self { site, nested, aside, servers }
     }
 
     /// What happens after the plugins were called.
@@ -137,7 +137,7 @@ impl Yard {
     }
 
     fn probes(&self) -> Vec<Probe<'_>> {
-        let Self { site, nested, side, .. } = self;
+        let Self { site, nested, aside, .. } = self;
         let (client, pod) = (&site.client, &site.pod);
         let clients = [CLIENT, CLIENT6].map(str::to_owned);
         let both = |number| [address(number), address6(number)];
@@ -152,7 +152,7 @@ impl Yard {
         row("the client asks net1", client, &both(1), PORT, "net1", &clients);
         row("the client asks net2", client, &both(2), PORT, "net2", &clients);
         row("an address of no interface, by net1", client, &vip, PORT, "vip", &clients);
-        row("eth0's address, by net1", side, &four(&address(0)), PORT, "eth0", &four(SIDE));
+        row("eth0's address, by net1", aside, &four(&address(0)), PORT, "eth0", &four(SIDE));
         row("an address that net1 got later", client, &later, PORT, "later", &clients);
         for (text, number) in [
             ("a port that a container publishes, by eth0", 0),
