@@ -57,9 +57,9 @@ pub(crate) struct Spec<'a> {
     pub(crate) host: bool,
     /// Accept a local pod's address as a source on an uplink.
     pub(crate) hairpin: bool,
-    /// This is a pod, whose rules by address are not for replies: those that are not bound go by the rules of
-    /// others.
-    pub(crate) pod: bool,
+    /// The mark of a pod's replies that are not bound: they go by the rules of others, since those by address are
+    /// not for replies. None on a node.
+    pub(crate) unbound: Option<u32>,
     /// The node has IPVS, which routes forwarded packets again by their mark.
     pub(crate) ipvs: bool,
     pub(crate) steering: BTreeMap<Family, Steering>,

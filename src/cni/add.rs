@@ -45,9 +45,10 @@ impl<'a> Pod<'a> {
         let hairpin = own.hairpin && !left_out;
         let netns = request.netns.to_string();
         // Only a pod's own data plane asks for them.
-        let gateways = match config.scope.pod {
-            true => result::gateways(prev_result, &key.ifname),
-            false => BTreeMap::new(),
+        let gateways = if config.scope.pod {
+            result::gateways(prev_result, &key.ifname)
+        } else {
+            BTreeMap::new()
         };
         let attachment = Attachment { key, netns, addresses, hairpin, left_out, gateways };
         Ok(Self { config, prev_result, attachment })

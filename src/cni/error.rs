@@ -77,11 +77,10 @@ impl fmt::Display for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match &error {
-            Error::Config(_) | Error::Disagreement { .. } => Code::Config,
+            Error::Config(_) | Error::Disagreement { .. } | Error::TooManyLinks(_) => Code::Config,
             Error::Kernel { .. } | Error::Sysctl { .. } | Error::Iptables { .. } => Code::Kernel,
             Error::State(_) => Code::State,
             Error::Namespace { .. } | Error::NoPod(_) => Code::NetworkNamespace,
-            Error::TooManyLinks(_) => Code::Config,
             Error::Busy { .. } | Error::XtablesLock { .. } => Code::TryAgain,
         };
         Self::new(code, format!("symroute: {error}")).with(error.way_out().unwrap_or_default())

@@ -295,7 +295,8 @@ fn mark(
         host: settings.host,
         hairpin: settings.hairpin,
         // The largest id has the mark of what is not bound.
-        pod: facts.pod.is_some() && uplinks.iter().all(|u| u.id != settings.field.max_id()),
+        unbound: (facts.pod.is_some() && uplinks.iter().all(|u| u.id != settings.field.max_id()))
+            .then(|| settings.field.unbound()),
         steering,
         routeless: &routeless(facts),
         hairpins: &facts.hairpins,

@@ -174,7 +174,7 @@ impl Builder<'_> {
             hook("POSTROUTING", {
                 let unbound = self.unbound_reply();
                 let unbound = rule(unbound, "an unbound reply of a pod", clear.clone());
-                let of_pod = self.spec.pod.then_some(unbound);
+                let of_pod = self.spec.unbound.map(|_| unbound);
                 let bound = rule(bound, "exact comparers come next", clear);
                 std::iter::once(bound).chain(of_pod).collect()
             }),
@@ -472,9 +472,8 @@ impl Builder<'_> {
     /// The node's own packets.
     fn output(&self) -> Vec<Rule> {
         let mut rules = Vec::new();
-        if self.spec.pod {
+        if let Some(mark) = self.spec.unbound {
             // Rules by address are for what the pod asks itself.
-            let mark = self.field().unbound();
             let by_others = format!("-j MARK --set-xmark {mark:#x}/{}", self.field());
             rules.push(rule(self.unbound_reply(), "goes by the rules of others", by_others));
         }

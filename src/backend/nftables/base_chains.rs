@@ -102,10 +102,9 @@ fn sent(spec: &Spec<'_>, first: &[Expression]) -> Vec<Rule> {
 fn output(spec: &Spec<'_>) -> Vec<Rule> {
     let connection = [ConntrackMark, ours(spec.field), VerdictMap(names::REPLIES)];
     let mut rules = vec![plain([&[DirectionIs { reply: true }][..], &connection].concat())];
-    if spec.pod {
+    if let Some(mark) = spec.unbound {
         // Rules by address are for what the pod asks itself.
-        let by_others =
-            [&unbound_reply(spec.field)[..], &set_packet(spec.field, spec.field.unbound())];
+        let by_others = [&unbound_reply(spec.field)[..], &set_packet(spec.field, mark)];
         rules.push(rule("a reply that is not bound goes by the others' rules", by_others.concat()));
     }
     rules.extend(sent(spec, &[DirectionIs { reply: false }]));
@@ -147,7 +146,7 @@ fn leave(spec: &Spec<'_>) -> Vec<Rule> {
     // Kernels before 5.7 do not tell it here: the rule does not hold, and the next ones do.
     let elsewhere = [Iif, InSet { set: names::UPLINKS, not: true }, Accept];
     let mut rules = vec![plain([&connected[..], &clear, &[Accept]].concat())];
-    if spec.pod {
+    if spec.unbound.is_some() {
         let unbound = [&unbound_reply(field)[..], &clear, &[Accept]].concat();
         rules.push(rule("an unbound reply of a pod", unbound));
     }

@@ -127,7 +127,9 @@ impl Report {
                 uplinks = view.plan.uplinks;
                 left_out = view.plan.left_out;
                 // A pod may give its interfaces any name.
-                left_out.iter_mut().for_each(|one| one.name = process::harmless(&one.name));
+                for one in &mut left_out {
+                    one.name = process::harmless(&one.name);
+                }
                 if let Some(counts) = counts.as_ref().filter(|_| marker == Marker::Nftables) {
                     left_out.extend(receiving(view.plan.silent.iter(), counts));
                 }
