@@ -518,6 +518,8 @@ pub(crate) struct PodFacts {
     pub(crate) gateways: BTreeMap<String, Vec<IpAddr>>,
     /// The interface whose DEL is under way: another plugin removes it next.
     pub(crate) leaving: Option<String>,
+    /// Whether no attachment is left: the pod's data plane ends.
+    pub(crate) ends: bool,
 }
 
 /// The reverse path filter of an interface (IPv4).

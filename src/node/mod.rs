@@ -192,7 +192,7 @@ impl Node {
                 gateways.entry(name).or_default().extend(routers);
             }
         }
-        Ok(PodFacts { gateways, leaving: self.leaving.clone() })
+        Ok(PodFacts { gateways, leaving: self.leaving.clone(), ends: self.state.is_idle()? })
     }
 
     /// Looks at the node without changing it, by the settings in force or else by `fallback`.

@@ -42,7 +42,8 @@ pub(crate) fn facts(
 ) -> Result<Facts, Error> {
     let Kernel { rtnetlink, netfilter, .. } = &mut *kernel;
     let links = route::links(rtnetlink).map_err(Error::kernel("list interfaces"))?;
-    if pod.is_some() && links.len() > names::LINKS_OF_POD {
+    // To go is never refused.
+    if pod.as_ref().is_some_and(|pod| !pod.ends) && links.len() > names::LINKS_OF_POD {
         return Err(Error::TooManyLinks(links.len()));
     }
     let mut facts = Facts {
