@@ -1,5 +1,7 @@
 //! What others have on the node that would clash with ours: found before anything is changed.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
 use super::ours::is_table;
@@ -40,14 +42,15 @@ pub(crate) fn check(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 }
 
 fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
-    let (p, end) = (settings.rules().skip, settings.rules().end);
-    match rules(facts).find(|r| (p..=end).contains(&r.priority)) {
+    let (p, last) = (settings.rules().skip, settings.priority + last_of_ours(facts));
+    match rules(facts).find(|r| (p..=last).contains(&r.priority)) {
         None => Ok(()),
         Some(rule) => {
             let free = free_priorities(facts, settings);
+            let count = if facts.pod.is_some() { "six" } else { "four" };
             let hint = format!(
-                "{p} to {end} must be ours alone, but another program has a rule at {} ({rule}); set \
-                 rulePriority to four free numbers, for instance {free}",
+                "{p} to {last} must be ours alone, but another program has a rule at {} ({rule}); set \
+                 rulePriority to {count} free numbers, for instance {free}",
                 rule.priority,
             );
             Err(Invalid::new("rulePriority", &json!(p), hint))
@@ -55,10 +58,17 @@ fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     }
 }
 
-/// Four free priorities in a row, from our default on.
+/// How far the last priority that has to be ours alone lies behind the first. A pod has rules by address behind
+/// the others, and one of another program would come between.
+fn last_of_ours(facts: &Facts) -> u32 {
+    if facts.pod.is_some() { 5 } else { 3 }
+}
+
+/// Free priorities in a row, from our default on.
 fn free_priorities(facts: &Facts, settings: &Settings) -> u32 {
-    let taken = |p: u32| rules(facts).any(|r| (p..=p + 3).contains(&r.priority));
-    (300..500).rev().chain(3..300).find(|&p| !taken(p)).unwrap_or(settings.priority)
+    let taken: BTreeSet<u32> = rules(facts).map(|r| r.priority).collect();
+    let is_free = |p: &u32| taken.range(*p..=*p + last_of_ours(facts)).next().is_none();
+    (300..500).rev().chain(3..300).find(is_free).unwrap_or(settings.priority)
 }
 
 /// The table `local` has to come before ours, or the node would lose its own addresses.
