@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use log::{LevelFilter, Metadata, Record};
 
 use crate::config::Log;
-use crate::plain_file;
+use crate::{plain_file, process};
 
 #[derive(Debug)]
 struct Logger {
@@ -56,8 +56,9 @@ impl log::Log for Logger {
     fn log(&self, record: &Record<'_>) {
         let Ok(mut file) = self.file.lock() else { return };
         let time = humantime::format_rfc3339_millis(SystemTime::now());
-        let line =
-            format!("{time} {:5} [{}] {}\n", record.level(), std::process::id(), record.args());
+        // A name that a pod has chosen makes no line of its own, and does nothing to a terminal.
+        let text = process::harmless(&record.args().to_string()).replace('\n', "\n    ");
+        let line = format!("{time} {:5} [{}] {text}\n", record.level(), std::process::id());
         let Some(path) = &self.path else {
             let _ = io::stderr().lock().write_all(line.as_bytes());
             return;

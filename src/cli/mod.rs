@@ -285,7 +285,7 @@ fn complain(failure: &Failure) -> u8 {
         Failure::Failed(text) => (text, EXIT_FAILED),
         Failure::Needed(text) => (text, EXIT_OFF),
     };
-    let _ = writeln!(io::stderr().lock(), "{}: {text}", names::TOOL);
+    let _ = writeln!(io::stderr().lock(), "{}: {}", names::TOOL, process::harmless(text));
     code
 }
 
