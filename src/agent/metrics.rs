@@ -9,6 +9,8 @@ use super::cause::Cause;
 use super::status::{Board, MarkedBy};
 use crate::backend::Marker;
 use crate::backend::counts::Counts;
+use crate::error::Error;
+use crate::netlink::Socket;
 use crate::netstat;
 use crate::node::counters;
 use crate::plan::Uplink;
@@ -149,7 +151,9 @@ impl Counters {
         if let Some((_, _, counts)) = self.read.as_ref().filter(fresh) {
             return Some(counts.clone());
         }
-        match counters::read(by.marker, by.field) {
+        let read = |mut socket| counters::read(&mut socket, by.marker, by.field);
+        let opened = Socket::netfilter().map_err(Error::kernel("open a socket to netfilter"));
+        match opened.and_then(read) {
             Ok(counts) => {
                 self.read = Some((by, Instant::now(), counts.clone()));
                 Some(counts)

@@ -25,13 +25,12 @@ pub(crate) fn offloaded(field: Field) -> Result<BTreeMap<u32, u64>, Error> {
 }
 
 /// What the rules of this marker count.
-pub(crate) fn read(marker: Marker, field: Field) -> Result<Counts, Error> {
+pub(crate) fn read(socket: &mut Socket, marker: Marker, field: Field) -> Result<Counts, Error> {
     let mut counts = Counts::default();
     match marker {
         Marker::Nftables => {
             let failed = || Error::kernel("read counters of table inet symroute");
-            let mut socket = Socket::netfilter().map_err(failed())?;
-            counts.extend(nftables::counters::read(&mut socket).map_err(failed())?);
+            counts.extend(nftables::counters::read(socket).map_err(failed())?);
         }
         Marker::Iptables(variant) => {
             for family in Family::ALL {

@@ -110,7 +110,7 @@ impl Report {
                     offloads = (!node.unseen.hides_rules()).then(|| view.plan.offloads());
                 }
                 if record.is_some() && !node.unseen.hides_rules() {
-                    match counters::read(marker, view.settings.field) {
+                    match counters::read(&mut node.kernel.netfilter, marker, view.settings.field) {
                         Ok(read) => counts = Some(read),
                         Err(error) => unseen.push(format!("the counters: {error}")),
                     }
