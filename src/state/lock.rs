@@ -17,7 +17,13 @@ impl State {
     pub(crate) fn lock(&self, patience: Duration) -> Result<Lock, crate::error::Error> {
         let deadline = Instant::now() + patience;
         loop {
-            self.make_folder("")?;
+            // The end of another pod takes the folder of all away.
+            match self.make_folder("") {
+                Err(error) if error.kind() == ErrorKind::NotFound && Instant::now() < deadline => {
+                    continue;
+                }
+                made => made?,
+            }
             let opened = plain_file::folder_of_owner(&self.dir);
             if opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
                 continue;
