@@ -5,11 +5,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 
 use nix::sched::{CloneFlags, setns};
-use nix::sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 /// The namespace of the thread that asks.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -33,16 +33,26 @@ impl Drop for Back {
 }
 
 impl Netns {
-    /// Opens the namespace at a path; none where nothing is there, or something that is no namespace.
+    /// Opens the namespace at a path; none where nothing is there, or something that is no network namespace.
     pub(crate) fn open(path: &str) -> io::Result<Option<Self>> {
-        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        let file = match opened {
+        // To open a device or a FIFO does something to it. This does not.
+        let found = match OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path) {
+            Ok(found) => found,
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if fstatfs(&found)?.filesystem_type() != NSFS_MAGIC {
+            return Ok(None);
+        }
+        let file = match File::open(format!("/proc/thread-self/fd/{}", found.as_raw_fd())) {
             Ok(file) => file,
             Err(error) if is_gone(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let kind = fstatfs(&file)?.filesystem_type();
-        Ok((kind == NSFS_MAGIC || kind == PROC_SUPER_MAGIC).then_some(Self { file }))
+        // SAFETY: the descriptor is open, and there is no argument.
+        let kind = unsafe { libc::ioctl(file.as_raw_fd(), libc::NS_GET_NSTYPE) };
+        // Kernels before 4.11 can't say of which kind it is.
+        Ok((kind == libc::CLONE_NEWNET || kind == -1).then_some(Self { file }))
     }
 
     /// Device and inode.
@@ -73,6 +83,7 @@ impl Netns {
 
 /// Whether there is nothing at a path, or the process has gone whose namespace it was.
 fn is_gone(error: &io::Error) -> bool {
-    let gone = [libc::ENOENT, libc::ESRCH, libc::ENOTDIR, libc::ENXIO];
+    let gone =
+        [libc::ENOENT, libc::ESRCH, libc::ENOTDIR, libc::ENXIO, libc::ELOOP, libc::ENAMETOOLONG];
     error.raw_os_error().is_some_and(|number| gone.contains(&number))
 }

@@ -5,11 +5,12 @@ use super::{Request, log_failures, settle_capabilities};
 use crate::config::{self, Log};
 use crate::logging;
 use crate::names;
-use crate::node::{pods, teardown};
+use crate::node::pods::{self, Reason};
+use crate::node::teardown;
 use crate::state::State;
 
-/// Removes this attachment, and only that: its file, and what its interface had in the pod's namespace. The configuration is not needed for it and
-/// may be any.
+/// Removes this attachment, and only that: its file, and what its interface had in the pod's namespace. The
+/// configuration is not needed for it and may be any.
 pub(super) fn del(request: &Request<'_>) {
     let start_log = || {
         let log = config::parse(&request.config).map_or_else(|_| Log::default(), |c| c.log);
@@ -22,7 +23,7 @@ pub(super) fn del(request: &Request<'_>) {
     if !has_pods {
         return;
     }
-    let failures = pods::detach(&state, &request.key);
+    let failures = pods::detach(&state, &request.key, Reason::Del);
     if !failures.is_empty() {
         start_log();
     }

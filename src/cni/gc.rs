@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::{Code, Failure, Request, settle_capabilities};
 use crate::error::Error;
 use crate::names;
-use crate::node::{pods, teardown};
+use crate::node::pods::{self, Reason};
+use crate::node::teardown;
 use crate::state::{Attachment, Key, State};
 
 /// Where the runtime lists what is still valid; the second is the name of older libraries.
@@ -30,10 +31,12 @@ pub(super) fn gc(request: &Request<'_>) -> Result<(), Failure> {
         let attachments = pod.attachments().map_err(Error::from)?.readable.into_iter();
         for Attachment { key, .. } in attachments {
             if key.network == *network && !valid.contains(&key) {
-                failures.extend(pods::detach(&state, &key).iter().map(ToString::to_string));
+                let failed = pods::detach(&state, &key, Reason::Gc);
+                failures.extend(failed.iter().map(ToString::to_string));
             }
         }
     }
+    failures.extend(pods::settle_rest(&state).iter().map(ToString::to_string));
     failures.extend(teardown::settle_rest(&state).err().iter().map(ToString::to_string));
     failures.dedup();
     if failures.is_empty() {

@@ -43,7 +43,7 @@ fn sweep_pods(state: &State, cache: &Path) -> Result<(), Error> {
                 continue;
             }
             log::warn!("{} ({}) has ended without a DEL", key.container, key.ifname);
-            for error in pods::detach(state, key) {
+            for error in pods::detach(state, key, pods::Reason::Gc) {
                 log::error!("{}: {error}", key.container);
             }
         }

@@ -4,12 +4,14 @@
 //! the node. Every ADD reconciles, as each brings another interface. A pod's namespace is entered for the work
 //! alone, and everything in it may be prepared by a hostile pod.
 
+use super::apply::PATIENCE;
 use super::proof::{self, Surprise};
 use super::{IMPATIENCE, Node};
+use crate::backend::iptables::programs::Programs;
 use crate::config::Settings;
 use crate::error::Error;
 use crate::netns::Netns;
-use crate::state::{Attachment, Identity, Key, Namespace, State};
+use crate::state::{Attachment, Identity, Key, Lock, Namespace, State};
 
 /// Attaches an interface of a pod: whether it was attached before. A failure leaves nothing of an attachment that
 /// was not there before.
@@ -20,55 +22,89 @@ pub(crate) fn attach(
 ) -> Result<bool, Error> {
     let path = &attachment.netns;
     let Some(netns) = open(path)? else { return Err(Error::NoPod(path.clone())) };
-    let (pod, key) = (node.of_pod(&attachment.key.container), &attachment.key);
-    let attached = inside(path, &netns, || {
-        let mut of_pod = Node::of_pod(pod.clone(), None)?;
-        let lock = of_pod.lock()?;
-        let namespace = Namespace { path: path.clone(), identity: of_pod.identity(&netns)? };
-        let known = pod.namespace()?;
-        if known.as_ref().is_some_and(|known| known.identity != namespace.identity) {
-            // The container id is in use again: what is known is about a namespace that has gone.
-            pod.forget()?;
-        }
-        if known.as_ref() != Some(&namespace) {
-            pod.set_namespace(&namespace)?;
-        }
-        let before = pod.attach(attachment)?.before;
-        let done = of_pod.reconcile(&lock, &key.network, &settings.for_pod());
-        for note in done.iter().flat_map(|plan| &plan.notes) {
-            log::warn!("{}: {note}", key.container);
-        }
-        if let Err(error) = done {
-            match &before {
-                Some(before) => drop(pod.attach(before)?),
-                None => {
-                    pod.detach(key)?;
-                    of_pod.tear_down_if_idle(&lock)?;
-                }
-            }
-            return Err(error);
-        }
-        Ok(before.is_some())
-    });
+    let pod = node.of_pod(&attachment.key.container);
+    // Waits in the node's namespace, and before the pod's deadline begins to run.
+    let lock = pod.lock(PATIENCE)?;
+    let attached =
+        inside(path, &netns, || attach_inside(&pod, &lock, &netns, settings, attachment));
     if attached.is_err() && is_over(&pod) {
         node.remove_pod(&pod);
     }
     attached
 }
 
+/// The part of it that is done in the pod's namespace.
+fn attach_inside(
+    pod: &State,
+    lock: &Lock,
+    netns: &Netns,
+    settings: &Settings,
+    attachment: &Attachment,
+) -> Result<bool, Error> {
+    let (path, key) = (&attachment.netns, &attachment.key);
+    let mut of_pod = Node::of_pod(pod.clone(), None)?;
+    let namespace = Namespace { path: path.clone(), identity: of_pod.identity(netns)? };
+    let known = pod.namespace()?;
+    if known.as_ref().is_some_and(|known| known.identity != namespace.identity) {
+        // The container id is in use again: what is known is about a namespace that has gone.
+        pod.forget()?;
+    }
+    if known.as_ref() != Some(&namespace) {
+        pod.set_namespace(&namespace)?;
+    }
+    let before = pod.attach(attachment)?.before;
+    let done = of_pod.reconcile(lock, &key.network, &settings.for_pod());
+    for note in done.iter().flat_map(|plan| &plan.notes) {
+        log::warn!("{}: {note}", key.container);
+    }
+    if let Err(error) = done {
+        if let Err(also) = take_back(&mut of_pod, lock, key, before.as_ref()) {
+            log::error!("{}: undo: {also}", key.container);
+        }
+        return Err(error);
+    }
+    Ok(before.is_some())
+}
+
+/// Takes back an attachment that could not be served.
+fn take_back(
+    of_pod: &mut Node,
+    lock: &Lock,
+    key: &Key,
+    before: Option<&Attachment>,
+) -> Result<(), Error> {
+    if let Some(before) = before {
+        return Ok(drop(of_pod.state.attach(before)?));
+    }
+    of_pod.state.detach(key)?;
+    // The time may have run out on what failed.
+    of_pod.kernel.distrust()?;
+    of_pod.tear_down_if_idle(lock).map(drop)
+}
+
+/// Why an interface is detached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// The runtime takes it away: other plugins remove the interface next.
+    Del,
+    /// The runtime does not know it. If the interface is there, it stays.
+    Gc,
+}
+
 /// Detaches an interface of a pod, and takes the pod's state away with the last one. Goes on after a failure; a
 /// namespace that has gone has taken all of ours along.
-pub(crate) fn detach(node: &State, key: &Key) -> Vec<Error> {
+pub(crate) fn detach(node: &State, key: &Key, reason: Reason) -> Vec<Error> {
     let pod = node.of_pod(&key.container);
     if !pod.exists() {
+        // A call that was killed may have left the folder of all.
+        node.remove_pod(&pod);
         return Vec::new();
     }
     let mut failures = Vec::new();
     failures.extend(pod.detach(key).err().map(Error::from));
-    failures.extend(leave(&pod, Some(key)).err());
-    if is_over(&pod) {
-        node.remove_pod(&pod);
-    }
+    let leaving = (reason == Reason::Del).then(|| key.ifname.clone());
+    failures.extend(leave(node, &pod, leaving).err());
+    sweep(node);
     failures
 }
 
@@ -77,11 +113,11 @@ pub(crate) fn detach_all(node: &State) -> Result<Vec<Error>, crate::state::Error
     let mut failures = Vec::new();
     for pod in node.pods()? {
         for attachment in pod.attachments()?.readable {
-            failures.extend(detach(node, &attachment.key));
+            failures.extend(detach(node, &attachment.key, Reason::Gc));
         }
         // A call that was killed may have left no attachment, and files that can't be read none.
         if pod.exists() {
-            failures.extend(leave(&pod, None).err());
+            failures.extend(leave(node, &pod, None).err());
             pod.forget()?;
             node.remove_pod(&pod);
         }
@@ -89,37 +125,86 @@ pub(crate) fn detach_all(node: &State) -> Result<Vec<Error>, crate::state::Error
     Ok(failures)
 }
 
+/// Ends what calls before have left behind: a DEL that was killed, or that a pod has held up.
+pub(crate) fn settle_rest(node: &State) -> Vec<Error> {
+    let settled = |pod: State| match leave(node, &pod, None) {
+        // The one that has the lock does so.
+        Ok(()) | Err(Error::Busy { .. }) => None,
+        Err(error) => Some(error),
+    };
+    match node.pods() {
+        Ok(pods) => pods.into_iter().filter(has_ended).filter_map(settled).collect(),
+        Err(error) => vec![error.into()],
+    }
+}
+
+/// Removes the files of pods that have held up their DEL until their namespaces were gone. Not every runtime calls
+/// GC.
+fn sweep(node: &State) {
+    let is_gone = |pod: &State| match pod.namespace() {
+        Ok(Some(known)) => matches!(open_if_there(&known.path), Ok(None)),
+        Ok(None) | Err(_) => false,
+    };
+    let pods = node.pods().unwrap_or_default().into_iter();
+    for pod in pods.filter(has_ended).filter(is_gone) {
+        if let Err(error) = leave(node, &pod, None) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+/// Whether no attachment of a pod is left.
+fn has_ended(pod: &State) -> bool {
+    pod.is_idle().unwrap_or(false)
+}
+
 /// Whether nothing of a pod's state is left but its folder.
 fn is_over(pod: &State) -> bool {
-    pod.is_idle().unwrap_or(false) && matches!(pod.namespace(), Ok(None))
+    has_ended(pod) && matches!(pod.namespace(), Ok(None))
 }
 
 /// Brings the pod's namespace to what the attachments that are left say.
-fn leave(pod: &State, key: Option<&Key>) -> Result<(), Error> {
-    let namespace = pod.namespace()?;
-    let netns = namespace.as_ref().map(|known| open(&known.path)).transpose()?.flatten();
-    let left = match (&namespace, &netns) {
-        (Some(known), Some(netns)) => inside(&known.path, netns, || {
-            let mut of_pod = Node::of_pod(pod.clone(), key.map(|key| key.ifname.clone()))?;
-            if of_pod.identity(netns)? != known.identity {
-                return Ok(false);
-            }
-            let lock = of_pod.lock_within(IMPATIENCE)?;
-            if of_pod.tear_down_if_idle(&lock)? {
-                return Ok(true);
-            }
-            if let Some(record) = pod.record()? {
-                of_pod.reconcile(&lock, &record.network, &record.settings)?;
-            }
-            Ok(true)
-        })?,
-        _ => false,
+fn leave(node: &State, pod: &State, leaving: Option<String>) -> Result<(), Error> {
+    let lock = pod.lock(IMPATIENCE)?;
+    let left = match pod.namespace()? {
+        Some(known) => match open_if_there(&known.path)? {
+            Some(netns) => leave_namespace(pod, &lock, &known, &netns, leaving)?,
+            None => false,
+        },
+        None => false,
     };
     // Of a namespace that has gone nothing is left but files.
     if !left && pod.is_idle()? {
         pod.clear()?;
     }
+    if is_over(pod) {
+        node.remove_pod(pod);
+    }
     Ok(())
+}
+
+/// False where the namespace is another one than the pod's.
+fn leave_namespace(
+    pod: &State,
+    lock: &Lock,
+    known: &Namespace,
+    netns: &Netns,
+    leaving: Option<String>,
+) -> Result<bool, Error> {
+    inside(&known.path, netns, || {
+        let mut of_pod = Node::of_pod(pod.clone(), leaving)?;
+        of_pod.kernel.iptables = Programs::patient(IMPATIENCE, pod.record_file());
+        if of_pod.identity(netns)? != known.identity {
+            return Ok(false);
+        }
+        if of_pod.tear_down_if_idle(lock)? {
+            return Ok(true);
+        }
+        if let Some(record) = pod.record()? {
+            of_pod.reconcile(lock, &record.network, &record.settings)?;
+        }
+        Ok(true)
+    })
 }
 
 /// Proves that the pod answers by the interfaces of an attachment, by these settings.
@@ -153,6 +238,14 @@ pub(crate) fn enter(node: &State, path: &str) -> Result<Node, Error> {
         }
     }
     Ok(of_pod)
+}
+
+/// Opens the namespace of a pod that ends; none where something else is in its place by now.
+fn open_if_there(path: &str) -> Result<Option<Netns>, Error> {
+    match open(path) {
+        Err(Error::NoPod(_)) => Ok(None),
+        opened => opened,
+    }
 }
 
 /// Opens the namespace of a pod; none where it has gone. The node's own is none.

@@ -4,6 +4,8 @@ mod attached;
 mod document;
 mod lyft;
 mod nested;
+mod plain;
+mod runtime;
 mod sbr;
 mod seen;
 mod site;

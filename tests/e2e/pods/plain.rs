@@ -1,0 +1,121 @@
+//! A pod with two interfaces that no packet passes: for what the plugin makes and leaves.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::lab::netns::{Netns, unique};
+use crate::lab::node::Node;
+use crate::lab::plugin::{Call, Ran};
+use crate::lab::snapshot::Snapshot;
+
+/// Far below the 60 seconds after which the lab ends a call.
+pub(super) const BOUND: Duration = Duration::from_secs(45);
+/// What "at once" is on a busy machine.
+pub(super) const AT_ONCE: Duration = Duration::from_secs(5);
+
+pub(super) struct Plain {
+    pub(super) ns: Netns,
+    pub(super) id: String,
+    /// Where the runtime says that the namespace is: a link that can be made to lead elsewhere.
+    pub(super) path: PathBuf,
+}
+
+impl Plain {
+    pub(super) fn new(node: &Node, role: &str) -> Self {
+        let ns = Netns::new(role);
+        for leg in 0..2 {
+            ns.ip(&format!(
+                "link add net{leg} type veth peer name far{leg}
+                 link set net{leg} up
+                 link set far{leg} up
+                 addr add 10.7.{leg}.10/24 dev net{leg}
+                 addr add 2001:db8:7:{leg}::10/64 dev net{leg} nodad"
+            ));
+        }
+        ns.ip("route add default via 10.7.0.1 dev net0");
+        let path = node.dir.join(format!("{role}-{}", unique()));
+        let plain = Self { id: format!("{role}-{}", unique()), path, ns };
+        plain.lead_to(&plain.ns.path());
+        plain
+    }
+
+    /// Has the runtime's path lead to another place.
+    pub(super) fn lead_to(&self, place: &str) {
+        let _ = fs::remove_file(&self.path);
+        std::os::unix::fs::symlink(place, &self.path).expect("make the link");
+    }
+
+    pub(super) fn settings(&self) -> Value {
+        json!({"scope": "pod", "uplinks": ["net*"]})
+    }
+
+    /// A call about one interface.
+    pub(super) fn call(&self, node: &Node, verb: &str, leg: usize) -> Call {
+        self.call_with(node, verb, leg, &self.settings())
+    }
+
+    pub(super) fn call_with(&self, node: &Node, verb: &str, leg: usize, set: &Value) -> Call {
+        let result = json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": format!("net{leg}"), "sandbox": self.path}],
+            "ips": [{"address": format!("10.7.{leg}.10/24"), "gateway": format!("10.7.{leg}.1"), "interface": 0}]
+        });
+        let network = node.network(set, Some(&result.to_string()));
+        let path = self.path.to_str().expect("UTF-8");
+        Call::cni(verb, &network, &self.id, path, &format!("net{leg}"))
+    }
+
+    pub(super) fn ran(&self, node: &Node, verb: &str, leg: usize) -> Ran {
+        node.call(&self.call(node, verb, leg))
+    }
+
+    /// Both interfaces, one after the other.
+    pub(super) fn both(&self, node: &Node, verb: &str) {
+        for leg in 0..2 {
+            self.ran(node, verb, leg).assert_success(verb);
+        }
+    }
+
+    pub(super) fn snapshot(&self, node: &Node) -> Snapshot {
+        Snapshot::of(&self.ns, node)
+    }
+
+    /// Whether our rules are in the pod.
+    pub(super) fn has_rules(&self) -> bool {
+        self.ns.exec(&["nft", "list", "tables"], "").contains("inet symroute")
+    }
+}
+
+/// The files of symroute's on this node.
+pub(super) fn files(node: &Node) -> Vec<PathBuf> {
+    let entries = fs::read_dir(node.dir.join("run")).expect("list the node's /run/symroute");
+    entries.map(|entry| entry.expect("an entry").path()).collect()
+}
+
+pub(super) fn assert_no_files(node: &Node, when: &str) {
+    assert_eq!(files(node), Vec::<PathBuf>::new(), "files that are left: {when}");
+}
+
+/// Runs some work, which has to be done within a time; how long it took.
+pub(super) fn within<T>(bound: Duration, what: &str, work: impl FnOnce() -> T) -> T {
+    let begin = Instant::now();
+    let done = work();
+    let took = begin.elapsed();
+    println!("{what}: {took:?}");
+    assert!(took < bound, "{what} took {took:?}");
+    done
+}
+
+/// A call that failed with this code of CNI and these words.
+pub(super) fn assert_fails(ran: &Ran, code: u64, words: &[&str]) {
+    assert!(!ran.success, "the call succeeded: {}", ran.stdout);
+    let error: Value = serde_json::from_str(&ran.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {} {}", ran.stdout, ran.stderr));
+    assert_eq!(error["code"], code, "{error}");
+    for word in words {
+        assert!(error.to_string().contains(word), "{word:?} in {error}");
+    }
+}
