@@ -2,6 +2,7 @@
 
 mod attached;
 mod document;
+mod hostile;
 mod lyft;
 mod nested;
 mod plain;
