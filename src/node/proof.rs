@@ -65,6 +65,9 @@ pub(crate) fn prove_of_pod(
         return Ok(());
     }
     is_in_force(&mut kernel.netfilter, &ready)?;
+    if ready.marker == Marker::Nftables && !table::has_rules(&mut kernel.netfilter)? {
+        return Err(Surprise("the rules of table inet symroute are gone".into()));
+    }
     hold(kernel, ready.questions.iter().filter(|question| links.contains(&question.link)))
 }
 

@@ -23,6 +23,8 @@ pub(crate) const MANGLE: i32 = -150;
 /// which binds there: when a node moves from that backend to this one, a request that came in
 /// before the move must not lose its mark on the way.
 const EARLY: i32 = -149;
+/// The chain that what comes in meets first.
+pub(super) const FIRST_CHAIN: &str = "prerouting";
 /// Just before `srcnat` (100), where exact comparers of marks sit.
 pub(crate) const POSTROUTING: i32 = 95;
 
@@ -44,7 +46,7 @@ pub(super) fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
         chain(FORGET.into(), forget(field)),
         chain(LEAVE.into(), leave(spec)),
         chain("turned".into(), turned(spec)),
-        hook("prerouting", "filter", NF_INET_PRE_ROUTING, PREROUTING, prerouting(spec)),
+        hook(FIRST_CHAIN, "filter", NF_INET_PRE_ROUTING, PREROUTING, prerouting(spec)),
         hook("input", "filter", NF_INET_LOCAL_IN, EARLY, forgetting()),
     ];
     if spec.ipvs {

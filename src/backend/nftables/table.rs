@@ -6,6 +6,7 @@
 
 use nix::errno::Errno;
 
+use super::base_chains::FIRST_CHAIN;
 use super::encode::{rule_body, set_numbers, set_userdata, write_goto};
 use super::fingerprint;
 use super::rules::TableFamily::{self, Inet};
@@ -94,6 +95,19 @@ pub(crate) fn table(socket: &mut Socket, family: TableFamily) -> Result<Option<T
         })?;
     found.flowtables.extend(flowtables);
     Ok(Some(found))
+}
+
+/// Whether packets meet any rule of our table inet: a flush leaves chains and sets.
+pub(crate) fn has_rules(socket: &mut Socket) -> Result<bool, Error> {
+    let mut request = get(NFT_MSG_GETCHAIN, 0, NFTA_CHAIN_TABLE);
+    request.str(NFTA_CHAIN_NAME, FIRST_CHAIN);
+    let found = socket.query(&mut request, |message| {
+        be32_at(find(message.body.get(NFGENMSG..)?, NFTA_CHAIN_USE)?, 0)
+    });
+    match found {
+        Err(error) if error.errno == Errno::ENOENT => Ok(false),
+        other => Ok(other? != 0),
+    }
 }
 
 /// Whether a dumped message is about our table inet: older kernels ignore the filter.

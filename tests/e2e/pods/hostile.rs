@@ -120,8 +120,8 @@ fn rules_and_routes_that_look_like_ours() {
     let (node, pod) = site("pod");
     let before = pod.snapshot(&node);
     pod.ns.ip("rule add fwmark 0x300/0xf00 lookup 47009 priority 402 protocol kernel
-         rule add from 192.0.2.1 lookup 47003 priority 405 protocol kernel
-         rule add to 192.0.2.0/24 goto 405 priority 403 protocol kernel
+         rule add from 192.0.2.1 fwmark 0/0x1f00 lookup 47003 priority 405 protocol kernel
+         rule add to 192.0.2.0/24 fwmark 0/0x1f00 goto 405 priority 403 protocol kernel
          rule add fwmark 0/0x1f00 goto 403 priority 400 protocol kernel
          route add 192.0.2.0/24 dev net1 table 47002 proto kernel
          route add default dev net1 table 47009 proto kernel");
@@ -136,10 +136,10 @@ fn rules_and_routes_that_look_like_ours() {
 fn many_rules_and_routes_that_look_like_ours() {
     let (node, pod) = site("pod");
     let before = pod.snapshot(&node);
-    let rules: String = (0..20_000u32)
+    let rules: String = (0..5_000u32)
         .map(|n| {
             format!(
-                "rule add from 10.{}.{}.1 lookup 47003 priority 405 protocol kernel\n",
+                "rule add from 10.{}.{}.1 fwmark 0/0x1f00 lookup 47003 priority 405 protocol kernel\n",
                 n >> 8,
                 n & 255
             )
@@ -340,8 +340,7 @@ fn too_many_interfaces() {
     pod.ns.ip(&links);
     let ran = within(AT_ONCE, "ADD", || pod.ran(&node, "ADD", 0));
     assert_fails(&ran, 7, &["1045 interfaces", "1024"]);
-    let ran = within(AT_ONCE, "CHECK", || pod.ran(&node, "CHECK", 0));
-    assert_fails(&ran, 7, &["1024"]);
+    within(AT_ONCE, "CHECK", || pod.ran(&node, "CHECK", 0)).assert_success("CHECK");
     // To go is never refused.
     for leg in 0..2 {
         within(AT_ONCE, "DEL", || pod.ran(&node, "DEL", leg)).assert_success("DEL");

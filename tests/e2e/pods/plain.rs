@@ -29,6 +29,8 @@ impl Plain {
         for leg in 0..2 {
             ns.ip(&format!(
                 "link add net{leg} type veth peer name far{leg}
+                 link set net{leg} addrgenmode none
+                 link set far{leg} addrgenmode none
                  link set net{leg} up
                  link set far{leg} up
                  addr add 10.7.{leg}.10/24 dev net{leg}
