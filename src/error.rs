@@ -88,6 +88,7 @@ impl Error {
                     "the kernel lacks a part: it needs nf_tables with family inet, fib and ct, or \
                      else ip_set with hash:ip and hash:net, and \"backend\": \"iptables\"",
                 ),
+                Errno::ETIMEDOUT => Some("take away what fills the pod's network namespace"),
                 Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR => Some("try again"),
                 _ => Some("see the kernel's message; \"symroutectl status\" shows what is there"),
             },

@@ -42,6 +42,8 @@ pub(crate) struct Kernel {
     /// The nftables table and ipsets.
     pub(crate) netfilter: Socket,
     pub(crate) iptables: Programs,
+    /// When a list of operations is given up: what a pod's namespace holds may have no end.
+    deadline: Option<Instant>,
 }
 
 impl Kernel {
@@ -51,12 +53,14 @@ impl Kernel {
             rtnetlink: Socket::route().map_err(Error::kernel("open a socket to rtnetlink"))?,
             netfilter: Socket::netfilter().map_err(Error::kernel("open a socket to netfilter"))?,
             iptables: Programs::patient(PATIENCE, None),
+            deadline: None,
         })
     }
 
     /// Prepares the sockets for the namespace of a pod, see [`Socket::distrust`].
     pub(crate) fn distrust(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
+        self.deadline = Some(deadline);
         for socket in [&mut self.rtnetlink, &mut self.netfilter] {
             socket.distrust(deadline).map_err(Error::kernel("connect a socket to the kernel"))?;
         }
@@ -73,11 +77,14 @@ impl Kernel {
         let mut done: Vec<&Operation> = Vec::new();
         for operation in operations {
             log::debug!("{}", describe(operation, facts));
-            match self.execute(operation, facts) {
+            match self.in_time(operation, facts).and_then(|()| self.execute(operation, facts)) {
                 Ok(()) => done.push(operation),
                 Err(error) if is_dispensable(operation, &error) => log::warn!("left out: {error}"),
                 Err(error) => {
-                    done.into_iter().rev().for_each(|operation| self.undo(operation, facts));
+                    // Late: what was taken away is only what looks like ours, and may be much.
+                    let late = self.in_time(operation, facts).is_err();
+                    let undone = done.into_iter().rev().filter(|done| !late || !done.is_removal());
+                    undone.for_each(|operation| self.undo(operation, facts));
                     return Err(error);
                 }
             }
@@ -87,11 +94,26 @@ impl Kernel {
 
     /// Carries out all operations, whatever fails, and returns what failed.
     pub(crate) fn apply_all(&mut self, operations: &[Operation], facts: &Facts) -> Vec<Error> {
-        let execute = |operation| {
+        let mut failures = Vec::new();
+        for operation in operations {
             log::debug!("{}", describe(operation, facts));
-            self.execute(operation, facts).err()
-        };
-        operations.iter().filter_map(execute).collect()
+            if let Err(late) = self.in_time(operation, facts) {
+                failures.push(late);
+                break;
+            }
+            failures.extend(self.execute(operation, facts).err());
+        }
+        failures
+    }
+
+    /// Whether there is time for an operation.
+    fn in_time(&self, operation: &Operation, facts: &Facts) -> Result<(), Error> {
+        if self.deadline.is_none_or(|deadline| Instant::now() < deadline) {
+            return Ok(());
+        }
+        let text = "the namespace holds more than can be changed in time";
+        let source = netlink::Error { errno: Errno::ETIMEDOUT, text: Some(text.into()) };
+        Err(Error::Kernel { operation: describe(operation, facts), source })
     }
 
     fn execute(&mut self, operation: &Operation, facts: &Facts) -> Result<(), Error> {

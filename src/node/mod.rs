@@ -85,6 +85,7 @@ impl Node {
     pub(crate) fn of_pod(state: State, leaving: Option<String>) -> Result<Self, Error> {
         let mut node = Self { is_pod: true, leaving, ..Self::of(state)? };
         node.kernel.distrust()?;
+        node.kernel.iptables = Programs::patient(PATIENCE, Some(node.state.record_file()));
         Ok(node)
     }
 

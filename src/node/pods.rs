@@ -58,7 +58,7 @@ fn attach_inside(
         log::warn!("{}: {note}", key.container);
     }
     if let Err(error) = done {
-        if let Err(also) = take_back(&mut of_pod, lock, key, before.as_ref()) {
+        if let Err(also) = take_back(&of_pod, lock, key, before.as_ref()) {
             log::error!("{}: undo: {also}", key.container);
         }
         return Err(error);
@@ -68,18 +68,18 @@ fn attach_inside(
 
 /// Takes back an attachment that could not be served.
 fn take_back(
-    of_pod: &mut Node,
+    of_pod: &Node,
     lock: &Lock,
     key: &Key,
     before: Option<&Attachment>,
 ) -> Result<(), Error> {
     if let Some(before) = before {
-        return Ok(drop(of_pod.state.attach(before)?));
+        of_pod.state.attach(before)?;
+        return Ok(());
     }
     of_pod.state.detach(key)?;
-    // The time may have run out on what failed.
-    of_pod.kernel.distrust()?;
-    of_pod.tear_down_if_idle(lock).map(drop)
+    // The time may have run out in the middle of an answer.
+    Node::of_pod(of_pod.state.clone(), None)?.tear_down_if_idle(lock).map(drop)
 }
 
 /// Why an interface is detached.
@@ -193,7 +193,7 @@ fn leave_namespace(
 ) -> Result<bool, Error> {
     inside(&known.path, netns, || {
         let mut of_pod = Node::of_pod(pod.clone(), leaving)?;
-        of_pod.kernel.iptables = Programs::patient(IMPATIENCE, pod.record_file());
+        of_pod.kernel.iptables = Programs::patient(IMPATIENCE, Some(pod.record_file()));
         if of_pod.identity(netns)? != known.identity {
             return Ok(false);
         }

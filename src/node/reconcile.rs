@@ -114,9 +114,11 @@ impl Node {
                 // What is left to do can't be done.
                 Ok(Applied::Nothing) => {}
                 Err(error) => {
-                    match record {
-                        Some(record) => self.state.set_record(&record)?,
-                        None => self.undo_all(&next)?,
+                    if let Some(record) = record {
+                        self.state.set_record(&record)?;
+                    } else if let Err(also) = self.undo_all(&next) {
+                        // The record stays for a later call to clean up by.
+                        log::error!("undo: {also}");
                     }
                     return Err(Interrupted::by(error));
                 }

@@ -42,6 +42,11 @@ pub(crate) enum Operation {
 }
 
 impl Operation {
+    /// Whether it takes a route or a rule away.
+    pub(crate) fn is_removal(&self) -> bool {
+        matches!(self, Self::DeleteRoute(_) | Self::DeleteRule(_))
+    }
+
     /// Whether it changes nftables, ipsets or iptables, and not routing.
     pub(crate) fn is_netfilter(&self) -> bool {
         match self {

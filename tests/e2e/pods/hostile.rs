@@ -48,6 +48,11 @@ impl Drop for Program {
     }
 }
 
+/// So many lines, each made of its number.
+fn lines(count: u32, line: impl Fn(u32) -> String) -> String {
+    (0..count).map(line).collect::<Vec<_>>().join("\n") + "\n"
+}
+
 /// ADD, CHECK and DEL of both interfaces in this pod, each within the time. Nothing is left, and
 /// what the pod has itself is as it was.
 fn lives(node: &Node, pod: &Plain, bound: Duration, what: &str) {
@@ -136,25 +141,21 @@ fn rules_and_routes_that_look_like_ours() {
 fn many_rules_and_routes_that_look_like_ours() {
     let (node, pod) = site("pod");
     let before = pod.snapshot(&node);
-    let rules: String = (0..5_000u32)
-        .map(|n| {
-            format!(
-                "rule add from 10.{}.{}.1 fwmark 0/0x1f00 lookup 47003 priority 405 protocol kernel\n",
-                n >> 8,
-                n & 255
-            )
-        })
-        .collect();
-    let routes: String = (0..100_000u32)
-        .map(|n| {
-            format!(
-                "route add 11.{}.{}.{}/32 dev net1 table 47009 proto kernel\n",
-                n >> 16,
-                n >> 8 & 255,
-                n & 255
-            )
-        })
-        .collect();
+    let rules = lines(5_000, |n| {
+        format!(
+            "rule add from 10.{}.{}.1 fwmark 0/0x1f00 lookup 47003 priority 405 protocol kernel",
+            n >> 8,
+            n & 255
+        )
+    });
+    let routes = lines(100_000, |n| {
+        format!(
+            "route add 11.{}.{}.{}/32 dev net1 table 47009 proto kernel",
+            n >> 16,
+            n >> 8 & 255,
+            n & 255
+        )
+    });
     within(Duration::from_secs(200), "preparation", || pod.ns.ip(&(rules + &routes)));
     for verb in ["ADD", "DEL"] {
         for leg in 0..2 {
@@ -170,9 +171,7 @@ fn many_rules_and_routes_that_look_like_ours() {
 /// A table of our name with other content makes room for ours, and takes nothing else along.
 #[test]
 fn a_table_of_our_name() {
-    let elements: Vec<String> =
-        (0..30_000u32).map(|n| format!("10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255)).collect();
-    let elements = elements.join(", ");
+    let elements = lines(30_000, |n| format!("10.{}.{}.{},", n >> 16, n >> 8 & 255, n & 255));
     let many = format!(
         "table inet symroute {{ set big {{ type ipv4_addr; elements = {{ {elements} }}
  }}
@@ -234,14 +233,14 @@ fn a_table_with_an_owner() {
     while !pod.has_rules() {
         owner.assert_runs();
     }
-    let owned = pod.snapshot(&node);
+    let occupied = pod.snapshot(&node);
     for leg in 0..2 {
         let ran = within(AT_ONCE, "ADD", || pod.ran(&node, "ADD", leg));
         assert_fails(&ran, 100, &["table inet symroute"]);
-        owned.assert_unchanged(&pod.snapshot(&node));
+        occupied.assert_unchanged(&pod.snapshot(&node));
         let ran = within(AT_ONCE, "DEL", || pod.ran(&node, "DEL", leg));
         ran.assert_success("DEL");
-        owned.assert_unchanged(&pod.snapshot(&node));
+        occupied.assert_unchanged(&pod.snapshot(&node));
     }
     owner.assert_runs();
     drop(owner);
@@ -282,16 +281,12 @@ fn a_table_that_keeps_a_del_up() {
 #[test]
 fn many_routes_and_rules_elsewhere() {
     let (node, pod) = site("pod");
-    let routes: String = (0..100_000u32)
-        .map(|n| {
-            format!("route add 11.{}.{}.{}/32 dev far1 table 9\n", n >> 16, n >> 8 & 255, n & 255)
-        })
-        .collect();
-    let rules: String = (0..20_000u32)
-        .map(|n| {
-            format!("rule add from 12.{}.{}.1 lookup 9 priority {}\n", n >> 8, n & 255, 50_000 - n)
-        })
-        .collect();
+    let routes = lines(100_000, |n| {
+        format!("route add 11.{}.{}.{}/32 dev far1 table 9", n >> 16, n >> 8 & 255, n & 255)
+    });
+    let rules = lines(20_000, |n| {
+        format!("rule add from 12.{}.{}.1 lookup 9 priority {}", n >> 8, n & 255, 50_000 - n)
+    });
     pod.ns.ip(&(routes + &rules));
     for verb in ["ADD", "CHECK", "DEL"] {
         for leg in 0..2 {
@@ -308,11 +303,9 @@ fn many_routes_and_rules_elsewhere() {
 fn many_routes_in_main() {
     let (node, pod) = site("pod");
     let before = pod.ns.exec(&["ip", "rule"], "");
-    let routes: String = (0..50_000u32)
-        .map(|n| {
-            format!("route add 11.{}.{}.{}/32 dev net{}\n", n >> 16, n >> 8 & 255, n & 255, n & 1)
-        })
-        .collect();
+    let routes = lines(50_000, |n| {
+        format!("route add 11.{}.{}.{}/32 dev net{}", n >> 16, n >> 8 & 255, n & 255, n & 1)
+    });
     pod.ns.ip(&routes);
     for verb in ["ADD", "CHECK", "DEL"] {
         for leg in 0..2 {
@@ -334,8 +327,7 @@ fn many_routes_in_main() {
 #[test]
 fn too_many_interfaces() {
     let (node, pod) = site("pod");
-    let links: String =
-        (0..520).map(|n| format!("link add a{n} type veth peer name b{n}\n")).collect();
+    let links: String = lines(520, |n| format!("link add a{n} type veth peer name b{n}"));
     pod.both(&node, "ADD");
     pod.ns.ip(&links);
     let ran = within(AT_ONCE, "ADD", || pod.ran(&node, "ADD", 0));
@@ -419,7 +411,7 @@ fn odd_names() {
 }
 
 /// A rule that asks for an interface by a name that no interface could have. In the log it begins no line.
-const RULE: &str = r#"
+const RULE: &str = r"
 import socket, struct
 def attr(kind, data):
     return struct.pack('=HH', 4 + len(data), kind) + data + bytes(-len(data) % 4)
@@ -428,7 +420,7 @@ body += attr(6, struct.pack('=I', 400)) + attr(3, b'a\nERROR\x1b[2J\0') + attr(2
 s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
 s.send(struct.pack('=IHHII', 16 + len(body), 32, 0x605, 1, 0) + body)
 print(-struct.unpack('=i', s.recv(4096)[16:20])[0], flush=True)
-"#;
+";
 
 #[test]
 fn a_name_that_would_be_a_line_of_the_log() {
@@ -439,7 +431,7 @@ fn a_name_that_would_be_a_line_of_the_log() {
     assert_fails(&pod.ran(&node, "ADD", 0), 7, &["rulePriority", "ERROR"]);
     let path = pod.path.to_str().expect("UTF-8");
     let file = node.dir.join("config");
-    std::fs::write(&file, node.network(&pod.settings(), None)).expect("write the settings");
+    std::fs::write(&file, node.network(&Plain::settings(), None)).expect("write the settings");
     let file = file.to_str().expect("UTF-8");
     let ran = node.symroute(&[
         "explain",
@@ -455,7 +447,7 @@ fn a_name_that_would_be_a_line_of_the_log() {
     assert!(!(ran.stdout + &ran.stderr).contains('\u{1b}'), "explain");
     let log = std::fs::read_to_string(node.log()).expect("the log");
     assert!(log.contains("ERROR") && !log.contains('\u{1b}'), "{log}");
-    let begins = |line: &&str| !line.starts_with("    ") && !line.starts_with("2");
+    let begins = |line: &&str| !line.starts_with("    ") && !line.starts_with('2');
     assert_eq!(log.lines().find(begins), None, "a line that the pod has written");
 }
 
@@ -540,7 +532,7 @@ fn rules_of_the_pods_own() {
 }
 
 /// Sends messages in the kernel's name to every socket that a plugin may have there.
-const FORGER: &str = r#"
+const FORGER: &str = r"
 import socket, struct, itertools, os
 def message(kind, seq, body=b''):
     return struct.pack('=IHHII', 16 + len(body), kind, 0, seq, 0) + body
@@ -563,7 +555,7 @@ while True:
                         s.sendto(message(kind, seq, body), (port, 0))
                     except OSError:
                         pass
-"#;
+";
 
 #[test]
 fn forged_messages() {

@@ -50,13 +50,13 @@ impl Plain {
         std::os::unix::fs::symlink(place, &self.path).expect("make the link");
     }
 
-    pub(super) fn settings(&self) -> Value {
+    pub(super) fn settings() -> Value {
         json!({"scope": "pod", "uplinks": ["net*"]})
     }
 
     /// A call about one interface.
     pub(super) fn call(&self, node: &Node, verb: &str, leg: usize) -> Call {
-        self.call_with(node, verb, leg, &self.settings())
+        self.call_with(node, verb, leg, &Self::settings())
     }
 
     pub(super) fn call_with(&self, node: &Node, verb: &str, leg: usize, set: &Value) -> Call {

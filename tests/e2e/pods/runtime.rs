@@ -16,7 +16,7 @@ use crate::lab::snapshot::Snapshot;
 use crate::lab::strace::{Blow, Syscall};
 
 fn empty_netns(node: &Node, pod: &Plain, leg: usize) -> Call {
-    let network = node.network(&pod.settings(), None);
+    let network = node.network(&Plain::settings(), None);
     Call::cni("DEL", &network, &pod.id, "", &format!("net{leg}"))
 }
 
@@ -227,9 +227,9 @@ impl<T, const N: usize> Concat<T> for [Vec<T>; N] {
     }
 }
 
-fn gc(node: &Node, pod: &Plain, valid: &[(&str, &str)]) -> Call {
+fn gc(node: &Node, valid: &[(&str, &str)]) -> Call {
     let mut network: Value =
-        serde_json::from_str(&node.network(&pod.settings(), None)).expect("a configuration");
+        serde_json::from_str(&node.network(&Plain::settings(), None)).expect("a configuration");
     network["cniVersion"] = json!("1.1.0");
     let list: Vec<_> =
         valid.iter().map(|(id, ifname)| json!({"containerID": id, "ifname": ifname})).collect();
@@ -247,12 +247,12 @@ fn gc_takes_what_is_not_listed() {
     let id = gone.id.clone();
     fs::remove_file(&gone.path).expect("remove the path");
     drop(gone);
-    node.call(&gc(&node, &pod, &[(&pod.id, "net0")])).assert_success("GC");
+    node.call(&gc(&node, &[(&pod.id, "net0")])).assert_success("GC");
     let left: Vec<_> = fs::read_dir(node.dir.join("run/netns")).expect("the pods").collect();
     assert_eq!(left.len(), 1, "of {} and {id}: {left:?}", pod.id);
     pod.ran(&node, "CHECK", 0).assert_success("CHECK of what is listed");
     assert!(!pod.ran(&node, "CHECK", 1).success, "what is not listed is detached");
-    node.call(&gc(&node, &pod, &[])).assert_success("GC");
+    node.call(&gc(&node, &[])).assert_success("GC");
     before.assert_unchanged(&pod.snapshot(&node));
 }
 
@@ -269,7 +269,7 @@ fn gc_ends_what_a_del_has_begun() {
     let step = calls.iter().find(|call| call.name == "setns").expect("the pod is entered");
     assert!(!node.struck(&call, step, Blow::Kill).success, "DEL is killed");
     assert!(pod.has_rules(), "DEL was killed before it did its work");
-    node.call(&gc(&node, &pod, &[])).assert_success("GC");
+    node.call(&gc(&node, &[])).assert_success("GC");
     before.assert_unchanged(&pod.snapshot(&node));
 }
 
@@ -406,7 +406,7 @@ fn the_pod_is_left_again() {
         let entries: Vec<&Syscall> = calls.iter().filter(|call| call.name == "setns").collect();
         assert!(!entries.is_empty() && entries.len() % 2 == 0, "{verb}: {} setns", entries.len());
         let mut inside = false;
-        let mut opened = 0;
+        let (mut opened, mut sockets, mut connected) = (0, 0, 0);
         for call in calls {
             assert!(
                 !["execve", "execveat", "fork", "vfork"].contains(&&*call.name),
@@ -418,6 +418,9 @@ fn the_pod_is_left_again() {
                 let wanted = if inside { &theirs } else { &own };
                 assert!(call.line.contains(wanted.as_str()), "{verb}: {}, not {wanted}", call.line);
             }
+            sockets += usize::from(inside && call.line.starts_with("socket(AF_NETLINK"));
+            let to_kernel = call.name == "connect" && call.line.contains("nl_pid=0");
+            connected += usize::from(inside && to_kernel);
             if inside && call.name == "openat" {
                 let run = call.line.contains("/run/symroute");
                 let fine =
@@ -426,6 +429,7 @@ fn the_pod_is_left_again() {
                 opened += 1;
             }
         }
+        assert!(sockets > 0 && sockets == connected, "{verb}: each socket trusts the kernel alone");
         assert!(!inside, "{verb}: the last entry is into the own namespace");
         assert!(opened > 0, "{verb}: nothing was opened, so nothing was seen");
     }
