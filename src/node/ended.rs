@@ -3,13 +3,9 @@
 //! they hold the node state.
 
 use std::path::Path;
-use std::time::SystemTime;
 
 use super::{pods, teardown};
 use crate::state::{Attachment, Error, State};
-
-/// So many pods with a data plane of their own are looked at in one call.
-const SOME_PODS: usize = 16;
 
 /// Removes some of them, and some files that can't be read as an attachment. Which ones differs
 /// from call to call.
@@ -30,13 +26,9 @@ pub(crate) fn sweep(state: &State, cache: &Path) -> Result<(), Error> {
     sweep_pods(state, cache)
 }
 
-/// The same for pods that have a data plane of their own: some of them, from a place that differs from call to
-/// call.
+/// The same for some of the pods that have a data plane of their own.
 fn sweep_pods(state: &State, cache: &Path) -> Result<(), Error> {
-    let pods = state.pods()?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let begin = usize::try_from(now.as_nanos() % 1_000_003).unwrap_or(0) % pods.len().max(1);
-    for pod in pods.iter().cycle().skip(begin).take(pods.len().min(SOME_PODS)) {
+    for pod in pods::some_pods(state)? {
         for attachment in pod.attachments()?.readable {
             let key = &attachment.key;
             if !has_ended(&attachment, cache) {

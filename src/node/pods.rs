@@ -4,6 +4,8 @@
 //! the node. Every ADD reconciles, as each brings another interface. A pod's namespace is entered for the work
 //! alone, and everything in it may be prepared by a hostile pod.
 
+use std::time::SystemTime;
+
 use super::apply::PATIENCE;
 use super::proof::{self, Surprise};
 use super::{IMPATIENCE, Node};
@@ -12,6 +14,9 @@ use crate::config::Settings;
 use crate::error::Error;
 use crate::netns::Netns;
 use crate::state::{Attachment, Identity, Key, Lock, Namespace, State};
+
+/// So many pods are looked at in one call.
+const SOME: usize = 16;
 
 /// Attaches an interface of a pod: whether it was attached before. A failure leaves nothing of an attachment that
 /// was not there before.
@@ -138,6 +143,14 @@ pub(crate) fn settle_rest(node: &State) -> Vec<Error> {
     }
 }
 
+/// Some of the pods, from a place that differs from call to call: to look at all takes longer the more there are.
+pub(super) fn some_pods(node: &State) -> Result<Vec<State>, crate::state::Error> {
+    let pods = node.pods()?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let begin = usize::try_from(now.as_nanos() % 1_000_003).unwrap_or(0) % pods.len().max(1);
+    Ok(pods.iter().cycle().skip(begin).take(pods.len().min(SOME)).cloned().collect())
+}
+
 /// Removes the files of pods that have held up their DEL until their namespaces were gone. Not every runtime calls
 /// GC.
 fn sweep(node: &State) {
@@ -145,8 +158,8 @@ fn sweep(node: &State) {
         Ok(Some(known)) => matches!(open_if_there(&known.path), Ok(None)),
         Ok(None) | Err(_) => false,
     };
-    let pods = node.pods().unwrap_or_default().into_iter();
-    for pod in pods.filter(has_ended).filter(is_gone) {
+    let some = some_pods(node).unwrap_or_default().into_iter();
+    for pod in some.filter(has_ended).filter(is_gone) {
         if let Err(error) = leave(node, &pod, None) {
             log::warn!("{error}");
         }

@@ -69,7 +69,7 @@ fn the_result_of_a_plugin_names_the_router() {
     let mut facts = pod(&["net1"]);
     let router: IpAddr = "10.3.0.1".parse().unwrap();
     let gateways = [("net1".to_string(), vec!["2001:db8::1".parse().unwrap(), router])].into();
-    facts.pod = Some(PodFacts { gateways, leaving: None });
+    facts.pod = Some(PodFacts { gateways, ..PodFacts::default() });
     let plan = planned(&facts);
     let way = &plan.uplinks[1].ways[&Family::V4];
     assert_eq!((way.gateways().next(), &way.source), (Some(router), &GatewaySource::Result));
