@@ -11,7 +11,10 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 )
+
+const plugins = "/opt/cni/bin"
 
 func main() {
 	if len(os.Args) == 3 && os.Args[1] == "load" {
@@ -21,14 +24,42 @@ func main() {
 		}
 		return
 	}
-	if len(os.Args) != 6 {
-		fmt.Fprintln(os.Stderr, "usage: libcni add|check|del DIR NETWORK ID NETNS; libcni load DIR")
+	var err error
+	switch args := os.Args[1:]; {
+	case len(args) >= 3 && args[0] == "gc":
+		err = gc(args[1], args[2], args[3:])
+	case len(args) == 5:
+		err = call(args[0], args[1], args[2], runtime(args[3], args[4]), "")
+	case len(args) == 6:
+		err = call(args[0], args[1], args[2], multus(args[3], args[4], args[5]), multusCache)
+	default:
+		fmt.Fprintln(os.Stderr, "usage: libcni add|check|del DIR NETWORK ID NETNS [IFNAME]")
+		fmt.Fprintln(os.Stderr, "       libcni gc DIR NETWORK [ID/IFNAME...]; libcni load DIR")
 		os.Exit(2)
 	}
-	if err := call(os.Args[1], os.Args[2], os.Args[3], os.Args[4], os.Args[5]); err != nil {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "libcni:", err)
 		os.Exit(1)
 	}
+}
+
+// Where Multus keeps the results of its delegates.
+const multusCache = "/var/lib/cni/multus"
+
+// A pod's network as a runtime asks for it.
+func runtime(id, netns string) *libcni.RuntimeConf {
+	return &libcni.RuntimeConf{ContainerID: id, NetNS: netns, IfName: "eth0"}
+}
+
+// A delegate's interface as Multus asks for it.
+func multus(id, netns, ifname string) *libcni.RuntimeConf {
+	return &libcni.RuntimeConf{ContainerID: id, NetNS: netns, IfName: ifname, Args: [][2]string{
+		{"IgnoreUnknown", "true"},
+		{"K8S_POD_NAMESPACE", "default"},
+		{"K8S_POD_NAME", id},
+		{"K8S_POD_INFRA_CONTAINER_ID", id},
+		{"K8S_POD_UID", "uid-of-" + id},
+	}}
 }
 
 // Loads every file of a directory as containerd and CRI-O do, and prints the types of its plugins.
@@ -60,13 +91,12 @@ func load(dir string) error {
 	return nil
 }
 
-func call(verb, dir, network, id, netns string) error {
+func call(verb, dir, network string, pod *libcni.RuntimeConf, cache string) error {
 	list, err := libcni.LoadConfList(dir, network)
 	if err != nil {
 		return err
 	}
-	cni := libcni.NewCNIConfig([]string{"/opt/cni/bin"}, nil)
-	pod := &libcni.RuntimeConf{ContainerID: id, NetNS: netns, IfName: "eth0"}
+	cni := libcni.NewCNIConfigWithCacheDir([]string{plugins}, cache, nil)
 	ctx := context.Background()
 	switch verb {
 	case "add":
@@ -82,4 +112,35 @@ func call(verb, dir, network, id, netns string) error {
 		err = fmt.Errorf("unknown verb %s", verb)
 	}
 	return err
+}
+
+// GC of a network that has these attachments, as a libcni of CNI 1.1.0 sends it. Older ones have no
+// GC, and of the plugins of that time ours alone knows it.
+func gc(dir, network string, attachments []string) error {
+	list, err := libcni.LoadConfList(dir, network)
+	if err != nil {
+		return err
+	}
+	valid := []map[string]string{}
+	for _, attachment := range attachments {
+		id, ifname, _ := strings.Cut(attachment, "/")
+		valid = append(valid, map[string]string{"containerID": id, "ifname": ifname})
+	}
+	args := &invoke.Args{Command: "GC", Path: plugins}
+	for _, plugin := range list.Plugins {
+		if plugin.Network.Type != "symroute" {
+			continue
+		}
+		conf, err := libcni.InjectConf(plugin, map[string]interface{}{
+			"name": network, "cniVersion": "1.1.0", "cni.dev/valid-attachments": valid,
+		})
+		if err != nil {
+			return err
+		}
+		path := filepath.Join(plugins, plugin.Network.Type)
+		if err := invoke.ExecPluginWithoutResult(context.Background(), path, conf.Bytes, args, nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -137,12 +137,12 @@ get() {
         grep -q "hello from the pod"
 }
 
-# ask ADDRESS [SECONDS]: the client asks the pod until it answers.
+# ask ADDRESS [SECONDS]: the client, which is in the namespace $CLIENT, asks the pod until it answers.
 ask() {
     local deadline=$((SECONDS + ${2:-10}))
     export -f get
     while [[ $SECONDS -lt $deadline ]]; do
-        ! ip netns exec router bash -c "get $1" || return 0
+        ! ip netns exec "${CLIENT-router}" bash -c "get $1" || return 0
         sleep 0.1
     done
     return 1
