@@ -13,10 +13,22 @@ fn every_conflist_of_ours_is_ready() {
         .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
         .collect();
     names.sort();
-    let wanted =
-        ["aws-vpc-cni", "bridge", "calico", "cilium", "cilium-on-aws", "flannel", "kindnet"];
-    assert_eq!(names[..7], wanted);
-    assert_eq!(names[7..], ["multus", "ptp", "terway"]);
+    let wanted = [
+        "aws-vpc-cni",
+        "both-scopes",
+        "bridge",
+        "calico",
+        "cilium",
+        "cilium-on-aws",
+        "flannel",
+        "ipvlan",
+        "kindnet",
+        "multus",
+        "multus-delegate",
+        "ptp",
+        "terway",
+    ];
+    assert_eq!(names, wanted);
     for name in names {
         let node = Node::new();
         copy(&folder.join(&name), &node.conf_dir());
