@@ -163,7 +163,10 @@ fn wrong_values() -> Vec<(Value, &'static [&'static str])> {
         (json!({"tableBase": 4_294_967_295_u32}), &["\"tableBase\"", "4294967295", "a number"]),
         (json!({"tableBase": 1e20}), &["\"tableBase\"", "1e+20", "a number from"]),
         (json!({"scope": "node"}), &["\"scope\"", "\"node\"", "\"host\", \"pod\""]),
-        (json!({"scope": ["host"]}), &["\"scope\"", "[\"host\"]", "\"host\", \"pod\""]),
+        (
+            json!({"scope": ["host", "node"]}),
+            &["\"scope\"", "[\"host\",\"node\"]", "\"host\", \"pod\""],
+        ),
         (json!({"log": "debug"}), &["\"log\"", "\"debug\"", "an object like"]),
         (json!({"log": {"level": "loud"}}), &["\"log.level\"", "\"loud\"", "\"warn\""]),
         (json!({"log": {"level": 3}}), &["\"log.level\"", "3", "\"warn\""]),
