@@ -31,6 +31,8 @@ pub(crate) struct Healer {
     minds_legacy: bool,
     /// Steps that were left after a reconcile: the kernel refuses them.
     stuck: Vec<Operation>,
+    /// Whether the settings served pods alone when they were looked at last.
+    rested: bool,
     /// What the log was last told.
     noted: Vec<String>,
     pub(crate) repairs: Repairs,
@@ -48,6 +50,7 @@ impl Healer {
             wanted: None,
             minds_legacy: false,
             stuck: Vec::new(),
+            rested: false,
             noted: Vec::new(),
             repairs: Repairs::default(),
             tally: Tally::default(),
@@ -123,20 +126,18 @@ impl Healer {
         })
     }
 
-    /// Ends the hold on a node whose settings serve pods alone from now on.
-    fn let_go(&mut self) -> Result<(), Error> {
-        let node = open(&mut self.node)?;
-        let is_held = || Ok::<_, Error>(node.state.holders()?.iter().any(|(name, _)| name == HOLD));
-        if self.wanted.as_ref().is_none_or(|wanted| wanted.config.scope.host) || !is_held()? {
+    /// Gives up a node whose settings serve pods alone from now on.
+    fn let_go(&mut self, status: &mut Status) -> Result<(), Error> {
+        let Some(wanted) = self.wanted.as_ref().filter(|wanted| !wanted.config.scope.host) else {
             return Ok(());
-        }
-        let lock = node.lock()?;
-        node.state.release(HOLD)?;
-        node.tear_down_if_idle(&lock).map(drop)
+        };
+        (status.for_pods_alone, self.rested) = (true, true);
+        open(&mut self.node)?.give_up(HOLD, &wanted.network)
     }
 
     fn look(&mut self, causes: &Causes, status: &mut Status) -> Result<(), Error> {
-        let Some(target) = self.target()? else { return self.let_go() };
+        let Some(target) = self.target()? else { return self.let_go(status) };
+        let rested = std::mem::take(&mut self.rested);
         crate::logging::start(&target.config.log);
         let node = open(&mut self.node)?;
         let record = node.state.record()?;
@@ -152,8 +153,8 @@ impl Healer {
                 .iter()
                 .any(|(name, network)| name == HOLD && *network == target.network);
         if !in_force {
-            // A record that vanished was taken away by somebody.
-            let repair = record.is_none() && !causes.contains(&Cause::Start);
+            // A record that vanished was taken away by somebody, unless we did that.
+            let repair = record.is_none() && !causes.contains(&Cause::Start) && !rested;
             let enforced = enforce(node, &target, causes);
             self.tally.reconciled(enforced.is_ok());
             if repair && enforced.is_ok() {

@@ -87,6 +87,8 @@ pub(crate) struct Status {
     pub(crate) sizes: Option<Sizes>,
     /// Whether the node was not looked at, so that what was wrong still is.
     pub(crate) keeps_last_look: bool,
+    /// Whether the settings serve pods alone: there is nothing to find on the node.
+    pub(crate) for_pods_alone: bool,
     pub(crate) tally: Tally,
 }
 
@@ -139,6 +141,10 @@ impl Board {
         self.problems.retain(|problem, _| kept(problem));
         self.problems.extend(status.problems);
         self.tally = status.tally;
+        if status.for_pods_alone {
+            (self.looked, self.notes, self.marked_by) = (true, 0, None);
+            self.uplinks.clear();
+        }
         if let Some(Found { settings, view }) = status.found {
             self.looked = true;
             self.notes = view.plan.notes.len();
@@ -174,6 +180,15 @@ mod tests {
         board.update(Status { keeps_last_look: true, ..Status::default() });
         assert_eq!(board.unready(), ["no"]);
         board.update(Status::default());
+        assert!(board.unready().is_empty());
+    }
+
+    #[test]
+    fn an_agent_with_nothing_to_do_is_ready() {
+        let mut board = Board::default();
+        board.update(Status::default());
+        assert_eq!(board.unready().len(), 1);
+        board.update(Status { for_pods_alone: true, ..Status::default() });
         assert!(board.unready().is_empty());
     }
 }

@@ -299,6 +299,11 @@ fn up(source: Option<&SettingsSource>) -> Result<(String, u8), Failure> {
     let read = source.map_or(Ok(None), |source| source.read(Reader::Up));
     let given = read.map_err(Failure::Failed)?;
     let mut node = Node::open()?;
+    if let Some(given) = given.as_ref().filter(|given| !given.config.scope.host) {
+        node.give_up(HOLD, &given.network)?;
+        let text = "the conflist serves pods alone, so there is nothing to do on the node\n";
+        return Ok((text.into(), 0));
+    }
     let lock = node.lock()?;
     let in_force = node.state.record()?.map(NetworkConfig::from);
     let wanted = given.or(in_force).unwrap_or_else(|| Reader::Up.default_config());

@@ -62,7 +62,8 @@ impl SettingsSource {
             },
         };
         let file::Content { network, config, is_list } = file::read(&path, strictly)?;
-        if !config.scope.host && reader == Reader::Up {
+        // What lies in a folder may serve pods alone, and a boot goes on.
+        if !config.scope.host && strictly {
             return Err(format!(
                 "{}: \"scope\": \"pod\": this command serves the node; a pod's own data plane is \
                  made by its ADD",

@@ -47,6 +47,23 @@ impl Node {
         }
         Ok(false)
     }
+
+    /// Ends this hold, and all in the name of a network whose settings serve pods alone from now on. The node state
+    /// goes unless an attached pod or another hold needs it.
+    pub(crate) fn give_up(&mut self, hold: &str, network: &str) -> Result<(), Error> {
+        let ends = |(name, of): &(String, String)| name == hold || of == network;
+        let ended: Vec<_> = self.state.holders()?.into_iter().filter(ends).collect();
+        // A call that was killed here may have ended the holds alone.
+        let is_left = || Ok::<_, Error>(self.state.record()?.is_some() && self.state.is_idle()?);
+        if ended.is_empty() && !is_left()? {
+            return Ok(());
+        }
+        let lock = self.lock()?;
+        for (name, _) in ended {
+            self.state.release(&name)?;
+        }
+        self.tear_down_if_idle(&lock).map(drop)
+    }
 }
 
 /// Removes an attachment, and with the last one the node state. Goes on after a failure; the next

@@ -1,6 +1,8 @@
 //! Settings come into force before a conflist names them: one that can't work on the node leaves the
 //! conflist, the node and the pods as they are, by whichever way it comes.
 
+mod for_pods;
+
 use std::fs;
 use std::path::PathBuf;
 
