@@ -92,7 +92,7 @@ fn rules_at_our_places() {
             assert_fails(&ran, 7, &["rulePriority", &format!("at {place}"), "set rulePriority to"]);
             before.assert_unchanged(&pod.snapshot(&node));
         }
-        let set = json!({"scope": "pod", "uplinks": ["net*"], "rulePriority": "auto"});
+        let set = json!({"scope": "pod", "backend": "nftables", "uplinks": ["net*"], "rulePriority": "auto"});
         for verb in ["ADD", "CHECK", "DEL"] {
             for leg in 0..2 {
                 let ran = node.call(&pod.call_with(&node, verb, leg, &set));
@@ -379,7 +379,7 @@ fn odd_names() {
     println!("made: {made:?}");
     assert!(made.len() >= 8, "{made:?}");
     let before = pod.snapshot(&node);
-    let set = json!({"scope": "pod"});
+    let set = json!({"scope": "pod", "backend": "nftables"});
     for leg in 0..2 {
         node.call(&pod.call_with(&node, "ADD", leg, &set)).assert_success("ADD");
     }

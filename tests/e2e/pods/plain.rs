@@ -1,4 +1,6 @@
 //! A pod with two interfaces that no packet passes: for what the plugin makes and leaves.
+//!
+//! Its settings name the backend, since the tests look for the table.
 
 use std::fs;
 use std::path::PathBuf;
@@ -51,7 +53,7 @@ impl Plain {
     }
 
     pub(super) fn settings() -> Value {
-        json!({"scope": "pod", "uplinks": ["net*"]})
+        json!({"scope": "pod", "backend": "nftables", "uplinks": ["net*"]})
     }
 
     /// A call about one interface.

@@ -148,7 +148,7 @@ fn del_with_another_configuration() {
     for settings in [
         json!({"scope": "host"}),
         json!({"scope": 7, "uplinks": {}}),
-        json!({"scope": "pod", "uplinks": ["nothing*"], "markMask": "0xff0000"}),
+        json!({"scope": "pod", "backend": "nftables", "uplinks": ["nothing*"], "markMask": "0xff0000"}),
     ] {
         pod.both(&node, "ADD");
         for leg in 0..2 {
@@ -196,7 +196,8 @@ fn check_names_what_is_missing() {
 #[test]
 fn an_interface_vanishes() {
     let site = Site::new(3);
-    let set = settings();
+    let mut set = settings();
+    set["backend"] = json!("nftables");
     for number in 0..3 {
         site.add(&set, number);
     }
@@ -280,7 +281,8 @@ fn an_add_that_fails_leaves_nothing() {
     pod.ns.ip("rule add from 192.0.2.1 lookup 47001 priority 1000");
     let before = pod.snapshot(&node);
     let on_node = Snapshot::take(&node);
-    let set = json!({"scope": "pod", "uplinks": ["net*"], "tableBase": 47000});
+    let set =
+        json!({"scope": "pod", "backend": "nftables", "uplinks": ["net*"], "tableBase": 47000});
     for leg in 0..2 {
         let ran = node.call(&pod.call_with(&node, "ADD", leg, &set));
         assert_fails(&ran, 7, &["tableBase"]);
@@ -339,7 +341,7 @@ fn killed(verb: &str, prepare: impl Fn(&Node, &Plain)) {
     let node = Node::new("node");
     let pod = Plain::new(&node, "pod");
     let before = pod.snapshot(&node);
-    let quiet = json!({"scope": "pod", "uplinks": ["net*"], "log": {"level": "off"}});
+    let quiet = json!({"scope": "pod", "backend": "nftables", "uplinks": ["net*"], "log": {"level": "off"}});
     let call = pod.call_with(&node, verb, 0, &quiet);
     prepare(&node, &pod);
     let (ran, calls) = node.traced(&call);
