@@ -33,17 +33,7 @@ pub(super) fn rules(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> V
     let at = settings.rules();
     let by_link: BTreeMap<u32, &Uplink> = uplinks.iter().map(|u| (u.link, u)).collect();
     let links: BTreeSet<u32> = by_link.keys().copied().collect();
-    let mut own = own_addresses(facts, &links);
-    // What is excluded is answered as without symroute.
-    own.retain(|(_, ip)| !settings.exclude.iter().any(|net| net.contains(*ip)));
-    // Another program's rule says already where such packets go.
-    own.retain(|(_, ip)| !facts.rules.iter().any(|found| is_about(&found.rule, *ip)));
-    // What leaves by an uplink without an address has one of these.
-    let borrows = |family| {
-        let is_unnumbered = |u: &Uplink| !has_address(facts, u.link, family);
-        uplinks.iter().any(|u| u.ways.contains_key(&family) && is_unnumbered(u))
-    };
-    own.retain(|(_, ip)| !borrows(Family::of(*ip)));
+    let own = addresses(facts, settings, uplinks, &links);
     let rule = |ip: IpAddr, priority, action| Rule {
         // What is bound goes by its mark alone, and by main where its uplink leads nowhere.
         mark: Some(settings.field.matches(0)),
@@ -68,6 +58,31 @@ pub(super) fn rules(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> V
         .filter(|net| families.contains(&Family::of(net.ip())))
         .map(|net| Rule { to: Some(net), ..rule(net.ip(), at.end, Action::Goto(at.source)) });
     by_table.chain(inside).chain(outside).collect()
+}
+
+/// The addresses that have rules, with the interface of each.
+fn addresses(
+    facts: &Facts,
+    settings: &Settings,
+    uplinks: &[Uplink],
+    links: &BTreeSet<u32>,
+) -> BTreeSet<(u32, IpAddr)> {
+    let others = || facts.rules.iter().map(|found| &found.rule);
+    // What leaves by an uplink without an address has one of another uplink.
+    let borrows = |family| {
+        let is_unnumbered = |u: &Uplink| !has_address(facts, u.link, family);
+        uplinks.iter().any(|u| u.ways.contains_key(&family) && is_unnumbered(u))
+    };
+    // A VPN that takes all but its own packets: what a socket sends must not pass it by.
+    let has_vpn = |family| others().any(|rule| rule.family == family && rule.is_inverted);
+    let left_out = Family::ALL.map(|family| (family, borrows(family) || has_vpn(family)));
+    let mut own = own_addresses(facts, links);
+    own.retain(|(_, ip)| !left_out.contains(&(Family::of(*ip), true)));
+    // What is excluded is answered as without symroute.
+    own.retain(|(_, ip)| !settings.exclude.iter().any(|net| net.contains(*ip)));
+    // Another program's rule says already where such packets go.
+    own.retain(|(_, ip)| !others().any(|rule| is_about(rule, *ip)));
+    own
 }
 
 /// Whether a rule sends packets from an address to some table.

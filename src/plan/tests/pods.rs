@@ -92,3 +92,23 @@ fn an_interface_without_an_address_has_the_node_behind_it() {
     let way = &plan.uplinks[1].ways[&Family::V4];
     assert_eq!((way.gateways().next(), &way.source), (Some(node), &GatewaySource::Peer));
 }
+
+#[test]
+fn another_programs_rules_by_address_and_a_vpn_stay_in_force() {
+    let by_address = |facts: &Facts| {
+        let rules = planned(facts).rules.into_iter();
+        rules.filter(|rule| rule.from.is_some()).filter_map(|rule| rule.from).collect::<Vec<_>>()
+    };
+    let mut facts = pod(&["net1"]);
+    assert_eq!(by_address(&facts).len(), 4);
+    let base = base_rules()[0].rule.clone();
+    let own: IpNetwork = "10.3.0.10/32".parse().unwrap();
+    let action = Action::Lookup(100);
+    let of_sbr =
+        Rule { priority: 32000, action, from: Some(own), other_selectors: true, ..base.clone() };
+    facts.rules.push(FoundRule { rule: of_sbr, message: Vec::new() });
+    assert!(!by_address(&facts).contains(&own) && by_address(&facts).len() == 2);
+    let of_vpn = Rule { priority: 32100, action, is_inverted: true, other_selectors: true, ..base };
+    facts.rules.push(FoundRule { rule: of_vpn, message: Vec::new() });
+    assert!(by_address(&facts).is_empty());
+}

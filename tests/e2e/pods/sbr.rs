@@ -1,23 +1,6 @@
 //! Side by side with the reference plugin `sbr`, which has rules and tables by source address: the same flows in the
 //! same layout, with neither, with `sbr` on the interfaces that Multus adds, with `sbr` on all of them, and with
-//! symroute. The test reads this table:
-//!
-//! | flow | neither | sbr on net1, net2 | sbr on all | symroute |
-//! |---|---|---|---|---|
-//! | the client asks eth0 | works | works | works | works |
-//! | the client asks net1 | fails | works | works | works |
-//! | the client asks net2 | fails | works | works | works |
-//! | an address of no interface, by net1 | fails | fails | fails | works |
-//! | eth0's address, by net1 | fails | fails | fails | works |
-//! | an address that net1 got later | fails | fails | fails | works |
-//! | a port that a container publishes, by eth0 | works | works | fails | works |
-//! | a port that a container publishes, by net1 | fails | fails | fails | works |
-//! | the pod asks the client | works | works | fails | works |
-//! | the pod asks in net2's network | works | fails | IPv4 fails | works |
-//! | the pod asks the client from net1's address | fails | works | works | works |
-//! | a container in the pod asks eth0's address | works | works | fails | works |
-//! | a container in the pod asks net1's address | works | fails | fails | works |
-//! | a container in the pod asks the client | works | works | fails | works |
+//! symroute. The test reads the table in docs/pods.md.
 //!
 //! Each row is about TCP and UDP, and about IPv4 and IPv6 but for containers and for eth0's address by net1. `sbr`
 //! moves the routes of its interface out of main, where sockets that are bound to no address look. It has no rule for
@@ -42,7 +25,7 @@ use super::lyft::{Default, Kind, Lyft};
 use super::nested::{CONTAINER, Nested, PUBLISHED};
 use super::site::{CLIENT, CLIENT6, Site, address, address6, name, router, router6, settings};
 
-const TABLE: &str = include_str!("sbr.rs");
+const PAGE: &str = include_str!("../../../docs/pods.md");
 const PORT: u16 = 8080;
 /// An address on `lo`, which the pod announces by net1.
 const VIP: [&str; 2] = ["10.99.0.1", "2001:db8:99::1"];
@@ -244,7 +227,9 @@ fn call_sbr(node: &Node, result: &str, id: &str, netns: &str, ifname: &str) {
 
 /// The rows of the table, each with what its columns say.
 fn table() -> BTreeMap<&'static str, Vec<&'static str>> {
-    let rows = TABLE.lines().filter_map(|line| line.strip_prefix("//! | ")?.strip_suffix(" |"));
+    let table = PAGE.split("\n## Beside sbr\n").nth(1).expect("the section of the page");
+    let rows = table.lines().take_while(|line| !line.starts_with("## "));
+    let rows = rows.filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"));
     let mut rows = rows.map(|line| line.split(" | "));
     rows.next().expect("a heading");
     rows.map(|mut cells| (cells.next().expect("a flow"), cells.collect())).collect()
