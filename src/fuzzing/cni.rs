@@ -94,6 +94,9 @@ pub(super) fn prev_result(bytes: &[u8]) {
 
 fn is_answered(result: &RawValue, version: &str) {
     let found = result::addresses(result);
+    for (name, routers) in result::gateways(result, "eth0") {
+        assert!(config::is_interface_name(&name) && !routers.is_empty(), "{name}: {routers:?}");
+    }
     let Ok(answer) = version::answer(result, version) else { return };
     let answer: Box<RawValue> = match serde_json::from_str(&answer) {
         Ok(answer) => answer,
