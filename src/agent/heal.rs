@@ -127,16 +127,23 @@ impl Healer {
     }
 
     /// Gives up a node whose settings serve pods alone from now on.
-    fn let_go(&mut self, status: &mut Status) -> Result<(), Error> {
+    fn let_go(&mut self, causes: &Causes, status: &mut Status) -> Result<(), Error> {
         let Some(wanted) = self.wanted.as_ref().filter(|wanted| !wanted.config.scope.host) else {
             return Ok(());
         };
+        let (node, network) = (open(&mut self.node)?, wanted.network.clone());
+        node.give_up(HOLD, &network)?;
+        // Pods that are attached need the node until they end.
+        if let Some(record) = node.state.record()?.filter(|_| !node.state.is_idle().unwrap_or(true))
+        {
+            return self.compare(&record.into(), causes, status);
+        }
         (status.for_pods_alone, self.rested) = (true, true);
-        open(&mut self.node)?.give_up(HOLD, &wanted.network)
+        Ok(())
     }
 
     fn look(&mut self, causes: &Causes, status: &mut Status) -> Result<(), Error> {
-        let Some(target) = self.target()? else { return self.let_go(status) };
+        let Some(target) = self.target()? else { return self.let_go(causes, status) };
         let rested = std::mem::take(&mut self.rested);
         crate::logging::start(&target.config.log);
         let node = open(&mut self.node)?;
