@@ -126,10 +126,6 @@ impl Report {
                 notes.extend(view.plan.notes);
                 uplinks = view.plan.uplinks;
                 left_out = view.plan.left_out;
-                // A pod may give its interfaces any name.
-                for one in &mut left_out {
-                    one.name = process::harmless(&one.name);
-                }
                 if let Some(counts) = counts.as_ref().filter(|_| marker == Marker::Nftables) {
                     left_out.extend(receiving(view.plan.silent.iter(), counts));
                 }
@@ -157,7 +153,7 @@ impl Report {
         let counters =
             Counters::of(Instant::now(), &uplinks, counts.as_ref(), netstat::rp_filter_drops());
         unseen.extend(node.unseen.line());
-        Ok(Self {
+        let mut report = Self {
             record,
             settings,
             uplinks,
@@ -176,7 +172,23 @@ impl Report {
             offloaded,
             rates: None,
             unseen,
-        })
+        };
+        report.clean();
+        Ok(report)
+    }
+
+    /// Takes out of the words what steers a terminal. A pod may have rules and interfaces with any names.
+    fn clean(&mut self) {
+        for Note { what, way_out } in self.notes.iter_mut().chain(&mut self.unanswered) {
+            (*what, *way_out) = (process::harmless(what), process::harmless(way_out));
+        }
+        for LeftOut { name, kind, why } in &mut self.left_out {
+            (*name, *kind, *why) =
+                (process::harmless(name), process::harmless(kind), process::harmless(why));
+        }
+        for line in self.pending.iter_mut().chain(&mut self.limits).chain(&mut self.unseen) {
+            *line = process::harmless(line);
+        }
     }
 
     /// Adds what was counted per second since an earlier look.
