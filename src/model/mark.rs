@@ -41,7 +41,8 @@ impl Field {
         self.d() | self.of(1)
     }
 
-    /// The mark of a pod's reply that is not bound: no rule of ours looks for it, while no uplink has the largest id.
+    /// The mark of a pod's reply that is not bound: no rule of ours looks for it, as no uplink of a pod has the
+    /// largest id.
     pub(crate) fn unbound(self) -> u32 {
         self.0
     }

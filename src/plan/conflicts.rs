@@ -166,8 +166,9 @@ fn of_masquerade(settings: &Settings) -> u32 {
 
 /// How many uplinks need ids.
 fn uplinks(facts: &Facts, settings: &Settings) -> u32 {
-    let chosen = uplinks::choose(facts, settings).unwrap_or_default();
-    u32::try_from(chosen.len()).unwrap_or(u32::MAX)
+    let chosen = uplinks::choose(facts, settings).unwrap_or_default().len();
+    // A pod needs one more, for replies that are not bound.
+    u32::try_from(chosen).unwrap_or(u32::MAX).saturating_add(facts.pod.is_some().into())
 }
 
 /// Other bits than those of the settings, enough for the node's uplinks, that no program is known to use

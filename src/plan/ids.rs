@@ -20,7 +20,7 @@ pub(crate) fn assign<'a>(
     settings: &Settings,
     chosen: &[&'a Link],
 ) -> Result<BTreeMap<u32, &'a Link>, Invalid> {
-    let max = settings.field.max_id();
+    let max = largest(facts, settings);
     if chosen.len() > max as usize {
         let names: Vec<_> = chosen.iter().map(|l| l.name.as_str()).collect();
         let hint = format!(
@@ -58,6 +58,11 @@ pub(crate) fn assign<'a>(
     Ok(ids)
 }
 
+/// The largest id that may be given away. In a pod, the mark of the very largest says that a reply is not bound.
+fn largest(facts: &Facts, settings: &Settings) -> u32 {
+    settings.field.max_id() - u32::from(facts.pod.is_some())
+}
+
 /// The id of a router of an uplink that has several: the one that it has, or else the lowest that
 /// neither an uplink, a router nor a connection has. None where there is no such id.
 pub(crate) fn of_router(
@@ -68,7 +73,7 @@ pub(crate) fn of_router(
     gateways: &BTreeMap<Family, IpAddr>,
     taken: &BTreeSet<u32>,
 ) -> Option<u32> {
-    let max = settings.field.max_id();
+    let max = largest(facts, settings);
     let recorded = routers(facts);
     let by_mac =
         recorded.iter().find_map(|(key, id)| (*key == router_key(link, mac)).then_some(*id));

@@ -294,9 +294,7 @@ fn mark(
         own: &own,
         host: settings.host,
         hairpin: settings.hairpin,
-        // The largest id has the mark of what is not bound.
-        unbound: (facts.pod.is_some() && uplinks.iter().all(|u| u.id != settings.field.max_id()))
-            .then(|| settings.field.unbound()),
+        unbound: facts.pod.as_ref().map(|_| settings.field.unbound()),
         steering,
         routeless: &routeless(facts),
         hairpins: &facts.hairpins,

@@ -172,18 +172,19 @@ impl Builder<'_> {
             hook("FORWARD", from(&|_| goto("forwarded"))),
             hook("OUTPUT", self.output()),
             hook("POSTROUTING", {
-                let unbound = self.unbound_reply();
-                let unbound = rule(unbound, "an unbound reply of a pod", clear.clone());
-                let of_pod = self.spec.unbound.map(|_| unbound);
+                let unbound = |mark| self.unbound_reply(mark);
+                let of_pod = self.spec.unbound.map(unbound);
+                let of_pod = of_pod.map(|it| rule(it, "an unbound reply of a pod", clear.clone()));
                 let bound = rule(bound, "exact comparers come next", clear);
                 std::iter::once(bound).chain(of_pod).collect()
             }),
         ]
     }
 
-    /// A reply of a connection that is bound to no uplink.
-    fn unbound_reply(&self) -> String {
-        format!("{REPLY} {}", self.connection(0))
+    /// A reply of a connection that is bound to no uplink, with this in the packet's field: another program's mark
+    /// stays.
+    fn unbound_reply(&self, mark: u32) -> String {
+        format!("{REPLY} {} {}", self.connection(0), self.mark(mark))
     }
 
     /// The packet's field holds this mark.
@@ -475,7 +476,7 @@ impl Builder<'_> {
         if let Some(mark) = self.spec.unbound {
             // Rules by address are for what the pod asks itself.
             let by_others = format!("-j MARK --set-xmark {mark:#x}/{}", self.field());
-            rules.push(rule(self.unbound_reply(), "goes by the rules of others", by_others));
+            rules.push(rule(self.unbound_reply(0), "goes by the rules of others", by_others));
         }
         rules.extend([
             rule(self.has_id(""), "not bound", RETURN),

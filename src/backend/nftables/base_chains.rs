@@ -106,7 +106,7 @@ fn output(spec: &Spec<'_>) -> Vec<Rule> {
     let mut rules = vec![plain([&[DirectionIs { reply: true }][..], &connection].concat())];
     if let Some(mark) = spec.unbound {
         // Rules by address are for what the pod asks itself.
-        let by_others = [&unbound_reply(spec.field)[..], &set_packet(spec.field, mark)];
+        let by_others = [&unbound_reply(spec.field, 0)[..], &set_packet(spec.field, mark)];
         rules.push(rule("a reply that is not bound goes by the others' rules", by_others.concat()));
     }
     rules.extend(sent(spec, &[DirectionIs { reply: false }]));
@@ -131,9 +131,11 @@ fn forget(field: Field) -> Vec<Rule> {
     ]
 }
 
-/// A reply of a connection that is bound to no uplink.
-fn unbound_reply(field: Field) -> [Expression; 4] {
-    [DirectionIs { reply: true }, ConntrackMark, ours(field), equals(0)]
+/// A reply of a connection that is bound to no uplink, with this in the packet's field: another program's mark stays.
+fn unbound_reply(field: Field, mark: u32) -> [Expression; 7] {
+    let (connection, packet) = ([ConntrackMark, ours(field)], [PacketMark, ours(field)]);
+    let ([c, of_connection], [p, of_packet]) = (connection, packet);
+    [DirectionIs { reply: true }, c, of_connection, equals(0), p, of_packet, equals(mark)]
 }
 
 /// Takes the field off what is about to leave. A mark on a packet that we did not mark is
@@ -148,8 +150,8 @@ fn leave(spec: &Spec<'_>) -> Vec<Rule> {
     // Kernels before 5.7 do not tell it here: the rule does not hold, and the next ones do.
     let elsewhere = [Iif, InSet { set: names::UPLINKS, not: true }, Accept];
     let mut rules = vec![plain([&connected[..], &clear, &[Accept]].concat())];
-    if spec.unbound.is_some() {
-        let unbound = [&unbound_reply(field)[..], &clear, &[Accept]].concat();
+    if let Some(mark) = spec.unbound {
+        let unbound = [&unbound_reply(field, mark)[..], &clear, &[Accept]].concat();
         rules.push(rule("an unbound reply of a pod", unbound));
     }
     rules.extend([
