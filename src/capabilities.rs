@@ -105,6 +105,11 @@ pub(crate) fn keep_in_reserve(wanted: Capabilities, reserve: Capabilities) {
     }
 }
 
+/// Whether this thread has all of these, or can take them up.
+pub(crate) fn has(wanted: Capabilities) -> bool {
+    permitted().is_ok_and(|has| has.0 & wanted.0 == wanted.0)
+}
+
 /// Limits the capabilities of programs that this thread starts: those of root would get all.
 pub(crate) fn limit_programs() {
     thread_local! {

@@ -5,6 +5,7 @@ use crate::backend::iptables::ipset;
 use crate::backend::iptables::programs::Programs;
 use crate::backend::nftables::sets::number_key;
 use crate::backend::nftables::table;
+use crate::capabilities::{self, Capabilities};
 use crate::config::{self, Backend};
 use crate::error::Error;
 use crate::names;
@@ -19,6 +20,11 @@ pub(super) fn status(request: &Request<'_>) -> Result<(), Failure> {
         Failure::new(Code::Unavailable, format!("symroute: {error}")).with(way_out)
     };
     let config = config::parse(&request.config).map_err(|e| unavailable(e.into()))?;
+    if config.scope.pod && !capabilities::has(Capabilities::NAMESPACES) {
+        let message = "symroute: may not enter the network namespaces of pods";
+        let remedy = "run the plugin with the capabilities CAP_SYS_ADMIN and CAP_SYS_PTRACE";
+        return Err(Failure::new(Code::Unavailable, message).with(remedy));
+    }
     let mut socket = Socket::netfilter()
         .map_err(Error::kernel("open a socket to netfilter"))
         .map_err(unavailable)?;
