@@ -64,12 +64,12 @@ pub(crate) fn gateways(result: &RawValue, ifname: &str) -> BTreeMap<String, Vec<
             continue;
         };
         let name = match entry.interface {
-            Some(at) => {
-                usize::try_from(at).ok().and_then(|at| names.get(at)).map(|named| &named.name)
-            }
+            Some(at) => usize::try_from(at).ok().and_then(|at| names.get(at)),
             None => None,
         };
-        let name = name.map_or(ifname, String::as_str);
+        // One on the node's side has no sandbox.
+        let name = name.filter(|named| !named.sandbox.is_empty());
+        let name = name.map_or(ifname, |named| &named.name);
         let usable = !(router.is_unspecified() || router.is_loopback() || router.is_multicast());
         if usable && config::is_interface_name(name) {
             found.entry(name.to_owned()).or_default().push(router);
@@ -83,6 +83,9 @@ pub(crate) fn gateways(result: &RawValue, ifname: &str) -> BTreeMap<String, Vec<
 struct Named {
     #[serde(default)]
     name: String,
+    /// The pod's namespace; empty for an interface of the node.
+    #[serde(default)]
+    sandbox: String,
 }
 
 /// What stands beside an address.

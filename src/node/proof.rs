@@ -44,22 +44,21 @@ pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result
     Ok(ready)
 }
 
-/// The same of a pod with a data plane of its own, about these interfaces alone.
-pub(crate) fn prove_of_pod(
+/// The same of a pod with a data plane of its own, about an interface and those of the others that are there.
+pub(crate) fn prove_of_pod<'a>(
     state: &State,
     kernel: &mut Kernel,
     forms: &[u32],
-    interfaces: &[&str],
+    interface: &str,
+    others: impl Iterator<Item = &'a str>,
 ) -> Result<(), Surprise> {
     let ready = state.ready().ok_or_else(|| Surprise("the pod is not ready".into()))?;
     if !ready.fulfils.iter().any(|form| forms.contains(form)) {
         return Err(Surprise("other settings are in force in the pod".into()));
     }
-    let mut links = Vec::with_capacity(interfaces.len());
-    for name in interfaces {
-        let missing = |_| Surprise(format!("the pod has no interface {name}"));
-        links.push(if_nametoindex(*name).map_err(missing)?);
-    }
+    let missing = |_| Surprise(format!("the pod has no interface {interface}"));
+    let mut links = vec![if_nametoindex(interface).map_err(missing)?];
+    links.extend(others.filter_map(|name| if_nametoindex(name).ok()));
     if ready.questions.is_empty() {
         // It has no other interface that a reply could leave by.
         return Ok(());
