@@ -49,6 +49,8 @@ pub(crate) enum Error {
         path: String,
         source: io::Error,
     },
+    /// The folder of a pod's network namespace can't be seen.
+    OutOfSight(String),
     /// The namespace at this path is none of a pod.
     NoPod(String),
     /// A pod has so many interfaces.
@@ -107,6 +109,9 @@ impl Error {
             Self::Namespace { .. } => {
                 Some("run as root, with the capabilities CAP_SYS_ADMIN and CAP_SYS_PTRACE")
             }
+            Self::OutOfSight(_) => {
+                Some("run \"symroutectl down --force\" on the node, or end the pod")
+            }
             Self::NoPod(_) => Some("name the network namespace of a pod that runs"),
             Self::TooManyLinks(_) => Some("\"scope\": \"host\" does not look into pods"),
             Self::Config(_) | Self::Disagreement { .. } => None,
@@ -130,6 +135,10 @@ impl fmt::Display for Error {
             Self::Namespace { path, source } => {
                 write!(f, "enter the network namespace {path}: {source}")
             }
+            Self::OutOfSight(path) => write!(
+                f,
+                "the network namespace {path} can't be seen from here: that pod keeps its data plane"
+            ),
             Self::NoPod(path) => write!(f, "{path}: not the network namespace of a pod"),
             Self::TooManyLinks(count) => write!(
                 f,

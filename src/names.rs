@@ -147,6 +147,8 @@ pub(crate) const LASTING_DIR: &str = "/var/lib/symroute";
 /// State of this boot: attachments, the node record, the lock. A tmpfs on every system that has
 /// systemd, so it goes with the kernel's rules at a reboot.
 pub(crate) const STATE_DIR: &str = "/run/symroute";
+/// Seconds of a processor that the work in a pod's namespace may take, and each program of iptables that it starts.
+pub(crate) const CPU_OF_POD: u64 = 30;
 /// A pod with more interfaces is refused: to look at each takes time.
 pub(crate) const LINKS_OF_POD: usize = 1024;
 /// So many networks behind the uplinks of a pod get a rule, at most.

@@ -6,6 +6,7 @@ use std::os::fd::{BorrowedFd, IntoRawFd as _};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::write;
@@ -71,6 +72,32 @@ pub(crate) fn ending_signals() -> nix::Result<SignalFd> {
     }
     ending.thread_block()?;
     SignalFd::with_flags(&ending, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+/// Ends the limit on the processor's time when it is dropped.
+pub(crate) struct CpuLimit {
+    before: u64,
+}
+
+impl CpuLimit {
+    /// Limits the processor's time of this process from now on, and that of each program that it starts (`setrlimit`).
+    /// The kernel ends what goes beyond. A limit that can't be set is none.
+    pub(crate) fn of(seconds: u64) -> Option<Self> {
+        let (before, most) = getrlimit(Resource::RLIMIT_CPU).ok()?;
+        let used = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+        let used = used.user_time().tv_sec() + used.system_time().tv_sec() + 1;
+        let soft = seconds.saturating_add(u64::try_from(used).ok()?);
+        setrlimit(Resource::RLIMIT_CPU, soft.min(before), most).ok()?;
+        Some(Self { before })
+    }
+}
+
+impl Drop for CpuLimit {
+    fn drop(&mut self) {
+        if let Ok((_, most)) = getrlimit(Resource::RLIMIT_CPU) {
+            let _ = setrlimit(Resource::RLIMIT_CPU, self.before, most);
+        }
+    }
 }
 
 /// Writes to standard output, and once more where that failed.

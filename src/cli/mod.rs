@@ -314,7 +314,7 @@ fn up(source: Option<&SettingsSource>) -> Result<(String, u8), Failure> {
         node.note_conflist(&wanted.network, path)?;
     }
     drop(lock);
-    ended::sweep(&node.state, Path::new(names::CACHE_DIR)).map_err(Error::from)?;
+    ended::sweep(&node.state, Path::new(names::CACHE_DIR))?;
     let conf_dir = match source {
         Some(SettingsSource::Folder(folder)) => folder,
         _ => Path::new(names::CONF_DIR),
@@ -326,7 +326,21 @@ fn down(force: bool) -> Result<(String, u8), Failure> {
     let mut node = Node::open()?;
     // Its file would be left.
     AgentLock::wait_for_dying(&node.state)?;
-    if take_down(&mut node, force)? {
+    let is_down = take_down(&mut node, force)?;
+    let left = node.state.pods()?.len();
+    if force && left > 0 {
+        return Err(Failure::Failed(format!("{left} pod(s) keep a data plane of their own")));
+    }
+    if is_down && left > 0 {
+        return Ok((
+            format!(
+                "symroute is not in force on the node; {left} pod(s) keep a data plane of their own \
+                 until they end\n"
+            ),
+            0,
+        ));
+    }
+    if is_down {
         return Ok(("symroute is not in force: everything is as it was before\n".into(), 0));
     }
     let pods = node.state.count()?;
@@ -347,7 +361,7 @@ fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
         for pod in node.state.attachments()?.readable {
             node.state.detach(&pod.key)?;
         }
-        for error in pods::detach_all(&node.state)? {
+        for error in pods::end_all(&node.state)? {
             complain(&error.into());
         }
     }

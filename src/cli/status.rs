@@ -100,6 +100,7 @@ fn style() -> Style {
 }
 
 fn look(node: &mut Node, conf_dir: &Path) -> Result<Report, Failure> {
+    node.look_again()?;
     let mut report = Report::of(node)?;
     // A folder that is not there, or can't be read, says nothing of the node.
     let conflists = Directory::open(conf_dir).read().unwrap_or_default();

@@ -23,9 +23,7 @@ pub(super) fn del(request: &Request<'_>) {
     if !has_pods {
         return;
     }
+    start_log();
     let failures = pods::detach(&state, &request.key, Reason::Del);
-    if !failures.is_empty() {
-        start_log();
-    }
     log_failures(request, &failures);
 }

@@ -80,7 +80,9 @@ impl From<Error> for Failure {
             Error::Config(_) | Error::Disagreement { .. } | Error::TooManyLinks(_) => Code::Config,
             Error::Kernel { .. } | Error::Sysctl { .. } | Error::Iptables { .. } => Code::Kernel,
             Error::State(_) => Code::State,
-            Error::Namespace { .. } | Error::NoPod(_) => Code::NetworkNamespace,
+            Error::Namespace { .. } | Error::NoPod(_) | Error::OutOfSight(_) => {
+                Code::NetworkNamespace
+            }
             Error::Busy { .. } | Error::XtablesLock { .. } => Code::TryAgain,
         };
         Self::new(code, format!("symroute: {error}")).with(error.way_out().unwrap_or_default())

@@ -5,9 +5,8 @@ use serde_json::Value;
 use super::{Code, Failure, Request, settle_capabilities};
 use crate::error::Error;
 use crate::names;
-use crate::node::pods::{self, Reason};
-use crate::node::teardown;
-use crate::state::{Attachment, Key, State};
+use crate::node::{pods, teardown};
+use crate::state::{Key, State};
 
 /// Where the runtime lists what is still valid; the second is the name of older libraries.
 pub(super) const LISTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
@@ -27,15 +26,8 @@ pub(super) fn gc(request: &Request<'_>) -> Result<(), Failure> {
     for key in gone.collect::<Vec<_>>() {
         failures.extend(teardown::remove(&state, &key, || {}).iter().map(ToString::to_string));
     }
-    for pod in state.pods().map_err(Error::from)? {
-        let attachments = pod.attachments().map_err(Error::from)?.readable.into_iter();
-        for Attachment { key, .. } in attachments {
-            if key.network == *network && !valid.contains(&key) {
-                let failed = pods::detach(&state, &key, Reason::Gc);
-                failures.extend(failed.iter().map(ToString::to_string));
-            }
-        }
-    }
+    let is_gone = |key: &Key| key.network == *network && !valid.contains(key);
+    failures.extend(pods::collect(&state, is_gone).iter().map(ToString::to_string));
     failures.extend(pods::settle_rest(&state).iter().map(ToString::to_string));
     failures.extend(teardown::settle_rest(&state).err().iter().map(ToString::to_string));
     failures.dedup();

@@ -5,7 +5,8 @@
 use std::path::Path;
 
 use super::{pods, teardown};
-use crate::state::{Attachment, Error, State};
+use crate::error::Error;
+use crate::state::{Attachment, State};
 
 /// Removes some of them, and some files that can't be read as an attachment. Which ones differs
 /// from call to call.
@@ -23,29 +24,12 @@ pub(crate) fn sweep(state: &State, cache: &Path) -> Result<(), Error> {
         }
     }
     state.pass(&some)?;
-    sweep_pods(state, cache)
-}
-
-/// The same for some of the pods that have a data plane of their own.
-fn sweep_pods(state: &State, cache: &Path) -> Result<(), Error> {
-    for pod in pods::some_pods(state)? {
-        for attachment in pod.attachments()?.readable {
-            let key = &attachment.key;
-            if !has_ended(&attachment, cache) {
-                continue;
-            }
-            log::warn!("{} ({}) has ended without a DEL", key.container, key.ifname);
-            for error in pods::detach(state, key, pods::Reason::Gc) {
-                log::error!("{}: {error}", key.container);
-            }
-        }
-    }
-    Ok(())
+    pods::sweep(state, cache)
 }
 
 /// Whether the network namespace is gone from a folder that can be seen, and the runtime's cache
 /// knows nothing of the pod.
-fn has_ended(attachment: &Attachment, cache: &Path) -> bool {
+pub(super) fn has_ended(attachment: &Attachment, cache: &Path) -> bool {
     let netns = Path::new(&attachment.netns);
     let is_visible = netns.is_absolute() && netns.parent().is_some_and(Path::is_dir);
     let key = &attachment.key;

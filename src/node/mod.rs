@@ -89,6 +89,14 @@ impl Node {
         Ok(node)
     }
 
+    /// Begins another look of a command that goes on: the time for a pod's namespace runs anew.
+    pub(crate) fn look_again(&mut self) -> Result<(), Error> {
+        if self.is_pod {
+            self.kernel.distrust()?;
+        }
+        Ok(())
+    }
+
     /// Whether it is a pod, with a data plane of its own.
     pub(crate) fn is_pod(&self) -> bool {
         self.is_pod
@@ -129,7 +137,7 @@ impl Node {
             _ => return Ok(()),
         }
         drop(lock);
-        Ok(ended::sweep(&self.state, Path::new(names::CACHE_DIR))?)
+        ended::sweep(&self.state, Path::new(names::CACHE_DIR))
     }
 
     /// The record, from its file or else from the table or ipset itself; then it has no network.

@@ -4,15 +4,18 @@
 //! the node. Every ADD reconciles, as each brings another interface. A pod's namespace is entered for the work
 //! alone, and everything in it may be prepared by a hostile pod.
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use super::apply::PATIENCE;
 use super::proof::{self, Surprise};
-use super::{IMPATIENCE, Node};
+use super::{IMPATIENCE, Node, ended};
 use crate::backend::iptables::programs::Programs;
 use crate::config::Settings;
 use crate::error::Error;
+use crate::names;
 use crate::netns::Netns;
+use crate::process::CpuLimit;
 use crate::state::{Attachment, Identity, Key, Lock, Namespace, State};
 
 /// So many pods are looked at in one call.
@@ -102,32 +105,63 @@ pub(crate) fn detach(node: &State, key: &Key, reason: Reason) -> Vec<Error> {
     let pod = node.of_pod(&key.container);
     if !pod.exists() {
         // A call that was killed may have left the folder of all.
-        node.remove_pod(&pod);
+        node.remove_pods();
         return Vec::new();
     }
     let mut failures = Vec::new();
     failures.extend(pod.detach(key).err().map(Error::from));
     let leaving = (reason == Reason::Del).then(|| key.ifname.clone());
     failures.extend(leave(node, &pod, leaving).err());
-    sweep(node);
+    // What other pods have left behind is none of this one's failures.
+    if let Err(error) = sweep(node, Path::new(names::CACHE_DIR)) {
+        log::warn!("{error}");
+    }
     failures
 }
 
-/// Detaches all interfaces of all pods: what could not be done.
-pub(crate) fn detach_all(node: &State) -> Result<Vec<Error>, crate::state::Error> {
+/// Detaches what a runtime does not know any more: what could not be done.
+pub(crate) fn collect(node: &State, is_gone: impl Fn(&Key) -> bool) -> Vec<Error> {
     let mut failures = Vec::new();
-    for pod in node.pods()? {
-        for attachment in pod.attachments()?.readable {
-            failures.extend(detach(node, &attachment.key, Reason::Gc));
-        }
-        // A call that was killed may have left no attachment, and files that can't be read none.
-        if pod.exists() {
-            failures.extend(leave(node, &pod, None).err());
-            pod.forget()?;
-            node.remove_pod(&pod);
+    let pods = node.pods().unwrap_or_else(|error| {
+        failures.push(error.into());
+        Vec::new()
+    });
+    for pod in pods {
+        match pod.attachments() {
+            Ok(found) => {
+                let keys = found.readable.into_iter().map(|attachment| attachment.key);
+                for key in keys.filter(&is_gone) {
+                    failures.extend(detach(node, &key, Reason::Gc));
+                }
+            }
+            Err(error) => failures.push(error.into()),
         }
     }
-    Ok(failures)
+    failures
+}
+
+/// Ends the data planes of all pods: what could not be done. A pod whose namespace can't be seen from here keeps its
+/// files.
+pub(crate) fn end_all(node: &State) -> Result<Vec<Error>, crate::state::Error> {
+    Ok(node.pods()?.iter().filter_map(|pod| end(node, pod).err()).collect())
+}
+
+fn end(node: &State, pod: &State) -> Result<(), Error> {
+    if let Some(known) = pod.namespace()?.filter(|known| is_out_of_sight(&known.path)) {
+        return Err(Error::OutOfSight(known.path));
+    }
+    let attachments = pod.attachments()?;
+    for attachment in attachments.readable {
+        pod.detach(&attachment.key)?;
+    }
+    State::sweep(&attachments.unreadable)?;
+    leave(node, pod, None)
+}
+
+/// Whether a path says nothing: in a container, folders of the node may be missing.
+fn is_out_of_sight(path: &str) -> bool {
+    let path = Path::new(path);
+    !path.starts_with("/proc") && !path.parent().is_some_and(Path::is_dir)
 }
 
 /// Ends what calls before have left behind: a DEL that was killed, or that a pod has held up.
@@ -144,26 +178,34 @@ pub(crate) fn settle_rest(node: &State) -> Vec<Error> {
 }
 
 /// Some of the pods, from a place that differs from call to call: to look at all takes longer the more there are.
-pub(super) fn some_pods(node: &State) -> Result<Vec<State>, crate::state::Error> {
+fn some_pods(node: &State) -> Result<Vec<State>, crate::state::Error> {
     let pods = node.pods()?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let begin = usize::try_from(now.as_nanos() % 1_000_003).unwrap_or(0) % pods.len().max(1);
     Ok(pods.iter().cycle().skip(begin).take(pods.len().min(SOME)).cloned().collect())
 }
 
-/// Removes the files of pods that have held up their DEL until their namespaces were gone. Not every runtime calls
-/// GC.
-fn sweep(node: &State) {
+/// Removes what is left of some pods: of those that ended without a DEL, and of those that have held up their DEL
+/// until their namespaces were gone. Not every runtime calls GC.
+pub(super) fn sweep(node: &State, cache: &Path) -> Result<(), Error> {
     let is_gone = |pod: &State| match pod.namespace() {
         Ok(Some(known)) => matches!(open_if_there(&known.path), Ok(None)),
         Ok(None) | Err(_) => false,
     };
-    let some = some_pods(node).unwrap_or_default().into_iter();
-    for pod in some.filter(has_ended).filter(is_gone) {
-        if let Err(error) = leave(node, &pod, None) {
-            log::warn!("{error}");
+    for pod in some_pods(node)? {
+        let attachments = pod.attachments()?;
+        for Attachment { key, .. } in
+            attachments.readable.iter().filter(|attachment| ended::has_ended(attachment, cache))
+        {
+            log::warn!("{} ({}) has ended without a DEL", key.container, key.ifname);
+            pod.detach(key)?;
+        }
+        State::sweep(&attachments.unreadable)?;
+        if has_ended(&pod) && is_gone(&pod) {
+            leave(node, &pod, None)?;
         }
     }
+    Ok(())
 }
 
 /// Whether no attachment of a pod is left.
@@ -229,12 +271,11 @@ pub(crate) fn prove(
     let path = &attachment.netns;
     let Some(netns) = open(path)? else { return Err(Error::NoPod(path.clone())) };
     let pod = node.of_pod(&attachment.key.container);
-    let mut interfaces = vec![attachment.key.ifname.as_str()];
-    interfaces.extend(attachment.gateways.keys().map(String::as_str));
+    let (interface, others) = (&attachment.key.ifname, attachment.gateways.keys());
     let forms = settings.for_pod().fingerprints();
     inside(path, &netns, || {
         let Node { state, mut kernel, .. } = Node::of_pod(pod, None)?;
-        Ok(proof::prove_of_pod(&state, &mut kernel, &forms, &interfaces))
+        Ok(proof::prove_of_pod(&state, &mut kernel, &forms, interface, others.map(String::as_str)))
     })
 }
 
@@ -277,6 +318,8 @@ fn inside<T>(
     work: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
     let failed = |source| Error::Namespace { path: path.into(), source };
+    // No pod can make the plugin, or a program of iptables, work without an end.
+    let _limit = CpuLimit::of(names::CPU_OF_POD);
     netns.inside(work).map_err(failed)?
 }
 

@@ -79,7 +79,9 @@ pub(crate) fn remove(state: &State, key: &Key, start_log: impl Fn()) -> Vec<Erro
     let idle = state.is_idle().unwrap_or(false);
     // A node that never had a pod gets no directory by a DEL.
     let is_due = idle || had_own_settings;
-    let settles = (is_due || state.unsettled().is_some()) && state.exists();
+    let settles = (is_due || state.unsettled().is_some())
+        && state.exists()
+        && !(is_due && state.is_for_pods_alone());
     if settles || !failures.is_empty() {
         start_log();
     }

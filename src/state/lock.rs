@@ -1,6 +1,6 @@
 //! The lock that serialises reconciles: `flock` on the state directory.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
 use super::{Error, State};
@@ -25,13 +25,14 @@ impl State {
                 made => made?,
             }
             let opened = plain_file::folder_of_owner(&self.dir);
-            if opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+            let is_missing = |error: &io::Error| error.kind() == ErrorKind::NotFound;
+            if opened.as_ref().is_err_and(is_missing) && Instant::now() < deadline {
                 continue;
             }
             let file = opened.map_err(Error::at("open", &self.dir))?;
             match flock::lock(file, deadline).map_err(Error::at("lock", &self.dir))? {
                 // The end of a pod takes its folder away.
-                Some(held) if !flock::is_at(&held, &self.dir) => {}
+                Some(held) if !flock::is_at(&held, &self.dir) && Instant::now() < deadline => {}
                 Some(held) => return Ok(Lock { _held: held }),
                 None => {
                     let holder = flock::holder(&self.dir);

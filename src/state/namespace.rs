@@ -2,6 +2,7 @@
 //! files of a node's state and the name of the pod's network namespace.
 
 use std::hash::Hasher as _;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +56,18 @@ impl State {
     /// Removes the folder of a pod that has no state any more, and the folder of all with the last one.
     pub(crate) fn remove_pod(&self, pod: &Self) {
         pod.remove_folder();
+        self.remove_pods();
+    }
+
+    /// Removes the folder of all pods, if it is empty.
+    pub(crate) fn remove_pods(&self) {
         Self::new(self.path(&[names::PODS_DIR])).remove_folder();
+    }
+
+    /// Whether nothing is here but the folder of pods with a data plane of their own.
+    pub(crate) fn is_for_pods_alone(&self) -> bool {
+        let others = |path: &PathBuf| !path.ends_with(names::PODS_DIR);
+        self.has_pods() && self.files("").is_ok_and(|all| !all.iter().any(others))
     }
 
     /// The namespace that a pod's state is about; none where the file is missing or damaged.
