@@ -1,6 +1,7 @@
 //! A network namespace that lives as long as its value: unique name, no shared state, gone on drop.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -38,6 +39,28 @@ impl Netns {
     pub(crate) fn new(role: &str) -> Self {
         let name = format!("sr{}-{}-{role}", process::id(), unique());
         cmd::run(&["ip", "netns", "add", &name], "");
+        Self::named(name)
+    }
+
+    /// The same, owned by a user namespace: the root of a pod with `hostUsers: false` is no root elsewhere.
+    pub(crate) fn of_user_namespace(role: &str) -> Self {
+        let name = format!("sr{}-{}-{role}", process::id(), unique());
+        let mut owner = process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net"])
+            .args(["sh", "-c", "echo; read end"])
+            .stdin(process::Stdio::piped())
+            .stdout(process::Stdio::piped())
+            .spawn()
+            .expect("start unshare");
+        let mut out = BufReader::new(owner.stdout.take().expect("stdout was piped"));
+        out.read_line(&mut String::new()).expect("it is in its namespaces");
+        cmd::run(&["ip", "netns", "attach", &name, &owner.id().to_string()], "");
+        drop(owner.stdin.take());
+        owner.wait().expect("it ends");
+        Self::named(name)
+    }
+
+    fn named(name: String) -> Self {
         let handle = File::open(format!("/run/netns/{name}")).expect("open the new namespace");
         let lock = env::temp_dir().join(format!("{name}.xtables.lock"));
         let netns = Self { name, handle, lock, is_owner: true };

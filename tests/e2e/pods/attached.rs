@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::site::{Site, address, name, settings};
 use crate::lab::flows::{assert_all_work, assert_only_these_fail};
+use crate::lab::netns::Netns;
 use crate::lab::snapshot::Snapshot;
 
 /// Eight interfaces: without the plugin only the one with the default route answers.
@@ -116,4 +117,37 @@ fn patterns_are_about_the_names_in_the_pod() {
     flows = site.flows(2);
     let broken: Vec<&str> = flows.iter().map(|flow| &*flow.name).collect();
     assert_only_these_fail(&flows, &broken);
+}
+
+/// The namespace of a pod with `hostUsers: false` belongs to a user namespace, where the node's root has every right.
+#[test]
+fn a_pod_with_a_user_namespace_of_its_own() {
+    let site = Site::of(Netns::of_user_namespace("pod"), 2);
+    let before = site.snapshot();
+    let flows = site.flows(1);
+    let broken: Vec<&str> = flows.iter().map(|flow| &*flow.name).collect();
+    assert_only_these_fail(&flows, &broken);
+    site.pod.exec(&["conntrack", "-F"], "");
+    for number in 0..2 {
+        site.add(&settings(), number);
+    }
+    site.check(&settings(), 1);
+    site.assert_answers();
+    for number in [1, 0] {
+        site.del(&settings(), number);
+    }
+    before.assert_unchanged(&site.snapshot());
+}
+
+/// Could an ADD succeed? That takes no pod.
+#[test]
+fn status_needs_no_pod() {
+    let site = Site::new(1);
+    for scope in [json!("pod"), json!(["host", "pod"])] {
+        let network = site.node.network(&json!({"scope": scope, "cniVersion": "1.1.0"}), None);
+        site.node.cni("STATUS", &network, "", "", "").assert_success("STATUS");
+    }
+    let network = site.node.network(&json!({"scope": "nowhere", "cniVersion": "1.1.0"}), None);
+    let ran = site.node.cni("STATUS", &network, "", "", "");
+    assert!(!ran.success && ran.stdout.contains("scope"), "{}", ran.stdout);
 }

@@ -75,6 +75,11 @@ pub(crate) fn settings() -> Value {
 impl Site {
     /// A pod with so many interfaces.
     pub(crate) fn new(interfaces: usize) -> Self {
+        Self::of(Netns::new("pod"), interfaces)
+    }
+
+    /// The same in this namespace.
+    pub(crate) fn of(pod: Netns, interfaces: usize) -> Self {
         let (node, fabric, client) =
             (Node::new("node"), Netns::new("fabric"), Netns::new("client"));
         fabric.sysctl("ipv4/ip_forward", "1");
@@ -91,7 +96,6 @@ impl Site {
              addr add 2001:db8:9::9/64 dev eth0 nodad
              route add default via 203.0.113.1
              route add default via 2001:db8:9::1");
-        let pod = Netns::new("pod");
         for scope in ["all", "default"] {
             pod.sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "1");
         }
