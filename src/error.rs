@@ -90,7 +90,10 @@ impl Error {
                     "the kernel lacks a part: it needs nf_tables with family inet, fib and ct, or \
                      else ip_set with hash:ip and hash:net, and \"backend\": \"iptables\"",
                 ),
-                Errno::ETIMEDOUT => Some("take away what fills the pod's network namespace"),
+                Errno::ETIMEDOUT => Some(
+                    "the pod's owner has to remove routes, rules or sets from the pod's network \
+                     namespace",
+                ),
                 Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR => Some("try again"),
                 _ => Some("see the kernel's message; \"symroutectl status\" shows what is there"),
             },
@@ -112,7 +115,9 @@ impl Error {
             Self::OutOfSight(_) => {
                 Some("run \"symroutectl down --force\" on the node, or end the pod")
             }
-            Self::NoPod(_) => Some("name the network namespace of a pod that runs"),
+            Self::NoPod(_) => Some(
+                "the path has to lead to the network namespace of a pod that runs, not to the node's",
+            ),
             Self::TooManyLinks(_) => Some("\"scope\": \"host\" does not look into pods"),
             Self::Config(_) | Self::Disagreement { .. } => None,
         }

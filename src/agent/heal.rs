@@ -160,7 +160,7 @@ impl Healer {
                 .iter()
                 .any(|(name, network)| name == HOLD && *network == target.network);
         if !in_force {
-            // A record that vanished was taken away by somebody, unless we did that.
+            // Another program has removed a record that vanished, unless this agent did.
             let repair = record.is_none() && !causes.contains(&Cause::Start) && !rested;
             let enforced = enforce(node, &target, causes);
             self.tally.reconciled(enforced.is_ok());

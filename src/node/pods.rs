@@ -324,7 +324,7 @@ fn inside<T>(
 }
 
 impl Node {
-    /// What tells the namespace, which this thread is in, from all others.
+    /// What distinguishes the namespace, which this thread is in, from all others.
     fn identity(&self, netns: &Netns) -> Result<Identity, Error> {
         let failed = |source| Error::Namespace { path: "of the pod".into(), source };
         let (device, inode) = netns.numbers().map_err(failed)?;

@@ -24,7 +24,7 @@ pub(crate) struct Namespace {
     pub(crate) identity: Identity,
 }
 
-/// What tells a namespace from all others.
+/// What distinguishes a namespace from all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub(crate) device: u64,
