@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::plain::{assert_fails, assert_no_files};
 use super::site::{Site, address, name, settings};
 use crate::lab::flows::{assert_all_work, assert_only_these_fail};
 use crate::lab::netns::Netns;
@@ -83,25 +84,37 @@ fn an_interface_without_symroute_in_its_chain_answers_too() {
     site.del(&settings, 2);
 }
 
-/// An interface that vanishes while the pod lives: the others answer, and the next call cleans up.
+/// An interface that vanishes while the pod lives: the others answer, the next call cleans up, and nothing is left in
+/// the end.
 #[test]
 fn an_interface_that_vanishes_takes_nothing_along() {
     let site = Site::new(3);
+    let mut settings = settings();
+    settings["backend"] = json!("nftables");
     for number in 0..3 {
-        site.add(&settings(), number);
+        site.add(&settings, number);
     }
     site.assert_answers();
     site.pod.ip("link del net1");
     let left: Vec<_> = [0, 2].into_iter().flat_map(|number| site.flows(number)).collect();
     assert_all_work(&left);
-    let check = site.call("CHECK", &settings(), 1);
-    assert!(!check.success && check.stdout.contains("no interface net1"), "{}", check.stdout);
-    site.check(&settings(), 2);
-    site.del(&settings(), 1);
-    site.check(&settings(), 2);
-    let rules = site.pod.exec(&["ip", "rule"], "");
-    assert!(!rules.contains("net1") && !rules.contains(&address(1)), "{rules}");
-    assert_all_work(&left);
+    assert_fails(&site.call("CHECK", &settings, 1), 102, &["no interface net1"]);
+    site.check(&settings, 2);
+    // An ADD comes before the DEL, too.
+    for verb in ["ADD", "DEL"] {
+        let number = if verb == "ADD" { 2 } else { 1 };
+        site.call(verb, &settings, number).assert_success(verb);
+        site.check(&settings, 2);
+        let listed = site.pod.exec(&["ip", "rule"], "");
+        assert!(!listed.contains("net1") && !listed.contains(&address(1)), "{verb}: {listed}");
+        assert_all_work(&left);
+    }
+    for number in [2, 0] {
+        site.del(&settings, number);
+    }
+    assert_no_files(&site.node, "an interface has gone");
+    assert_eq!(rules(&site), 3 + 2, "the kernel's own rules are left");
+    assert_eq!(site.pod.exec(&["nft", "list", "tables"], ""), "", "tables");
 }
 
 /// `uplinks` is about the names of the pod's interfaces.

@@ -6,11 +6,11 @@ mod programs;
 
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::plain::{AT_ONCE, BOUND, Plain, assert_fails, assert_no_files, within};
+use super::plain::{Plain, assert_fails, assert_no_files};
+use crate::lab::agent::until;
 use crate::lab::node::Node;
 use crate::lab::plugin::Ran;
 use crate::lab::snapshot::Snapshot;
@@ -57,14 +57,13 @@ fn lines(count: u32, line: impl Fn(u32) -> String) -> String {
     (0..count).map(line).collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// ADD, CHECK and DEL of both interfaces in this pod, each within the time. Nothing is left, and
-/// what the pod has itself is as it was.
-fn lives(node: &Node, pod: &Plain, bound: Duration, what: &str) {
+/// ADD, CHECK and DEL of both interfaces in this pod. Nothing is left, and what the pod has itself is as it was.
+fn lives(node: &Node, pod: &Plain, what: &str) {
     let before = pod.snapshot(node);
     let on_node = Snapshot::take(node);
     for verb in ["ADD", "ADD", "CHECK", "DEL"] {
         for leg in 0..2 {
-            let ran = within(bound, &format!("{verb}, {what}"), || pod.ran(node, verb, leg));
+            let ran = pod.ran(node, verb, leg);
             ran.assert_success(&format!("{verb}, {what}"));
             if verb != "DEL" {
                 assert!(pod.has_rules(), "{verb}, {what}: the pod is served");
@@ -92,7 +91,7 @@ fn rules_at_our_places() {
         pod.ns.ip6(&format!("rule add from 2001:db8::1 lookup 7 priority {place} protocol 99"));
         let before = pod.snapshot(&node);
         for leg in 0..2 {
-            let ran = within(AT_ONCE, "ADD", || pod.ran(&node, "ADD", leg));
+            let ran = pod.ran(&node, "ADD", leg);
             assert_fails(&ran, 7, &["rulePriority", &format!("at {place}"), "set rulePriority to"]);
             before.assert_unchanged(&pod.snapshot(&node));
         }
@@ -117,7 +116,7 @@ fn rules_at_all_places() {
     pod.ns.ip(&rules.join("\n"));
     let before = pod.snapshot(&node);
     for leg in 0..2 {
-        let ran = within(BOUND, "ADD", || pod.ran(&node, "ADD", leg));
+        let ran = pod.ran(&node, "ADD", leg);
         assert_fails(&ran, 7, &["rulePriority"]);
         before.assert_unchanged(&pod.snapshot(&node));
     }
@@ -181,7 +180,7 @@ fn a_table_of_our_name() {
         pod.ns.nft(text);
         for verb in ["ADD", "CHECK", "DEL"] {
             for leg in 0..2 {
-                let ran = within(BOUND, &format!("{verb}, {what}"), || pod.ran(&node, verb, leg));
+                let ran = pod.ran(&node, verb, leg);
                 ran.assert_success(&format!("{verb}, {what}"));
             }
         }
@@ -189,6 +188,14 @@ fn a_table_of_our_name() {
         pod.ns.nft("delete table inet other");
         before.assert_unchanged(&pod.snapshot(&node));
     }
+}
+
+/// Waits for the table of a program that goes on running.
+fn await_table(pod: &Plain, owner: &mut Program) {
+    until("the owner's table is there", || {
+        owner.assert_runs();
+        pod.has_rules()
+    });
 }
 
 /// Only the program that has made it may change such a table.
@@ -202,23 +209,21 @@ fn a_table_with_an_owner() {
     let stdin = owner.0.stdin.as_mut().expect("stdin was piped");
     stdin.write_all(b"add table inet symroute { flags owner; }\n").expect("tell nft");
     stdin.flush().expect("tell nft");
-    while !pod.has_rules() {
-        owner.assert_runs();
-    }
+    await_table(&pod, &mut owner);
     let occupied = pod.snapshot(&node);
     for leg in 0..2 {
-        let ran = within(AT_ONCE, "ADD", || pod.ran(&node, "ADD", leg));
+        let ran = pod.ran(&node, "ADD", leg);
         assert_fails(&ran, 100, &["table inet symroute"]);
         occupied.assert_unchanged(&pod.snapshot(&node));
-        let ran = within(AT_ONCE, "DEL", || pod.ran(&node, "DEL", leg));
+        let ran = pod.ran(&node, "DEL", leg);
         ran.assert_success("DEL");
         occupied.assert_unchanged(&pod.snapshot(&node));
     }
     owner.assert_runs();
     drop(owner);
-    while pod.has_rules() {}
+    until("the owner's table has gone", || !pod.has_rules());
     before.assert_unchanged(&pod.snapshot(&node));
-    lives(&node, &pod, AT_ONCE, "the owner has gone");
+    lives(&node, &pod, "the owner has gone");
 }
 
 /// The pod takes our table away, and puts one of its own in its place, between ADD and DEL. The files of
@@ -233,11 +238,9 @@ fn a_table_that_keeps_a_del_up() {
     let mut owner = Program(child.expect("start nft"));
     let stdin = owner.0.stdin.as_mut().expect("stdin was piped");
     stdin.write_all(b"add table inet symroute { flags owner; }\n").expect("tell nft");
-    while !pod.has_rules() {
-        owner.assert_runs();
-    }
+    await_table(&pod, &mut owner);
     for leg in 0..2 {
-        within(AT_ONCE, "DEL", || pod.ran(&node, "DEL", leg)).assert_success("DEL");
+        pod.ran(&node, "DEL", leg).assert_success("DEL");
     }
     let rules = pod.ns.exec(&["ip", "rule"], "");
     assert_eq!(rules.lines().count(), 3, "all else has gone: {rules}");

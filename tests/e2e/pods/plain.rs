@@ -1,10 +1,10 @@
 //! A pod with two interfaces that no packet passes: for what the plugin makes and leaves.
 //!
-//! Its settings name the backend, since the tests look for the table.
+//! Its settings name the backend, since the tests look for the table. A call that does not come to an end fails: the lab
+//! kills each program after 60 seconds.
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -12,11 +12,6 @@ use crate::lab::netns::{Netns, unique};
 use crate::lab::node::Node;
 use crate::lab::plugin::{Call, Ran};
 use crate::lab::snapshot::Snapshot;
-
-/// Far below the 60 seconds after which the lab ends a call.
-pub(super) const BOUND: Duration = Duration::from_secs(45);
-/// What "at once" is on a busy machine.
-pub(super) const AT_ONCE: Duration = Duration::from_secs(5);
 
 pub(super) struct Plain {
     pub(super) ns: Netns,
@@ -101,16 +96,6 @@ pub(super) fn files(node: &Node) -> Vec<PathBuf> {
 
 pub(super) fn assert_no_files(node: &Node, when: &str) {
     assert_eq!(files(node), Vec::<PathBuf>::new(), "files that are left: {when}");
-}
-
-/// Runs some work, which has to be done within a time; how long it took.
-pub(super) fn within<T>(bound: Duration, what: &str, work: impl FnOnce() -> T) -> T {
-    let begin = Instant::now();
-    let done = work();
-    let took = begin.elapsed();
-    println!("{what}: {took:?}");
-    assert!(took < bound, "{what} took {took:?}");
-    done
 }
 
 /// A call that failed with this code of CNI and these words.
