@@ -1,11 +1,15 @@
 //! Containers of the pod's own behind a bridge in it, as docker and podman make them: what works without the plugin
 //! works with it, and a port that the pod publishes answers by each interface.
 
-use crate::lab::flows::{Flow, assert_all_work, assert_only_these_fail};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::lab::flows::{
+    Flow, assert_all_work, assert_only_these_fail, assert_only_these_fail_in_pods,
+};
 use crate::lab::netns::Netns;
 use crate::lab::traffic::{Proto, Server};
 
-use super::site::{CLIENT, Site, address, name, router, settings};
+use super::site::{CLIENT, Site, address, address6, name, router, settings};
 
 /// The port that the pod publishes, and the one of the container.
 pub(super) const PUBLISHED: u16 = 8081;
@@ -117,4 +121,41 @@ fn containers_within_a_network_behind_an_interface() {
     assert_container_is_served(|site| {
         site.pod.ip(&format!("route add 172.16.0.0/12 via {} dev net1", router(1)));
     });
+}
+
+/// A program of the pod marks what it sends in bits that symroute uses, too, and a rule of the pod's leads that to its
+/// containers: nothing else does. Replies of connections that are not bound keep such a mark.
+#[test]
+fn marks_of_the_pods_own_on_replies_to_containers() {
+    let site = Site::new(2);
+    let container = Netns::new("container");
+    site.pod.ip(&format!(
+        "link add docker0 type bridge
+         link set docker0 up
+         addr add fd17::1/64 dev docker0 nodad
+         link add c0 type veth peer name eth0 netns {}
+         link set c0 up master docker0
+         route del fd17::/64 dev docker0
+         route add fd17::/64 dev docker0 table 900",
+        container.name()
+    ));
+    site.pod.ip6("rule add pref 200 fwmark 0x539 lookup 900");
+    container.ip("link set eth0 up
+         addr add fd17::5/64 dev eth0 nodad
+         route add default via fd17::1");
+    let to = format!("[{}]:9999", address6(0));
+    let server = Server::at(&site.pod, Proto::Tcp, to.parse().expect("an address"), "pod");
+    if let Server::Tcp(listener) = &server {
+        setsockopt(listener, sockopt::Mark, &0x539).expect("mark what the server sends");
+    }
+    let flow = || [Flow::new("container", &container, Proto::Tcp, &to, "pod fd17::5")];
+    assert_all_work(&flow());
+    for number in 0..2 {
+        site.add(&settings(), number);
+    }
+    assert_all_work(&flow());
+    site.assert_answers();
+    // It is that rule which leads the replies.
+    site.pod.ip6("rule del pref 200");
+    assert_only_these_fail_in_pods(&flow(), &["container"]);
 }
