@@ -60,7 +60,7 @@ fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 
 /// How far the last priority that has to be ours alone lies behind the first. A pod has rules by address behind
 /// the others, and one of another program would come between.
-fn last_of_ours(facts: &Facts) -> u32 {
+pub(super) fn last_of_ours(facts: &Facts) -> u32 {
     if facts.pod.is_some() { 5 } else { 3 }
 }
 

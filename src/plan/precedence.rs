@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::conflicts::last_of_ours;
 use super::uplinks::outside;
 use super::{Note, Plan, unanswered};
 use crate::backend::Marker;
@@ -11,10 +12,8 @@ use crate::model::{Action, Facts, Family, Route, Rule, whole};
 use crate::names::LOOPBACK;
 use crate::netlink::uapi::RT_TABLE_LOCAL;
 
-/// How many priorities ours take before the first one and behind it; see
-/// [`crate::config::RulePriorities`].
+/// How many priorities ours take before the first one; see [`crate::config::RulePriorities`].
 const BEFORE: u32 = 2;
-const BEHIND: u32 = 3;
 
 /// Rules before ours that send replies elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +24,8 @@ pub(crate) struct Stray {
     place: Option<u32>,
     /// A rule between that place and ours that denies: no program may choose to pass by it.
     denies: Option<String>,
+    /// How far the last priority of ours lies behind the first.
+    behind: u32,
 }
 
 impl Stray {
@@ -47,7 +48,7 @@ impl Stray {
                     "set \"rulePriority\": {place} or \"auto\", which comes first, or move them"
                 )
             }
-            (None, _) => format!("move them behind {}", settings.rules().end),
+            (None, _) => format!("move them behind {}", settings.priority + self.behind),
         };
         Note { what, way_out }
     }
@@ -70,12 +71,15 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<St
         local.map(|rule| rule.priority).min()
     };
     let local = Family::ALL.into_iter().filter_map(local).max().unwrap_or(0);
-    let free = |p: &u32| (p - BEFORE..=p + BEHIND).all(|p| !taken.contains(&p));
-    let place = (local + BEFORE + 1..first.saturating_sub(BEHIND)).rev().find(free);
+    let behind = last_of_ours(facts);
+    let free = |p: &u32| (p - BEFORE..=p + behind).all(|p| !taken.contains(&p));
+    let last = first.saturating_sub(behind);
+    let place = (local.saturating_add(BEFORE + 1)..last).rev().find(free);
     let between =
         |rule: &&Rule| place.is_some_and(|place| (place..first_of_ours).contains(&rule.priority));
     let denies = all().filter(between).find(|rule| matches!(rule.action, Action::Other(_)));
-    Some(Stray { rules: listed.join(", "), place, denies: denies.map(ToString::to_string) })
+    let denies = denies.map(ToString::to_string);
+    Some(Stray { rules: listed.join(", "), place, denies, behind })
 }
 
 /// Whether a rule may send a reply that is bound to an uplink elsewhere.

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::conflicts::last_of_ours;
 use super::uplinks::outside;
 use super::{Note, Plan};
 use crate::config::Settings;
@@ -111,7 +112,7 @@ fn note(facts: &Facts, settings: &Settings, route: &Route, rule: &Rule, address:
         route.dst,
         links.join(", ")
     );
-    let ours = settings.rules().ask_alone..=settings.rules().end;
+    let ours = settings.rules().ask_alone..=settings.priority + last_of_ours(facts);
     let taken = |p: u32| ours.contains(&p) || all(facts).any(|other| other.priority == p);
     let place = (1..rule.priority).rev().find(|&p| !taken(p)).unwrap_or_default();
     let family = names::IP_OPTION.of(Family::of(address));

@@ -1,6 +1,7 @@
 //! The plan of a pod that has a data plane of its own.
 
 use super::*;
+use crate::config::Automatic;
 use crate::model::PodFacts;
 use crate::plan::GatewaySource;
 
@@ -111,4 +112,44 @@ fn another_programs_rules_by_address_and_a_vpn_stay_in_force() {
     let of_vpn = Rule { priority: 32100, action, is_inverted: true, other_selectors: true, ..base };
     facts.rules.push(FoundRule { rule: of_vpn, message: Vec::new() });
     assert!(by_address(&facts).is_empty());
+}
+
+/// Another program's rule, at some place, by the address of `net1` to a table of its own.
+fn with_rule_at(priority: u32) -> Facts {
+    let mut facts = pod(&["net1"]);
+    let own: IpNetwork = "10.3.0.10/32".parse().unwrap();
+    let of_all = Rule::of_all(Family::V4, priority, Action::Lookup(150), 4);
+    let rule = Rule { from: Some(own), other_selectors: true, ..of_all };
+    facts.rules.push(FoundRule { rule, message: Vec::new() });
+    let default = Family::V4.default_route();
+    facts.routes.push(route(150, default, 3, Some("10.3.0.99".parse().unwrap())));
+    facts
+}
+
+#[test]
+fn the_place_before_another_programs_rule_has_room_for_all_of_ours() {
+    let facts = with_rule_at(100);
+    let asked = Settings::default().for_pod();
+    let note = plan(&facts, &asked).unwrap().stray.unwrap().note(&asked);
+    assert!(note.way_out.contains("\"rulePriority\": 94 or"), "{}", note.way_out);
+    // What is advised can be had, and "auto" chooses the same.
+    assert_eq!(plan(&facts, &Settings { priority: 94, ..asked.clone() }).unwrap().stray, None);
+    let automatic = Automatic { priority: true, ..asked.automatic };
+    let (chosen, plan) = decide(&facts, &Settings { automatic, ..asked }).unwrap();
+    assert_eq!((chosen.priority, plan.stray), (94, None));
+    // A node has no rules by address.
+    let facts = Facts { pod: None, ..facts };
+    let (chosen, plan) = decide(&facts, &Settings { automatic, ..Settings::default() }).unwrap();
+    assert_eq!((chosen.priority, plan.stray), (96, None));
+}
+
+#[test]
+fn a_rule_for_a_network_behind_the_pod_is_advised_beside_ours() {
+    let mut facts = with_rule_at(406);
+    let bridge = Link { kind: Some("bridge".into()), name: "br0".into(), ..nic(9, 0) };
+    facts.links.push(bridge);
+    facts.routes.push(route(RT_TABLE_MAIN, "10.9.0.0/24".parse().unwrap(), 9, None));
+    let unanswered = planned(&facts).unanswered;
+    assert_eq!(unanswered.len(), 1, "{unanswered:?}");
+    assert!(unanswered[0].way_out.ends_with("pref 397"), "{}", unanswered[0].way_out);
 }
