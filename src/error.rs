@@ -6,7 +6,6 @@ use std::io;
 use nix::errno::Errno;
 
 use crate::config::Invalid;
-use crate::names;
 use crate::netlink;
 use crate::state;
 
@@ -53,8 +52,13 @@ pub(crate) enum Error {
     OutOfSight(String),
     /// The namespace at this path is none of a pod.
     NoPod(String),
-    /// A pod has so many interfaces.
-    TooManyLinks(usize),
+    /// A pod has more of something than is looked at.
+    TooMany {
+        /// What there is too much of, in the plural.
+        what: &'static str,
+        count: usize,
+        most: usize,
+    },
     /// A file of the state could not be read or written.
     State(state::Error),
     /// Somebody else is reconciling the node.
@@ -118,7 +122,7 @@ impl Error {
             Self::NoPod(_) => Some(
                 "the path has to lead to the network namespace of a pod that runs, not to the node's",
             ),
-            Self::TooManyLinks(_) => Some("\"scope\": \"host\" does not look into pods"),
+            Self::TooMany { .. } => Some("\"scope\": \"host\" does not look into pods"),
             Self::Config(_) | Self::Disagreement { .. } => None,
         }
     }
@@ -145,11 +149,9 @@ impl fmt::Display for Error {
                 "the network namespace {path} can't be seen from here: that pod keeps its data plane"
             ),
             Self::NoPod(path) => write!(f, "{path}: not the network namespace of a pod"),
-            Self::TooManyLinks(count) => write!(
-                f,
-                "the pod has {count} interfaces, and no more than {} are looked at",
-                names::LINKS_OF_POD
-            ),
+            Self::TooMany { what, count, most } => {
+                write!(f, "the pod has {count} {what}, and no more than {most} are looked at")
+            }
             Self::Iptables { operation, message } => write!(f, "{operation}: {message}"),
             Self::Busy { holder, seconds } => {
                 let by = by(*holder);

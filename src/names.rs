@@ -151,6 +151,15 @@ pub(crate) const STATE_DIR: &str = "/run/symroute";
 pub(crate) const CPU_OF_POD: u64 = 30;
 /// A pod with more interfaces is refused: to look at each takes time.
 pub(crate) const LINKS_OF_POD: usize = 1024;
+/// The same for addresses.
+pub(crate) const ADDRESSES_OF_POD: usize = 4096;
+/// The same for rules of other programs.
+pub(crate) const RULES_OF_POD: usize = 4096;
+/// The same for routes of other programs that matter, each counted by its hops: those of main, default routes, what
+/// lies on a link, and tables that rules name by an address of the pod.
+pub(crate) const ROUTES_OF_POD: usize = 16_384;
+/// So many routers of an interface of a pod are told apart, at most.
+pub(crate) const ROUTERS_OF_POD: usize = 32;
 /// So many networks behind the uplinks of a pod get a rule, at most.
 pub(crate) const NETWORKS_OF_POD: usize = 128;
 /// Below [`STATE_DIR`]: a folder for each pod that has a data plane of its own.

@@ -77,7 +77,7 @@ impl fmt::Display for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match &error {
-            Error::Config(_) | Error::Disagreement { .. } | Error::TooManyLinks(_) => Code::Config,
+            Error::Config(_) | Error::Disagreement { .. } | Error::TooMany { .. } => Code::Config,
             Error::Kernel { .. } | Error::Sysctl { .. } | Error::Iptables { .. } => Code::Kernel,
             Error::State(_) => Code::State,
             Error::Namespace { .. } | Error::NoPod(_) | Error::OutOfSight(_) => {

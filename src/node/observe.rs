@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use super::apply::Kernel;
@@ -19,11 +18,12 @@ use crate::config::{Backend, Settings};
 use crate::error::Error;
 use crate::model::{
     Action, Address, Facts, Family, Flowtables, FoundRule, Link, Mangle, Neighbours, PodFacts,
-    Route, Variant, VariantUse, whole,
+    Route, Variant, VariantUse,
 };
 use crate::names;
 use crate::netlink::uapi::{IFF_LOOPBACK, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST};
 use crate::netlink::{self, route};
+use crate::plan::prefixes::any_in;
 use crate::plan::{ours, routers, uplinks};
 use crate::process;
 
@@ -42,21 +42,13 @@ pub(crate) fn facts(
 ) -> Result<Facts, Error> {
     let Kernel { rtnetlink, netfilter, .. } = &mut *kernel;
     let links = route::links(rtnetlink).map_err(Error::kernel("list interfaces"))?;
-    // To go is never refused.
-    if pod.as_ref().is_some_and(|pod| !pod.ends) && links.len() > names::LINKS_OF_POD {
-        return Err(Error::TooManyLinks(links.len()));
-    }
-    let mut facts = Facts {
-        links,
-        pod,
-        addresses: route::addresses(rtnetlink).map_err(Error::kernel("list addresses"))?,
-        ipvs: has_ipvs(),
-        ..Facts::default()
-    };
-    let ipv4 = |l: &&Link| {
-        let has = |a: &Address| a.link == l.index && a.scope == 0 && a.ip.is_ipv4();
-        l.flags & IFF_LOOPBACK == 0 && facts.addresses.iter().any(has)
-    };
+    bounded(pod.as_ref(), "interfaces", links.len(), names::LINKS_OF_POD)?;
+    let addresses = route::addresses(rtnetlink).map_err(Error::kernel("list addresses"))?;
+    bounded(pod.as_ref(), "addresses", addresses.len(), names::ADDRESSES_OF_POD)?;
+    let mut facts = Facts { links, pod, addresses, ipvs: has_ipvs(), ..Facts::default() };
+    let has_ipv4 = facts.addresses.iter().filter(|a| a.scope == 0 && a.ip.is_ipv4());
+    let has_ipv4: BTreeSet<u32> = has_ipv4.map(|a| a.link).collect();
+    let ipv4 = |l: &&Link| l.flags & IFF_LOOPBACK == 0 && has_ipv4.contains(&l.index);
     facts.rp_filter = sysctl::rp_filter(facts.links.iter().filter(ipv4))?;
     for family in Family::ALL {
         let rules = supported(route::rules(rtnetlink, family), family)
@@ -90,6 +82,10 @@ pub(crate) fn facts(
     }
     facts.ours =
         ours::take(owned, &facts.links, facts.pod.is_some(), &mut facts.routes, &mut facts.rules);
+    // What looks like ours does not count: it goes.
+    bounded(facts.pod.as_ref(), "rules", facts.rules.len(), names::RULES_OF_POD)?;
+    let hops = facts.routes.iter().map(|route| route.nexthops.len().max(1)).sum();
+    bounded(facts.pod.as_ref(), "routes", hops, names::ROUTES_OF_POD)?;
     match table::table(netfilter, TableFamily::Inet) {
         Err(error) if is_missing(&error) => facts.tooling.nftables = false,
         other => {
@@ -114,10 +110,25 @@ pub(crate) fn facts(
         }
     }
     facts.src_valid_mark = sysctl::src_valid_mark(&facts.links)?;
-    if let Some(settings) = owned.first() {
+    // The end needs no plan, so no routers.
+    let ends = facts.pod.as_ref().is_some_and(|pod| pod.ends);
+    if let Some(settings) = owned.first().filter(|_| !ends) {
         facts.neighbours = routers(&mut kernel.rtnetlink, &facts, settings)?;
     }
     Ok(facts)
+}
+
+/// Error: a pod has more of something than is looked at. To go is never refused.
+fn bounded(
+    pod: Option<&PodFacts>,
+    what: &'static str,
+    count: usize,
+    most: usize,
+) -> Result<(), Error> {
+    match pod {
+        Some(pod) if !pod.ends && count > most => Err(Error::TooMany { what, count, most }),
+        _ => Ok(()),
+    }
 }
 
 /// Whether conntrack keeps a UDP connection that leaves a flowtable: the kernel takes the one time-out off the other
@@ -238,16 +249,11 @@ fn supported<T>(
 /// The tables that rules look up for an address of the node.
 fn by_source(rules: &[FoundRule], addresses: &[Address]) -> BTreeSet<u32> {
     let own: BTreeSet<IpAddr> = addresses.iter().map(|a| a.ip).collect();
-    // Most rules are about one address each, of a pod.
-    let has = |net: IpNetwork| {
-        if net.prefix() == whole(net.ip()) {
-            return own.contains(&net.ip());
-        }
-        own.iter().any(|&ip| net.contains(ip))
-    };
     let table = |found: &FoundRule| match found.rule.action {
         Action::Lookup(RT_TABLE_LOCAL) => None,
-        Action::Lookup(table) => found.rule.from.is_some_and(has).then_some(table),
+        Action::Lookup(table) => {
+            found.rule.from.is_some_and(|from| any_in(&own, from)).then_some(table)
+        }
         _ => None,
     };
     rules.iter().filter_map(table).collect()

@@ -18,6 +18,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::prefixes::{Prefixes, any_within};
 use super::uplinks::has_address;
 use super::{GatewaySource, Uplink, own_addresses};
 use crate::config::Settings;
@@ -81,13 +82,10 @@ fn addresses(
     // What is excluded is answered as without symroute.
     own.retain(|(_, ip)| !settings.exclude.iter().any(|net| net.contains(*ip)));
     // Another program's rule says already where such packets go.
-    own.retain(|(_, ip)| !others().any(|rule| is_about(rule, *ip)));
+    let to_a_table = others().filter(|rule| matches!(rule.action, Action::Lookup(_)));
+    let settled: Prefixes<()> = to_a_table.filter_map(|rule| rule.from).collect();
+    own.retain(|(_, ip)| !settled.has(*ip));
     own
-}
-
-/// Whether a rule sends packets from an address to some table.
-fn is_about(rule: &Rule, ip: IpAddr) -> bool {
-    rule.from.is_some_and(|net| net.contains(ip)) && matches!(rule.action, Action::Lookup(_))
 }
 
 /// Whether an uplink is known to lead beyond its own networks. Else main may know a way that works.
@@ -103,16 +101,18 @@ fn networks(facts: &Facts, uplinks: &BTreeSet<u32>) -> Vec<IpNetwork> {
     let of_main = of_main.filter(|r| !is_link_local(r.dst.ip()));
     let leads_outward = |r: &&Route| r.nexthops.iter().any(|hop| uplinks.contains(&hop.link));
     let (outward, inward): (Vec<&Route>, Vec<&Route>) = of_main.partition(leads_outward);
-    let has_inside = |net: &IpNetwork| {
-        inward.iter().any(|r| r.dst.prefix() >= net.prefix() && net.contains(r.dst.ip()))
-    };
+    let inward: BTreeSet<(IpAddr, u8)> =
+        inward.iter().map(|r| (r.dst.network(), r.dst.prefix())).collect();
+    let has_inside = |net: &IpNetwork| any_within(&inward, *net);
     let all = outward.iter().filter(|r| !r.special).map(|r| r.dst);
     let mut all: Vec<IpNetwork> = all.filter(|net| !has_inside(net)).collect();
     all.sort_by_key(IpNetwork::prefix);
     let mut kept: Vec<IpNetwork> = Vec::new();
     for net in all {
-        let covered = kept.iter().any(|wide| wide.contains(net.ip()));
-        if !covered && kept.len() < names::NETWORKS_OF_POD {
+        if kept.len() == names::NETWORKS_OF_POD {
+            break;
+        }
+        if !kept.iter().any(|wide| wide.contains(net.ip())) {
             kept.push(net);
         }
     }

@@ -4,7 +4,7 @@
 //! way round. So a mark is never looked up in a table that is not filled, and nothing is marked
 //! before its rules are there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Plan;
 use crate::backend::iptables::restore_script::{Script, script};
@@ -204,14 +204,21 @@ fn routes(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
 
 /// Rules to add, and rules to delete.
 fn rules(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
-    let mut present: Vec<&FoundRule> = facts.ours.rules.iter().collect();
-    let mut steps = Vec::new();
+    let all = &facts.ours.rules;
+    // A pod may have thousands of rules that look like ours.
+    let mut places: BTreeMap<&Rule, VecDeque<usize>> = BTreeMap::new();
+    for (at, found) in all.iter().enumerate() {
+        places.entry(&found.rule).or_default().push_back(at);
+    }
+    let (mut steps, mut kept) = (Vec::new(), BTreeSet::new());
     for wanted in &plan.rules {
-        match present.iter().position(|found| found.rule == *wanted) {
-            Some(at) => drop(present.remove(at)),
+        match places.get_mut(wanted).and_then(VecDeque::pop_front) {
+            Some(at) => drop(kept.insert(at)),
             None => steps.push(Operation::AddRule(wanted.clone())),
         }
     }
+    let stale = all.iter().enumerate().filter(|(at, _)| !kept.contains(at));
+    let mut present: Vec<&FoundRule> = stale.map(|(_, found)| found).collect();
     // What steers goes first, its targets last.
     present.sort_by_key(|found| match found.rule.action {
         Action::Lookup(_) => 0,

@@ -6,10 +6,12 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 use super::network::Network;
+use super::prefixes::any_in;
 use super::uplinks::has_address;
 use super::{GatewaySource, Note, Uplink, Way};
 use crate::config::{Gateways, Settings};
 use crate::model::{Action, Address, Facts, Family, Link, Nexthop, Route, is_link_local, whole};
+use crate::names;
 use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_LOCAL, RT_TABLE_MAIN};
 
 /// `rp_filter`: a source has to be routed to the interface that its packets come in by.
@@ -143,6 +145,9 @@ pub(crate) fn known(
     }
     let mut seen = BTreeSet::new();
     routers.retain(|ip| Family::of(*ip) == family && seen.insert(*ip));
+    if facts.pod.is_some() {
+        routers.truncate(names::ROUTERS_OF_POD);
+    }
     routers
 }
 
@@ -150,36 +155,32 @@ pub(crate) fn known(
 /// main's, then by metric, then by table.
 fn defaults(facts: &Facts, link: u32, family: Family) -> Vec<&Route> {
     let own = own_tables(facts, Some(link), family);
+    let place: BTreeMap<u32, usize> = own.into_iter().zip(0..).collect();
     let mut found: Vec<_> =
         facts.routes.iter().filter(|r| r.is_default() && r.family() == family).collect();
-    found.sort_by_key(|r| {
-        let place = own.iter().position(|&table| table == r.table).unwrap_or(own.len());
+    found.sort_by_cached_key(|r| {
+        let place = place.get(&r.table).copied().unwrap_or(place.len());
         (place, r.table != RT_TABLE_MAIN, r.metric, r.table)
     });
     found
 }
 
 /// The tables that rules look up for packets from an address of the interface, or of any, in the
-/// order of the rules.
+/// order of the rules, each once.
 pub(super) fn own_tables(facts: &Facts, link: Option<u32>, family: Family) -> Vec<u32> {
     let of_link = |a: &&Address| link.is_none_or(|link| a.link == link);
     let own: BTreeSet<IpAddr> = facts.addresses.iter().filter(of_link).map(|a| a.ip).collect();
-    // Most rules are about one address each, of a pod.
-    let has = |net: IpNetwork| {
-        let is_single = net.prefix() == whole(net.ip());
-        if is_single { own.contains(&net.ip()) } else { own.iter().any(|&ip| net.contains(ip)) }
-    };
     let by_source = facts.rules.iter().map(|found| &found.rule).filter_map(|rule| {
         let from = rule.from.filter(|_| rule.family == family && rule.mark.is_none())?;
         match rule.action {
-            Action::Lookup(table) if has(from) => Some((rule.priority, table)),
+            Action::Lookup(table) if any_in(&own, from) => Some((rule.priority, table)),
             _ => None,
         }
     });
     let mut tables: Vec<_> = by_source.collect();
     tables.sort_unstable();
-    let tables = tables.into_iter().map(|(_, table)| table);
-    tables.filter(|table| ![RT_TABLE_MAIN, RT_TABLE_LOCAL].contains(table)).collect()
+    let mut seen = BTreeSet::from([RT_TABLE_MAIN, RT_TABLE_LOCAL]);
+    tables.into_iter().map(|(_, table)| table).filter(|table| seen.insert(*table)).collect()
 }
 
 /// Whether traffic of the family can come in by this uplink: it has a global address, or a route

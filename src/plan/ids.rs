@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::backend::iptables::node_set;
 use crate::backend::nftables::sets::router_key;
 use crate::config::{Invalid, Settings};
-use crate::model::{Action, ElementData, Facts, Family, Link, Mac, Route};
+use crate::model::{Action, ElementData, Facts, Family, Link, Mac, Nexthop, Route};
 use crate::names;
 
 /// The ids of these uplinks, in the order of the ids. The kernel is the record: ids are read back
@@ -78,9 +78,10 @@ pub(crate) fn of_router(
     let by_mac =
         recorded.iter().find_map(|(key, id)| (*key == router_key(link, mac)).then_some(*id));
     let leads = |route: &&Route| {
-        let only = [(link, gateways.get(&route.family()).copied())];
-        let hops: Vec<_> = route.nexthops.iter().map(|hop| (hop.link, hop.gateway)).collect();
-        route.is_default() && super::ours::is_table(settings, route.table) && hops == only
+        let gateway = gateways.get(&route.family()).copied();
+        let by_it =
+            |hops: &[Nexthop]| matches!(hops, [hop] if (hop.link, hop.gateway) == (link, gateway));
+        route.is_default() && super::ours::is_table(settings, route.table) && by_it(&route.nexthops)
     };
     let free = |id: &u32| (1..=max).contains(id) && !taken.contains(id);
     let by_table = facts.ours.routes.iter().filter(leads).map(|r| r.table - settings.table_base);

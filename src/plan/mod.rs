@@ -11,6 +11,7 @@ mod network;
 pub(crate) mod offload;
 pub(crate) mod ours;
 pub(crate) mod precedence;
+pub(crate) mod prefixes;
 pub(crate) mod proof;
 pub(crate) mod routers;
 pub(crate) mod routing;
@@ -338,8 +339,11 @@ fn arp(
 pub(crate) fn own_addresses(facts: &Facts, uplinks: &BTreeSet<u32>) -> BTreeSet<(u32, IpAddr)> {
     let global = facts.addresses.iter().filter(|a| a.scope == 0 && uplinks.contains(&a.link));
     let all: BTreeSet<(u32, IpAddr)> = global.map(|a| (a.link, a.ip)).collect();
-    let alone = |(_, ip): &&(u32, IpAddr)| all.iter().filter(|(_, other)| other == ip).count() == 1;
-    all.iter().filter(alone).copied().collect()
+    let mut owners: BTreeMap<IpAddr, usize> = BTreeMap::new();
+    for (_, ip) in &all {
+        *owners.entry(*ip).or_default() += 1;
+    }
+    all.into_iter().filter(|(_, ip)| owners.get(ip) == Some(&1)).collect()
 }
 
 /// The families in which main has no default route.

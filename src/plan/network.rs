@@ -6,12 +6,13 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::prefixes::Prefixes;
 use crate::model::{Address, Facts, Nexthop, Route, is_link_local, whole};
 use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_MAIN};
 
 /// Prefixes whose hosts an interface reaches without a router.
 pub(super) struct Network {
-    prefixes: BTreeSet<IpNetwork>,
+    prefixes: Prefixes<()>,
     /// Interfaces that have a subnet in common with it.
     beside: BTreeSet<u32>,
 }
@@ -28,19 +29,23 @@ impl Network {
         let addresses = || facts.addresses.iter().filter(is_own);
         let own_routes = facts.routes.iter().filter(on_link).filter(through).map(|r| r.dst);
         let mut prefixes: BTreeSet<_> = addresses().filter_map(subnet).chain(own_routes).collect();
-        let is_shown =
-            |ip: &IpAddr| prefixes.iter().any(|net| net.prefix() < whole(*ip) && net.contains(*ip));
+        let shown: Prefixes<()> = prefixes.iter().copied().collect();
+        let is_shown = |ip: &IpAddr| shown.around(*ip).any(|(net, ())| net.prefix() < whole(*ip));
         let alone: Vec<IpAddr> =
             addresses().map(|a| a.ip).chain(routers).filter(|ip| !is_shown(ip)).collect();
-        prefixes.extend(alone.into_iter().filter_map(|ip| nearest(facts, ip)));
+        if !alone.is_empty() {
+            let subnets = subnets(facts);
+            let nearest = |ip| subnets.around(ip).next().map(|(net, ())| net);
+            prefixes.extend(alone.into_iter().filter_map(nearest));
+        }
         prefixes.retain(|net| !is_link_local(net.ip()));
         let is_beside = |a: &&Address| subnet(a).is_some_and(|net| prefixes.contains(&net));
         let beside = facts.addresses.iter().filter(is_beside).map(|a| a.link).collect();
-        Self { prefixes, beside }
+        Self { prefixes: prefixes.into_iter().collect(), beside }
     }
 
     pub(super) fn has(&self, net: IpNetwork) -> bool {
-        self.prefixes.contains(&net)
+        self.prefixes.around(net.ip()).any(|(known, ())| known == net)
     }
 
     /// Whether the router of a hop by another interface is in this network. A link-local address
@@ -49,26 +54,24 @@ impl Network {
         match hop.gateway {
             None => false,
             Some(ip) if is_link_local(ip) => self.beside.contains(&hop.link),
-            Some(ip) => self.prefixes.iter().any(|net| net.contains(ip)),
+            Some(ip) => self.prefixes.has(ip),
         }
     }
 }
 
-/// The nearest subnet of any interface in which an address lies, by addresses or by main's routes.
-fn nearest(facts: &Facts, ip: IpAddr) -> Option<IpNetwork> {
-    let is_lan =
-        |hop: &Nexthop| facts.link(hop.link).is_some_and(|link| link.flags & IFF_POINTOPOINT == 0);
+/// The subnets of all interfaces, by addresses or by main's routes.
+fn subnets(facts: &Facts) -> Prefixes<()> {
+    let lan = facts.links.iter().filter(|link| link.flags & IFF_POINTOPOINT == 0);
+    let lan: BTreeSet<u32> = lan.map(|link| link.index).collect();
     let leads = |r: &&Route| {
         r.table == RT_TABLE_MAIN
             && !r.is_wide()
             && !r.special
-            && r.dst.contains(ip)
             && r.is_on_link()
-            && r.nexthops.iter().all(is_lan)
+            && r.nexthops.iter().all(|hop| lan.contains(&hop.link))
     };
     let routes = facts.routes.iter().filter(leads).map(|r| r.dst);
-    let subnets = facts.addresses.iter().filter_map(subnet).filter(|net| net.contains(ip));
-    routes.chain(subnets).max_by_key(IpNetwork::prefix)
+    routes.chain(facts.addresses.iter().filter_map(subnet)).collect()
 }
 
 /// The subnet that a global address lies in; none for an address that is alone in its prefix.

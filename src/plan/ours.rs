@@ -1,6 +1,8 @@
 //! Which rules and routes of a node are ours. Rules and tables have no owner's name on them, so
 //! they are told by number and shape, for the settings in force and for those of before.
 
+use std::collections::BTreeSet;
+
 use crate::config::Settings;
 use crate::model::{Action, FoundRule, Link, Ours, Route, Rule};
 use crate::names::LOOPBACK;
@@ -62,10 +64,10 @@ pub(crate) fn take(
     routes: &mut Vec<Route>,
     rules: &mut Vec<FoundRule>,
 ) -> Ours {
-    let vrf = |table| links.iter().any(|l| l.vrf_table == Some(table));
+    let vrf: BTreeSet<u32> = links.iter().filter_map(|l| l.vrf_table).collect();
     let route = |r: &Route| {
         r.protocol == RTPROT_KERNEL
-            && !vrf(r.table)
+            && !vrf.contains(&r.table)
             && owned.iter().any(|settings| is_table(settings, r.table))
     };
     let is_ours = |settings: &Settings, rule: &Rule| {

@@ -1,11 +1,15 @@
 //! Rules of other programs that come before ours and send replies elsewhere: those of Cilium, of
 //! MAAS and netplan, or of an operator.
 
-use std::collections::BTreeSet;
+use std::cell::LazyCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
 
 use super::conflicts::last_of_ours;
-use super::uplinks::outside;
-use super::{Note, Plan, unanswered};
+use super::unanswered::Main;
+use super::{Note, Plan, Uplink, Way, uplinks};
 use crate::backend::Marker;
 use crate::config::Settings;
 use crate::model::{Action, Facts, Family, Route, Rule, whole};
@@ -14,6 +18,8 @@ use crate::netlink::uapi::RT_TABLE_LOCAL;
 
 /// How many priorities ours take before the first one; see [`crate::config::RulePriorities`].
 const BEFORE: u32 = 2;
+/// So many rules are named, at most.
+const NAMED: usize = 32;
 
 /// Rules before ours that send replies elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,11 +64,14 @@ impl Stray {
 pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<Stray> {
     let first_of_ours = settings.rules().skip;
     let all = || facts.rules.iter().map(|found| &found.rule);
-    let outside = outside(facts, &plan.src_valid_mark);
     let before = all().filter(|rule| rule.priority < first_of_ours);
-    let stray: Vec<&Rule> = before.filter(|rule| steers(facts, plan, &outside, rule)).collect();
+    let mut judge = Judge::of(facts, plan);
+    let stray: Vec<&Rule> = before.filter(|rule| judge.steers(rule)).collect();
     let first = stray.iter().map(|rule| rule.priority).min()?;
-    let listed: Vec<_> = stray.iter().map(ToString::to_string).collect();
+    let mut listed: Vec<_> = stray.iter().take(NAMED).map(ToString::to_string).collect();
+    if stray.len() > NAMED {
+        listed.push(format!("and {} more", stray.len() - NAMED));
+    }
     let taken: BTreeSet<u32> = all().map(|rule| rule.priority).collect();
     // The table local has to stay in front, in both families.
     let local = |family: Family| {
@@ -82,25 +91,102 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<St
     Some(Stray { rules: listed.join(", "), place, denies, behind })
 }
 
-/// Whether a rule may send a reply that is bound to an uplink elsewhere.
-fn steers(facts: &Facts, plan: &Plan, outside: &BTreeSet<u32>, rule: &Rule) -> bool {
-    let Action::Lookup(table) = rule.action else { return false };
-    let has_routes = || facts.routes.iter().any(|r| (r.table, r.family()) == (table, rule.family));
-    plan.families.contains(&rule.family)
-        && table != RT_TABLE_LOCAL
-        && (rule.mark.is_none() || leads_all_elsewhere(facts, rule, table))
-        && rule.suppress.is_none()
-        && rule.iif.as_deref().is_none_or(|iif| iif == LOOPBACK)
-        && rule.to.is_none_or(|to| !unanswered::is_inside(facts, outside, to))
-        && has_routes()
-        && !(is_harmless(plan) && says_the_same(facts, plan, rule, table))
+/// A route's destination and hops: where it leads.
+type Leads = (IpNetwork, Vec<(u32, Option<IpAddr>)>);
+
+fn leads(route: &Route) -> Leads {
+    (route.dst, route.nexthops.iter().map(|hop| (hop.link, hop.gateway)).collect())
 }
 
-/// Whether a rule for all marks but one, as VPNs have it, leads to a default route. Without one the table is for
-/// networks of its own.
-fn leads_all_elsewhere(facts: &Facts, rule: &Rule, table: u32) -> bool {
-    let of_table = |r: &&Route| (r.table, r.family()) == (table, rule.family);
-    rule.is_inverted && facts.routes.iter().filter(of_table).any(Route::is_wide)
+/// Made where it is needed.
+type Lazy<'a, T> = LazyCell<T, Box<dyn FnOnce() -> T + 'a>>;
+
+/// What rules are judged by. A node may have thousands of rules and of routes, so each is looked at once.
+struct Judge<'a> {
+    plan: &'a Plan,
+    /// Tables that have routes, and whether one of them is a default route.
+    tables: BTreeMap<(u32, Family), bool>,
+    /// Where main leads, and what leads outside.
+    main: Lazy<'a, (Main<'a>, BTreeSet<u32>)>,
+    /// Where each table leads.
+    theirs: Lazy<'a, BTreeMap<u32, BTreeSet<Leads>>>,
+    /// Where the table of an uplink leads, by its interface and family.
+    ours: BTreeMap<(u32, Family), BTreeSet<Leads>>,
+    /// The first interface with each address.
+    owners: BTreeMap<IpAddr, u32>,
+    /// By table, family and uplink, whether the table leads where the uplink's leads.
+    same: BTreeMap<(u32, Family, u32), bool>,
+}
+
+impl<'a> Judge<'a> {
+    fn of(facts: &'a Facts, plan: &'a Plan) -> Self {
+        let mut tables = BTreeMap::new();
+        for route in &facts.routes {
+            *tables.entry((route.table, route.family())).or_default() |= route.is_wide();
+        }
+        let mut owners = BTreeMap::new();
+        for address in &facts.addresses {
+            owners.entry(address.ip).or_insert(address.link);
+        }
+        let main = move || (Main::of(facts), uplinks::outside(facts, &plan.src_valid_mark));
+        let theirs = move || {
+            let mut all: BTreeMap<u32, BTreeSet<Leads>> = BTreeMap::new();
+            for route in &facts.routes {
+                all.entry(route.table).or_default().insert(leads(route));
+            }
+            all
+        };
+        Self {
+            plan,
+            tables,
+            main: Lazy::new(Box::new(main)),
+            theirs: Lazy::new(Box::new(theirs)),
+            ours: BTreeMap::new(),
+            owners,
+            same: BTreeMap::new(),
+        }
+    }
+
+    /// Whether a rule may send a reply that is bound to an uplink elsewhere.
+    fn steers(&mut self, rule: &Rule) -> bool {
+        let Action::Lookup(table) = rule.action else { return false };
+        self.plan.families.contains(&rule.family)
+            && table != RT_TABLE_LOCAL
+            && (rule.mark.is_none() || self.leads_all_elsewhere(rule, table))
+            && rule.suppress.is_none()
+            && rule.iif.as_deref().is_none_or(|iif| iif == LOOPBACK)
+            && rule.to.is_none_or(|to| !self.is_inside(to))
+            && self.tables.contains_key(&(table, rule.family))
+            && !(is_harmless(self.plan) && self.says_the_same(rule, table))
+    }
+
+    fn is_inside(&self, to: IpNetwork) -> bool {
+        let (main, outside) = &*self.main;
+        main.is_inside(outside, to)
+    }
+
+    /// Whether a rule for all marks but one, as VPNs have it, leads to a default route. Without one the table is
+    /// for networks of its own.
+    fn leads_all_elsewhere(&self, rule: &Rule, table: u32) -> bool {
+        rule.is_inverted && self.tables.get(&(table, rule.family)) == Some(&true)
+    }
+
+    /// Whether the rule is about the one address of an uplink, and its table leads where ours leads.
+    fn says_the_same(&mut self, rule: &Rule, table: u32) -> bool {
+        let Some(from) = rule.from.filter(|from| from.prefix() == whole(from.ip())) else {
+            return false;
+        };
+        let owner = self.owners.get(&from.ip());
+        let of_owner = |u: &&Uplink| Some(&u.link) == owner;
+        let Some(uplink) = self.plan.uplinks.iter().find(of_owner) else { return false };
+        let ours = self.ours.entry((uplink.link, rule.family));
+        let ours = ours.or_insert_with(|| of_uplink(self.plan, uplink, rule.family));
+        let judged = self.same.entry((table, rule.family, uplink.link));
+        *judged.or_insert_with(|| {
+            let theirs = self.theirs.get(&table);
+            ours.iter().all(|way| theirs.is_some_and(|theirs| theirs.contains(way)))
+        })
+    }
 }
 
 /// Whether a rule that leads where ours lead does no harm. With iptables it does: it answers the look-up by
@@ -109,22 +195,14 @@ fn is_harmless(plan: &Plan) -> bool {
     plan.marker() == Marker::Nftables
 }
 
-/// Whether the rule is about the one address of an uplink, and its table leads where ours leads.
-fn says_the_same(facts: &Facts, plan: &Plan, rule: &Rule, table: u32) -> bool {
-    let Some(from) = rule.from.filter(|from| from.prefix() == whole(from.ip())) else {
-        return false;
-    };
-    let owner = facts.addresses.iter().find(|a| a.ip == from.ip()).map(|a| a.link);
-    let Some(uplink) = plan.uplinks.iter().find(|u| Some(u.link) == owner) else { return false };
-    let is_gateway = |ip| uplink.ways.values().any(|way| way.gateways().any(|known| known == ip));
+/// Where the table of an uplink leads, but for its routers.
+fn of_uplink(plan: &Plan, uplink: &Uplink, family: Family) -> BTreeSet<Leads> {
+    let gateways: BTreeSet<IpAddr> = uplink.ways.values().flat_map(Way::gateways).collect();
     let ours = plan.routes.iter().filter(|r| {
-        let to_gateway = r.dst.prefix() == whole(r.dst.ip()) && is_gateway(r.dst.ip());
-        (r.table, r.family()) == (uplink.table, rule.family) && !to_gateway
+        let to_gateway = r.dst.prefix() == whole(r.dst.ip()) && gateways.contains(&r.dst.ip());
+        (r.table, r.family()) == (uplink.table, family) && !to_gateway
     });
-    let hops =
-        |r: &Route| -> Vec<_> { r.nexthops.iter().map(|hop| (hop.link, hop.gateway)).collect() };
-    let theirs = |dst| facts.routes.iter().filter(move |r| (r.table, r.dst) == (table, dst));
-    ours.into_iter().all(|route| theirs(route.dst).any(|other| hops(other) == hops(route)))
+    ours.map(leads).collect()
 }
 
 #[cfg(test)]

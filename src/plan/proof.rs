@@ -1,5 +1,6 @@
 //! What an ADD asks the kernel to see that a node is ready: about each uplink, and nothing else.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Plan, Uplink};
@@ -59,7 +60,8 @@ fn outside(facts: &Facts, plan: &Plan, uplink: &Uplink, family: Family) -> Optio
     if routes.clone().any(Route::is_default) {
         return Some(OUTSIDE.of(family));
     }
-    let own = |ip: IpAddr| facts.addresses.iter().any(|a| a.ip == ip);
+    let own: BTreeSet<IpAddr> = facts.addresses.iter().map(|a| a.ip).collect();
+    let own = |ip: IpAddr| own.contains(&ip);
     let usable = |net: ipnetwork::IpNetwork| {
         let edge = |ip: IpAddr| {
             net.is_ipv4() && net.prefix() < 31 && (ip == net.network() || ip == net.broadcast())

@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 
 use super::gateways::own_tables;
 use super::network::Network;
+use super::prefixes::Prefixes;
 use super::{GatewaySource, Note, Uplink, Way};
 use crate::backend::Marker;
 use crate::config::{RulePriorities, Settings};
@@ -72,14 +73,13 @@ fn to_gateway(uplink: &Uplink, family: Family, gateway: IpAddr) -> Option<Route>
 /// it where main leads there by another NIC (`ip6_route_check_nh_onlink`, net/ipv6/route.c). So each
 /// hop goes by what this table says instead: the routes to the routers that nothing in it leads to.
 fn take_onlink(uplink: &Uplink, routes: &mut [Route], default: &mut [Nexthop]) -> Vec<Route> {
-    let on_link: Vec<IpNetwork> = routes.iter().filter(|r| r.is_on_link()).map(|r| r.dst).collect();
+    let on_link: Prefixes<()> = routes.iter().filter(|r| r.is_on_link()).map(|r| r.dst).collect();
     let hops = routes.iter_mut().flat_map(|r| &mut r.nexthops).chain(default);
     let gateways = hops.filter_map(|hop| {
         hop.onlink = false;
         hop.gateway
     });
-    let missing: BTreeSet<IpAddr> =
-        gateways.filter(|&ip| !on_link.iter().any(|net| net.contains(ip))).collect();
+    let missing: BTreeSet<IpAddr> = gateways.filter(|&ip| !on_link.has(ip)).collect();
     missing.into_iter().filter_map(|ip| to_gateway(uplink, Family::V6, ip)).collect()
 }
 
@@ -92,8 +92,11 @@ fn copies(facts: &Facts, uplink: &Uplink, family: Family, way: &Way) -> Vec<Rout
         tables.push(table);
     }
     tables.push(RT_TABLE_MAIN);
-    let of_table =
-        |table: u32| facts.routes.iter().filter(move |r| r.table == table && r.family() == family);
+    let mut by_table: BTreeMap<u32, Vec<&Route>> = BTreeMap::new();
+    for route in facts.routes.iter().filter(|r| r.family() == family) {
+        by_table.entry(route.table).or_default().push(route);
+    }
+    let of_table = |table: u32| by_table.get(&table).into_iter().flatten().copied();
     let copied = |r: &&Route| r.dst.prefix() != 0 && !r.special && !is_link_local(r.dst.ip());
     let through = |r: &Route| {
         let hops = r.hops_through(uplink.link);

@@ -3,6 +3,7 @@
 //! A model of the kernel carries the steps out, so that every moment in between can be looked at.
 
 mod flows;
+mod large;
 mod pods;
 
 use std::collections::{BTreeMap, BTreeSet};

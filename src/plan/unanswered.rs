@@ -2,12 +2,13 @@
 //! sends the reply out by an uplink, as MAAS, netplan and DHCP clients set it up. The plugin does not
 //! steer such replies, since their requests came in by no uplink.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 use super::conflicts::last_of_ours;
+use super::prefixes::Prefixes;
 use super::uplinks::outside;
 use super::{Note, Plan};
 use crate::config::Settings;
@@ -15,39 +16,63 @@ use crate::model::{Action, Facts, Family, Link, Route, Rule, whole};
 use crate::names;
 use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN};
 
-/// So many networks are looked at: a VPN may have thousands.
+/// So many networks are looked at, and so many notes are made: a VPN may have thousands.
 const MOST: usize = 32;
 /// Kinds of interface that have one pod behind them: their CNI sees to them.
 const OF_PODS: [&str; 2] = ["veth", "dummy"];
 
 /// The networks behind the node that get no answer, each with the remedy.
 pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<Note> {
+    let of_uplinks = facts.addresses.iter().filter(|a| is_uplink(plan, a.link));
+    let own: BTreeSet<IpAddr> = of_uplinks.map(|a| a.ip).collect();
     let by_address: Vec<(&Rule, IpAddr, u32)> = all(facts)
         .filter_map(|rule| {
             let Action::Lookup(table) = rule.action else { return None };
             let address = rule.from.filter(|from| from.prefix() == whole(from.ip()))?.ip();
-            let is_own = facts.addresses.iter().any(|a| a.ip == address && is_uplink(plan, a.link));
             let by_us = [RT_TABLE_LOCAL, RT_TABLE_MAIN].contains(&table) || rule.mark.is_some();
-            (is_own && !by_us).then_some((rule, address, table))
+            (own.contains(&address) && !by_us).then_some((rule, address, table))
         })
         .collect();
-    let mut notes = Vec::new();
     if by_address.is_empty() {
-        return notes;
+        return Vec::new();
     }
+    let tables = Tables::of(facts, &by_address.iter().map(|&(.., table)| table).collect());
+    let first = settings.rules().ask_alone;
+    let ours = first..=settings.priority + last_of_ours(facts);
+    let taken: BTreeSet<u32> = all(facts).map(|rule| rule.priority).chain(ours).collect();
     let outside = outside(facts, &plan.src_valid_mark);
-    let behind = facts.routes.iter().filter(|r| is_behind(facts, &outside, r));
-    for route in behind.take(MOST) {
-        for &(rule, address, table) in &by_address {
-            let is_answered = rule.family != route.family()
-                || leads_back(facts, table, route)
-                || is_exempt(facts, rule, route.dst);
-            if !is_answered {
-                notes.push(note(facts, settings, route, rule, address));
-            }
+    let behind = facts.routes.iter().filter(|r| is_behind(facts, &outside, r)).take(MOST);
+    let unanswered = behind.flat_map(|route| {
+        let (tables, exempt) = (&tables, exempt_from(facts, route));
+        let hops: BTreeSet<u32> = route.nexthops.iter().map(|hop| hop.link).collect();
+        let is_unanswered = move |&&(rule, _, table): &&(&Rule, IpAddr, u32)| {
+            rule.family == route.family()
+                && !tables.lead_back(table, route, &hops)
+                && exempt.is_none_or(|exempt| exempt >= rule.priority)
+        };
+        by_address.iter().filter(is_unanswered).map(move |by_address| (route, by_address))
+    });
+    let unanswered = unanswered.take(MOST);
+    unanswered.map(|(route, &(rule, ip, _))| note(facts, &taken, route, rule, ip)).collect()
+}
+
+/// Routes of some tables, to look networks up in.
+struct Tables<'a>(BTreeMap<u32, Prefixes<&'a Route>>);
+
+impl<'a> Tables<'a> {
+    fn of(facts: &'a Facts, tables: &BTreeSet<u32>) -> Self {
+        let mut found: BTreeMap<u32, Vec<(IpNetwork, &Route)>> = BTreeMap::new();
+        for route in facts.routes.iter().filter(|r| tables.contains(&r.table)) {
+            found.entry(route.table).or_default().push((route.dst, route));
         }
+        Self(found.into_iter().map(|(table, all)| (table, all.into_iter().collect())).collect())
     }
-    notes
+
+    /// Whether a table leads to the network as main does, by these hops, or to nothing at all.
+    fn lead_back(&self, table: u32, route: &Route, hops: &BTreeSet<u32>) -> bool {
+        let best = self.0.get(&table).and_then(|all| all.around(route.dst.ip()).next());
+        best.is_none_or(|(_, r)| r.nexthops.iter().any(|hop| hops.contains(&hop.link)))
+    }
 }
 
 fn all(facts: &Facts) -> impl Iterator<Item = &Rule> {
@@ -58,13 +83,20 @@ fn is_uplink(plan: &Plan, link: u32) -> bool {
     plan.uplinks.iter().any(|uplink| uplink.link == link)
 }
 
-/// Whether main leads this whole network to something that does not lead outside.
-pub(crate) fn is_inside(facts: &Facts, outside: &BTreeSet<u32>, net: IpNetwork) -> bool {
-    let covers = |r: &&Route| {
-        r.table == RT_TABLE_MAIN && r.dst.prefix() <= net.prefix() && r.dst.contains(net.ip())
-    };
-    let best = facts.routes.iter().filter(covers).max_by_key(|r| r.dst.prefix());
-    best.is_some_and(|r| !r.nexthops.iter().any(|hop| outside.contains(&hop.link)))
+/// Where main leads, to look networks up in.
+pub(crate) struct Main<'a>(Prefixes<&'a Route>);
+
+impl<'a> Main<'a> {
+    pub(crate) fn of(facts: &'a Facts) -> Self {
+        let of_main = facts.routes.iter().filter(|r| r.table == RT_TABLE_MAIN);
+        Self(of_main.map(|r| (r.dst, r)).collect())
+    }
+
+    /// Whether it leads this whole network to something that does not lead outside.
+    pub(crate) fn is_inside(&self, outside: &BTreeSet<u32>, net: IpNetwork) -> bool {
+        let best = self.0.nearest(net);
+        best.is_some_and(|r| !r.nexthops.iter().any(|hop| outside.contains(&hop.link)))
+    }
 }
 
 /// Whether main leads there, to a network of several hosts on a link that does not lead outside.
@@ -83,38 +115,27 @@ fn is_behind(facts: &Facts, outside: &BTreeSet<u32>, route: &Route) -> bool {
     route.table == RT_TABLE_MAIN && several && global && !route.special && on_link(route)
 }
 
-/// Whether a table leads to the network as main does, or to nothing at all.
-fn leads_back(facts: &Facts, table: u32, route: &Route) -> bool {
-    let covers = |r: &&Route| {
-        r.table == table && r.family() == route.family() && r.dst.contains(route.dst.ip())
-    };
-    let best = facts.routes.iter().filter(covers).max_by_key(|r| r.dst.prefix());
-    best.is_none_or(|r| {
-        r.nexthops.iter().any(|hop| route.nexthops.iter().any(|h| h.link == hop.link))
-    })
-}
-
-/// Whether a rule before this one looks the network up in main.
-fn is_exempt(facts: &Facts, rule: &Rule, net: IpNetwork) -> bool {
+/// The place of the first rule that looks the network up in main: rules behind it do no harm.
+fn exempt_from(facts: &Facts, route: &Route) -> Option<u32> {
+    let net = route.dst;
     let within = |to: IpNetwork| to.prefix() <= net.prefix() && to.contains(net.ip());
-    all(facts).any(|before| {
-        before.family == rule.family
-            && before.priority < rule.priority
-            && before.action == Action::Lookup(RT_TABLE_MAIN)
-            && before.to.is_some_and(within)
-    })
+    let exempts = |rule: &&Rule| {
+        rule.family == route.family()
+            && rule.action == Action::Lookup(RT_TABLE_MAIN)
+            && rule.to.is_some_and(within)
+    };
+    all(facts).filter(exempts).map(|rule| rule.priority).min()
 }
 
-fn note(facts: &Facts, settings: &Settings, route: &Route, rule: &Rule, address: IpAddr) -> Note {
+/// `taken`: priorities of rules.
+fn note(facts: &Facts, taken: &BTreeSet<u32>, route: &Route, rule: &Rule, address: IpAddr) -> Note {
     let links: Vec<_> = route.nexthops.iter().map(|hop| facts.link_name(hop.link)).collect();
     let what = format!(
         "{} behind {} gets no answer from {address}: the rule \"{rule}\" sends replies elsewhere",
         route.dst,
         links.join(", ")
     );
-    let ours = settings.rules().ask_alone..=settings.priority + last_of_ours(facts);
-    let taken = |p: u32| ours.contains(&p) || all(facts).any(|other| other.priority == p);
-    let place = (1..rule.priority).rev().find(|&p| !taken(p)).unwrap_or_default();
+    let place = (1..rule.priority).rev().find(|p| !taken.contains(p)).unwrap_or_default();
     let family = names::IP_OPTION.of(Family::of(address));
     let way_out = format!(
         "add a rule before it: ip {family}rule add to {} lookup main pref {place}",

@@ -11,6 +11,7 @@ use ipnetwork::IpNetwork;
 use super::chains::{Prefixes, member};
 use crate::model::{Facts, Family, Member, Route, is_link_local, whole};
 use crate::netlink::uapi::RT_TABLE_MAIN;
+use crate::plan::prefixes::Prefixes as Wide;
 
 /// What main says of a family, for interfaces that lead outside.
 pub(crate) fn prefixes(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -> Prefixes {
@@ -21,11 +22,10 @@ pub(crate) fn prefixes(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -
     let hosts = leads.iter().filter(|(net, inside)| is_single(net) && !**inside);
     let hosts = hosts.map(|(net, _)| member(net.ip())).collect();
     let listed: BTreeMap<_, _> = leads.into_iter().filter(|(net, _)| !is_single(net)).collect();
-    let is_inside: Vec<IpNetwork> =
+    let is_inside: Wide<()> =
         listed.iter().filter(|(_, inside)| **inside).map(|(net, _)| *net).collect();
-    let within = |net: &IpNetwork| {
-        is_inside.iter().any(|wide| wide.prefix() < net.prefix() && wide.contains(net.ip()))
-    };
+    let within =
+        |net: &IpNetwork| is_inside.around(net.ip()).any(|(wide, ())| wide.prefix() < net.prefix());
     let entry = |(net, inside): (IpNetwork, bool)| Member {
         address: net.network(),
         prefix: net.prefix(),

@@ -6,7 +6,7 @@ use crate::model::PodFacts;
 use crate::plan::GatewaySource;
 
 /// A pod with `eth0`, which has the default route, and these interfaces, each with an address of its own.
-fn pod(names: &[&str]) -> Facts {
+pub(super) fn pod(names: &[&str]) -> Facts {
     let mut facts =
         Facts { rules: base_rules(), pod: Some(PodFacts::default()), ..Facts::default() };
     for (index, name) in (2..).zip(std::iter::once(&"eth0").chain(names)) {
@@ -24,7 +24,7 @@ fn pod(names: &[&str]) -> Facts {
     facts
 }
 
-fn planned(facts: &Facts) -> Plan {
+pub(super) fn planned(facts: &Facts) -> Plan {
     plan(facts, &Settings::default().for_pod()).unwrap()
 }
 

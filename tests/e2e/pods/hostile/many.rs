@@ -34,50 +34,104 @@ fn many_rules_and_routes_that_look_like_ours() {
     before.assert_unchanged(&pod.snapshot(&node));
 }
 
+/// A route of its own for each number.
+fn route_by(n: u32, link: &str) -> String {
+    format!("route add 11.{}.{}.{}/32 dev {link}", n >> 16, n >> 8 & 255, n & 255)
+}
+
+/// ADD is refused with these words, CHECK finds that nothing is served, and DEL is not refused. Nothing is left.
+fn is_refused(node: &Node, pod: &Plain, words: &[&str]) {
+    let before = pod.ns.exec(&["ip", "rule"], "");
+    for leg in 0..2 {
+        let ran = pod.ran(node, "ADD", leg);
+        assert_fails(&ran, 7, words);
+        is_clear(&pod.ran(node, "CHECK", leg));
+        pod.ran(node, "DEL", leg).assert_success("DEL");
+    }
+    assert_eq!(pod.ns.exec(&["ip", "rule"], ""), before, "rules");
+    assert!(!pod.has_rules(), "nothing is left in the pod");
+    assert_no_files(node, "too many");
+}
+
+/// The pod is served and left.
+fn is_served(node: &Node, pod: &Plain, what: &str) {
+    let before = pod.ns.exec(&["ip", "rule"], "");
+    for verb in ["ADD", "CHECK", "DEL"] {
+        for leg in 0..2 {
+            let ran = pod.ran(node, verb, leg);
+            ran.assert_success(&format!("{verb}, {what}"));
+        }
+    }
+    assert_eq!(pod.ns.exec(&["ip", "rule"], ""), before, "rules, {what}");
+    let left = "ip route show table all | grep -c 'table 470' || true";
+    assert_eq!(pod.ns.exec(&["sh", "-c", left], "").trim(), "0", "routes, {what}");
+    assert!(!pod.has_rules(), "the pod is as it was: {what}");
+    assert_no_files(node, what);
+}
+
 #[test]
 fn many_routes_and_rules_elsewhere() {
     let (node, pod) = site("pod");
-    let routes = lines(100_000, |n| {
-        format!("route add 11.{}.{}.{}/32 dev far1 table 9", n >> 16, n >> 8 & 255, n & 255)
-    });
-    let rules = lines(20_000, |n| {
-        format!("rule add from 12.{}.{}.1 lookup 9 priority {}", n >> 8, n & 255, 50_000 - n)
-    });
-    pod.ns.ip(&(routes + &rules));
-    for verb in ["ADD", "CHECK", "DEL"] {
-        for leg in 0..2 {
-            let ran = pod.ran(&node, verb, leg);
-            ran.assert_success(verb);
-        }
-    }
-    assert!(!pod.has_rules(), "the pod is as it was");
-    assert_no_files(&node, "many routes and rules");
+    let route = |n| route_by(n, "far1 table 9");
+    let rule = |n: u32| {
+        let place = 50_000 - n;
+        format!("rule add from 12.{}.{}.1 lookup 9 priority {place}", n >> 8, n & 255)
+    };
+    pod.ns.ip(&(lines(15_000, route) + &lines(4_000, rule)));
+    is_served(&node, &pod, "routes and rules");
+    pod.ns.ip(&lines(16_000, |n| rule(4_000 + n)));
+    is_refused(&node, &pod, &["20005 rules", "4096"]);
+    let (node, pod) = site("pod");
+    pod.ns.ip(&lines(100_000, route));
+    is_refused(&node, &pod, &["routes, and no more than 16384"]);
 }
 
-/// Routes of main are of interest, so each is looked at. Half of them lead by one uplink.
+/// Routes of main are of interest, so each is looked at. Half of them lead by one uplink, and half by another one or
+/// inside.
 #[test]
 fn many_routes_in_main() {
-    let (node, pod) = site("pod");
-    let before = pod.ns.exec(&["ip", "rule"], "");
-    let routes = lines(50_000, |n| {
-        format!("route add 11.{}.{}.{}/32 dev net{}", n >> 16, n >> 8 & 255, n & 255, n & 1)
-    });
-    pod.ns.ip(&routes);
-    for verb in ["ADD", "CHECK", "DEL"] {
-        for leg in 0..2 {
-            let ran = pod.ran(&node, verb, leg);
-            is_clear(&ran);
-            assert!(ran.success || verb == "CHECK", "{verb}: {} {}", ran.stdout, ran.stderr);
-        }
+    for others in ["net0", "far1"] {
+        let (node, pod) = site("pod");
+        let route = |n| route_by(n, if n & 1 == 0 { others } else { "net1" });
+        pod.ns.ip(&lines(16_000, route));
+        is_served(&node, &pod, others);
+        pod.ns.ip(&lines(84_000, |n| route(16_000 + n)));
+        is_refused(&node, &pod, &["routes, and no more than 16384"]);
     }
-    assert_eq!(pod.ns.exec(&["ip", "rule"], ""), before, "rules");
-    assert_eq!(
-        pod.ns
-            .exec(&["sh", "-c", "ip route show table all | grep -c 'table 470' || true"], "")
-            .trim(),
-        "0"
-    );
-    assert_no_files(&node, "many routes");
+}
+
+/// Each of these networks gets no answer from the pod's own address by each of these rules.
+#[test]
+fn many_rules_by_an_own_address() {
+    let (node, pod) = site("pod");
+    let bridges = lines(32, |n| {
+        format!(
+            "link add inner{n} type bridge
+             link set inner{n} addrgenmode none
+             link set inner{n} up
+             addr add 10.8.{n}.1/24 dev inner{n}"
+        )
+    });
+    let rules =
+        lines(4_000, |n| format!("rule add from 10.7.0.10 lookup 9 priority {}", 10_000 - n));
+    pod.ns.ip(&(bridges + &rules + "route add default via 10.7.0.1 dev net0 table 9\n"));
+    is_served(&node, &pod, "rules by an address");
+}
+
+#[test]
+fn many_addresses() {
+    let (node, pod) = site("pod");
+    let address = |n: u32| format!("addr add 10.9.{}.{}/32 dev net1", n >> 8, n & 255);
+    pod.ns.ip(&lines(2_000, address));
+    is_served(&node, &pod, "addresses");
+    pod.both(&node, "ADD");
+    pod.ns.ip(&lines(8_000, |n| address(2_000 + n)));
+    let ran = pod.ran(&node, "ADD", 0);
+    assert_fails(&ran, 7, &["addresses, and no more than 4096"]);
+    for leg in 0..2 {
+        pod.ran(&node, "DEL", leg).assert_success("DEL");
+    }
+    is_refused(&node, &pod, &["addresses, and no more than 4096"]);
 }
 
 #[test]
