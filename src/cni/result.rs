@@ -119,3 +119,46 @@ fn is_reachable(ip: IpAddr) -> bool {
     };
     !(local || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    /// Interface and routers, one line each.
+    fn routers(result: &str) -> String {
+        let result = RawValue::from_string(result.into()).unwrap();
+        let found = gateways(&result, "net1").into_iter();
+        found.map(|(name, routers)| format!("{name} {routers:?}\n")).collect()
+    }
+
+    #[test]
+    fn routers_stand_beside_the_interface_of_their_address() {
+        let result = r#"{
+            "interfaces": [{"name": "veth7"}, {"name": "net2", "sandbox": "/run/netns/a"}],
+            "ips": [
+                {"address": "10.0.0.5/24", "gateway": "10.0.0.1", "interface": 1},
+                {"address": "10.0.1.5/24", "gateway": "10.0.1.1", "interface": 0},
+                {"address": "10.0.2.5/24", "gateway": "10.0.2.1", "interface": 9},
+                {"address": "10.0.3.5/24", "gateway": "10.0.3.1", "interface": -1},
+                {"address": "2001:db8::5/64", "gateway": "2001:db8::1"},
+                {"address": "10.0.4.5/24", "gateway": "0.0.0.0"},
+                {"address": "10.0.5.5/24", "gateway": "no address"},
+                {"address": "10.0.6.5/24"}
+            ]
+        }"#;
+        // One on the node's side, or of no interface, is that of the call.
+        let of_call = "net1 [10.0.1.1, 10.0.2.1, 10.0.3.1, 2001:db8::1]\n";
+        assert_eq!(routers(result), format!("{of_call}net2 [10.0.0.1]\n"));
+    }
+
+    #[test]
+    fn results_of_the_oldest_versions_name_routers_too() {
+        let result = r#"{"ip4": {"ip": "10.0.0.5/24", "gateway": "10.0.0.1"}, "ip6": null}"#;
+        assert_eq!(routers(result), "net1 [10.0.0.1]\n");
+        for odd in ["[]", "7", r#"{"ips": 7}"#, r#"{"interfaces": 7, "ips": [7]}"#] {
+            assert_eq!(routers(odd), "", "{odd}");
+        }
+    }
+}
