@@ -185,6 +185,11 @@ fn attached_pods_keep_a_node_that_the_agent_has_given_up() {
     until("the agent gives the node up", || !hold.exists());
     assert!(scene.is_in_force());
     assert_all_work(&[scene.layout.flow_to_pod(1, "pod101 203.0.113.9")]);
+    // What another program removes comes back as long as the pod needs it.
+    let rules = || scene.node().ns.exec(&["ip", "rule"], "");
+    scene.node().ns.ip("rule del pref 402 lookup 47002");
+    until("the rule is back", || rules().contains("lookup 47002"));
+    assert_all_work(&[scene.layout.flow_to_pod(1, "pod101 203.0.113.9")]);
     scene.node().del(&settings, &pod);
     assert!(!scene.is_in_force());
     assert_eq!(agent.get("/readyz").0, 200);

@@ -1,5 +1,7 @@
 //! What the tool says of a pod with a data plane of its own, and of the node that it is on.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
 use super::site::{CLIENT, Site, address, settings};
@@ -88,4 +90,28 @@ fn a_path_that_is_no_pod_is_an_error() {
         assert_eq!(ran.code, Some(1), "{path}: {}", ran.stdout);
         assert!(ran.stderr.contains("network namespace of a pod"), "{path}: {}", ran.stderr);
     }
+}
+
+/// In a container, the folder of pods' namespaces may be missing. Such a pod keeps its data plane and its files.
+#[test]
+fn down_keeps_the_files_of_a_pod_that_it_can_not_see() {
+    let site = Site::new(2);
+    for number in 0..2 {
+        site.add(&settings(), number);
+    }
+    let of_pods = site.node.dir.join("run/netns");
+    let folder = fs::read_dir(&of_pods).expect("list the pods").next().expect("a pod");
+    let file = folder.expect("a pod").path().join("namespace");
+    let seen = fs::read_to_string(&file).expect("read the file");
+    fs::write(&file, seen.replace("/run/netns/", "/nowhere/")).expect("write the file");
+    let ran = site.node.symroute(&["down", "--force"]);
+    assert_eq!(ran.code, Some(1), "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stderr.contains("can't be seen"), "{}", ran.stderr);
+    site.assert_answers();
+
+    fs::write(&file, seen).expect("write the file");
+    let rules = || site.pod.exec(&["ip", "rule"], "");
+    assert!(rules().contains("47002"));
+    site.node.symroute(&["down", "--force"]).assert_success("down --force");
+    assert!(!rules().contains("47002") && !of_pods.exists());
 }
