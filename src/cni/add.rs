@@ -14,8 +14,7 @@ use crate::config::{self, Config};
 use crate::error::Error;
 use crate::logging;
 use crate::names;
-use crate::node::Node;
-use crate::node::pods::{self, Reason};
+use crate::node::{Node, pods};
 use crate::state::{Attachment, State};
 
 /// What ADD and CHECK are about.
@@ -68,7 +67,7 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
     if scope.host {
         let attached = node.attach(settings, &pod.attachment);
         if attached.is_err() && in_pod && !was_attached {
-            log_failures(request, &pods::detach(&node.state, &pod.attachment.key, Reason::Gc));
+            log_failures(request, &pods::detach(&node.state, &pod.attachment.key));
         }
         attached?;
     }

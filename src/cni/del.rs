@@ -5,8 +5,7 @@ use super::{Request, log_failures, settle_capabilities};
 use crate::config::{self, Log};
 use crate::logging;
 use crate::names;
-use crate::node::pods::{self, Reason};
-use crate::node::teardown;
+use crate::node::{pods, teardown};
 use crate::state::State;
 
 /// Removes this attachment, and only that: its file, and what its interface had in the pod's namespace. The
@@ -24,6 +23,6 @@ pub(super) fn del(request: &Request<'_>) {
         return;
     }
     start_log();
-    let failures = pods::detach(&state, &request.key, Reason::Del);
+    let failures = pods::detach(&state, &request.key);
     log_failures(request, &failures);
 }

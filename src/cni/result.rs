@@ -130,7 +130,7 @@ mod tests {
     fn routers(result: &str) -> String {
         let result = RawValue::from_string(result.into()).unwrap();
         let found = gateways(&result, "net1").into_iter();
-        found.map(|(name, routers)| format!("{name} {routers:?}\n")).collect()
+        found.map(|(name, routers)| format!("{name} {routers:?}\n")).collect::<Vec<_>>().concat()
     }
 
     #[test]

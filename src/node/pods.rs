@@ -90,18 +90,10 @@ fn take_back(
     Node::of_pod(of_pod.state.clone(), None)?.tear_down_if_idle(lock).map(drop)
 }
 
-/// Why an interface is detached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reason {
-    /// The runtime takes it away: other plugins remove the interface next.
-    Del,
-    /// The runtime does not know it. If the interface is there, it stays.
-    Gc,
-}
-
-/// Detaches an interface of a pod, and takes the pod's state away with the last one. Goes on after a failure; a
-/// namespace that has gone has taken all of ours along.
-pub(crate) fn detach(node: &State, key: &Key, reason: Reason) -> Vec<Error> {
+/// Detaches an interface of a pod, and takes the pod's state away with the last one. The interface counts as gone,
+/// whether or not another plugin removes it next. Goes on after a failure; a namespace that has gone has taken all of
+/// ours along.
+pub(crate) fn detach(node: &State, key: &Key) -> Vec<Error> {
     let pod = node.of_pod(&key.container);
     if !pod.exists() {
         // A call that was killed may have left the folder of all.
@@ -110,8 +102,7 @@ pub(crate) fn detach(node: &State, key: &Key, reason: Reason) -> Vec<Error> {
     }
     let mut failures = Vec::new();
     failures.extend(pod.detach(key).err().map(Error::from));
-    let leaving = (reason == Reason::Del).then(|| key.ifname.clone());
-    failures.extend(leave(node, &pod, leaving).err());
+    failures.extend(leave(node, &pod, Some(key.ifname.clone())).err());
     // What other pods have left behind is none of this one's failures.
     if let Err(error) = sweep(node, Path::new(names::CACHE_DIR)) {
         log::warn!("{error}");
@@ -131,7 +122,7 @@ pub(crate) fn collect(node: &State, is_gone: impl Fn(&Key) -> bool) -> Vec<Error
             Ok(found) => {
                 let keys = found.readable.into_iter().map(|attachment| attachment.key);
                 for key in keys.filter(&is_gone) {
-                    failures.extend(detach(node, &key, Reason::Gc));
+                    failures.extend(detach(node, &key));
                 }
             }
             Err(error) => failures.push(error.into()),
