@@ -2,6 +2,8 @@
 
 mod facts;
 mod mark;
+mod netfilter;
 
 pub(crate) use facts::*;
 pub(crate) use mark::{Field, MarkMatch};
+pub(crate) use netfilter::*;
