@@ -77,6 +77,11 @@ impl Error {
         move |source| Self::Kernel { operation, source }
     }
 
+    /// For `map_err`: the network namespace at a path can't be opened or entered.
+    pub(crate) fn namespace(path: &str) -> impl Fn(io::Error) -> Self + '_ {
+        move |source| Self::Namespace { path: path.into(), source }
+    }
+
     /// Whether the kernel was built without something that was asked for, or can't load it.
     pub(crate) fn is_of_kernel(&self) -> bool {
         let Self::Kernel { source, .. } = self else { return false };

@@ -77,6 +77,7 @@ pub(crate) fn ending_signals() -> nix::Result<SignalFd> {
 /// Ends the limit on the processor's time when it is dropped.
 pub(crate) struct CpuLimit {
     before: u64,
+    most: u64,
 }
 
 impl CpuLimit {
@@ -88,15 +89,13 @@ impl CpuLimit {
         let used = used.user_time().tv_sec() + used.system_time().tv_sec() + 1;
         let soft = seconds.saturating_add(u64::try_from(used).ok()?);
         setrlimit(Resource::RLIMIT_CPU, soft.min(before), most).ok()?;
-        Some(Self { before })
+        Some(Self { before, most })
     }
 }
 
 impl Drop for CpuLimit {
     fn drop(&mut self) {
-        if let Ok((_, most)) = getrlimit(Resource::RLIMIT_CPU) {
-            let _ = setrlimit(Resource::RLIMIT_CPU, self.before, most);
-        }
+        let _ = setrlimit(Resource::RLIMIT_CPU, self.before, self.most);
     }
 }
 

@@ -71,14 +71,18 @@ impl Found {
     /// Reads the runtime's cache and, if there is one, the state of this boot. `root` is the node's file
     /// system, which has signs of the runtime.
     pub(super) fn of(root: &Path, cache: &Path, state: Option<&State>) -> Result<Self, Failure> {
-        let mut enrolled = Vec::new();
-        for state in state.into_iter().flat_map(|state| [Ok(vec![state.clone()]), state.pods()]) {
-            for state in state? {
+        let mut states = Vec::new();
+        if let Some(state) = state {
+            states.push(state.clone());
+            states.extend(state.pods()?);
+        }
+        let mut enrolled: Vec<Attachment> = Vec::new();
+        for state in states {
+            for attachment in state.attachments()?.readable {
                 // A pod may be served on the node and by a data plane of its own.
-                let new = state.attachments()?.readable.into_iter();
-                let new: Vec<_> =
-                    new.filter(|a| enrolled.iter().all(|b: &Attachment| b.key != a.key)).collect();
-                enrolled.extend(new);
+                if enrolled.iter().all(|known| known.key != attachment.key) {
+                    enrolled.push(attachment);
+                }
             }
         }
         let mut entries = entries_of(cache)?;

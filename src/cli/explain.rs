@@ -108,11 +108,12 @@ pub(super) fn protocol(text: &str) -> Result<u8, &'static str> {
 /// Runs the command: what it prints, and its exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let mut node = super::node_of(words.netns.as_deref())?;
-    let settings = if node.is_pod() {
-        settings_for_pod(words)?
-    } else {
-        settings_in(words.config.as_deref(), &words.conf_dir)?
-    };
+    // Settings for a pod may be for pods alone.
+    let reader = if node.is_pod() { Reader::Agent } else { Reader::Up };
+    let mut settings = settings_by(reader, words.config.as_deref(), &words.conf_dir)?;
+    if node.is_pod() {
+        settings = settings.for_pod();
+    }
     let mut asker = Asker::of_any(&mut node, &settings)?;
     let given = words.link.as_deref().map(|name| {
         let link = asker.facts().links.iter().find(|link| link.name == name);
@@ -168,19 +169,19 @@ pub(super) fn settings(config: Option<&Path>) -> Result<Settings, Failure> {
     settings_in(config, Path::new(names::CONF_DIR))
 }
 
-/// The settings to plan a pod by. They may be for pods alone.
-fn settings_for_pod(words: &Words) -> Result<Settings, Failure> {
-    let Some(file) = &words.config else {
-        return Ok(settings_in(None, &words.conf_dir)?.for_pod());
-    };
-    let read = SettingsSource::File(file.clone()).read(Reader::Agent).map_err(Failure::Failed)?;
-    Ok(read.map(|found| found.config.settings).unwrap_or_default().for_pod())
-}
-
 /// The same, with another place of the runtime's conflists.
 pub(super) fn settings_in(config: Option<&Path>, conf_dir: &Path) -> Result<Settings, Failure> {
+    settings_by(Reader::Up, config, conf_dir)
+}
+
+/// The same, with the way in which a file is read.
+fn settings_by(
+    reader: Reader,
+    config: Option<&Path>,
+    conf_dir: &Path,
+) -> Result<Settings, Failure> {
     let read = if let Some(file) = config {
-        SettingsSource::File(file.into()).read(Reader::Up).map_err(Failure::Failed)?
+        SettingsSource::File(file.into()).read(reader).map_err(Failure::Failed)?
     } else {
         // A conflist that can't be read says nothing.
         SettingsSource::Folder(conf_dir.into()).read(Reader::Agent).unwrap_or_default()

@@ -94,9 +94,6 @@ impl Scope {
     pub(crate) const HOST: Self = Self { host: true, pod: false };
 }
 
-/// The word of [`Scope::pod`] in the key `scope`.
-pub(crate) const POD: &str = "pod";
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Log {
     /// Least level that is written.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{
     AUTO, Automatic, Backend, Config, Gateways, Invalid, Log, MARK_MASK, Masquerade, OFFLOAD,
-    ON_LINK, POD, Pattern, RULE_PRIORITY, Scope, Settings,
+    ON_LINK, Pattern, RULE_PRIORITY, Scope, Settings,
 };
 use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
@@ -262,7 +262,7 @@ fn scope(object: &Map<String, Value>) -> Result<Scope, Invalid> {
     for word in words {
         match word.as_str() {
             Some("host") => scope.host = true,
-            Some(POD) => scope.pod = true,
+            Some("pod") => scope.pod = true,
             _ => return Err(Invalid::new("scope", value, HINT)),
         }
     }

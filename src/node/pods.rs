@@ -29,7 +29,7 @@ pub(crate) fn attach(
     attachment: &Attachment,
 ) -> Result<bool, Error> {
     let path = &attachment.netns;
-    let Some(netns) = open(path)? else { return Err(Error::NoPod(path.clone())) };
+    let netns = open_living(path)?;
     let pod = node.of_pod(&attachment.key.container);
     // Waits in the node's namespace, and before the pod's deadline begins to run.
     let lock = pod.lock(PATIENCE)?;
@@ -260,7 +260,7 @@ pub(crate) fn prove(
     settings: &Settings,
 ) -> Result<Result<(), Surprise>, Error> {
     let path = &attachment.netns;
-    let Some(netns) = open(path)? else { return Err(Error::NoPod(path.clone())) };
+    let netns = open_living(path)?;
     let pod = node.of_pod(&attachment.key.container);
     let (interface, others) = (&attachment.key.ifname, attachment.gateways.keys());
     let forms = settings.for_pod().fingerprints();
@@ -272,9 +272,8 @@ pub(crate) fn prove(
 
 /// Enters a pod's namespace for the rest of the process, and gives the pod as a node.
 pub(crate) fn enter(node: &State, path: &str) -> Result<Node, Error> {
-    let Some(netns) = open(path)? else { return Err(Error::NoPod(path.into())) };
-    let failed = |source| Error::Namespace { path: path.into(), source };
-    netns.enter().map_err(failed)?;
+    let netns = open_living(path)?;
+    netns.enter().map_err(Error::namespace(path))?;
     let of_pod = Node::of_pod(node.of_pod(""), None)?;
     let identity = of_pod.identity(&netns)?;
     for pod in node.pods()? {
@@ -283,6 +282,11 @@ pub(crate) fn enter(node: &State, path: &str) -> Result<Node, Error> {
         }
     }
     Ok(of_pod)
+}
+
+/// Opens the namespace of a pod that lives.
+fn open_living(path: &str) -> Result<Netns, Error> {
+    open(path)?.ok_or_else(|| Error::NoPod(path.into()))
 }
 
 /// Opens the namespace of a pod that ends; none where something else is in its place by now.
@@ -295,9 +299,9 @@ fn open_if_there(path: &str) -> Result<Option<Netns>, Error> {
 
 /// Opens the namespace of a pod; none where it has gone. The node's own is none.
 fn open(path: &str) -> Result<Option<Netns>, Error> {
-    let failed = |source| Error::Namespace { path: path.into(), source };
-    let Some(netns) = Netns::open(path).map_err(failed)? else { return Ok(None) };
-    if netns.is_own().map_err(failed)? {
+    let failed = Error::namespace(path);
+    let Some(netns) = Netns::open(path).map_err(&failed)? else { return Ok(None) };
+    if netns.is_own().map_err(&failed)? {
         return Err(Error::NoPod(path.into()));
     }
     Ok(Some(netns))
@@ -308,17 +312,15 @@ fn inside<T>(
     netns: &Netns,
     work: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let failed = |source| Error::Namespace { path: path.into(), source };
     // No pod can make the plugin, or a program of iptables, work without an end.
     let _limit = CpuLimit::of(names::CPU_OF_POD);
-    netns.inside(work).map_err(failed)?
+    netns.inside(work).map_err(Error::namespace(path))?
 }
 
 impl Node {
     /// What distinguishes the namespace, which this thread is in, from all others.
     fn identity(&self, netns: &Netns) -> Result<Identity, Error> {
-        let failed = |source| Error::Namespace { path: "of the pod".into(), source };
-        let (device, inode) = netns.numbers().map_err(failed)?;
+        let (device, inode) = netns.numbers().map_err(Error::namespace("of the pod"))?;
         Ok(Identity { device, inode, cookie: self.kernel.rtnetlink.namespace_cookie() })
     }
 }

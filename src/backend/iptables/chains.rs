@@ -166,18 +166,15 @@ impl Builder<'_> {
         prerouting.push(rule(self.has_id("!"), "of a bound connection", goto("restore")));
         let clear = format!("-j MARK --set-xmark 0x0/{}", self.field());
         let bound = format!("-m connmark ! --mark 0x0/{}", self.field());
+        let mut leaving = vec![rule(bound, "exact comparers come next", clear.clone())];
+        let unbound = self.spec.unbound.map(|mark| self.unbound_reply(mark));
+        leaving.extend(unbound.map(|reply| rule(reply, "an unbound reply of a pod", clear)));
         [
             hook("PREROUTING", prerouting),
             hook("INPUT", from(&|_| goto("received"))),
             hook("FORWARD", from(&|_| goto("forwarded"))),
             hook("OUTPUT", self.output()),
-            hook("POSTROUTING", {
-                let unbound = |mark| self.unbound_reply(mark);
-                let of_pod = self.spec.unbound.map(unbound);
-                let of_pod = of_pod.map(|it| rule(it, "an unbound reply of a pod", clear.clone()));
-                let bound = rule(bound, "exact comparers come next", clear);
-                std::iter::once(bound).chain(of_pod).collect()
-            }),
+            hook("POSTROUTING", leaving),
         ]
     }
 

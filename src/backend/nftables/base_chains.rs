@@ -133,9 +133,9 @@ fn forget(field: Field) -> Vec<Rule> {
 
 /// A reply of a connection that is bound to no uplink, with this in the packet's field: another program's mark stays.
 fn unbound_reply(field: Field, mark: u32) -> [Expression; 7] {
-    let (connection, packet) = ([ConntrackMark, ours(field)], [PacketMark, ours(field)]);
-    let ([c, of_connection], [p, of_packet]) = (connection, packet);
-    [DirectionIs { reply: true }, c, of_connection, equals(0), p, of_packet, equals(mark)]
+    let (unbound, marked) = (equals(0), equals(mark));
+    let direction = DirectionIs { reply: true };
+    [direction, ConntrackMark, ours(field), unbound, PacketMark, ours(field), marked]
 }
 
 /// Takes the field off what is about to leave. A mark on a packet that we did not mark is
