@@ -232,12 +232,17 @@ impl Join {
         self.has_gaps = true;
     }
 
-    /// Packets of which nothing more is to come, in order. `all`: the others, too.
-    pub(crate) fn done(&mut self, now: Duration, all: bool) -> Vec<Packet> {
+    /// Whether one of the packets that began until then is not done.
+    pub(crate) fn follows_one_of(&self, until: Duration) -> bool {
+        self.packets.iter().any(|packet| packet.at <= until)
+    }
+
+    /// Packets of which nothing more is to come at this time, in order.
+    pub(crate) fn done(&mut self, now: Duration) -> Vec<Packet> {
         let mut done = Vec::new();
         while let Some(first) = self.packets.front() {
             let waits = if first.is_over() { SETTLED } else { 3 * SETTLED };
-            if !all && now < first.last + waits {
+            if now < first.last + waits {
                 break;
             }
             let over = self.packets.pop_front();

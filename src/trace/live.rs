@@ -34,6 +34,8 @@ use crate::process;
 const ROOM: usize = 32 << 20;
 /// How often packets are handed on although nothing happens.
 const BEAT: Duration = Duration::from_millis(50);
+/// How long a trace that ends follows the packets that are under way.
+const LAST: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
@@ -60,17 +62,15 @@ pub(crate) fn run(
     let end = Instant::now() + options.time;
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() || trace.wait(&signals, left.min(BEAT))? {
+        if left.is_zero() || trace.wait(Some(&signals), left.min(BEAT))? {
             break;
         }
         trace.pump()?;
-        if !trace.join.done(now(), false).iter().all(&mut take) {
+        if !trace.join.done(now()).iter().all(&mut take) {
             return Ok(trace.missed);
         }
     }
-    // What is on its way now would seem lost without the table.
-    trace.pump()?;
-    trace.join.done(now(), true).iter().all(&mut take);
+    trace.finish(take)?;
     Ok(trace.missed)
 }
 
@@ -153,21 +153,38 @@ impl Trace {
         })
     }
 
-    /// Waits until there is something to read; whether a signal has come.
-    fn wait(&self, signals: &SignalFd, time: Duration) -> Result<bool, Cannot> {
-        let mut asked = vec![
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
-        ];
+    /// Waits until there is something to read. Returns whether one of these signals has come.
+    fn wait(&self, signals: Option<&SignalFd>, time: Duration) -> Result<bool, Cannot> {
+        let mut asked = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         if let Some(pipe) = self.tracepoints.as_ref().and_then(Tracepoints::pipe) {
             asked.push(PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
         }
+        asked.extend(signals.map(|signals| PollFd::new(signals.as_fd(), PollFlags::POLLIN)));
         let time = PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO);
         match poll(&mut asked, time) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Cannot(format!("wait for packets: {}", errno.desc()))),
         }
-        Ok(asked[0].any().unwrap_or(false))
+        let last = asked.last().filter(|_| signals.is_some());
+        Ok(last.and_then(PollFd::any).unwrap_or(false))
+    }
+
+    /// Follows the packets that are under way to their end. Without that they would seem lost.
+    fn finish(&mut self, mut take: impl FnMut(&Packet) -> bool) -> Result<(), Cannot> {
+        let end = now();
+        loop {
+            self.pump()?;
+            let at = now();
+            // A packet that has no end by then is lost.
+            let at = if at < end + LAST { at } else { Duration::MAX };
+            let done = self.join.done(at);
+            if !done.iter().filter(|packet| packet.at <= end).all(&mut take)
+                || !self.join.follows_one_of(end)
+            {
+                return Ok(());
+            }
+            self.wait(None, BEAT)?;
+        }
     }
 
     /// Reads what is there.

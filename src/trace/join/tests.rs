@@ -101,7 +101,7 @@ impl Events {
             Step::Dropped { reason } => reason.clone(),
             Step::Denied(_) => "denied".into(),
         };
-        let packets = self.join.done(at(1_000_000), true);
+        let packets = self.join.done(Duration::MAX);
         let one = |p: &Packet| p.steps.iter().map(short).collect::<Vec<_>>().join(", ");
         packets.iter().map(one).collect()
     }
@@ -230,10 +230,12 @@ fn what_had_no_end_is_not_judged_where_messages_were_lost() {
 fn a_packet_is_handed_on_when_nothing_more_comes() {
     let mut events = Events::new();
     events.pass(1, "prerouting", [CLIENT, NODE]);
-    assert_eq!(events.join.done(at(100), false), []);
-    let done = events.join.done(at(1_000_000), false);
+    assert_eq!(events.join.done(at(100)), []);
+    assert!(events.join.follows_one_of(at(100)) && !events.join.follows_one_of(Duration::ZERO));
+    let done = events.join.done(at(1_000_000));
     assert!(done.len() == 1 && done[0].is_lost());
-    assert_eq!(events.join.done(at(2_000_000), true), []);
+    assert!(!events.join.follows_one_of(at(1_000_000)));
+    assert_eq!(events.join.done(Duration::MAX), []);
 }
 
 proptest! {
