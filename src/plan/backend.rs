@@ -143,7 +143,7 @@ pub(super) fn check_names(facts: &Facts, outside: &BTreeSet<u32>) -> Result<(), 
 }
 
 /// What this backend does less than the other one, of what matters on this node. The table of backends
-/// in the README has all of it.
+/// in docs/backends.md has all of it.
 pub(crate) fn limits(plan: &Plan) -> Vec<String> {
     if plan.marker() == Marker::Nftables {
         return Vec::new();
