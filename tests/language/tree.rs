@@ -30,7 +30,16 @@ pub(crate) fn files() -> Vec<File> {
     // Cargo runs tests in the root of the package.
     let root = Path::new(".");
     let list = Command::new("git")
-        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        // The tree of one user may be tested by root.
+        .args([
+            "-c",
+            "safe.directory=*",
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ])
         .current_dir(root)
         .output()
         .expect("run git");
