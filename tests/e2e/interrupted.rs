@@ -2,7 +2,7 @@
 //! next ADD, DEL or `up`.
 //!
 //! Each run is made once as it is, to list its system calls, and then once for every call of
-//! interest, at which strace lets the kernel say no or kills the program.
+//! interest. At that call strace lets the kernel refuse it, or kills the program.
 
 mod kills;
 mod others;
@@ -19,7 +19,7 @@ use crate::lab::snapshot::Snapshot;
 use crate::lab::strace::{Blow, Syscall};
 use crate::lab::two_nics::{NICS, TwoNics, two_nics};
 
-/// A node with one pod to enroll, and how it was before.
+/// A node with one pod to attach, and a snapshot from before.
 struct Scene {
     layout: TwoNics,
     pod: Pod,
@@ -47,7 +47,7 @@ impl Scene {
         self.node().call_of(verb, &self.settings(), &self.pod)
     }
 
-    /// The DEL that containerd sends for a pod that it knows nothing of any more.
+    /// The DEL that containerd sends for a pod that it no longer knows.
     fn bare_del(&self) -> Call {
         let network = self.node().network(&self.settings(), None);
         Call::cni("DEL", &network, &self.pod.id, "", "eth0")
@@ -73,7 +73,7 @@ impl Scene {
         assert_all_work(&[self.layout.flow_to_host()]);
     }
 
-    /// The calls of interest in a run, after which the node is left to `reset`.
+    /// Lists the calls of interest in a run; `reset` then restores the node.
     fn steps(&self, call: &Call, of_interest: impl Fn(&Syscall) -> bool) -> Vec<Syscall> {
         let (ran, calls) = self.node().traced(call);
         ran.assert_success("the run without a blow");

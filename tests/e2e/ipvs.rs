@@ -1,6 +1,5 @@
-//! IPVS routes forwarded packets again by their mark, so evidence has to be taken off before. Only
-//! where there is IPVS: the chain for it costs every packet. What IPVS itself makes of the packets
-//! is in `report_001`, on kernels that have it.
+//! IPVS routes forwarded packets again by their mark, so symroute has to clear evidence before. Only
+//! where the kernel has IPVS: the chain costs every packet. `report_001` has tests with IPVS itself.
 
 use serde_json::{Value, json};
 
@@ -10,7 +9,7 @@ use crate::lab::not_run::only_nftables;
 use crate::lab::proof::Proof;
 use crate::lab::two_nics::{NICS, two_nics};
 
-/// Run the rest of their arguments with a /sys that says that there is IPVS or none, whatever the kernel has.
+/// Shell scripts that run their arguments with a /sys that claims IPVS or none, whatever the kernel has.
 const WITH_IPVS: &str = "mount -t tmpfs none /sys && mkdir -p /sys/module/ip_vs && exec \"$@\"";
 const WITHOUT_IPVS: &str = "mount -t tmpfs none /sys && exec \"$@\"";
 

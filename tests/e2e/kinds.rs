@@ -1,5 +1,5 @@
-//! `auto` and the kinds of interface that not every kernel has: bond, vlan and ipvlan are NICs, vrf and
-//! dummy are not, and what is in them is none either. A tunnel with a public address is an uplink, too.
+//! `auto` and the kinds of interface that not every kernel has. Bond, vlan and ipvlan are NICs. Vrf and
+//! dummy are not, nor are their ports. A tunnel with a public address is an uplink.
 
 use std::process::Command;
 
@@ -16,7 +16,7 @@ use crate::lab::traffic::{Proto, Server};
 
 const ETH0: &str = "eth0 1 47001 10.20.0.1, default route in main";
 
-/// A node with `eth0`, a macvlan, as the way out, and `wire1`, a veth that is plugged into eth1.
+/// A node whose default route is by `eth0`, a macvlan. `wire1` is a veth plugged into eth1.
 fn layout() -> (Router, Node) {
     let (mut router, node) = (Router::new(), Node::new("node"));
     router.plug("eth0", &node.ns, "wire0", &["10.20.0.1"]);
@@ -84,7 +84,7 @@ fn a_bond_is_a_nic() {
     assert_is_a_nic(router, &node, "bond1", "eth1");
 }
 
-/// It has the hardware address of its parent.
+/// An ipvlan has the hardware address of its parent.
 #[test]
 fn an_ipvlan_is_a_nic() {
     let (mut router, node) = layout();
@@ -96,7 +96,7 @@ fn an_ipvlan_is_a_nic() {
     assert_is_a_nic(router, &node, "ipvl0", "eth1");
 }
 
-/// Its name has a dot, which sysctl spells in its own way.
+/// A VLAN's name has a dot, which sysctl spells as a slash.
 #[test]
 fn a_vlan_is_a_nic() {
     let (router, node) = layout();

@@ -28,7 +28,7 @@ fn capture_notices_a_reply_on_another_nic() {
     assert_replies_symmetric(&capture.stop(), &NICS, true);
 }
 
-/// The node changes behind the request, so what is said of it is not what happened.
+/// The node changes after the request, so `explain` describes something else than what happened.
 #[test]
 #[should_panic(expected = "explain is wrong")]
 fn a_wrong_verdict_is_noticed() {
@@ -50,7 +50,8 @@ fn snapshot_notices_a_leftover() {
     before.assert_unchanged(&Snapshot::take(&layout.node));
 }
 
-/// Each kind of rule, chain and set that somebody may leave; nft is blind for what a `set` match says.
+/// Each kind of rule, chain and set that a program may leave behind. nft does not show what a `set`
+/// match says.
 #[test]
 fn snapshot_notices_what_iptables_and_ipset_leave() {
     let node = Node::new("node");
@@ -75,14 +76,14 @@ fn snapshot_notices_what_iptables_and_ipset_leave() {
         exec(command);
         let now = Snapshot::take(&node);
         assert_ne!(before.difference(&now), "", "{command}");
-        // Also where an empty table is nobody's fault.
+        // Also where no program is to blame for an empty table.
         node.legacy.store(true, Ordering::Relaxed);
         assert_ne!(before.difference(&Snapshot::take(&node)), "", "{command}, after legacy");
         node.legacy.store(false, Ordering::Relaxed);
     }
 }
 
-/// A table of iptables-legacy comes with the first look at it and stays.
+/// The kernel creates a table of iptables-legacy when a program first reads it, and keeps it.
 #[test]
 fn snapshot_lets_an_empty_table_of_legacy_pass_only_after_legacy() {
     let node = Node::new("node");

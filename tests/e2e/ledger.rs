@@ -15,7 +15,7 @@ use crate::lab::plugin::Call;
 use crate::lab::traffic::Proto;
 use crate::lab::two_nics::{CLIENT, NICS, two_nics};
 
-/// What `marks` says; its exit code has to fit.
+/// The JSON report of `marks`, whose exit code has to fit.
 fn marks(node: &Node) -> Value {
     let ran = node.symroute(&["marks", "--json"]);
     let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
@@ -24,12 +24,12 @@ fn marks(node: &Node) -> Value {
     report
 }
 
-/// How many clashes it finds.
+/// The number of clashes in a report.
 pub(crate) fn clashes(node: &Node) -> usize {
     marks(node)["clashes"].as_array().expect("clashes").len()
 }
 
-/// The findings of doctor about marks, as severity and what was found.
+/// The findings of `doctor` about marks: severity and text.
 fn findings(node: &Node) -> Vec<(String, String)> {
     let config = plugin_object(node, &json!({ "uplinks": NICS }));
     let ran = node.symroute(&["doctor", "--for", "0s", "--json", "--config", &config]);
@@ -40,7 +40,7 @@ fn findings(node: &Node) -> Vec<(String, String)> {
     about.map(|one| (word(one, "severity"), word(one, "what"))).collect()
 }
 
-/// Exactly these are found, each by its severity and a part of what it says.
+/// Asserts that `doctor` finds exactly these: severity and a part of the text.
 #[track_caller]
 fn assert_found(node: &Node, wanted: &[(&str, &str)]) {
     let found = findings(node);
@@ -53,14 +53,14 @@ fn assert_found(node: &Node, wanted: &[(&str, &str)]) {
     assert_eq!(clashes(node), of_clashes, "marks and doctor say the same");
 }
 
-/// Whether a row says this.
+/// Whether a row of the report says this.
 fn has(report: &Value, owner: &str, mark: &str, does: &str, bits: &str) -> bool {
     report["marks"].as_array().expect("rows").iter().any(|row| {
         row["owner"] == owner && row["mark"] == mark && row["does"] == does && row["bits"] == bits
     })
 }
 
-/// The chains of iptables that neighbours have today, in both families and by the run's kind.
+/// Loads the iptables chains that other programs have today, in both families, with the run's variant.
 fn neighbours(node: &Node) {
     let by = Backend::of_run();
     for line in [
@@ -129,7 +129,7 @@ fn programs_that_keep_to_their_bits_are_listed_and_no_clash() {
     node.down();
 }
 
-/// symroute alone, with each backend: its own rules are known as its own.
+/// symroute alone, with each backend: `marks` recognises its rules.
 #[test]
 fn a_healthy_node_has_no_clash() {
     let layout = two_nics();
@@ -143,12 +143,12 @@ fn a_healthy_node_has_no_clash() {
     assert!(has(&report, "symroute", "packet", "sets", "0x1f00"), "{report:#}");
     assert_eq!((&report["inForce"], &report["markMask"]), (&json!(true), &json!("0x1f00")));
     node.down();
-    // What was symroute's is gone.
+    // symroute's rules are gone.
     assert_eq!(marks(node)["marks"], json!([]));
 }
 
-/// A whole mark that is written before the routing decision takes the reply's way away; the same
-/// rule is harmless where it comes before symroute, or keeps the other bits.
+/// A program that writes the whole mark before the routing decision breaks the reply's way. The same
+/// rule is harmless before symroute's, or if it keeps the other bits.
 #[test]
 fn a_whole_mark_between_symroute_and_the_routing_decision() {
     let mut layout = two_nics();
@@ -184,7 +184,7 @@ fn a_whole_mark_between_symroute_and_the_routing_decision() {
     table("-290", "meta mark set 0x1bd00");
     assert_found(node, &[("warning", "table vpn gives packets a mark that has bits 0x1d00")]);
     assert_all_work(&flows);
-    // The mark of the second uplink: what the first pod sends leaves by the wrong NIC.
+    // The mark of the second uplink: the first pod's packets leave by the wrong NIC.
     let to = format!("{CLIENT}:8080");
     let sent = [Flow::new("pod0 sends", &layout.pods[0].ns, Proto::Tcp, &to, "client 10.20.0.50")];
     assert_all_work(&sent);
@@ -195,7 +195,7 @@ fn a_whole_mark_between_symroute_and_the_routing_decision() {
     node.del(&settings, &pod);
 }
 
-/// A connection mark that is overwritten forgets by which NIC the replies leave.
+/// A program that overwrites the conntrack mark erases the NIC that replies leave by.
 #[test]
 fn a_whole_connection_mark() {
     let mut layout = two_nics();
@@ -236,8 +236,8 @@ fn a_whole_connection_mark() {
     node.del(&settings, &pod);
 }
 
-/// AWS VPC CNI 1.23 writes the whole mark of first packets at -90: before symroute's chain of
-/// nftables, and behind the one of iptables, where it takes the evidence for `rp_filter` away.
+/// AWS VPC CNI 1.23 writes the whole mark of first packets at -90. That is before symroute's chain of
+/// nftables, and after the one of iptables, where it erases the evidence for `rp_filter`.
 #[test]
 fn the_rules_of_aws_vpc_cni_1_23() {
     let mut layout = two_nics();
@@ -317,8 +317,8 @@ fn the_other_clashes() {
     node.down();
 }
 
-/// Rules of iptables-legacy beside those of nftables are seen; without its program, doctor says
-/// that it can't see them.
+/// `doctor` sees rules of iptables-legacy beside those of nftables. Without the program iptables-legacy
+/// it says that it can't.
 #[test]
 fn rules_of_iptables_legacy() {
     let layout = two_nics();
@@ -351,7 +351,7 @@ fn rules_of_iptables_legacy() {
     assert!(fs::exists("/usr/sbin/iptables-legacy-save").expect("a look"), "hidden in there only");
 }
 
-/// What uses marks beside rules: policies of `IPsec`, BPF programs of tc, and sysctls.
+/// Users of marks other than rules: `IPsec` policies, BPF programs of tc, and sysctls.
 #[test]
 fn users_of_marks_that_are_no_rules() {
     let layout = two_nics();

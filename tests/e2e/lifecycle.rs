@@ -1,5 +1,5 @@
-//! The life of node and pods: the same call twice, late, in parallel, after somebody else has
-//! changed what is ours.
+//! The life of node and pods: calls twice, late, in parallel, or after another program changed
+//! symroute's state.
 
 mod damaged;
 mod healed;
@@ -26,7 +26,7 @@ fn call(layout: &TwoNics, verb: &str, id: &str, addresses: &[&str]) -> Call {
     Call::cni(verb, &network, id, &layout.pods[0].ns.path(), "eth0")
 }
 
-/// A successful call that prints nothing, as DEL has to be whatever it is given.
+/// Asserts a successful call that prints nothing. A DEL has to be one for any input.
 fn assert_silent(node: &Node, call: &Call, what: &str) {
     let ran = node.call(call);
     ran.assert_success(what);

@@ -24,7 +24,7 @@ fn open(client: &Netns, address: &str, port: u16) -> Connection {
 fn connections_survive_everything_that_happens_to_the_node() {
     let layout = two_nics();
     let start = |address: &str, port| Load::kept(&layout.client, address, port);
-    // These work without us: they are adopted, not only left alone.
+    // These connections work without symroute. It binds them too, and does not just leave them alone.
     let mut transfers: Vec<_> =
         [POD[0], POD6[0], POD[1], POD6[1]].map(|address| start(address, 8080)).into();
     let goes_on = |transfers: &[Load], after: &str| {
@@ -37,7 +37,7 @@ fn connections_survive_everything_that_happens_to_the_node() {
     let node = &layout.node;
     node.up(&json!({"uplinks": NICS}));
     goes_on(&transfers, "up");
-    // These need us.
+    // These connections need symroute.
     transfers.extend([NODE[1], NODE6[1]].map(|address| start(address, 10250)));
     node.up(&json!({"uplinks": NICS}));
     goes_on(&transfers, "up again");
@@ -63,7 +63,7 @@ fn connections_survive_everything_that_happens_to_the_node() {
     node.ns.ip("link del eth2");
     node.up(&json!({"uplinks": NICS}));
     goes_on(&transfers, "its removal");
-    // Without us, the host's replies by eth1 leave by eth0: only the pods' go on.
+    // Without symroute, the host's replies by eth1 leave by eth0: only the pods' connections go on.
     transfers.truncate(4);
     proof.assert_nothing_dropped();
     for pod in &layout.pods {
@@ -74,8 +74,8 @@ fn connections_survive_everything_that_happens_to_the_node() {
     proof.assert_as_before();
 }
 
-/// Makes the rules look as if another release had written them: rules that carry no fingerprint of
-/// this one, a chain and a set that this one does not have.
+/// Makes the rules look like those of another release: without this release's fingerprint, and with a
+/// chain and a set that it does not have.
 fn older_ruleset(node: &Node) {
     let backend = Backend::of_run();
     if backend.is_iptables() {
@@ -108,7 +108,7 @@ fn older_ruleset(node: &Node) {
     assert!(rules.contains("counter packets"), "a changed chain: {rules}");
 }
 
-/// The same on the way back: a table with an unknown layout is made anew.
+/// After a downgrade: the program replaces a table with an unknown layout.
 #[test]
 fn a_table_of_another_layout_is_replaced() {
     let layout = two_nics();

@@ -1,5 +1,5 @@
-//! Where another program steers by bits of the mark, the plugin takes other ones: by itself, and for
-//! as long as they are in force.
+//! Where another program steers by bits of the mark, the plugin takes other bits by itself, and keeps
+//! them while they are in force.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::lab::node::Node;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{NICS, two_nics};
 
-/// A rule by part of the mark, of a program that nobody knows.
+/// An ip rule for a part of the mark, of an unknown program.
 const CLASH: &str = "pref 90 fwmark 0x200/0xf00 lookup 77";
 
 fn mask(node: &Node) -> Value {
@@ -31,7 +31,7 @@ fn free_bits_are_taken_and_kept() {
     node.up(&settings);
     assert_eq!(mask(node), "0x1f0000");
     assert_all_work(&flows);
-    // What is in force stays, and the next call finds nothing to do.
+    // The settings in force stay, and the next call finds nothing to do.
     node.ns.ip(&format!("rule del {CLASH}"));
     node.up(&settings);
     assert_eq!(mask(node), "0x1f0000");
@@ -51,7 +51,7 @@ fn a_clash_that_comes_later_is_evaded() {
     assert_eq!(mask(node), "0x1f00");
     node.ns.ip(&format!("rule add {CLASH}\nroute add blackhole default table 77"));
     assert_only_these_fail(&[layout.flow_to_host()], &["host on eth1"]);
-    // The next pod puts it right, and is served.
+    // The next pod's ADD repairs the node, and the pod is served.
     node.add(&settings, &layout.pods[1]);
     assert_all_work(&[layout.flow_to_host()]);
     assert_eq!(mask(node), "0x1f0000");
@@ -61,7 +61,7 @@ fn a_clash_that_comes_later_is_evaded() {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// Cilium's identities and magic leave two bits: enough for one uplink.
+/// Cilium's identities and magic marks leave two bits: enough for one uplink.
 #[test]
 fn beside_cilium_one_uplink_is_served() {
     let layout = two_nics();

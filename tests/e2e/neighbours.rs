@@ -1,5 +1,6 @@
-//! Marks of others, on packets and on connections, are never touched; ours are never left behind. And each program
-//! that is known to share a node with a CNI plugin, with what it makes there: `beside` runs both, file by file.
+//! symroute never touches other programs' marks on packets and connections, and never leaves its own
+//! behind. The files below test each program that is known to share a node with a CNI plugin; `beside`
+//! runs both.
 
 mod beside;
 mod chained;
@@ -44,7 +45,7 @@ fn flows(layout: &TwoNics) -> Vec<Flow<'_>> {
     flows
 }
 
-/// A neighbour that marks at `set` and looks at the marks behind us.
+/// A program that sets marks at priority `set`, and checks the marks after symroute's chains.
 fn neighbour(layout: &TwoNics, set: &str) {
     layout.node.ns.nft(&format!(
         "table inet neighbour {{
@@ -112,17 +113,17 @@ fn marks_are_kept(set: &str) {
 
 #[test]
 fn marks_set_before_us_are_kept() {
-    // Behind conntrack (-200), before everything of ours.
+    // After conntrack (-200), before all chains of symroute.
     marks_are_kept("-199");
 }
 
 #[test]
 fn marks_set_after_us_are_kept() {
-    // Between our chain (-80) and the routing decision.
+    // Between symroute's chain (-80) and the routing decision.
     marks_are_kept("-70");
 }
 
-/// A neighbour's rule for its own mark goes on working where ours has nothing to say.
+/// Another program's rule for its own mark goes on working for packets that symroute does not mark.
 #[test]
 fn rules_of_others_still_see_their_marks() {
     let layout = two_nics();
@@ -148,7 +149,7 @@ fn rules_of_others_still_see_their_marks() {
     let before = layout.router.source_check_drops()["eth0"];
     crate::lab::flows::assert_only_these_fail(&[egress], &["pod1 to client"]);
     assert!(layout.router.source_check_drops()["eth0"] > before, "they left by eth0");
-    // What came in by eth1 is bound and leaves by eth1, whatever the neighbour marks.
+    // A connection that came in by eth1 is bound and leaves by eth1, whatever the other program marks.
     let bound = Flow::new(
         "client to pod1",
         &layout.client,

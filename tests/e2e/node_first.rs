@@ -1,5 +1,5 @@
-//! Settings come into force before a conflist names them: one that can't work on the node leaves the
-//! conflist, the node and the pods as they are, by whichever way it comes.
+//! Settings come into force before a conflist names them. Settings that can't work on the node change
+//! neither the conflist, nor the node, nor the pods, whichever command brings them.
 
 mod for_pods;
 
@@ -41,7 +41,7 @@ impl Scene {
         &self.layout.node
     }
 
-    /// What the entry is to be from now on.
+    /// Sets the entry that the conflist is to have.
     fn want(&self, mut settings: Value) {
         Backend::of_run().into_settings(&mut settings);
         settings["type"] = json!("symroute");
@@ -101,8 +101,7 @@ impl Scene {
     }
 }
 
-/// Settings that can't work on the node, what makes it so and takes that away again, and words of the
-/// reason.
+/// Settings that can't work on the node, how to cause and remove the reason, and words of the error.
 pub(crate) fn refusals() -> [(Value, &'static str, &'static str, &'static str); 4] {
     [
         (json!({"uplinks": ["wan*"]}), "", "", "no interface matches"),
@@ -158,7 +157,7 @@ fn what_cannot_work_comes_into_no_conflist() {
     scene.undo();
 }
 
-/// What is right comes into force first, and then into the conflist.
+/// Valid settings come into force first, and then into the conflist.
 #[test]
 fn what_works_is_in_force_when_the_entry_comes() {
     let scene = Scene::new();
@@ -176,7 +175,7 @@ fn what_works_is_in_force_when_the_entry_comes() {
     before.assert_unchanged(&Snapshot::take(scene.node()));
 }
 
-/// Once the cause is gone, the agent goes on by itself.
+/// When the cause is gone, the agent continues by itself.
 #[test]
 fn the_agent_waits_until_it_can_work() {
     let scene = Scene::new();
@@ -221,7 +220,7 @@ fn what_cannot_follow_leaves_what_is_in_force() {
     scene.undo();
 }
 
-/// Killed at any change: a conflist that names symroute has its settings in force.
+/// After a kill at any change: if a conflist names symroute, its settings are in force.
 #[test]
 fn a_kill_leaves_no_entry_without_its_node_state() {
     let scene = Scene::new();

@@ -1,5 +1,5 @@
-//! Where no agent runs, a NIC that no pod leaves by is seen by an ADD that follows: once a minute at
-//! most, and behind the pod's back.
+//! Where no agent runs, a later ADD notices a NIC that no pod leaves by: once a minute at most, and
+//! after its answer.
 
 use std::fs::File;
 use std::time::{Duration, SystemTime};

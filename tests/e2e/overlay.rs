@@ -1,5 +1,5 @@
-//! Overlay tunnels that end on the node: what comes out of one is other traffic than what it came
-//! in, though the kernel leaves the packet mark on it.
+//! Overlay tunnels that end on the node. The inner packet is other traffic than the outer one, although
+//! the kernel leaves the packet mark on it.
 //!
 //! ```text
 //!      far 10.21.0.77, pods 10.244.9.1 and fd00:9::1
@@ -81,7 +81,7 @@ fn inner_packets_do_not_inherit_the_uplink_of_the_outer_ones() {
     works_through_the_tunnel(&layout, &far);
 }
 
-/// As Calico does it, to save the cost of tracking them.
+/// Calico does so to save the cost of tracking the packets.
 #[test]
 fn nor_those_of_outer_packets_that_are_not_tracked() {
     let (layout, far) = layout();

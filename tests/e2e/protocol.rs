@@ -1,7 +1,7 @@
-//! The protocol, measured against its reference: the same calls go to symroute and to three plugins
-//! of the CNI project, `tuning`, `portmap` and `sbr` as Debian ships them (release 1.1.1), each on
-//! a node of its own. What the peers answer is recorded in `protocol/peers.txt`; where symroute
-//! differs the case tells the reason, and the table in `docs/cni.md` shows it.
+//! The protocol, compared with its reference. The same calls go to symroute and to three plugins of the
+//! CNI project, each on a node of its own: `tuning`, `portmap` and `sbr` as Debian ships them (release
+//! 1.1.1). `protocol/peers.txt` records the peers' answers. Where symroute differs, the case
+//! names the reason, and the table in `docs/cni.md` shows it.
 //!
 //! `SYMROUTE_BLESS=1` writes both files anew, to be looked at and committed.
 
@@ -19,7 +19,7 @@ use std::thread;
 use cases::Case;
 use outcome::{Answer, answers};
 
-/// The plugins asked, ours first.
+/// The plugins under test, symroute first.
 const PLUGINS: [&str; 4] = ["symroute", "tuning", "portmap", "sbr"];
 const BEGIN: &str = "<!-- differences: written by tests/e2e/protocol.rs -->\n";
 const END: &str = "<!-- end of differences -->";
@@ -28,7 +28,7 @@ fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// What is in a file from now on, or a complaint about the first line that is not the same.
+/// Writes the file when blessing. Otherwise compares, and reports the first line that differs.
 fn settle(name: &str, old: &str, new: &str, wrong: &mut Vec<String>) {
     if env::var_os("SYMROUTE_BLESS").is_some() {
         fs::write(file(name), new).unwrap_or_else(|error| panic!("{name}: {error}"));

@@ -1,7 +1,8 @@
-//! Everything at once: pods come and go on addresses of others, runtimes collect garbage, the agent
-//! runs and is killed, another program takes rules away, an uplink comes and goes, the conflist
-//! changes, and calls are killed at any moment. A connection that needs nothing of ours goes on all the
-//! while, and at the end the node is what a model says.
+//! Everything at once. Pods start and end on addresses of others, and runtimes collect garbage. The
+//! agent is killed and started, another program removes rules, and an uplink comes and goes. The
+//! conflist changes, and calls are killed at any moment. A connection that does not need symroute goes
+//! on all
+//! the time. At the end the node is as a model says.
 //!
 //! `SYMROUTE_SEED=N` repeats the choices, though not the moments.
 
@@ -34,7 +35,7 @@ const CALLS: usize = 40;
 /// Addresses for all pods; each is used again and again.
 const ADDRESSES: u64 = 8;
 
-/// The attachments that the runtime believes in: name to address.
+/// The attachments that the runtime knows: name to address.
 type Model = Mutex<BTreeMap<String, String>>;
 
 struct Races<'a> {
@@ -67,7 +68,7 @@ impl Races<'_> {
         Call::cni(verb, &network, id, &self.layout.pods[0].ns.path(), "eth0")
     }
 
-    /// The call, killed after some milliseconds by one chance in three. None where it was killed.
+    /// Makes the call. One call in three is killed after some milliseconds, and returns None.
     fn maybe_killed(&self, dice: &mut Dice, call: &Call) -> Option<Ran> {
         self.operations.fetch_add(1, Ordering::Relaxed);
         if dice.roll(3) != 0 {
@@ -90,14 +91,14 @@ impl Races<'_> {
         if done {
             self.model.lock().expect("no thread has panicked").insert(id.into(), address);
         } else {
-            // A runtime sends a DEL for an ADD that came to nothing.
+            // A runtime sends a DEL for a failed ADD.
             self.del(dice, id);
         }
     }
 
     fn del(&self, dice: &mut Dice, id: &str) {
         let del = self.call("DEL", id, "10.21.0.200", false);
-        // And again, where the DEL came to nothing.
+        // And sends it again where the DEL was killed.
         while self.maybe_killed(dice, &del).is_none_or(|ran| !ran.success) {}
         self.model.lock().expect("no thread has panicked").remove(id);
     }
@@ -128,7 +129,7 @@ impl Races<'_> {
         self.maybe_killed(dice, &Call::cni("GC", &network.to_string(), "", "", ""));
     }
 
-    /// What other programs and people do to the node, until the workers are done.
+    /// Does to the node what other programs and operators do, until the workers are done.
     fn disturb(&self, mut dice: Dice, conf_dir: &str) {
         let mut agent = Some(Agent::ready(self.node(), &["--conf-dir", conf_dir]));
         let mut has_third = false;
@@ -156,7 +157,7 @@ impl Races<'_> {
                         self.maybe_killed(&mut dice, &Call::tool(&["up", "--conf-dir", conf_dir])),
                     );
                 }
-                // Killed, and started by its manager.
+                // The agent is killed, and its manager starts it again.
                 _ => {
                     drop(agent.take());
                     agent = Some(Agent::start(self.node(), &["--conf-dir", conf_dir]));
@@ -169,7 +170,7 @@ impl Races<'_> {
     }
 }
 
-/// Takes all rules of the backend away. A kernel that is busy with ours may refuse some of it.
+/// Removes all rules of the backend. A kernel that is busy with symroute's changes may refuse some of it.
 fn flush(node: &Node) {
     let legacy = "for table in mangle filter nat; do iptables-legacy -w -t $table -F; done";
     attempt(
@@ -178,7 +179,7 @@ fn flush(node: &Node) {
     );
 }
 
-/// Runs what may have nothing to do at this moment.
+/// Runs a command that may have nothing to do at this moment.
 fn attempt(node: &Node, commands: &str) {
     node.ns.exec(&["sh", "-c", &format!("({commands}) 2>/dev/null || true")], "");
 }

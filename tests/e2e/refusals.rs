@@ -1,4 +1,4 @@
-//! What the node answers with when it refuses: RST and ICMP errors leave by the arrival NIC too.
+//! Refusals of the node: RST and ICMP errors leave by the arrival NIC too.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -14,14 +14,14 @@ use crate::lab::two_nics::{NICS, NODE, NODE6, POD, POD6, two_nics};
 const PATIENT: Duration = Duration::from_secs(8);
 const BASELINE: Duration = Duration::from_millis(1500);
 
-/// What became of a TCP connection to a port that nobody listens on.
+/// The result of a TCP connection to a closed port.
 fn tcp(client: &Netns, address: &str, deadline: Duration) -> ErrorKind {
     let to = SocketAddr::new(address.parse().expect("an address"), 9);
     let outcome = client.run(|| TcpStream::connect_timeout(&to, deadline));
     outcome.expect_err("nobody listens there").kind()
 }
 
-/// What became of a datagram to a port that nobody listens on.
+/// The result of a datagram to a closed port.
 fn udp(client: &Netns, address: &str, deadline: Duration) -> ErrorKind {
     let to = SocketAddr::new(address.parse().expect("an address"), 9);
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };

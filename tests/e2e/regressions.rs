@@ -1,4 +1,4 @@
-//! What once broke, each named after that.
+//! Faults of the past. Each test is named after one.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
@@ -63,7 +63,7 @@ fn frag_needed(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     icmp
 }
 
-/// Anybody can send an ICMP error by another NIC; it must not move the connection there.
+/// Any host can send an ICMP error by another NIC. It must not move the connection there.
 #[test]
 fn an_icmp_error_by_another_nic_moves_no_connection() {
     let layout = two_nics();
@@ -163,7 +163,7 @@ fn a_blackholed_source_is_not_let_in() {
     layout.node.del(&settings(), &layout.pods[1]);
 }
 
-/// A packet of the node's own with a whole mark of somebody else (wg-quick) keeps every bit.
+/// The node's own packet with a whole mark of another program (wg-quick) keeps every bit.
 #[test]
 fn a_whole_mark_of_another_keeps_its_bits() {
     let layout = two_nics();
@@ -190,7 +190,7 @@ fn a_whole_mark_of_another_keeps_its_bits() {
 
 type Stranger = (&'static str, fn(&Node, &str));
 
-/// What somebody may put into the run's kind of rules of ours, and how.
+/// Commands by which another program changes symroute's rules, for the run's backend.
 fn strangers(backend: Backend) -> Vec<Stranger> {
     if !backend.is_iptables() {
         let nft: fn(&Node, &str) = |node, stranger| node.ns.nft(stranger);
@@ -226,8 +226,7 @@ const NFT_STRANGERS: [&str; 6] = [
     "delete element inet symroute arrive { \"eth1\" : goto in_2 }",
 ];
 
-/// Whatever somebody puts into our rules, the next reconcile brings them back to what they should
-/// be.
+/// Whatever another program adds to symroute's rules, the next reconcile restores them.
 #[test]
 fn strangers_among_our_rules() {
     let layout = two_nics();
@@ -261,7 +260,7 @@ fn add_in(node: &Node, network: &str, id: &str, settings: &Value) -> Option<i32>
     node.cni("ADD", &text, id, &pod.path(), "eth0").code
 }
 
-/// The first network stays in force while it has pods, whatever the second does in between.
+/// The settings of the first network stay in force while it has pods, whatever the second one does.
 #[test]
 fn the_second_network_does_not_take_over() {
     let layout = two_nics();
@@ -277,8 +276,7 @@ fn the_second_network_does_not_take_over() {
     assert_eq!(add_in(node, "two", "g", &other), Some(0));
 }
 
-/// An uplink that goes and one that comes do not share an id at once: connections of the old one
-/// still carry it.
+/// A new uplink does not get the id of one that has just gone: connections of the old one still carry the id.
 #[test]
 fn an_id_is_not_handed_on_at_once() {
     let layout = two_nics();
@@ -294,7 +292,7 @@ fn an_id_is_not_handed_on_at_once() {
     node.down();
 }
 
-/// A file that cannot be read counts as a pod, but names nothing that could be taken out.
+/// An attachment's file that symroute can't read counts as a pod, but names nothing to remove.
 #[test]
 fn an_attachment_that_cannot_be_read_does_not_keep_the_node_state_for_ever() {
     let layout = two_nics();

@@ -12,9 +12,9 @@
 //!  +-----------------------------------------------------------+
 //! ```
 //!
-//! The hard one is far1 by eth1: its reply comes in on eth1, must leave by eth1 again, and main
-//! would send it out of eth0. With iptables, over IPv4, that one does not work: its mark would have
-//! to be another one, which can be told only after DNAT, and the mangle table sees it before.
+//! The hard case is far1 by eth1: its reply comes in on eth1, must leave by eth1 again, and main would
+//! send it out of eth0. With iptables it does not work over IPv4. Its mark depends on the destination
+//! after DNAT, and the mangle table sees the packet before DNAT.
 
 use serde_json::json;
 
@@ -114,7 +114,7 @@ fn by_either_nic(kube_proxy: Flavour) {
     let off = flows.split_off(flows.len() - beyond);
     // Each flow crosses the router twice: client to node, and node to backend.
     proof.assert_flows_work(&flows, &NICS, 2 * flows.len());
-    // Strict rp_filter keeps them out, as it does without us.
+    // Strict rp_filter drops these requests, as it does without symroute.
     let before = layout.node.rp_filter_drops();
     assert_only_these_fail(&off, &off.iter().map(|flow| flow.name.as_str()).collect::<Vec<_>>());
     assert!(layout.node.rp_filter_drops() >= before + beyond as u64, "dropped by strict rp_filter");

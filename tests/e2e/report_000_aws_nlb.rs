@@ -15,8 +15,8 @@
 //!    172.31.49.222    172.31.49.111    172.31.50.208    (addresses of eth0, eth1, eth2)
 //! ```
 //!
-//! Without the plugin a request that came in by one NIC for a pod of another is dropped by strict
-//! `rp_filter`, or its reply leaves by a NIC that does not own the source address.
+//! Without the plugin a request may come in by one NIC for a pod of another. Then strict `rp_filter`
+//! drops it, or its reply leaves by a NIC that does not own the source address.
 
 mod layout;
 
@@ -65,8 +65,8 @@ fn broken(snat: Snat) -> Vec<&'static str> {
     BROKEN.into_iter().chain(egress).collect()
 }
 
-/// Without the plugin: the named flows fail, over IPv4 in strict `rp_filter`, over IPv6 in the
-/// source check. Returns how many of the 27 work.
+/// Asserts that the named flows fail without the plugin: over IPv4 by strict `rp_filter`, over IPv6 by
+/// the source check. Returns how many of the 27 work.
 fn baseline(layout: &Layout) -> usize {
     let (mut flows, of4) = (layout.flows(), layout.flows().len());
     flows.extend(layout.flows6());
@@ -81,14 +81,14 @@ fn baseline(layout: &Layout) -> usize {
     of4 - broken.len()
 }
 
-/// With the plugin: everything works, symmetrically, and the last DEL leaves nothing behind.
-/// Returns how many of the 27 work.
+/// Asserts that everything works with the plugin, symmetrically, and that the last DEL leaves nothing
+/// behind. Returns how many of the 27 work.
 fn with_symroute(layout: &Layout) -> usize {
     let proof = Proof::begin(&layout.node, &layout.router);
     for pod in &layout.pods {
         layout.node.add(&settings(), pod);
     }
-    // With iptables, AWS VPC CNI 1.23 writes the mark of first packets behind symroute.
+    // With iptables, AWS VPC CNI 1.23 writes the mark of first packets after symroute.
     let behind = layout.snat == Snat::ByNftables && Backend::of_run().is_iptables();
     assert_eq!(clashes(&layout.node), usize::from(behind), "clashes over marks");
     let (mut flows, of4) = (layout.flows(), layout.flows().len());
@@ -132,7 +132,7 @@ fn with_externalsnat_false_by_nftables() {
     field_report(Snat::ByNftables);
 }
 
-/// `explain` says of each flow what becomes of it, before the plugin is there and with it.
+/// `explain` predicts the result of each flow, without the plugin and with it.
 fn verdicts(snat: Snat) {
     let layout = Layout::build(snat);
     let (name, broken) = (snat.name(), [broken(snat).as_slice(), &BROKEN6].concat());

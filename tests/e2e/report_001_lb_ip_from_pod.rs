@@ -95,7 +95,7 @@ fn field_report(kube_proxy: Flavour, source_check: bool) {
     } else {
         assert!(today.node.rp_filter_drops() > 0, "strict rp_filter saw nothing wrong");
     }
-    // What the pod asks, also without kube-proxy; and the backend's answer to eth0's address.
+    // Requests of the pod, also without kube-proxy, and the backend's answer to eth0's address.
     let pod = "10.12.192.44";
     let requests = [
         ("enipod", pod, LOAD_BALANCER),
@@ -124,9 +124,10 @@ fn field_report(kube_proxy: Flavour, source_check: bool) {
     proof.assert_as_before();
 }
 
-/// Masquerade steering needs the mark that kube-proxy sets in nat, which the mangle table of iptables
-/// comes before. The SYN still leaves by eth1 with eth0's address. Where nobody checks that, the
-/// answer on eth0 is let in, since it is one. `status` tells; nothing else is the worse for it.
+/// Masquerade steering needs the mark that kube-proxy sets in table nat, after the mangle table of
+/// iptables. So the SYN still leaves by eth1 with eth0's address. Without a source check in the
+/// network, the answer on eth0 is let in, since it is an answer. `status` names the limit; nothing else
+/// gets worse.
 fn assert_told_to_be_off(node: &Node, pod: &Pod, source_check: bool) {
     let broken = ["pod to load balancer address"];
     assert_only_these_fail(&flows(pod), if source_check { &broken } else { &[] });
@@ -156,7 +157,7 @@ fn kube_proxy_in_nftables_without_source_check() {
     field_report(Flavour::Nftables, false);
 }
 
-/// Whether the kernel has IPVS; without it the test says that it does not run.
+/// Whether the kernel has IPVS. Otherwise the test reports that it does not run.
 #[track_caller]
 fn has_ipvs() -> bool {
     // Where ip_vs is a module it may not be loaded yet; where it is missing this fails, rightly.
@@ -178,8 +179,9 @@ fn kube_proxy_in_ipvs() {
     }
 }
 
-/// IPVS takes a request out of the input hook and routes it anew. Were its mark still on it, which
-/// is for `rp_filter` only, it would leave by the NIC it came in by, with the other one's address.
+/// IPVS takes a request out of the input hook and routes it again. The mark, meant for `rp_filter`
+/// only, has to be gone by then. Otherwise the request leaves by its arrival NIC, with the other NIC's
+/// address.
 #[test]
 fn kube_proxy_in_ipvs_for_a_client_behind_eth1() {
     if !has_ipvs() {
@@ -206,7 +208,7 @@ fn kube_proxy_in_ipvs_for_a_client_behind_eth1() {
     proof.assert_as_before();
 }
 
-/// `explain` says of each flow what becomes of it, before the plugin is there and with it.
+/// `explain` predicts the result of each flow, without the plugin and with it.
 fn verdicts(kube_proxy: Flavour, name: &str) {
     let Layout { node, pod, .. } = &layout(kube_proxy, true);
     let broken = ["pod to load balancer address"];

@@ -99,7 +99,7 @@ fn settings(hairpin: bool) -> Value {
     json!({"uplinks": NICS, "hairpin": hairpin})
 }
 
-/// Every flow fails, and it is strict `rp_filter` that dropped the IPv4 ones.
+/// Asserts that every flow fails, and that strict `rp_filter` dropped the IPv4 ones.
 fn assert_dropped(layout: &TwoNics, policy: Policy) {
     let flows = flows(layout, policy);
     let names: Vec<&str> = flows.iter().map(|flow| flow.name.as_str()).collect();
@@ -111,14 +111,14 @@ fn assert_dropped(layout: &TwoNics, policy: Policy) {
 fn field_report(policy: Policy) {
     let today = layout(policy);
     assert_dropped(&today, policy);
-    // What kube-proxy makes of the NodePort.
+    // kube-proxy's rules for the NodePort.
     let requests = [("eth0", POD[0], POD[1]), ("eth1", POD[0], POD[1])];
     today.node.assert_explained("report_002", &settings(true), &requests);
     drop(today);
     works_with(policy, &settings(true), &settings(true));
 }
 
-/// `caller` and `backend`: with what each of the two pods is added.
+/// `caller` and `backend`: the settings that each of the two pods is added with.
 fn works_with(policy: Policy, caller: &Value, backend: &Value) {
     let layout = &layout(policy);
     let proof = Proof::begin(&layout.node, &layout.router);
@@ -140,8 +140,8 @@ fn annotated() -> Value {
     settings
 }
 
-/// A pod may ask for it by its own annotation; the caller need not. iptables tells whether a packet
-/// is accepted before it is known that the `NodePort` leads to that pod.
+/// A pod may ask for hairpin by its own annotation; the caller need not. iptables decides whether to
+/// accept a packet before DNAT shows that the `NodePort` leads to that pod.
 #[test]
 fn by_the_annotation_of_the_backend() {
     if !Backend::of_run().is_iptables() {
@@ -154,7 +154,7 @@ fn by_the_annotation_of_the_backend() {
     assert_dropped(&layout, Policy::Local);
 }
 
-/// The balancer sends to the pod itself, as those of clouds do that have pods as targets.
+/// The balancer sends to the pod itself, as cloud balancers with pod targets do.
 #[test]
 fn by_the_annotation_of_the_pod_that_is_the_target() {
     let layout = two_nics();
@@ -206,7 +206,7 @@ fn stays_dropped_without_hairpin() {
     assert_dropped(&layout, Policy::Local);
 }
 
-/// `explain` says of each flow what becomes of it, before the plugin is there and with it.
+/// `explain` predicts the result of each flow, without the plugin and with it.
 #[test]
 fn verdicts() {
     for (policy, name) in [(Policy::Local, "Local"), (Policy::Cluster, "Cluster")] {

@@ -77,7 +77,7 @@ fn service(proto: Proto) -> Service {
         frontend: Frontend::Address("10.12.164.251:5432".parse().expect("an address and port")),
         proto,
         backend: "17.0.51.13:5432".parse().expect("an address and port"),
-        // Traffic of the node itself is not masqueraded: the report's very point.
+        // The node's own traffic is not masqueraded. This causes the fault of the report.
         policy: Policy::Local,
     }
 }
@@ -131,7 +131,7 @@ fn works_with(settings: &Value) {
     proof.assert_as_before();
 }
 
-/// `explain` says of each flow what becomes of it, before the plugin is there and with it.
+/// `explain` predicts the result of each flow, without the plugin and with it.
 #[test]
 fn verdicts() {
     let Layout { a, b, pod, .. } = &layout();
@@ -143,7 +143,8 @@ fn verdicts() {
     b.del(&settings, pod);
 }
 
-/// The settings do not name flannel0, so it is no uplink: doctor sees what the filter drops there, and what to name.
+/// The settings do not name flannel0, so it is no uplink. `doctor` reports what the filter drops there,
+/// and the interface to name.
 #[test]
 fn doctor_names_the_tunnel() {
     let Layout { a, b, .. } = &layout();

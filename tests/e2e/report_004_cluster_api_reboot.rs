@@ -112,7 +112,7 @@ fn kubelet_is_reachable_on_both_nics() {
     proof.assert_as_before();
 }
 
-/// `explain` says of each flow what becomes of it, before the plugin is there and with it.
+/// `explain` predicts the result of each flow, without the plugin and with it.
 #[test]
 fn verdicts() {
     let layout = layout();

@@ -1,5 +1,5 @@
-//! Routing that tells the truth: an uplink's table is what the node would use if it had this uplink
-//! alone, and no flow that worked without the plugin fails with it.
+//! An uplink's table holds what the node would use if it had this uplink alone. No flow that worked
+//! without the plugin fails with it.
 
 mod arp;
 mod behind;

@@ -22,13 +22,13 @@ use crate::lab::proof::Proof;
 use crate::lab::traffic::{Proto, Server, ask};
 use crate::lab::two_nics::{CLIENT, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 
-/// How many pods come or go at one time.
+/// Number of pods that start or end at one time.
 const WORKERS: u32 = 8;
 const PATIENT: Duration = Duration::from_secs(8);
 
 #[derive(Clone, Copy)]
 enum Length {
-    /// So often each pod is looked at.
+    /// How often the test looks at each pod.
     Rounds(u32),
     For(Duration),
 }
@@ -76,7 +76,7 @@ fn soak(pods: u32, length: Length) {
             scope.spawn(move || churn(layout, &numbers, length, counts, &acts));
         }
         drop(acts);
-        // A look at everything, each time that as many pods have come or gone as there are.
+        // One look at everything for each complete turnover of pods.
         while acted.iter().take(pods as usize).count() == pods as usize {
             answers +=
                 loads.iter().map(|load| load.assert_goes_on("pods came and went")).sum::<usize>();
@@ -120,7 +120,7 @@ fn addresses(number: u32) -> [String; 2] {
     [format!("10.{net}.0.{host}"), format!("2001:db8:{net}::{host}:1")]
 }
 
-/// What was done so far.
+/// Counts of what the test has done so far.
 #[derive(Debug, Default)]
 struct Counts {
     came: AtomicU64,
@@ -150,7 +150,7 @@ struct Living {
     _server: Server,
 }
 
-/// Has these pods come and go, and asks those that live. Each act is told.
+/// Starts and ends these pods, and asks the living ones. Reports each act.
 fn churn(layout: &TwoNics, numbers: &[u32], length: Length, counts: &Counts, acts: &Sender<()>) {
     let _all = EndsAll(&counts.has_failed);
     let (mut living, begin) = (BTreeMap::<u32, Living>::new(), Instant::now());
@@ -174,7 +174,7 @@ fn churn(layout: &TwoNics, numbers: &[u32], length: Length, counts: &Counts, act
                 Some(one) => goes(layout, number, &one, counts),
                 None => drop(living.insert(number, comes(layout, number, counts))),
             }
-            // Nothing hears it after a failure elsewhere.
+            // After a failure elsewhere nothing receives the report.
             let _ = acts.send(());
         }
         round += 1;
@@ -184,14 +184,15 @@ fn churn(layout: &TwoNics, numbers: &[u32], length: Length, counts: &Counts, act
     }
 }
 
-/// What a runtime does: a DEL, and the primary plugin's own, which removes the interface at once. With the
-/// namespace alone, the kernel would remove it some time later.
+/// Ends a pod as a runtime does: a DEL of symroute, then the primary plugin's, which removes the
+/// interface at once. If only the namespace went, the kernel would remove the interface some time
+/// later.
 fn goes(layout: &TwoNics, number: u32, one: &Living, counts: &Counts) {
     call(layout, "DEL", &one.pod, counts);
     layout.node.ns.ip(&format!("link del enis{number}"));
 }
 
-/// What a runtime does: a namespace and an interface, then an ADD.
+/// Starts a pod as a runtime does: a namespace and an interface, then an ADD.
 fn comes(layout: &TwoNics, number: u32, counts: &Counts) -> Living {
     let addresses = addresses(number);
     let name = format!("s{number}");
@@ -232,7 +233,7 @@ fn assert_served(layout: &TwoNics, number: u32, counts: &Counts) {
     }
 }
 
-/// Names of what must not grow, and by how much it may: the agent answers our own questions meanwhile.
+/// Names of what must not grow, and the growth allowed: the agent answers the test's own questions meanwhile.
 const WHAT: [(&str, u64); 7] = [
     ("memory that the agent has allocated, KiB", 1024),
     ("descriptors of the agent", 3),
@@ -243,11 +244,11 @@ const WHAT: [(&str, u64); 7] = [
     ("files of the state without pods", 1),
 ];
 
-/// One look at what must not grow.
+/// One measurement of what must not grow.
 #[derive(Debug)]
 struct Sample([u64; WHAT.len()]);
 
-/// What a kernel holds for symroute, as three numbers. What is counted, as packets are, is the same word.
+/// The kernel's state of symroute, as three numbers. Counters such as packets are replaced by a word.
 const KERNEL: &str = "{ ip rule; ip -6 rule; } | wc -l
     { ip route show table all; ip -6 route show table all; } | grep -c 'table 470'
     { nft list ruleset; ipset save 2>/dev/null; } | wc -w";
@@ -276,7 +277,7 @@ impl Sample {
     }
 }
 
-/// The last third of the looks found no more than the first.
+/// Asserts that the last third of the measurements is not above the first third.
 fn assert_flat(samples: &[Sample]) {
     let third = samples.len() / 3;
     assert!(third > 0, "too few looks: {samples:?}");

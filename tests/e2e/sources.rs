@@ -1,4 +1,4 @@
-//! Who may be the source of a request: without `hairpin`, nobody who lies inside.
+//! Which sources a request may have: without `hairpin`, none that lies inside.
 //!
 //! ```text
 //!  +-----------------------------------+
@@ -13,7 +13,7 @@
 //!
 //! A connection comes about when the answer to its SYN leaves by an uplink. Strict `rp_filter` asks
 //! for the way back to the source. Where the destination has a table of its own, that table knows
-//! only a default route: there, the way back is eth1 for everybody, with the plugin or without.
+//! only a default route. There the way back is eth1 for every source, with the plugin or without.
 //! Over IPv6 the SYN passes, and the answer stays inside.
 
 use std::collections::BTreeSet;
@@ -32,7 +32,7 @@ use crate::lab::two_nics::{BRIDGED, NICS, NODE, NODE6, POD, POD6, TwoNics, two_n
 use crate::lab::wire::Wire;
 
 const STRANGER: [&str; 2] = ["198.51.100.66", "2001:db8:66::66"];
-/// What lies inside, and how.
+/// Sources inside the node, and what kind each is.
 const INSIDE: [(&str, [&str; 2]); 6] = [
     ("a pod at a bridge", BRIDGED),
     ("nobody at the bridge", ["10.244.0.77", "2001:db8:244::77"]),
@@ -75,7 +75,7 @@ impl Scene {
     }
 }
 
-/// Whom the router calls, by family.
+/// Destinations that the router calls, by family.
 fn destinations(family: usize) -> [SocketAddr; 5] {
     let pods = TwoNics::addresses_behind_eth1(1);
     let [plain, own_table] = [[POD, POD6][family][0], [POD, POD6][family][1]];
@@ -88,7 +88,7 @@ fn ip(address: &str) -> IpAddr {
     address.parse().unwrap_or_else(|error| panic!("{address}: {error}"))
 }
 
-/// What became of one SYN.
+/// The fate of one SYN.
 #[derive(PartialEq, Eq, PartialOrd, Ord, Debug, Clone)]
 struct Call {
     nic: &'static str,
@@ -106,10 +106,10 @@ struct Outcome {
     bound: BTreeSet<Call>,
 }
 
-/// Calls everybody in the name of everybody, by each NIC.
+/// Calls each destination in the name of each source, by each NIC.
 fn call(layout: &TwoNics, family: usize, sources: &[(&'static str, [&str; 2])]) -> Outcome {
     let wire = Wire::new(&layout.router, &layout.node);
-    // A port of its own for each: what is half open answers a second SYN in another way.
+    // Each call has a port of its own: a half-open connection answers a second SYN in another way.
     let (mut outcome, mut ports) = (Outcome::default(), 40000_u16..);
     for nic in NICS {
         let mut calls = Vec::new();
@@ -153,7 +153,7 @@ fn assert_none(calls: impl Iterator<Item = Call>, what: &str) {
     assert!(list.is_empty(), "{what}:\n{}", list.join("\n"));
 }
 
-/// A neighbour that puts its mark on every packet, before us and after conntrack.
+/// Another program that marks every packet, before symroute and after conntrack.
 fn neighbour(layout: &TwoNics, mark: u32) {
     layout.node.ns.nft(&format!(
         "table inet neighbour {{
@@ -173,7 +173,7 @@ fn nobody_inside_is_let_in(family: usize, mark: u32) {
     let [without, scene] = scenes;
     let without = call(&without.layout, family, &INSIDE);
     scene.enroll(&settings());
-    // With iptables a single address is not asked for where the packet has a mark of a neighbour.
+    // With iptables symroute does not ask about a single address when the packet has another program's mark.
     let routed = if Backend::of_run().is_iptables() && mark != 0 { 3 } else { INSIDE.len() };
     let with = call(&scene.layout, family, &INSIDE[..routed]);
     if family == 0 {
@@ -184,7 +184,7 @@ fn nobody_inside_is_let_in(family: usize, mark: u32) {
     }
     let more = with.answered.difference(&without.answered).cloned();
     assert_none(more, &format!("comes about with the plugin only, neighbour's mark {mark:#x}"));
-    // What comes about without us is left as it is.
+    // Connections that come about without symroute stay as they are.
     assert_none(with.bound.into_iter(), "bound");
 }
 

@@ -1,6 +1,6 @@
 //! The spoof matrix: a packet in the name of each party, by each interface, to each destination, and into connections
-//! that exist. What a node with the plugin lets in and a node without it does not, or the other way round, is in a
-//! table that people have looked at: `spoofs/nftables.txt`, `spoofs/iptables.txt`.
+//! that exist. `spoofs/nftables.txt` and `spoofs/iptables.txt` list each packet that only the node with
+//! the plugin lets in, or only the node without. Maintainers have reviewed them.
 //!
 //! ```text
 //!   client   stranger   far0 10.20.0.77   far1 10.21.0.77     no one has any of the other addresses
@@ -35,14 +35,14 @@ use crate::lab::fates::Fate;
 use crate::lab::two_nics::NICS;
 use scene::Scene;
 
-/// Where a source or a destination lies for the node.
+/// The place of a source or a destination, as seen from the node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Place {
     Outside,
     Inside,
-    /// The node itself: its addresses, what is sent on by its Services.
+    /// The node itself: its addresses and its Services.
     Node,
-    /// No packet may have it as source: localhost, multicast.
+    /// Localhost and multicast, which no packet may have as source.
     Nowhere,
 }
 
@@ -59,7 +59,7 @@ struct Cell {
     is_of_a_connection: bool,
 }
 
-/// Two nodes that differ in one thing, and what became of a packet on each.
+/// Two nodes that differ in one thing, and the fate of a packet on each.
 struct Difference {
     /// Of the second node.
     hairpin: bool,
@@ -68,12 +68,12 @@ struct Difference {
 }
 
 impl Difference {
-    /// Both nodes have a way for it, and the second one sends it out.
+    /// Both nodes have a route for the packet, and the second one sends it out.
     fn is_sent_out(&self) -> bool {
         self.fates[0] != Fate::Dropped && matches!(self.fates[1], Fate::Out(_))
     }
 
-    /// Why the plugin may let this in, in the words of docs/security.md.
+    /// The reason why the plugin may let this packet in, in the words of docs/security.md.
     fn reason(&self) -> &'static str {
         let Cell { family, by, packet, from, at, is_of_a_connection, .. } = &self.cell;
         let by_uplink = NICS.contains(&by.as_str());
@@ -98,7 +98,7 @@ impl Difference {
 
 const NO_REASON: &str = "NO REASON";
 
-/// What became of each forged packet on a node with these settings, or without the plugin.
+/// The fate of each forged packet on a node with these settings, or without the plugin.
 fn fates(hairpin: Option<bool>) -> Vec<(Cell, Fate)> {
     let scene = Scene::new();
     if let Some(hairpin) = hairpin {

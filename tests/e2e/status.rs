@@ -1,4 +1,4 @@
-//! What `status` shows of the uplinks' interfaces, again and again, on a terminal, and without root.
+//! What `status` shows of the uplinks' interfaces: repeatedly, on a terminal, and without root.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -138,13 +138,13 @@ fn reports_follow_each_other_where_there_is_no_terminal() {
         text.matches("symroute is in force").count()
     );
     assert!(text.contains("(0.0/s)"), "{text}");
-    // A reader that goes away ends it.
+    // `status --watch` ends when its reader goes away.
     let mut child = watching(node, &[], &[TOOL, "status", "--watch", "--every", "100ms"]);
     drop(child.stdout.take());
     assert_eq!(child.wait().expect("wait").code(), Some(0));
 }
 
-/// What a terminal of the program `script` was sent; ^C ends the command.
+/// Returns the bytes that a terminal of the program `script` received. ^C ends the command.
 fn on_terminal(node: &Node, variables: &str) -> (Option<i32>, String) {
     // With "exec" every shell becomes the command; one that waits for it would end by ^C too.
     let command = format!("exec env {variables} {TOOL} status --watch --every 100ms");

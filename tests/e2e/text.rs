@@ -61,7 +61,7 @@ fn block(document: &str, command: &str) -> Range<usize> {
     start..start + document[start..].find("```").expect("an end of the block")
 }
 
-/// What a command prints, less the blanks that ip leaves at the ends of lines.
+/// The output of a command, without the blanks that `ip` leaves at ends of lines.
 pub(crate) fn printed(ns: &Netns, command: &str) -> String {
     let argv: Vec<&str> = command.split(' ').collect();
     let text = ns.exec(&argv, "");
@@ -121,7 +121,7 @@ pub(crate) fn compare(document: &str, shown: &[(&str, String)]) {
     }
 }
 
-/// The text of the fenced blocks of a language in a document.
+/// The fenced blocks of a language in a document.
 pub(crate) fn fenced<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
     let opening = format!("```{language}\n");
     let blocks = document.split(opening.as_str()).skip(1);

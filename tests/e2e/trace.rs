@@ -1,4 +1,4 @@
-//! `trace` follows real packets: what it says of each, and that nothing of it is left behind.
+//! `trace` follows real packets: its report of each, and that it leaves nothing behind.
 
 use std::cell::Cell;
 use std::fs;
@@ -23,14 +23,14 @@ use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, TwoNics, two
 
 const ATTEMPTS: u32 = 5;
 
-/// A trace that listens.
+/// A running `symroutectl trace` that listens.
 struct Trace {
     child: Child,
-    /// What it wrote to standard error until it was ready.
+    /// Text on standard error until the trace was ready.
     said: String,
 }
 
-/// What a trace has said.
+/// The report of a trace.
 struct Seen {
     code: Option<i32>,
     packets: Vec<Value>,
@@ -38,7 +38,7 @@ struct Seen {
 }
 
 impl Trace {
-    /// Starts it in this namespace, and waits until it listens.
+    /// Starts a trace in this namespace, and waits until it listens.
     fn of(ns: &Netns, words: &[&str]) -> Self {
         let mut child = Command::new("ip")
             .args(["netns", "exec", ns.name(), &program(), "trace", "--for", "1h"])
@@ -62,7 +62,7 @@ impl Trace {
         kill(pid, signal).expect("send a signal");
     }
 
-    /// Ends it by SIGINT; its exit code, and what it printed.
+    /// Ends the trace by SIGINT. Returns its exit code and its output.
     fn end(mut self) -> (Option<i32>, String) {
         self.signal(Signal::SIGINT);
         let mut text = String::new();
@@ -71,7 +71,7 @@ impl Trace {
         (self.child.wait().expect("wait for the trace").code(), text)
     }
 
-    /// The same for one with `--json`.
+    /// Ends a trace with `--json`, and returns its report.
     fn seen(self) -> Seen {
         assert_eq!(self.said, "ready\n", "it can see everything");
         let (code, text) = self.end();
@@ -88,7 +88,7 @@ impl Trace {
     }
 }
 
-/// Whether the kernel has what a trace needs to see everything. If not, says so.
+/// Whether the kernel has what a trace needs to see everything. Otherwise reports what is missing.
 #[track_caller]
 fn kernel_can_trace() -> bool {
     let needed = ["events/sock/sk_data_ready", "events/fib", "events/fib6", "options"];
@@ -116,8 +116,8 @@ impl Seen {
     }
 }
 
-/// What a trace sees of what `act` does. Other tests make look-ups, too: once more where the kernel had no
-/// room for its events.
+/// The trace of the packets that `act` causes. Other tests also cause events: repeats where the kernel
+/// had no room for all of them.
 fn traced(ns: &Netns, words: &[&str], act: impl Fn()) -> Seen {
     for _ in 0..ATTEMPTS {
         let trace = Trace::of(ns, words);
@@ -141,7 +141,7 @@ fn address(ip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip.parse().expect("an address"), port)
 }
 
-/// The client asks the host by eth1, and is answered or not.
+/// The client asks the host by eth1. Asserts that it is answered or not.
 fn host_is_asked(layout: &TwoNics, ip: &str, answered: bool) {
     let deadline = if answered { PATIENT } else { BASELINE };
     let got = ask(&layout.client, Proto::Tcp, address(ip, 10250), deadline);
@@ -248,7 +248,7 @@ fn a_reply_leaves_elsewhere() {
     }
 }
 
-/// What a pod answers passes through the node, and meets no socket of it.
+/// A pod's answers pass through the node, and meet none of its sockets.
 #[test]
 fn a_pod_answers_over_udp() {
     if !kernel_can_trace() {
@@ -346,8 +346,8 @@ fn only_the_flow_is_seen() {
     drop(second);
 }
 
-/// Runs `work` where tracefs can be seen, in a mount namespace that goes with its thread. It gets the
-/// folder, which is empty where the kernel has no tracefs.
+/// Runs `work` with the path of a mounted tracefs, in a mount namespace that ends with its thread. The
+/// folder is empty where the kernel has no tracefs.
 fn with_tracefs<T: Send>(work: impl FnOnce(&Path) -> T + Send) -> T {
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
@@ -387,7 +387,7 @@ fn a_killed_trace_leaves_nothing() {
     killed.child.wait().expect("wait for the trace");
     until("the killed trace's table and instance have gone", || tables() == 1 && !has(killed_pid));
     assert!(has(living_pid), "and nothing else");
-    // What no process is left to remove, the next trace removes.
+    // The next trace removes what a killed one left.
     let lost = with_tracefs(|folder| {
         let lost = folder.join("instances/symroute-1-1");
         fs::create_dir(&lost).expect("make an instance");

@@ -1,4 +1,4 @@
-//! What merely passes through the node, and is for nobody whom it serves, is not ours to decide on.
+//! Packets that merely pass through the node: symroute does not decide about them.
 //!
 //! ```text
 //!   client 203.0.113.9             far 198.51.100.7
@@ -12,8 +12,8 @@
 //! ```
 //!
 //! The way back to the client is eth0, so strict `rp_filter` drops what comes in by eth1. nftables
-//! marks behind DNAT, where it is known that the packet is not for us. The mangle table of iptables
-//! comes before, so there every request that comes in by an uplink is let in.
+//! marks after DNAT, when it is known that the packet is not for this node. The mangle table of
+//! iptables comes before DNAT, so it lets in every request that comes in by an uplink.
 
 use std::net::SocketAddr;
 
@@ -28,7 +28,7 @@ use crate::lab::traffic::{Proto, Server};
 use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, two_nics};
 use crate::lab::wire::Wire;
 
-/// Conntrack knows of connections to this address, if any, and none has a mark.
+/// Asserts that no connection to this address has a conntrack mark.
 fn assert_bound_to_nothing(node: &Node, to: &str) {
     let family = if to.contains(':') { "ipv6" } else { "ipv4" };
     let list = node.ns.exec(&["conntrack", "-L", "-f", family, "--orig-dst", to], "");
@@ -68,8 +68,9 @@ fn strict_rp_filter_judges_what_is_not_for_us() {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// Over IPv6 it passes without us, and does so with us, by the same ways: out of the other uplink,
-/// out of an interface that leads outside and is no uplink, out of the uplink it came by.
+/// Over IPv6 the packets pass without symroute, and also with it, by the same ways. These are: out of
+/// the other uplink, out of an interface that leads outside and is no uplink, and out of the uplink of
+/// arrival.
 #[test]
 fn what_passes_over_ipv6_is_bound_to_nothing() {
     for plugin in [false, true] {
@@ -97,7 +98,7 @@ fn what_passes_over_ipv6_is_bound_to_nothing() {
     }
 }
 
-/// Nor is it over IPv4, where iptables lets it in.
+/// Nor are they bound over IPv4, where iptables lets them in.
 #[test]
 fn what_passes_over_ipv4_is_bound_to_nothing() {
     for plugin in [false, true] {

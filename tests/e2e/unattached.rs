@@ -1,5 +1,5 @@
-//! Pods that no ADD has told the plugin of, and pods that ended without a DEL: whom a request is
-//! for is asked of the routing table, so neither makes a difference.
+//! Pods without an ADD, and pods that ended without a DEL. symroute asks the routing table for the
+//! destination of a request, so neither makes a difference.
 //!
 //! ```text
 //!            client 203.0.113.9
@@ -147,7 +147,7 @@ fn node_ports(layout: &TwoNics) {
     kubeproxy::install(&layout.node.ns, Flavour::Iptables, &services);
 }
 
-/// With `host` off, pods are reached, and nobody else.
+/// With `host` disabled, only pods are served.
 #[test]
 fn without_host_only_pods() {
     let at = |address: &str, port| SocketAddr::new(address.parse().expect("an address"), port);
@@ -175,7 +175,7 @@ fn without_host_only_pods() {
     }
 }
 
-/// Its address is given to a host outside, which then calls the pods here by a secondary NIC.
+/// A host outside gets the ended pod's address, and then calls the pods here by a secondary NIC.
 #[test]
 fn a_pod_that_ended_unseen() {
     const ADDRESSES: [&str; 2] = ["10.77.0.231", "2001:db8:77::231"];

@@ -1,5 +1,5 @@
-//! From the first release to this one, and back, while transfers run: each reads what the other has
-//! left in files and in the kernel.
+//! From the first release to this one, and back, while transfers run. Each release reads the other's
+//! files and kernel state.
 
 use std::path::Path;
 use std::process::Command;
@@ -28,7 +28,7 @@ impl<'a> Release<'a> {
         Self { program: env!("CARGO_BIN_EXE_symroute").into(), node }
     }
 
-    /// The first one: `SYMROUTE_OLD`, or built out of the history.
+    /// The first release: `SYMROUTE_OLD`, or a build from the history.
     fn first(node: &'a Node) -> Self {
         static BUILT: OnceLock<String> = OnceLock::new();
         let build = || {
@@ -63,7 +63,7 @@ impl<'a> Release<'a> {
         self.tool(&["up", "--config", file.to_str().expect("UTF-8")]);
     }
 
-    /// It knows of so many pods, and that nothing is off but the rules of the other release.
+    /// Asserts that it reports this number of pods, and no fault but the other release's rules.
     fn assert_sees(&self, pods: usize) -> Vec<Value> {
         let status = self.node.call_program(&[&self.program], &Call::tool(&["status", "--json"]));
         let status: Value = serde_json::from_str(&status.stdout).expect("JSON");
@@ -75,7 +75,7 @@ impl<'a> Release<'a> {
         status["pending"].as_array().expect("an array").clone()
     }
 
-    /// The same, and all is as this release wants it.
+    /// Asserts that it reports this number of pods, and no fault.
     fn assert_well(&self, pods: usize) {
         assert_eq!(self.assert_sees(pods), Vec::<Value>::new());
     }
@@ -135,8 +135,8 @@ fn transfers_go_on_through_upgrade_and_rollback() {
     proof.assert_as_before();
 }
 
-/// A rollback, and an end by the old release. All that is left is a file in `/run` that it does not
-/// know, and an ip rule that no packet matches any more. The next upgrade takes both.
+/// A rollback, and the last DEL by the old release. It leaves a file in `/run` that it does not know,
+/// and an ip rule that no packet matches. The next upgrade removes both.
 #[test]
 fn the_first_release_takes_this_ones_state_away() {
     if !only_nftables("the first release knows nothing else") {
@@ -161,7 +161,7 @@ fn the_first_release_takes_this_ones_state_away() {
     proof.assert_as_before();
 }
 
-/// The folders that it kept beside the attachments are understood, and go.
+/// The first release kept folders beside the attachments. This release reads and removes them.
 #[test]
 fn folders_of_the_first_release_go() {
     if !only_nftables("the first release knows nothing else") {
@@ -192,7 +192,7 @@ fn folders_of_the_first_release_go() {
     }
 }
 
-/// What earlier releases wrote for a pod, in the folders that they had.
+/// Writes an attachment as earlier releases did, in their folders.
 fn files_of_earlier_releases(node: &Node, pod: &Pod, adopted: bool) {
     let result: Value = serde_json::from_str(&pod.prev_result).expect("a result");
     let all = result["ips"].as_array().expect("addresses").iter();
@@ -214,7 +214,7 @@ fn files_of_earlier_releases(node: &Node, pod: &Pod, adopted: bool) {
         path
     };
     fs::write(folder("pods").join(&name), attachment.to_string()).expect("write it");
-    // A removal that was cut short, and a temporary link of a call that was killed.
+    // A removal that was interrupted, and a temporary link of a killed call.
     let gone = attachment.to_string().replace(&pod.id, "ended");
     fs::write(folder("gone").join("ended-eth0-0123456789abcdef"), gone).expect("write it");
     for address in addresses {
@@ -231,8 +231,8 @@ fn fnv(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
-/// With the backends that the first release does not have, and with pods that the agent has
-/// enrolled from the runtime's cache.
+/// An upgrade from a release with the iptables backends, and with pods that its agent adopted from the
+/// runtime's cache.
 #[test]
 fn files_of_earlier_releases_are_understood_and_go() {
     for (adopted, force) in [(false, false), (false, true), (true, true)] {
@@ -260,7 +260,7 @@ fn files_of_earlier_releases_are_understood_and_go() {
     }
 }
 
-/// One that was adopted has no DEL: it must not hold the node state for ever.
+/// An adopted pod has no DEL of symroute: it must not hold the node state for ever.
 #[test]
 fn an_adopted_pod_of_an_earlier_release_holds_nothing() {
     let mut layout = two_nics();

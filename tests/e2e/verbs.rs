@@ -36,7 +36,7 @@ fn check_holds_after_add_and_sees_what_is_missing() {
     let ran = check(node, &settings(), pod);
     ran.assert_success("CHECK right after ADD");
     assert_eq!(ran.stdout, "");
-    // What later plugins and operators do to routes.
+    // Changes of routes that later plugins and operators make.
     node.ns.ip("route add 198.51.100.0/24 via 10.20.0.1 dev eth0
          route replace default via 10.20.0.1 dev eth0 metric 50
          rule add pref 900 from 10.99.0.0/16 lookup main");
@@ -72,7 +72,7 @@ fn check_holds_after_add_and_sees_what_is_missing() {
     assert_eq!(failure(&check(node, &settings(), pod)).0, 102);
 }
 
-/// A tunnel is no uplink here, and takes the pod's way to the outside.
+/// A tunnel that is no uplink takes the pod's route to the outside.
 #[test]
 fn check_holds_after_a_tunnel_took_the_default_route() {
     let layout = two_nics();
@@ -96,7 +96,7 @@ fn check_holds_after_a_tunnel_took_the_default_route() {
     }
 }
 
-/// GC of a network with this list of valid attachments; `Null` is a list, `None` is none.
+/// Calls GC of a network with this list of valid attachments. `Null` is a list; `None` leaves the key out.
 fn gc(node: &Node, network: &str, key: &str, list: Option<&Value>) -> Ran {
     let mut text = json!({"cniVersion": "1.1.0", "name": network, "type": "symroute"});
     if let Some(list) = list {
@@ -216,7 +216,7 @@ fn every_verb_stays_small() {
     }
 }
 
-/// 16 MiB are read, and not a byte more.
+/// symroute reads 16 MiB of input, and not a byte more.
 #[test]
 fn stdin_has_a_limit() {
     const LIMIT: usize = 16 * 1024 * 1024;
@@ -234,7 +234,7 @@ fn stdin_has_a_limit() {
     proof.assert_as_before();
 }
 
-/// A DEL must not fail by bytes that nobody needs to understand.
+/// A DEL must not fail because of bytes that it does not need.
 #[test]
 fn del_takes_what_add_refuses() {
     let layout = two_nics();

@@ -1,4 +1,4 @@
-//! The program is killed between two steps: whatever comes next heals the node.
+//! The program is killed between two steps: the next call heals the node.
 
 use super::{Findings, Scene, up_call};
 use crate::lab::flows::assert_all_work;
@@ -6,8 +6,8 @@ use crate::lab::netns::Netns;
 use crate::lab::plugin::Call;
 use crate::lab::strace::{Blow, Syscall};
 
-/// Kills `call`, for which `prepare` makes the node ready, at each of its changes; lets `heal`
-/// follow, after which the node has to be as before.
+/// Kills `call` at each of its changes, on a node that `prepare` made ready. `heal` follows; then the
+/// node has to be as before.
 fn kill(prepare: impl Fn(&Scene), call: impl Fn(&Scene) -> Call, heal: impl Fn(&Scene)) {
     let mut scene = Scene::new();
     prepare(&scene);
@@ -58,7 +58,7 @@ fn the_first_add_then_del() {
     kill(nothing, |scene| scene.call("ADD"), bare_del);
 }
 
-/// The pod is forgotten: the runtime sends no DEL. Another pod comes and goes.
+/// The runtime sends no DEL for the pod. Another pod starts and ends.
 #[test]
 fn the_first_add_then_up_and_down() {
     kill(
@@ -94,7 +94,7 @@ fn the_last_del_then_add() {
     );
 }
 
-/// A DEL of another pod goes on where the last one was killed.
+/// A DEL of another pod completes the DEL that was killed.
 #[test]
 fn the_last_del_then_another_pods_del() {
     kill(
@@ -150,8 +150,8 @@ fn down_then_a_pod() {
     );
 }
 
-/// A late DEL, whose pod's address went to a pod that is there: killed and sent again, it leaves
-/// that pod alone.
+/// A late DEL of a pod whose address another pod has by now. Killed and sent again, it leaves that
+/// other pod alone.
 #[test]
 fn a_late_del_then_another() {
     let scene = Scene::new();

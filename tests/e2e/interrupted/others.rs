@@ -1,5 +1,5 @@
-//! The same for `up`, `down`, CHECK and GC: a step that fails says so or does no harm, a pod that is
-//! there is served all the while, and the next call completes what was begun.
+//! Interrupted `up`, `down`, CHECK and GC. A step that fails is reported or harmless, an attached pod
+//! is served all the time, and the next call completes the work.
 
 use serde_json::{Value, json};
 
@@ -12,15 +12,15 @@ use crate::lab::snapshot::Snapshot;
 use crate::lab::strace::{Blow, Syscall};
 use crate::lab::two_nics::POD;
 
-/// A change, a request, and an answer that says whether a change was made. What is asked is the same
-/// with each backend.
+/// A change, a request, and an answer that says whether a change was made. Requests are the same with
+/// each backend.
 fn is_of_interest(step: &Syscall) -> bool {
     let acknowledges = || step.is_answer() && step.line.contains("NLMSG_ERROR");
     let is_asked = || step.is_request() || acknowledges();
     step.is_change() || (!Backend::of_run().is_iptables() && is_asked())
 }
 
-/// What is wrong with what a command of the tool has said.
+/// Checks the output of a command of the tool. Returns what is wrong.
 fn no_message(ran: &Ran) -> String {
     let says = ran.stderr.lines().any(|line| line.starts_with("symroutectl: "));
     if ran.success || (ran.code == Some(1) && says) {
@@ -84,7 +84,7 @@ fn a_step_in_check() {
     findings.assert_none(steps.len());
 }
 
-/// A GC that knows of the scene's pod alone.
+/// A GC whose list holds the scene's pod alone.
 fn gc(scene: &Scene) -> Call {
     let mut network: Value = serde_json::from_str(&scene.node().network(&scene.settings(), None))
         .expect("a configuration");
@@ -93,7 +93,7 @@ fn gc(scene: &Scene) -> Call {
     Call::cni("GC", &network.to_string(), "", "", "")
 }
 
-/// Strikes a GC that has one attachment to remove at each step.
+/// Interrupts a GC at each step, while it has one attachment to remove.
 fn strike_gc(blow: impl Fn(&Syscall) -> Blow, of_interest: impl Fn(&Syscall) -> bool) {
     let scene = Scene::new();
     let stale = &scene.layout.pods[0];

@@ -1,4 +1,4 @@
-//! The kernel says no to one step: the call fails and leaves nothing, or it does without.
+//! The kernel refuses one step: the call fails and leaves nothing, or succeeds without that step.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use crate::lab::plugin::Ran;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::strace::{Blow, Syscall};
 
-/// What each kind of call fails with.
+/// The error numbers that each kind of call fails with.
 pub(super) fn error_of(step: &Syscall) -> Blow {
     Blow::Error(match step.name.as_str() {
         "sendto" | "sendmsg" | "recvfrom" | "recvmsg" => "ENOBUFS",
@@ -21,7 +21,7 @@ pub(super) fn error_of(step: &Syscall) -> Blow {
     })
 }
 
-/// What is wrong with the stdout of an ADD that failed.
+/// Checks the stdout of an ADD that failed. Returns what is wrong.
 pub(super) fn no_cni_error(ran: &Ran) -> String {
     let error: Value = serde_json::from_str(&ran.stdout).unwrap_or_default();
     let told = error["msg"].as_str().is_some_and(|msg| !msg.is_empty()) && error["code"].is_u64();
@@ -72,14 +72,14 @@ fn a_request_in_the_first_add() {
     refuse_in_first_add(|call| call.is_request() && !call.is_change());
 }
 
-/// The change is made, but the program does not learn of it.
+/// The kernel makes the change, but the program does not learn of it.
 #[test]
 fn an_answer_in_the_first_add() {
     let acknowledges = |call: &Syscall| call.is_answer() && call.line.contains("NLMSG_ERROR");
     refuse_in_first_add(acknowledges);
 }
 
-/// Another pod is enrolled; nothing that an ADD fails at touches it.
+/// Another pod is attached; a failing ADD does not touch it.
 #[test]
 fn a_step_in_the_add_of_a_second_pod() {
     let scene = Scene::new();
@@ -116,7 +116,7 @@ fn a_step_in_the_add_of_a_second_pod() {
     findings.assert_none(steps.len());
 }
 
-/// An ADD of the same attachment that fails leaves it as the ADD before has made it.
+/// A failing ADD of the same attachment leaves it as the ADD before made it.
 #[test]
 fn a_step_in_another_add_of_the_same_pod() {
     let scene = Scene::new();
@@ -142,7 +142,7 @@ fn a_step_in_another_add_of_the_same_pod() {
     findings.assert_none(steps.len());
 }
 
-/// A DEL never fails, and what it could not do is done by the next.
+/// A DEL never fails. The next one does what it could not do.
 #[test]
 fn a_step_in_the_last_del() {
     let mut scene = Scene::new();

@@ -14,7 +14,7 @@ use crate::lab::node::Pod;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{TwoNics, two_nics};
 
-/// The file of the one attachment there is.
+/// The path of the only attachment's file.
 fn pod_file(layout: &TwoNics) -> PathBuf {
     let folder = fs::read_dir(layout.node.dir.join("run/pods")).expect("list the pods' files");
     folder.map(|entry| entry.expect("an entry").path()).next().expect("a file")
@@ -46,7 +46,7 @@ fn assert_reported(layout: &TwoNics, name: &str) {
     }
 }
 
-/// Nothing in the kernel comes from it, so all goes on, and the pod's own DEL ends it.
+/// The kernel holds nothing of the attachment, so calls go on. The pod's own DEL removes the file.
 #[test]
 fn an_attachment_is_damaged() {
     let (layout, pod, before) = scene();
@@ -56,11 +56,11 @@ fn an_attachment_is_damaged() {
         damage.put(&file);
         assert_flows(&layout);
         assert_reported(&layout, file.file_name().and_then(|name| name.to_str()).expect("UTF-8"));
-        // Another ADD, as a restart of the pod brings, mends it.
+        // Another ADD, as after a restart of the pod, repairs the file.
         layout.node.add(&settings(), &pod);
         assert_eq!(layout.node.attachments().len(), 1);
         damage.put(&file);
-        // It counts as absent, so the node state goes with the hold.
+        // A damaged file counts as absent, so the node state ends with the hold.
         layout.node.up(&settings());
         assert_served(&layout);
         layout.node.down();
@@ -101,7 +101,7 @@ fn own_settings_are_damaged() {
     }
 }
 
-/// The pod goes on; by the next ADD it holds the node state again.
+/// The pod is served. After its next ADD it holds the node state again.
 #[test]
 fn an_attachment_is_gone() {
     let (layout, pod, before) = scene();
@@ -117,7 +117,7 @@ fn an_attachment_is_gone() {
     before.assert_unchanged(&Snapshot::take(&layout.node));
 }
 
-/// The table itself remembers enough to take all away.
+/// The nftables table alone records enough to remove everything.
 #[test]
 fn the_record_is_damaged() {
     let (layout, pod, before) = scene();
@@ -151,7 +151,7 @@ fn all_files_are_gone() {
     files_are_gone(|_| true);
 }
 
-/// The same, but for the links that tell what there is.
+/// Everything below /run/symroute but its symbolic links is gone.
 #[test]
 fn all_files_but_links_are_gone() {
     files_are_gone(|path| !path.is_symlink());
@@ -160,7 +160,7 @@ fn all_files_but_links_are_gone() {
 fn files_are_gone(goes: impl Fn(&Path) -> bool) {
     let (layout, pod, before) = scene();
     layout.node.add(&settings(), &pod);
-    // What is mounted stays, as a tmpfs would.
+    // A mount point stays, as a tmpfs would.
     let folder = fs::read_dir(layout.node.dir.join("run")).expect("list the files");
     for path in folder.map(|entry| entry.expect("an entry").path()).filter(|path| goes(path)) {
         let is_folder = path.is_dir() && !path.is_symlink();
@@ -173,8 +173,8 @@ fn files_are_gone(goes: impl Fn(&Path) -> bool) {
     before.assert_unchanged(&Snapshot::take(&layout.node));
 }
 
-/// Each file of the state, and some that do not belong there: calls go on, and `down --force` leaves
-/// nothing, neither in the kernel nor of the state.
+/// Damages each state file, and adds some that do not belong there. Calls go on, and `down --force`
+/// leaves nothing in the kernel or on disk.
 #[test]
 fn an_odd_file_in_any_place_of_the_state() {
     let (layout, pod, before) = scene();
@@ -186,7 +186,7 @@ fn an_odd_file_in_any_place_of_the_state() {
             layout.node.up(&settings());
             layout.node.add(&settings(), &pod);
             damage.put(&layout.node.dir.join("run").join(place));
-            // The next call can't be a fast one.
+            // The next call has to take the slow path.
             layout.node.ns.ip("rule del pref 402");
             layout.node.add(&settings(), other);
             assert_flows(&layout);

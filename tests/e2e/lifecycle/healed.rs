@@ -1,4 +1,4 @@
-//! Somebody else takes away or changes what is ours: the next ADD and `up` put it back.
+//! Another program removes or changes symroute's state: the next ADD and `up` restore it.
 
 use super::settings;
 use crate::lab::flows::assert_all_work;
@@ -6,10 +6,10 @@ use crate::lab::node::Pod;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{POD, TwoNics, two_nics};
 
-/// What somebody does to the node, and how.
+/// Damages: what another program does to the node, and how.
 type Damage = (&'static str, fn(&TwoNics));
 
-/// What only a look at everything finds.
+/// Damages that only a full reconcile finds.
 const HIDDEN: [Damage; 3] = [
     ("src_valid_mark of eth1 reset", |layout| {
         layout.node.ns.sysctl("ipv4/conf/eth1/src_valid_mark", "0");
@@ -18,7 +18,7 @@ const HIDDEN: [Damage; 3] = [
     ("a set changed", |layout| layout.node.spoil_a_set()),
 ];
 
-/// What every ADD needs.
+/// Damages of state that every ADD needs.
 const SHARED: [Damage; 2] = [
     ("all rules flushed", |layout| layout.node.lose_all_rules()),
     ("ip rule flush, and the rules of others made again", |layout| {
@@ -34,7 +34,7 @@ const SHARED: [Damage; 2] = [
     }),
 ];
 
-/// What is of one uplink, and seen by the ADD of a pod that leaves by it.
+/// Damages of one uplink's state, found by the ADD of a pod that leaves by it.
 const OF_UPLINK: [Damage; 2] = [
     ("table of eth1 flushed", |layout| layout.node.ns.ip("route flush table 47002")),
     ("default route of eth1's table deleted", |layout| {
@@ -42,7 +42,7 @@ const OF_UPLINK: [Damage; 2] = [
     }),
 ];
 
-/// A node with a pod of no rule of its own behind eth1, whose state is put back by `heal`.
+/// Damages a node whose pod behind eth1 has no ip rule; `heal` has to restore the state.
 fn heals(damages: &[Damage], heal: impl Fn(&TwoNics, &Pod)) {
     let mut layout = two_nics();
     let pod = layout.pod_behind_eth1(1);
@@ -74,20 +74,20 @@ fn by_up() {
     heals(&all, |layout, _| layout.node.up(&settings()));
 }
 
-/// By the ADD of another pod, which leaves by the uplink that was damaged.
+/// The ADD of another pod heals, which leaves by the damaged uplink.
 #[test]
 fn by_the_next_add() {
     let damages = [&SHARED[..], &OF_UPLINK].concat();
     heals(&damages, |layout, _| layout.node.add(&settings(), &layout.pods[1]));
 }
 
-/// By the ADD of a pod that leaves by eth0, though it is reached by eth1.
+/// The ADD of a pod heals that leaves by eth0 and is reached by eth1.
 #[test]
 fn by_any_add() {
     heals(&SHARED, |layout, pod| layout.node.add(&settings(), pod));
 }
 
-/// Each interface gets back what it had, and what somebody sets meanwhile stays.
+/// Each interface gets its old value back. A value that another program sets meanwhile stays.
 #[test]
 fn src_valid_mark() {
     let mut layout = two_nics();
@@ -102,7 +102,7 @@ fn src_valid_mark() {
     assert_all_work(&[layout.flow_to_host()]);
     node.del(&settings(), &pod);
     before.assert_unchanged(&Snapshot::take(node));
-    // Off by somebody, on again by the next reconcile, off with the last pod.
+    // Another program sets 0, the next reconcile sets 1, and the last pod's DEL sets 0.
     node.add(&settings(), &pod);
     set("eth1", "0");
     node.up(&settings());
@@ -110,7 +110,7 @@ fn src_valid_mark() {
     node.down();
     node.del(&settings(), &pod);
     before.assert_unchanged(&Snapshot::take(node));
-    // Off by somebody and left so.
+    // Another program sets 0, and no reconcile follows.
     node.add(&settings(), &pod);
     set("eth0", "0");
     node.del(&settings(), &pod);
@@ -124,7 +124,7 @@ fn src_valid_mark() {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// A value that we never write is somebody else's.
+/// A value that symroute never writes belongs to another program.
 #[test]
 fn src_valid_mark_of_another_value() {
     let mut layout = two_nics();

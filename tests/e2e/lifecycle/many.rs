@@ -19,7 +19,7 @@ fn addresses(count: usize) -> Vec<String> {
     (0..count).map(address).collect()
 }
 
-/// ADD, CHECK and DEL of a pod with so many addresses, each twice.
+/// Calls ADD, CHECK and DEL twice each for a pod with this number of addresses.
 fn works_with(count: usize) {
     let mut layout = two_nics();
     let addresses = addresses(count);
@@ -46,7 +46,7 @@ fn works_with(count: usize) {
         .collect();
     let result = json!({"cniVersion": "1.0.0", "ips": ips}).to_string();
     let network = node.network(&settings(), Some(&result));
-    // A call that hangs is ended after a minute, and has failed.
+    // The test ends a call that hangs for a minute, and counts it as failed.
     let call = |verb: &str| {
         let call = Call::cni(verb, &network, "many", &layout.pods[1].ns.path(), "eth0");
         node.call(&call).assert_success(&format!("{verb} with {count} addresses"));

@@ -1,5 +1,5 @@
-//! A network whose conflist is replaced by another one's: what is in force under the old name, and
-//! serves no pod, does not block the new one.
+//! Another network's conflist replaces that of a network. Settings in force under the old name, without
+//! a pod, do not block the new network.
 
 use std::fs;
 use std::path::PathBuf;
@@ -73,7 +73,7 @@ fn settings_that_up_brought() {
     conf_dir(node, "cbr0");
     assert_cbr0_takes_over(&layout, &pod);
     call(node, "DEL", "cbr0", &pod).assert_success("DEL");
-    // As the next boot or an operator does it.
+    // The next boot, or an operator, does this.
     up(node, "cbr0");
     assert_eq!(in_force(node), json!(["cbr0", true]));
     node.down();
@@ -89,7 +89,7 @@ fn settings_that_an_agent_brought() {
     let ready = || Agent::ready(node, &["--conf-dir", folder.to_str().expect("UTF-8")]);
     let agent = ready();
     assert_eq!(in_force(node), json!(["kindnet", false]));
-    // The primary is exchanged while no agent runs, as at its upgrade.
+    // An upgrade replaces the primary plugin while no agent runs.
     drop(agent);
     conf_dir(node, "cbr0");
     assert_cbr0_takes_over(&layout, &pod);
@@ -100,7 +100,7 @@ fn settings_that_an_agent_brought() {
     assert_all_work(&[layout.flow_to_host()]);
 }
 
-/// The same with `up` of the new network, while no pod has come.
+/// `up` of the new network, before any pod starts.
 #[test]
 fn settings_that_up_brings_anew() {
     let layout = two_nics();
@@ -114,7 +114,7 @@ fn settings_that_up_brings_anew() {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// As long as a pod of it runs, a network is not gone: two that differ can't both be in force.
+/// A network with a running pod still counts. Two networks with different settings can't both be in force.
 #[test]
 fn a_network_with_a_pod_blocks_one_with_other_settings() {
     let mut layout = two_nics();

@@ -23,7 +23,7 @@ fn for_each_pod(work: impl Fn(&str, &str) + Sync) {
 
 fn add(layout: &TwoNics, id: &str, address: &str) {
     layout.node.call(&call(layout, "ADD", id, &[address])).assert_success(id);
-    // A DEL that takes everything away at this moment looks again and puts it back.
+    // A DEL that removes everything at this moment looks again and restores it.
     let deadline = Instant::now() + Duration::from_secs(10);
     while !layout.node.is_attached(address) {
         assert!(Instant::now() < deadline, "{id} is enrolled after its ADD has succeeded");
@@ -47,7 +47,7 @@ fn all_come_then_all_go() {
     before.assert_unchanged(&Snapshot::take(&layout.node));
 }
 
-/// The last pod goes while the first one comes, over and over.
+/// The last pod ends while the first one starts, again and again.
 #[test]
 fn all_come_and_go() {
     let layout = two_nics();
@@ -61,7 +61,7 @@ fn all_come_and_go() {
     before.assert_unchanged(&Snapshot::take(&layout.node));
 }
 
-/// A pod that stays is served all the time; each of the others gets the address of one before.
+/// A lasting pod is served all the time, while other pods reuse each other's addresses.
 #[test]
 fn others_come_and_go() {
     let mut layout = two_nics();

@@ -1,4 +1,4 @@
-//! ADD and DEL twice, late, and with little to go by.
+//! ADD and DEL twice, late, and with incomplete input.
 
 use serde_json::json;
 
@@ -39,7 +39,7 @@ fn add_twice_with_other_addresses() {
         let address = format!("10.21.0.{last}");
         assert_eq!(node.is_attached(&address), enrolled, "{address} is enrolled");
     }
-    // The address of before went to another pod meanwhile.
+    // Another pod has got the old address meanwhile.
     add("other", &["10.21.0.200", "10.21.0.202"]);
     add("pod", &["10.21.0.203"]);
     assert!(node.is_attached("10.21.0.202"), "it is the other pod's now");
@@ -49,7 +49,7 @@ fn add_twice_with_other_addresses() {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// A second ADD that fails leaves the attachment as the first one has made it.
+/// A failing second ADD leaves the attachment as the first one made it.
 #[test]
 fn add_twice_of_which_the_second_fails() {
     let layout = two_nics();
@@ -161,7 +161,7 @@ fn a_late_del() {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// No length of a container id is too long for a file's name.
+/// A container id of any length fits the name of a file.
 #[test]
 fn long_container_ids() {
     let layout = two_nics();
@@ -194,7 +194,7 @@ fn up_holds_until_down() {
         held.assert_unchanged(&Snapshot::take(node));
         assert_all_work(&[layout.flow_to_host()]);
     }
-    // With a pod on the node, down leaves the end to its DEL.
+    // While a pod is attached, `down` leaves the removal to its DEL.
     node.add(&settings(), &pod);
     node.down();
     assert_all_work(&[layout.flow_to_host(), layout.flow_to_pod(1, "pod101 203.0.113.9")]);
@@ -202,7 +202,7 @@ fn up_holds_until_down() {
     before.assert_unchanged(&Snapshot::take(node));
     node.down();
     before.assert_unchanged(&Snapshot::take(node));
-    // Without a configuration it holds the settings in force.
+    // Without a configuration, `up` holds the settings in force.
     node.add(&settings(), &pod);
     node.symroute(&["up"]).assert_success("up");
     node.del(&settings(), &pod);

@@ -1,5 +1,6 @@
-//! A neighbour's own flows and symroute's, side by side: what worked before works with the plugin, what the neighbour
-//! refuses stays refused, and afterwards the node is as before. Or symroute refuses, or names what stands in the way.
+//! Flows of another program (the neighbour) beside symroute's. What worked before works with the
+//! plugin, what the neighbour refuses stays refused, and afterwards the node is as before. Otherwise
+//! symroute refuses to work, or names the obstacle.
 //!
 //! ```text
 //!            client 203.0.113.9
@@ -25,7 +26,7 @@ use crate::lab::snapshot::Snapshot;
 use crate::lab::traffic::{Proto, Server, ask};
 use crate::lab::two_nics::{BRIDGED, NICS, NODE, NODE6, POD, TwoNics, two_nics};
 
-/// A node with a neighbour.
+/// A node on which another program, the neighbour, has its state.
 pub(super) struct Scene {
     pub(super) layout: TwoNics,
     pub(super) attached: Pod,
@@ -34,13 +35,13 @@ pub(super) struct Scene {
     servers: Vec<Server>,
 }
 
-/// What a neighbour does on the node, and what has to work there.
+/// The neighbour's state on the node, and the flows that have to work there.
 pub(super) struct Neighbour {
     pub(super) name: &'static str,
     pub(super) make: fn(&mut Scene),
-    /// Flows that it is there for.
+    /// Flows that the neighbour serves.
     pub(super) own: fn(&Scene) -> Vec<Flow<'_>>,
-    /// What of the client's it refuses, as network policies do.
+    /// Flows of the client that the neighbour refuses, as network policies do.
     pub(super) refuses: Option<(Proto, &'static str)>,
     pub(super) settings: fn() -> Value,
 }
@@ -58,8 +59,8 @@ impl Scene {
         Self { layout, attached, bridged, peers: Vec::new(), servers: servers.into() }
     }
 
-    /// A host with this address behind a tunnel of the node. Routes on the node are the neighbour's business. The host
-    /// answers on port 8080 as "peer".
+    /// A host with this address behind a tunnel of the node. The neighbour makes the node's routes. The
+    /// host answers on port 8080 as "peer".
     pub(super) fn peer(&mut self, tunnel: &str, address: &str) {
         let (peer, node) = (Netns::new("peer"), &self.layout.node.ns);
         node.ip(&format!("link add below type veth peer name below netns {}", peer.name()));
@@ -99,7 +100,7 @@ impl Scene {
         self.layout.node.ns.exec(&[&restore, "--noflush"], &(rules.to_owned() + "COMMIT\n"));
     }
 
-    /// What nobody without symroute answers, or by the wrong NIC, and what works already.
+    /// Flows that fail without symroute or use the wrong NIC, and flows that work already.
     fn ours(&self) -> Vec<Flow<'_>> {
         let client = &self.layout.client;
         let to_pod = |number: usize, answer| {
@@ -123,13 +124,13 @@ impl Scene {
     }
 }
 
-/// Flows of the bridge's pod, which the neighbour masquerades.
+/// Flows from the bridge's pod, which the neighbour masquerades.
 pub(super) fn bridged_to_client<'a>(scene: &'a Scene, answer: &'a str) -> Flow<'a> {
     let to = "203.0.113.9:8080";
     Flow::new(&format!("{} to client", BRIDGED[0]), &scene.bridged, Proto::Tcp, to, answer)
 }
 
-/// Shows by packets that each does its work beside the other.
+/// Shows by packets that symroute and the neighbour both do their work.
 pub(super) fn shown(neighbour: &Neighbour) {
     let (scene, before) = together(neighbour);
     assert_all_work(&scene.ours());
@@ -137,8 +138,8 @@ pub(super) fn shown(neighbour: &Neighbour) {
     println!("neighbour {}: shown by packets", neighbour.name);
 }
 
-/// Shows that symroute names the neighbour's part which stands in the way of these flows of ours. `words`: of a
-/// finding of `doctor`.
+/// Shows that `doctor` names the neighbour's part that breaks these flows of symroute. `words`: part of
+/// the finding.
 pub(super) fn found(neighbour: &Neighbour, broken: &[&str], words: &[&str]) {
     let (scene, before) = together(neighbour);
     assert_only_these_fail(&scene.ours(), broken);
@@ -147,7 +148,7 @@ pub(super) fn found(neighbour: &Neighbour, broken: &[&str], words: &[&str]) {
     println!("neighbour {}: found by name", neighbour.name);
 }
 
-/// The same where `explain` can't know it: the neighbour's rule asks something that it does not understand.
+/// As `found_by_name`, where `explain` does not understand the neighbour's rule.
 pub(super) fn found_by_doctor(neighbour: &Neighbour, broken: &str, words: &[&str]) {
     let (scene, before) = together(neighbour);
     let (lost, ours): (Vec<_>, Vec<_>) =
@@ -169,7 +170,7 @@ fn assert_doctor_says(neighbour: &Neighbour, scene: &Scene, words: &[&str]) {
     }
 }
 
-/// The node with both, and how it was with the neighbour alone, whose flows go on.
+/// Adds symroute to the node. Returns a snapshot from before; the neighbour's flows go on.
 fn together(neighbour: &Neighbour) -> (Scene, Snapshot) {
     let scene = begin(neighbour);
     let before = Snapshot::take(&scene.layout.node);
@@ -181,7 +182,7 @@ fn together(neighbour: &Neighbour) -> (Scene, Snapshot) {
     (scene, before)
 }
 
-/// What the neighbour is there for works, and what it refuses does not.
+/// Asserts that the neighbour's flows work, and that those it refuses do not.
 fn its_own(neighbour: &Neighbour, scene: &Scene) {
     assert_all_work(&(neighbour.own)(scene));
     if let Some((proto, to)) = neighbour.refuses {
@@ -191,19 +192,19 @@ fn its_own(neighbour: &Neighbour, scene: &Scene) {
     }
 }
 
-/// The node with the neighbour alone: its flows work, and the host does not answer by eth1.
+/// Asserts, with the neighbour alone, that its flows work and the host does not answer by eth1.
 fn begin(neighbour: &Neighbour) -> Scene {
     let mut scene = Scene::new();
     (neighbour.make)(&mut scene);
     its_own(neighbour, &scene);
     let host = scene.layout.flow_to_host();
     assert_only_these_fail(&[host], &["host on eth1"]);
-    // What is half open would go on asking.
+    // Half-open connections would go on sending.
     scene.layout.node.ns.exec(&["conntrack", "-F"], "");
     scene
 }
 
-/// The plugin goes, and the neighbour goes on.
+/// Removes symroute, and asserts that the neighbour's flows work.
 fn end(neighbour: &Neighbour, scene: &Scene, before: &Snapshot) {
     let node = &scene.layout.node;
     let settings = (neighbour.settings)();

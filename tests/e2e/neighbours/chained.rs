@@ -32,7 +32,7 @@ const BANDWIDTH: Plugin = Plugin {
 };
 
 impl Plugin {
-    /// Calls it for the attached pod, behind a plugin with this result; returns its own.
+    /// Calls the plugin for the attached pod with this prevResult. Returns its result.
     fn call(&self, scene: &Scene, verb: &str, prev_result: &str) -> String {
         let (node, pod) = (&scene.layout.node, &scene.attached);
         let prev: Value = serde_json::from_str(prev_result).expect("a result");
@@ -46,7 +46,7 @@ impl Plugin {
     }
 }
 
-/// One of symroute's calls for that pod, behind a plugin with this result.
+/// One call of symroute for that pod with this prevResult.
 fn symroute(scene: &Scene, verb: &str, prev_result: &str) -> String {
     let (node, pod) = (&scene.layout.node, &scene.attached);
     let network = node.network(&both_nics(), Some(prev_result));
@@ -55,7 +55,7 @@ fn symroute(scene: &Scene, verb: &str, prev_result: &str) -> String {
     ran.stdout
 }
 
-/// The client asks the pod and its host port by each NIC. What comes by eth1 needs symroute.
+/// The client asks the pod and its host port by each NIC. Requests by eth1 need symroute.
 fn flows(scene: &Scene, has_host_port: bool) -> (Vec<Flow<'_>>, Vec<&'static str>) {
     let mut flows = vec![scene.layout.flow_to_pod(1, "pod101 203.0.113.9")];
     let mut by_eth1 = vec!["pod 10.21.0.101:8080"];
@@ -70,7 +70,7 @@ fn flows(scene: &Scene, has_host_port: bool) -> (Vec<Flow<'_>>, Vec<&'static str
     (flows, by_eth1)
 }
 
-/// It gets the pod before symroute does.
+/// The plugin comes before symroute in the chain.
 fn before_symroute(plugin: &Plugin) {
     let scene = Scene::new();
     let node = &scene.layout.node;
@@ -90,13 +90,13 @@ fn before_symroute(plugin: &Plugin) {
     println!("neighbour {} before symroute: shown by packets", plugin.kind);
 }
 
-/// It gets the pod from symroute.
+/// The plugin comes after symroute in the chain.
 fn behind_symroute(plugin: &Plugin) {
     let scene = Scene::new();
     let node = &scene.layout.node;
     let primary = &scene.attached.prev_result;
     if plugin.kind == "portmap" {
-        // It leaves chains of its own behind, which are none of ours.
+        // portmap leaves its own chains behind. They are not symroute's.
         plugin.call(&scene, "ADD", primary);
         plugin.call(&scene, "DEL", primary);
     }

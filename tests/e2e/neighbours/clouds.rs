@@ -24,8 +24,8 @@ fn by_the_primary_nic(scene: &Scene) -> Vec<Flow<'_>> {
     pod1_to_client(scene, "client 10.20.0.10")
 }
 
-/// Rules 512 and 1536 are those of the layout. A pod's call that leaves the VPC has the mark 0x80, and the plugin sets
-/// `rp_filter` of the first NIC to loose at every start.
+/// The layout has rules 512 and 1536. A pod's call that leaves the VPC has the mark 0x80. The AWS
+/// plugin makes `rp_filter` of the first NIC loose at every start.
 fn aws(scene: &Scene, snat: Snat) {
     scene.ip("rule add pref 1024 fwmark 0x80/0x80 lookup main");
     let primary = NODE[0].parse().expect("an address");
@@ -55,8 +55,9 @@ fn aws_vpc_cni_in_iptables() {
     shown(&Neighbour { name, make, own: by_the_primary_nic, ..AWS });
 }
 
-/// The rule that overwrites the whole packet mark comes after iptables and before nftables. It takes from a request
-/// what iptables shows strict `rp_filter`. Pods with a rule of their own, as that plugin makes them, do not need it.
+/// A rule overwrites the whole packet mark, after iptables and before nftables. So a request loses the
+/// mark that iptables shows strict `rp_filter`. Pods with an ip rule of their own, as the AWS plugin
+/// makes them, do not need the mark.
 #[test]
 fn aws_vpc_cni_in_nftables() {
     let make: fn(&mut Scene) = |scene| aws(scene, Snat::ByNftables);
@@ -69,7 +70,8 @@ fn aws_vpc_cni_in_nftables() {
     }
 }
 
-/// Rules to and from each pod, a table for each ENI, and the bit 0x10 for what came in by the first one.
+/// Rules to and from each pod, a table for each ENI, and the bit 0x10 for packets that came in by the
+/// first one.
 #[test]
 fn terway() {
     let make: fn(&mut Scene) = |scene| {

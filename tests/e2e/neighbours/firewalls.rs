@@ -44,8 +44,8 @@ fn firewalld() {
     shown(&Neighbour { name: "firewalld", make, own: over_tcp, refuses, settings: both_nics });
 }
 
-/// Its check gets a request before nftables marks it, and drops it as it does without symroute: `doctor` names it.
-/// iptables marks before the check.
+/// firewalld checks a request before nftables marks it, and drops it as without symroute: `doctor`
+/// names the check. iptables marks before the check.
 #[test]
 fn firewalld_with_ipv6_rpfilter() {
     let make: fn(&mut Scene) = |scene| {
@@ -74,7 +74,7 @@ fn firewalld_with_ipv6_rpfilter() {
     }
 }
 
-/// Nobody answers this request by eth1.
+/// No host answers this request by eth1.
 fn ask_over_ipv6(scene: &Scene) {
     let to = format!("[{}]:10250", NODE6[1]).parse().expect("an address and port");
     ask(&scene.layout.client, Proto::Tcp, to, BASELINE).expect_err("it is dropped");

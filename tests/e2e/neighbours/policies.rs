@@ -62,8 +62,8 @@ COMMIT
     shown(&Neighbour { name: "Calico, iptables", make, ..POLICY });
 }
 
-/// Packets that its programs have seen at tc have 0x1000000. Rules drop others on their way to a pod, and leave alone
-/// what is to pass by them (0x3000000).
+/// The program's BPF at tc marks packets with 0x1000000. Rules drop others on their way to a pod,
+/// except those with 0x3000000.
 #[test]
 fn calico_with_ebpf_marks() {
     let make: fn(&mut Scene) = |scene| {
@@ -89,7 +89,7 @@ fn calico_with_ebpf_marks() {
     shown(&Neighbour { name: "Calico, eBPF", make, ..POLICY });
 }
 
-/// Rule 99 leads what it has not encrypted yet to other nodes' pods, and `src_valid_mark` is on for all.
+/// Rule 99 leads packets to other nodes' pods that are not encrypted yet, and `all.src_valid_mark` is 1.
 #[test]
 fn calico_with_wireguard() {
     let make: fn(&mut Scene) = |scene| {

@@ -46,7 +46,7 @@ fn kube_proxy_in_nftables() {
     shown(&Neighbour { name: "kube-proxy, nftables", make, ..PROXY });
 }
 
-/// flannel leaves what kube-proxy masquerades alone, if the whole mark is 0x4000.
+/// flannel skips packets that kube-proxy masquerades, if the whole mark is 0x4000.
 #[test]
 fn flannel_in_nftables() {
     let make: fn(&mut Scene) = |scene| {
@@ -72,7 +72,7 @@ fn flannel_in_nftables() {
     shown(&Neighbour { name: "flannel, nftables", make, own, ..PROXY });
 }
 
-/// Open vSwitch marks what is to be masqueraded by exactly 0x3f0, which has bits of symroute's usual ones.
+/// Open vSwitch marks packets to masquerade with exactly 0x3f0, which has some of symroute's usual bits.
 #[test]
 fn ovn_kubernetes() {
     let make: fn(&mut Scene) = |scene| {
@@ -97,7 +97,7 @@ fn ovn_kubernetes() {
     shown(&Neighbour { name: "OVN-Kubernetes", make, own, ..PROXY });
 }
 
-/// mwan3 has symroute's usual bits, and rules from 1001 on for them.
+/// mwan3 uses symroute's usual bits, with ip rules from 1001 on.
 #[test]
 fn mwan3() {
     let make: fn(&mut Scene) = |scene| {

@@ -66,8 +66,8 @@ COMMIT
     shown(&Neighbour { name: "Tailscale", make, own, ..VPN });
 }
 
-/// All that is not of a more special route goes by the tunnel; whole marks are written and compared, and
-/// `src_valid_mark` is on for all.
+/// Packets without a more specific route go through the tunnel. wg-quick writes and compares whole
+/// marks, and `all.src_valid_mark` is 1.
 #[test]
 fn wg_quick() {
     let make: fn(&mut Scene) = |scene| {
@@ -158,7 +158,7 @@ fn netbird_with_an_exit_node() {
     found(&Neighbour { name: "NetBird, exit node", make, own: of_netbird, ..VPN }, &broken, &words);
 }
 
-/// A place before those rules, which symroute finds by itself if it may.
+/// symroute's rules come before those rules: `rulePriority` "auto" finds the place.
 #[test]
 fn netbird_with_an_exit_node_behind_symroute() {
     let make: fn(&mut Scene) = |scene| netbird(scene, "default");

@@ -1,4 +1,4 @@
-//! An entry with scope "pod" makes nothing on the node: the node is not asked, and stays as it is.
+//! An entry with scope "pod" makes nothing on the node: symroute neither asks nor changes the node.
 
 use std::fs;
 
@@ -37,7 +37,8 @@ impl Scene {
     }
 }
 
-/// The settings would not work on this node, which has no way outside. With both scopes that is refused.
+/// The settings would not work on this node, which has no default route. symroute refuses them with
+/// both scopes.
 #[test]
 fn an_entry_for_pods_alone_does_not_ask_the_node() {
     let scene = Scene::new();
@@ -68,7 +69,7 @@ fn an_entry_for_pods_alone_does_not_ask_the_node() {
     scene.undo();
 }
 
-/// What a person names is refused by name.
+/// symroute refuses by name what an operator names.
 #[test]
 fn up_refuses_settings_for_pods_alone() {
     let scene = Scene::new();
@@ -85,8 +86,8 @@ fn up_refuses_settings_for_pods_alone() {
     }
 }
 
-/// A boot, or an installation, goes on. What is in force in the name of this list's network goes, and what a person
-/// has brought into force by other means stays.
+/// A boot or an installation succeeds. Settings in force in the name of this list's network end.
+/// Settings that the operator brought into force by other means stay.
 #[test]
 fn up_gives_up_a_node_whose_list_serves_pods_alone() {
     let scene = Scene::new();
@@ -108,7 +109,7 @@ fn up_gives_up_a_node_whose_list_serves_pods_alone() {
     before.assert_unchanged(&Snapshot::take(scene.node()));
 }
 
-/// The agent is ready where there is nothing for it to do, and follows the list from one scope to the other.
+/// The agent is ready where it has nothing to do, and follows the list from one scope to the other.
 #[test]
 fn the_agent_gives_a_node_up_that_serves_pods_alone() {
     let scene = Scene::new();
@@ -138,7 +139,7 @@ fn the_agent_gives_a_node_up_that_serves_pods_alone() {
         "a change is no repair"
     );
 
-    // A person's own settings are no business of the list.
+    // The list does not concern the operator's own settings.
     scene.node().up(&json!({"name": "other", "uplinks": NICS}));
     scene.rewrite(json!({"uplinks": NICS[..1], "scope": "pod"}));
     scene.node().ns.ip("rule add pref 5000 from 192.0.2.1 lookup main");
@@ -170,7 +171,7 @@ fn the_agent_keeps_an_entry_for_pods_alone() {
     scene.undo();
 }
 
-/// Pods that were attached to the node keep it, until the last of them goes.
+/// Pods that were attached on the node keep its state, until the last of them ends.
 #[test]
 fn attached_pods_keep_a_node_that_the_agent_has_given_up() {
     let mut scene = Scene::new();
@@ -185,7 +186,7 @@ fn attached_pods_keep_a_node_that_the_agent_has_given_up() {
     until("the agent gives the node up", || !hold.exists());
     assert!(scene.is_in_force());
     assert_all_work(&[scene.layout.flow_to_pod(1, "pod101 203.0.113.9")]);
-    // What another program removes comes back as long as the pod needs it.
+    // The agent restores what another program removes, as long as the pod needs it.
     let rules = || scene.node().ns.exec(&["ip", "rule"], "");
     scene.node().ns.ip("rule del pref 402 lookup 47002");
     until("the rule is back", || rules().contains("lookup 47002"));

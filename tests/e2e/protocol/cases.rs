@@ -1,7 +1,7 @@
 //! The cases: what a runtime may say, and where symroute answers otherwise than the peers.
 //!
-//! In a text, NETNS, IPV4, IPV6 and CONTAINER stand for the pod's, NODE for the node's own network
-//! namespace, PLUGIN for the type of the plugin asked and LOG for the node's log file.
+//! Placeholders in a text: NETNS, IPV4, IPV6 and CONTAINER are the pod's. NODE is the node's own
+//! network namespace, PLUGIN the type of the plugin, and LOG the node's log file.
 
 use serde_json::{Value, json};
 
@@ -9,16 +9,16 @@ use crate::lab::two_nics::NICS;
 
 /// One call.
 pub(super) struct Case {
-    /// What is special about it.
+    /// What is special about the call.
     pub(super) what: String,
     pub(super) verb: &'static str,
-    /// `cniVersion` of the configuration; "–" where that is what is wrong.
+    /// `cniVersion` of the configuration; "–" where the version itself is the fault.
     pub(super) version: &'static str,
     /// The configuration of an ADD that comes first and must succeed.
     pub(super) after_add_of: Option<String>,
     pub(super) variables: Vec<(&'static str, String)>,
     pub(super) stdin: String,
-    /// Our answer and the reason, where it is not what all peers answer.
+    /// symroute's answer and the reason, where some peers answer otherwise.
     pub(super) differs: Option<(String, &'static str)>,
 }
 
@@ -40,7 +40,7 @@ impl Case {
         Self { differs: Some((ours.to_owned(), reason)), ..self }
     }
 
-    /// The same for those cases only that the condition holds for.
+    /// Sets the answer of those cases only for which the condition holds.
     fn differs_if(self, condition: bool, ours: &str, reason: &'static str) -> Self {
         if condition { self.differs(ours, reason) } else { self }
     }
@@ -54,12 +54,12 @@ fn case(what: impl Into<String>, verb: &'static str, version: &'static str, stdi
     Case { what, verb, version, after_add_of: None, variables: Vec::new(), stdin, differs }
 }
 
-/// A configuration with which everything goes well.
+/// A valid configuration.
 pub(super) fn network(version: &str) -> String {
     changed(version, |_| {})
 }
 
-/// The same with a change.
+/// A valid configuration with a change.
 fn changed(version: &str, change: impl Fn(&mut Value)) -> String {
     let mut network = json!({
         "cniVersion": version, "name": "lab", "type": "PLUGIN",
@@ -70,7 +70,7 @@ fn changed(version: &str, change: impl Fn(&mut Value)) -> String {
     network.to_string()
 }
 
-/// A configuration without a key.
+/// A valid configuration without one key.
 fn without(version: &str, key: &str) -> String {
     changed(version, |network| {
         network.as_object_mut().expect("an object").shift_remove(key);
@@ -106,7 +106,7 @@ fn result(version: &str) -> Value {
     }
 }
 
-/// All of them.
+/// All cases.
 pub(super) fn all() -> Vec<Case> {
     let parts = [
         well,
@@ -158,7 +158,7 @@ mod because {
 
 use because::*;
 
-/// Everything is as it should be, in each version.
+/// Valid calls in each version.
 fn well() -> Vec<Case> {
     let mut cases = Vec::new();
     for version in ALL {
@@ -365,7 +365,7 @@ fn versions() -> Vec<Case> {
     cases
 }
 
-/// Two faults at once: which of them is told.
+/// Two faults at once: which of them the answer names.
 fn order() -> Vec<Case> {
     let faulty = |keys: &[&(&str, Value)]| {
         changed("1.0.0", |network| {
@@ -510,7 +510,7 @@ fn conversions() -> Vec<Case> {
     cases
 }
 
-/// What a pod says about itself.
+/// Annotations of the pod.
 fn annotations() -> Vec<Case> {
     let network = |annotations: Value| {
         changed("1.0.0", |network| {

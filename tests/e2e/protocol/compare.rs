@@ -1,4 +1,4 @@
-//! Holds an answer of symroute against the peers', and tells the differences.
+//! Compares an answer of symroute with the peers', and lists the differences.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ use super::PLUGINS;
 use super::cases::Case;
 use super::outcome::Answer;
 
-/// What is wrong with our answer.
+/// Checks symroute's answer. Returns what is wrong.
 pub(super) fn complaints(case: &Case, ours: &Answer, peers: &[&Answer; 3]) -> Vec<String> {
     let theirs = peers.map(|answer| answer.outcome.as_str());
     let agreed = theirs.iter().all(|outcome| *outcome == theirs[0]);
@@ -32,7 +32,7 @@ pub(super) fn complaints(case: &Case, ours: &Answer, peers: &[&Answer; 3]) -> Ve
             }
         }
     }
-    // Where the same is said, it is said in the same words.
+    // Equal answers have equal words.
     if case.verb == "ADD" && !failed && ours.outcome == theirs[0] {
         let [a, b] = [&ours.document, &peers[0].document].map(plain);
         if !holds(&a, &b) {
@@ -56,7 +56,7 @@ fn plain(value: &Value) -> Value {
     }
 }
 
-/// Whether all of `part` stands in `whole`, which may hold keys that the peers do not know.
+/// Whether `whole` has all of `part`. It may have keys that the peers do not know.
 fn holds(whole: &Value, part: &Value) -> bool {
     match (whole, part) {
         (Value::Object(whole), Value::Object(part)) => {

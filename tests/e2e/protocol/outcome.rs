@@ -1,4 +1,4 @@
-//! Asks a plugin all the cases, and puts each answer into a few words.
+//! Sends all cases to a plugin, and puts each answer into a few words.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use crate::lab::two_nics::two_nics;
 
 /// What a plugin did.
 pub(super) struct Answer {
-    /// "ok", "ok 1.0.0" with the version of the result, "code 7"; anything else is told in full.
+    /// "ok", "ok 1.0.0" with the version of the result, or "code 7"; anything else in full.
     pub(super) outcome: String,
     /// The document on stdout with the pod's own path and addresses taken out; null without one.
     pub(super) document: Value,
@@ -94,7 +94,7 @@ pub(super) fn answers(plugin: &str, cases: &[Case]) -> Vec<Answer> {
         let used = case.after_add_of.is_some() || (case.verb == "ADD" && ran.success);
         answers.push(Answer::of(ran, &of_now, number));
         if used {
-            // What is left in the pod must not be seen by the next case.
+            // The next case must not see what this one left in the pod.
             let network = super::cases::network("1.0.0");
             node.call_program(&[&program], &call("DEL", &network)).assert_success("DEL");
             number += 1;

@@ -7,15 +7,15 @@ use std::{env, process};
 
 use crate::lab::netns::{Netns, keep, unique};
 
-/// Runs until it is dropped, which ends its sessions.
+/// A BIRD that runs until this value is dropped. That ends its sessions.
 pub(super) struct Bird {
     child: Child,
     dir: PathBuf,
 }
 
 impl Bird {
-    /// A node that announces what `protocols` gives to it, to these routers. It accepts nothing from
-    /// them and touches no route of the kernel's, as the speaker of MetalLB.
+    /// Starts a speaker on a node. It announces to these routers what `protocols` gives to it, accepts
+    /// nothing from them, and touches no route of the kernel, as MetalLB's speaker.
     pub(super) fn announcing(ns: &Netns, protocols: &str, peers: &[(&str, &str)]) -> Self {
         let mut text = format!("router id {};\nprotocol device {{}}\n{protocols}\n", peers[0].0);
         for (own, router) in peers {
@@ -27,7 +27,7 @@ impl Bird {
         Self::start(ns, &text)
     }
 
-    /// A router that writes what these nodes announce into its routing table.
+    /// Starts a router that writes the routes that these nodes announce into its routing table.
     pub(super) fn listening(ns: &Netns, own: &str, nodes: &[&str]) -> Self {
         let mut text = format!(
             "router id {own};

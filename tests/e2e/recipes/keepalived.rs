@@ -16,7 +16,7 @@ use crate::lab::traffic::Proto;
 
 use super::site::{NICS, OneSubnet, PODS, Site, VIP, Watch, service, settings};
 
-/// Runs on a node until it is dropped.
+/// A keepalived that runs on a node until this value is dropped.
 struct Keepalived {
     child: Child,
 }
@@ -26,7 +26,7 @@ impl Keepalived {
         Self::by("eth1", node, priority)
     }
 
-    /// Speaks VRRP by this NIC, by multicast, as is the default.
+    /// Starts keepalived with VRRP on this NIC, by multicast, which is the default.
     fn by(nic: &str, node: &Node, priority: u8) -> Self {
         Self::with(&format!("interface {nic}"), node, priority)
     }
@@ -64,7 +64,7 @@ impl Keepalived {
 }
 
 impl Drop for Keepalived {
-    /// Ends it as a service is ended: it gives the address up.
+    /// Ends keepalived as systemd ends a service: it gives the address up.
     fn drop(&mut self) {
         let pid = Pid::from_raw(self.child.id().try_into().expect("a process id"));
         let _ = kill(pid, Signal::SIGTERM);
@@ -76,7 +76,7 @@ fn has_vip(node: &Node) -> bool {
     node.ns.exec(&["ip", "addr", "show", "dev", "eth1"], "").contains(&format!("inet {VIP}/"))
 }
 
-/// Waits until this one alone has the address.
+/// Waits until this keepalived alone has the address.
 fn await_owner(nodes: &[Node; 2], owner: usize) {
     until(&format!("node {owner} has the address"), || {
         has_vip(&nodes[owner]) && !has_vip(&nodes[1 - owner])
@@ -151,10 +151,9 @@ fn the_agent_follows_the_address() {
     until("both agents are ready", || agents.iter().all(|agent| agent.get("/readyz").0 == 200));
 }
 
-/// Both NICs are in one subnet, and main reaches it by eth0. Strict `rp_filter` drops what the other
-/// keepalived sends by multicast to eth1, and both nodes take the address. symroute does not mark what
-/// is sent to many, so strict `rp_filter` drops it as without symroute. VRRP by eth0 moves an address
-/// on eth1.
+/// Both NICs are in one subnet, and main reaches it by eth0. Strict `rp_filter` drops the other
+/// keepalived's multicast packets to eth1, with and without symroute, which does not mark multicast. So
+/// both nodes take the address. VRRP by eth0 moves an address on eth1.
 #[test]
 fn both_nics_in_one_subnet() {
     let site = OneSubnet::new();
@@ -178,8 +177,8 @@ fn both_nics_in_one_subnet() {
     until("both agents are ready", || agents.iter().all(|agent| agent.get("/readyz").0 == 200));
 }
 
-/// Each node sends to the other one by unicast. What the second one sends is a reply to what the first
-/// one has sent, and symroute leaves it to strict `rp_filter`. So the first one does not hear that the
+/// Each node sends to the other one by unicast. The second one's packets are replies to the first
+/// one's, and symroute leaves them to strict `rp_filter`. So the first one does not learn that the
 /// second one has a higher priority, and keeps the address.
 #[test]
 fn unicast_with_both_nics_in_one_subnet() {

@@ -29,7 +29,7 @@ fn site(vip: &str) -> Site {
     site
 }
 
-/// The node becomes the leader.
+/// Makes the node the leader.
 fn take(node: &Node) {
     node.ns.ip(&format!("addr add {VIP}/32 dev eth1"));
     arp::announce(&node.ns, "eth1", VIP);
@@ -47,7 +47,7 @@ fn flows<'a>(site: &'a Site, vip: &str) -> Vec<Flow<'a>> {
     ]
 }
 
-/// Those of a client, and of a node that has no second NIC.
+/// Flows of a client, and of a node without a second NIC.
 fn flows_by_arp(site: &Site) -> Vec<Flow<'_>> {
     let (socket, answer) = (format!("{VIP}:6443"), "node-a 10.10.0.30");
     let worker = Flow::new("worker", &site.worker, Proto::Tcp, &socket, answer);
@@ -70,7 +70,7 @@ fn arp_mode() {
     site.up();
     take(a);
     watch.assert_flows_work(&flows_by_arp(&site), 3);
-    // The address is not in the set yet that tells when a connection moves between NICs.
+    // The set that decides when a connection moves between NICs does not hold the address yet.
     assert_eq!(a.symroute(&["status"]).code, Some(4));
     a.up(&settings());
     assert_eq!(a.symroute(&["status"]).code, Some(0));
@@ -152,8 +152,8 @@ fn arp_mode_with_both_nics_in_one_subnet() {
     assert_all_work(&flows);
 }
 
-/// Routing table mode: the address is on `lo`, and a route to it in table 198 tells a BGP speaker of
-/// the node to announce it. In BGP mode kube-vip announces it by itself.
+/// Routing table mode: the address is on `lo`, and a BGP speaker of the node announces it because of a
+/// route in table 198. In BGP mode kube-vip announces it by itself.
 #[test]
 fn an_address_on_lo() {
     const VIP: &str = "198.51.100.100";

@@ -13,7 +13,7 @@ use super::bird::Bird;
 use super::site::{PODS, Site, Watch, service};
 
 const VIP: &str = "198.51.100.100";
-/// What a speaker announces. It knows of no route there.
+/// Routes that a speaker announces without one in its kernel.
 const ANNOUNCED: &str = "protocol static { ipv4; route 198.51.100.100/32 unreachable; }";
 
 /// Port 80: the pod of the node, with `externalTrafficPolicy: Local`. Port 81: the pod on node b with
@@ -56,7 +56,7 @@ fn sessions(site: &Site) -> [Bird; 3] {
     [speaker, first, second]
 }
 
-/// By the second NIC, and by the first one.
+/// Flows by the second NIC, and by the first one.
 fn flows(site: &Site) -> [Vec<Flow<'_>>; 2] {
     let to = |port: u16| format!("{VIP}:{port}");
     let near = |name, port, answer| Flow::new(name, &site.near, Proto::Tcp, &to(port), answer);

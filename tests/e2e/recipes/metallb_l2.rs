@@ -54,7 +54,7 @@ fn recipe(kube_proxy: Flavour) {
     let _speaker = Speaker::start(&site.nodes[0].ns, "eth1", VIP);
     let watch = Watch::begin(&site);
     site.up();
-    // That with the remote backend crosses node a's NICs twice.
+    // The flow with the remote backend crosses node a's NICs twice.
     watch.assert_flows_work(&flows(&site), 4);
     watch.assert_down_leaves_nothing();
 }
@@ -69,8 +69,8 @@ fn kube_proxy_in_nftables() {
     recipe(Flavour::Nftables);
 }
 
-/// A backend behind the NIC that the request came in by. iptables marks before DNAT, so it can't
-/// serve that one over IPv4.
+/// A flow whose backend is behind the NIC that the request came in by. iptables marks before DNAT, so
+/// it can't serve that flow over IPv4.
 #[test]
 fn a_backend_behind_the_same_nic() {
     let site = site(Flavour::Iptables);
@@ -89,8 +89,8 @@ fn a_backend_behind_the_same_nic() {
     }
 }
 
-/// The leader fails. The speaker of node b announces the address, and its own pod answers; node b
-/// has had the plugin all the time, and no agent runs.
+/// The leader fails. The speaker of node b announces the address, and its own pod answers. Node b has
+/// had the plugin from the start, and no agent runs.
 #[test]
 fn another_node_takes_over() {
     let site = site(Flavour::Iptables);
@@ -118,8 +118,8 @@ fn a_nic_whose_router_is_unknown() {
 }
 
 /// eth1 has no address at all. The speaker answers ARP, and symroute needs the router's address only.
-/// But the node asks for the router's hardware address in the name of its address on eth0: the router
-/// has to answer that.
+/// But the node's own ARP request for the router carries the address of eth0: the router has to answer
+/// it.
 #[test]
 fn a_nic_without_an_address() {
     let layout = || {

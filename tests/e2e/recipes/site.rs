@@ -21,7 +21,7 @@ pub(super) const VIP: &str = "10.11.0.100";
 pub(super) const CLIENT: &str = "203.0.113.9";
 pub(super) const PODS: [&str; 2] = ["10.244.1.5", "10.244.2.5"];
 
-/// A try that gets no answer in this time has failed.
+/// Time after which a request without an answer has failed.
 const TRY: Duration = Duration::from_millis(400);
 
 /// Two nodes of a cluster between two routers.
@@ -29,9 +29,9 @@ pub(super) struct Site {
     pub(super) nodes: [Node; 2],
     /// The routers of `eth0` and of `eth1`.
     pub(super) edges: [Netns; 2],
-    /// Reaches virtual addresses by the router of `eth1`.
+    /// A client that reaches virtual addresses by the router of `eth1`.
     pub(super) client: Netns,
-    /// Reaches all of it by the router of `eth0`.
+    /// A client that reaches everything by the router of `eth0`.
     pub(super) near: Netns,
     /// A node of the cluster without a second NIC: it reaches virtual addresses by both routers.
     pub(super) worker: Netns,
@@ -77,7 +77,7 @@ impl Site {
         Self { nodes, edges, client, near, worker, _pods: pods, _lans: lans, _servers: servers }
     }
 
-    /// The client calls an address, and this server answers.
+    /// A flow: the client calls an address, and this server answers.
     pub(super) fn flow<'a>(
         &'a self,
         name: &str,
@@ -93,7 +93,7 @@ impl Site {
         is_answered_by(&self.client, who, to)
     }
 
-    /// Without the plugin strict `rp_filter` of node a drops the requests of all these flows.
+    /// Asserts that strict `rp_filter` of node a drops the requests of all these flows without the plugin.
     pub(super) fn assert_strict_rp_filter_drops(&self, flows: &[Flow<'_>]) {
         let before = self.nodes[0].rp_filter_drops();
         assert_all_fail(flows);
@@ -101,7 +101,8 @@ impl Site {
         assert!(drops >= flows.len() as u64, "strict rp_filter dropped only {drops} packets");
     }
 
-    /// With loose `rp_filter` node a answers by the other NIC, where a firewall drops the replies.
+    /// Asserts that with loose `rp_filter` node a answers by the other NIC, where a firewall drops the
+    /// replies.
     pub(super) fn assert_replies_leave_by_eth0(&self, flows: &[Flow<'_>], vip: &str) {
         let node = &self.nodes[0].ns;
         node.sysctl("ipv4/conf/all/rp_filter", "2");
@@ -124,7 +125,7 @@ impl Site {
         }
     }
 
-    /// A connection of the client, which has been answered.
+    /// Opens a connection of the client that was answered once.
     pub(super) fn connection(&self, to: &str) -> Connection {
         let to = to.parse().expect("an address and port");
         let mut connection = Connection::open(&self.client, to, PATIENT).expect("a connection");
@@ -132,8 +133,8 @@ impl Site {
         connection
     }
 
-    /// The virtual address has moved here: new connections are answered by eth1, and a connection
-    /// with the other node gets a reset, which has left by eth1 too.
+    /// Asserts that the virtual address has moved here. New connections are answered by eth1. An old
+    /// connection with the other node gets a reset, which leaves by eth1 too.
     pub(super) fn assert_moved_to(&self, who: &str, to: &str, mut open: Connection) {
         until(&format!("{who} answers"), || self.is_answered_by(who, to));
         let error = open.ask().expect_err("the other node knew the connection");
@@ -141,8 +142,8 @@ impl Site {
     }
 }
 
-/// Two nodes of which both NICs are in one subnet, `10.11.0.0/24`. Each reaches it by `eth0`, and
-/// each NIC answers ARP for its own addresses.
+/// Two nodes with both NICs in one subnet, `10.11.0.0/24`. Each node reaches it by `eth0`, and each NIC
+/// answers ARP for its own addresses.
 pub(super) struct OneSubnet {
     pub(super) nodes: [Node; 2],
     pub(super) router: Netns,
@@ -219,8 +220,9 @@ impl<'a> Watch<'a> {
         Self { site, before, strict: site.nodes[0].rp_filter_drops() }
     }
 
-    /// All of them work, each packet of a reply leaves node a by the NIC of the request, and strict
-    /// `rp_filter` drops nothing. `both_ways`: how many address and port pairs node a speaks with.
+    /// Asserts that all flows work, each packet of a reply leaves node a by the NIC of the request, and
+    /// strict `rp_filter` drops nothing. `both_ways`: the number of address and port pairs that node a
+    /// speaks with.
     pub(super) fn assert_flows_work(&self, flows: &[Flow<'_>], both_ways: usize) {
         let node = &self.site.nodes[0];
         let capture = Capture::start(&node.ns);
@@ -232,7 +234,7 @@ impl<'a> Watch<'a> {
         assert_eq!(node.rp_filter_drops(), self.strict, "drops of strict rp_filter");
     }
 
-    /// `symroutectl down` on both nodes gives them back as they were.
+    /// Runs `symroutectl down` on both nodes, and asserts that they are as they were before.
     pub(super) fn assert_down_leaves_nothing(&self) {
         for (node, before) in self.site.nodes.iter().zip(&self.before) {
             node.down();

@@ -140,7 +140,7 @@ impl Layout {
         flows
     }
 
-    /// The same over IPv6, where nothing but the source check stops a reply on the wrong NIC.
+    /// The flows over IPv6, where only the source check stops a reply on the wrong NIC.
     pub(super) fn flows6(&self) -> Vec<Flow<'_>> {
         let mut flows = Vec::new();
         let direct = ["pod0 2001:db8:9::9", "pod1 2001:db8:9::9", "pod2 2001:db8:9::9"];

@@ -1,5 +1,5 @@
-//! Strict `rp_filter` judges ARP requests, too: those for the address of a second NIC in the same
-//! subnet get no answer, so no packet ever comes.
+//! Strict `rp_filter` also judges ARP requests. Those for the address of a second NIC in the same
+//! subnet get no answer, so no packet arrives.
 
 use serde_json::json;
 
@@ -15,7 +15,7 @@ fn two_nics_in_one_subnet() {
     let (lan, outside) = (Lan::new("lan"), Lan::new("outside"));
     for nic in ["eth0", "eth1"] {
         lan.plug(&node.ns, nic, &[]);
-        // Each NIC speaks for its own addresses.
+        // Each NIC answers ARP for its own addresses only.
         node.ns.sysctl(&format!("ipv4/conf/{nic}/arp_ignore"), "1");
         node.ns.sysctl(&format!("ipv4/conf/{nic}/arp_announce"), "2");
     }

@@ -1,5 +1,5 @@
-//! A network behind the node (a bridge of containers) asks one of the node's addresses, and a rule by
-//! that address sends the reply out of a NIC: `status` names it with a remedy that works.
+//! A network behind the node (a bridge of containers) asks one of the node's addresses. A rule by that
+//! address sends the reply out of a NIC. `status` names the rule with a remedy that works.
 
 use serde_json::{Value, json};
 

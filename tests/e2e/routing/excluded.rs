@@ -52,7 +52,7 @@ fn direct_server_return() {
         "uplinks": ["eth0", "eth1"], "gateways": {"eth1": ["10.21.0.1"]}
     });
     node.up(&settings);
-    // That the reply leaves by the request's NIC is what is not wanted here.
+    // Here the reply must not leave by the request's NIC.
     assert_only_these_fail(&flows, &["vip"]);
     node.ns.exec(&["conntrack", "-F"], "");
     settings["exclude"] = json!(["198.51.100.0/24", "2001:db8:51::/48"]);

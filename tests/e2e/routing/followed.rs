@@ -1,5 +1,5 @@
-//! The node's routing changes while it runs. What an uplink's table was copied from is another thing
-//! then: without an agent flows that worked before fail, and the agent's look follows by events.
+//! The node's routing changes while symroute runs, so an uplink's table is an old copy. Without an
+//! agent some flows that worked before fail. The agent follows by events.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::AsRawFd as _;
@@ -21,7 +21,7 @@ use crate::lab::snapshot::Snapshot;
 use crate::lab::traffic::{Connection, Proto, Server, ask};
 use crate::lab::tun::Tunnel;
 
-/// A try that gets no answer in this time has failed.
+/// Time after which a request without an answer has failed.
 const TRY: Duration = Duration::from_millis(400);
 
 fn answers(from: &Netns, to: &str) -> bool {
@@ -77,7 +77,7 @@ impl Scene {
         self.node.up(&json!({ "uplinks": uplinks }));
     }
 
-    /// The client's way to the node leads by the n-th router.
+    /// Leads the client's way to the node through the n-th router.
     fn client_comes_by(&self, n: u8) {
         self.client.ip(&format!("route replace default via 203.0.113.{n}"));
     }
@@ -85,7 +85,7 @@ impl Scene {
 
 const UPLINKS: [&str; 2] = ["eth0", "eth1"];
 
-/// A node joins the cluster: a route to its pods, by its address on the second NIC's network.
+/// A node joins the cluster: the routes get one to its pods, by its address on the second NIC's network.
 #[test]
 fn a_node_that_joins() {
     let scene = Scene::new();
@@ -260,7 +260,7 @@ fn routers_that_announce_themselves() {
     until("the third router is served", serves);
 }
 
-/// What the agent followed is taken away as what it found.
+/// `down` removes what the agent added later, too.
 #[test]
 fn nothing_is_left_of_what_was_followed() {
     let scene = Scene::new();

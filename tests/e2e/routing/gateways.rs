@@ -1,5 +1,5 @@
-//! `gateways`: networks without a router, addresses that say nothing of a subnet, and addresses
-//! that come and go.
+//! `gateways`: networks without a router, addresses without a subnet, and addresses that are added and
+//! removed.
 
 use serde_json::{Value, json};
 
@@ -9,8 +9,8 @@ use crate::lab::node::Node;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::traffic::{Proto, Server};
 
-/// Two nodes on an external network with a router and an internal one without; the neighbour calls
-/// the node's internal address from its external one, as a process behind a `ClusterIP` does.
+/// Two nodes on an external network with a router and an internal one without. The other node calls
+/// this one's internal address from its external one, as a process behind a `ClusterIP` does.
 fn without_router(settings: &Value, health: i32) {
     let (node, neighbour, router) = (Node::new("node"), Node::new("neighbour"), firewall("router"));
     let (external, internal) = (Lan::new("external"), Lan::new("internal"));
@@ -42,13 +42,13 @@ fn without_router(settings: &Value, health: i32) {
 
 #[test]
 fn an_internal_network_has_no_router() {
-    // Strict rp_filter drops all but what is on the link, so it can be nowhere else.
+    // Strict rp_filter drops packets from all sources that are not on the link.
     without_router(&json!({"uplinks": ["ext", "int"]}), 4);
     without_router(&json!({"uplinks": ["ext", "int"], "gateways": {"int": "onlink"}}), 0);
 }
 
-/// With loose `rp_filter` a client behind a router that is not known is answered by main's default
-/// route, and goes on to be.
+/// With loose `rp_filter` the node answers a client behind an unknown router by main's default route,
+/// and goes on doing so.
 #[test]
 fn a_loose_node_without_a_gateway_is_as_before() {
     let (node, router) = (Node::new("node"), firewall("router"));
@@ -72,8 +72,8 @@ fn a_loose_node_without_a_gateway_is_as_before() {
     node.down();
 }
 
-/// A virtual address alone in its prefix, as kube-vip has them, that comes, goes and is taken for
-/// the gateway itself: the settings stay valid.
+/// A virtual address alone in its prefix, as kube-vip has them, is added, removed, and is the gateway
+/// itself. The settings stay valid.
 #[test]
 fn no_state_of_an_address_makes_a_gateway_an_error() {
     let (node, router) = (Node::new("node"), firewall("router"));
@@ -106,7 +106,7 @@ fn no_state_of_an_address_makes_a_gateway_an_error() {
         node.up(&settings);
         let status = node.symroute(&["status"]);
         assert_eq!(status.code, Some(health), "{address}: {}", status.stdout);
-        // The next pod starts, whatever the address is.
+        // The next pod starts with any address.
         node.add(&settings, &pod);
     }
     node.ns.ip("addr flush dev eth1

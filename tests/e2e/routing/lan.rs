@@ -1,5 +1,5 @@
-//! Networks where neighbours are resolved for real, as on a switch: nothing answers for others, and
-//! no entry is permanent.
+//! Networks with real neighbour resolution, as on a switch: no host answers for another, and no
+//! neighbour entry is permanent.
 
 use std::cell::Cell;
 
@@ -45,8 +45,8 @@ impl Lan {
     }
 }
 
-/// A host that forwards, and drops packets of connections that it has not seen begin: a stateful
-/// firewall.
+/// A stateful firewall: a host that forwards, and drops packets of connections whose beginning it has
+/// not seen.
 pub(crate) fn firewall(name: &str) -> Netns {
     let ns = Netns::new(name);
     ns.sysctl("ipv4/ip_forward", "1");

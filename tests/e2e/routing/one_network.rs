@@ -14,8 +14,9 @@ fn mac_of(ns: &Netns, ifname: &str) -> String {
     ns.exec(&["cat", &format!("/sys/class/net/{ifname}/address")], "").trim().to_owned()
 }
 
-/// The second NIC has no address, only a default route by a router in the subnet of the first: the
-/// neighbours are its own as well. The router is a stateful firewall, so it would drop a reply to one.
+/// The second NIC has no address, only a default route by a router in the first one's subnet. So that
+/// subnet's neighbours are also neighbours of the second NIC. The router is a stateful firewall, so it
+/// would drop a reply to one of them.
 #[test]
 fn a_nic_without_an_address_beside_one_that_has_a_subnet() {
     let (node, router) = (Node::new("node"), firewall("router"));
@@ -56,8 +57,8 @@ fn a_nic_without_an_address_beside_one_that_has_a_subnet() {
     before.assert_unchanged(&Snapshot::take(&node));
 }
 
-/// Two networks, each of which may have a router `fe80::1`: that of the first NIC is no router of the
-/// second one, whose replies leave by main.
+/// Two networks may each have a router `fe80::1`. The first NIC's router is not one of the second NIC,
+/// whose replies follow main.
 #[test]
 fn a_link_local_router_of_another_network() {
     let node = Node::new("node");
@@ -92,8 +93,8 @@ fn a_link_local_router_of_another_network() {
     drop(second);
 }
 
-/// IPv6 refuses a router that a hop says is on the link (`onlink`) where main leads to it by another
-/// NIC. The table of the second NIC gets its default route all the same.
+/// IPv6 refuses an `onlink` router where main leads to the router by another NIC. The second NIC's
+/// table gets its default route all the same.
 #[test]
 fn a_router_on_the_link_that_main_leads_to_by_another_nic() {
     let (node, router) = (Node::new("node"), firewall("router"));
@@ -126,8 +127,8 @@ fn a_router_on_the_link_that_main_leads_to_by_another_nic() {
     before.assert_unchanged(&Snapshot::take(&node));
 }
 
-/// A VPN leads to a wide prefix that the second NIC's subnet lies in: that says nothing of the NIC's
-/// network, and clients in it are behind its router.
+/// A VPN's wide prefix contains the second NIC's subnet. That does not make them one network: clients
+/// in the prefix are behind the NIC's router.
 #[test]
 fn a_wide_network_of_a_vpn_is_none_of_the_nics() {
     let (node, router) = (Node::new("node"), firewall("router"));

@@ -1,5 +1,5 @@
-//! A NIC whose routes stand in a table of its own, which a rule by its address looks up: so
-//! `NetworkManager` (`ipv4.route-table`), networkd (`RouteTable=`) and MAAS set up nodes.
+//! A NIC whose routes are in a table of its own, which a rule by its address looks up. `NetworkManager`
+//! (`ipv4.route-table`), networkd (`RouteTable=`) and MAAS set up nodes like this.
 
 use serde_json::json;
 
@@ -61,8 +61,8 @@ fn routes_of_the_own_table_are_kept() {
     before.assert_unchanged(&Snapshot::take(&node));
 }
 
-/// A default route by two stateful routers with weights: the uplink's table has the same one, so
-/// each connection takes the hop that the kernel chooses for it, as without the plugin.
+/// A default route by two stateful routers with weights. The uplink's table has the same route, so each
+/// connection takes the hop that the kernel chooses for it, as without the plugin.
 #[test]
 fn a_multipath_default_is_copied_whole() {
     let node = Node::new("node");

@@ -1,5 +1,5 @@
-//! Rules of other programs before ours, as MAAS, netplan and Cilium have them: `status` names them,
-//! and a priority that comes first.
+//! Rules of other programs before symroute's, as MAAS, netplan and Cilium have them. `status` names
+//! them, and a priority that comes first.
 
 use serde_json::json;
 
@@ -57,7 +57,7 @@ fn the_plugin_chooses_a_place_before_them() {
         serde_json::from_str(&node.symroute(&["status", "--json"]).stdout).expect("a report");
     assert_eq!(report["settings"]["rulePriority"], json!(96));
     assert_eq!(report["automatic"], json!(["markMask", "rulePriority"]));
-    // The rule moves to the front: the plugin's follow, and an open connection goes on.
+    // The rule moves to the front. The plugin's rules follow, and an open connection goes on.
     let to = format!("{}:10250", NODE[1]).parse().expect("an address");
     let mut connection = Connection::open(&layout.client, to, PATIENT).expect("a connection");
     node.ns.ip("rule del pref 100
@@ -65,7 +65,7 @@ fn the_plugin_chooses_a_place_before_them() {
     node.up(&settings);
     connection.ask().expect("the connection goes on");
     assert!(places().iter().all(|place| (44..=50).contains(place)), "{:?}", places());
-    // Nothing comes first by itself where another program denies.
+    // "auto" never moves symroute's rules before another program's rule that denies.
     node.ns.ip("rule del pref 50
          rule add pref 20 from 10.16.0.0/12 lookup main
          rule add pref 30 from 198.18.0.0/15 prohibit");
@@ -83,8 +83,9 @@ fn the_plugin_chooses_a_place_before_them() {
     assert!(places().is_empty(), "{:?}", places());
 }
 
-/// As netplan has it: what the node sends from eth1's address goes by eth1's own table. That rule answers the
-/// question by which iptables knows local pods, so a request for a pod is not bound. nftables asks another way.
+/// netplan's rule sends packets from eth1's address to eth1's own table. It also answers the question
+/// by which iptables recognises local pods, so a request for a pod is not bound. nftables asks another
+/// question.
 #[test]
 fn a_rule_by_an_address_of_the_node() {
     let layout = two_nics();

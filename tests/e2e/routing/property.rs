@@ -18,31 +18,31 @@ use crate::lab::traffic::{Proto, Server, ask};
 use crate::lab::tun::Tunnel;
 use crate::lab::verdicts::{Asked, each_once};
 
-/// What the layouts are made of, unless the environment says otherwise.
+/// Seed of the layouts, unless the environment names another one.
 const SEED: u64 = 5000;
-/// How many layouts a run tries.
+/// Number of layouts that a run tries.
 const LAYOUTS: u64 = 80;
-/// `explain` is held against the first of this many layouts.
+/// One layout of this many is used to check `explain`.
 const EXPLAINED: u64 = 16;
 /// How many worlds share the layouts.
 const WORLDS: usize = 2;
-/// What strict `rp_filter` is to IPv4, after DNAT as well. Without it an IPv6 flow may work that takes one way in and
-/// another out.
+/// A ruleset that gives IPv6 what strict `rp_filter` gives IPv4, also after DNAT. Without it an
+/// asymmetric IPv6 flow may work.
 const STRICT: &str = "table ip6 strict {
        chain prerouting {
          type filter hook prerouting priority 0;
          meta l4proto != icmpv6 fib saddr . iif oif missing drop
        }
      }";
-/// How long a flow may take that may fail.
+/// Time limit of a flow that may fail.
 const BASELINE: Duration = Duration::from_millis(400);
-/// How long a flow may take that has to work: two retransmissions of a SYN.
+/// Time limit of a flow that has to work: two retransmissions of a SYN.
 const PATIENT: Duration = Duration::from_secs(4);
 
-/// What stays while nodes change: two networks, the second with two NICs of the node; a router
-/// that forgets and one that remembers connections, each on both networks; neighbours, and a branch
-/// network behind one of them; a client that reaches each address by the one or the other router; a
-/// tunnel to an edge with a host behind it.
+/// The part of the layout that stays while nodes change. There are two networks, the second with two
+/// NICs of the node. A stateless and a stateful router are on both networks. There are neighbours, and
+/// a branch network behind one of them. A client reaches each address by one of the routers. A tunnel
+/// leads to an edge with a host behind it.
 struct World {
     node: Node,
     others: Vec<Netns>,
@@ -53,11 +53,11 @@ struct World {
     _tunnels: [Tunnel; 2],
 }
 
-/// The words of a family.
+/// Addresses of a family, as text.
 struct Words {
     addresses: [&'static str; 5],
     nets: [&'static str; 3],
-    /// What the addresses of the three networks' hosts begin with.
+    /// Prefixes of the hosts' addresses in the three networks.
     hosts: [&'static str; 3],
     branch: &'static str,
     in_branch: &'static str,
@@ -168,8 +168,8 @@ impl World {
         edge.ip("addr add 10.7.0.2/31 dev wg0
              link set wg0 up");
         let pod = node.pod("pod", &["10.244.0.5", "2001:db8:244::5"]);
-        // By a label of its own, each connection would draw one of several hops anew: what worked once by
-        // chance is no flow that works.
+        // With a flow label of its own, each connection would choose one of several hops anew. A flow
+        // that works by chance does not count.
         for ns in [&node.ns, &pod.ns] {
             ns.sysctl("ipv6/auto_flowlabels", "0");
         }
@@ -192,11 +192,11 @@ impl World {
         Self { node, others, client, senders, _lans: lans, _servers: servers, _tunnels: tunnels }
     }
 
-    /// Sets up a random node and the ways to it; what it is, in the words of `ip`, and the uplinks to
-    /// name.
+    /// Sets up a random node and the ways to it. Returns the commands of `ip` for it, and the uplinks
+    /// to name.
     fn shuffle(&self, dice: &mut Dice) -> (String, Vec<&'static str>) {
         let mut node = String::new();
-        // The third NIC may be the port of a bridge, which has its addresses then.
+        // The third NIC may be the port of a bridge. The bridge then has its addresses.
         let bridged = dice.coin();
         if bridged {
             let _ = writeln!(node, "link set eth2 master br2");
@@ -226,11 +226,11 @@ impl World {
             self.node.ns.sysctl(&format!("ipv4/conf/{nic}/arp_ignore"), ignore);
             self.node.ns.sysctl(&format!("ipv4/conf/{nic}/arp_announce"), announce);
         }
-        // A rule does not tell its family.
+        // A rule does not name its family.
         let of_rules = |line: &&str| line.starts_with("rule add from 2001:");
         let (rules, rest): (Vec<&str>, Vec<&str>) =
             node.lines().map(str::trim).partition(|line| of_rules(line));
-        // The kernel refuses some routes of IPv6 beside others. What it takes is the node.
+        // The kernel refuses some IPv6 routes beside others. The node consists of those that it accepts.
         let take = |ip: &str, lines: &[&str]| {
             let script = format!("{ip} -force -batch - 2>/dev/null || true");
             self.node.ns.exec(&["sh", "-c", &script], &(lines.join("\n") + "\n"));
@@ -352,7 +352,7 @@ impl World {
         self.node.ns.exec(&["sh", "-c", &script], "");
     }
 
-    /// Nothing is known of neighbours and connections.
+    /// Empties the tables of neighbours and connections.
     fn forget(&self) {
         let all = self.others.iter().chain([&self.node.ns, &self.client]);
         for ns in all.chain(self.senders.iter().map(|(_, ns)| ns)) {
@@ -360,7 +360,8 @@ impl World {
         }
     }
 
-    /// Of each request that was answered, `explain` must say so. One that was not may have been lost elsewhere.
+    /// Asserts that `explain` says of each answered request that it works. A request without answer may
+    /// have been lost elsewhere.
     fn hold_verdicts(
         &self,
         settings: &Value,
@@ -513,6 +514,7 @@ fn what_worked_works() {
          right about {explained} requests that were answered"
     );
     assert!(worked > 0 && healed > 0 && explained > 0, "the layouts show something");
-    // What is too late without the plugin on a busy machine is not asked for with it. Alone it is 1,399.
+    // On a busy machine some flows are too late without the plugin. The test does not ask for them with
+    // it. On an idle machine there are 1,399.
     assert!((seed, layouts) != (SEED, LAYOUTS) || worked > 1200, "only {worked} flows are held");
 }

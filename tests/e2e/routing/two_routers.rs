@@ -126,7 +126,7 @@ fn each_gets_its_own(defaults: &str, settings: &Value, broken: &[&str]) {
         scene.forget_connections();
         scene.node.add(settings, &scene.pod);
         assert_all_work(&scene.flows());
-        // All of that is known, so that the next look finds nothing to do.
+        // symroute knows all hardware addresses, so the next reconcile finds nothing to do.
         let status = scene.node.symroute(&["status"]);
         assert_eq!(status.code, Some(0));
         let limit = "by eth0 stays with the router of its first request";
@@ -160,8 +160,8 @@ fn two_gateways_of_the_settings() {
     each_gets_its_own(defaults, &json!({"uplinks": ["eth0"], "gateways": gateways}), &BY_B);
 }
 
-/// A router with another hardware address than is known is no worse off than without the plugin,
-/// and the next look knows it.
+/// A router with another hardware address than the known one fares no worse than without the plugin.
+/// The next reconcile learns the address.
 #[test]
 fn a_router_that_is_replaced() {
     let scene = Scene::new();
@@ -195,7 +195,7 @@ fn a_connection_follows_its_router() {
     scene.node.ns.ip("route add default via 10.8.0.1 dev eth0
          route add default via 10.8.0.2 dev eth0 metric 200");
     for router in &scene.routers {
-        // Such pairs share what they know of connections.
+        // Such pairs of firewalls share their connection tables.
         router.nft("flush chain inet firewall forward");
         router.ip("route replace 203.0.113.0/24 via 10.8.0.10");
     }

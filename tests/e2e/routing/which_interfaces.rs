@@ -1,4 +1,4 @@
-//! What `auto` takes beside plain NICs, and what `status` says of the rest.
+//! Interfaces other than plain NICs that `auto` takes, and what `status` says about the rest.
 
 use serde_json::{Value, json};
 
@@ -18,8 +18,8 @@ fn names(list: &Value) -> Vec<&str> {
     list.as_array().expect("a list").iter().filter_map(|one| one["name"].as_str()).collect()
 }
 
-/// The second NIC is the port of a bridge, which has the address and a default route in a table of
-/// its own; main's default is by a veth, as in a container.
+/// The second NIC is the port of a bridge. The bridge has the address, and a default route in a table
+/// of its own. Main's default route is by a veth, as in a container.
 #[test]
 fn a_bridge_and_a_veth_with_a_default_route() {
     let (node, router) = (Node::new("node"), firewall("router"));
@@ -70,7 +70,7 @@ fn a_silent_nic_that_gets_requests_is_named() {
     let (node, router) = (Node::new("node"), firewall("router"));
     let (lan0, lan1, outside) = (Lan::new("lan0"), Lan::new("lan1"), Lan::new("outside"));
     lan0.plug(&node.ns, "eth0", &["10.99.0.236/24"]);
-    // No veth, which only pods have.
+    // Never a veth: only pods have them.
     lan1.plug(&node.ns, "port", &[]);
     node.ns.ip("link add eth1 link port type macvlan mode passthru
          link set eth1 up

@@ -1,4 +1,4 @@
-//! First packets: everybody is called in the name of everybody, by each interface.
+//! First packets: to each destination in the name of each source, by each interface.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use crate::lab::two_nics::{BRIDGED, NODE, NODE6, POD, POD6};
 
 type Party = (&'static str, [&'static str; 2], Place);
 
-/// In whose name.
+/// The source of the packet.
 const SOURCES: [Party; 19] = [
     ("a stranger", ["198.51.100.66", "2001:db8:66::66"], Place::Outside),
     ("a host at eth0", ["10.20.0.99", "2001:db8:20::99"], Place::Outside),
@@ -63,7 +63,7 @@ pub(super) fn fates(scene: &Scene) -> Vec<(Cell, Fate)> {
         let both = [0, 1].into_iter().flat_map(|family| forged(family, &by));
         let (cells, packets): (Vec<_>, Vec<_>) = both.unzip();
         fates.extend(cells.into_iter().zip(probe.of(&port, &ALL_NICS, &packets)));
-        // Those of the next interface have the same ports.
+        // Packets by the next interface have the same ports.
         scene.layout.node.ns.exec(&["conntrack", "-F"], "");
     }
     fates

@@ -1,5 +1,5 @@
-//! Packets into connections that exist, by each interface: blind ones in the name of the peer, replies in the name of
-//! our end, ICMP errors of everybody.
+//! Packets into existing connections, by each interface: blind ones in the name of the peer, replies in
+//! the name of the node's end, ICMP errors of any host.
 
 use std::net::SocketAddr;
 
@@ -11,18 +11,18 @@ use crate::lab::talk::{Listening, Talk};
 use crate::lab::traffic::Proto;
 use crate::lab::two_nics::{CLIENT, CLIENT6, NODE, NODE6, POD, POD6};
 
-/// A connection, and its ends as hosts outside know them.
+/// A connection, and its ends as hosts outside see them.
 struct Known {
     name: &'static str,
     proto: Proto,
     talk: Talk,
     ours: SocketAddr,
     peer: SocketAddr,
-    /// Where our end lies.
+    /// The place of the node's end.
     at: Place,
 }
 
-/// Who sends ICMP errors.
+/// Senders of ICMP errors.
 const COMPLAINERS: [(&str, [&str; 2], Place); 5] = [
     ("a stranger", ["198.51.100.66", "2001:db8:66::66"], Place::Outside),
     ("pod0", [POD[0], POD6[0]], Place::Inside),
@@ -31,7 +31,7 @@ const COMPLAINERS: [(&str, [&str; 2], Place); 5] = [
     ("localhost", ["127.0.0.1", "::1"], Place::Nowhere),
 ];
 
-/// Of each kind one; they work without the plugin, too.
+/// Opens one connection of each kind. They work without the plugin, too.
 fn connections(scene: &Scene, family: usize, proto: Proto) -> Vec<Known> {
     let layout = &scene.layout;
     let (client, node) = (&layout.client, &layout.node.ns);
@@ -109,7 +109,7 @@ fn forged(known: &Known, by: &str) -> Vec<(Cell, Vec<Vec<u8>>)> {
     forged
 }
 
-/// Each connection goes on after all that is forged, and stays where it is.
+/// Asserts that each connection goes on after all forged packets, by the same NIC.
 pub(super) fn fates(scene: &Scene) -> Vec<(Cell, Fate)> {
     let node = &scene.layout.node;
     let probe = Fates::new(&scene.layout.router, node);

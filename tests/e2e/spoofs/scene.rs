@@ -12,12 +12,12 @@ use crate::lab::node::Pod;
 use crate::lab::traffic::Proto;
 use crate::lab::two_nics::{POD, POD6, TwoNics, two_nics};
 
-/// All that lead outside; the last one is no uplink.
+/// All interfaces that lead outside. The last one is no uplink.
 pub(super) const ALL_NICS: [&str; 3] = ["eth0", "eth1", "eth2"];
 pub(super) const FAR: [[&str; 2]; 2] =
     [["10.20.0.77", "2001:db8:20::77"], ["10.21.0.77", "2001:db8:21::77"]];
 pub(super) const VIP: [&str; 2] = ["10.96.0.10", "2001:db8:96::10"];
-/// NodePorts with far0, far1 and pod1 behind.
+/// NodePorts whose backends are far0, far1 and pod1.
 pub(super) const NODE_PORTS: [u16; 3] = [30000, 30001, 30002];
 pub(super) const VIP_PORT: u16 = 80;
 
@@ -44,7 +44,7 @@ impl Scene {
              route add default via fe80::1 dev eth2 metric 4096
              route add blackhole 10.99.0.0/16
              route add blackhole 2001:db8:99::/48");
-        // Conntrack must not forget a connection while a busy machine sends what is forged.
+        // Conntrack must not forget a connection while a busy machine sends the forged packets.
         for sysctl in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
             layout.node.ns.sysctl(&format!("netfilter/{sysctl}"), "3600");
         }

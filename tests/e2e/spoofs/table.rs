@@ -58,7 +58,7 @@ fn lines(text: &str) -> BTreeSet<String> {
 
 fn text(found: &[Difference]) -> String {
     let mut rows: Vec<Row> = found.iter().map(row).collect();
-    // Destinations first: people look for who gets in.
+    // Destinations first: readers look for what gets in where.
     for column in [3, 2, 1, 0] {
         rows = merged(rows, column);
     }
