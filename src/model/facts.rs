@@ -1,7 +1,7 @@
-//! Facts: what a node looks like at one moment, as plain values.
+//! Facts: the state of a node at one moment, as plain values.
 //!
-//! [`crate::node::observe`] fills them from the kernel, [`crate::plan`] turns them into the desired
-//! state. Nothing here touches the kernel.
+//! [`crate::node::observe`] reads them from the kernel. [`crate::plan`] makes the desired state
+//! from them. Nothing here touches the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,12 +12,13 @@ use ipnetwork::IpNetwork;
 use super::{FoundIpset, Mangle, MarkMatch, Table, Tooling, Variant};
 use crate::netlink::uapi::{FR_ACT_PROHIBIT, IFF_NOARP, IFF_POINTOPOINT};
 
-/// Length of the prefix that holds just this address.
+/// Length of a prefix that holds a single address of this family: 32 or 128.
 pub(crate) fn whole(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }
 }
 
-/// `fe80::/10` and multicast destinations, which every IPv6 interface has.
+/// Whether the address is in `fe80::/10` or is IPv6 multicast. Every IPv6 interface has such
+/// routes.
 pub(crate) fn is_link_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(_) => false,
@@ -32,14 +33,14 @@ pub(crate) enum Family {
 }
 
 impl Family {
-    /// Both, in the order in which they are worked on.
+    /// Both families, in the order in which they are processed.
     pub(crate) const ALL: [Self; 2] = [Self::V4, Self::V6];
 
     pub(crate) fn of(ip: IpAddr) -> Self {
         if ip.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// The number of the family in rtnetlink headers.
+    /// `AF_INET` or `AF_INET6`, as in rtnetlink headers.
     pub(crate) fn number(self) -> u8 {
         match self {
             Self::V4 => 2,
@@ -55,7 +56,7 @@ impl Family {
         }
     }
 
-    /// `0.0.0.0/0` or `::/0`.
+    /// The prefix `0.0.0.0/0` or `::/0`.
     pub(crate) fn default_route(self) -> IpNetwork {
         let unspecified = match self {
             Self::V4 => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
@@ -65,7 +66,7 @@ impl Family {
         IpNetwork::new(unspecified, 0).unwrap_or(unspecified.into())
     }
 
-    /// The prefix that holds just this address.
+    /// The prefix of this single address, `/32` or `/128`.
     pub(crate) fn host_route(ip: IpAddr) -> IpNetwork {
         ip.into()
     }
@@ -97,39 +98,42 @@ impl fmt::Display for Family {
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
-    /// `IFLA_INFO_KIND`: "veth", "vlan", …; none for a physical device.
+    /// `IFLA_INFO_KIND`: "veth", "vlan" and so on; `None` for a physical device.
     pub(crate) kind: Option<String>,
-    /// `IFLA_INFO_SLAVE_KIND`: what it is a port of ("bridge", "vrf", "bond"), if anything.
+    /// `IFLA_INFO_SLAVE_KIND`: kind of the device that has this link as a port ("bridge", "vrf",
+    /// "bond").
     pub(crate) port_of: Option<String>,
-    /// `IFLA_LINK`: index of the interface that it lies on (`macvlan`, `ipvlan`, `vlan`).
+    /// `IFLA_LINK`: index of the lower interface of a `macvlan`, `ipvlan` or `vlan`. `None` if that
+    /// interface is in another network namespace.
     pub(crate) parent: Option<u32>,
-    /// The table of a VRF device.
+    /// Routing table of a VRF device.
     pub(crate) vrf_table: Option<u32>,
     /// `IFF_*`
     pub(crate) flags: u32,
     pub(crate) carrier: bool,
-    /// Bytes of the largest packet that it sends whole.
+    /// `IFLA_MTU`, in bytes.
     pub(crate) mtu: u32,
 }
 
-/// Kinds of tunnels that look like Ethernet (`IFLA_INFO_KIND`).
+/// Kinds of tunnels that have Ethernet headers (`IFLA_INFO_KIND`).
 const TUNNELS: [&str; 5] = ["vxlan", "geneve", "gretap", "ip6gretap", "erspan"];
 
 impl Link {
-    /// Whether what is sent arrives at another host inside packets of its own.
+    /// Whether the interface encapsulates packets to another host, or does not resolve link-layer
+    /// addresses.
     pub(crate) fn is_tunnel(&self) -> bool {
         self.flags & (IFF_POINTOPOINT | IFF_NOARP) != 0
             || self.kind.as_deref().is_some_and(|kind| TUNNELS.contains(&kind))
     }
 }
 
-/// A hardware address of Ethernet.
+/// An Ethernet hardware address.
 pub(crate) type Mac = [u8; 6];
 
-/// Hardware addresses of neighbours, by interface and address.
+/// Hardware addresses of neighbours, by interface index and IP address.
 pub(crate) type Neighbours = BTreeMap<(u32, IpAddr), Mac>;
 
-/// A hardware address as `ip link` prints it.
+/// Formats a hardware address as `ip link` prints it.
 pub(crate) fn mac_text(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
@@ -137,7 +141,7 @@ pub(crate) fn mac_text(mac: Mac) -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Address {
     pub(crate) link: u32,
-    /// The address with the length of its prefix. On point-to-point links the peer's prefix.
+    /// The address with the length of its prefix. On point-to-point links this is the peer's.
     pub(crate) net: IpNetwork,
     /// The node's own address.
     pub(crate) ip: IpAddr,
@@ -145,16 +149,16 @@ pub(crate) struct Address {
     pub(crate) scope: u8,
 }
 
-/// One way a route goes.
+/// A next hop of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Nexthop {
     pub(crate) link: u32,
-    /// The router, if the destination is not on the link itself. It may be of the other family
-    /// (RFC 5549).
+    /// The router; `None` if the destination is on the link itself. The router may be of the other
+    /// family (RFC 5549).
     pub(crate) gateway: Option<IpAddr>,
-    /// `RTNH_F_ONLINK`: the router is taken to be on the link, whatever other routes say.
+    /// `RTNH_F_ONLINK`: the kernel takes the router to be on the link, whatever other routes say.
     pub(crate) onlink: bool,
-    /// `rtnh_hops`: its share of a multipath route, less one. 0 where there is one hop.
+    /// `rtnh_hops`: weight in a multipath route, less one. 0 if the route has one next hop.
     pub(crate) weight: u8,
 }
 
@@ -162,20 +166,20 @@ pub(crate) struct Nexthop {
 pub(crate) struct Route {
     pub(crate) table: u32,
     pub(crate) dst: IpNetwork,
-    /// `RTN_*`: 1 is unicast. In [`Facts::routes`] there is nothing else.
+    /// `RTN_*`: 1 is unicast. [`Facts::routes`] holds no other kind.
     pub(crate) kind: u8,
     /// `RT_SCOPE_*` (IPv4; always 0 in IPv6).
     pub(crate) scope: u8,
     /// `RTPROT_*`: 2 is kernel.
     pub(crate) protocol: u8,
-    /// Metric; lower wins. IPv6 has 1024 where nothing was set.
+    /// Metric; lower wins. The kernel sets 1024 in IPv6 if a program sets none.
     pub(crate) metric: u32,
-    /// Where it goes: one, or several for a multipath route.
+    /// The next hops; more than one for a multipath route.
     pub(crate) nexthops: Vec<Nexthop>,
     /// `RTA_METRICS` as the kernel gave them: MTU, window and so on.
     pub(crate) metrics: Vec<u8>,
-    /// Whether it is for some packets only (TOS, source prefix) or does more than forward
-    /// (encapsulation): such a route is neither copied nor asked for a gateway.
+    /// Whether the route is for some packets only (TOS, source prefix) or also encapsulates. The
+    /// plan neither copies such a route nor takes a gateway from it.
     pub(crate) special: bool,
 }
 
@@ -185,23 +189,23 @@ impl Route {
         Family::of(self.dst.ip())
     }
 
-    /// Whether it matches every destination of every packet.
+    /// Whether the route matches every destination of every packet.
     pub(crate) fn is_default(&self) -> bool {
         self.dst.prefix() == 0 && !self.special
     }
 
-    /// Whether it leads to the wide world: a default route, or one of the two halves that VPNs
-    /// put in its place.
+    /// Whether the route is a default route, or one of the two half-length routes that VPNs use in
+    /// place of one.
     pub(crate) fn is_wide(&self) -> bool {
         self.dst.prefix() <= 1
     }
 
-    /// Whether what it leads to is on the link itself.
+    /// Whether no next hop has a router, so that the destinations are on the link itself.
     pub(crate) fn is_on_link(&self) -> bool {
         self.nexthops.iter().all(|hop| hop.gateway.is_none())
     }
 
-    /// The hops through an interface, with their weights where there are several.
+    /// The next hops through an interface. A single one gets weight 0.
     pub(crate) fn hops_through(&self, link: u32) -> Vec<Nexthop> {
         let mut hops: Vec<_> = self.nexthops.iter().filter(|h| h.link == link).copied().collect();
         if let [only] = &mut hops[..] {
@@ -211,12 +215,12 @@ impl Route {
     }
 }
 
-/// What a rule of the routing policy database does.
+/// Action of a rule of the routing policy database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Action {
     /// Look the packet up in this table.
     Lookup(u32),
-    /// Go on with the rule of this priority.
+    /// Continue with the rule of this priority.
     Goto(u32),
     Nop,
     /// Anything else, by its `FR_ACT_*` number.
@@ -226,29 +230,33 @@ pub(crate) enum Action {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rule {
     pub(crate) family: Family,
-    /// Its place; lower comes first.
+    /// Rule priority; the kernel tries lower ones first.
     pub(crate) priority: u32,
     pub(crate) action: Action,
-    /// Packet mark that it wants, if it asks for one.
+    /// Packet mark to match; `None` for any mark.
     pub(crate) mark: Option<MarkMatch>,
-    /// Incoming interface that it wants.
+    /// Incoming interface to match.
     pub(crate) iif: Option<String>,
-    /// Sources that it wants, where it asks for nothing else of a packet; ours want none.
+    /// Source prefix to match. Set only if the rule has neither `to` nor `iif`, no inversion and no
+    /// selector that is not read here; it may have a mark. Of symroute's rules, only those in a pod
+    /// have one.
     pub(crate) from: Option<IpNetwork>,
-    /// Destinations that it wants, likewise.
+    /// Destination prefix to match. Set only if the rule has neither `from` nor `iif`, no inversion
+    /// and no selector that is not read here; it may have a mark.
     pub(crate) to: Option<IpNetwork>,
-    /// Routes whose prefix is no longer than this do not count (`suppress_prefixlength`).
+    /// `suppress_prefixlength`: the kernel ignores routes whose prefix is not longer than this.
     pub(crate) suppress: Option<u32>,
-    /// Whether it asks for something that our rules never ask for (source, ports, …).
+    /// Whether the rule is inverted, or has a selector that no rule of symroute has on a node:
+    /// source, destination, ports and so on.
     pub(crate) other_selectors: bool,
-    /// Whether it wants every mark but this one, and asks for nothing else (`not fwmark`).
+    /// Whether the rule matches every mark except `mark`, and has no other selector (`not fwmark`).
     pub(crate) is_inverted: bool,
     /// `RTPROT_*`
     pub(crate) protocol: u8,
 }
 
 impl Rule {
-    /// A rule that every packet meets. `protocol`: `RTPROT_*`.
+    /// A rule that matches every packet. `protocol`: `RTPROT_*`.
     pub(crate) fn of_all(family: Family, priority: u32, action: Action, protocol: u8) -> Self {
         Self {
             family,
@@ -266,7 +274,7 @@ impl Rule {
     }
 }
 
-/// In the words of `ip rule`, as far as we read it.
+/// Formats the rule as `ip rule` does, as far as symroute reads it.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.priority)?;
@@ -296,31 +304,31 @@ impl fmt::Display for Rule {
     }
 }
 
-/// A rule as the kernel gave it, with the bytes that delete exactly it.
+/// A rule as the kernel dumped it, with the bytes that delete exactly this rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FoundRule {
     pub(crate) rule: Rule,
-    /// The body of the kernel's message.
+    /// Body of the kernel's message.
     pub(crate) message: Vec<u8>,
 }
 
-/// What is on the node because we made it.
+/// Kernel state that symroute made.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Ours {
-    /// Routes of the uplinks' tables.
+    /// Routes in the uplinks' tables.
     pub(crate) routes: Vec<Route>,
     pub(crate) rules: Vec<FoundRule>,
-    /// The table `inet symroute`, if it is there.
+    /// The table `inet symroute`; `None` if it does not exist.
     pub(crate) table: Option<Table>,
-    /// The table `arp symroute`, likewise.
+    /// The table `arp symroute`; `None` if it does not exist.
     pub(crate) arp: Option<Table>,
     pub(crate) ipsets: BTreeMap<String, FoundIpset>,
-    /// The tables mangle that were looked at.
+    /// The tables mangle that observe has read.
     pub(crate) mangle: BTreeMap<(Variant, Family), Mangle>,
 }
 
 impl Ours {
-    /// Whether a flowtable of ours is there.
+    /// Whether the table has a flowtable.
     pub(crate) fn offloads(&self) -> bool {
         self.table.as_ref().is_some_and(|table| !table.flowtables.is_empty())
     }
@@ -330,50 +338,51 @@ impl Ours {
 pub(crate) struct Facts {
     pub(crate) links: Vec<Link>,
     pub(crate) addresses: Vec<Address>,
-    /// Unicast routes of others, of all tables but `local`.
+    /// Other programs' unicast routes, of all tables except `local`.
     pub(crate) routes: Vec<Route>,
-    /// Prefixes that main leads nowhere: blackhole, unreachable, prohibit.
+    /// Prefixes that have a blackhole, unreachable or prohibit route in main.
     pub(crate) nowhere: BTreeSet<IpNetwork>,
-    /// Rules of others of both families, in order.
+    /// Other programs' rules of both families, in order.
     pub(crate) rules: Vec<FoundRule>,
     pub(crate) ours: Ours,
     pub(crate) tooling: Tooling,
     pub(crate) ipvs: bool,
-    /// Hardware addresses of routers, where an uplink may have several: by interface and address.
+    /// Hardware addresses of routers, where an uplink may have several.
     pub(crate) neighbours: Neighbours,
     /// `rp_filter` that the kernel applies to each interface with an IPv4 address, by index: the
-    /// larger one of its own value and that of `all`.
+    /// larger of the interface's own value and that of `all`.
     pub(crate) rp_filter: BTreeMap<u32, u32>,
     /// `src_valid_mark` of each interface, by index.
     pub(crate) src_valid_mark: BTreeMap<u32, u32>,
-    /// Indexes of the interfaces whose `src_valid_mark` was set by us.
+    /// Indexes of the interfaces whose `src_valid_mark` was 0 before symroute set it.
     pub(crate) restore: BTreeSet<u32>,
-    /// Built-in chains of iptables-nft that came with us.
+    /// Built-in chains that exist because symroute used iptables-nft.
     pub(crate) made: BTreeSet<(Family, String)>,
     /// Addresses of the pods that accept a local pod's address as a source.
     pub(crate) hairpins: BTreeSet<IpAddr>,
+    /// Addresses of the pods that an annotation leaves out.
     pub(crate) left_out: BTreeSet<IpAddr>,
-    /// What is known of the pod where these are the facts of a pod's network namespace.
+    /// Set if these are the facts of a pod's network namespace.
     pub(crate) pod: Option<PodFacts>,
 }
 
-/// What the attachments of a pod say of its interfaces.
+/// What a pod's attachments say about its interfaces.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct PodFacts {
-    /// Routers that the results of other plugins name, by the name of the interface.
+    /// Routers in the results of other plugins, by interface name.
     pub(crate) gateways: BTreeMap<String, Vec<IpAddr>>,
-    /// The interface whose DEL is under way: another plugin removes it next.
+    /// Name of the interface whose DEL is running: another plugin removes it next.
     pub(crate) leaving: Option<String>,
-    /// Whether no attachment is left: the pod's data plane ends.
+    /// Whether the pod has no attachment left, so that its data plane has to be removed.
     pub(crate) ends: bool,
 }
 
-/// The reverse path filter of an interface (IPv4).
+/// IPv4 reverse path filter of an interface.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RpFilter {
     /// `net.ipv4.conf.all.rp_filter`
     pub(crate) all: u32,
-    /// That of the interface.
+    /// `net.ipv4.conf.NAME.rp_filter`
     pub(crate) own: u32,
 }
 
@@ -383,8 +392,8 @@ impl RpFilter {
         self.all.max(self.own)
     }
 
-    /// Whether it lets a packet in by this interface, with the way back by that one. A loose filter asks for
-    /// any way back.
+    /// Whether the filter accepts a packet that arrives on `link` and whose way back leads to
+    /// `back`. A loose filter accepts any way back.
     pub(crate) fn lets_in(self, link: u32, back: Option<u32>) -> bool {
         match self.in_force() {
             1 => back == Some(link),
@@ -393,7 +402,7 @@ impl RpFilter {
         }
     }
 
-    /// How a filter is called that drops packets.
+    /// Name of a filter that drops packets: "strict" or "loose".
     pub(crate) fn kind(self) -> &'static str {
         if self.in_force() == 1 { "strict" } else { "loose" }
     }
@@ -404,7 +413,7 @@ impl Facts {
         self.links.iter().find(|l| l.index == index)
     }
 
-    /// The name of an interface, or its number where it has gone.
+    /// Name of an interface, or `#INDEX` if it no longer exists.
     pub(crate) fn link_name(&self, index: u32) -> String {
         self.link(index).map_or_else(|| format!("#{index}"), |l| l.name.clone())
     }

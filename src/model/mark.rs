@@ -1,17 +1,17 @@
-//! The bits of the mark that are ours, and how an id is written in them.
+//! The field: symroute's bits of the mark, and how they hold an id.
 
 use std::fmt;
 
-/// No node has more uplinks than this.
+/// Maximum id, and so the maximum number of uplinks.
 const ID_MAX: u32 = 255;
 
-/// The field of the mark that is ours. Its top bit is D ("is sent out by"), the others hold the
-/// id of an uplink, lowest bit first. The bits need not lie side by side.
+/// symroute's bits of the mark. The top bit is D ("is sent out through"). The others hold the id of
+/// an uplink, lowest bit first. The bits need not be adjacent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Field(u32);
 
 impl Field {
-    /// A field of at least two bits; none for fewer.
+    /// A field of these bits; `None` for fewer than two bits.
     pub(crate) fn new(mask: u32) -> Option<Self> {
         (mask.count_ones() >= 2).then_some(Self(mask))
     }
@@ -20,44 +20,44 @@ impl Field {
         self.0
     }
 
-    /// A mark that has exactly these bits of the field.
+    /// Matches marks whose field equals `value`.
     pub(crate) fn matches(self, value: u32) -> MarkMatch {
         MarkMatch { value, mask: self.0 }
     }
 
-    /// The bit D: the top bit of the field.
+    /// Bit D: the top bit of the field.
     pub(crate) fn d(self) -> u32 {
         1 << self.0.ilog2()
     }
 
-    /// Whether any of these bits is one of the field's.
+    /// Whether any of `bits` belongs to the field.
     pub(crate) fn has(self, bits: u32) -> bool {
         self.0 & bits != 0
     }
 
-    /// The mark of a look-up that asks main for routes to single addresses (iptables). A packet
-    /// with this mark that comes in by an uplink turns round there; such a look-up has `iif lo`.
+    /// Packet mark of the look-up that asks main for a route to a single address (iptables). The
+    /// look-up has `iif lo`; a packet with this mark that arrives on an uplink turns round there.
     pub(crate) fn ask(self) -> u32 {
         self.d() | self.of(1)
     }
 
-    /// The mark of a pod's reply that is not bound: no rule of ours looks for it, as no uplink of a pod has the
-    /// largest id.
+    /// Packet mark of a pod's reply that is not bound: all bits of the field. No rule of symroute
+    /// matches it, because no uplink of a pod has the largest id.
     pub(crate) fn unbound(self) -> u32 {
         self.0
     }
 
+    /// Bits of the field that hold the id.
     pub(crate) fn id_mask(self) -> u32 {
         self.0 & !self.d()
     }
 
-    /// The largest id: how many uplinks can be told apart. Wide fields are not used up: each id
-    /// claims a routing table.
+    /// The largest id. Wide fields are not used up, because each id claims a routing table.
     pub(crate) fn max_id(self) -> u32 {
         (u32::MAX >> (32 - self.id_mask().count_ones())).min(ID_MAX)
     }
 
-    /// The mark that carries `id` (1 to [`Field::max_id`]).
+    /// The mark that carries `id`, which is 1 to [`Field::max_id`].
     pub(crate) fn of(self, id: u32) -> u32 {
         self.id_bits()
             .enumerate()
@@ -82,11 +82,11 @@ impl fmt::Display for Field {
     }
 }
 
-/// What some bits of a mark are, or are to be.
+/// A value of some bits of a mark, to match or to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct MarkMatch {
     pub(crate) value: u32,
-    /// The bits that count.
+    /// The bits to compare or to set.
     pub(crate) mask: u32,
 }
 

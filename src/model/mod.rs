@@ -1,4 +1,4 @@
-//! Plain values that every part speaks of: what a node looks like, and our bits of the mark.
+//! Plain values that all parts of the program use: facts about a node, and the bits of the mark.
 
 mod facts;
 mod mark;

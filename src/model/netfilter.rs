@@ -1,27 +1,28 @@
-//! What nftables and iptables of a node have of ours, and what they can do, as plain values.
+//! symroute's objects in nftables and iptables, and what a node's netfilter can do, as plain
+//! values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-/// What the nftables table of ours holds.
+/// Content of symroute's nftables table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Table {
-    /// Whether it is switched off as a whole.
+    /// Whether the table is dormant (`NFT_TABLE_F_DORMANT`): the kernel skips all its rules.
     pub(crate) dormant: bool,
     pub(crate) sets: BTreeMap<String, FoundSet>,
     pub(crate) chains: BTreeMap<String, FoundChain>,
     pub(crate) flowtables: BTreeMap<String, FoundFlowtable>,
 }
 
-/// A flowtable: it takes packets of connections around all rules.
+/// A flowtable in the kernel. It forwards packets of its connections past all rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct FoundFlowtable {
-    /// Its place among the hooks of a device; lower comes first.
+    /// Priority among the hooks of a device; lower runs first.
     pub(crate) priority: i32,
     /// `NFT_FLOWTABLE_*`
     pub(crate) flags: u32,
-    /// Names of the devices whose packets it takes.
+    /// Names of the devices whose packets the flowtable takes.
     pub(crate) devices: BTreeSet<String>,
 }
 
@@ -29,24 +30,24 @@ pub(crate) struct FoundFlowtable {
 pub(crate) struct FoundSet {
     /// `NFT_SET_*`
     pub(crate) flags: u32,
-    /// Number of the key's type, as nft has it.
+    /// nft's number of the key's type.
     pub(crate) key_type: u32,
-    /// Number of the data's type, 0 for a set.
+    /// nft's number of the data's type; 0 for a set.
     pub(crate) data_type: u32,
-    /// The most elements it holds, if that is limited.
+    /// Maximum number of elements, if the set has one.
     pub(crate) size: Option<u32>,
     pub(crate) elements: Elements,
 }
 
-/// Keys, and what they stand for.
+/// Keys of a set or map, each with its data.
 pub(crate) type Elements = BTreeSet<(Vec<u8>, ElementData)>;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum ElementData {
-    /// Nothing: the element of a set.
+    /// No data: the element is of a set.
     None,
     Value(Vec<u8>),
-    /// `goto` this chain.
+    /// A verdict: `goto` this chain.
     Goto(String),
 }
 
@@ -54,33 +55,32 @@ pub(crate) enum ElementData {
 pub(crate) struct FoundChain {
     /// Type, hook number and priority of a base chain.
     pub(crate) hook: Option<(String, u32, i32)>,
-    /// Fingerprint of each rule in order; `None` for a rule that does not carry one of ours.
+    /// Fingerprint of each rule in order; `None` for a rule without one.
     pub(crate) rules: Vec<Option<u64>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct FoundIpset {
-    /// Its type: "hash:ip", "hash:net".
+    /// Type of the set: "hash:ip", "hash:net".
     pub(crate) kind: String,
     pub(crate) family: u8,
-    /// How many rules refer to it.
+    /// Number of rules that refer to the set.
     pub(crate) references: u32,
     pub(crate) members: BTreeSet<Member>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Member {
-    /// The address, or the first of a prefix.
+    /// The address, or the first address of a prefix.
     pub(crate) address: IpAddr,
-    /// Length of the prefix; that of the whole address in a set of addresses.
+    /// Length of the prefix; 32 or 128 in a set of addresses.
     pub(crate) prefix: u8,
-    /// Whether it is an exception from a shorter prefix.
+    /// Whether the member is an exception from a shorter prefix.
     pub(crate) nomatch: bool,
-    /// What stands beside it.
     pub(crate) comment: Option<String>,
 }
 
-/// The two programs that call themselves iptables.
+/// The two variants of iptables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Variant {
     /// iptables on top of `nf_tables`.
@@ -102,48 +102,50 @@ impl fmt::Display for Variant {
     }
 }
 
-/// Table mangle of one variant and family, as far as it concerns us. Rules are lines as
-/// `iptables -S` prints them.
+/// symroute's view of table mangle of one variant and family. Rules are lines as `iptables -S`
+/// prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Mangle {
-    /// All rules of the built-in chains.
+    /// All rules of the built-in chains, by chain.
     pub(crate) builtin: BTreeMap<String, Vec<String>>,
-    /// The rules of our chains.
+    /// Rules of symroute's chains.
     pub(crate) chains: BTreeMap<String, Vec<String>>,
-    /// The built-in chains that exist; none where there is no table, or one without them that
-    /// others use. iptables-nft makes table and chains when it is first used.
+    /// The built-in chains that exist. `None` if there is no table, or one with chains of other
+    /// programs only. iptables-nft makes table and chains when it is first used.
     pub(crate) existing: Option<BTreeSet<String>>,
 }
 
-/// How a variant of iptables is used on a node.
+/// How other programs use a variant of iptables on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct VariantUse {
-    /// Whether the kubelet's or kube-proxy's chains are in it.
+    /// Whether it has chains of the kubelet or of kube-proxy.
     pub(crate) has_kubelet_chains: bool,
-    /// How many rules other programs have in it.
+    /// Number of other programs' rules.
     pub(crate) foreign_rules: usize,
 }
 
-/// What a kernel's flowtables are good for.
+/// Whether symroute can use the kernel's flowtables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flowtables {
     Usable,
-    /// It has none.
+    /// The kernel has none.
     Missing,
-    /// It looks the way of the replies up without the packet mark, so they would leave by another NIC.
+    /// The kernel looks up the way of replies without the packet mark, so they would leave through
+    /// another NIC (before Linux 5.19).
     WithoutMarks,
 }
 
-/// What there is on a node to mark packets with.
+/// What a node offers to mark packets with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tooling {
     /// Whether the kernel has `nf_tables`.
     pub(crate) nftables: bool,
-    /// Its flowtables. Asked only where the settings want one.
+    /// Whether flowtables are usable. symroute probes them only if `offload` is set.
     pub(crate) flowtables: Flowtables,
-    /// Whether conntrack keeps a UDP connection that leaves a flowtable. Likewise.
+    /// Whether conntrack keeps a UDP connection that leaves a flowtable. symroute reads this only
+    /// if `offload` is set.
     pub(crate) keeps_udp: bool,
-    /// The variants of iptables that are installed. Not looked for where it does not matter.
+    /// The installed variants of iptables. Empty if symroute had no reason to look.
     pub(crate) iptables: BTreeMap<Variant, VariantUse>,
 }
 
