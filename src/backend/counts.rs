@@ -1,29 +1,32 @@
-//! What rules count, whichever backend they are of.
+//! The counters of the rules, for both backends.
 
 use std::collections::BTreeMap;
 
+/// What a counter counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counted {
-    /// Connections that were bound to the uplink with this id.
+    /// Connections that symroute bound to the uplink with this id.
     Bound(u32),
-    /// Packets that were made to leave by the uplink with this id.
+    /// Packets that symroute sent out through the uplink with this id.
     Steered(u32),
-    /// Packets that lost a mark that was evidence only.
+    /// Packets from which symroute removed a mark that was evidence only.
     Cleared,
-    /// Packets of new connections from outside by the NIC with this index, which is no uplink.
+    /// Packets of new connections from outside that arrive on the NIC with this index, which is no
+    /// uplink.
     Silent(u32),
 }
 
-/// Counts since the rules were made.
+/// Sums of the counters since symroute wrote the rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    /// Connections bound, by the id of the uplink.
+    /// Bound connections, by the id of the uplink.
     pub(crate) bound: BTreeMap<u32, u64>,
-    /// Packets that were made to leave by an uplink, by its id.
+    /// Packets that symroute sent out through an uplink, by its id.
     pub(crate) steered: BTreeMap<u32, u64>,
-    /// Packets that lost a mark that was evidence only.
+    /// Packets from which symroute removed a mark that was evidence only.
     pub(crate) cleared: u64,
-    /// Packets of new connections from outside by NICs that are no uplinks, by index (nftables).
+    /// Packets of new connections from outside that arrive on NICs that are no uplinks, by index
+    /// (nftables).
     pub(crate) silent: BTreeMap<u32, u64>,
 }
 

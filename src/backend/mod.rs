@@ -1,4 +1,5 @@
-//! What marks packets on a node: a table of nftables, or chains of iptables with ipsets.
+//! The two backends that mark packets on a node: a table of nftables, or chains of iptables with
+//! ipsets.
 //!
 //! Both are built from one [`spec::Spec`].
 
@@ -11,7 +12,7 @@ use std::fmt;
 
 use crate::model::Variant;
 
-/// What marks on this node.
+/// The backend that marks packets on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Marker {
     /// The table `inet symroute` of nftables.

@@ -1,4 +1,4 @@
-//! What both backends build their rules from.
+//! The input from which both backends build their rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,13 +7,14 @@ use ipnetwork::IpNetwork;
 
 use crate::model::{Family, Field, Mac, MarkMatch};
 
+/// Masquerade steering of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Steering {
-    /// The packet mark that says "will be masqueraded".
+    /// Packet mark of packets that another program will masquerade.
     pub(crate) mark: MarkMatch,
-    /// Id of the uplink that owns the address used then.
+    /// Id of the uplink that owns the address that masquerading uses.
     pub(crate) via: u32,
-    /// Indexes of the uplinks that such packets must not leave by.
+    /// Indexes of the uplinks through which such packets must not leave.
     pub(crate) away_from: BTreeSet<u32>,
 }
 
@@ -22,68 +23,70 @@ pub(crate) struct Uplink {
     pub(crate) id: u32,
     pub(crate) link: u32,
     pub(crate) name: String,
-    /// Bytes of the largest packet that it sends whole.
+    /// MTU in bytes.
     pub(crate) mtu: u32,
-    /// Families in which its table has a default route.
+    /// Families in which the uplink's table has a default route.
     pub(crate) ways: BTreeSet<Family>,
-    /// Hardware address and id of each router of the uplink, if there are several.
+    /// Hardware address and id of each router, if the uplink has several.
     pub(crate) routers: Vec<(Mac, u32)>,
-    /// Whether this is the uplink by one of these routers.
+    /// Whether this entry stands for one router of an uplink with several, with that router's id.
     pub(crate) router: bool,
 }
 
-/// What a flowtable takes.
+/// Which connections the flowtable takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Offload {
-    /// Names of the devices whose packets it takes.
+    /// Names of the devices whose packets the flowtable takes.
     pub(crate) devices: BTreeSet<String>,
-    /// Whether it takes connections over UDP, too.
+    /// Whether the flowtable takes UDP connections, too.
     pub(crate) udp: bool,
 }
 
-/// What rules are built from.
+/// Everything that the rules depend on.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec<'a> {
     pub(crate) field: Field,
-    /// The uplinks in the order of their ids, each followed by what it is by its routers.
+    /// The uplinks in the order of their ids. The entries of an uplink's routers follow it.
     pub(crate) uplinks: &'a [Uplink],
     /// Index and name of each interface that leads outside, uplink or not.
     pub(crate) outside: &'a [(u32, String)],
-    /// Index and name of each NIC that no address and no default route speaks for.
+    /// Index and name of each NIC that has no address and no default route.
     pub(crate) silent: &'a [(u32, String)],
-    /// Addresses that one uplink has and no other: index of the interface, address.
+    /// Index of the interface and address. An address that two uplinks share is not in here.
     pub(crate) own: &'a BTreeSet<(u32, IpAddr)>,
-    /// Serve the node's own sockets and remote backends.
+    /// Whether to serve the node's own sockets and remote backends.
     pub(crate) host: bool,
-    /// Accept a local pod's address as a source on an uplink.
+    /// Whether to accept a local pod's address as a source on an uplink.
     pub(crate) hairpin: bool,
-    /// The mark of a pod's replies that are not bound: they go by the rules of others, since those by address are
-    /// not for replies. None on a node.
+    /// Packet mark of a pod's replies that are not bound. They follow other programs' rules,
+    /// because symroute's rules by address are not for replies. `None` on a node.
     pub(crate) unbound: Option<u32>,
-    /// The node has IPVS, which routes forwarded packets again by their mark.
+    /// Whether the node has IPVS, which routes forwarded packets again by their mark.
     pub(crate) ipvs: bool,
     pub(crate) steering: BTreeMap<Family, Steering>,
-    /// Families in which main has no default route, so that a source without a route may come
-    /// from outside.
+    /// Families in which main has no default route, so that a source without a route may lie
+    /// outside.
     pub(crate) routeless: &'a [Family],
     /// Addresses of the pods that accept a local pod's address as a source.
     pub(crate) hairpins: &'a BTreeSet<IpAddr>,
+    /// Addresses of the pods that an annotation leaves out.
     pub(crate) left_out: &'a BTreeSet<IpAddr>,
-    /// Connections to these destinations are never bound.
+    /// Destinations whose connections are never bound.
     pub(crate) exclude: &'a [IpNetwork],
-    /// None for no flowtable.
+    /// `None` for no flowtable.
     pub(crate) offload: Option<Offload>,
     /// See [`crate::names::IN_FORCE`].
     pub(crate) fingerprint: u32,
-    /// See [`crate::names::LAYOUT`].
+    /// See [`crate::names::LAYOUT_PRIORITY`].
     pub(crate) priority: u32,
+    /// See [`crate::names::LAYOUT_TABLES`].
     pub(crate) table_base: u32,
     /// See [`crate::names::RESTORE`].
     pub(crate) restore: &'a BTreeSet<u32>,
 }
 
 impl Spec<'_> {
-    /// The uplinks, each once.
+    /// The uplinks without the entries of their routers.
     pub(crate) fn interfaces(&self) -> impl Iterator<Item = &Uplink> {
         self.uplinks.iter().filter(|uplink| !uplink.router)
     }
@@ -93,13 +96,13 @@ impl Spec<'_> {
         self.field.of(id)
     }
 
-    /// The conntrack mark of one whose requests leave by the very uplink that they come in by, and
-    /// the packet mark that sends a packet out by it all the same.
+    /// The conntrack mark of a connection that turns round: its requests leave through the uplink
+    /// on which they arrive. It is also the packet mark that sends such packets out.
     pub(crate) fn turned(&self, id: u32) -> u32 {
         self.field.of(id) | self.field.d()
     }
 
-    /// Whether a pod of this family has an address in the set.
+    /// Whether the set has an address of this family.
     pub(crate) fn any(set: &BTreeSet<IpAddr>, family: Family) -> bool {
         set.iter().any(|&ip| Family::of(ip) == family)
     }

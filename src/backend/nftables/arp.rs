@@ -1,9 +1,10 @@
-//! The table of family arp: strict `rp_filter` judges ARP requests as well (`arp_process`,
-//! `net/ipv4/arp.c`), and those have no connection whose mark they could get. Without a mark the
-//! kernel drops a router's request for the address of a second NIC, and no packet ever comes.
+//! The table of family arp. Strict `rp_filter` judges ARP requests as well (`arp_process`,
+//! `net/ipv4/arp.c`), and an ARP request has no connection to take a mark from. Without a mark the
+//! kernel drops a router's request for the address of a second NIC, and no packet ever arrives
+//! there.
 //!
-//! A request for the address of another NIC gets no mark: it may be this drop alone that keeps two
-//! NICs in one network from answering for each other.
+//! A request for the address of another NIC gets no mark. Perhaps only this drop keeps two NICs in
+//! one network from answering for each other.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,8 +21,8 @@ use crate::model::{Family, Field};
 use crate::names;
 use crate::netlink::uapi::NF_ARP_IN;
 
-/// The desired table: requests by these uplinks for an address of their own (interface, address)
-/// carry their mark. None where there are none.
+/// The desired table: ARP requests that arrive on one of these uplinks for its own address get its
+/// mark. `own`: interface and address. `None` if no uplink needs a rule.
 pub(crate) fn build<'a>(
     field: Field,
     uplinks: impl Iterator<Item = &'a Uplink>,

@@ -1,4 +1,4 @@
-//! The base chains: where packets meet the ruleset, and where they leave it.
+//! The base chains: packets enter the ruleset here, and lose their mark before they leave it.
 
 use super::chains::{
     BOUND, FORGET, InSetOf, LEAVE, VIA, address_in, chain, equals, goto, has_status, icmp_error,
@@ -15,20 +15,22 @@ use crate::model::{Family, Field, MarkMatch};
 use crate::names;
 use crate::netlink::uapi::*;
 
-/// After every DNAT: `dstnat` is -100, and AWS VPC CNI 1.23 overwrites the whole mark at -90.
+/// Priority of prerouting: after every DNAT. `dstnat` is -100, and AWS VPC CNI 1.23 overwrites the
+/// whole mark at -90.
 pub(crate) const PREROUTING: i32 = -80;
-/// `mangle`, where packets of the node itself are routed again by their mark.
+/// Priority of output: that of `mangle`, at which the kernel routes the node's own packets again by
+/// their mark.
 pub(crate) const MANGLE: i32 = -150;
-/// Before IPVS (98 to 100), which routes again by the mark; and behind the mangle of iptables,
-/// which binds there: when a node moves from that backend to this one, a request that came in
-/// before the move must not lose its mark on the way.
+/// Priority of input and forward. It is before IPVS (98 to 100), which routes again by the mark,
+/// and just after the mangle of iptables, which binds there. A request may arrive before the node
+/// moves from iptables to nftables. It must keep its mark until iptables has bound it.
 const EARLY: i32 = -149;
-/// The chain that what comes in meets first.
+/// Name of the base chain of prerouting.
 pub(super) const FIRST_CHAIN: &str = "prerouting";
-/// Just before `srcnat` (100), where exact comparers of marks sit.
+/// Priority of postrouting: just before `srcnat` (100), where other programs compare whole marks.
 pub(crate) const POSTROUTING: i32 = 95;
 
-/// All of them, behind the chains that they go to.
+/// All base chains, each after the chains that it goes to.
 pub(super) fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
     let field = spec.field;
     let hook = |name: &str, kind, number, priority, rules| Chain {
@@ -53,14 +55,14 @@ pub(super) fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
         chains.push(hook("forward", "filter", NF_INET_FORWARD, EARLY, forgetting()));
     }
     chains.extend([
-        // A chain of type filter would not route again.
+        // In a chain of type filter the kernel would not route again.
         hook("output", "route", NF_INET_LOCAL_OUT, MANGLE, output(spec)),
         hook("postrouting", "filter", NF_INET_POST_ROUTING, POSTROUTING, leaving),
     ]);
     chains
 }
 
-/// Bound connections first: most packets are of one, and go no further.
+/// Rules of prerouting. Bound connections come first, because most packets belong to one.
 fn prerouting(spec: &Spec<'_>) -> Vec<Rule> {
     let field = spec.field;
     let connection = [ConntrackMark, ours(field)];
@@ -74,13 +76,14 @@ fn prerouting(spec: &Spec<'_>) -> Vec<Rule> {
     let has_d = [ConntrackMark, Bits { mask: field.d(), xor: 0 }, Differs(vec![0; 4])];
     rules.push(plain([&has_d[..], &[Goto("turned".into())]].concat()));
     rules.push(plain([Iif, VerdictMap(names::ARRIVE)]));
-    // A pod's packet comes in by an interface that does not lead outside.
+    // A pod's packet arrives on an interface that does not lead outside.
     let inside = [Iif, InSet { set: names::OUTSIDE, not: true }];
     rules.extend(steer(spec, &inside, &FibInterface(Side::Destination)));
     rules
 }
 
-/// Connections that turn round on an uplink, and those that masquerade steering sends out.
+/// Rules for connections that turn round on an uplink, and for those that masquerade steering sends
+/// out.
 fn turned(spec: &Spec<'_>) -> Vec<Rule> {
     let mut rules = vec![
         plain([ConntrackMark, ours(spec.field), VerdictMap(names::TURNED)]),
@@ -90,7 +93,8 @@ fn turned(spec: &Spec<'_>) -> Vec<Rule> {
     rules
 }
 
-/// A packet of a connection that masquerade steering sends out, by the choice of its family.
+/// Rules that send a packet of a masquerade-steered connection out through the uplink of its
+/// family.
 fn sent(spec: &Spec<'_>, first: &[Expression]) -> Vec<Rule> {
     let is_sent = [ConntrackMark, ours(spec.field), equals(spec.field.d())];
     let each = spec.steering.iter().map(|(&family, steering)| {
@@ -105,12 +109,12 @@ fn output(spec: &Spec<'_>) -> Vec<Rule> {
     let connection = [ConntrackMark, ours(spec.field), VerdictMap(names::REPLIES)];
     let mut rules = vec![plain([&[DirectionIs { reply: true }][..], &connection].concat())];
     if let Some(mark) = spec.unbound {
-        // Rules by address are for what the pod asks itself.
+        // Rules by address are for connections that the pod opens.
         let by_others = [&unbound_reply(spec.field, 0)[..], &set_packet(spec.field, mark)];
         rules.push(rule("a reply that is not bound goes by the others' rules", by_others.concat()));
     }
     rules.extend(sent(spec, &[DirectionIs { reply: false }]));
-    // IPVS sends pods' packets through here, and clients' requests, which are bound already.
+    // IPVS sends pods' packets through output, and clients' requests, which are bound already.
     let is_uplink = Bits { mask: spec.field.mask() & !spec.field.d(), xor: 0 };
     let of_pod =
         [FibType { side: Side::Source, is_local: false }, ConntrackMark, is_uplink, equals(0)];
@@ -118,28 +122,29 @@ fn output(spec: &Spec<'_>) -> Vec<Rule> {
     rules
 }
 
-/// Takes the field off what came in by an uplink and needs it no more: before IPVS routes by it,
-/// and before what is in a tunnel's outer packet inherits it.
+/// Rules that clear the field of packets that arrived on an uplink and no longer need it. IPVS must
+/// not route by it, and the inner packet of a tunnel must not inherit it.
 fn forget(field: Field) -> Vec<Rule> {
     let clear = [&[Counter][..], &set_packet(field, 0)].concat();
     let unbound = [ConntrackMark, ours(field), InSet { set: names::MARKS, not: true }];
     vec![
         rule("a request", [&[DirectionIs { reply: false }][..], &clear].concat()),
         rule("a reply that is not bound", [&unbound[..], &clear].concat()),
-        // A tunnel's outer packets may be.
+        // Conntrack may not track a tunnel's outer packets.
         rule("of no connection", [&[NoConnection][..], &clear].concat()),
     ]
 }
 
-/// A reply of a connection that is bound to no uplink, with this in the packet's field: another program's mark stays.
+/// Matches a reply of a connection that is bound to no uplink, if the packet's field is `mark`. A
+/// mark of another program stays.
 fn unbound_reply(field: Field, mark: u32) -> [Expression; 7] {
     let (unbound, marked) = (equals(0), equals(mark));
     let direction = DirectionIs { reply: true };
     [direction, ConntrackMark, ours(field), unbound, PacketMark, ours(field), marked]
 }
 
-/// Takes the field off what is about to leave. A mark on a packet that we did not mark is
-/// another program's, one that writes whole marks.
+/// Rules that clear the field of packets that are about to leave. If symroute did not mark a
+/// packet, a program that writes whole marks did; that mark stays.
 fn leave(spec: &Spec<'_>) -> Vec<Rule> {
     let field = spec.field;
     let clear = set_packet(field, 0);
@@ -147,7 +152,8 @@ fn leave(spec: &Spec<'_>) -> Vec<Rule> {
     let [status, snat, is_set, counter] = has_status(IPS_SRC_NAT, Counter);
     let answer = [DirectionIs { reply: true }, status, snat, is_set, counter];
     let error = |family| [&icmp_error(family, [Counter])[..], &clear].concat();
-    // Kernels before 5.7 do not tell it here: the rule does not hold, and the next ones do.
+    // Kernels before 5.7 do not load the incoming interface in postrouting. The rule then ends, and
+    // the next ones apply.
     let elsewhere = [Iif, InSet { set: names::UPLINKS, not: true }, Accept];
     let mut rules = vec![plain([&connected[..], &clear, &[Accept]].concat())];
     if let Some(mark) = spec.unbound {
@@ -163,8 +169,9 @@ fn leave(spec: &Spec<'_>) -> Vec<Rule> {
     rules
 }
 
-/// Masquerade steering: a pod's packet (`of_pod`) that will be masqueraded leaves by the uplink of
-/// that address. `out` loads the interface by which it would leave otherwise.
+/// Masquerade steering: a pod's packet that another program will masquerade leaves through the
+/// uplink of the masquerade address. `of_pod` matches pods' packets. `out` loads the interface
+/// through which the packet would leave otherwise.
 fn steer(spec: &Spec<'_>, of_pod: &[Expression], out: &Expression) -> Vec<Rule> {
     let each = spec.steering.iter().map(|(&family, steering)| {
         let MarkMatch { value, mask } = steering.mark;

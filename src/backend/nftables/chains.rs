@@ -1,7 +1,8 @@
-//! The rules: how packets are marked. docs/design.md says why each part is there.
+//! The rules that mark packets. docs/design.md says why each part exists.
 //!
-//! No rule changes while pods come and go. What differs from node to node lies in sets and maps,
-//! and each uplink has chains of its own: only constants can be merged into a mark on all kernels.
+//! No rule changes while pods come and go. Sets and maps hold what differs from node to node. Each
+//! uplink has chains of its own, because kernels of all versions can merge only constants into a
+//! mark.
 
 use super::base_chains::base_chains;
 use super::offload;
@@ -16,7 +17,7 @@ use crate::model::{Family, Field};
 use crate::names;
 use crate::netlink::uapi::{IPS_DST_NAT, IPS_SEEN_REPLY, IPS_SRC_NAT};
 
-/// `fe80::/10`
+/// Mask and value of `fe80::/10`.
 const LINK_LOCAL: ([u8; 16], [u8; 16]) = {
     let (mut mask, mut value) = ([0; 16], [0; 16]);
     (mask[0], mask[1]) = (0xff, 0xc0);
@@ -24,23 +25,25 @@ const LINK_LOCAL: ([u8; 16], [u8; 16]) = {
     (mask, value)
 };
 
-/// Chain of each uplink that binds connections. Chains whose rules count have names here.
+/// Prefix of the chains that bind connections to an uplink. Chains with counters have constants
+/// here.
 pub(super) const BIND: &str = "bind";
-/// Chain of each uplink for packets of connections that are bound to it.
+/// Prefix of the chains for packets of connections that are bound to an uplink.
 pub(super) const BOUND: &str = "bound";
-/// Chain of each uplink that makes a packet leave by it.
+/// Prefix of the chains that send a packet out through an uplink.
 pub(super) const VIA: &str = "via";
-/// The same for a packet that came in by it.
+/// Prefix of the chains that send a packet out through the uplink on which it arrived.
 pub(super) const UTURN: &str = "uturn";
-/// Chain that takes off a mark that was evidence only, before the packet is routed again.
+/// Chain that clears a mark that was evidence only, before the kernel routes the packet again.
 pub(super) const FORGET: &str = "forget";
-/// Chain that takes off the mark of what is about to leave.
+/// Chain that clears the mark of packets that are about to leave.
 pub(super) const LEAVE: &str = "leave";
 
-/// Chain of each NIC that nothing speaks for, by its index: counts new connections from outside.
+/// Prefix of the chains that count new connections from outside on a NIC without address and
+/// default route. The NIC's index follows.
 pub(super) const SILENT: &str = "silent";
 
-/// The desired table.
+/// Builds the desired table of family inet.
 pub(crate) fn build(spec: &Spec<'_>) -> Ruleset {
     let mut chains = Vec::new();
     for uplink in spec.uplinks {
@@ -66,6 +69,7 @@ fn counted(expressions: &[Expression]) -> Rule {
     plain([&[Counter][..], expressions].concat())
 }
 
+/// Name of a chain of the uplink with this id.
 pub(super) fn named(chain: &str, id: u32) -> String {
     format!("{chain}_{id}")
 }
@@ -74,12 +78,12 @@ pub(super) fn goto(chain: &str, id: u32) -> Expression {
     Goto(named(chain, id))
 }
 
-/// Keeps all bits but the field's, and puts `mark` there.
+/// Keeps all bits except the field's, and writes `mark` into the field.
 pub(super) fn merge(field: Field, mark: u32) -> Expression {
     Bits { mask: !field.mask(), xor: mark }
 }
 
-/// Only the field's bits.
+/// Keeps only the field's bits.
 pub(super) fn ours(field: Field) -> Expression {
     Bits { mask: field.mask(), xor: 0 }
 }
@@ -88,12 +92,12 @@ pub(super) fn equals(number: u32) -> Expression {
     Equals(number_key(number))
 }
 
-/// The connection has this bit of `enum ip_conntrack_status`.
+/// Matches connections with this bit of `enum ip_conntrack_status`.
 pub(super) fn has_status(bit: u32, then: Expression) -> [Expression; 4] {
     [ConntrackStatus, Bits { mask: bit, xor: 0 }, Differs(vec![0; 4]), then]
 }
 
-/// The packet is an ICMP or ICMPv6 error about a connection.
+/// Matches ICMP or ICMPv6 errors about a connection.
 pub(super) fn icmp_error(
     family: Family,
     then: impl IntoIterator<Item = Expression>,
@@ -101,7 +105,7 @@ pub(super) fn icmp_error(
     [IcmpOf(family), Related].into_iter().chain(then).collect()
 }
 
-/// An address of the packet is in a set of addresses, or is not.
+/// Matches packets whose address is in a set, or is not.
 pub(super) fn address_in(family: Family, side: Side, set: InSetOf, then: &[Expression]) -> Rule {
     let InSetOf(set, not) = set;
     let test = [FamilyIs(family), LoadAddress(family, side), InSet { set, not }];
@@ -116,23 +120,24 @@ pub(super) fn chain(name: String, rules: Vec<Rule>) -> Chain {
     Chain { name, hook: None, rules }
 }
 
-/// Puts `mark` into the field of the packet mark.
+/// Writes `mark` into the field of the packet mark.
 pub(super) fn set_packet(field: Field, mark: u32) -> [Expression; 3] {
     [PacketMark, merge(field, mark), SetPacketMark]
 }
 
-/// Puts `mark` into the field of the conntrack mark.
+/// Writes `mark` into the field of the conntrack mark.
 fn set_connection(field: Field, mark: u32) -> [Expression; 3] {
     [ConntrackMark, merge(field, mark), SetConntrackMark]
 }
 
-/// The chains of one uplink, those that others go to first.
+/// The chains of one uplink, each after the chains that it goes to.
 fn uplink_chains(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Chain> {
     let (field, id) = (spec.field, uplink.id);
     let (mark, turned) = (spec.bound(id), spec.turned(id));
     let set_packet = |mark| set_packet(field, mark);
     let mut chains = vec![
-        // A packet that came in by the uplink and does not leave by it does not count as steered.
+        // No counter: a packet that arrived on the uplink and leaves elsewhere does not count as
+        // sent out.
         chain(named("from", id), vec![plain(set_packet(mark))]),
         chain(named(VIA, id), vec![counted(&set_packet(mark))]),
         chain(named(UTURN, id), vec![counted(&set_packet(turned))]),
@@ -158,7 +163,7 @@ fn uplink_chains(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Chain> {
     chains
 }
 
-/// Counts packets of connections from outside that have had no reply.
+/// Rules that count packets of connections from outside that have had no reply.
 fn silent() -> Vec<Rule> {
     let outside = InSet { set: names::OUTSIDE, not: false };
     vec![
@@ -170,16 +175,16 @@ fn silent() -> Vec<Rule> {
     ]
 }
 
-/// A first packet of an uplink with several routers is for the one that it came from, if that has
-/// an id of its own.
+/// Sends a first packet to the chain of the router that it came from, if that router has an id of
+/// its own.
 fn by_router(uplink: &Uplink) -> Vec<Rule> {
     let has_some = !uplink.router && !uplink.routers.is_empty();
     let rule = rule("came from a router of its own", [Iif, SourceMac, VerdictMap(names::ROUTERS)]);
     has_some.then_some(rule).into_iter().collect()
 }
 
-/// A packet of a connection that is bound to this uplink: what almost all packets are, so the
-/// usual ones come first and go nowhere else.
+/// Rules for packets of a connection that is bound to this uplink. Almost all packets are, so the
+/// usual ones come first and end here.
 fn bound(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     let mark = set_packet(spec.field, spec.bound(uplink.id));
     let here = [Iif, equals(uplink.link)];
@@ -200,7 +205,8 @@ fn bound(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
         rule("an ICMP error", error(Family::V4)),
         plain(error(Family::V6)),
         rule("the first packet of a connection that this one announced", request(&[])),
-        // Strict rp_filter drops it if it is forged. A reply that turns round has another mark.
+        // Strict rp_filter drops the packet if it is forged. A reply that turns round has another
+        // mark.
         rule("a reply by the uplink of its own request", [&here[..], &[Accept]].concat()),
         rule("answered", [&answered[..], &[VerdictMap(names::ANSWERED)]].concat()),
         rule("a request by another uplink", [Iif, VerdictMap(names::ARRIVE)]),
@@ -209,7 +215,7 @@ fn bound(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     rules
 }
 
-/// A packet of a connection whose requests leave by the uplink that they come in by.
+/// Rules for packets of a connection that turns round on this uplink.
 fn turn(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     let id = uplink.id;
     let mut rules = Vec::new();
@@ -236,18 +242,21 @@ fn turn(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     rules
 }
 
-/// The families in which a source can be judged by a missing route.
+/// Families in which a source without a route is not let in: those with a default route in main.
+/// None with `hairpin`, which lets any source in.
 fn judged(spec: &Spec<'_>) -> impl Iterator<Item = Family> {
     Family::ALL.into_iter().filter(|family| !spec.hairpin && !spec.routeless.contains(family))
 }
 
-/// The node does not route the source to an interface that leads outside: leave the packet alone.
+/// Accepts a packet unmarked if the node does not route its source to an interface that leads
+/// outside.
 fn from_inside() -> [Expression; 3] {
     [FibInterface(Side::Source), InSet { set: names::OUTSIDE, not: true }, Accept]
 }
 
-/// A packet of a connection that is bound to another uplink and has been answered came in by this
-/// one. It is let in and moves nothing, unless the address that the client called has moved here.
+/// Rules for packets that arrive on this uplink, of an answered connection that is bound to another
+/// one. They get this uplink's mark and do not move the connection, unless the address that the
+/// client called has moved here.
 fn answered(id: u32) -> Vec<Rule> {
     let mut rules: Vec<Rule> = Family::ALL
         .into_iter()
@@ -260,21 +269,21 @@ fn answered(id: u32) -> Vec<Rule> {
     rules
 }
 
-/// The incoming interface has this address of the connection, or has not.
+/// Matches if the incoming interface has this address of the connection, or has not.
 fn own_address(family: Family, address: Expression, not: bool) -> [Expression; 3] {
     [Iif, address, InSet { set: names::OWN.of(family), not }]
 }
 
-/// A request that is bound now. Where the backend of a DNATed one lies behind the very uplink that
-/// the request came in by, the way back that `rp_filter` looks up has the same incoming interface
-/// and mark as the way there: the mark has to say that it turns round.
+/// Rules that bind a request. The backend of a DNATed request may lie behind the uplink on which
+/// the request arrived. Then the way back that `rp_filter` looks up has the same incoming interface
+/// and mark as the way there. So the conntrack mark records that the connection turns round.
 fn bind(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     let id = uplink.id;
     let [status, bit, is_set, way] = has_status(IPS_DST_NAT, FibInterface(Side::Destination));
     let turns = [status, bit, is_set, way, equals(uplink.link)];
     let remember = |mark| {
         let [load, merge, store] = set_connection(spec.field, mark);
-        // A packet of no connection is not counted: the rule ends where it loads the mark.
+        // Before the counter: loading the mark ends the rule for a packet of no connection.
         [load, merge, Counter, store]
     };
     vec![
@@ -287,8 +296,8 @@ fn bind(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     ]
 }
 
-/// A first packet came in by this uplink. After DNAT, the node's routes say whether it is for
-/// something inside.
+/// Rules for first packets that arrive on this uplink. After DNAT, the node's routes show whether
+/// the destination lies inside.
 fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     let mut rules: Vec<Rule> = Family::ALL
         .into_iter()
@@ -296,7 +305,7 @@ fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
             let [status, bit, is_set, of] = has_status(IPS_SRC_NAT, FamilyIs(family));
             let own = own_address(family, ConntrackAddress { family, reply: true }, false);
             let snat = [DirectionIs { reply: true }, status, bit, is_set, of];
-            // An ICMP error may have any source.
+            // Any host can be the source of an ICMP error, so the source is judged.
             [(NotRelated, "from"), (Related, "error")].map(|(state, then)| {
                 rule(
                     "an answer to the address that the request was sent with",
@@ -335,7 +344,7 @@ fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     rules
 }
 
-/// Binds, unless the source is one that strict `rp_filter` has to drop.
+/// Rules that bind a request, unless strict `rp_filter` has to drop its source.
 fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     let (mask, value) = LINK_LOCAL;
     let link_local = [
@@ -365,11 +374,12 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     rules
 }
 
-/// Asks table main alone where the source lies: a table of the destination's own knows nothing of
-/// what is inside. An ip rule sends a look-up whose whole mark is D to main. (Releases that do not
-/// know this rule would take one that looks at a part of the mark for a clash.) So the mark of
-/// another program is put aside meanwhile: those of known neighbours are. A packet with any other
-/// is bound without this question.
+/// Rules that ask table main alone where the source lies. A routing table of the destination's own
+/// does not know what lies inside.
+///
+/// An ip rule sends a look-up whose whole mark is D to main. (Older releases would report a rule
+/// that compares part of the mark as a clash.) So the rules put a known mark of another program
+/// aside meanwhile. A packet with any other mark is bound without this question.
 fn ask(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     let mut rules: Vec<Rule> = foreign_marks(spec)
         .map(|mark| {
@@ -382,7 +392,7 @@ fn ask(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     rules
 }
 
-/// The chains that put such a mark aside and back.
+/// The chains that put a known mark of another program aside, ask main, and restore the mark.
 fn asks_with_marks(spec: &Spec<'_>, id: u32) -> impl Iterator<Item = Chain> {
     foreign_marks(spec).flat_map(move |mark| {
         let bind = of_mark("back", mark, id);
@@ -392,24 +402,25 @@ fn asks_with_marks(spec: &Spec<'_>, id: u32) -> impl Iterator<Item = Chain> {
     })
 }
 
-/// The name of an uplink's chain for packets with a mark of another program.
+/// Name of an uplink's chain for packets with a mark of another program.
 fn of_mark(chain: &str, mark: u32, id: u32) -> String {
     format!("{chain}{mark:x}_{id}")
 }
 
-/// The marks, and their sum, that neighbours put on requests before this hook.
+/// Marks that other programs put on requests before prerouting, alone and together.
 fn foreign_marks(spec: &Spec<'_>) -> impl Iterator<Item = u32> {
     let [kube, aws] = names::MARKS_ON_REQUESTS;
     [kube, aws, kube | aws].into_iter().filter(|&mark| !spec.field.has(mark))
 }
 
-/// The packet has a mark of another program.
+/// Matches packets with a mark of another program.
 fn marked_by_others(spec: &Spec<'_>, then: Expression) -> Rule {
     let others = merge(spec.field, 0);
     rule("a mark of another program", [PacketMark, others, Differs(vec![0; 4]), then])
 }
 
-/// The look-ups, between a mark that stands for the question and the packet's own.
+/// Sets the mark D, makes the look-ups, and restores the packet's mark `own`. `then` follows if the
+/// source lies outside.
 fn question(spec: &Spec<'_>, then: &Expression, own: u32) -> Vec<Rule> {
     let outside = InSet { set: names::OUTSIDE, not: false };
     let mut rules = vec![
@@ -424,8 +435,8 @@ fn question(spec: &Spec<'_>, then: &Expression, own: u32) -> Vec<Rule> {
     rules
 }
 
-/// An ICMP error binds nothing, since anybody can send one by any uplink. It is let in if its
-/// source lies outside.
+/// Rules for ICMP errors. An error binds nothing, because any host can send one through any uplink.
+/// It gets the uplink's mark if its source lies outside.
 fn error(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     if spec.hairpin {
         return vec![plain([goto("from", id)])];

@@ -1,4 +1,4 @@
-//! What the rules of our nftables table have counted.
+//! Reads the counters of the nftables table.
 
 use super::chains::{BIND, BOUND, FORGET, LEAVE, SILENT, UTURN, VIA};
 use super::table::{NFGENMSG, get, ours};
@@ -7,7 +7,7 @@ use crate::netlink::uapi::*;
 use crate::netlink::wire::{attrs, find, string};
 use crate::netlink::{Error, Socket};
 
-/// What the rules of the table have counted.
+/// Reads what each rule with a counter has counted.
 pub(crate) fn read(socket: &mut Socket) -> Result<Vec<(Counted, u64)>, Error> {
     let mut request = get(NFT_MSG_GETRULE, NLM_F_DUMP, NFTA_RULE_TABLE);
     socket.dump(&mut request, |body| {
@@ -22,7 +22,7 @@ pub(crate) fn read(socket: &mut Socket) -> Result<Vec<(Counted, u64)>, Error> {
     })
 }
 
-/// What the rules of a chain count.
+/// What the rules of a chain count; `None` if they have no counter that matters.
 fn counts(chain: &str) -> Option<Counted> {
     if [FORGET, LEAVE].contains(&chain) {
         return Some(Counted::Cleared);
@@ -37,7 +37,7 @@ fn counts(chain: &str) -> Option<Counted> {
     }
 }
 
-/// The packets that an expression has counted, if that is what it does.
+/// The packets of a counter expression; `None` for another expression.
 fn packets(expression: &[u8]) -> Option<u64> {
     let name = find(expression, NFTA_EXPR_NAME).map(string)?;
     let data = find(expression, NFTA_EXPR_DATA).filter(|_| name == "counter")?;

@@ -1,4 +1,4 @@
-//! Rules and sets as `nf_tables` wants them on the wire.
+//! Encodes rules and sets as netlink attributes of `nf_tables`.
 
 use super::rules::{Expression, Rule, Set, Side, Type};
 use crate::model::Family;
@@ -12,9 +12,9 @@ pub(crate) struct SetNumbers {
     pub(crate) flags: u32,
     /// nft's number of the key's type (`enum datatypes` of nftables).
     pub(crate) key_type: u32,
-    /// Bytes of the key.
+    /// Length of the key in bytes.
     pub(crate) key_len: u32,
-    /// nft's number and the size of the data's type.
+    /// nft's number of the data's type and its length in bytes; `None` for a set.
     pub(crate) data: Option<(u32, u32)>,
 }
 
@@ -25,7 +25,7 @@ fn type_numbers(kind: Type) -> (u32, u32) {
         Type::Ipv6 => (8, 16),
         Type::Mark => (19, 4),
         Type::Interface => (20, 4),
-        // Each part of a concatenation has six bits of the number.
+        // Each part of a concatenation takes six bits of the number.
         Type::InterfaceIpv4 => (20 << 6 | 7, 8),
         Type::InterfaceIpv6 => (20 << 6 | 8, 20),
         Type::InterfaceMac => (20 << 6 | 9, 12),
@@ -33,17 +33,18 @@ fn type_numbers(kind: Type) -> (u32, u32) {
     }
 }
 
-/// How a set is described on the wire.
+/// The numbers that describe a set on the wire.
 pub(crate) fn set_numbers(set: &Set) -> SetNumbers {
     let (key_type, key_len) = type_numbers(set.key);
     let data = set.data.map(type_numbers);
     SetNumbers { flags: if data.is_some() { NFT_SET_MAP } else { 0 }, key_type, key_len, data }
 }
 
-/// The byte orders of a set's key and data, without which `nft list` prints its elements wrong.
-/// A verdict has no byte order: nft 1.0.6 aborts on one. Parts of a concatenation have their own.
+/// User data of a set: the byte orders of key and data, without which `nft list` prints the
+/// elements wrong. A verdict has no byte order: nft 1.0.6 aborts on one. Nor has a concatenation,
+/// whose parts have their own.
 ///
-/// Format: libnftnl's user data, (type u8, length u8, value) with u32 values in host byte order.
+/// Format (libnftnl): type u8, length u8, value. The values are u32 in host byte order.
 pub(crate) fn set_userdata(set: &Set) -> Vec<u8> {
     const KEY_BYTE_ORDER: u8 = 0;
     const DATA_BYTE_ORDER: u8 = 1;
@@ -66,7 +67,7 @@ pub(crate) fn set_userdata(set: &Set) -> Vec<u8> {
     out
 }
 
-/// The expressions of a rule as the attribute `NFTA_RULE_EXPRESSIONS`.
+/// Encodes the expressions of a rule as the attribute `NFTA_RULE_EXPRESSIONS`.
 pub(crate) fn rule_body(rule: &Rule) -> Writer {
     let mut w = Writer::with_capacity(512);
     w.nest(NFTA_RULE_EXPRESSIONS, |w| {
@@ -77,7 +78,7 @@ pub(crate) fn rule_body(rule: &Rule) -> Writer {
     w
 }
 
-/// An expression of a rule, with the attributes that `fill` writes.
+/// Writes an expression of this name, with the attributes that `fill` writes.
 pub(crate) fn named(w: &mut Writer, name: &str, fill: impl FnOnce(&mut Writer)) {
     w.nest(NFTA_LIST_ELEM, |w| {
         w.str(NFTA_EXPR_NAME, name);
@@ -89,7 +90,7 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
     match expression {
         Expression::Iif => meta(w, NFT_META_IIF),
         Expression::Oif => meta(w, NFT_META_OIF),
-        // Behind the destination of `struct ethhdr`. A device without such a header ends the rule.
+        // After the destination in `struct ethhdr`. A device without such a header ends the rule.
         Expression::SourceMac => behind_interface(w, NFT_PAYLOAD_LL_HEADER, 6, 6),
         Expression::PacketMark => meta(w, NFT_META_MARK),
         Expression::ConntrackMark => ct(w, NFT_CT_MARK),
@@ -120,7 +121,8 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
             conntrack_address(w, NFT_REG32_01, *family, *reply);
         }
         Expression::CalledAddress(family) => conntrack_address(w, NFT_REG_1, *family, false),
-        // Behind the fixed part, two addresses of Ethernet and one of IPv4 (`arp_process`).
+        // After the fixed part, two Ethernet addresses and one IPv4 address (`arp_process`,
+        // `net/ipv4/arp.c`).
         Expression::ArpTarget => behind_interface(w, NFT_PAYLOAD_NETWORK_HEADER, 24, 4),
         Expression::FibInterface(side) => fib(w, *side, NFT_FIB_RESULT_OIF, 0),
         Expression::FibInterfaceByMark(side) => {
@@ -156,11 +158,11 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
             w.be32(NFTA_CT_KEY, NFT_CT_MARK);
             w.be32(NFTA_CT_SREG, NFT_REG_1);
         }),
-        // Without numbers it begins at zero.
+        // Without numbers the counter starts at zero.
         Expression::Counter => named(w, "counter", |_| {}),
         Expression::OneIn(number) => {
             meta(w, NFT_META_PRANDOM);
-            // As nft reads it.
+            // Big endian, as nft reads the random number.
             bitwise(w, &(number - 1).to_be_bytes(), &[0; 4]);
             compare(w, NFT_CMP_EQ, &[0; 4]);
         }
@@ -177,7 +179,7 @@ fn write_verdict(w: &mut Writer, code: i32) {
     w.nest(NFTA_DATA_VERDICT, |w| w.be_i32(NFTA_VERDICT_CODE, code));
 }
 
-/// A verdict that goes to a chain, as rules and map elements carry it.
+/// Writes a verdict that goes to a chain, for a rule or a map element.
 pub(crate) fn write_goto(w: &mut Writer, chain: &str) {
     w.nest(NFTA_DATA_VERDICT, |w| {
         w.be_i32(NFTA_VERDICT_CODE, NFT_GOTO);
@@ -185,7 +187,7 @@ pub(crate) fn write_goto(w: &mut Writer, chain: &str) {
     });
 }
 
-/// A fact about the packet (`NFT_META_*`) into register 1.
+/// Loads a fact about the packet (`NFT_META_*`) into register 1.
 pub(crate) fn meta(w: &mut Writer, key: u32) {
     named(w, "meta", |w| {
         w.be32(NFTA_META_DREG, NFT_REG_1);
@@ -200,7 +202,8 @@ fn ct(w: &mut Writer, key: u32) {
     });
 }
 
-/// The register is the one behind that of an interface where both are one key.
+/// Loads the destination of a direction of the connection. `register`: [`NFT_REG32_01`] if an
+/// interface is before it in the same key.
 fn conntrack_address(w: &mut Writer, register: u32, family: Family, reply: bool) {
     let key = if family == Family::V4 { NFT_CT_DST_IP } else { NFT_CT_DST_IP6 };
     named(w, "ct", |w| {
@@ -210,14 +213,14 @@ fn conntrack_address(w: &mut Writer, register: u32, family: Family, reply: bool)
     });
 }
 
-/// The connection's state is one of these bits, or none of them.
+/// Compares these bits of the connection's state with 0.
 fn state(w: &mut Writer, bits: u32, comparison: u32) {
     ct(w, NFT_CT_STATE);
     bitwise(w, &bits.to_ne_bytes(), &[0; 4]);
     compare(w, comparison, &[0; 4]);
 }
 
-/// The rule goes on where register 1 holds these bytes (`NFT_CMP_EQ`), or others (`NFT_CMP_NEQ`).
+/// Continues the rule if register 1 holds these bytes (`NFT_CMP_EQ`), or others (`NFT_CMP_NEQ`).
 pub(crate) fn compare(w: &mut Writer, op: u32, bytes: &[u8]) {
     named(w, "cmp", |w| {
         w.be32(NFTA_CMP_SREG, NFT_REG_1);
@@ -249,7 +252,7 @@ fn lookup(w: &mut Writer, set: &str, not: bool, verdict: bool) {
     });
 }
 
-/// An address of the packet into register 1. Offsets: `struct iphdr`, `struct ipv6hdr`.
+/// Loads an address of the packet into register 1. Offsets: `struct iphdr`, `struct ipv6hdr`.
 pub(crate) fn payload(w: &mut Writer, family: Family, side: Side) {
     let (offset, len) = match (family, side) {
         (Family::V4, Side::Source) => (12, 4),
@@ -265,7 +268,8 @@ pub(crate) fn payload(w: &mut Writer, family: Family, side: Side) {
     });
 }
 
-/// Bytes of the packet into the register behind the one of an interface, so that both are one key.
+/// Loads bytes of the packet into the register after that of an interface, so that both form one
+/// key.
 fn behind_interface(w: &mut Writer, base: u32, offset: u32, len: u32) {
     named(w, "payload", |w| {
         w.be32(NFTA_PAYLOAD_DREG, NFT_REG32_01);

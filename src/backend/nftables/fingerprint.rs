@@ -1,8 +1,8 @@
-//! Fingerprints: how reconcile knows a rule of ours again without comparing expressions, which
-//! each kernel gives back in its own words.
+//! Fingerprints, by which reconcile recognises the rules that it wrote. It does not compare
+//! expressions, because each kernel returns them in another form.
 //!
-//! A rule carries its fingerprint in its user data, in a field that nft does not print. A rule
-//! that somebody changed or that came from a text has none, and its chain is written anew.
+//! A rule has its fingerprint in its user data, in a field that nft does not print. A rule that
+//! another program changed or loaded from text has none. Then reconcile writes its chain again.
 
 use super::rules::Rule;
 use std::hash::Hasher as _;
@@ -11,17 +11,17 @@ use crate::hash::Fnv;
 
 /// libnftnl's type of a rule's comment.
 const COMMENT: u8 = 0;
-/// Our own type, far from those that libnftnl may come to use.
+/// symroute's own type, far from those that libnftnl may use later.
 const FINGERPRINT: u8 = 0xf5;
 
-/// The fingerprint of a rule whose encoded expressions are `body`.
+/// The fingerprint of a rule with `body` as its encoded expressions.
 pub(crate) fn of_rule(rule: &Rule, body: &[u8]) -> u64 {
     let mut all = rule.comment.unwrap_or("").as_bytes().to_vec();
     all.extend_from_slice(body);
     Fnv::of(&all).finish()
 }
 
-/// User data for a rule: its comment and its fingerprint, as (type u8, length u8, value).
+/// User data for a rule: its comment and its fingerprint, each as type u8, length u8, value.
 pub(crate) fn userdata(rule: &Rule, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     if let Some(comment) = rule.comment {
@@ -37,7 +37,7 @@ pub(crate) fn userdata(rule: &Rule, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The fingerprint in a rule's user data, if it has one of ours.
+/// The fingerprint in a rule's user data, if it has one.
 pub(crate) fn of_userdata(mut data: &[u8]) -> Option<u64> {
     while let [kind, len, rest @ ..] = data {
         let value = rest.get(..usize::from(*len))?;

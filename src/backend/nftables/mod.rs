@@ -1,8 +1,10 @@
-//! The nftables table: what stands in it, and how it is written on the wire.
+//! The nftables backend: the content of the table, and its netlink messages.
 //!
-//! [`chains`] and [`base_chains`] make the rules from a [`super::spec::Spec`], [`sets`] what they
-//! look into, [`offload`] the flowtable ([`rules`] has the shapes); [`encode`] writes them, [`table`] reads the table and
-//! makes the changes of [`table_diff`] in one transaction, [`counters`] reads what the rules count.
+//! [`chains`] and [`base_chains`] build the rules from a [`super::spec::Spec`], [`sets`] the sets
+//! and maps, [`offload`] the flowtable. [`rules`] defines their types.
+//!
+//! [`encode`] writes them as netlink attributes. [`table`] reads the table and commits the changes
+//! of [`table_diff`] in one transaction. [`counters`] reads the counters.
 
 pub(crate) mod arp;
 pub(crate) mod base_chains;

@@ -1,8 +1,9 @@
 //! The flowtable, and the rules that put bound connections into it. docs/design.md says why.
 //!
-//! A connection comes there by a request that came in by the connection's own uplink. The way of that request is
-//! the one that it has. The way of the replies is looked up by the kernel with the request's mark and incoming
-//! interface (`nft_flow_route`, `net/netfilter/nft_flow_offload.c`), so it is the uplink.
+//! A request that arrives on the connection's own uplink puts the connection into the flowtable.
+//! Its requests keep the route of that packet. The kernel looks up the route of its replies with
+//! the request's mark, and with the request's incoming interface as the outgoing one
+//! (`nft_flow_route`, `net/netfilter/nft_flow_offload.c`). So replies leave through the uplink.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,12 +16,14 @@ use crate::model::{ElementData, Family, PerFamily};
 use crate::names;
 use crate::netlink::uapi::*;
 
-/// So few short connections come into the flowtable: each pays for that, and conntrack knows less of its end.
+/// One request in this number puts its connection into the flowtable. Short connections would pay
+/// for that and gain nothing, and conntrack knows less of their end.
 const SOME: u32 = 16;
-/// Behind all filters: what another program drops in forward is not offloaded.
+/// After all filters: symroute does not offload what another program drops in forward.
 const LAST: i32 = i32::MAX;
 
-/// The table of a node that iptables marks: the flowtable alone. None where nothing is offloaded.
+/// Builds the table of a node with the iptables backend: the flowtable and its rules only. `None`
+/// if nothing is offloaded.
 pub(crate) fn alone(spec: &Spec<'_>) -> Option<Ruleset> {
     let sets = Family::ALL.map(|family| own_addresses(spec.own, family)).into();
     let mut ruleset = Ruleset { sets, ..Ruleset::default() };
@@ -28,7 +31,7 @@ pub(crate) fn alone(spec: &Spec<'_>) -> Option<Ruleset> {
     ruleset.flowtable.is_some().then_some(ruleset)
 }
 
-/// Adds the flowtable and its rules, where the settings want one.
+/// Adds the flowtable and its rules, if the settings want one.
 pub(super) fn add(spec: &Spec<'_>, ruleset: &mut Ruleset) {
     let Some(offload) = &spec.offload else { return };
     ruleset.flowtable = Some(flowtable(offload.devices.iter().cloned()));
@@ -52,14 +55,14 @@ pub(crate) fn flowtable(devices: impl IntoIterator<Item = String>) -> Flowtable 
     Flowtable { name: names::OFFLOAD, priority: LAST, devices }
 }
 
-/// What belongs to a rule that puts connections into the flowtable.
+/// Whether a chain has a rule that puts connections into the flowtable.
 pub(super) fn offloads(chain: &Chain) -> bool {
     let does = |rule: &Rule| rule.expressions.iter().any(|e| matches!(e, Offload(_)));
     chain.rules.iter().any(does)
 }
 
-/// Requests of connections that both sides have kept up, one in some: a connection of a few packets would pay
-/// for its way into the flowtable and gain nothing.
+/// The base chain: one in [`SOME`] requests of assured connections. A connection of a few packets
+/// would pay for the flowtable and gain nothing.
 fn base() -> Chain {
     let request = [DirectionIs { reply: false }];
     let chance = has_status(IPS_ASSURED, OneIn(SOME));
@@ -68,8 +71,8 @@ fn base() -> Chain {
     Chain { name: names::OFFLOAD.into(), hook: Some(hook), rules: vec![plain(kept_up.concat())] }
 }
 
-/// A request that came in by this uplink. Requests by another uplink than the connection's are let in, but the
-/// kernel would have the replies follow them.
+/// Rules for a request that arrived on this uplink. Requests on another uplink than the
+/// connection's are let in, but with them the kernel would send the replies there.
 fn of_uplink(spec: &Spec<'_>, uplink: &Uplink, udp: bool) -> Vec<Rule> {
     let bound = spec.bound(uplink.id);
     let without_way = Family::ALL.into_iter().filter(|family| !uplink.ways.contains(family));
@@ -83,7 +86,8 @@ fn of_uplink(spec: &Spec<'_>, uplink: &Uplink, udp: bool) -> Vec<Rule> {
         ];
         rule("the address is another uplink's", [&called[..], &by_another, &[Accept]].concat())
     };
-    // IPVS and iptables need the mark off by now. The kernel looks the way of the replies up by it.
+    // With IPVS or the iptables backend, an earlier rule has cleared the mark. The kernel looks up
+    // the route of replies with it.
     let into = |protocol| {
         let mark = set_packet(spec.field, bound);
         plain([&[ProtocolIs(protocol)][..], &mark, &[Offload(names::OFFLOAD)]].concat())
@@ -93,7 +97,8 @@ fn of_uplink(spec: &Spec<'_>, uplink: &Uplink, udp: bool) -> Vec<Rule> {
         plain(other),
         rule("leaves by the uplink it came in by", [Oif, equals(uplink.link), Accept]),
     ];
-    // Without a route in the table, the kernel would take the client for a neighbour on the link.
+    // Without a route in the uplink's table, the kernel would take the client for a neighbour on
+    // the link.
     rules.extend(
         without_way
             .map(|family| rule("the table has no default route", [FamilyIs(family), Accept])),

@@ -1,7 +1,7 @@
-//! The shape of an nftables table: sets, chains, rules and the few expressions they are made of.
+//! Types of an nftables table: sets, chains, rules and the few expressions that rules consist of.
 //!
-//! Expressions are written the way nft itself compiles them, with one register, so that
-//! `nft list` reads them back as text that `nft -f` accepts.
+//! Each expression is encoded as nft itself compiles it, with one register. So `nft list` prints
+//! the rules as text that `nft -f` accepts.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,7 +9,7 @@ use std::fmt;
 use crate::model::{Elements, Family};
 use crate::netlink::uapi::{NFPROTO_ARP, NFPROTO_INET};
 
-/// Families of the kernel in which we have a table, each of the name [`crate::names::TABLE`].
+/// Netfilter families in which symroute has a table. The name of each is [`crate::names::TABLE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TableFamily {
     /// IPv4 and IPv6.
@@ -41,9 +41,9 @@ impl fmt::Display for TableFamily {
 pub(crate) struct Ruleset {
     /// Sets and maps. Chains refer to them by name.
     pub(crate) sets: Vec<Set>,
-    /// Chains, those that others `goto` first.
+    /// Chains, each after the chains that it goes to.
     pub(crate) chains: Vec<Chain>,
-    /// The flowtable, if there is one.
+    /// The flowtable, if the table has one.
     pub(crate) flowtable: Option<Flowtable>,
 }
 
@@ -66,13 +66,15 @@ pub(crate) enum Type {
     Ipv6,
     /// 4 bytes, host byte order.
     Mark,
-    /// Interface index; 4 bytes, host byte order.
+    /// Interface index: 4 bytes, host byte order.
     Interface,
+    /// Interface index and IPv4 address.
     InterfaceIpv4,
+    /// Interface index and IPv6 address.
     InterfaceIpv6,
-    /// Interface and hardware address.
+    /// Interface index and hardware address.
     InterfaceMac,
-    /// Where to go on.
+    /// A verdict that goes to a chain.
     Verdict,
 }
 
@@ -80,48 +82,48 @@ pub(crate) enum Type {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Set {
     pub(crate) name: String,
-    /// What its elements are.
+    /// Type of the keys.
     pub(crate) key: Type,
-    /// What they stand for; none for a set.
+    /// Type of the data; `None` for a set.
     pub(crate) data: Option<Type>,
-    /// The most elements it holds; none for no limit. The kernel looks things up faster where it
+    /// Maximum number of elements; `None` for no limit. The kernel looks elements up faster if it
     /// knows the size.
     pub(crate) size: Option<u32>,
     pub(crate) elements: Elements,
 }
 
-/// Where a base chain hangs.
+/// Hook of a base chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hook {
     /// "filter" or "route".
     pub(crate) kind: &'static str,
     /// `NF_INET_*`, or `NF_ARP_*`
     pub(crate) number: u32,
-    /// Place among the chains of this hook; lower comes first.
+    /// Priority among the chains of this hook; lower runs first.
     pub(crate) priority: i32,
 }
 
-/// A flowtable: it takes packets of connections around all rules.
+/// A flowtable. It forwards packets of its connections past all rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Flowtable {
     pub(crate) name: &'static str,
-    /// Its place among the hooks of a device; lower comes first.
+    /// Priority among the hooks of a device; lower runs first.
     pub(crate) priority: i32,
-    /// Names of the devices whose packets it takes.
+    /// Names of the devices whose packets the flowtable takes.
     pub(crate) devices: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub(crate) name: String,
-    /// Set for a base chain.
+    /// `None` for a chain that is not a base chain.
     pub(crate) hook: Option<Hook>,
     pub(crate) rules: Vec<Rule>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rule {
-    /// What it is for, shown by `nft list`.
+    /// Purpose of the rule, shown by `nft list`.
     pub(crate) comment: Option<&'static str>,
     pub(crate) expressions: Vec<Expression>,
 }
@@ -133,14 +135,14 @@ pub(crate) enum Side {
     Destination,
 }
 
-/// One step of a rule. A step that compares ends the rule where it does not hold.
+/// One step of a rule. A step that compares ends the rule if the comparison fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expression {
     /// Incoming interface -> register.
     Iif,
     /// Outgoing interface -> register.
     Oif,
-    /// Source hardware address -> the register behind an interface.
+    /// Source hardware address -> the register after that of an interface.
     SourceMac,
     /// Packet mark -> register.
     PacketMark,
@@ -148,50 +150,52 @@ pub(crate) enum Expression {
     ConntrackMark,
     /// Conntrack status bits -> register.
     ConntrackStatus,
-    /// The connection's direction of this packet is `reply` or not.
+    /// The packet goes in the connection's reply direction, or in the original one.
     DirectionIs {
         /// `true` for the reply direction.
         reply: bool,
     },
     /// The packet is of this protocol (`IPPROTO_*`).
     ProtocolIs(u8),
-    /// The packet is of this family's ICMP.
+    /// The packet is ICMP (IPv4) or ICMPv6 (IPv6).
     IcmpOf(Family),
-    /// The packet is of no connection of its own but about one.
+    /// The packet is an error message about a connection (`NF_CT_STATE_RELATED`), or the first of a
+    /// connection that another one announced.
     Related,
-    /// The packet belongs to the connection itself: the opposite of [`Expression::Related`].
+    /// The packet is not [`Expression::Related`].
     NotRelated,
-    /// The packet is of no connection: it is not tracked, or conntrack makes nothing of it.
+    /// The packet belongs to no connection: conntrack does not track it, or finds it invalid.
     NoConnection,
     FamilyIs(Family),
-    /// Address -> register; ask [`Expression::FamilyIs`] first.
+    /// Address -> register; test [`Expression::FamilyIs`] first.
     LoadAddress(Family, Side),
-    /// Destination of the connection's original or reply direction -> the register behind an
-    /// interface; ask [`Expression::FamilyIs`] first.
+    /// Destination of the connection's original or reply direction -> the register after that of an
+    /// interface; test [`Expression::FamilyIs`] first.
     ConntrackAddress {
         family: Family,
         /// `true` for the reply direction.
         reply: bool,
     },
-    /// Destination of the connection's first packet, before any DNAT -> register; ask
+    /// Destination that the client called, before any DNAT -> register; test
     /// [`Expression::FamilyIs`] first.
     CalledAddress(Family),
-    /// The address that an ARP request asks for -> the register behind an interface.
+    /// The address that an ARP request asks for -> the register after that of an interface.
     ArpTarget,
-    /// Outgoing interface that a route look-up for this address gives -> register; 0 for none.
+    /// Outgoing interface of a route look-up for this address -> register; 0 if there is no route.
     FibInterface(Side),
-    /// The same by a look-up with the packet's mark.
+    /// Outgoing interface of a route look-up for this address with the packet's mark -> register; 0
+    /// if there is no route.
     FibInterfaceByMark(Side),
-    /// No route for this address.
+    /// The node has no route for this address.
     FibMissing {
         side: Side,
-        /// Look up with the packet's mark.
+        /// Whether the look-up uses the packet's mark.
         by_mark: bool,
     },
     /// The address is one of the node's own, or is not.
     FibType {
         side: Side,
-        /// Whether it has to be the node's own.
+        /// Whether the address has to be the node's own.
         is_local: bool,
     },
     /// register = register & mask ^ xor, on four bytes in host byte order.
@@ -210,10 +214,11 @@ pub(crate) enum Expression {
     /// The register is an element of the set, or is not.
     InSet {
         set: &'static str,
-        /// Whether it has to be absent.
+        /// Whether the element has to be absent.
         not: bool,
     },
-    /// Go where the verdict map says for the register; on with the next rule where it says nothing.
+    /// Go to the chain that the verdict map has for the register. Without an element, continue with
+    /// the next rule.
     VerdictMap(&'static str),
     /// A number in host byte order -> register.
     Number(u32),
@@ -222,13 +227,13 @@ pub(crate) enum Expression {
     /// register -> conntrack mark.
     SetConntrackMark,
     Counter,
-    /// One packet in so many, by chance. A power of two.
+    /// Matches one packet in this number, by chance. The number is a power of two.
     OneIn(u32),
-    /// Put the connection into this flowtable. The rule ends where the kernel does not take it.
+    /// Put the connection into this flowtable. If the kernel does not accept it, the rule ends.
     Offload(&'static str),
-    /// Go to a chain and don't come back.
+    /// Go to a chain and do not return.
     Goto(String),
     Return,
-    /// On with the next base chain.
+    /// Continue with the next base chain.
     Accept,
 }

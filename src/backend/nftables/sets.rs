@@ -1,4 +1,4 @@
-//! The sets and maps of the table: everything in it that differs from node to node.
+//! The sets and maps of the table, which hold everything in it that differs from node to node.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use crate::backend::spec::{Spec, Uplink};
 use crate::model::{ElementData, Family, Mac, PerFamily};
 use crate::names;
 
-/// The bytes of an address as a set holds them.
+/// Encodes an address as a set key.
 pub(crate) fn address_key(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -17,12 +17,12 @@ pub(crate) fn address_key(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// A number as a set of marks or interfaces holds it.
+/// Encodes a mark or an interface index as a set key.
 pub(crate) fn number_key(number: u32) -> Vec<u8> {
     number.to_ne_bytes().to_vec()
 }
 
-/// An interface and a hardware address as a map of routers holds them: each part fills whole
+/// Encodes an interface and a hardware address as a key of a map of routers. Each part fills whole
 /// registers.
 pub(crate) fn router_key(link: u32, mac: Mac) -> Vec<u8> {
     [&link.to_ne_bytes()[..], &mac, &[0; 2]].concat()
@@ -51,16 +51,16 @@ fn goto(key: u32, chain: &str, id: u32) -> Element {
     (number_key(key), ElementData::Goto(named(chain, id)))
 }
 
-/// Up to this many uplinks a packet's connection mark is compared with each; behind that it is
-/// looked up. A comparison takes about a fifth of the time of a look-up.
+/// Maximum number of uplinks with whose marks prerouting compares a connection's mark one by one.
+/// With more, it looks the mark up. A comparison takes about a fifth of the time of a look-up.
 const FEW: usize = 4;
 
-/// Whether there are so many uplinks that looking one up takes less time.
+/// Whether the node has so many uplinks that a look-up is faster than comparisons.
 pub(super) fn has_many(spec: &Spec<'_>) -> bool {
     spec.uplinks.len() > FEW
 }
 
-/// All sets and maps with their elements.
+/// Builds all sets and maps with their elements.
 pub(super) fn sets(spec: &Spec<'_>) -> Vec<Set> {
     let mut sets = records(spec).to_vec();
     sets.extend(looked_up(spec));
@@ -84,7 +84,7 @@ pub(super) fn sets(spec: &Spec<'_>) -> Vec<Set> {
     sets
 }
 
-/// What the table remembers for symroute itself.
+/// Sets and maps in which symroute keeps its own record.
 fn records(spec: &Spec<'_>) -> [Set; 4] {
     let (mark, interface) = (Type::Mark, Type::Interface);
     let layout = [
@@ -102,8 +102,9 @@ fn records(spec: &Spec<'_>) -> [Set; 4] {
     ]
 }
 
-/// What many packets are looked up in: with a known size the kernel takes a hash that does not
-/// resize. Twice what it may hold, since a batch may add elements before it deletes old ones.
+/// Sets used per packet. They get a fixed size: the kernel then picks a hash that does not resize.
+/// Twice the maximum number of elements, because a batch may add elements before it deletes old
+/// ones.
 fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
     let each = |element: &dyn Fn(&Uplink) -> Element| -> Vec<Element> {
         spec.uplinks.iter().map(element).collect()
@@ -133,7 +134,7 @@ fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
     for (name, chain) in [(names::ROUTERS, "in"), (names::REROUTED, "reroute")] {
         let mut elements = Vec::new();
         for uplink in spec.interfaces() {
-            // The chain of the uplink itself goes on for its usual router.
+            // The chain `in_N` of the uplink itself serves its usual router.
             let others = uplink.routers.iter().filter(|(_, id)| chain != "in" || *id != uplink.id);
             elements.extend(others.map(|&(mac, id)| {
                 (router_key(uplink.link, mac), ElementData::Goto(named(chain, id)))
@@ -144,14 +145,15 @@ fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
         }
     }
     let room = |name: &str| if name == names::MARKS { 4 } else { 2 };
-    // A size that changes makes the table anew, so it must not follow NICs that come and go.
+    // A changed size makes reconcile write the whole table again, so it must not depend on the
+    // number of NICs.
     let others = |name: &str| if name == names::ARRIVE { names::SILENT_MOST } else { 0 };
     let size = |name: &str| room(name) * (spec.field.max_id() + 1 + others(name));
     let sized = |set: Set| Set { size: Some(size(&set.name)), ..set };
     sets.into_iter().map(sized).collect()
 }
 
-/// The set of the uplinks' own addresses: interface and address.
+/// Builds the set of the uplinks' own addresses: interface and address.
 pub(super) fn own_addresses(own: &BTreeSet<(u32, IpAddr)>, family: Family) -> Set {
     let key = PerFamily(Type::InterfaceIpv4, Type::InterfaceIpv6).of(family);
     let of_family = own.iter().filter(|(_, ip)| Family::of(*ip) == family);
@@ -160,7 +162,7 @@ pub(super) fn own_addresses(own: &BTreeSet<(u32, IpAddr)>, family: Family) -> Se
     set(names::OWN.of(family), key, None, elements)
 }
 
-/// A set of pods' addresses, if there is one.
+/// Builds a set of pods' addresses; `None` if it has no element.
 fn of_pods(name: &str, pods: &BTreeSet<IpAddr>, family: Family) -> Option<Set> {
     let key = PerFamily(Type::Ipv4, Type::Ipv6).of(family);
     let of_family = pods.iter().filter(|&&ip| Family::of(ip) == family);

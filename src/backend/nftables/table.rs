@@ -1,8 +1,8 @@
-//! `nf_tables` messages: the table's content read, and batches that change it.
+//! Messages of `nf_tables`: reads the table's content, and changes it in batches.
 //!
-//! Layouts: `linux/netfilter/nf_tables.h`. Integers of nfnetlink are in network byte order;
-//! values that packets are compared with are in the byte order of what they are (marks and
-//! interface indexes: host; addresses: network).
+//! Layouts: `linux/netfilter/nf_tables.h`. Integers of nfnetlink are in network byte order. Values
+//! that rules compare are in the byte order of the packet's field or of the kernel's variable:
+//! addresses in network order, marks and interface indexes in host order.
 
 use nix::errno::Errno;
 
@@ -20,9 +20,9 @@ use crate::netlink::{Error, Socket};
 
 /// Bytes of `struct nfgenmsg`.
 pub(super) const NFGENMSG: usize = 4;
-/// Elements to a message: their list has to stay below 64 KiB.
+/// Maximum number of elements in a message: their list has to stay below 64 KiB.
 const CHUNK: usize = 512;
-/// Devices to a message (`NFT_NETDEVICE_MAX`, `linux/netfilter/nf_tables.h`).
+/// Maximum number of devices in a message (`NFT_NETDEVICE_MAX`, `linux/netfilter/nf_tables.h`).
 const DEVICES: usize = 255;
 
 /// The type of an `nf_tables` message (`NFT_MSG_*`).
@@ -30,7 +30,7 @@ pub(crate) fn kind(message: u16) -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | message
 }
 
-/// `struct nfgenmsg` of a message about a table of this family.
+/// `struct nfgenmsg` for a table of this family.
 fn header(family: TableFamily) -> [u8; NFGENMSG] {
     [family.number(), 0, 0, 0]
 }
@@ -50,7 +50,7 @@ fn write_get(request: &mut Writer, family: TableFamily, message: u16, flags: u16
     request.str(table_attr, TABLE);
 }
 
-/// Everything in our table of this family, or none where it does not exist.
+/// Reads everything in symroute's table of this family; `None` if it does not exist.
 pub(crate) fn table(socket: &mut Socket, family: TableFamily) -> Result<Option<Table>, Error> {
     let get = |message, flags, attr| get_in(family, message, flags, attr);
     let ours = |body: &[u8], attrs: &[u8], attr| is_ours(family, body, attrs, attr);
@@ -83,7 +83,7 @@ pub(crate) fn table(socket: &mut Socket, family: TableFamily) -> Result<Option<T
         let attrs = b.get(NFGENMSG..)?;
         ours(b, attrs, NFTA_SET_TABLE).then(|| parse_set(attrs))
     })?;
-    // An anonymous set belongs to its rule and goes with it.
+    // An anonymous set belongs to its rule, and the kernel deletes it with the rule.
     for (name, mut set) in sets.into_iter().filter(|(_, s)| s.flags & NFT_SET_ANONYMOUS == 0) {
         set.elements = elements_in(socket, family, &name)?;
         found.sets.insert(name, set);
@@ -97,7 +97,8 @@ pub(crate) fn table(socket: &mut Socket, family: TableFamily) -> Result<Option<T
     Ok(Some(found))
 }
 
-/// Whether packets meet any rule of our table inet: a flush leaves chains and sets.
+/// Whether prerouting of the table inet has a rule. A flush deletes rules but leaves chains and
+/// sets.
 pub(crate) fn has_rules(socket: &mut Socket) -> Result<bool, Error> {
     let mut request = get(NFT_MSG_GETCHAIN, 0, NFTA_CHAIN_TABLE);
     request.str(NFTA_CHAIN_NAME, FIRST_CHAIN);
@@ -110,7 +111,8 @@ pub(crate) fn has_rules(socket: &mut Socket) -> Result<bool, Error> {
     }
 }
 
-/// Whether a dumped message is about our table inet: older kernels ignore the filter.
+/// Whether a dumped message is about the table `inet symroute`. Older kernels ignore the filter in
+/// the request.
 pub(super) fn ours(body: &[u8], attrs: &[u8], attr: u16) -> bool {
     is_ours(Inet, body, attrs, attr)
 }
@@ -176,7 +178,7 @@ fn parse_flowtable(body: &[u8]) -> (String, FoundFlowtable) {
     (name, flowtable)
 }
 
-/// All elements of a set or map of our table inet.
+/// Reads all elements of a set or map of the table inet.
 pub(crate) fn elements(socket: &mut Socket, set: &str) -> Result<Elements, Error> {
     elements_in(socket, Inet, set)
 }
@@ -205,7 +207,8 @@ fn parse_element(element: &[u8]) -> Option<(Vec<u8>, ElementData)> {
     Some((key, data))
 }
 
-/// Looks one element up in a set or map of ours: what it stands for, or none.
+/// Looks up one element in a set or map of the table inet, and returns its data. `None` if the set
+/// has no such element.
 pub(crate) fn element(
     socket: &mut Socket,
     set: &str,
@@ -214,7 +217,7 @@ pub(crate) fn element(
     look_up(socket, &[(set, key)])?.pop().unwrap_or(Ok(None))
 }
 
-/// Looks elements up in sets and maps of ours, all at once; see [`element`].
+/// Looks up elements in sets and maps of the table inet, all at once; see [`element`].
 pub(crate) fn look_up(
     socket: &mut Socket,
     elements: &[(&str, &[u8])],
@@ -250,13 +253,13 @@ fn write_element(w: &mut Writer, key: &[u8], data: &ElementData) {
     });
 }
 
-/// The message that opens or closes a batch; its resource id is the subsystem.
+/// Writes the message that opens or closes a batch. Its resource id is the subsystem.
 pub(crate) fn batch_edge(messages: &mut Writer, edge: u16) {
     let subsystem = NFNL_SUBSYS_NFTABLES.to_be_bytes();
     messages.message(edge, NLM_F_REQUEST, &[0, 0, subsystem[0], subsystem[1]]);
 }
 
-/// Makes these changes, together or not at all, and waits for the kernel's one answer.
+/// Makes these changes in one transaction, and waits for the kernel's one answer.
 pub(crate) fn commit(
     socket: &mut Socket,
     family: TableFamily,
@@ -271,7 +274,7 @@ pub(crate) fn commit(
     for change in changes {
         batch.add(change);
     }
-    // Only the last change is acknowledged: answers to each would overflow the socket.
+    // The kernel acknowledges only the last change: answers to each would overflow the socket.
     batch.messages.add_flags(NLM_F_ACK);
     batch_edge(&mut batch.messages, NFNL_MSG_BATCH_END);
     let has_devices = |change: &TableChange| {
@@ -283,7 +286,7 @@ pub(crate) fn commit(
         )
     };
     match socket.batch(&mut batch.messages) {
-        // A pod's interface has gone meanwhile.
+        // A pod's interface disappeared meanwhile.
         Err(Error { errno: Errno::ENOENT, text }) if changes.iter().any(has_devices) => {
             Err(Error { errno: Errno::ENODEV, text })
         }
@@ -291,8 +294,8 @@ pub(crate) fn commit(
     }
 }
 
-/// Whether the kernel has flowtables. It is asked to make one, and a rule that uses it, in a transaction
-/// that fails at its end, so nothing changes.
+/// Whether the kernel has flowtables. Sends a transaction that makes one, and a rule that uses it.
+/// The transaction fails at its end, so nothing changes.
 pub(crate) fn has_flowtables(socket: &mut Socket) -> Result<bool, Error> {
     let mut messages = Writer::with_capacity(512);
     batch_edge(&mut messages, NFNL_MSG_BATCH_BEGIN);
@@ -317,18 +320,18 @@ pub(crate) fn has_flowtables(socket: &mut Socket) -> Result<bool, Error> {
     }
 }
 
-/// Name of the flowtable and of the chain of [`has_flowtables`].
+/// Name of the flowtable and of the chain in [`has_flowtables`].
 const PROBE: &str = "probe";
 
-/// Changes as messages.
+/// Changes, encoded as messages.
 struct Batch {
     messages: Writer,
     family: TableFamily,
-    /// How many sets are new. A new set needs a number of its own in the batch.
+    /// Number of new sets so far. Each new set needs a number of its own in the batch.
     sets: u32,
 }
 
-/// The attributes that name the table and what is changed in it.
+/// Attributes that name the table and the changed object in it.
 const CHAIN: (u16, u16) = (NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME);
 const RULE: (u16, u16) = (NFTA_RULE_TABLE, NFTA_RULE_CHAIN);
 const SET: (u16, u16) = (NFTA_SET_TABLE, NFTA_SET_NAME);
@@ -369,7 +372,7 @@ impl Batch {
         self.messages.str(NFTA_TABLE_NAME, TABLE);
     }
 
-    /// Begins a message about what has this name in our table.
+    /// Starts a message about the object of this name in symroute's table.
     fn named(
         &mut self,
         message: u16,
@@ -421,7 +424,7 @@ impl Batch {
         w.attr(NFTA_SET_USERDATA, &set_userdata(set));
     }
 
-    /// A flowtable and its devices, or devices that come to it or go.
+    /// Adds a flowtable with its devices, or adds or removes devices of one.
     fn devices(&mut self, message: u16, flags: u16, flowtable: &Flowtable) {
         let devices: Vec<_> = flowtable.devices.iter().collect();
         for some in devices.chunks(DEVICES) {

@@ -1,4 +1,4 @@
-//! The difference between the table that is there and the one that is wanted.
+//! The changes from the present table to the desired one.
 
 use super::encode::{rule_body, set_numbers};
 use super::fingerprint;
@@ -23,16 +23,17 @@ pub(crate) enum TableChange {
     /// Remove an unused set.
     DeleteSet(String),
     NewFlowtable(Flowtable),
-    /// Remove a flowtable that no rule uses; what is in it goes back to the rules.
+    /// Remove a flowtable that no rule uses. Packets of its connections meet the rules again.
     DeleteFlowtable(String),
-    /// Have a flowtable take the packets of these devices too.
+    /// Make a flowtable take the packets of these devices, too.
     AddDevices(Flowtable),
-    /// Have it take the packets of these devices no more.
+    /// Make a flowtable no longer take the packets of these devices.
     RemoveDevices(Flowtable),
 }
 
-/// The changes that send all connections in the flowtable back to the rules: the kernel has no other
-/// command for that. The next look makes the flowtable anew, with the devices that there are then.
+/// The changes that send all connections in the flowtable back to the rules. They remove the
+/// flowtable, because the kernel has no command that empties one. The next reconcile makes it
+/// again, with the devices of that moment.
 pub(crate) fn flush_flows(wanted: &Ruleset) -> Vec<TableChange> {
     let Some(flowtable) = &wanted.flowtable else { return Vec::new() };
     let chains = wanted.chains.iter().filter(|chain| offload::offloads(chain));
@@ -40,15 +41,15 @@ pub(crate) fn flush_flows(wanted: &Ruleset) -> Vec<TableChange> {
     flush.chain([TableChange::DeleteFlowtable(flowtable.name.into())]).collect()
 }
 
-/// The changes that make the table what is wanted.
+/// The changes that turn the present table into the desired one.
 pub(crate) fn changes(present: Option<&Table>, wanted: Option<&Ruleset>) -> Vec<TableChange> {
     let Some(wanted) = wanted else {
         return present.map(|_| TableChange::DeleteTable).into_iter().collect();
     };
     match present {
         Some(present) if !reshaped(present, wanted) => contents(present, wanted),
-        // Base chains are not made anew lightly: packets that wait in a queue of theirs are lost. It
-        // takes another release with another layout to get here.
+        // Avoid this: packets that wait in a queue of a deleted base chain are lost. Only a release
+        // with another layout needs it.
         Some(_) => [vec![TableChange::DeleteTable], new(wanted)].concat(),
         None => new(wanted),
     }
@@ -58,9 +59,12 @@ fn new(wanted: &Ruleset) -> Vec<TableChange> {
     [vec![TableChange::NewTable], contents(&Table::default(), wanted)].concat()
 }
 
-/// Whether the table can't be changed into the one that is wanted: a set or base chain that is
-/// there has another type, size, hook or priority than the one that is wanted by its name, a program has
-/// put a kind of set into it that we can't take apart, or it is switched off.
+/// Whether reconcile has to delete the table and write it again, in one of these cases:
+///
+/// - A set, base chain or flowtable has another type, size, hook, priority or flag than the desired
+///   one of its name.
+/// - Another program has added a kind of set that symroute can't read.
+/// - The table is dormant.
 fn reshaped(present: &Table, wanted: &Ruleset) -> bool {
     let simple = |set: &FoundSet| set.flags & !NFT_SET_MAP == 0;
     if present.dormant || !present.sets.values().all(simple) {
@@ -135,7 +139,7 @@ fn contents(present: &Table, wanted: &Ruleset) -> Vec<TableChange> {
     stale.extend(gone.iter().map(|&name| TableChange::DeleteChain(name.clone())));
     let gone = present.sets.iter().filter(|(name, _)| wanted.set(name).is_none());
     for (name, found) in gone {
-        // Elements of a verdict map hold the chains that they lead to.
+        // The kernel deletes no chain to which an element of a verdict map leads.
         if !found.elements.is_empty() {
             off.push(TableChange::DeleteElements(name.clone(), found.elements.clone()));
         }
@@ -146,7 +150,8 @@ fn contents(present: &Table, wanted: &Ruleset) -> Vec<TableChange> {
     [off, flows, on, stale].concat()
 }
 
-/// What makes the flowtable as wanted, before a rule needs it; and others, that go behind their rules.
+/// The changes that make the flowtable, which come before the rules that use it, and those that
+/// delete others, which come after their rules.
 fn flowtables(present: &Table, wanted: &Ruleset) -> (Vec<TableChange>, Vec<TableChange>) {
     let mut made = Vec::new();
     if let Some(wanted) = &wanted.flowtable {
