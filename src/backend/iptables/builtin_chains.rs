@@ -1,5 +1,5 @@
-//! The base chains of `table ip mangle` and `table ip6 mangle` of `nf_tables`, which iptables-nft
-//! makes when it is first used. Those that came with us are taken away again when they are empty.
+//! The base chains of `table ip mangle` and `table ip6 mangle` of `nf_tables`. iptables-nft makes
+//! them when it is first used. symroute removes those that exist because of it when they are empty.
 
 use std::collections::BTreeSet;
 
@@ -20,8 +20,7 @@ fn message(writer: &mut Writer, message: u16, flags: u16, family: Family) {
     writer.message(kind, NLM_F_REQUEST | flags, &[family, 0, 0, 0]);
 }
 
-/// Which of the chains that we jump from exist; none where there is no table, or where it has
-/// other chains only.
+/// Which chains of [`HOOKS`] exist. `None` if there is no table, or if it has other chains only.
 pub(crate) fn existing(
     socket: &mut Socket,
     family: Family,
@@ -50,8 +49,8 @@ pub(crate) fn existing(
     Ok((chains == 0 || !found.is_empty()).then_some(found))
 }
 
-/// Removes these chains, and then the table, where they are empty. What somebody uses by now
-/// stays: `NLM_F_NONREC` makes the kernel refuse.
+/// Removes these chains, and then the table, if they are empty. `NLM_F_NONREC` makes the kernel
+/// refuse if another program uses them.
 pub(crate) fn remove_empty(
     socket: &mut Socket,
     family: Family,

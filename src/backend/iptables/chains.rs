@@ -1,8 +1,9 @@
-//! The rules of the iptables backend. docs/design.md says what they do; where a rule does what one
-//! of [`crate::backend::nftables::chains`] does, its comment says so in the same words.
+//! The rules of the iptables backend. docs/design.md says what they do. A rule that does what a
+//! rule of [`crate::backend::nftables::chains`] does has the same words in its comment.
 //!
-//! Table mangle comes before DNAT, so the destination is known only in FORWARD and INPUT: there a
-//! request is bound. In PREROUTING it gets its uplink's mark as evidence for `rp_filter`.
+//! Table mangle runs before DNAT, so the destination is known only in FORWARD and INPUT, and
+//! symroute binds a request there. In PREROUTING the request gets its uplink's mark as evidence for
+//! `rp_filter`.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,7 +15,7 @@ use crate::model::{Family, Field, Mac, Member, PerFamily, Variant, mac_text, who
 use crate::names;
 
 /// Builds the desired chains and sets. `prefixes`: see [`super::inside`]. `made`: built-in chains
-/// that come with symroute.
+/// that exist because of symroute.
 pub(crate) fn build(
     spec: &Spec<'_>,
     variant: Variant,
@@ -36,16 +37,16 @@ pub(crate) fn build(
     out
 }
 
-/// What main says of a family's prefixes.
+/// Where main leads prefixes and single addresses of one family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Prefixes {
-    /// Prefixes that lead to something that is not outside, with exceptions.
+    /// Prefixes that lead to an interface that is not outside, with exceptions.
     pub(crate) inside: Vec<Member>,
     /// Single addresses that lead outside.
     pub(crate) hosts: Vec<Member>,
 }
 
-/// An address as a member of a set of addresses.
+/// Makes an address a member of a set of addresses.
 pub(crate) fn member(address: IpAddr) -> Member {
     Member { address, prefix: whole(address), nomatch: false, comment: None }
 }
@@ -74,10 +75,12 @@ fn rule(matches: impl Into<String>, why: &'static str, target: impl Into<String>
     Rule { matches: matches.into(), why, target: target.into() }
 }
 
+/// Name of a chain.
 fn named(chain: &str) -> String {
     format!("{}{chain}", names::CHAIN_PREFIX)
 }
 
+/// Name of a chain of the uplink with this id.
 fn of(chain: &str, id: u32) -> String {
     format!("{}{chain}-{id}", names::CHAIN_PREFIX)
 }
@@ -125,7 +128,7 @@ impl Builder<'_> {
         chain(named("local"), self.local());
         let unmarked = || rule(self.mark(0), "no mark of symroute", RETURN);
         let mut forwarded = vec![unmarked()];
-        // IPVS would route by the mark.
+        // A bound request keeps its mark only without IPVS, which would route by it.
         if !self.spec.ipvs {
             forwarded.extend(uplinks.iter().map(|u| self.done(u.id)));
         }
@@ -178,28 +181,29 @@ impl Builder<'_> {
         ]
     }
 
-    /// A reply of a connection that is bound to no uplink, with this in the packet's field: another program's mark
-    /// stays.
+    /// Matches a reply of a connection that is bound to no uplink, if the packet's field is `mark`.
+    /// A mark of another program stays.
     fn unbound_reply(&self, mark: u32) -> String {
         format!("{REPLY} {} {}", self.connection(0), self.mark(mark))
     }
 
-    /// The packet's field holds this mark.
+    /// Matches packets whose field is `mark`.
     fn mark(&self, mark: u32) -> String {
         format!("-m mark --mark {mark:#x}/{}", self.field())
     }
 
-    /// The connection's field holds this mark.
+    /// Matches connections whose field is `mark`.
     fn connection(&self, mark: u32) -> String {
         format!("-m connmark --mark {mark:#x}/{}", self.field())
     }
 
-    /// The connection carries this id, turning round or not.
+    /// Matches connections with this id, whether they turn round or not.
     fn connection_of(&self, id: u32) -> String {
         format!("-m connmark --mark {:#x}/{:#x}", self.field().of(id), self.field().id_mask())
     }
 
-    /// The connection carries an id (with "!"), or none (with "").
+    /// Matches connections with any id if `not` is "!", and connections without one if `not` is
+    /// empty.
     fn has_id(&self, not: &str) -> String {
         let space = if not.is_empty() { "" } else { " " };
         format!("-m connmark {not}{space}--mark 0x0/{:#x}", self.field().id_mask())
@@ -213,14 +217,14 @@ impl Builder<'_> {
         rule(matches, why, format!("-j CONNMARK --set-xmark {mark:#x}/{}", self.field()))
     }
 
-    /// A packet of a connection that is bound where it should be.
+    /// Rule that leaves a packet alone whose connection is already bound to the uplink of its mark.
     fn done(&self, id: u32) -> Rule {
         let mark = self.spec.bound(id);
         let matches = format!("{} {}", self.mark(mark), self.connection(mark));
         rule(matches, "bound already", RETURN)
     }
 
-    /// Counts packets with the mark of an uplink.
+    /// Rule that counts packets with the mark of an uplink.
     fn count(&self, id: u32, why: &'static str) -> Rule {
         rule(self.mark(self.spec.bound(id)), why, RETURN)
     }
@@ -239,14 +243,14 @@ impl Builder<'_> {
         PerFamily("icmp", "ipv6-icmp").of(self.family)
     }
 
-    /// An uplink's own addresses, as matches of the destination.
+    /// Matches of the destination, one for each of the uplink's own addresses.
     fn own(&self, uplink: &Uplink) -> impl Iterator<Item = String> {
         let of_uplink =
             |(link, ip): &&(u32, IpAddr)| *link == uplink.link && Family::of(*ip) == self.family;
         self.spec.own.iter().filter(of_uplink).map(|(_, ip)| format!("-d {ip}/{}", whole(*ip)))
     }
 
-    /// A packet in the reply direction came in by this uplink.
+    /// Rules for packets in the reply direction that arrive on this uplink.
     fn reply(&self, uplink: &Uplink) -> Vec<Rule> {
         let id = uplink.id;
         let why = "a reply by the uplink of its own request";
@@ -264,7 +268,7 @@ impl Builder<'_> {
         let why = "an answer to the address that the request was sent with";
         for to in self.own(uplink) {
             let answer = format!("{to} -m conntrack --ctstate SNAT");
-            // An ICMP error may have any source.
+            // Any host can be the source of an ICMP error, so the source is judged.
             if !self.spec.hairpin {
                 let error = format!("-p {} {answer} -m conntrack --ctstate RELATED", self.icmp());
                 rules.push(rule(error, "an ICMP error", goto_of("source", id)));
@@ -274,7 +278,7 @@ impl Builder<'_> {
         rules
     }
 
-    /// A packet came in by this uplink. The usual one comes first.
+    /// Rules for packets that arrive on this uplink. The most frequent case comes first.
     fn arrive(&self, uplink: &Uplink) -> Vec<Rule> {
         let id = uplink.id;
         let own = format!("{} {ORIGINAL}", self.connection(self.spec.bound(id)));
@@ -306,13 +310,13 @@ impl Builder<'_> {
         rules
     }
 
-    /// Hardware address and id of an uplink's routers, its usual one aside.
+    /// Hardware address and id of an uplink's routers, except its usual one.
     fn other_routers(uplink: &Uplink) -> impl Iterator<Item = (Mac, u32)> {
         let routers = uplink.routers.iter().copied();
         routers.filter(|(_, router)| !uplink.router && *router != uplink.id)
     }
 
-    /// A packet of a connection that is bound to another uplink and has been answered.
+    /// Rules for packets of an answered connection that is bound to another uplink.
     fn answered(&self, id: u32) -> Vec<Rule> {
         let others = self.spec.uplinks.iter().filter(|other| other.id != id);
         let mut rules: Vec<Rule> = others
@@ -322,7 +326,9 @@ impl Builder<'_> {
         rules
     }
 
-    /// It is let in and moves nothing, unless the address that the client called has moved here.
+    /// Rules for packets that arrive on this uplink, of an answered connection that is bound to
+    /// another one. They are let in and do not move the connection, unless the address that the
+    /// client called has moved here.
     fn stays(&self, uplink: &Uplink) -> Vec<Rule> {
         let moved = goto_of("moved", uplink.id);
         let mut rules: Vec<Rule> =
@@ -331,6 +337,7 @@ impl Builder<'_> {
         rules
     }
 
+    /// Rules that unbind a connection, so that the packet counts as a first packet.
     fn moved(&self, id: u32) -> Vec<Rule> {
         vec![
             self.set_connection(String::new(), "bound anew", 0),
@@ -338,9 +345,10 @@ impl Builder<'_> {
         ]
     }
 
-    /// A first packet. Its destination is known after DNAT.
+    /// Rules for first packets. Their destination is known after DNAT.
     fn offer(&self, id: u32) -> Vec<Rule> {
-        // Nothing answers them from an address of theirs, so rp_filter judges them as ever.
+        // No host answers such packets from their destination address, so they get no mark and
+        // rp_filter judges them as without symroute.
         let many = match self.family {
             Family::V4 => "-m addrtype --dst-type BROADCAST,MULTICAST",
             Family::V6 => "-d ff00::/8",
@@ -370,15 +378,16 @@ impl Builder<'_> {
         rules
     }
 
-    /// Marks what comes from outside. A local pod's single-address route in main gives it away: an
-    /// ip rule sends a look-up with this mark to main, for such routes alone.
+    /// Rules that mark packets whose source lies outside. A local pod's source shows by its
+    /// single-address route in main: an ip rule sends a look-up with the mark [`Field::ask`] to
+    /// main, for such routes only.
     fn source(&self, id: u32) -> Vec<Rule> {
         let inside = in_set(names::INSIDE.of(self.family), "src");
         let pod = format!(
             "-m rpfilter --loose --validmark -m set ! --match-set {} src",
             names::HOSTS.of(self.family)
         );
-        // The ip rule looks at the whole mark.
+        // The ip rule compares the whole mark.
         let others = format!("-m mark ! --mark 0x0/{:#x}", !self.field().mask());
         let ask = format!("-j MARK --set-xmark {:#x}/0xffffffff", self.field().ask());
         vec![
@@ -390,8 +399,8 @@ impl Builder<'_> {
         ]
     }
 
-    /// Where a marked packet that came in by an uplink goes: requests are bound, and what was
-    /// marked as evidence only loses the mark, before IPVS routes by it.
+    /// Rules for a marked packet that arrived on an uplink. They bind requests. They clear a mark
+    /// that was evidence only, before IPVS routes by it.
     fn forget(&self, request: &str) -> Vec<Rule> {
         vec![
             rule(ORIGINAL, "a request", goto(request)),
@@ -400,7 +409,8 @@ impl Builder<'_> {
         ]
     }
 
-    /// What a request loses its mark by at once.
+    /// Rules that clear the mark of a request that is not to be bound: ICMP errors and answered
+    /// connections.
     fn passed_over(&self) -> Vec<Rule> {
         let mut rules = vec![self.icmp_error(goto("clear"))];
         rules.extend(self.spec.uplinks.iter().map(|u| {
@@ -410,7 +420,8 @@ impl Builder<'_> {
         rules
     }
 
-    /// A request that is forwarded: the outgoing interface says whether it is for something inside.
+    /// Rules for forwarded requests. The outgoing interface shows whether the destination lies
+    /// inside.
     fn request(&self) -> Vec<Rule> {
         let mut rules = self.passed_over();
         if Spec::any(self.spec.left_out, self.family) {
@@ -431,7 +442,7 @@ impl Builder<'_> {
         rules
     }
 
-    /// A DNATed request: to a backend behind its own uplink it turns round.
+    /// Rules for DNATed requests. With a backend behind its own uplink the connection turns round.
     fn turn(&self) -> Vec<Rule> {
         let mut rules = vec![rule("", "bound", format!("-j {}", named("take")))];
         rules.extend(self.spec.uplinks.iter().map(|u| {
@@ -446,7 +457,7 @@ impl Builder<'_> {
         rules
     }
 
-    /// Binds to the uplink of the packet's mark.
+    /// Rules that bind the connection to the uplink of the packet's mark.
     fn take(&self) -> Vec<Rule> {
         let (field, ids) = (self.field(), self.field().id_mask());
         let save = format!("-j CONNMARK --save-mark --nfmask {ids:#x} --ctmask {field}");
@@ -457,7 +468,7 @@ impl Builder<'_> {
         ]
     }
 
-    /// A request to the node itself.
+    /// Rules for requests to the node itself.
     fn local(&self) -> Vec<Rule> {
         let mut rules = self.passed_over();
         if self.spec.host {
@@ -467,11 +478,11 @@ impl Builder<'_> {
         rules
     }
 
-    /// The node's own packets.
+    /// Rules for the node's own packets.
     fn output(&self) -> Vec<Rule> {
         let mut rules = Vec::new();
         if let Some(mark) = self.spec.unbound {
-            // Rules by address are for what the pod asks itself.
+            // Rules by address are for connections that the pod opens.
             let by_others = format!("-j MARK --set-xmark {mark:#x}/{}", self.field());
             rules.push(rule(self.unbound_reply(0), "goes by the rules of others", by_others));
         }

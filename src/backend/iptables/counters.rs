@@ -1,17 +1,18 @@
-//! What our rules of iptables have counted.
+//! Reads the counters of the iptables rules.
 
 use crate::backend::counts::Counted;
 use crate::model::Field;
 use crate::names;
 
-/// What `iptables-save -c` printed of our chains: `[PACKETS:BYTES] -A CHAIN …`.
+/// Parses the output of `iptables-save -c`. Lines of symroute's chains are `[PACKETS:BYTES] -A
+/// CHAIN …`.
 pub(crate) fn parse(field: Field, text: &str) -> impl Iterator<Item = (Counted, u64)> {
     text.lines().filter_map(move |line| {
         let (packets, chain, rule) = parts(line)?;
         let counted = match chain {
             names::COUNT_CLEARED => Counted::Cleared,
             names::COUNT_BOUND => Counted::Bound(id(field, rule)),
-            // Its first rule, which sets the mark, asks for none.
+            // The first rule of the chain sets the mark and matches none.
             names::COUNT_RESTORED if rule.contains(MARK) => Counted::Steered(id(field, rule)),
             _ => Counted::Steered(chain.strip_prefix(names::COUNT_TURNED)?.parse().ok()?),
         };
@@ -27,7 +28,7 @@ fn parts(line: &str) -> Option<(u64, &str, &str)> {
     Some((numbers.split_once(':')?.0.parse().ok()?, chain, rule))
 }
 
-/// The uplink whose mark a rule asks for; 0 where it asks for none.
+/// Id of the uplink whose mark a rule matches; 0 if the rule matches no mark.
 fn id(field: Field, rule: &str) -> u32 {
     let value = rule.split_once(MARK).and_then(|(_, rest)| rest.split(['/', ' ']).next());
     let value = value.and_then(|value| value.strip_prefix("0x"));

@@ -1,8 +1,8 @@
-//! Which prefixes lie inside: main leads them to something that is not outside. With nftables the
-//! kernel is asked per connection; iptables can't, so they are listed.
+//! Which prefixes lie inside: main leads them to an interface that is not outside. With nftables
+//! the rules ask the kernel for each connection. iptables can't, so symroute lists the prefixes.
 //!
-//! Routes to single addresses inside are not listed, since pods come and go with them: the rules
-//! ask main for those. Single addresses that main leads outside are the exceptions from that.
+//! Routes to single addresses inside are not listed, because they come and go with pods: the rules
+//! ask main for those. Single addresses that main leads outside are exceptions from that.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,10 +13,11 @@ use crate::model::{Facts, Family, Member, Route, is_link_local, whole};
 use crate::netlink::uapi::RT_TABLE_MAIN;
 use crate::plan::prefixes::Prefixes as Wide;
 
-/// What main says of a family, for interfaces that lead outside.
+/// Where main leads prefixes and single addresses of a family. `outside`: the interfaces that lead
+/// outside.
 pub(crate) fn prefixes(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -> Prefixes {
     let leads = leads(facts, outside, family);
-    // One that leads nowhere stays, so it is listed.
+    // A blackhole, unreachable or prohibit route does not come and go with a pod, so it is listed.
     let is_single =
         |net: &IpNetwork| net.prefix() == whole(net.ip()) && !facts.nowhere.contains(net);
     let hosts = leads.iter().filter(|(net, inside)| is_single(net) && !**inside);
@@ -32,13 +33,13 @@ pub(crate) fn prefixes(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -
         nomatch: !inside,
         comment: None,
     };
-    // An exception is needed only within something longer.
+    // An exception is needed only within a shorter prefix that lies inside.
     let needed = listed.into_iter().filter(|(net, inside)| *inside || within(net));
     Prefixes { inside: needed.map(entry).collect(), hosts }
 }
 
-/// By prefix, whether main leads it inside. Of several routes to the same prefix the one with the
-/// lowest metric counts.
+/// Maps each prefix in main to whether it lies inside. Of several routes to one prefix the one with
+/// the lowest metric counts.
 fn leads(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -> BTreeMap<IpNetwork, bool> {
     let listed = |net: &IpNetwork| Family::of(net.ip()) == family && !is_link_local(net.ip());
     let of_main = |r: &&Route| r.table == RT_TABLE_MAIN && !r.is_wide() && listed(&r.dst);

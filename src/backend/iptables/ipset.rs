@@ -1,7 +1,7 @@
-//! ipset messages: sets made, listed, changed and taken away.
+//! Messages of ipset: creates, lists, changes and destroys sets.
 //!
-//! Layouts: `linux/netfilter/ipset/ip_set.h`. Numbers and addresses are in network byte order and
-//! have to say so (`NLA_F_NET_BYTEORDER`).
+//! Layouts: `linux/netfilter/ipset/ip_set.h`. Numbers and addresses are in network byte order, and
+//! their attributes have to say so (`NLA_F_NET_BYTEORDER`).
 
 use std::net::IpAddr;
 
@@ -14,12 +14,12 @@ use crate::netlink::wire::{Writer, attrs, be32_at, find, ip, string};
 use crate::netlink::{Error, Socket};
 
 const NFGENMSG: usize = 4;
-/// Elements to a message: their list has to stay below 64 KiB.
+/// Maximum number of elements in a message: their list has to stay below 64 KiB.
 const CHUNK: usize = 256;
-/// Room for addresses; the kernel's own default is 65536.
+/// Maximum number of members of a set. The kernel's default is 65536.
 const MAXELEM: u32 = 1 << 20;
-/// Revision of both set types: the first that has comments in both (Linux 3.19,
-/// `ip_set_hash_ip.c`, `ip_set_hash_net.c`).
+/// Revision of both set types: the first with comments in both (Linux 3.19, `ip_set_hash_ip.c`,
+/// `ip_set_hash_net.c`).
 const REVISION: u8 = 4;
 
 fn request(command: u16, flags: u16, set: Option<&str>) -> Writer {
@@ -34,7 +34,7 @@ fn request(command: u16, flags: u16, set: Option<&str>) -> Writer {
     request
 }
 
-/// Whether the kernel has ipset.
+/// Returns an error if the kernel has no ipset.
 pub(crate) fn is_there(socket: &mut Socket) -> Result<(), Error> {
     socket.query(&mut request(IPSET_CMD_PROTOCOL, 0, None), |_| Some(()))
 }
@@ -49,13 +49,13 @@ pub(crate) fn names(socket: &mut Socket) -> Result<Vec<String>, Error> {
     }
 }
 
-/// A set with its members; none where it does not exist, or the kernel has no sets.
+/// Reads a set with its members. `None` if the set does not exist, or the kernel has no ipset.
 pub(crate) fn set(socket: &mut Socket, name: &str) -> Result<Option<FoundIpset>, Error> {
     let parts = socket.dump(&mut request(IPSET_CMD_LIST, NLM_F_DUMP, Some(name)), |body| {
         Some(parse(body.get(NFGENMSG..)?))
     });
     let parts = match parts {
-        // EINVAL: there is nothing behind the number of the subsystem.
+        // EINVAL: the kernel has no nfnetlink subsystem of this number.
         Err(error) if matches!(error.errno, Errno::ENOENT | Errno::EINVAL) => return Ok(None),
         other => other?,
     };
@@ -100,7 +100,8 @@ fn parse_member(data: &[u8]) -> Option<Member> {
     })
 }
 
-/// How many rules refer to a set. Reads its head only, whatever its size.
+/// Number of rules that refer to a set; `None` if the set does not exist. Reads only the header of
+/// the set, so its size does not matter.
 pub(crate) fn references(socket: &mut Socket, name: &str) -> Result<Option<u32>, Error> {
     let mut request = request(IPSET_CMD_LIST, NLM_F_DUMP, Some(name));
     request.be32(IPSET_ATTR_FLAGS | NLA_F_NET_BYTEORDER, IPSET_FLAG_LIST_HEADER);
@@ -125,7 +126,7 @@ pub(crate) fn create(socket: &mut Socket, set: &Ipset) -> Result<(), Error> {
     socket.acknowledged(&mut request)
 }
 
-/// Takes a set away, which no rule may refer to any more. One that has gone is no error.
+/// Destroys a set to which no rule refers any more. A set that does not exist is no error.
 pub(crate) fn destroy(socket: &mut Socket, name: &str) -> Result<(), Error> {
     match socket.acknowledged(&mut request(IPSET_CMD_DESTROY, NLM_F_ACK, Some(name))) {
         Err(error) if error.errno == Errno::ENOENT => Ok(()),
@@ -133,12 +134,12 @@ pub(crate) fn destroy(socket: &mut Socket, name: &str) -> Result<(), Error> {
     }
 }
 
-/// Adds members; of one that is there already the comment is replaced.
+/// Adds members. If a member exists, the kernel replaces its comment.
 pub(crate) fn add(socket: &mut Socket, set: &str, members: &[Member]) -> Result<(), Error> {
     change(socket, IPSET_CMD_ADD, set, members)
 }
 
-/// Takes members out; those that are not there are no error.
+/// Removes members. A member that does not exist is no error.
 pub(crate) fn remove(socket: &mut Socket, set: &str, members: &[Member]) -> Result<(), Error> {
     change(socket, IPSET_CMD_DEL, set, members)
 }
@@ -155,9 +156,9 @@ pub(crate) fn contains(socket: &mut Socket, set: &str, member: &Member) -> Resul
 
 fn change(socket: &mut Socket, command: u16, set: &str, members: &[Member]) -> Result<(), Error> {
     for chunk in members.chunks(CHUNK) {
-        // Without NLM_F_EXCL, what is there already (or gone already) is no error.
+        // Without NLM_F_EXCL the kernel accepts members that exist (add) or do not exist (remove).
         let mut request = request(command, NLM_F_ACK, Some(set));
-        // Wanted with a list: which line of a script an error belongs to.
+        // The kernel requires it with a list: the line of a script to which an error belongs.
         request.u32(IPSET_ATTR_LINENO, 0);
         request.nest(IPSET_ATTR_ADT, |w| {
             for member in chunk {

@@ -1,9 +1,9 @@
-//! The iptables backend: the same marks set by rules in the tables mangle of iptables and
-//! ip6tables, with ipsets for what changes. docs/design.md says what differs and why.
+//! The iptables backend. It sets the marks by rules in the tables mangle of iptables and ip6tables,
+//! and keeps in ipsets what changes. docs/design.md says what differs from nftables and why.
 //!
-//! [`chains`] makes the desired rules and [`node_set`] what the node's ipset remembers (pure),
-//! [`restore_script`] and [`set_diff`] the difference (pure); [`programs`] runs the programs,
-//! [`ipset`] and [`builtin_chains`] speak netlink.
+//! [`chains`] builds the desired rules, and [`node_set`] the record in the node's ipset.
+//! [`restore_script`] and [`set_diff`] compute the changes. These four are pure. [`programs`] runs
+//! the programs, [`ipset`] and [`builtin_chains`] use netlink.
 
 pub(crate) mod builtin_chains;
 pub(crate) mod chains;

@@ -1,5 +1,5 @@
-//! What is in force, written where the kernel keeps it: in the comments of an ipset of its own.
-//! With nftables the same stands in the table (`in_force`, `layout`, `ids`, `restore`).
+//! The record of what is in force, in the comments of an ipset, so that the kernel keeps it. With
+//! nftables the table has this record (`in_force`, `layout`, `ids`, `restore`).
 //!
 //! ```text
 //! 0.0.0.1  "in force: 3735928559"
@@ -17,8 +17,8 @@ use crate::model::{Family, Member};
 
 const IN_FORCE: u32 = 1;
 const LAYOUT: u32 = 2;
-/// Above the key of an interface, whose index is kept in 24 bits of the key for a person's eyes;
-/// what counts is the comment.
+/// Key of the note about an uplink's id, plus the interface's index in the lower 24 bits. The index
+/// in the key is for a person; symroute reads it from the comment.
 const HAS_ID: u32 = 1 << 24;
 const RESTORE: u32 = 2 << 24;
 const MADE: u32 = 3 << 24;
@@ -32,9 +32,9 @@ pub(crate) struct Notes {
     pub(crate) layout: Option<(u32, u32, u32)>,
     /// Id by interface index.
     pub(crate) ids: BTreeMap<u32, u32>,
-    /// Indexes of the interfaces whose `src_valid_mark` was 0 before us.
+    /// Indexes of the interfaces whose `src_valid_mark` was 0 before symroute set it.
     pub(crate) restore: BTreeSet<u32>,
-    /// Built-in chains of iptables-nft that came with us.
+    /// Built-in chains that exist because symroute used iptables-nft.
     pub(crate) made: BTreeSet<(Family, String)>,
 }
 
@@ -43,7 +43,7 @@ fn note(key: u32, comment: String) -> Member {
     Member { address, prefix: 32, nomatch: false, comment: Some(comment) }
 }
 
-/// The notes for these marks.
+/// Builds the notes of the node's ipset.
 pub(crate) fn write(spec: &Spec<'_>, made: &BTreeSet<(Family, String)>) -> BTreeSet<Member> {
     let (mask, priority, tables) = (spec.field.mask(), spec.priority, spec.table_base);
     let mut out = BTreeSet::from([
@@ -78,7 +78,7 @@ fn key(member: &Member) -> Option<u32> {
     }
 }
 
-/// Reads the notes. What is none of ours is passed over.
+/// Reads the notes, and skips members that are not notes of symroute.
 pub(crate) fn read(members: &BTreeSet<Member>) -> Notes {
     let mut notes = Notes::default();
     for member in members {

@@ -1,10 +1,10 @@
-//! The programs of iptables. Slow path only: nothing here runs in an ADD or DEL that finds its
-//! node state in place.
+//! Runs the programs of iptables. Slow path only: an ADD or DEL that finds its node state in place
+//! runs nothing of this.
 //!
-//! The `iptables` crate reads what iptables-nft has (its `list_table` passes no `--wait`, and
-//! brings no regular expressions into the program). It knows neither `iptables-restore`, which
-//! changes are made by, nor `iptables-legacy-save`, which unlike `iptables-legacy -S` does not
-//! wait for the lock.
+//! The `iptables` crate reads rules of iptables-nft: its `list_table` passes no `--wait`, and
+//! brings no regular expressions into the program. For the rest symroute runs programs that the
+//! crate does not know. `iptables-restore` makes changes. `iptables-legacy-save` does not wait for
+//! the lock, unlike `iptables-legacy -S`.
 
 use std::env;
 use std::fs::{self, File};
@@ -28,32 +28,31 @@ use crate::process::{VALUE_MOST, cut};
 
 /// The lock that all users of iptables-legacy take (`XT_LOCK_NAME`, iptables/xshared.h).
 const LOCK: &str = "/run/xtables.lock";
-/// Says where that lock is (iptables 1.8.6 and later).
+/// Environment variable with the path of the lock (iptables 1.8.6 and later).
 const LOCK_VARIABLE: &str = "XTABLES_LOCKFILE";
-/// Exit code for "the lock is held" and for troubles of the kernel (`RESOURCE_PROBLEM`,
-/// xtables.h).
+/// Exit code for a held lock, and for errors of the kernel (`RESOURCE_PROBLEM`, xtables.h).
 const RESOURCE_PROBLEM: i32 = 4;
-/// Pause between two tries.
+/// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Where programs are when PATH does not say so: runtimes pass a short one.
+/// Folders to search after those of PATH, because runtimes pass a short PATH.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
-/// Chains by which the kubelet and kube-proxy show which variant they use.
+/// Chains that show which variant the kubelet and kube-proxy use.
 const HINTS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
-/// Tables whose rules are counted.
+/// Tables in which symroute counts other programs' rules.
 const TABLES: [&str; 4] = ["mangle", "nat", "filter", "raw"];
 
-/// Runs iptables, and waits for its lock no longer than until a deadline.
+/// Runs iptables, and waits for its lock until a deadline.
 #[derive(Debug)]
 pub(crate) struct Programs {
     started: Instant,
     deadline: Instant,
-    /// A file that is there when rules change, and that no program has locked: see [`Self::change`]. None while
-    /// nothing is to change.
+    /// An existing file that no program locks; see [`Self::change`]. `None` if there is nothing to
+    /// change.
     unlocked: Option<PathBuf>,
 }
 
 impl Programs {
-    /// With this long to wait for the lock, from now on and in total.
+    /// `patience`: total time to wait for the lock, from now on.
     pub(crate) fn patient(patience: Duration, unlocked: Option<PathBuf>) -> Self {
         let now = Instant::now();
         Self { started: now, deadline: now + patience, unlocked }
@@ -64,8 +63,8 @@ impl Programs {
         Variant::ALL.into_iter().filter(is_installed).collect()
     }
 
-    /// Table mangle, as far as it concerns us. A legacy table that the kernel does not have is
-    /// not asked for: the question alone would make it.
+    /// Reads table mangle, as far as symroute needs it. Skips a legacy table that the kernel does
+    /// not have, because reading would create it.
     pub(crate) fn mangle(variant: Variant, family: Family) -> Result<Mangle, Error> {
         if !has_table(variant, family, "mangle") {
             return Ok(Mangle::default());
@@ -82,8 +81,8 @@ impl Programs {
         Self::save(variant, family, &["-c", "-t", "mangle"])
     }
 
-    /// All tables as `iptables-save` prints them. Tables that the kernel does not have are not asked for:
-    /// the question alone would make them.
+    /// All tables as `iptables-save` prints them. Empty if the kernel has no legacy table, because
+    /// reading would create one.
     pub(crate) fn saved(variant: Variant, family: Family) -> Result<String, Error> {
         if !TABLES.iter().any(|table| has_table(variant, family, table)) {
             return Ok(String::new());
@@ -91,7 +90,8 @@ impl Programs {
         Self::save(variant, family, &[])
     }
 
-    /// Whether the kubelet's chains are here, and how many rules other programs have.
+    /// Reports whether the kubelet's chains are in this variant, and how many rules other programs
+    /// have.
     pub(crate) fn use_of(variant: Variant) -> Result<VariantUse, Error> {
         let mut found = VariantUse::default();
         for family in Family::ALL {
@@ -117,7 +117,7 @@ impl Programs {
         Ok(found)
     }
 
-    /// A table in the words of `iptables -S`.
+    /// Reads a table as `iptables -S` prints it.
     fn list(variant: Variant, family: Family, table: &str) -> Result<Vec<String>, Error> {
         match variant {
             Variant::Nft => Self::list_nft(family, table),
@@ -129,11 +129,11 @@ impl Programs {
         let program = needed(Variant::Nft, family, "")?;
         let operation = format!("{} -t {table} -S", program.display());
         let failed = |message: String| Error::Iptables { operation, message };
-        // The crate wants a name for good. There are at most two.
+        // The crate wants a `'static` name. Only two names exist.
         let cmd: &'static str = program.to_string_lossy().into_owned().leak();
         let tool = IPTables { cmd, has_check: true, has_wait: false, is_numeric: false };
         match tool.list_table(table) {
-            // Every table has its built-in chains.
+            // A table always has lines for its built-in chains.
             Ok(lines) if lines.iter().any(|line| line.starts_with('-')) => Ok(lines),
             Ok(_) => Err(failed("it printed nothing; run it by hand to see why".into())),
             Err(error) => Err(failed(error.to_string())),
@@ -149,7 +149,7 @@ impl Programs {
         Ok(text.lines().map(line).collect())
     }
 
-    /// What `iptables-save` prints.
+    /// Runs `iptables-save` and returns its output.
     fn save(variant: Variant, family: Family, arguments: &[&str]) -> Result<String, Error> {
         let program = needed(variant, family, "-save")?;
         let operation = format!("{} {}", program.display(), arguments.join(" "));
@@ -164,8 +164,8 @@ impl Programs {
         }
     }
 
-    /// Runs scripts, all of them or none. The lock of iptables is held from the first to the
-    /// last, so that nobody comes in between.
+    /// Runs all scripts. If one fails, undoes those before it. Holds the lock of iptables-legacy
+    /// from the first to the last, so that no other program makes a change in between.
     pub(crate) fn run(&self, scripts: &[Script]) -> Result<(), Error> {
         let legacy = scripts.iter().any(|script| script.variant == Variant::Legacy);
         let mut lock = if legacy { Some(self.lock()?) } else { None };
@@ -182,9 +182,11 @@ impl Programs {
         Ok(())
     }
 
+    /// Runs one script of a transaction. `lock`: the lock of iptables-legacy, if this process holds
+    /// it.
     fn change(&self, script: &Script, text: &str, lock: &mut Option<Held>) -> Result<(), Error> {
         let program = needed(script.variant, script.family, "-restore")?;
-        // What it was about must not hide why it failed.
+        // A long list of changes must not hide the error.
         let what = cut(script.what.join(", "), VALUE_MOST);
         let operation = format!("{}: {what}", program.display());
         let failed = |message: String| Error::Iptables { operation: operation.clone(), message };
@@ -192,17 +194,19 @@ impl Programs {
             let mut command = Command::new(&program);
             command.arg("--noflush");
             if script.variant == Variant::Legacy {
-                // Some releases wait without end where no time is given.
+                // Some releases wait for ever without a limit.
                 command.args(["--wait", "1"]);
             }
             if let Some(unlocked) = self.unlocked.as_ref().filter(|_| lock.is_some()) {
-                // We have the lock that every program asks for. No program has this one.
+                // This process holds the lock that each program takes. The program gets another
+                // file to lock.
                 command.env(LOCK_VARIABLE, unlocked);
             }
             let (code, message) = feed(command, text).map_err(|e| failed(e.to_string()))?;
             match code {
                 Some(0) => return Ok(()),
-                // An iptables that knows no other lock than the one that we hold.
+                // This release of iptables ignores the variable and wants the lock that this
+                // process holds. `take` releases it.
                 Some(RESOURCE_PROBLEM) if lock.take().is_some() => {}
                 Some(RESOURCE_PROBLEM) if script.variant == Variant::Legacy && is_locked() => {
                     self.pause()?;
@@ -215,10 +219,10 @@ impl Programs {
     fn lock(&self) -> Result<Held, Error> {
         let failed =
             |message: String| Error::Iptables { operation: format!("lock {LOCK}"), message };
-        // iptables makes the file where it is missing, and so do we.
+        // iptables creates a missing file, so symroute does, too.
         let mut options = File::options();
         options.read(true).append(true).create(true);
-        // A process that can open the file can also lock it.
+        // A new file is for root only, because a process that can open it can lock it.
         let opened = options.mode(plain_file::MODE).custom_flags(libc::O_NONBLOCK).open(LOCK);
         let locked = opened.and_then(|file| flock::lock(file, self.deadline));
         locked.map_err(|error| failed(error.to_string()))?.ok_or_else(|| self.locked_too_long())
@@ -238,30 +242,30 @@ impl Programs {
     }
 }
 
-/// Gives a program its input, and gives back its exit code and what it had to say.
+/// Runs a program with this input, and returns its exit code and its error text.
 fn feed(mut command: Command, input: &str) -> std::io::Result<(Option<i32>, String)> {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
-        // One that has given up early says why in its exit code.
+        // A program that stops reading early reports why by its exit code.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output()?;
     Ok((output.status.code(), stderr_of(&output)))
 }
 
-/// What a program had to say about its failure.
+/// Error text of a program, in one line.
 fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")
 }
 
-/// Whether somebody has the lock of iptables-legacy.
+/// Whether another program holds the lock of iptables-legacy.
 fn is_locked() -> bool {
     let Ok(file) = File::open(LOCK) else { return false };
     !matches!(flock::lock(file, Instant::now()), Ok(Some(_)))
 }
 
-/// Whether there is a table to look at. The kernel lists those of iptables-legacy.
+/// Whether the table exists. For iptables-legacy the kernel lists its tables.
 fn has_table(variant: Variant, family: Family, table: &str) -> bool {
     let list =
         PerFamily("/proc/self/net/ip_tables_names", "/proc/self/net/ip6_tables_names").of(family);
@@ -285,8 +289,8 @@ fn name(variant: Variant, family: Family) -> String {
     }
 }
 
-/// The path of a program: by the name of its variant, or plain `iptables` where that is this
-/// variant. What plain `iptables` is, is seen from what its link leads to, without running it.
+/// Path of a program under the name of its variant, or under plain `iptables` if that is this
+/// variant. The target of the link shows which variant plain `iptables` is, without running it.
 fn program(variant: Variant, family: Family, suffix: &str) -> Option<PathBuf> {
     if let Some(path) = find(&format!("{}{suffix}", name(variant, family))) {
         return Some(path);
@@ -294,7 +298,7 @@ fn program(variant: Variant, family: Family, suffix: &str) -> Option<PathBuf> {
     let plain = PerFamily("iptables", "ip6tables").of(family);
     let path = find(&format!("{plain}{suffix}"))?;
     let real = fs::canonicalize(&path).ok()?.file_name()?.to_string_lossy().into_owned();
-    // Before 1.8 there was but one, with no mark of it in its name.
+    // Before 1.8 only the legacy variant existed, without a variant in its name.
     let is = if real.contains("nft") { Variant::Nft } else { Variant::Legacy };
     (is == variant).then_some(path)
 }

@@ -1,5 +1,5 @@
-//! The difference between the rules that are there and those that are wanted, as input for
-//! `iptables-restore --noflush`: one transaction, so at no moment is half of it in force.
+//! The changes from the present rules to the desired ones, as input for `iptables-restore
+//! --noflush`. That is one transaction, so packets never meet half of the rules.
 
 use std::fmt::Write as _;
 
@@ -14,13 +14,13 @@ pub(crate) struct Script {
     pub(crate) family: Family,
     /// Input that makes the change.
     pub(crate) change: String,
-    /// Input that takes it back.
+    /// Input that undoes the change.
     pub(crate) undo: String,
-    /// What is changed, for a person.
+    /// Description of the changes, for a person.
     pub(crate) what: Vec<String>,
 }
 
-/// What `iptables -t mangle -S` printed, as far as it concerns us.
+/// Parses the output of `iptables -t mangle -S`, as far as symroute needs it.
 pub(crate) fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Mangle {
     let mut found = Mangle::default();
     for line in lines {
@@ -39,7 +39,7 @@ pub(crate) fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Mangle {
     found
 }
 
-/// The chain of ours that a rule leads to.
+/// The chain of symroute that a rule jumps or goes to.
 fn leads_to(line: &str) -> Option<&str> {
     let (_, target) = line.rsplit_once(" -j ").or_else(|| line.rsplit_once(" -g "))?;
     let target = target.split_whitespace().next()?;
@@ -57,7 +57,7 @@ struct Commands {
 }
 
 impl Commands {
-    /// Makes a chain hold these lines, whether it is there or not.
+    /// Makes a chain hold exactly these lines, whether it exists or not.
     fn fill(&mut self, chain: &str, lines: impl IntoIterator<Item = String>) {
         // Writing to a string does not fail.
         let _ = writeln!(self.declared, ":{chain} - [0:0]");
@@ -77,7 +77,7 @@ impl Commands {
     }
 }
 
-/// The script from what is there to these chains; none where nothing differs.
+/// Builds the script that changes `found` to `wanted`; `None` if nothing differs.
 pub(crate) fn script(
     variant: Variant,
     family: Family,
@@ -118,8 +118,9 @@ pub(crate) fn script(
     })
 }
 
-/// Makes the first rule of a built-in chain the jump to `wanted`, and the only one of ours. Rules
-/// are deleted by what they say, never by their number: others change the chain meanwhile.
+/// Makes the jump to `wanted` the first rule of a built-in chain, and symroute's only rule there.
+/// Deletes rules by their text, never by their number, because other programs may change the chain
+/// meanwhile.
 fn hooked(
     hook: &str,
     lines: &[String],

@@ -1,20 +1,20 @@
-//! The shape of the iptables backend: chains with rules as text, and ipsets.
+//! Types of the iptables backend: chains with rules as text, and ipsets.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::hash::Fnv;
 use crate::model::{Family, FoundIpset, Member, Variant};
 
-/// The desired marking by iptables.
+/// The desired chains and ipsets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Xtables {
     pub(crate) variant: Variant,
     pub(crate) chains: BTreeMap<Family, Vec<Chain>>,
-    /// The ipsets, the node's last.
+    /// The ipsets. The node's ipset comes last.
     pub(crate) sets: Vec<Ipset>,
 }
 
-/// A chain of ours in table mangle.
+/// A chain of symroute in table mangle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub(crate) name: String,
@@ -23,24 +23,24 @@ pub(crate) struct Chain {
     pub(crate) rules: Vec<Rule>,
 }
 
-/// A rule, less the chain that it stands in.
+/// A rule, without the name of its chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rule {
-    /// What it asks for, in the words of iptables; may be empty.
+    /// Matches in iptables syntax; may be empty.
     pub(crate) matches: String,
-    /// What it is for. No quotes.
+    /// Purpose of the rule, without quotes.
     pub(crate) why: &'static str,
     pub(crate) target: String,
 }
 
 impl Rule {
-    /// Changes with each word of the rule. iptables prints rules in words of its own, which differ
-    /// between releases, so a rule is known again by this number in its comment.
+    /// A hash of the whole rule. Releases of iptables print rules differently, so symroute
+    /// recognises a rule by this number in its comment.
     pub(crate) fn fingerprint(&self) -> u32 {
         Fnv::of(format!("{} {} {}", self.matches, self.why, self.target).as_bytes()).folded()
     }
 
-    /// The rule as iptables reads it.
+    /// The rule in iptables syntax.
     pub(crate) fn text(&self) -> String {
         let space = if self.matches.is_empty() { "" } else { " " };
         format!(
@@ -53,7 +53,7 @@ impl Rule {
     }
 }
 
-/// The fingerprint in a rule as iptables prints it, if it has one of ours.
+/// The fingerprint in a rule as iptables prints it, if it has one.
 pub(crate) fn fingerprint_of(line: &str) -> Option<u32> {
     let comment = line.split_once("--comment \"")?.1.split_once('"')?.0;
     let (_, number) = comment.rsplit_once('#')?;
@@ -65,12 +65,12 @@ pub(crate) fn fingerprint_of(line: &str) -> Option<u32> {
 pub(crate) enum Kind {
     Addresses,
     Prefixes,
-    /// What is in force, in comments; see [`super::node_set`].
+    /// The record of what is in force, in comments; see [`super::node_set`].
     Notes,
 }
 
 impl Kind {
-    /// The type as ipset calls it.
+    /// ipset's name of the type.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Addresses | Self::Notes => "hash:ip",
@@ -79,7 +79,7 @@ impl Kind {
     }
 }
 
-/// An ipset. No release may change type or family under the same name.
+/// An ipset. No release may change the type or family of a set under the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ipset {
     pub(crate) name: &'static str,
@@ -89,7 +89,7 @@ pub(crate) struct Ipset {
 }
 
 impl Ipset {
-    /// Whether what was found by this name can be ours.
+    /// Whether the set found under this name has this set's type and family.
     pub(crate) fn is_like(&self, found: &FoundIpset) -> bool {
         found.kind == self.kind.name() && found.family == self.family.number()
     }

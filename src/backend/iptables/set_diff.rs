@@ -1,4 +1,4 @@
-//! The difference between the ipsets that are there and those that are wanted.
+//! The changes from the present ipsets to the desired ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,10 +8,10 @@ use crate::model::{FoundIpset, Member};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SetChange {
     Create(Ipset),
-    /// Add members, or replace the comment of those that are there.
+    /// Add members, or replace the comments of present ones.
     Add(String, Vec<Member>),
     Remove(String, Vec<Member>),
-    /// Take a set away that no rule refers to any more.
+    /// Destroy a set to which no rule refers any more.
     Destroy(String),
 }
 
@@ -21,12 +21,12 @@ impl SetChange {
             Self::Create(set) => Some(Self::Destroy(set.name.into())),
             Self::Add(set, members) => Some(Self::Remove(set.clone(), members.clone())),
             Self::Remove(set, members) => Some(Self::Add(set.clone(), members.clone())),
-            // It held nothing but what the next reconcile would write.
+            // Only the next reconcile can fill the set again.
             Self::Destroy(_) => None,
         }
     }
 
-    /// The change, for a person.
+    /// Description of the change, for a person.
     pub(crate) fn text(&self) -> String {
         match self {
             Self::Create(set) => format!("make ipset {}", set.name),
@@ -39,7 +39,7 @@ impl SetChange {
     }
 }
 
-/// The changes that make these sets what is wanted.
+/// The changes that turn the present sets into the desired ones.
 pub(crate) fn fill<'a>(
     found: &BTreeMap<String, FoundIpset>,
     wanted: impl IntoIterator<Item = &'a Ipset>,
@@ -60,7 +60,7 @@ pub(crate) fn fill<'a>(
             changes.push(SetChange::Create(Ipset { members: BTreeSet::new(), ..set.clone() }));
         }
         let new: Vec<Member> = set.members.difference(members).cloned().collect();
-        // Of a member whose comment changes there are two.
+        // A member with a changed comment is in both lists: adding it replaces the comment.
         let kept: BTreeSet<_> = set.members.iter().map(|m| (m.address, m.prefix)).collect();
         let stale = members.iter().filter(|m| !kept.contains(&(m.address, m.prefix)));
         let stale: Vec<Member> = stale.cloned().collect();

@@ -1,8 +1,8 @@
-//! How large tables of iptables-legacy are: the kernel reports no event when their rules change, but a
-//! rule that comes or goes changes these numbers.
+//! Sizes of tables of iptables-legacy. The kernel reports no event when their rules change, but a
+//! new or deleted rule changes these numbers.
 //!
-//! Layout: `struct ipt_getinfo` and `struct ip6t_getinfo` (`linux/netfilter_ipv4/ip_tables.h`,
-//! `linux/netfilter_ipv6/ip6_tables.h`), which are the same.
+//! Layout: `struct ipt_getinfo` and the identical `struct ip6t_getinfo`
+//! (`linux/netfilter_ipv4/ip_tables.h`, `linux/netfilter_ipv6/ip6_tables.h`).
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -20,25 +20,27 @@ struct Info {
     name: [u8; 32],
     /// A bit for each built-in chain.
     valid_hooks: u32,
-    /// Where their chains begin and end.
+    /// Offsets at which their chains begin and end.
     hooks: [u32; 10],
     entries: u32,
     bytes: u32,
 }
 
-/// Rules and bytes of the tables of IPv4 and IPv6; none of a family that the kernel lacks.
+/// Number of rules and of bytes, for IPv4 and IPv6; `None` for a family that the kernel lacks.
 pub(crate) type Sizes = [Option<(u32, u32)>; 2];
 
-/// Those of table mangle.
+/// Sizes of table mangle.
 pub(crate) fn sizes() -> Sizes {
     let size = |family| info(family, "mangle").ok().map(|info| (info.entries, info.bytes));
     Family::ALL.map(size)
 }
 
-/// How many rules and chains a table has beside its built-in chains. To ask for a table makes it.
+/// Number of rules and chains that a table has besides its built-in chains. The question makes the
+/// kernel create the table.
 pub(crate) fn added(family: Family, table: &str) -> io::Result<u32> {
     let info = info(family, table)?;
-    // Each built-in chain ends with its policy, and the table with an entry of its own.
+    // Each built-in chain ends with an entry for its policy, and the table with an entry of its
+    // own.
     Ok(info.entries.saturating_sub(info.valid_hooks.count_ones() + 1))
 }
 

@@ -13,7 +13,7 @@ use super::set_diff::{SetChange, fill};
 use crate::model::{Family, FoundIpset, Mangle, Member, Variant};
 use crate::names::HOOKS;
 
-/// Carries out what `iptables-restore --noflush` reads, on what we look at of a table.
+/// Executes input of `iptables-restore --noflush` on symroute's view of a table.
 pub(crate) fn restore(table: &mut Mangle, text: &str) {
     for line in text.lines() {
         let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -54,7 +54,7 @@ pub(crate) fn restore(table: &mut Mangle, text: &str) {
     }
 }
 
-/// Changes sets as the kernel would.
+/// Changes sets as the kernel does.
 pub(crate) fn change_set(sets: &mut BTreeMap<String, FoundIpset>, change: &SetChange) {
     match change {
         SetChange::Create(set) => {
