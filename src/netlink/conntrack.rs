@@ -1,7 +1,7 @@
-//! Connections that conntrack knows (`ctnetlink_fill_info`, `net/netfilter/nf_conntrack_netlink.c`).
+//! Reads connections of conntrack (`ctnetlink_fill_info`, `net/netfilter/nf_conntrack_netlink.c`).
 //!
-//! Layouts: `enum ctattr_type` and the ones below it of `linux/netfilter/nfnetlink_conntrack.h`. Ports and numbers
-//! are in network byte order.
+//! Layouts: `enum ctattr_type` and the enumerations after it in
+//! `linux/netfilter/nfnetlink_conntrack.h`. Ports and numbers are in network byte order.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,7 +13,7 @@ use crate::model::Family;
 /// Bytes of `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 
-/// Sender and receiver in one direction.
+/// Sender and receiver in one direction of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tuple {
     pub(crate) from: SocketAddr,
@@ -24,17 +24,17 @@ pub(crate) struct Tuple {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Connection {
-    /// As the first packet had it before NAT.
+    /// Addresses of the first packet before NAT.
     pub(crate) original: Tuple,
-    /// As an answer has it before NAT is undone.
+    /// Addresses of a reply before conntrack undoes NAT.
     pub(crate) reply: Tuple,
     pub(crate) mark: u32,
     /// `IPS_*`
     pub(crate) status: u32,
 }
 
-/// The connections from one address to another. Kernels before 5.8 give all of the family, so they are
-/// chosen here too.
+/// Lists the connections from one address to another. Kernels before 5.8 return all connections of
+/// the family, so this function filters them, too.
 pub(crate) fn between(
     socket: &mut Socket,
     from: IpAddr,
@@ -62,7 +62,8 @@ pub(crate) fn between(
     Ok(found.into_iter().filter(is_between).collect())
 }
 
-/// The connections of both families that are wanted. The others are not kept: a busy node has a million.
+/// Lists the connections of both families for which `is_wanted` holds. The others are not kept,
+/// because a busy node has a million.
 pub(crate) fn wanted(
     socket: &mut Socket,
     is_wanted: impl Fn(&Connection) -> bool,
@@ -70,7 +71,7 @@ pub(crate) fn wanted(
     socket.dump(&mut dump(NFPROTO_UNSPEC), |body| parse(body).filter(&is_wanted))
 }
 
-/// The conntrack mark of each connection that is in a flowtable.
+/// Lists the conntrack mark of each connection that is in a flowtable.
 pub(crate) fn marks_of_offloaded(socket: &mut Socket) -> Result<Vec<u32>, Error> {
     let mut request = dump(NFPROTO_UNSPEC);
     request.be32(CTA_STATUS, IPS_OFFLOAD);
@@ -78,7 +79,7 @@ pub(crate) fn marks_of_offloaded(socket: &mut Socket) -> Result<Vec<u32>, Error>
     socket.dump(&mut request, |body| {
         let attributes = body.get(NFGENMSG..)?;
         let number = |kind| find(attributes, kind).and_then(|payload| be32_at(payload, 0));
-        // Kernels before 5.16 give all.
+        // Kernels before 5.16 return all connections.
         let is_offloaded = number(CTA_STATUS)? & IPS_OFFLOAD != 0;
         is_offloaded.then(|| number(CTA_MARK).unwrap_or(0))
     })
@@ -112,7 +113,7 @@ fn tuple(nested: &[u8]) -> Option<Tuple> {
         }
     }
     let proto = find(nested, CTA_TUPLE_PROTO)?;
-    // A protocol without ports has none here.
+    // A protocol without ports has no such attributes.
     let port = |kind| {
         let bytes = find(proto, kind).and_then(|payload| payload.get(..2)?.try_into().ok());
         bytes.map_or(0, u16::from_be_bytes)

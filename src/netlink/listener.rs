@@ -1,4 +1,4 @@
-//! A socket that only listens to what the kernel multicasts about netfilter.
+//! A socket for multicast messages of netfilter.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
@@ -11,19 +11,20 @@ use nix::sys::socket::{
 use super::uapi::{NETLINK_ADD_MEMBERSHIP, SOL_NETLINK};
 use super::wire::Writer;
 
-/// Room for one datagram.
+/// Maximum size of a datagram in bytes.
 const DATAGRAM: usize = 32 * 1024;
 
-/// What is there to read.
+/// Result of reading from a [`Listener`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Heard<'a> {
     Datagram(&'a [u8]),
-    /// Messages were lost: there was no room.
+    /// The kernel dropped messages because the socket's buffer was full.
     Lost,
+    /// No datagram is waiting.
     Nothing,
 }
 
-/// Listens in the network namespace of the thread that opened it. Never blocks.
+/// A listening socket in the network namespace of the thread that opened it. Never blocks.
 #[derive(Debug)]
 pub(crate) struct Listener {
     fd: OwnedFd,
@@ -31,18 +32,19 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Listens to nothing yet. `room`: bytes that the kernel keeps until they are read.
+    /// Opens a socket that has joined no group yet. `room`: bytes that the kernel buffers.
     pub(crate) fn netfilter(room: usize) -> Result<Self, Errno> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let protocol = SockProtocol::NetlinkNetFilter;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
-        // A smaller buffer loses messages earlier, and a loss is noticed.
+        // Without CAP_NET_ADMIN the buffer stays small and overflows earlier, but the reader
+        // notices a loss.
         let _ = setsockopt(&fd, sockopt::RcvBufForce, &room);
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         Ok(Self { fd, buffer: vec![0; DATAGRAM] })
     }
 
-    /// Listens to a multicast group (`NFNLGRP_*`), too.
+    /// Joins a multicast group (`NFNLGRP_*`).
     pub(crate) fn join(&self, group: u32) -> Result<(), Errno> {
         #[expect(clippy::cast_possible_truncation, reason = "four")]
         let len = size_of_val(&group) as libc::socklen_t;
@@ -60,12 +62,12 @@ impl Listener {
         Errno::result(rc).map(drop)
     }
 
-    /// Sends a request, to which the kernel answers at once.
+    /// Sends a request. The kernel answers at once; read the answer with [`Self::hear`].
     pub(crate) fn ask(&self, request: &Writer) -> Result<(), Errno> {
         send(self.fd.as_raw_fd(), request.as_bytes(), MsgFlags::empty()).map(drop)
     }
 
-    /// Reads one datagram.
+    /// Reads one datagram, if one is waiting.
     pub(crate) fn hear(&mut self) -> Result<Heard<'_>, Errno> {
         loop {
             match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {

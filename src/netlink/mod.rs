@@ -1,5 +1,6 @@
-//! The netlink transport: a blocking socket, one that listens, the wire format, the kernel's numbers,
-//! and the messages of rtnetlink. What `nf_tables` and ipset are asked is in [`crate::backend`].
+//! The netlink transport: sockets for requests and for multicasts, the wire format, the kernel's
+//! numbers, and the messages of rtnetlink and conntrack. The messages of `nf_tables` and ipset are
+//! in [`crate::backend`].
 
 pub(crate) mod conntrack;
 pub(crate) mod listener;

@@ -1,5 +1,5 @@
-//! rtnetlink messages: dumps of links, addresses, routes and rules; changes of routes and rules;
-//! the forwarding look-up.
+//! Messages of rtnetlink: dumps of links, addresses, neighbours, routes and rules; changes of
+//! routes and rules; route look-ups.
 //!
 //! Layouts: `struct ifinfomsg`, `ifaddrmsg`, `rtmsg`, `rtnexthop` (`linux/rtnetlink.h`,
 //! `linux/if_addr.h`) and `struct fib_rule_hdr` (`linux/fib_rules.h`).
@@ -17,7 +17,7 @@ use crate::model::{
     Action, Address, Family, FoundRule, Link, Mac, MarkMatch, Neighbours, Nexthop, Route, Rule,
 };
 
-/// Kinds of route that are read.
+/// Kinds of route that [`routes`] reads.
 const KINDS: [u8; 4] = [RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT];
 const IFINFOMSG: usize = 16;
 const IFADDRMSG: usize = 8;
@@ -62,14 +62,14 @@ fn parse_link(body: &[u8]) -> Option<Link> {
             _ => {}
         }
     }
-    // The index is one of another network namespace.
+    // The index belongs to another network namespace.
     if elsewhere {
         link.parent = None;
     }
     Some(link)
 }
 
-/// All addresses of both families.
+/// Lists all addresses of both families.
 pub(crate) fn addresses(socket: &mut Socket) -> Result<Vec<Address>, Error> {
     socket.dump(&mut dump_request(RTM_GETADDR, &[0; IFADDRMSG]), parse_address)
 }
@@ -82,7 +82,7 @@ fn parse_address(body: &[u8]) -> Option<Address> {
     Some(Address { link, net: IpNetwork::new(peer, prefix).ok()?, ip: own, scope })
 }
 
-/// Hardware addresses of neighbours that `keep` wants, as far as they are resolved.
+/// Lists hardware addresses of the resolved neighbours that `keep` accepts.
 pub(crate) fn neighbours(
     socket: &mut Socket,
     keep: impl Fn(u32, IpAddr) -> bool,
@@ -97,8 +97,8 @@ pub(crate) fn neighbours(
     Ok(found.into_iter().collect())
 }
 
-/// The hardware address of one neighbour; none where it is not resolved, or the kernel (before 5.0) does not
-/// answer for one alone.
+/// Hardware address of one neighbour. `None` if the kernel has not resolved it, or does not answer
+/// for a single neighbour (before Linux 5.0).
 pub(crate) fn neighbour(socket: &mut Socket, link: u32, ip: IpAddr) -> Option<Mac> {
     let mut body = [0; NDMSG];
     body[0] = Family::of(ip).number();
@@ -114,7 +114,7 @@ pub(crate) fn neighbour(socket: &mut Socket, link: u32, ip: IpAddr) -> Option<Ma
     found.ok()
 }
 
-/// Has the kernel resolve a neighbour, as if a packet were sent to it.
+/// Makes the kernel resolve a neighbour, as if the node sent a packet to it.
 pub(crate) fn resolve(socket: &mut Socket, link: u32, ip: IpAddr) -> Result<(), Error> {
     let mut body = [0; NDMSG];
     body[0] = Family::of(ip).number();
@@ -126,7 +126,8 @@ pub(crate) fn resolve(socket: &mut Socket, link: u32, ip: IpAddr) -> Result<(), 
     socket.acknowledged(&mut request)
 }
 
-/// All routes of one family that forward or lead nowhere and that `keep` wants, from every table.
+/// Lists the routes of one family, from every table, that `keep` accepts: unicast, blackhole,
+/// unreachable and prohibit.
 pub(crate) fn routes(
     socket: &mut Socket,
     family: Family,
@@ -139,7 +140,8 @@ pub(crate) fn routes(
     })
 }
 
-/// The tables that take every destination for an address of the node: what transparent proxies use.
+/// Lists the tables with a `local` route that is wide ([`Route::is_wide`]). A transparent proxy
+/// uses such a table to receive packets for any destination.
 pub(crate) fn local_tables(socket: &mut Socket, family: Family) -> Result<BTreeSet<u32>, Error> {
     let mut body = [0; RTMSG];
     body[0] = family.number();
@@ -201,7 +203,7 @@ fn parse_nexthops(mut payload: &[u8], special: &mut bool) -> Vec<Nexthop> {
             RTA_VIA => payload.get(2..).and_then(ip),
             _ => None,
         });
-        // `rtnh_flags` and `rtnh_hops` are the bytes behind the length.
+        // `rtnh_flags` and `rtnh_hops` are the bytes after the length.
         let (onlink, weight) = (u32::from(payload[2]) & RTNH_F_ONLINK != 0, payload[3]);
         found.push(Nexthop { link, gateway, onlink, weight });
         payload = payload.get((len + 3) & !3..).unwrap_or(&[]);
@@ -222,7 +224,7 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
     let (mut mark, mut bits) = (None, None);
     let mut rule = Rule::of_all(family, 0, Action::Nop, 0);
     let is_inverted = flags & FIB_RULE_INVERT != 0;
-    // The type of service.
+    // `tos`: the type of service.
     let mut more = *body.get(3)? != 0;
     for (kind, payload) in attrs(body.get(FIB_RULE_HDR..)?) {
         match kind {
@@ -235,7 +237,7 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
             FRA_DST => rule.to = IpNetwork::new(ip(payload)?, *body.get(1)?).ok(),
             FRA_IIFNAME => rule.iif = Some(string(payload)),
             FRA_PROTOCOL => rule.protocol = *payload.first()?,
-            // -1: nothing is suppressed, which the kernel says for every rule.
+            // The kernel sets -1, which suppresses no route, for each rule without this attribute.
             FRA_SUPPRESS_PREFIXLEN => {
                 rule.suppress = Some(u32_at(payload, 0)?).filter(|&length| length != u32::MAX);
             }
@@ -263,17 +265,17 @@ fn parse_rule(body: &[u8]) -> Option<FoundRule> {
     Some(FoundRule { rule, message: body.to_vec() })
 }
 
-/// Adds a route; a twin that is there already is left as it is.
+/// Adds a route. If the same route exists, does nothing.
 pub(crate) fn add_route(socket: &mut Socket, route: &Route) -> Result<(), Error> {
     change_route(socket, route, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, &[Errno::EEXIST])
 }
 
-/// Puts a route in the place of the one with the same destination and metric, in one step.
+/// Replaces the route with the same destination and metric, in one step.
 pub(crate) fn replace_route(socket: &mut Socket, route: &Route) -> Result<(), Error> {
     change_route(socket, route, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &[])
 }
 
-/// Deletes a route; one that has gone already is no error.
+/// Deletes a route. A route that no longer exists is no error.
 pub(crate) fn delete_route(socket: &mut Socket, route: &Route) -> Result<(), Error> {
     change_route(socket, route, RTM_DELROUTE, 0, &[Errno::ESRCH, Errno::ENODEV])
 }
@@ -319,7 +321,8 @@ fn change_route(
     forgive(socket.acknowledged(&mut request), fine)
 }
 
-/// The payload of `RTA_MULTIPATH`: a `struct rtnexthop` for each hop, with the router behind it.
+/// The payload of `RTA_MULTIPATH`: a `struct rtnexthop` for each next hop, with the router after
+/// it.
 fn multipath(route: &Route) -> Vec<u8> {
     let mut hops = Vec::new();
     for hop in &route.nexthops {
@@ -327,7 +330,7 @@ fn multipath(route: &Route) -> Vec<u8> {
         if let Some(ip) = hop.gateway {
             write_gateway(&mut gateway, route.family(), ip);
         }
-        // A router takes no more than 20 bytes.
+        // A router's attribute has at most 24 bytes.
         let length = u16::try_from(RTNEXTHOP + gateway.as_bytes().len()).unwrap_or(u16::MAX);
         let flags = if hop.onlink { RTNH_F_ONLINK } else { 0 };
         hops.extend_from_slice(&length.to_ne_bytes());
@@ -338,7 +341,8 @@ fn multipath(route: &Route) -> Vec<u8> {
     hops
 }
 
-/// A router of the other family goes into `RTA_VIA`: a family of two bytes and the address.
+/// Writes `RTA_GATEWAY`, or for a router of the other family `RTA_VIA`: two bytes with its family,
+/// and the address.
 fn write_gateway(request: &mut Writer, family: Family, gateway: IpAddr) {
     if Family::of(gateway) == family {
         return request.ip(RTA_GATEWAY, gateway);
@@ -351,7 +355,7 @@ fn write_gateway(request: &mut Writer, family: Family, gateway: IpAddr) {
     request.attr(RTA_VIA, &via);
 }
 
-/// Adds a rule; a twin that is there already is left as it is.
+/// Adds a rule. If the same rule exists, does nothing.
 pub(crate) fn add_rule(socket: &mut Socket, rule: &Rule) -> Result<(), Error> {
     let mut request = Writer::default();
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
@@ -359,7 +363,7 @@ pub(crate) fn add_rule(socket: &mut Socket, rule: &Rule) -> Result<(), Error> {
     forgive(socket.acknowledged(&mut request), &[Errno::EEXIST])
 }
 
-/// The body of a message that adds or deletes exactly this rule.
+/// Body of the message that adds or deletes exactly this rule.
 pub(crate) fn rule_message(rule: &Rule) -> Vec<u8> {
     let mut body = [0; FIB_RULE_HDR];
     body[0] = rule.family.number();
@@ -399,7 +403,7 @@ pub(crate) fn rule_message(rule: &Rule) -> Vec<u8> {
     message.as_bytes().to_vec()
 }
 
-/// Deletes exactly the rule that a dump gave: attributes left out would be wildcards.
+/// Deletes exactly the rule that a dump returned. A missing attribute would be a wildcard.
 pub(crate) fn delete_rule(socket: &mut Socket, found: &FoundRule) -> Result<(), Error> {
     let mut body = found.message.clone();
     if let Some(flags) = u32_at(&body, 8) {
@@ -417,13 +421,13 @@ fn forgive(result: Result<(), Error>, fine: &[Errno]) -> Result<(), Error> {
     }
 }
 
-/// A question to the kernel's forwarding: where would such a packet go?
+/// A route look-up: where would the kernel send such a packet?
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lookup {
     pub(crate) to: IpAddr,
-    /// Source address, where it is chosen already.
+    /// Source address; `None` if the kernel still has to choose it.
     pub(crate) from: Option<IpAddr>,
-    /// Index of the interface that it comes in by, with a source; none for the node's own packets.
+    /// Index of the incoming interface, which needs `from`; `None` for the node's own packets.
     pub(crate) iif: Option<u32>,
     /// Packet mark.
     pub(crate) mark: u32,
@@ -434,15 +438,15 @@ pub(crate) struct Lookup {
 pub(crate) struct Way {
     /// `RTN_*`: 1 is unicast, 2 is local.
     pub(crate) kind: u8,
-    /// The table that had the route.
+    /// Table in which the kernel found the route.
     pub(crate) table: u32,
     pub(crate) link: u32,
-    /// The router, unless the destination is on the link.
+    /// The router; `None` if the destination is on the link.
     pub(crate) gateway: Option<IpAddr>,
 }
 
-/// Asks the kernel where packets would go, reverse path filter included (a martian is an error).
-/// `RTM_GETROUTE` reads one route and does not wait for the routing lock.
+/// Makes route look-ups, including the reverse path filter: a martian is an error. `RTM_GETROUTE`
+/// reads one route and does not wait for the routing lock.
 pub(crate) fn lookups(
     socket: &mut Socket,
     questions: &[Lookup],
@@ -474,8 +478,8 @@ fn write_lookup(request: &mut Writer, question: &Lookup) {
     body[0] = family.number();
     body[1] = full;
     body[2] = if question.from.is_some() { full } else { 0 };
-    // Without this flag an IPv4 answer names table main whatever table was used. IPv6 always
-    // names the table and refuses the flag.
+    // Without this flag, an IPv4 answer always names table main. An IPv6 answer always names the
+    // right table, and the kernel refuses the flag.
     if family == Family::V4 {
         body[8..12].copy_from_slice(&RTM_F_LOOKUP_TABLE.to_ne_bytes());
     }

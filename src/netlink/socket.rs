@@ -1,8 +1,8 @@
-//! One small blocking netlink socket: requests, dumps and batches, with every error seen.
+//! A small blocking netlink socket for requests, dumps and batches, which reports every error.
 //!
-//! What a general client tends to lose is kept here: the errno that ends a failed dump, dumps
-//! that the kernel marks as interrupted, truncated datagrams, the kernel's own error text.
-//! A socket belongs to the network namespace of the thread that opened it.
+//! It reports what general clients often lose: the errno that ends a failed dump, interrupted
+//! dumps, truncated datagrams, and the kernel's own error text. A socket belongs to the network
+//! namespace of the thread that opened it.
 
 use std::fmt;
 use std::fs::File;
@@ -20,20 +20,20 @@ use nix::sys::socket::{
 use super::uapi::*;
 use super::wire::{HEADER, Message, Writer, find, messages, string};
 
-/// Room for one reply of a single request.
+/// Bytes of buffer for the reply to a single request.
 const REPLY: usize = 2 * 1024;
-/// Room for one datagram of a dump: the kernel fills at most 32 KiB.
+/// Bytes of buffer for one datagram of a dump. The kernel fills at most 32 KiB.
 const DUMP: usize = 64 * 1024;
-/// How often a dump that changed under the reader is read again.
+/// Maximum number of attempts to read a dump that changes meanwhile.
 const DUMP_TRIES: u32 = 16;
-/// Send buffers above this size are asked for explicitly (`wmem_default` is about 208 KiB).
+/// Requests above this size need a larger send buffer (`wmem_default` is about 208 KiB).
 const LARGE: usize = 96 * 1024;
 
-/// What the kernel said no to.
+/// An error that the kernel returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Error {
     pub(crate) errno: Errno,
-    /// The kernel's explanation, where it gave one.
+    /// The kernel's explanation, if it gave one.
     pub(crate) text: Option<String>,
 }
 
@@ -54,14 +54,16 @@ impl From<Errno> for Error {
     }
 }
 
+/// A netlink socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
     seq: u32,
     buf: Vec<u8>,
-    /// Whether the kernel was asked for strictness and its own words.
+    /// Whether [`Self::be_thorough`] has run.
     thorough: bool,
-    /// When a dump is given up: what a pod's namespace holds may have no end.
+    /// Time at which a dump ends with an error, because a pod's namespace may hold any number of
+    /// objects.
     deadline: Option<Instant>,
 }
 
@@ -81,13 +83,13 @@ impl Socket {
         Self::open(SockProtocol::NetlinkGeneric)
     }
 
-    /// Opens a socket to the kernel's `IPsec` in the network namespace of this thread.
+    /// Opens a socket to xfrm (`IPsec`) in the network namespace of this thread.
     pub(crate) fn xfrm() -> Result<Self, Error> {
         // SAFETY: there is no pointer among the arguments.
         let fd = unsafe {
             libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_XFRM)
         };
-        // SAFETY: the kernel has just opened it, and nothing else knows it.
+        // SAFETY: the kernel has just opened the descriptor, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(Errno::result(fd)?) };
         Ok(Self::new(fd))
     }
@@ -98,19 +100,21 @@ impl Socket {
     }
 
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        // The first message binds it.
+        // The first message makes the kernel bind the socket.
         Self { fd, seq: 1, buf: vec![0; REPLY], thorough: false, deadline: None }
     }
 
-    /// Prepares for a namespace whose owner is not trusted: the kernel refuses messages of other senders
-    /// (`netlink_getsockbyportid`, `net/netlink/af_netlink.c`), and dumps end at the deadline.
+    /// Prepares for a namespace whose owner symroute does not trust. The kernel then refuses
+    /// messages of other senders (`netlink_getsockbyportid`, `net/netlink/af_netlink.c`), and dumps
+    /// end at the deadline.
     pub(crate) fn distrust(&mut self, deadline: Instant) -> Result<(), Error> {
         connect(self.fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         self.deadline = Some(deadline);
         Ok(())
     }
 
-    /// A number that no other network namespace has had since the machine was booted. None before kernel 5.14.
+    /// Cookie of the network namespace: a number that no other namespace has had since boot. `None`
+    /// before Linux 5.14.
     pub(crate) fn namespace_cookie(&self) -> Option<u64> {
         let mut cookie: u64 = 0;
         #[expect(clippy::cast_possible_truncation, reason = "eight")]
@@ -125,11 +129,11 @@ impl Socket {
     }
 
     /// Asks the kernel to check requests strictly and to explain its errors. The few look-ups of a
-    /// fast path do without.
+    /// fast path do not need this.
     fn be_thorough(&mut self) {
         if !self.thorough {
             self.thorough = true;
-            // Each is a help, none a need: kernels before 4.20 lack some.
+            // symroute works without these options: kernels before 4.20 lack some.
             for option in [NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK] {
                 let _ = self.enable(option);
             }
@@ -148,11 +152,11 @@ impl Socket {
         Errno::result(rc).map(drop)
     }
 
-    /// Device and inode of the network namespace that it belongs to, as those of `/proc/PID/ns/net`.
+    /// Device and inode of the socket's network namespace, as those of `/proc/PID/ns/net`.
     pub(crate) fn namespace(&self) -> io::Result<(u64, u64)> {
         // SAFETY: the descriptor is open for as long as `self` lives; there is no argument.
         let fd = Errno::result(unsafe { libc::ioctl(self.fd.as_raw_fd(), SIOCGSKNS) })?;
-        // SAFETY: the kernel has just opened it, and nobody else knows it.
+        // SAFETY: the kernel has just opened the descriptor, and nothing else owns it.
         let namespace = unsafe { File::from_raw_fd(fd) }.metadata()?;
         Ok((namespace.dev(), namespace.ino()))
     }
@@ -174,7 +178,7 @@ impl Socket {
     }
 
     /// Reads one datagram. The kernel answers within the call that sends (`netlink_unicast_kernel`,
-    /// `net/netlink/af_netlink.c`), so an answer that is not there was lost and never comes.
+    /// `net/netlink/af_netlink.c`), so a missing answer was lost and never arrives.
     fn receive(&mut self) -> Result<usize, Error> {
         let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
         loop {
@@ -188,22 +192,22 @@ impl Socket {
         }
     }
 
-    /// Sends one message that asks for an acknowledgement, and waits for it.
+    /// Sends one message that asks for an acknowledgement, and reads it.
     pub(crate) fn acknowledged(&mut self, request: &mut Writer) -> Result<(), Error> {
         self.be_thorough();
         let last = self.send(request)?;
         self.wait(last, last)
     }
 
-    /// Sends an nfnetlink batch whose last change (the message before the closing one) asks for
-    /// an acknowledgement. The first error is the answer; the kernel has then changed nothing.
+    /// Sends an nfnetlink batch whose last change (the message before the closing one) asks for an
+    /// acknowledgement. Returns the first error; the kernel has then changed nothing.
     pub(crate) fn batch(&mut self, request: &mut Writer) -> Result<(), Error> {
         let first = self.seq;
         let last = self.send(request)?;
         self.wait(first, last.wrapping_sub(1))
     }
 
-    /// Waits for an error of any message from `first` on, or for the answer to `last`.
+    /// Reads until an error of any message from `first` on, or the answer to `last`.
     fn wait(&mut self, first: u32, last: u32) -> Result<(), Error> {
         loop {
             let len = self.receive()?;
@@ -220,7 +224,7 @@ impl Socket {
         }
     }
 
-    /// Sends one message that is answered by one message, and parses that.
+    /// Sends one message to which the kernel answers with one message, and parses the answer.
     pub(crate) fn query<T>(
         &mut self,
         request: &mut Writer,
@@ -229,8 +233,8 @@ impl Socket {
         self.queries(request, parse)?.pop().unwrap_or(Err(Errno::ENODATA.into()))
     }
 
-    /// Sends messages that are answered by one message each, all at once, and parses the answers.
-    /// They are in the order of the questions.
+    /// Sends several messages at once, to each of which the kernel answers with one message.
+    /// Returns the parsed answers in the order of the messages.
     pub(crate) fn queries<T>(
         &mut self,
         requests: &mut Writer,
@@ -257,8 +261,8 @@ impl Socket {
         Ok(answers)
     }
 
-    /// Sends a dump request and collects what `parse` makes of each message. A dump that the
-    /// kernel marks as interrupted is read again from the start.
+    /// Sends a dump request, and collects the results of `parse` for each message. Reads the dump
+    /// again if the kernel marks it as interrupted.
     pub(crate) fn dump<T>(
         &mut self,
         request: &mut Writer,
@@ -318,18 +322,19 @@ fn outcome(message: Message<'_>) -> Result<(), Error> {
     if number == 0 {
         return Ok(());
     }
-    // With NETLINK_CAP_ACK only the header of the request is repeated before the attributes.
+    // With NETLINK_CAP_ACK the kernel repeats only the header of the request before the attributes.
     let at = if message.kind == NLMSG_ERROR { 4 + HEADER } else { 4 };
     let text = (message.flags & NLM_F_ACK_TLVS != 0)
         .then(|| message.body.get(at..))
         .flatten()
         .and_then(|attrs| find(attrs, NLMSGERR_ATTR_MSG))
         .map(string);
-    // The least number has no positive one.
+    // `i32::MIN` has no positive counterpart.
     Err(numbered(number.saturating_neg(), text))
 }
 
-/// ipset answers with numbers of its own, above all of errno's.
+/// Makes an error from an errno, or from one of ipset's own numbers, which are larger than any
+/// errno.
 fn numbered(number: i32, text: Option<String>) -> Error {
     let errno = match number {
         IPSET_ERR_EXIST => Errno::EEXIST,

@@ -1,11 +1,12 @@
 //! Numbers of the kernel's netlink interfaces, named as the kernel's headers name them.
 //!
-//! Sources: `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour,sockios,fib_rules,xfrm}.h`,
+//! Sources:
+//! `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour,sockios,fib_rules,xfrm}.h`,
 //! `include/uapi/linux/{pkt_sched,pkt_cls,genetlink,wireguard}.h` and
-//! `include/uapi/linux/netfilter/{nfnetlink,nf_tables,ipset/ip_set}.h`. They are kept here rather than
-//! taken from libc, which has only part of them and in several integer types.
+//! `include/uapi/linux/netfilter/{nfnetlink,nf_tables,ipset/ip_set}.h`. The crate libc has only
+//! part of these numbers, in several integer types.
 
-/// Constants by type: one paragraph for each of the kernel's enumerations.
+/// Defines constants by type, with a line for each of the kernel's enumerations.
 macro_rules! numbers {
     ($($type:ty: $($name:ident = $value:expr),+;)+) => {
         $($(pub(crate) const $name: $type = $value;)+)+
@@ -51,7 +52,7 @@ numbers! {
     u16: RTM_NEWNEIGH = 28, RTM_GETNEIGH = 30;
     u16: NDA_DST = 1, NDA_LLADDR = 2;
     u8: NTF_USE = 1;
-    // `NUD_NONE` is none of these bits; `NUD_INCOMPLETE` and `NUD_FAILED`.
+    // `NUD_INCOMPLETE` and `NUD_FAILED`. `NUD_NONE` is 0, so callers have to test for it.
     u16: NUD_UNRESOLVED = 0x01 | 0x20;
 
     // xfrm.h
@@ -88,7 +89,7 @@ numbers! {
         FRA_SUPPRESS_PREFIXLEN = 14, FRA_TABLE = 15, FRA_FWMASK = 16, FRA_PROTOCOL = 21;
     u8: FR_ACT_TO_TBL = 1, FR_ACT_GOTO = 2, FR_ACT_NOP = 3, FR_ACT_PROHIBIT = 8;
     u32: FIB_RULE_INVERT = 0x2;
-    // Flags that only report a rule's condition: goto target absent, iif or oif absent.
+    // Flags that only report a rule's state: the goto target, iif or oif does not exist.
     u32: FIB_RULE_CONDITION = 0x4 | 0x8 | 0x10;
 
     // nfnetlink.h
@@ -155,7 +156,7 @@ numbers! {
     u16: NFTA_VERDICT_CODE = 1, NFTA_VERDICT_CHAIN = 2;
     i32: NFT_RETURN = -5, NFT_GOTO = -4, NFT_JUMP = -3;
     u32: NFT_REG_VERDICT = 0, NFT_REG_1 = 1;
-    // Four bytes behind the first four of register 1.
+    // The second four bytes of register 1.
     u32: NFT_REG32_01 = 9;
     u16: NFTA_META_DREG = 1, NFTA_META_KEY = 2, NFTA_META_SREG = 3;
     u32: NFT_META_MARK = 3, NFT_META_IIF = 4, NFT_META_OIF = 5,
@@ -205,8 +206,7 @@ numbers! {
     u16: CTA_FILTER_ORIG_FLAGS = 1, CTA_FILTER_REPLY_FLAGS = 2;
     u32: CTA_FILTER_F_CTA_IP_SRC = 1, CTA_FILTER_F_CTA_IP_DST = 2;
 
-    // ipset/ip_set.h
-    // `IPSET_PROTOCOL_MIN`: what every kernel understands.
+    // `IPSET_PROTOCOL_MIN`, which every kernel supports.
     u8: IPSET_PROTOCOL = 6;
     u16: IPSET_CMD_PROTOCOL = 1, IPSET_CMD_CREATE = 2, IPSET_CMD_DESTROY = 3, IPSET_CMD_LIST = 7,
         IPSET_CMD_ADD = 9, IPSET_CMD_DEL = 10, IPSET_CMD_TEST = 11;

@@ -1,7 +1,7 @@
-//! The netlink wire format: messages and attributes, written and read.
+//! The netlink wire format: writes and reads messages and attributes.
 //!
-//! Layout: `struct nlmsghdr` and `struct nlattr` of `include/uapi/linux/netlink.h`; all header
-//! fields are in host byte order, everything is aligned to four bytes.
+//! Layout: `struct nlmsghdr` and `struct nlattr` of `include/uapi/linux/netlink.h`. All header
+//! fields are in host byte order. Messages and attributes are aligned to four bytes.
 
 use std::net::IpAddr;
 
@@ -16,11 +16,11 @@ const fn align(len: usize) -> usize {
     (len + 3) & !3
 }
 
-/// One or more netlink messages under construction, in one buffer; or attributes alone.
+/// A buffer with netlink messages under construction, or with attributes only.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Writer {
     buf: Vec<u8>,
-    /// Offset of the message being written; none while there is none.
+    /// Offset of the current message; `None` before the first.
     start: Option<usize>,
 }
 
@@ -30,7 +30,7 @@ impl Writer {
         Self { buf: Vec::with_capacity(capacity), start: None }
     }
 
-    /// Starts a message: its header and `body`, the family's fixed header.
+    /// Starts a message with its header and `body`, the fixed header of the netlink family.
     pub(crate) fn message(&mut self, kind: u16, flags: u16, body: &[u8]) {
         self.start = Some(self.buf.len());
         self.buf.extend_from_slice(&[0; 4]);
@@ -40,7 +40,7 @@ impl Writer {
         self.bytes(body);
     }
 
-    /// Appends raw bytes, padded to four.
+    /// Appends raw bytes, padded to a multiple of four.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.buf.extend_from_slice(bytes);
         self.buf.resize(align(self.buf.len()), 0);
@@ -60,22 +60,22 @@ impl Writer {
         self.bytes(payload);
     }
 
-    /// A number in host byte order.
+    /// Writes an attribute with a number in host byte order.
     pub(crate) fn u32(&mut self, kind: u16, value: u32) {
         self.attr(kind, &value.to_ne_bytes());
     }
 
-    /// A number in network byte order, as nfnetlink wants its integers.
+    /// Writes an attribute with a number in network byte order, as nfnetlink requires.
     pub(crate) fn be32(&mut self, kind: u16, value: u32) {
         self.attr(kind, &value.to_be_bytes());
     }
 
-    /// A signed number in network byte order.
+    /// Writes an attribute with a signed number in network byte order.
     pub(crate) fn be_i32(&mut self, kind: u16, value: i32) {
         self.attr(kind, &value.to_be_bytes());
     }
 
-    /// A string with its terminating zero.
+    /// Writes an attribute with a string and its terminating zero.
     pub(crate) fn str(&mut self, kind: u16, value: &str) {
         let mut bytes = Vec::with_capacity(value.len() + 1);
         bytes.extend_from_slice(value.as_bytes());
@@ -83,7 +83,7 @@ impl Writer {
         self.attr(kind, &bytes);
     }
 
-    /// An address in network byte order, 4 or 16 bytes.
+    /// Writes an attribute with an address of 4 or 16 bytes in network byte order.
     pub(crate) fn ip(&mut self, kind: u16, ip: IpAddr) {
         match ip {
             IpAddr::V4(ip) => self.attr(kind, &ip.octets()),
@@ -91,7 +91,7 @@ impl Writer {
         }
     }
 
-    /// An attribute whose payload is what `fill` writes.
+    /// Writes an attribute whose payload `fill` writes.
     pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let at = self.buf.len();
         self.attr(kind | NLA_F_NESTED, &[]);
@@ -108,7 +108,8 @@ impl Writer {
         self.buf[at..at + 2].copy_from_slice(&(old | flags).to_ne_bytes());
     }
 
-    /// Writes `first`, `first + 1`, … into the messages; gives the last number used.
+    /// Writes the sequence numbers `first`, `first + 1` and so on into the messages, and returns
+    /// the last one.
     pub(crate) fn number(&mut self, first: u32) -> u32 {
         let (mut at, mut next) = (0, first);
         while at + HEADER <= self.buf.len() {
@@ -132,11 +133,11 @@ pub(crate) struct Message<'a> {
     pub(crate) flags: u16,
     /// `nlmsg_seq`
     pub(crate) seq: u32,
-    /// Everything behind the header.
+    /// Everything after the header.
     pub(crate) body: &'a [u8],
 }
 
-/// The messages of one datagram. Stops at the first malformed one.
+/// The messages of one datagram. Stops at the first malformed message.
 pub(crate) fn messages(mut buf: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let len = u32_at(buf, 0)? as usize;
@@ -148,7 +149,8 @@ pub(crate) fn messages(mut buf: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// The attributes of `buf` as (type without flags, payload). Stops at the first malformed one.
+/// The attributes of `buf`, each as its type without flags and its payload. Stops at the first
+/// malformed attribute.
 pub(crate) fn attrs(mut buf: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let len = usize::from(u16_at(buf, 0)?);
@@ -164,33 +166,33 @@ pub(crate) fn find(buf: &[u8], kind: u16) -> Option<&[u8]> {
     attrs(buf).find_map(|(k, payload)| (k == kind).then_some(payload))
 }
 
-/// Two bytes in host byte order.
+/// Reads two bytes in host byte order.
 pub(crate) fn u16_at(buf: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(buf.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// Four bytes in host byte order.
+/// Reads four bytes in host byte order.
 pub(crate) fn u32_at(buf: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(buf.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// Four bytes in network byte order.
+/// Reads four bytes in network byte order.
 pub(crate) fn be32_at(buf: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(buf.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// Four bytes in network byte order, signed.
+/// Reads four bytes in network byte order, as a signed number.
 pub(crate) fn be_i32_at(buf: &[u8], at: usize) -> Option<i32> {
     Some(i32::from_be_bytes(buf.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// A string attribute, up to its terminating zero.
+/// Reads a string attribute up to its terminating zero.
 pub(crate) fn string(payload: &[u8]) -> String {
     let end = payload.iter().position(|&b| b == 0).unwrap_or(payload.len());
     String::from_utf8_lossy(&payload[..end]).into_owned()
 }
 
-/// An address attribute of 4 or 16 bytes.
+/// Reads an address attribute of 4 or 16 bytes.
 pub(crate) fn ip(payload: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(payload) {
         return Some(v4.into());
