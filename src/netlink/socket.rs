@@ -119,8 +119,8 @@ impl Socket {
         let mut cookie: u64 = 0;
         #[expect(clippy::cast_possible_truncation, reason = "eight")]
         let mut len = size_of_val(&cookie) as libc::socklen_t;
-        // SAFETY: the pointers describe `cookie` and its length, which outlive the call; the descriptor is open
-        // for as long as `self` lives.
+        // SAFETY: the pointers describe `cookie` and its length, which outlive the call; the
+        // descriptor is open for as long as `self` lives.
         let rc = unsafe {
             let (fd, value) = (self.fd.as_raw_fd(), (&raw mut cookie).cast());
             libc::getsockopt(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, value, &raw mut len)

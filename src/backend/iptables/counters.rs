@@ -4,8 +4,8 @@ use crate::backend::counts::Counted;
 use crate::model::Field;
 use crate::names;
 
-/// Parses the output of `iptables-save -c`. Lines of symroute's chains are `[PACKETS:BYTES] -A
-/// CHAIN …`.
+/// Parses the output of `iptables-save -c`. A line of symroute's chains is
+/// `[PACKETS:BYTES] -A CHAIN …`.
 pub(crate) fn parse(field: Field, text: &str) -> impl Iterator<Item = (Counted, u64)> {
     text.lines().filter_map(move |line| {
         let (packets, chain, rule) = parts(line)?;

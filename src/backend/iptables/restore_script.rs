@@ -1,5 +1,5 @@
-//! The changes from the present rules to the desired ones, as input for `iptables-restore
-//! --noflush`. That is one transaction, so packets never meet half of the rules.
+//! The changes from the present rules to the desired ones, as input for
+//! `iptables-restore --noflush`. That is one transaction, so packets never meet half of the rules.
 
 use std::fmt::Write as _;
 

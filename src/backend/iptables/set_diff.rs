@@ -21,7 +21,7 @@ impl SetChange {
             Self::Create(set) => Some(Self::Destroy(set.name.into())),
             Self::Add(set, members) => Some(Self::Remove(set.clone(), members.clone())),
             Self::Remove(set, members) => Some(Self::Add(set.clone(), members.clone())),
-            // Only the next reconcile can fill the set again.
+            // No undo: the set held only what the next reconcile writes.
             Self::Destroy(_) => None,
         }
     }
@@ -60,7 +60,8 @@ pub(crate) fn fill<'a>(
             changes.push(SetChange::Create(Ipset { members: BTreeSet::new(), ..set.clone() }));
         }
         let new: Vec<Member> = set.members.difference(members).cloned().collect();
-        // A member with a changed comment is in both lists: adding it replaces the comment.
+        // A member whose comment changes is new but not stale, because adding it replaces the
+        // comment.
         let kept: BTreeSet<_> = set.members.iter().map(|m| (m.address, m.prefix)).collect();
         let stale = members.iter().filter(|m| !kept.contains(&(m.address, m.prefix)));
         let stale: Vec<Member> = stale.cloned().collect();

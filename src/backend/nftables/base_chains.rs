@@ -143,8 +143,8 @@ fn unbound_reply(field: Field, mark: u32) -> [Expression; 7] {
     [direction, ConntrackMark, ours(field), unbound, PacketMark, ours(field), marked]
 }
 
-/// Rules that clear the field of packets that are about to leave. If symroute did not mark a
-/// packet, a program that writes whole marks did; that mark stays.
+/// Rules that clear the field of packets that are about to leave. A mark that symroute did not set
+/// is of a program that writes whole marks, and stays.
 fn leave(spec: &Spec<'_>) -> Vec<Rule> {
     let field = spec.field;
     let clear = set_packet(field, 0);

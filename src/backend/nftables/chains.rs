@@ -1,8 +1,7 @@
 //! The rules that mark packets. docs/design.md says why each part exists.
 //!
 //! No rule changes while pods come and go. Sets and maps hold what differs from node to node. Each
-//! uplink has chains of its own, because kernels of all versions can merge only constants into a
-//! mark.
+//! uplink has chains of its own, because older kernels can merge only constants into a mark.
 
 use super::base_chains::base_chains;
 use super::offload;
@@ -377,7 +376,7 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
 /// Rules that ask table main alone where the source lies. A routing table of the destination's own
 /// does not know what lies inside.
 ///
-/// An ip rule sends a look-up whose whole mark is D to main. (Older releases would report a rule
+/// An ip rule sends a look-up whose whole mark is D to main. (Release 0.1.0 would report a rule
 /// that compares part of the mark as a clash.) So the rules put a known mark of another program
 /// aside meanwhile. A packet with any other mark is bound without this question.
 fn ask(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
