@@ -9,7 +9,7 @@ pub(crate) const TABLE: &str = "symroute";
 /// [`crate::config::Settings::fingerprint`].
 pub(crate) const IN_FORCE: &str = "in_force";
 /// Map with the numbers by which symroute recognises its own state: [`LAYOUT_MASK`],
-/// [`LAYOUT_PRIORITY`], [`LAYOUT_TABLES`]. With [`RESTORE`] it lets `down` clean the node up when
+/// [`LAYOUT_PRIORITY`], [`LAYOUT_TABLES`]. With [`RESTORE`] it lets symroute clean the node up when
 /// the files are lost.
 pub(crate) const LAYOUT: &str = "layout";
 /// Key of `markMask` in [`LAYOUT`].
@@ -79,7 +79,7 @@ pub(crate) const TRACE_TABLE: &str = "symroute-trace-";
 /// Prefix of the name of `trace`'s own tracefs instance. The process id and the start time of the
 /// process follow.
 pub(crate) const TRACE_INSTANCE: &str = "symroute-";
-/// Where the kernel's tracefs is mounted.
+/// Mount point of the kernel's tracefs.
 pub(crate) const TRACEFS: &str = "/sys/kernel/tracing";
 
 /// Option that selects the family in a command of `ip`, with the space behind it.
@@ -111,7 +111,8 @@ pub(crate) const LEFT_OUT_SET: PerFamily<&str> =
     PerFamily("symroute-leftout4", "symroute-leftout6");
 /// File in [`LASTING_DIR`] in which install.sh notes the node's directories.
 pub(crate) const PLACES_NOTE: &str = "places";
-/// Version of the table's shape and rules. Raise it whenever a release changes them.
+/// Version of the rules, chains and sets of both backends. Raise it whenever a release changes
+/// them.
 pub(crate) const RULESET_VERSION: u32 = 6;
 
 /// Default of `markMask`: bits 8 to 12. By default no other known program uses them as conntrack

@@ -73,7 +73,8 @@ pub(crate) struct Spec<'a> {
     pub(crate) left_out: &'a BTreeSet<IpAddr>,
     /// Destinations whose connections are never bound.
     pub(crate) exclude: &'a [IpNetwork],
-    /// `None` for no flowtable.
+    /// Which connections to offload; `None` if the settings want no flowtable or the kernel has
+    /// none.
     pub(crate) offload: Option<Offload>,
     /// See [`crate::names::IN_FORCE`].
     pub(crate) fingerprint: u32,

@@ -223,7 +223,7 @@ pub(crate) enum Action {
     /// Continue with the rule of this priority.
     Goto(u32),
     Nop,
-    /// Anything else, by its `FR_ACT_*` number.
+    /// Any other action, by its `FR_ACT_*` number.
     Other(u8),
 }
 

@@ -118,9 +118,9 @@ pub(crate) struct Mangle {
 /// How other programs use a variant of iptables on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct VariantUse {
-    /// Whether it has chains of the kubelet or of kube-proxy.
+    /// Whether the kubelet or kube-proxy has chains in this variant.
     pub(crate) has_kubelet_chains: bool,
-    /// Number of other programs' rules.
+    /// Number of other programs' rules in this variant.
     pub(crate) foreign_rules: usize,
 }
 
@@ -128,7 +128,7 @@ pub(crate) struct VariantUse {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flowtables {
     Usable,
-    /// The kernel has none.
+    /// The kernel has no flowtables.
     Missing,
     /// The kernel looks up the way of replies without the packet mark, so they would leave through
     /// another NIC (before Linux 5.19).

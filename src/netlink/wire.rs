@@ -133,7 +133,7 @@ pub(crate) struct Message<'a> {
     pub(crate) flags: u16,
     /// `nlmsg_seq`
     pub(crate) seq: u32,
-    /// Everything after the header.
+    /// Everything after the message's header.
     pub(crate) body: &'a [u8],
 }
 
