@@ -1,4 +1,4 @@
-//! Who does the marking: nftables, or iptables in one of its variants.
+//! Decides which backend marks packets: nftables, or iptables in one of its variants.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,8 +12,8 @@ use crate::config::{Backend, Invalid, Masquerade, Settings};
 use crate::model::{Facts, Family, Variant, VariantUse};
 use crate::names::HOOKS;
 
-/// Chooses by the settings and by what there is on the node.
-/// Error: the node does not have what is asked for.
+/// Chooses the backend by the settings and by what the node has.
+/// Error: the node does not have what the settings ask for.
 pub(crate) fn choose(facts: &Facts, settings: &Settings) -> Result<Marker, Invalid> {
     let asked = settings.backend;
     let missing = |hint: &str| Err(Invalid::new("backend", &json!(asked.to_string()), hint));
@@ -37,9 +37,9 @@ pub(crate) fn choose(facts: &Facts, settings: &Settings) -> Result<Marker, Inval
     }
 }
 
-/// The variant that the node's other rules are in: where the kubelet or kube-proxy has left its
-/// mark; else where ours are already; else where more rules are. It is how the images of
-/// Kubernetes choose, so that all programs of a node agree.
+/// The iptables variant that the node uses: the one with chains of the kubelet or kube-proxy. Otherwise the one
+/// with symroute's chains, otherwise the one with more rules. The images of Kubernetes choose like this, so all
+/// programs of a node agree.
 fn variant(facts: &Facts) -> Option<Variant> {
     let installed = &facts.tooling.iptables;
     let hinted = |variant: &Variant| installed.get(variant).is_some_and(|f| f.has_kubelet_chains);
@@ -60,8 +60,8 @@ fn variant(facts: &Facts) -> Option<Variant> {
     all().find(hinted).or_else(|| all().find(ours)).or_else(by_rules)
 }
 
-/// The built-in chains that are there only because of us: iptables-nft makes them when it is first
-/// used. Those of iptables-legacy stay with the kernel, whatever one does.
+/// Built-in chains that exist only because of symroute: iptables-nft creates them on first use. The kernel
+/// keeps those of iptables-legacy in any case.
 pub(super) fn made(
     facts: &Facts,
     variant: Variant,
@@ -80,7 +80,8 @@ pub(super) fn made(
     .collect()
 }
 
-/// Table mangle comes before NAT, so nothing can be steered there by what NAT will do.
+/// Drops masquerade steering, which iptables cannot do: its table mangle comes before NAT.
+/// Error: the settings ask for steering by a mark.
 pub(super) fn without_steering(
     settings: &Settings,
     variant: Variant,
@@ -109,7 +110,8 @@ pub(super) fn without_steering(
     }))
 }
 
-/// A set of another type that goes by a name of ours can't be replaced while a rule looks into it.
+/// Checks that no ipset of another type has one of symroute's names and is in use. The kernel does not replace
+/// a set that a rule refers to.
 pub(super) fn check_sets(facts: &Facts, wanted: &Xtables) -> Result<(), Invalid> {
     let other = wanted.sets.iter().find_map(|set| {
         let found = facts.ours.ipsets.get(set.name)?;
@@ -127,7 +129,7 @@ pub(super) fn check_sets(facts: &Facts, wanted: &Xtables) -> Result<(), Invalid>
     }
 }
 
-/// iptables gives some characters of a name a meaning of their own.
+/// Checks that iptables can match each interface name: it gives some characters a special meaning.
 pub(super) fn check_names(facts: &Facts, outside: &BTreeSet<u32>) -> Result<(), Invalid> {
     let odd = |name: &str| {
         name.ends_with('+') || name.starts_with(['-', '!']) || name.contains(['"', '\'', '\\'])
@@ -142,8 +144,7 @@ pub(super) fn check_names(facts: &Facts, outside: &BTreeSet<u32>) -> Result<(), 
     }
 }
 
-/// What this backend does less than the other one, of what matters on this node. The table of backends
-/// in docs/backends.md has all of it.
+/// Limits of the iptables backend that matter on this node. docs/backends.md lists all limits.
 pub(crate) fn limits(plan: &Plan) -> Vec<String> {
     if plan.marker() == Marker::Nftables {
         return Vec::new();

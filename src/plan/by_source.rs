@@ -1,17 +1,17 @@
-//! Rules of a pod by its own addresses: what a socket sends that is bound to one, and a look-up for RDMA, leaves by
-//! the interface with that address.
+//! Rules of a pod by its own addresses. Packets of a socket that is bound to an address leave through the
+//! interface with that address. Look-ups for RDMA get the same answer.
 //!
 //! ```text
-//! P+3  fwmark 0/FIELD to NETWORK    goto P+5                   what lies behind an uplink
-//! P+4  fwmark 0/FIELD from ADDRESS  lookup main                what lies inside, default routes aside
+//! P+3  fwmark 0/FIELD to NETWORK    goto P+5                   networks behind an uplink
+//! P+4  fwmark 0/FIELD from ADDRESS  lookup main                networks inside, without default routes
 //! P+5  fwmark 0/FIELD from ADDRESS  lookup the uplink's table
 //! ```
-//! Without the first two, what the pod's own containers behind a bridge ask would be answered by an uplink, and
-//! strict `rp_filter` would drop the question.
+//! Without the first two, replies to the pod's own containers behind a bridge would leave through an uplink.
+//! Strict `rp_filter` would drop the requests of those containers.
 //!
-//! Where an uplink has no address of its own, what leaves by it has one of another uplink: TCP over IPv4 looks up its
-//! way once more with the address that it found, and strict `rp_filter` looks up the way back with it. So an address
-//! says nothing of an uplink there, and the family has none of these rules.
+//! A family has none of these rules if an uplink carries it without an address. Packets that leave through that
+//! uplink have the address of another one. TCP over IPv4 repeats its look-up with that address, and strict
+//! `rp_filter` looks up the reverse path with it. So an address does not identify an uplink there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,17 +26,18 @@ use crate::model::{Action, Facts, Family, Route, Rule, is_link_local};
 use crate::names;
 use crate::netlink::uapi::{RT_TABLE_MAIN, RTPROT_KERNEL};
 
-/// Default routes do not count (`suppress_prefixlength`).
+/// `suppress_prefixlength` that ignores default routes.
 const NO_DEFAULT: u32 = 0;
 
-/// The rules, targets first.
+/// Rules by the pod's own addresses, the targets of `goto` first.
 pub(super) fn rules(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> Vec<Rule> {
     let at = settings.rules();
     let by_link: BTreeMap<u32, &Uplink> = uplinks.iter().map(|u| (u.link, u)).collect();
     let links: BTreeSet<u32> = by_link.keys().copied().collect();
     let own = addresses(facts, settings, uplinks, &links);
     let rule = |ip: IpAddr, priority, action| Rule {
-        // What is bound goes by its mark alone, and by main where its uplink leads nowhere.
+        // Only unmarked packets match. A bound packet follows its mark alone, and main if its uplink has no
+        // route.
         mark: Some(settings.field.matches(0)),
         other_selectors: true,
         ..Rule::of_all(Family::of(ip), priority, action, RTPROT_KERNEL)
@@ -61,7 +62,7 @@ pub(super) fn rules(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> V
     by_table.chain(inside).chain(outside).collect()
 }
 
-/// The addresses that have rules, with the interface of each.
+/// Addresses that get rules, with the index of their interface.
 fn addresses(
     facts: &Facts,
     settings: &Settings,
@@ -69,33 +70,33 @@ fn addresses(
     links: &BTreeSet<u32>,
 ) -> BTreeSet<(u32, IpAddr)> {
     let others = || facts.rules.iter().map(|found| &found.rule);
-    // What leaves by an uplink without an address has one of another uplink.
+    // Packets that leave through an uplink without an address have that of another uplink.
     let borrows = |family| {
         let is_unnumbered = |u: &Uplink| !has_address(facts, u.link, family);
         uplinks.iter().any(|u| u.ways.contains_key(&family) && is_unnumbered(u))
     };
-    // A VPN that takes all but its own packets: what a socket sends must not pass it by.
+    // An inverted rule is that of a VPN that takes all packets except its own. Sockets must not bypass the VPN.
     let has_vpn = |family| others().any(|rule| rule.family == family && rule.is_inverted);
     let left_out = Family::ALL.map(|family| (family, borrows(family) || has_vpn(family)));
     let mut own = own_addresses(facts, links);
     own.retain(|(_, ip)| !left_out.contains(&(Family::of(*ip), true)));
-    // What is excluded is answered as without symroute.
+    // symroute leaves excluded destinations to the pod's own routing.
     own.retain(|(_, ip)| !settings.exclude.iter().any(|net| net.contains(*ip)));
-    // Another program's rule says already where such packets go.
+    // A rule of another program already decides where such packets go.
     let to_a_table = others().filter(|rule| matches!(rule.action, Action::Lookup(_)));
     let settled: Prefixes<()> = to_a_table.filter_map(|rule| rule.from).collect();
     own.retain(|(_, ip)| !settled.has(*ip));
     own
 }
 
-/// Whether an uplink is known to lead beyond its own networks. Else main may know a way that works.
+/// Whether the uplink has a known way beyond its own networks. If not, main may have a route that works.
 fn leads_on(uplink: &Uplink, ip: IpAddr) -> bool {
     let way = uplink.ways.get(&Family::of(ip));
     way.is_some_and(|way| way.source != GatewaySource::Unknown && !way.hops.is_empty())
 }
 
-/// The networks that main leads to by an uplink, without those that lie in another one of them. One with a network
-/// inside it that main leads to otherwise is left to main as a whole.
+/// Networks that main routes through an uplink, without those that lie in another one of the list. main keeps
+/// each network of which it routes a part elsewhere.
 fn networks(facts: &Facts, uplinks: &BTreeSet<u32>) -> Vec<IpNetwork> {
     let of_main = facts.routes.iter().filter(|r| r.table == RT_TABLE_MAIN && r.dst.prefix() != 0);
     let of_main = of_main.filter(|r| !is_link_local(r.dst.ip()));

@@ -1,4 +1,4 @@
-//! What others have on the node that would clash with ours: found before anything is changed.
+//! Finds state of other programs that would clash with symroute's, before anything is changed.
 
 use std::collections::BTreeSet;
 
@@ -11,15 +11,15 @@ use crate::model::Field;
 use crate::model::{Action, Facts, Family, Rule};
 use crate::netlink::uapi::RT_TABLE_LOCAL;
 
-/// Masks to choose from, each in bits that some widespread programs leave free. The last tells one
-/// uplink from the rest, beside Cilium.
+/// Candidates for an automatic `markMask`. Each avoids the bits of some widespread programs. The last has only
+/// one id, but is free beside Cilium.
 const MASKS: [u32; 5] = [0x1f00, 0x1f_0000, 0x0f_0000, 0xf800_0000, 0x3000];
 
 fn rules(facts: &Facts) -> impl Iterator<Item = &Rule> {
     facts.rules.iter().map(|found| &found.rule)
 }
 
-/// The settings with other numbers in place of those that the plugin may choose and that clash.
+/// The settings with new values for `rulePriority` and `markMask` if these are automatic and clash.
 pub(crate) fn avoid(facts: &Facts, settings: &Settings) -> Settings {
     let mut settings = settings.clone();
     if settings.automatic.priority && priorities(facts, &settings).is_err() {
@@ -32,8 +32,8 @@ pub(crate) fn avoid(facts: &Facts, settings: &Settings) -> Settings {
     settings
 }
 
-/// Finds what clashes with these settings.
-/// Error: the first setting that another program's state rules out.
+/// Checks the settings against the state of other programs.
+/// Error: the first setting that clashes.
 pub(crate) fn check(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     priorities(facts, settings)?;
     local_first(facts, settings)?;
@@ -58,20 +58,21 @@ fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     }
 }
 
-/// How far the last priority that has to be ours alone lies behind the first. A pod has rules by address behind
-/// the others, and one of another program would come between.
+/// Distance between the first and the last priority that symroute must have for itself. A pod has two more, for
+/// rules by address: a rule of another program must not come between.
 pub(super) fn last_of_ours(facts: &Facts) -> u32 {
     if facts.pod.is_some() { 5 } else { 3 }
 }
 
-/// Free priorities in a row, from our default on.
+/// First priority of a free block, searched from 499 down to 300, then from 3 up to 299.
 fn free_priorities(facts: &Facts, settings: &Settings) -> u32 {
     let taken: BTreeSet<u32> = rules(facts).map(|r| r.priority).collect();
     let is_free = |p: &u32| taken.range(*p..=*p + last_of_ours(facts)).next().is_none();
     (300..500).rev().chain(3..300).find(is_free).unwrap_or(settings.priority)
 }
 
-/// The table `local` has to come before ours, or the node would lose its own addresses.
+/// Checks that the look-up of table `local` comes before symroute's rules. Otherwise the node would lose its
+/// own addresses.
 fn local_first(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     for family in Family::ALL {
         let of_family = || rules(facts).filter(move |r| r.family == family);
@@ -123,8 +124,9 @@ fn tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     Err(Invalid::new("tableBase", &json!(settings.table_base), hint))
 }
 
-/// A program that steers by part of the mark must not see our bits there, nor we its. Rules that
-/// compare the whole mark are no such thing: ours only keep a packet from matching them.
+/// Checks that no rule of another program compares part of the mark with bits of the field, and that the mark
+/// of `masquerade` lies outside the field. A rule that compares the whole mark is no conflict: symroute's bits
+/// only keep packets from matching it.
 fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     let field = settings.field;
     if field.has(of_masquerade(settings)) {
@@ -156,7 +158,7 @@ fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     Err(Invalid::new("markMask", &json!(value), hint))
 }
 
-/// The bits that the settings name as the mark of what will be masqueraded.
+/// Mask of the mark in the setting `masquerade`; 0 if it has none.
 fn of_masquerade(settings: &Settings) -> u32 {
     match &settings.masquerade {
         Masquerade::Mark { mark, .. } => mark.mask,
@@ -164,21 +166,21 @@ fn of_masquerade(settings: &Settings) -> u32 {
     }
 }
 
-/// How many uplinks need ids.
+/// Number of ids that the uplinks need.
 fn uplinks(facts: &Facts, settings: &Settings) -> u32 {
     let chosen = uplinks::choose(facts, settings).unwrap_or_default().len();
     // A pod needs one more, for replies that are not bound.
     u32::try_from(chosen).unwrap_or(u32::MAX).saturating_add(facts.pod.is_some().into())
 }
 
-/// Other bits than those of the settings, enough for the node's uplinks, that no program is known to use
-/// and that are none of these.
+/// A field with enough ids for the node's uplinks, outside the field of the settings, the bits in `used`, and
+/// the bits of known programs.
 pub(crate) fn free_beside(facts: &Facts, settings: &Settings, used: u32) -> Option<Field> {
     let used = used | settings.field.mask();
     free(facts, settings, uplinks(facts, settings), used)
 }
 
-/// Bits that no program on the node is known to use, enough for so many uplinks.
+/// A field with at least `count` ids that no program on the node is known to use.
 fn free_mask(facts: &Facts, settings: &Settings, count: u32) -> Option<Field> {
     free(facts, settings, count, 0)
 }

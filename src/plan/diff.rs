@@ -1,8 +1,7 @@
-//! The difference between what a node has and what it should have, as ordered operations.
+//! The steps from the state of a node to its desired state, in order.
 //!
-//! Order: tables and routes, rules, sysctls, marking; then what is no longer wanted, the other
-//! way round. So a mark is never looked up in a table that is not filled, and nothing is marked
-//! before its rules are there.
+//! Order: routes, rules, sysctls and marking are added; then old state is removed in reverse order. So each
+//! rule finds a filled table, and the plugin marks no packet before the rules for the mark exist.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -15,11 +14,11 @@ use crate::backend::nftables::table_diff::{self, TableChange};
 use crate::model::{Action, Facts, Family, FoundRule, Mangle, Route, Rule, Variant};
 use crate::names;
 
-/// One step. Each is a single request to the kernel.
+/// One step. The kernel gets each as one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Operation {
     AddRoute(Route),
-    /// Put a route in the place of another with the same destination and metric.
+    /// Replace a route with one of the same destination and metric.
     ReplaceRoute {
         old: Route,
         new: Route,
@@ -27,27 +26,27 @@ pub(crate) enum Operation {
     DeleteRoute(Route),
     AddRule(Rule),
     DeleteRule(FoundRule),
-    /// Set `src_valid_mark` of the interface with this index, or set it back.
+    /// Set `src_valid_mark` of the interface with this index to 1, or back to 0.
     SrcValidMark {
         link: u32,
-        /// Whether we need it.
+        /// Whether to set 1.
         on: bool,
     },
     Table(TableFamily, Vec<TableChange>),
     Sets(Vec<SetChange>),
-    /// Change tables mangle, each at once.
+    /// Change tables mangle, each in one transaction.
     Mangle(Vec<Script>),
-    /// Remove built-in chains of iptables-nft that came with us, where nobody uses them.
+    /// Remove built-in chains of iptables-nft that exist only because of symroute, if they are unused.
     RemoveEmpty(Family, BTreeSet<String>),
 }
 
 impl Operation {
-    /// Whether it takes a route or a rule away.
+    /// Whether the step removes a route or a rule.
     pub(crate) fn is_removal(&self) -> bool {
         matches!(self, Self::DeleteRoute(_) | Self::DeleteRule(_))
     }
 
-    /// Whether it changes nftables, ipsets or iptables, and not routing.
+    /// Whether the step changes nftables, ipsets or iptables.
     pub(crate) fn is_netfilter(&self) -> bool {
         match self {
             Self::Table(..) | Self::Sets(_) | Self::Mangle(_) | Self::RemoveEmpty(..) => true,
@@ -61,7 +60,7 @@ impl Operation {
     }
 }
 
-/// The steps from these facts to this plan.
+/// Computes the steps from the state in the facts to the plan.
 pub(crate) fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
     let (mut steps, stale_routes) = routes(facts, plan);
     let (new_rules, stale_rules) = rules(facts, plan);
@@ -72,7 +71,7 @@ pub(crate) fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
     let (new_marking, stale_marking) = marking(facts, plan);
     steps.extend(new_marking);
     steps.extend(stale_marking);
-    // Another value than ours was set by somebody else meanwhile.
+    // Only a 1 is set back to 0. Any other value is that of another program.
     let unwanted =
         facts.restore.difference(&plan.src_valid_mark).filter(|&link| value(link) == Some(1));
     steps.extend(unwanted.map(|&link| Operation::SrcValidMark { link, on: false }));
@@ -81,13 +80,14 @@ pub(crate) fn diff(facts: &Facts, plan: &Plan) -> Vec<Operation> {
     steps
 }
 
-/// What sends all connections in the flowtable back to the rules, after steps by which they may leave another
-/// way now. None where the steps are about pods alone.
+/// Removes all connections from the flowtable, so that the rules judge them again. Needed after steps that may
+/// change the way of a connection; none where the steps concern pods only.
 pub(crate) fn flush_flows(facts: &Facts, plan: &Plan, steps: &[Operation]) -> Option<Operation> {
     let gone = |name: &String| facts.links.iter().all(|link| link.name != *name);
     let of_pods = |change: &TableChange| match change {
         TableChange::AddDevices(_) => true,
-        // A device that is there takes its connections along. One that is gone has none.
+        // Connections of a device that still exists have to leave the flowtable. A device that is gone has
+        // none.
         TableChange::RemoveDevices(some) => some.devices.iter().all(gone),
         TableChange::AddElements(set, _) | TableChange::DeleteElements(set, _) => {
             let sets = [names::HAIRPIN, names::LEFT_OUT];
@@ -106,8 +106,8 @@ pub(crate) fn flush_flows(facts: &Facts, plan: &Plan, steps: &[Operation]) -> Op
     (!changes.is_empty()).then_some(Operation::Table(TableFamily::Inet, changes))
 }
 
-/// What marks from now on, and what no longer does. Where the backend changes, both mark for a
-/// moment, and with the same ids.
+/// Steps that add the wanted marking, and steps that remove the old one. If the backend changes, both backends
+/// mark for a moment, with the same ids.
 fn marking(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
     let (mut new, mut stale) = (Vec::new(), Vec::new());
     let ours = &facts.ours;
@@ -118,7 +118,7 @@ fn marking(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
     new.push(Operation::Sets(fill(&ours.ipsets, sets().filter(|set| !of_node(set)))));
     let (kept, gone) = scripts(&ours.mangle, wanted);
     new.push(Operation::Mangle(kept));
-    // What tells an ADD that all is in place comes last, and goes first.
+    // For an ADD, the node set proves that everything is in place. So it is filled last and destroyed first.
     new.push(Operation::Sets(fill(&ours.ipsets, sets().filter(of_node))));
     let change = |changes| Operation::Table(TableFamily::Inet, changes);
     if plan.ruleset.is_some() { &mut new } else { &mut stale }.push(change(table));
@@ -143,7 +143,7 @@ fn marking(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
     (new, stale)
 }
 
-/// Removes the built-in chains that came with us, and the table that is left without any.
+/// Removes the built-in chains that exist only because of symroute, and the table if it has no others.
 fn remove_empty(facts: &Facts, plan: &Plan, family: Family) -> Option<Operation> {
     let existing = facts.ours.mangle.get(&(Variant::Nft, family))?.existing.as_ref()?;
     let gone = facts.made.difference(&plan.made).filter(|(of, _)| *of == family);
@@ -154,7 +154,7 @@ fn remove_empty(facts: &Facts, plan: &Plan, family: Family) -> Option<Operation>
     does_something.then_some(Operation::RemoveEmpty(family, present))
 }
 
-/// Scripts for the tables mangle that are wanted, and for those that are not.
+/// Scripts for the mangle tables that the plan uses, and for those that it no longer uses.
 fn scripts(
     found: &BTreeMap<(Variant, Family), Mangle>,
     wanted: Option<&Xtables>,
@@ -175,10 +175,10 @@ fn scripts(
     (kept.collect(), gone.collect())
 }
 
-/// Routes to add or replace, and routes to delete.
+/// Steps that add or replace routes, and steps that delete routes.
 fn routes(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
     let place = |r: &Route| (r.table, r.dst, r.metric);
-    // A place has several routes only where somebody appended one.
+    // Several routes have the same place only if another program appended one.
     let mut present: BTreeMap<_, Vec<&Route>> = BTreeMap::new();
     for route in &facts.ours.routes {
         present.entry(place(route)).or_default().push(route);
@@ -196,16 +196,16 @@ fn routes(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
         }
     }
     let mut stale: Vec<&Route> = present.into_values().flatten().collect();
-    // Default routes go first: the gateway's own route is what they lean on.
+    // Default routes are deleted first, then routes through a gateway. The gateway's own route comes last.
     let leans = |r: &Route| r.nexthops.iter().any(|hop| hop.gateway.is_some());
     stale.sort_by_key(|r| std::cmp::Reverse((r.is_default(), leans(r))));
     (steps, stale.into_iter().cloned().map(Operation::DeleteRoute).collect())
 }
 
-/// Rules to add, and rules to delete.
+/// Steps that add rules, and steps that delete rules.
 fn rules(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
     let all = &facts.ours.rules;
-    // A pod may have thousands of rules that look like ours.
+    // A pod may have thousands of rules that look like symroute's.
     let mut places: BTreeMap<&Rule, VecDeque<usize>> = BTreeMap::new();
     for (at, found) in all.iter().enumerate() {
         places.entry(&found.rule).or_default().push_back(at);
@@ -219,7 +219,7 @@ fn rules(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
     }
     let stale = all.iter().enumerate().filter(|(at, _)| !kept.contains(at));
     let mut present: Vec<&FoundRule> = stale.map(|(_, found)| found).collect();
-    // What steers goes first, its targets last.
+    // A `goto` rule is deleted before its target.
     present.sort_by_key(|found| match found.rule.action {
         Action::Lookup(_) => 0,
         Action::Goto(_) => 1,

@@ -1,4 +1,4 @@
-//! How each uplink leads outside: its gateway, and where that was learned.
+//! Finds the gateway of each uplink, and notes where it was learned.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,11 +14,11 @@ use crate::model::{Action, Address, Facts, Family, Link, Nexthop, Route, is_link
 use crate::names;
 use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_LOCAL, RT_TABLE_MAIN};
 
-/// `rp_filter`: a source has to be routed to the interface that its packets come in by.
+/// `rp_filter` 1: the reverse path of a packet must lead through the interface that it arrived on.
 const STRICT: u32 = 1;
 
-/// How an uplink leads outside in each family that it carries, and what is wrong with the gateways
-/// that are configured. No state of an address makes them an error: one may move at any time.
+/// The way out of an uplink in each family that it carries, and notes about wrong `gateways`. A wrong address
+/// is not an error: an address may move at any time.
 pub(crate) fn ways(
     facts: &Facts,
     settings: &Settings,
@@ -48,7 +48,7 @@ fn hop(link: &Link, gateway: Option<IpAddr>) -> Nexthop {
     Nexthop { link: link.index, gateway, onlink: false, weight: 0 }
 }
 
-/// How the uplink leads outside by what the node itself uses.
+/// The way out of an uplink that the node's own state shows.
 fn found(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> Option<Way> {
     if !carries(facts, link, family) {
         return None;
@@ -83,9 +83,8 @@ fn found(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> Opt
             let peer = peer(facts, link, family).map(|ip| hop(link, Some(ip)));
             by(GatewaySource::Peer, peer.into_iter().collect())
         }
-        // Strict `rp_filter` drops requests of all clients but those on the link, so taking each
-        // for one of these makes nothing worse. A client behind a router that is not known may
-        // be answered by main's routes otherwise.
+        // Strict `rp_filter` drops requests of all clients that are not on the link. So treating each client as
+        // on-link makes nothing worse. Without it, main may have a route to a client behind an unknown router.
         None if family == Family::V4 && is_strict(facts, link.index) => {
             by(GatewaySource::Unknown, vec![hop(link, None)])
         }
@@ -93,15 +92,15 @@ fn found(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> Opt
     }
 }
 
-/// The router of a pod's interface by the result of the plugin that made it. No route need lead to it.
+/// The router in the result of the plugin that created a pod's interface. The pod may have no route through it.
 fn named_by_result(facts: &Facts, link: &Link, family: Family) -> Option<IpAddr> {
     let all = facts.pod.as_ref()?.gateways.get(&link.name)?;
     let usable = |ip: &&IpAddr| Family::of(**ip) == family && !is_own(facts, **ip);
     all.iter().find(usable).copied()
 }
 
-/// The node at the other end of a pod's interface that has no address of its own: main leads to an address of the
-/// node there (lyft's `unnumbered-ptp`).
+/// Address of the node at the other end of a pod's interface without an address. main has a route to that
+/// single address (lyft's `unnumbered-ptp`).
 fn peer(facts: &Facts, link: &Link, family: Family) -> Option<IpAddr> {
     let of_main = |r: &&Route| r.table == RT_TABLE_MAIN && r.family() == family && r.is_on_link();
     let through = |r: &&Route| r.nexthops.iter().any(|hop| hop.link == link.index);
@@ -110,8 +109,7 @@ fn peer(facts: &Facts, link: &Link, family: Family) -> Option<IpAddr> {
     routes.find(|r| !r.special).map(|r| r.dst.ip())
 }
 
-/// Whether the kernel drops what comes in by the interface and has a source that is routed
-/// elsewhere.
+/// Whether the interface has strict `rp_filter`: the kernel drops packets whose source is routed elsewhere.
 pub(super) fn is_strict(facts: &Facts, link: u32) -> bool {
     facts.rp_filter.get(&link) == Some(&STRICT)
 }
@@ -125,8 +123,8 @@ fn configured(settings: &Settings, name: &str, family: Family) -> Vec<IpAddr> {
     }
 }
 
-/// The routers of the uplink that are known: all that are configured, or else those of all default
-/// routes that it reaches, its own first.
+/// Known routers of the uplink: those of `gateways`. If there are none, those of default routes in the uplink's
+/// network, its own first.
 pub(crate) fn known(
     facts: &Facts,
     settings: &Settings,
@@ -151,8 +149,8 @@ pub(crate) fn known(
     routers
 }
 
-/// Default routes: those of tables that rules name by an address of the interface first, then
-/// main's, then by metric, then by table.
+/// Default routes of the family in order: tables that rules name by an address of the interface, then main,
+/// then by metric and table.
 fn defaults(facts: &Facts, link: u32, family: Family) -> Vec<&Route> {
     let own = own_tables(facts, Some(link), family);
     let place: BTreeMap<u32, usize> = own.into_iter().zip(0..).collect();
@@ -165,8 +163,8 @@ fn defaults(facts: &Facts, link: u32, family: Family) -> Vec<&Route> {
     found
 }
 
-/// The tables that rules look up for packets from an address of the interface, or of any, in the
-/// order of the rules, each once.
+/// Tables that rules look up for packets from an address of the interface, or of any interface. Each table
+/// once, in the order of the rules.
 pub(super) fn own_tables(facts: &Facts, link: Option<u32>, family: Family) -> Vec<u32> {
     let of_link = |a: &&Address| link.is_none_or(|link| a.link == link);
     let own: BTreeSet<IpAddr> = facts.addresses.iter().filter(of_link).map(|a| a.ip).collect();
@@ -183,8 +181,7 @@ pub(super) fn own_tables(facts: &Facts, link: Option<u32>, family: Family) -> Ve
     tables.into_iter().map(|(_, table)| table).filter(|table| seen.insert(*table)).collect()
 }
 
-/// Whether traffic of the family can come in by this uplink: it has a global address, or a route
-/// leads through it.
+/// Whether packets of the family can arrive on this uplink: it has a global address or a route.
 fn carries(facts: &Facts, link: &Link, family: Family) -> bool {
     has_address(facts, link.index, family)
         || facts.routes.iter().any(|r| {
@@ -195,7 +192,7 @@ fn carries(facts: &Facts, link: &Link, family: Family) -> bool {
         })
 }
 
-/// Whether an address lies in a connected subnet of the interface.
+/// Whether the address lies in a connected subnet of the interface.
 pub(super) fn in_subnet(facts: &Facts, link: &Link, ip: IpAddr) -> bool {
     let own = |a: &&Address| a.link == link.index;
     facts.addresses.iter().filter(own).any(|a| a.net.contains(ip) && a.ip != ip)
@@ -206,7 +203,7 @@ pub(super) fn in_subnet(facts: &Facts, link: &Link, ip: IpAddr) -> bool {
         })
 }
 
-/// An address of the node itself, or the first or last of an IPv4 subnet of its.
+/// Whether the address is one of the node's, or the first or last of its IPv4 subnets.
 fn is_own(facts: &Facts, ip: IpAddr) -> bool {
     let edge = |net: IpNetwork| {
         net.is_ipv4() && net.prefix() < 31 && (ip == net.network() || ip == net.broadcast())
@@ -225,8 +222,8 @@ fn own_address(link: &Link, ip: IpAddr) -> Note {
     }
 }
 
-/// A configured gateway that lies in no subnet of its uplink is a mistake, most likely. An address
-/// that is alone in its prefix says nothing of a subnet.
+/// A note if a configured gateway lies in no subnet of its uplink: most likely a mistake. An address with a
+/// full-length prefix shows no subnet.
 fn outside_subnets(facts: &Facts, link: &Link, ip: IpAddr) -> Option<Note> {
     let of_subnet = |a: &&Address| {
         let of_family = Family::of(a.ip) == Family::of(ip) && a.scope == 0;
@@ -248,7 +245,7 @@ fn outside_subnets(facts: &Facts, link: &Link, ip: IpAddr) -> Option<Note> {
     })
 }
 
-/// A note for each configured gateway whose uplink is not there.
+/// A note for each key of `gateways` that names no uplink.
 pub(crate) fn unused(settings: &Settings, uplinks: &[Uplink]) -> Vec<Note> {
     let absent = settings.gateways.keys().filter(|name| uplinks.iter().all(|u| u.name != **name));
     absent

@@ -1,4 +1,4 @@
-//! Which uplink has which id. An id is kept while its uplink exists: live connections carry it.
+//! Assigns ids to uplinks. An uplink keeps its id while it exists, because live connections carry it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,9 +11,8 @@ use crate::config::{Invalid, Settings};
 use crate::model::{Action, ElementData, Facts, Family, Link, Mac, Nexthop, Route};
 use crate::names;
 
-/// The ids of these uplinks, in the order of the ids. The kernel is the record: ids are read back
-/// from the map of ids, then from the rules, then from the tables; new uplinks get the lowest
-/// free ones.
+/// The ids of these uplinks, by id. The kernel is the record: ids are read from the map of ids, then from the
+/// rules, then from the tables. New uplinks get the lowest free ids.
 /// Error: more uplinks than the mask has ids.
 pub(crate) fn assign<'a>(
     facts: &Facts,
@@ -58,13 +57,13 @@ pub(crate) fn assign<'a>(
     Ok(ids)
 }
 
-/// The largest id that may be given away. In a pod, the mark of the very largest says that a reply is not bound.
+/// The largest id to assign. A pod uses the very largest for the mark of replies that are not bound.
 fn largest(facts: &Facts, settings: &Settings) -> u32 {
     settings.field.max_id() - u32::from(facts.pod.is_some())
 }
 
-/// The id of a router of an uplink that has several: the one that it has, or else the lowest that
-/// neither an uplink, a router nor a connection has. None where there is no such id.
+/// The id of one of several routers: its present id, or the lowest that no uplink, router or connection uses.
+/// None if all are in use.
 pub(crate) fn of_router(
     facts: &Facts,
     settings: &Settings,
@@ -86,14 +85,14 @@ pub(crate) fn of_router(
     let free = |id: &u32| (1..=max).contains(id) && !taken.contains(id);
     let by_table = facts.ours.routes.iter().filter(leads).map(|r| r.table - settings.table_base);
     let stale = self::recorded(facts, settings);
-    // Any other id may be one of another uplink's router, and its connections carry it.
+    // A recorded id may belong to a router of another uplink, and connections carry it.
     let fresh = || (1..=max).find(|id| free(id) && !stale.contains(id));
     by_mac.into_iter().chain(by_table).find(free).or_else(fresh)
 }
 
-/// Interface with hardware address, and id, as the table has them.
+/// Key (interface and hardware address) and id of each router in the nftables map.
 fn routers(facts: &Facts) -> Vec<(Vec<u8>, u32)> {
-    // It has the usual routers, too.
+    // This map has all routers, those with the uplink's own id included.
     let maps = facts.ours.table.iter().filter_map(|t| t.sets.get(names::REROUTED));
     let element = |(key, data): &(Vec<u8>, ElementData)| match data {
         ElementData::Goto(chain) => Some((key.clone(), chain.rsplit('_').next()?.parse().ok()?)),
@@ -102,7 +101,7 @@ fn routers(facts: &Facts) -> Vec<(Vec<u8>, u32)> {
     maps.flat_map(|set| &set.elements).filter_map(element).collect()
 }
 
-/// Interface index and id, as the table or the ipset says.
+/// Interface index and id of each uplink, as recorded in the nftables table or the ipset.
 fn written(facts: &Facts, settings: &Settings) -> Vec<(u32, u32)> {
     let maps = facts.ours.table.iter().filter_map(|t| t.sets.get(names::IDS));
     let in_table = maps.flat_map(|set| &set.elements).filter_map(|(key, data)| {
@@ -112,7 +111,7 @@ fn written(facts: &Facts, settings: &Settings) -> Vec<(u32, u32)> {
     in_table.chain(notes.into_iter().flat_map(|notes| notes.ids)).collect()
 }
 
-/// The id that an element of the map stands for.
+/// The id in an element of the map of ids.
 fn id_of(data: &ElementData, settings: &Settings) -> Option<u32> {
     let ElementData::Value(mark) = data else { return None };
     let mark = u32::from_ne_bytes(mark.as_slice().try_into().ok()?);
@@ -120,7 +119,7 @@ fn id_of(data: &ElementData, settings: &Settings) -> Option<u32> {
     (mark & !settings.field.id_mask() == 0).then(|| settings.field.id(mark))
 }
 
-/// All ids that are known, whether their uplinks and routers are still there or not.
+/// All recorded ids, including those of uplinks and routers that have gone.
 fn recorded(facts: &Facts, settings: &Settings) -> BTreeSet<u32> {
     let tables = facts.ours.routes.iter().map(|route| route.table);
     let by_table = tables.filter(|&table| super::ours::is_table(settings, table));
@@ -129,7 +128,7 @@ fn recorded(facts: &Facts, settings: &Settings) -> BTreeSet<u32> {
     all.chain(by_table.map(|table| table - settings.table_base)).collect()
 }
 
-/// The hardware address of a router that has an id of its own, as the map has it.
+/// Hardware address, from the nftables map, of a router with an id of its own.
 pub(crate) fn remembered(facts: &Facts, settings: &Settings, link: u32, ip: IpAddr) -> Option<Mac> {
     let leads = |id: u32| {
         let only = |r: &Route| matches!(&r.nexthops[..], [hop] if (hop.link, hop.gateway) == (link, Some(ip)));

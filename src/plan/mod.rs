@@ -1,4 +1,4 @@
-//! The plan: from facts and settings to the desired state of a node. Pure: no kernel, no files.
+//! The plan: computes the desired state of a node from facts and settings, without kernel calls and files.
 
 pub(crate) mod backend;
 mod by_source;
@@ -36,49 +36,49 @@ use proof::Question;
 use routers::Router;
 use uplinks::LeftOut;
 
-/// The desired state of a node. The empty plan is the node without us.
+/// The desired state of a node. The empty plan describes a node without symroute.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// The uplinks in the order of their ids.
+    /// Uplinks in the order of their ids.
     pub(crate) uplinks: Vec<Uplink>,
-    /// Families that have rules.
+    /// Families in which at least one uplink carries traffic; each has rules.
     pub(crate) families: BTreeSet<Family>,
-    /// The content of the uplinks' tables, in the order in which it can be made.
+    /// Routes of the uplinks' tables. A route comes after those that the kernel needs to accept it.
     pub(crate) routes: Vec<Route>,
-    /// The rules, in the order in which they are made.
+    /// Rules in the order in which they have to be added.
     pub(crate) rules: Vec<Rule>,
     /// Indexes of the interfaces that need `src_valid_mark`.
     pub(crate) src_valid_mark: BTreeSet<u32>,
-    /// Of those, the ones that have to be put back one day.
+    /// Indexes of the interfaces whose `src_valid_mark` was 0 before symroute. Removal sets it back.
     pub(crate) restore: BTreeSet<u32>,
-    /// The nftables table; none for no table.
+    /// The nftables table of family inet. With iptables it holds only the flowtable, if there is one.
     pub(crate) ruleset: Option<Ruleset>,
-    /// The table of family arp, with whatever backend.
+    /// The nftables table of family arp. Both backends use it where the kernel has `nf_tables`.
     pub(crate) arp: Option<Ruleset>,
-    /// What is there instead with iptables.
+    /// Chains and ipsets of the iptables backend.
     pub(crate) xtables: Option<Xtables>,
-    /// Built-in chains of iptables-nft that come with us and have to go one day.
+    /// Built-in chains of iptables-nft that exist only because of symroute. Removal deletes them.
     pub(crate) made: BTreeSet<(Family, String)>,
-    /// Masquerade steering of each family that has it.
+    /// Masquerade steering, for each family that needs it.
     pub(crate) steering: BTreeMap<Family, Steering>,
-    /// What an ADD asks to see that the node is like this.
+    /// Look-ups by which an ADD proves that the node is in this state.
     pub(crate) proof: Vec<Question>,
     pub(crate) notes: Vec<Note>,
-    /// Rules before ours that send replies elsewhere.
+    /// Rules of other programs before symroute's that send replies elsewhere.
     pub(crate) stray: Option<Stray>,
-    /// Interfaces that are no uplinks, for a person to know.
+    /// Interfaces that look like uplinks but are not, for the operator's reports.
     pub(crate) left_out: Vec<LeftOut>,
-    /// NICs without an address and a default route: index and name.
+    /// NICs that are up without address and default route: index and name.
     pub(crate) silent: Vec<(u32, String)>,
-    /// Uplinks whose connections are not offloaded although the settings want it: with several routers, a
-    /// connection may change its router, and the flowtable would not notice.
+    /// Names of uplinks with several routers, whose connections are not offloaded although the settings ask for
+    /// it. A connection may change its router, and the flowtable would not notice.
     pub(crate) not_offloaded: Vec<String>,
-    /// Networks behind the node that get no answer from it, whether symroute is in force or not.
+    /// Networks behind the node that get no answer from one of its addresses, with or without symroute.
     pub(crate) unanswered: Vec<Note>,
 }
 
 impl Plan {
-    /// Whether connections are put into a flowtable.
+    /// Whether the plan has a flowtable.
     pub(crate) fn offloads(&self) -> bool {
         self.ruleset.as_ref().is_some_and(|ruleset| ruleset.flowtable.is_some())
     }
@@ -94,59 +94,59 @@ pub(crate) struct Uplink {
     pub(crate) link: u32,
     pub(crate) name: String,
     pub(crate) table: u32,
-    /// How each family that it carries gets out.
+    /// Next hops of the default route, for each family that the uplink carries.
     pub(crate) ways: BTreeMap<Family, Way>,
-    /// Routers that have ids of their own, where there are several.
+    /// Routers with an id and a table of their own; empty for an uplink with one router.
     pub(crate) routers: Vec<Router>,
-    /// Hardware addresses of its usual router.
+    /// Hardware addresses of the routers that use the uplink's own id.
     pub(crate) usual_macs: Vec<Mac>,
 }
 
 impl Uplink {
-    /// What was counted by the ids of the uplink and of its routers, in all.
+    /// Sum of `by_id` over the id of the uplink and those of its routers.
     pub(crate) fn total(&self, by_id: &BTreeMap<u32, u64>) -> u64 {
         self.units().filter_map(|unit| by_id.get(&unit.id)).sum()
     }
 
-    /// The uplink, and what it is by each of its routers.
+    /// The uplink itself, followed by its variant for each router with an id.
     pub(crate) fn units(&self) -> impl Iterator<Item = &Self> {
         std::iter::once(self).chain(self.routers.iter().map(|router| &router.by_it))
     }
 }
 
-/// How an uplink leads outside.
+/// How traffic of one family leaves through an uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Way {
-    /// The hops of its default route, by a router or on the link; empty for no default route.
+    /// Next hops of the default route, through a router or on the link; empty for no default route.
     pub(crate) hops: Vec<Nexthop>,
     pub(crate) source: GatewaySource,
-    /// `RTA_METRICS` of the default route that it was taken from.
+    /// `RTA_METRICS` of the default route that the hops come from.
     pub(crate) metrics: Vec<u8>,
 }
 
 /// How an uplink's gateway was learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GatewaySource {
-    /// From the key `gateways`.
+    /// The configuration key `gateways`.
     Configured,
-    /// From a default route in this table.
+    /// A default route in this table.
     DefaultRoute(u32),
-    /// From the default route of another interface, whose gateway lies in a subnet of this one.
+    /// The default route of another interface of the same network; holds its name.
     Inferred(String),
-    /// From the result of the plugin that made a pod's interface.
+    /// The result of the plugin that created a pod's interface.
     Result,
-    /// The node is at the other end of a pod's interface, if it is known by which address.
+    /// The node itself, at the other end of a pod's interface. Without a known address there are no hops.
     Peer,
-    /// None is needed: what is sent arrives at the other end.
+    /// No gateway is needed: every packet arrives at the other end of the link.
     PointToPoint,
-    /// The settings say that there is none.
+    /// The settings say that the link has no router.
     OnLink,
-    /// Nowhere.
+    /// No source names a gateway.
     Unknown,
 }
 
 impl Way {
-    /// The routers that it leads by.
+    /// Addresses of the routers among the next hops.
     pub(crate) fn gateways(&self) -> impl Iterator<Item = IpAddr> {
         self.hops.iter().filter_map(|hop| hop.gateway)
     }
@@ -168,10 +168,10 @@ impl fmt::Display for GatewaySource {
     }
 }
 
-/// Something that is off, and what to do about it.
+/// A fault or a risk, and its remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Note {
-    /// What is off.
+    /// What is wrong.
     pub(crate) what: String,
     pub(crate) way_out: String,
 }
@@ -182,8 +182,8 @@ impl fmt::Display for Note {
     }
 }
 
-/// The desired state, with the settings as they are once the plugin has made its choices.
-/// Error: the first setting that can't be kept on this node, with the remedy.
+/// Computes the desired state, and the settings with the values that the plugin has chosen for "auto".
+/// Error: the first setting that is impossible on this node, with the remedy.
 pub(crate) fn decide(facts: &Facts, settings: &Settings) -> Result<(Settings, Plan), Invalid> {
     let settings = conflicts::avoid(facts, settings);
     let plan = plan(facts, &settings)?;
@@ -192,7 +192,7 @@ pub(crate) fn decide(facts: &Facts, settings: &Settings) -> Result<(Settings, Pl
     }
     let better = plan.stray.as_ref().and_then(Stray::choice);
     let Some(better) = better else { return Ok((settings, plan)) };
-    // A choice is never an error.
+    // The plugin's own choice must not cause an error: without a valid plan it keeps the old priority.
     let moved = Settings { priority: better, ..settings.clone() };
     match self::plan(facts, &moved) {
         Ok(plan) => Ok((moved, plan)),
@@ -200,12 +200,12 @@ pub(crate) fn decide(facts: &Facts, settings: &Settings) -> Result<(Settings, Pl
     }
 }
 
-/// The desired state for these facts and settings.
-/// Error: the first setting that can't be kept on this node, with the remedy.
+/// Computes the desired state for these facts and settings.
+/// Error: the first setting that is impossible on this node, with the remedy.
 pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> {
     let chosen = uplinks::choose(facts, settings)?;
     if facts.pod.is_some() && chosen.len() < 2 {
-        // All replies leave by the one interface anyway.
+        // With one interface, all replies leave through it anyway.
         return Ok(Plan::default());
     }
     conflicts::check(facts, settings)?;
@@ -252,7 +252,7 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
     Ok(plan)
 }
 
-/// Adds to the plan what marks: a table of nftables, or chains of iptables.
+/// Adds the marking to the plan: a table of nftables, or chains of iptables.
 fn mark(
     facts: &Facts,
     settings: &Settings,
@@ -323,7 +323,7 @@ fn mark(
     Ok(())
 }
 
-/// Marks ARP requests by the uplinks whose sources are checked strictly.
+/// Builds the table that marks ARP requests on uplinks with strict `rp_filter`.
 fn arp(
     facts: &Facts,
     field: Field,
@@ -335,7 +335,8 @@ fn arp(
     nftables::arp::build(field, strict, own).filter(|_| facts.tooling.nftables)
 }
 
-/// The uplinks' own addresses. One that two of them have says nothing about either.
+/// Global addresses of these uplinks, with the interface index. An address that two uplinks share identifies
+/// neither, so it is left out.
 pub(crate) fn own_addresses(facts: &Facts, uplinks: &BTreeSet<u32>) -> BTreeSet<(u32, IpAddr)> {
     let global = facts.addresses.iter().filter(|a| a.scope == 0 && uplinks.contains(&a.link));
     let all: BTreeSet<(u32, IpAddr)> = global.map(|a| (a.link, a.ip)).collect();
@@ -346,19 +347,20 @@ pub(crate) fn own_addresses(facts: &Facts, uplinks: &BTreeSet<u32>) -> BTreeSet<
     all.into_iter().filter(|(_, ip)| owners.get(ip) == Some(&1)).collect()
 }
 
-/// The families in which main has no default route.
+/// Families in which main has no default route.
 fn routeless(facts: &Facts) -> Vec<Family> {
     let main = |r: &Route| r.table == RT_TABLE_MAIN && r.is_wide();
     let has = |family| facts.routes.iter().any(|r| main(r) && r.family() == family);
     Family::ALL.into_iter().filter(|&family| !has(family)).collect()
 }
 
-/// A family has rules where an uplink carries it.
+/// Families that at least one uplink carries.
 fn families(uplinks: &[Uplink]) -> BTreeSet<Family> {
     uplinks.iter().flat_map(|u| u.ways.keys().copied()).collect()
 }
 
-/// Masquerade steering: through the uplink whose address MASQUERADE will use.
+/// Decides masquerade steering per family: to the uplink whose address MASQUERADE will use.
+/// Error: `via` names no uplink.
 fn steering(
     facts: &Facts,
     settings: &Settings,
@@ -393,7 +395,7 @@ fn steering(
     Ok(out)
 }
 
-/// On where an uplink that carries the family has no address of its own in it.
+/// Steering for `auto`: needed if an uplink carries the family without an address in it.
 fn steer_auto(
     facts: &Facts,
     settings: &Settings,
@@ -411,8 +413,8 @@ fn steer_auto(
     }
     let via = by_main_route(facts, uplinks, family).filter(|u| !away_from.contains(&u.link))?;
     let mark = crate::names::KUBE_MASQUERADE;
-    // Also what seems to leave by it already: IPVS routes without the source, and NAT routes again
-    // with it, behind our chains.
+    // Packets that seem to leave through the target uplink are included. IPVS routes before the source address
+    // is known, and NAT routes again with it, after symroute's chains.
     let away_from = away_from.into_iter().chain([via.link]).collect();
     Some(Steering { mark, via: via.id, away_from })
 }
