@@ -101,8 +101,8 @@ pub(super) fn without_steering(
     steering.clear();
     Ok(Some(Note {
         what: format!(
-            "masquerade steering is off, since {variant} cannot do it: a pod's connection that is \
-             masqueraded may leave by an uplink that has no address of its own"
+            "{variant} cannot do masquerade steering: a pod's connection that is masqueraded may \
+             leave by an uplink that has no address of its own"
         ),
         way_out: "set \"backend\": \"nftables\" or give each uplink an address; \
                   \"masquerade\": \"off\" silences this"
@@ -121,8 +121,8 @@ pub(super) fn check_sets(facts: &Facts, wanted: &Xtables) -> Result<(), Invalid>
         None => Ok(()),
         Some((name, kind)) => {
             let hint = format!(
-                "there is an ipset {name} of type {kind} that rules of somebody else look into; \
-                 remove them and it (ipset destroy {name}), or set \"backend\": \"nftables\""
+                "rules of another program use an ipset {name} of type {kind}; remove those rules and \
+                 the set (ipset destroy {name}), or set \"backend\": \"nftables\""
             );
             Err(Invalid::new("backend", &json!(wanted.variant.to_string()), hint))
         }

@@ -49,8 +49,8 @@ fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
             let free = free_priorities(facts, settings);
             let count = if facts.pod.is_some() { "six" } else { "four" };
             let hint = format!(
-                "{p} to {last} must be ours alone, but another program has a rule at {} ({rule}); set \
-                 rulePriority to {count} free numbers, for instance {free}",
+                "{p} to {last} must be symroute's alone, but another program has a rule at {} ({rule}); \
+                 set rulePriority to {count} free numbers, for instance {free}",
                 rule.priority,
             );
             Err(Invalid::new("rulePriority", &json!(p), hint))
@@ -87,9 +87,8 @@ fn local_first(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
         if first.is_none_or(|first| first >= settings.priority) {
             let place = first.map_or("nowhere".into(), |first| format!("at {first}"));
             let hint = format!(
-                "has to come after the {family} rule that looks up table local, which stands \
-                 {place}; set rulePriority above it (and below every rule by a pod's address), \
-                 or move that rule back to 0"
+                "has to come after the {family} rule that looks up table local ({place}) and before \
+                 rules by a pod's address; set it so, or move local back to 0"
             );
             return Err(Invalid::new("rulePriority", &json!(settings.priority), hint));
         }
@@ -115,8 +114,8 @@ fn tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
         .map(|r| (r.table, format!("it has a route to {} of protocol {}", r.dst, r.protocol)));
     let Some((table, why)) = rule.or(vrf).or(route) else { return Ok(()) };
     let hint = format!(
-        "tables {} to {} must be ours alone, but somebody else uses table {table} ({why}); set \
-         tableBase to a number with {} free tables behind it",
+        "tables {} to {} must be symroute's alone, but another program uses table {table} ({why}); \
+         set tableBase to a number with {} free tables behind it",
         settings.table(1),
         settings.table(settings.field.max_id()),
         settings.field.max_id(),

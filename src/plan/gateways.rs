@@ -17,7 +17,7 @@ use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_LOCAL, RT_TABLE_MAIN};
 /// `rp_filter` 1: the reverse path of a packet must lead through the interface that it arrived on.
 const STRICT: u32 = 1;
 
-/// The way out of an uplink in each family that it carries, and notes about wrong `gateways`. A wrong address
+/// How an uplink leads outside in each family that it carries, and notes about wrong `gateways`. A wrong address
 /// is not an error: an address may move at any time.
 pub(crate) fn ways(
     facts: &Facts,
@@ -48,7 +48,7 @@ fn hop(link: &Link, gateway: Option<IpAddr>) -> Nexthop {
     Nexthop { link: link.index, gateway, onlink: false, weight: 0 }
 }
 
-/// The way out of an uplink that the node's own state shows.
+/// How an uplink leads outside by the node's own state, without `gateways`.
 fn found(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> Option<Way> {
     if !carries(facts, link, family) {
         return None;

@@ -1,17 +1,18 @@
-//! Programs that use bits of the mark, known by what they have on the node.
+//! Programs that use bits of the mark, recognised by what they have on the node.
 
 use crate::model::{Action, Facts, Rule};
 
-/// A program, how its interfaces' names begin, and the bits that it uses.
+/// A program, the prefix of its interfaces' names, and the bits that it uses.
 struct User {
     name: &'static str,
     interface: &'static str,
     bits: u32,
 }
 
-/// As their sources have it in 2026. Bits that kube-proxy uses are every cluster's.
+/// Bits as in the sources of these programs in 2026. kube-proxy is missing: every cluster uses its
+/// bits.
 const USERS: [User; 7] = [
-    // Cluster and identity in all but bits 12 to 15, which IPsec and WireGuard use.
+    // Cluster and identity in all bits except 12 to 15, which IPsec and WireGuard use.
     User { name: CILIUM, interface: "cilium_", bits: 0xffff_0fff },
     User { name: "Calico", interface: "cali", bits: 0xffff_0000 },
     User { name: "Tailscale", interface: "tailscale", bits: 0x00ff_0000 },
@@ -21,15 +22,15 @@ const USERS: [User; 7] = [
     User { name: "OVN-Kubernetes", interface: "ovn-k8s-mp", bits: 0x0000_03ff },
 ];
 const CILIUM: &str = "Cilium";
-/// Tables to which Cilium's rules send what its proxies get and send.
+/// Tables of Cilium's rules for packets to and from its proxies.
 const OF_CILIUM: [u32; 2] = [2004, 2005];
-/// Masks by which the rules of other programs are known.
+/// Masks that identify the program of a rule.
 const BY_MASK: [(u32, &str); 3] =
     [(0x3f00, "mwan3"), (0x00ff_0000, "Tailscale"), (0xffff_0000, "Calico")];
-/// kube-proxy's bits, and the one that old kubelets dropped packets by.
+/// kube-proxy's bits, and the one by which old kubelets marked packets to drop.
 const OF_KUBERNETES: u32 = 0xc000;
 
-/// The program that a rule is of, if it is a known one.
+/// Name of the program that a rule belongs to, if the rule has a known mask or table.
 pub(crate) fn owner(rule: &Rule) -> Option<&'static str> {
     let mask = rule.mark?.mask;
     match rule.action {
@@ -38,7 +39,7 @@ pub(crate) fn owner(rule: &Rule) -> Option<&'static str> {
     }
 }
 
-/// The bits that known programs use which are on the node.
+/// Mark bits of all known programs that are on the node, and those of Kubernetes.
 pub(super) fn bits(facts: &Facts) -> u32 {
     let rules = || facts.rules.iter().map(|found| &found.rule);
     let is_here = |user: &&User| {

@@ -1,5 +1,5 @@
-//! The network that an uplink is in, as far as the node's own facts show it. Two NICs of one network
-//! reach the same routers and hosts.
+//! The network of an uplink, as far as the node's facts show it. Two NICs of one network reach the same routers
+//! and hosts.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,15 +13,15 @@ use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_MAIN};
 /// Prefixes whose hosts an interface reaches without a router.
 pub(super) struct Network {
     prefixes: Prefixes<()>,
-    /// Interfaces that have a subnet in common with it.
+    /// Indexes of the interfaces that have a subnet in common with this one.
     beside: BTreeSet<u32>,
 }
 
 impl Network {
-    /// What lies on the link by the interface's own addresses and routes, and what lies on other links
-    /// of the same network. An address that is alone in its prefix, or a router, shows that network by
-    /// the subnet that it lies in. A subnet of its own shows it better: another interface may lead to
-    /// a wider one (a VPN to 10.0.0.0/8), which says nothing of this link.
+    /// The network of an interface: its subnets and on-link routes. The address of a router, or an address with
+    /// a full-length prefix, adds the narrowest subnet on the node that contains it. That is done only if no
+    /// subnet of the interface contains the address. Another interface may lead to a wider network (a VPN to
+    /// 10.0.0.0/8), which shows nothing about this link.
     pub(super) fn of(facts: &Facts, link: u32, routers: impl Iterator<Item = IpAddr>) -> Self {
         let on_link = |r: &&Route| !r.is_wide() && !r.special && r.is_on_link();
         let through = |r: &&Route| r.nexthops.iter().any(|hop| hop.link == link);
@@ -48,8 +48,8 @@ impl Network {
         self.prefixes.around(net.ip()).any(|(known, ())| known == net)
     }
 
-    /// Whether the router of a hop by another interface is in this network. A link-local address
-    /// alone says nothing of that: the two have to share a subnet.
+    /// Whether the router of another interface's hop is in this network. A link-local address alone does not
+    /// show that: then the two interfaces must share a subnet.
     pub(super) fn reaches(&self, hop: &Nexthop) -> bool {
         match hop.gateway {
             None => false,
@@ -59,7 +59,7 @@ impl Network {
     }
 }
 
-/// The subnets of all interfaces, by addresses or by main's routes.
+/// Subnets of all interfaces except tunnels, by main's on-link routes, and subnets by all addresses.
 fn subnets(facts: &Facts) -> Prefixes<()> {
     let lan = facts.links.iter().filter(|link| link.flags & IFF_POINTOPOINT == 0);
     let lan: BTreeSet<u32> = lan.map(|link| link.index).collect();
@@ -74,7 +74,7 @@ fn subnets(facts: &Facts) -> Prefixes<()> {
     routes.chain(facts.addresses.iter().filter_map(subnet)).collect()
 }
 
-/// The subnet that a global address lies in; none for an address that is alone in its prefix.
+/// The subnet of a global address; none for an address with a full-length prefix.
 fn subnet(address: &Address) -> Option<IpNetwork> {
     let Address { net, ip, scope, .. } = address;
     let several = *scope == 0 && net.prefix() < whole(*ip);

@@ -1,4 +1,4 @@
-//! Which devices feed the flowtable, where the settings want one.
+//! Decides which devices the flowtable takes packets from, if the settings want one.
 
 use std::collections::BTreeSet;
 
@@ -14,8 +14,8 @@ use crate::netlink::uapi::IFF_LOOPBACK;
 /// Kinds of interface that lead to pods. A bridge stands for the pods at its ports.
 const TO_PODS: [&str; 2] = ["veth", "bridge"];
 
-/// What the flowtable takes: packets of uplinks, and of what leads to pods. None where there is to be none.
-/// Error: the settings want one that this node can't have.
+/// Devices of the flowtable: uplinks, and interfaces that lead to pods. None if the node gets no flowtable.
+/// Error: the settings want a flowtable and the kernel has no `nf_tables`.
 pub(super) fn decide(
     facts: &Facts,
     settings: &Settings,
@@ -60,7 +60,7 @@ pub(super) fn decide(
     let found = facts.ours.table.iter().filter_map(|table| table.flowtables.get(OFFLOADING));
     let found: BTreeSet<&String> = found.flat_map(|flowtable| &flowtable.devices).collect();
     let outside = uplinks::outside(facts, &plan.src_valid_mark);
-    // An ADD takes whatever leads to its pod.
+    // An ADD adds any device that leads to its pod.
     let of_an_add = |link: &Link| {
         found.contains(&link.name) && link.port_of.is_none() && !outside.contains(&link.index)
     };
@@ -73,8 +73,8 @@ pub(super) fn decide(
     Ok(Some(Offload { devices, udp: facts.tooling.keeps_udp }))
 }
 
-/// Whether packets of pods come in by this interface. A port of a bridge is left out: by a port the kernel
-/// would send frames with the hardware address that it knew at the connection's first packet.
+/// Whether packets of pods arrive on this interface. A bridge port does not count: there the kernel would keep
+/// using the hardware address from the connection's first packet.
 pub(crate) fn leads_to_pods(link: &Link) -> bool {
     let of_kind = link.kind.as_deref().is_some_and(|kind| TO_PODS.contains(&kind));
     of_kind && link.port_of.is_none() && link.flags & IFF_LOOPBACK == 0

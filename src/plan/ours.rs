@@ -1,5 +1,5 @@
-//! Which rules and routes of a node are ours. Rules and tables have no owner's name on them, so
-//! they are told by number and shape, for the settings in force and for those of before.
+//! Finds the rules and routes that belong to symroute. They carry no name of an owner, so number
+//! and shape identify them, by the present and the previous settings.
 
 use std::collections::BTreeSet;
 
@@ -8,13 +8,13 @@ use crate::model::{Action, FoundRule, Link, Ours, Route, Rule};
 use crate::names::LOOPBACK;
 use crate::netlink::uapi::{FR_ACT_PROHIBIT, RT_TABLE_MAIN, RTPROT_KERNEL};
 
-/// Whether a table is one of those that uplinks get by these settings.
+/// Whether the table is one of those that these settings reserve for uplinks.
 pub(crate) fn is_table(settings: &Settings, table: u32) -> bool {
     (settings.table(1)..=settings.table(settings.field.max_id())).contains(&table)
 }
 
-/// Whether a rule has the shape of one of ours by these settings. The mask is not compared: after
-/// a change of `markMask` the old rules are still ours.
+/// Whether a rule has the shape of symroute's by these settings. The mask is ignored: after a
+/// change of `markMask` the old rules are still symroute's.
 pub(crate) fn is_rule(settings: &Settings, rule: &Rule) -> bool {
     if rule.protocol != RTPROT_KERNEL || rule.other_selectors {
         return false;
@@ -41,7 +41,7 @@ fn in_our_table(settings: &Settings, rule: &Rule) -> bool {
     matches!(rule.action, Action::Lookup(table) if is_table(settings, table))
 }
 
-/// Whether a rule of a pod's namespace has the shape of one of ours by these settings.
+/// Whether a rule of a pod's namespace has the shape of symroute's by these settings.
 fn is_rule_of_pod(settings: &Settings, rule: &Rule) -> bool {
     let at = settings.rules();
     let unmarked = rule.mark.is_some_and(|mark| mark.value == 0);
@@ -55,8 +55,8 @@ fn is_rule_of_pod(settings: &Settings, rule: &Rule) -> bool {
     plain && matches.contains(&(rule.priority, true))
 }
 
-/// Takes what is ours by any of these settings out of the lists, which keep what is of others. A
-/// route of another protocol in a table of ours, or one in the table of a VRF, is of others.
+/// Moves symroute's rules and routes, by any of these settings, out of the lists. A route of
+/// another protocol in one of symroute's tables stays, and so does a route in the table of a VRF.
 pub(crate) fn take(
     owned: &[&Settings],
     links: &[Link],

@@ -1,5 +1,5 @@
-//! Rules of other programs that come before ours and send replies elsewhere: those of Cilium, of
-//! MAAS and netplan, or of an operator.
+//! Finds rules of other programs that come before symroute's and send replies elsewhere: of Cilium, of MAAS and
+//! netplan, or of an operator.
 
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,26 +16,26 @@ use crate::model::{Action, Facts, Family, Route, Rule, whole};
 use crate::names::LOOPBACK;
 use crate::netlink::uapi::RT_TABLE_LOCAL;
 
-/// How many priorities ours take before the first one; see [`crate::config::RulePriorities`].
+/// Number of priorities that symroute uses before the first one; see [`crate::config::RulePriorities`].
 const BEFORE: u32 = 2;
-/// So many rules are named, at most.
+/// Maximum number of rules that a note names.
 const NAMED: usize = 32;
 
-/// Rules before ours that send replies elsewhere.
+/// Rules before symroute's that send replies elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stray {
-    /// In the words of `ip rule`.
+    /// The rules as `ip rule` prints them.
     rules: String,
-    /// A `rulePriority` that comes before them.
+    /// A `rulePriority` before these rules.
     place: Option<u32>,
-    /// A rule between that place and ours that denies: no program may choose to pass by it.
+    /// A denying rule that symroute would bypass at `place`. Only an operator may decide that.
     denies: Option<String>,
-    /// How far the last priority of ours lies behind the first.
+    /// Distance between the first and the last priority of symroute's rules.
     behind: u32,
 }
 
 impl Stray {
-    /// The `rulePriority` that the plugin may choose by itself.
+    /// The `rulePriority` that the plugin may choose for "auto".
     pub(crate) fn choice(&self) -> Option<u32> {
         self.place.filter(|_| self.denies.is_none())
     }
@@ -60,7 +60,7 @@ impl Stray {
     }
 }
 
-/// The rules before ours that send replies elsewhere, if there are any.
+/// Finds the rules before symroute's that send replies elsewhere.
 pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<Stray> {
     let first_of_ours = settings.rules().skip;
     let all = || facts.rules.iter().map(|found| &found.rule);
@@ -73,7 +73,7 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<St
         listed.push(format!("and {} more", stray.len() - NAMED));
     }
     let taken: BTreeSet<u32> = all().map(|rule| rule.priority).collect();
-    // The table local has to stay in front, in both families.
+    // The look-up of table local has to stay first, in both families.
     let local = |family: Family| {
         let of_family = all().filter(move |rule| rule.family == family);
         let local = of_family.filter(|rule| rule.action == Action::Lookup(RT_TABLE_LOCAL));
@@ -91,30 +91,30 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<St
     Some(Stray { rules: listed.join(", "), place, denies, behind })
 }
 
-/// A route's destination and hops: where it leads.
+/// Destination and hops of a route: interface and gateway of each.
 type Leads = (IpNetwork, Vec<(u32, Option<IpAddr>)>);
 
 fn leads(route: &Route) -> Leads {
     (route.dst, route.nexthops.iter().map(|hop| (hop.link, hop.gateway)).collect())
 }
 
-/// Made where it is needed.
+/// A value that is computed on first use.
 type Lazy<'a, T> = LazyCell<T, Box<dyn FnOnce() -> T + 'a>>;
 
-/// What rules are judged by. A node may have thousands of rules and of routes, so each is looked at once.
+/// Indexes for judging rules. A node may have thousands of rules and routes, so each is read once.
 struct Judge<'a> {
     plan: &'a Plan,
-    /// Tables that have routes, and whether one of them is a default route.
+    /// Tables that have routes, and whether a table has a default route.
     tables: BTreeMap<(u32, Family), bool>,
-    /// Where main leads, and what leads outside.
+    /// Routes of main, and the interfaces that lead outside.
     main: Lazy<'a, (Main<'a>, BTreeSet<u32>)>,
-    /// Where each table leads.
+    /// Routes of each table.
     theirs: Lazy<'a, BTreeMap<u32, BTreeSet<Leads>>>,
-    /// Where the table of an uplink leads, by its interface and family.
+    /// Routes of each uplink's table, by interface and family.
     ours: BTreeMap<(u32, Family), BTreeSet<Leads>>,
     /// The first interface with each address.
     owners: BTreeMap<IpAddr, u32>,
-    /// By table, family and uplink, whether the table leads where the uplink's leads.
+    /// Whether a table has all routes of an uplink's table, by table, family and uplink.
     same: BTreeMap<(u32, Family, u32), bool>,
 }
 
@@ -147,7 +147,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Whether a rule may send a reply that is bound to an uplink elsewhere.
+    /// Whether the rule may send elsewhere a reply that is bound to an uplink.
     fn steers(&mut self, rule: &Rule) -> bool {
         let Action::Lookup(table) = rule.action else { return false };
         self.plan.families.contains(&rule.family)
@@ -165,13 +165,14 @@ impl<'a> Judge<'a> {
         main.is_inside(outside, to)
     }
 
-    /// Whether a rule for all marks but one, as VPNs have it, leads to a default route. Without one the table is
-    /// for networks of its own.
+    /// Whether the rule matches all marks except one, as those of VPNs do, and its table has a default route.
+    /// Otherwise the table only serves some networks.
     fn leads_all_elsewhere(&self, rule: &Rule, table: u32) -> bool {
         rule.is_inverted && self.tables.get(&(table, rule.family)) == Some(&true)
     }
 
-    /// Whether the rule is about the one address of an uplink, and its table leads where ours leads.
+    /// Whether the rule matches a single address of an uplink, and its table has all routes of the uplink's
+    /// table.
     fn says_the_same(&mut self, rule: &Rule, table: u32) -> bool {
         let Some(from) = rule.from.filter(|from| from.prefix() == whole(from.ip())) else {
             return false;
@@ -189,13 +190,13 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Whether a rule that leads where ours lead does no harm. With iptables it does: it answers the look-up by
-/// which local pods are known (`xt_rpfilter` asks with the packet's destination as source).
+/// Whether a rule with the same routes as symroute's does no harm. It does with iptables: the rule answers the
+/// look-up that recognises local pods (`xt_rpfilter` asks with the packet's destination as source).
 fn is_harmless(plan: &Plan) -> bool {
     plan.marker() == Marker::Nftables
 }
 
-/// Where the table of an uplink leads, but for its routers.
+/// Routes of an uplink's table, without those to its routers.
 fn of_uplink(plan: &Plan, uplink: &Uplink, family: Family) -> BTreeSet<Leads> {
     let gateways: BTreeSet<IpAddr> = uplink.ways.values().flat_map(Way::gateways).collect();
     let ours = plan.routes.iter().filter(|r| {
@@ -255,7 +256,7 @@ mod tests {
         assert!(maas.contains("\"rulePriority\": 96 or"), "{maas}");
         let cilium = advice(&[(100, None, 255), (104, Some("10.0.0.1/32"), 150)]).unwrap();
         assert!(cilium.starts_with("move them"), "{cilium}");
-        // One that comes before the table local can't be passed at all.
+        // symroute's rules cannot come before a rule that precedes table local.
         let first = advice(&[(100, None, 255), (99, Some("10.0.0.1/32"), 150)]).unwrap();
         assert!(first.starts_with("move them"), "{first}");
     }

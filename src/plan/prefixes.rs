@@ -1,4 +1,4 @@
-//! Prefixes to look addresses up in. A pod may have thousands of routes, so no look-up goes through all of them.
+//! A map of prefixes with fast look-up. A pod may have thousands of routes, so no look-up walks all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,16 +7,16 @@ use ipnetwork::IpNetwork;
 
 use crate::model::Family;
 
-/// Prefixes, and what stands for each.
+/// Prefixes with a value for each.
 #[derive(Debug)]
 pub(crate) struct Prefixes<T> {
     all: BTreeMap<IpNetwork, T>,
-    /// The lengths that there are.
+    /// Families and lengths of the prefixes.
     lengths: BTreeSet<(Family, u8)>,
 }
 
 impl<T> Prefixes<T> {
-    /// The prefixes that an address lies in, the longest first.
+    /// Prefixes that contain the address, the longest first.
     pub(crate) fn around(&self, ip: IpAddr) -> impl Iterator<Item = (IpNetwork, &T)> {
         let family = Family::of(ip);
         let lengths = self.lengths.range((family, 0)..=(family, u8::MAX)).rev();
@@ -26,12 +26,12 @@ impl<T> Prefixes<T> {
         })
     }
 
-    /// Whether an address lies in one of them.
+    /// Whether a prefix contains the address.
     pub(crate) fn has(&self, ip: IpAddr) -> bool {
         self.around(ip).next().is_some()
     }
 
-    /// What stands for the longest prefix that holds a whole network.
+    /// Value of the longest prefix that contains the whole network.
     pub(crate) fn nearest(&self, net: IpNetwork) -> Option<&T> {
         let mut around = self.around(net.ip());
         around.find(|(wide, _)| wide.prefix() <= net.prefix()).map(|(_, value)| value)
@@ -39,7 +39,7 @@ impl<T> Prefixes<T> {
 }
 
 impl<T> FromIterator<(IpNetwork, T)> for Prefixes<T> {
-    /// The last value of a prefix counts.
+    /// If a prefix occurs twice, the last value counts.
     fn from_iter<I: IntoIterator<Item = (IpNetwork, T)>>(found: I) -> Self {
         let all: BTreeMap<_, _> =
             found.into_iter().map(|(net, value)| (plain(net), value)).collect();
@@ -54,19 +54,19 @@ impl FromIterator<IpNetwork> for Prefixes<()> {
     }
 }
 
-/// The prefix without the bits of a host.
+/// The prefix with its host bits cleared.
 fn plain(net: IpNetwork) -> IpNetwork {
     IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
 }
 
-/// Whether an address of the set lies in the network.
+/// Whether the network contains an address of the set.
 pub(crate) fn any_in(addresses: &BTreeSet<IpAddr>, net: IpNetwork) -> bool {
     addresses.range(net.network()..=net.broadcast()).next().is_some()
 }
 
-/// Whether the set has a network that lies in this one, or the same. Those of the set have no bits of a host.
+/// Whether the network equals or contains one of the set. Networks of the set have no host bits.
 pub(crate) fn any_within(networks: &BTreeSet<(IpAddr, u8)>, net: IpNetwork) -> bool {
-    // A wider one begins at another address, or stands before this one.
+    // A wider network begins at a lower address, or sorts before this one.
     let all = (net.network(), net.prefix())..=(net.broadcast(), u8::MAX);
     networks.range(all).next().is_some()
 }

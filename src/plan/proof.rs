@@ -1,4 +1,5 @@
-//! What an ADD asks the kernel to see that a node is ready: about each uplink, and nothing else.
+//! Prepares the look-ups by which an ADD proves that a node is ready: two for each uplink and
+//! family.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,27 +9,27 @@ use crate::config::Settings;
 use crate::model::{Facts, Family, PerFamily, Route, is_link_local, whole};
 use crate::netlink::uapi::{IFF_LOOPBACK, IFF_UP, RT_TABLE_MAIN};
 
-/// Addresses outside of any cluster (RFC 5737, RFC 3849).
+/// Addresses outside every cluster (RFC 5737, RFC 3849).
 pub(crate) const OUTSIDE: PerFamily<IpAddr> = PerFamily(
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
 );
 
-/// Two look-ups about one uplink and family. A reply that is bound to the uplink leaves by it and
-/// its table; a request that came in by it reaches the node itself, and the kernel's reverse path
-/// filter agrees.
+/// Values for two look-ups about one uplink and family. A bound reply must leave through the uplink
+/// and its table. A request that arrives on the uplink must reach the node and pass the kernel's
+/// reverse path filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Question {
     pub(crate) link: u32,
     pub(crate) table: u32,
     pub(crate) mark: u32,
-    /// An address that the table leads to.
+    /// An address that the uplink's table leads to.
     pub(crate) outside: IpAddr,
-    /// An address of the node; none where it has none of the family.
+    /// An address of the node in the family, if it has one.
     pub(crate) local: Option<IpAddr>,
 }
 
-/// The questions about a node that is as the plan wants it.
+/// The questions that prove the plan.
 pub(crate) fn questions(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<Question> {
     let about = |uplink: &Uplink, family| {
         let outside = outside(facts, plan, uplink, family)?;
@@ -40,8 +41,8 @@ pub(crate) fn questions(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<
     uplinks.flat_map(|uplink| Family::ALL.into_iter().filter_map(|f| about(uplink, f))).collect()
 }
 
-/// The families in which main has one best way outside. Of several hops, or of several routes of
-/// one metric (router advertisements), the kernel may name another one each time.
+/// Families in which main has one best way outside. Of several hops, or several routes with one
+/// metric (router advertisements), the kernel may choose another each time.
 pub(crate) fn with_one_way(facts: &Facts) -> impl Iterator<Item = Family> {
     let main = |r: &&Route| r.is_default() && r.table == RT_TABLE_MAIN;
     Family::ALL.into_iter().filter(move |&family| {
@@ -52,7 +53,7 @@ pub(crate) fn with_one_way(facts: &Facts) -> impl Iterator<Item = Family> {
     })
 }
 
-/// An address that the uplink's table leads to; none where the table is empty.
+/// An address that the uplink's table leads to; none if the table is empty.
 fn outside(facts: &Facts, plan: &Plan, uplink: &Uplink, family: Family) -> Option<IpAddr> {
     let of_uplink = |r: &&Route| r.table == uplink.table && r.family() == family;
     let mut routes = plan.routes.iter().filter(of_uplink).peekable();
@@ -76,7 +77,7 @@ fn outside(facts: &Facts, plan: &Plan, uplink: &Uplink, family: Family) -> Optio
     })
 }
 
-/// An address of the node in that family, one of the uplink's own first.
+/// An address of the node in the family, preferably one of the uplink.
 fn local(facts: &Facts, uplink: &Uplink, family: Family) -> Option<IpAddr> {
     let usable = |link: u32| {
         facts.link(link).is_some_and(|l| {

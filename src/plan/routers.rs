@@ -1,5 +1,5 @@
-//! Routers of an uplink that has several: a reply goes to the one that the request came from. The
-//! request's hardware address says which one that is, and each such router has an id and a table.
+//! Routers of an uplink that has several. A reply goes to the router that the request came from. The request's
+//! hardware address identifies the router, and each router has an id and a table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,16 +9,15 @@ use super::{Note, Uplink, Way, ids};
 use crate::config::Settings;
 use crate::model::{Facts, Family, Link, Mac, Nexthop};
 
-/// A router that needs an id of its own.
+/// A router with an id of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Router {
     pub(crate) mac: Mac,
-    /// The uplink as it is by this router: another id, another table, another default route.
+    /// The uplink with this router's id, table and default route.
     pub(crate) by_it: Uplink,
 }
 
-/// Routers of these uplinks whose hardware address the kernel has to know before they can be told
-/// apart.
+/// Interface and address of each router whose hardware address the plan needs to distinguish routers.
 pub(crate) fn candidates<'a>(
     facts: &'a Facts,
     settings: &'a Settings,
@@ -26,15 +25,15 @@ pub(crate) fn candidates<'a>(
 ) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
     links.flat_map(|link| {
         let each = Family::ALL.map(|family| known(facts, settings, link, family));
-        // A single router of each family needs no look at hardware addresses.
+        // With a single router per family there is nothing to distinguish.
         let several = each.iter().any(|routers| routers.len() > 1);
         let all = each.into_iter().flatten().filter(move |_| several);
         all.map(|ip| (link.index, ip)).collect::<Vec<_>>()
     })
 }
 
-/// Gives an uplink those of its routers that need ids of their own, as far as ids are left. One that
-/// the uplink's usual way leads to alone has the uplink's.
+/// Gives ids to the routers of an uplink, as long as ids are left. A router that alone is the uplink's usual
+/// next hop uses the id of the uplink.
 pub(crate) fn of(
     facts: &Facts,
     settings: &Settings,
@@ -71,7 +70,7 @@ pub(crate) fn of(
     Uplink { routers, usual_macs, ..uplink }
 }
 
-/// The routers by hardware address. One address has one router of a family.
+/// The routers by hardware address. Of several with one hardware address and family, the first counts.
 fn by_mac(
     facts: &Facts,
     settings: &Settings,
@@ -86,13 +85,13 @@ fn by_mac(
     found
 }
 
-/// The hardware address of a router: as the kernel knows it, or as it was when it was last known.
+/// Hardware address of a router: from the kernel's neighbour table, or the last known one.
 fn mac_of(facts: &Facts, settings: &Settings, link: u32, ip: IpAddr) -> Option<Mac> {
     let known = facts.neighbours.get(&(link, ip)).copied();
     known.or_else(|| ids::remembered(facts, settings, link, ip))
 }
 
-/// The uplink with these routers in place of its usual ones.
+/// The uplink with these routers instead of its usual ones.
 fn led_by(uplink: &Uplink, gateways: &BTreeMap<Family, IpAddr>) -> Uplink {
     let mut uplink = uplink.clone();
     for (family, &ip) in gateways {

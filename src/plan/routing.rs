@@ -1,4 +1,4 @@
-//! Tables and rules of the uplinks.
+//! Makes the tables and rules of the uplinks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,10 +15,10 @@ use crate::model::{Action, Facts, Family, Field, MarkMatch, Nexthop, Route, Rule
 use crate::names::LOOPBACK;
 use crate::netlink::uapi::*;
 
-/// What the kernel makes of an IPv6 metric that is not set.
+/// Metric that the kernel gives to an IPv6 route without one.
 const IPV6_METRIC: u32 = 1024;
 
-/// The routes of an uplink's table, those first that later ones need.
+/// Routes of an uplink's table. A route comes after those that the kernel needs to accept it.
 pub(crate) fn routes(facts: &Facts, uplink: &Uplink) -> Vec<Route> {
     // The kernel has no routes through an interface that is down.
     if facts.link(uplink.link).is_none_or(|l| l.flags & IFF_UP == 0) {
@@ -33,7 +33,7 @@ pub(crate) fn routes(facts: &Facts, uplink: &Uplink) -> Vec<Route> {
             let to_gateways = take_onlink(uplink, &mut of_family, &mut default_hops);
             of_family.extend(to_gateways);
         }
-        // What is on the link comes first: gateways are looked up in it.
+        // On-link routes come first: the kernel looks up gateways in them.
         of_family.sort_by_key(|r| r.nexthops.iter().any(|hop| hop.gateway.is_some()));
         if !way.hops.is_empty() {
             of_family.push(route(uplink, family.default_route(), &default_hops, &way.metrics));
@@ -62,16 +62,16 @@ fn route(uplink: &Uplink, dst: IpNetwork, hops: &[Nexthop], metrics: &[u8]) -> R
     }
 }
 
-/// The link-scope route to the router, without which the default route is refused: a secondary
-/// NIC often has no connected route. A router of the other family needs none in this one.
+/// The link-scope route to the router. Without it the kernel refuses the default route, because a secondary NIC
+/// often has no connected route. None for a router of the other family.
 fn to_gateway(uplink: &Uplink, family: Family, gateway: IpAddr) -> Option<Route> {
     let hop = Nexthop { link: uplink.link, gateway: None, onlink: false, weight: 0 };
     (Family::of(gateway) == family).then(|| route(uplink, Family::host_route(gateway), &[hop], &[]))
 }
 
-/// IPv6 asks main whether a router is on the link where a hop says that it is (`onlink`), and refuses
-/// it where main leads there by another NIC (`ip6_route_check_nh_onlink`, net/ipv6/route.c). So each
-/// hop goes by what this table says instead: the routes to the routers that nothing in it leads to.
+/// Clears `onlink` on each IPv6 hop, and returns routes to the routers that the table does not lead to. For
+/// `onlink`, IPv6 asks main whether the router is on the link. It refuses the hop if main leads there through
+/// another NIC (`ip6_route_check_nh_onlink`, net/ipv6/route.c).
 fn take_onlink(uplink: &Uplink, routes: &mut [Route], default: &mut [Nexthop]) -> Vec<Route> {
     let on_link: Prefixes<()> = routes.iter().filter(|r| r.is_on_link()).map(|r| r.dst).collect();
     let hops = routes.iter_mut().flat_map(|r| &mut r.nexthops).chain(default);
@@ -83,9 +83,9 @@ fn take_onlink(uplink: &Uplink, routes: &mut [Route], default: &mut [Nexthop]) -
     missing.into_iter().filter_map(|ip| to_gateway(uplink, Family::V6, ip)).collect()
 }
 
-/// What the node would send out of this uplink if it had no other: what it sends out of it by main,
-/// by the table of its default route and by those that rules name by its addresses, default routes
-/// aside. Of equal routes the most particular table's comes first.
+/// Copies for the uplink's table: what the node would send out of this uplink if it had no other. They come
+/// from tables that rules name by the uplink's addresses, from that of its default route, and from main.
+/// Default routes are left out. Of equal routes, the first of this order counts.
 fn copies(facts: &Facts, uplink: &Uplink, family: Family, way: &Way) -> Vec<Route> {
     let mut tables = own_tables(facts, Some(uplink.link), family);
     if let GatewaySource::DefaultRoute(table) = way.source {
@@ -105,7 +105,7 @@ fn copies(facts: &Facts, uplink: &Uplink, family: Family, way: &Way) -> Vec<Rout
     };
     let mut found: Vec<_> =
         tables.into_iter().flat_map(of_table).filter(copied).filter_map(through).collect();
-    // What another NIC of the same network leads to, this one leads to as well.
+    // Routes of another NIC of the same network work for this one as well.
     let own: BTreeSet<IpNetwork> = found.iter().map(|r| r.dst).collect();
     let by_others = own_tables(facts, None, family).into_iter().flat_map(of_table);
     let of_others =
@@ -127,8 +127,8 @@ fn copies(facts: &Facts, uplink: &Uplink, family: Family, way: &Way) -> Vec<Rout
     found
 }
 
-/// The rules of all uplinks, in the order in which they have to be made: targets first, and what
-/// steers last. Where a source lies is asked of main in another way by each backend.
+/// Rules of all uplinks in the order in which they have to be added: targets of `goto` first, rules that steer
+/// last. Each backend asks main in its own way where a source lies.
 pub(crate) fn rules(
     settings: &Settings,
     uplinks: &[&Uplink],
@@ -158,14 +158,13 @@ pub(crate) fn rules(
     rules
 }
 
-/// Rules that look at the whole mark clash with no other program's, and older releases of symroute
-/// take no offence at them.
+/// Matches the whole mark. Such a rule clashes with no other program, and older releases of symroute accept it.
 fn whole(value: u32) -> MarkMatch {
     MarkMatch { value, mask: u32::MAX }
 }
 
-/// The rules of look-ups that ask main. nftables asks where a source lies, iptables whether it has
-/// a route of its own: such a look-up must find nothing else.
+/// Rules for look-ups that ask main. nftables asks where a source lies. iptables asks whether main has a route
+/// to the single address: a look-up must find nothing else.
 fn asking(
     field: Field,
     at: RulePriorities,
@@ -181,11 +180,11 @@ fn asking(
     let end = asked(rule(at.ask, Action::Other(FR_ACT_PROHIBIT)));
     let alone = asked(rule(at.ask_alone, main));
     let shorter = if alone.family == Family::V4 { 31 } else { 127 };
-    // In this order, should both stand at priority 0.
+    // The order matters if both have priority 0.
     vec![Rule { suppress: Some(shorter), ..alone }, end]
 }
 
-/// What is off with an uplink.
+/// Faults of an uplink.
 pub(crate) fn notes(facts: &Facts, uplink: &Uplink) -> Vec<Note> {
     let mut notes = Vec::new();
     let name = &uplink.name;
@@ -209,7 +208,7 @@ pub(crate) fn notes(facts: &Facts, uplink: &Uplink) -> Vec<Note> {
             ),
         });
     }
-    // An interface that is down has lost its routes, and the gateway with them.
+    // An interface that is down has lost its routes, including the gateway.
     if notes.is_empty() {
         notes.extend(uplink.ways.iter().filter_map(|(family, way)| no_gateway(name, *family, way)));
     }

@@ -1,6 +1,6 @@
 //! Properties of the plan and of the steps towards it, on random nodes.
 //!
-//! A model of the kernel carries the steps out, so that every moment in between can be looked at.
+//! A model of the kernel executes the steps, so that the tests can check each intermediate state.
 
 mod flows;
 mod large;
@@ -30,7 +30,7 @@ use crate::model::{
 use crate::names;
 use crate::netlink::uapi::{IFF_POINTOPOINT, IFF_UP, NFT_FLOWTABLE_COUNTER, RT_TABLE_LOCAL};
 
-/// Carries a step out, as the kernel would.
+/// Changes the facts as the kernel would for this step.
 fn execute(facts: &mut Facts, step: &Operation) {
     match step {
         Operation::AddRoute(route) => facts.ours.routes.push(route.clone()),
@@ -78,7 +78,7 @@ fn execute(facts: &mut Facts, step: &Operation) {
     }
 }
 
-/// The record of what has to be put back is written before the kernel is touched.
+/// Like the plugin, records what has to be set back before it changes the kernel.
 fn set_sysctl(facts: &mut Facts, link: u32, on: bool) {
     if on {
         facts.restore.insert(link)
@@ -178,8 +178,8 @@ fn change(table: &mut Option<Table>, change: &TableChange) {
     }
 }
 
-/// What must hold at every moment: whatever is marked finds its rule, and its rule finds a table
-/// that is as full as it will be.
+/// Checks what must hold in each intermediate state: a mark finds its rule, and the rule finds a
+/// table with all its routes.
 fn assert_safe(facts: &Facts, settings: &Settings, goal: &Plan) {
     let arrivals: BTreeSet<u32> = facts
         .ours
@@ -260,8 +260,7 @@ fn route(table: u32, dst: IpNetwork, link: u32, gateway: Option<IpAddr>) -> Rout
 }
 
 prop_compose! {
-    /// A node with some interfaces; each has addresses, a connected route and default routes or
-    /// not.
+    /// A node with some interfaces; each may have addresses, a connected route and default routes.
     fn any_facts()(nics in vec((any::<u8>(), any::<u8>(), 1u32..4), 1..8), pods in 0u8..5)
         -> Facts
     {
@@ -285,7 +284,8 @@ prop_compose! {
                     default.metric += index;
                     facts.routes.push(default.clone());
                     if bits & 5 == 5 {
-                        // A second router, which may be one device with that of the other family.
+                        // A second router. It may be one device with the router of the other
+                        // family.
                         let other = beside(gateway);
                         default.nexthops[0].gateway = Some(other);
                         default.metric += 50;
@@ -321,7 +321,7 @@ fn any_settings() -> impl Strategy<Value = Settings> {
     )
 }
 
-/// Carries all steps to a plan out, looking at every moment in between.
+/// Executes all steps to a plan, and checks each intermediate state.
 fn advance(facts: &mut Facts, goal: &Plan, settings: &Settings) {
     for step in diff(facts, goal) {
         execute(facts, &step);
@@ -329,10 +329,10 @@ fn advance(facts: &mut Facts, goal: &Plan, settings: &Settings) {
     }
 }
 
-/// Everything but what is ours, and whether there is anything of ours.
+/// State of other programs, and whether symroute has any state.
 fn others(facts: &Facts) -> (Vec<Route>, Vec<FoundRule>, BTreeMap<u32, u32>, bool) {
     let (routes, rules) = (facts.routes.clone(), facts.rules.clone());
-    // A table mangle that was looked at stays in the model without anything in it.
+    // The model keeps a mangle table that was read, but empty.
     let is_empty = |m: &Mangle| m.chains.is_empty() && m.builtin.values().all(Vec::is_empty);
     let mangle = facts.ours.mangle.values().all(is_empty);
     let rest = Ours { mangle: BTreeMap::new(), ..facts.ours.clone() };
@@ -345,7 +345,7 @@ proptest! {
         let before = others(&facts);
         let Ok(goal) = plan(&facts, &settings) else { return Ok(()) };
         advance(&mut facts, &goal, &settings);
-        // What we made does not change what we want: ids, uplinks and gateways are kept.
+        // The plugin's own state does not change the plan: ids, uplinks and gateways are kept.
         let again = plan(&facts, &settings).unwrap();
         prop_assert_eq!(&again, &goal);
         prop_assert_eq!(diff(&facts, &again), vec![]);

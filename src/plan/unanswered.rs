@@ -1,6 +1,6 @@
-//! Networks behind the node that ask one of its addresses and get no answer: a rule by that address
-//! sends the reply out by an uplink, as MAAS, netplan and DHCP clients set it up. The plugin does not
-//! steer such replies, since their requests came in by no uplink.
+//! Networks behind the node that ask one of its addresses and get no answer. A rule by that address sends the
+//! reply out through an uplink, as MAAS, netplan and DHCP clients set it up. symroute does not steer such
+//! replies, because their requests did not arrive on an uplink.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,12 +16,12 @@ use crate::model::{Action, Facts, Family, Link, Route, Rule, whole};
 use crate::names;
 use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN};
 
-/// So many networks are looked at, and so many notes are made: a VPN may have thousands.
+/// Maximum number of networks that are examined, and of notes: a VPN may have thousands.
 const MOST: usize = 32;
-/// Kinds of interface that have one pod behind them: their CNI sees to them.
+/// Kinds of interface with a single pod behind them, which are the business of their CNI plugin.
 const OF_PODS: [&str; 2] = ["veth", "dummy"];
 
-/// The networks behind the node that get no answer, each with the remedy.
+/// Notes about networks behind the node that get no answer, with the remedy.
 pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<Note> {
     let of_uplinks = facts.addresses.iter().filter(|a| is_uplink(plan, a.link));
     let own: BTreeSet<IpAddr> = of_uplinks.map(|a| a.ip).collect();
@@ -56,7 +56,7 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<Note>
     unanswered.map(|(route, &(rule, ip, _))| note(facts, &taken, route, rule, ip)).collect()
 }
 
-/// Routes of some tables, to look networks up in.
+/// Routes of some tables, by table and prefix.
 struct Tables<'a>(BTreeMap<u32, Prefixes<&'a Route>>);
 
 impl<'a> Tables<'a> {
@@ -68,7 +68,7 @@ impl<'a> Tables<'a> {
         Self(found.into_iter().map(|(table, all)| (table, all.into_iter().collect())).collect())
     }
 
-    /// Whether a table leads to the network as main does, by these hops, or to nothing at all.
+    /// Whether the table leads to the network through one of these hops, as main does, or has no route.
     fn lead_back(&self, table: u32, route: &Route, hops: &BTreeSet<u32>) -> bool {
         let best = self.0.get(&table).and_then(|all| all.around(route.dst.ip()).next());
         best.is_none_or(|(_, r)| r.nexthops.iter().any(|hop| hops.contains(&hop.link)))
@@ -83,7 +83,7 @@ fn is_uplink(plan: &Plan, link: u32) -> bool {
     plan.uplinks.iter().any(|uplink| uplink.link == link)
 }
 
-/// Where main leads, to look networks up in.
+/// Routes of main, by prefix.
 pub(crate) struct Main<'a>(Prefixes<&'a Route>);
 
 impl<'a> Main<'a> {
@@ -92,14 +92,14 @@ impl<'a> Main<'a> {
         Self(of_main.map(|r| (r.dst, r)).collect())
     }
 
-    /// Whether it leads this whole network to something that does not lead outside.
+    /// Whether main leads this whole network to an interface that does not lead outside.
     pub(crate) fn is_inside(&self, outside: &BTreeSet<u32>, net: IpNetwork) -> bool {
         let best = self.0.nearest(net);
         best.is_some_and(|r| !r.nexthops.iter().any(|hop| outside.contains(&hop.link)))
     }
 }
 
-/// Whether main leads there, to a network of several hosts on a link that does not lead outside.
+/// Whether this is a route of main to a network of several hosts, on a link that does not lead outside.
 fn is_behind(facts: &Facts, outside: &BTreeSet<u32>, route: &Route) -> bool {
     let holds = |link: &Link| {
         !outside.contains(&link.index)
@@ -115,7 +115,7 @@ fn is_behind(facts: &Facts, outside: &BTreeSet<u32>, route: &Route) -> bool {
     route.table == RT_TABLE_MAIN && several && global && !route.special && on_link(route)
 }
 
-/// The place of the first rule that looks the network up in main: rules behind it do no harm.
+/// Priority of the first rule that looks the network up in main. Later rules do no harm.
 fn exempt_from(facts: &Facts, route: &Route) -> Option<u32> {
     let net = route.dst;
     let within = |to: IpNetwork| to.prefix() <= net.prefix() && to.contains(net.ip());
@@ -127,7 +127,7 @@ fn exempt_from(facts: &Facts, route: &Route) -> Option<u32> {
     all(facts).filter(exempts).map(|rule| rule.priority).min()
 }
 
-/// `taken`: priorities of rules.
+/// The note about one network. `taken`: priorities that are in use.
 fn note(facts: &Facts, taken: &BTreeSet<u32>, route: &Route, rule: &Rule, address: IpAddr) -> Note {
     let links: Vec<_> = route.nexthops.iter().map(|hop| facts.link_name(hop.link)).collect();
     let what = format!(

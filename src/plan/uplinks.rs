@@ -1,4 +1,4 @@
-//! Which interfaces are uplinks.
+//! Decides which interfaces are uplinks.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,13 +13,13 @@ use crate::netlink::uapi::{IFF_LOOPBACK, IFF_POINTOPOINT, IFF_UP, RT_TABLE_MAIN}
 
 /// Kinds of interface that `auto` never takes.
 const NEVER: [&str; 2] = ["dummy", "vrf"];
-/// Kinds of interface that count as a NIC; a physical one has no kind.
+/// Kinds of interface that count as a NIC, besides physical ones, which have no kind.
 const NICS: [&str; 2] = ["bond", "vlan"];
-/// Kinds of interface that have a place of their own in the network of their parent.
+/// Kinds of interface that are hosts of their own in the network of their parent.
 const ON_PARENT: [&str; 2] = ["macvlan", "ipvlan"];
 
-/// The interfaces that the settings name, in the order of their indexes.
-/// Error: a pattern that matches no interface.
+/// The uplinks by the settings, in the order of their indexes.
+/// Error: a pattern that matches no interface, or no uplink is left.
 pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'a Link>, Invalid> {
     let signs = Signs::of(facts);
     let mut chosen = BTreeSet::new();
@@ -33,7 +33,7 @@ pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'
                 .filter(|l| l.flags & IFF_LOOPBACK == 0 && Pattern::fits(glob, &l.name))
                 .collect(),
         };
-        // The interfaces of a pod come one after the other.
+        // The interfaces of a pod are created one by one.
         if found.is_empty() && facts.pod.is_none() {
             return Err(nothing(facts, &signs, pattern));
         }
@@ -50,7 +50,7 @@ pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'
     Ok(facts.links.iter().filter(|l| chosen.contains(&l.index)).collect())
 }
 
-/// Whether an interface of a pod may be an uplink: it stays, and no program can misread its name.
+/// Whether an interface of a pod may be an uplink: no DEL is removing it, and no program can misread its name.
 fn may_be_of_pod(pod: &PodFacts, link: &Link) -> bool {
     let plain = |sign: char| sign.is_ascii_alphanumeric() || "._-@".contains(sign);
     let is_plain = link.name.chars().all(plain) && !link.name.starts_with(['-', '@']);
@@ -77,16 +77,16 @@ fn nothing(facts: &Facts, signs: &Signs, pattern: &Pattern) -> Invalid {
     Invalid::new("uplinks", &json!(pattern.to_string()), hint)
 }
 
-/// What speaks for an interface, by index: read once, since a node has thousands of interfaces and
-/// routes of pods.
+/// Addresses and routes that show that an interface leads outside, as sets of indexes. Collected once: a node
+/// has thousands of interfaces and routes of pods.
 struct Signs {
-    /// A default route of main's leads through it.
+    /// Interfaces with a default route in main.
     by_main: BTreeSet<u32>,
-    /// A default route of any table does.
+    /// Interfaces with a default route in any table.
     by_any: BTreeSet<u32>,
-    /// It has a global address.
+    /// Interfaces with a global address.
     addressed: BTreeSet<u32>,
-    /// A route of main's leads through it, to another place than those that every IPv6 interface has.
+    /// Only for a pod: interfaces with a route in main that is not link-local.
     routed: BTreeSet<u32>,
 }
 
@@ -108,13 +108,15 @@ impl Signs {
         }
     }
 
-    /// What `auto` stands for. A default route in any table makes an uplink of everything but a
-    /// veth, which needs main's: what leads to a pod is one, too. A global address makes one of a
-    /// NIC that is no bridge port, and of a macvlan or ipvlan on an uplink. Of a tunnel only a
-    /// public one does: those of overlays and of VPNs between nodes are private.
+    /// Whether `auto` takes this interface.
     ///
-    /// In a pod, all that has an address or a route leads outside. Only a bridge may have the pod's own
-    /// containers behind it.
+    /// On a node: with a default route in any table, every interface except a veth. A veth needs a default
+    /// route in main, because the veth of a pod may have one elsewhere. With a global address, a NIC that is no
+    /// bridge port, and a macvlan or ipvlan on an uplink. A tunnel needs a public address: those of overlays
+    /// and of VPNs between nodes are private.
+    ///
+    /// In a pod: every interface with an address or a route. A bridge needs a default route, because it may
+    /// have the pod's own containers behind it.
     fn lead_outside(&self, facts: &Facts, link: &Link) -> bool {
         let kind = link.kind.as_deref();
         if link.flags & IFF_LOOPBACK != 0
@@ -147,7 +149,7 @@ impl Signs {
     }
 }
 
-/// The interfaces that a route of main's leads through.
+/// Interfaces with a route in main that is not link-local.
 fn routed(facts: &Facts) -> BTreeSet<u32> {
     let of_main = |r: &&Route| r.table == RT_TABLE_MAIN && !is_link_local(r.dst.ip());
     facts.routes.iter().filter(of_main).flat_map(|r| &r.nexthops).map(|hop| hop.link).collect()
@@ -165,17 +167,17 @@ fn has_public_address(facts: &Facts, link: u32) -> bool {
     facts.addresses.iter().any(|a| a.link == link && a.scope == 0 && public(a.ip))
 }
 
-/// An interface with an address or a route to the outside that is no uplink.
+/// An interface with a global address or a default route that is not an uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LeftOut {
     pub(crate) name: String,
     pub(crate) kind: String,
-    /// Why it is none.
+    /// Why it is not an uplink.
     pub(crate) why: String,
 }
 
-/// The interfaces that are no uplinks although something speaks for it. Those that the settings
-/// leave out by name, and what only pods have, are not among them.
+/// Interfaces with a global address or a default route that are not uplinks. Not listed: those that the
+/// settings exclude by name, and a veth, dummy or VRF without default route.
 pub(crate) fn left_out(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> Vec<LeftOut> {
     let signs = Signs::of(facts);
     let speaks_for = |l: &&Link| {
@@ -209,8 +211,8 @@ fn is_left_out(settings: &Settings, name: &str) -> bool {
     settings.uplinks.iter().any(not)
 }
 
-/// NICs that nothing speaks for, by index and name: what comes in by one is counted, for `status` to
-/// name it if that is more than nothing.
+/// NICs without address and default route: index and name, [`names::SILENT_MOST`] at most. The ruleset counts
+/// packets that arrive on them, and `status` names a NIC with packets.
 pub(crate) fn silent(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> Vec<(u32, String)> {
     let signs = Signs::of(facts);
     let is_nic = |l: &&Link| {
@@ -229,10 +231,9 @@ pub(crate) fn silent(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> 
     silent.take(most).map(|l| (l.index, l.name.clone())).collect()
 }
 
-/// Interfaces that lead outside: the chosen, those that `auto` would take, and those that main
-/// has a default route through. A source that the node routes there may be bound. Without the
-/// ones that are not chosen, a node that names only its second NIC would bind no client that is
-/// reached by the first.
+/// Interfaces that lead outside: uplinks, interfaces that `auto` would take, and those with a default route in
+/// main. A source that the node routes there may be bound. With uplinks alone, a node that names only its
+/// second NIC would bind no client that it reaches through the first.
 pub(crate) fn outside(facts: &Facts, chosen: &BTreeSet<u32>) -> BTreeSet<u32> {
     let main = |r: &&Route| r.is_wide() && r.table == RT_TABLE_MAIN;
     let by_main = facts.routes.iter().filter(main).flat_map(|r| &r.nexthops).map(|hop| hop.link);

@@ -1,5 +1,5 @@
-//! Never worse than without, on a model of the kernel's routing: on random nodes, every flow that works
-//! without the plugin works with it. The end-to-end tests show the same by packets, on fewer nodes.
+//! Checks "never worse than without" on a model of the kernel's routing: on random nodes, each flow that works
+//! without the plugin works with it. The end-to-end tests check that with packets, on fewer nodes.
 
 use std::cell::Cell;
 use std::env;
@@ -12,22 +12,21 @@ use crate::model::{Mac, PerFamily, PodFacts};
 use crate::names::LOOPBACK;
 use crate::plan::uplinks::outside;
 
-/// What the nodes are made of, and how many a run tries, unless `SYMROUTE_SEED` and
-/// `SYMROUTE_LAYOUTS` say otherwise.
+/// Default of `SYMROUTE_SEED`; `NODES` is that of `SYMROUTE_LAYOUTS`, the number of nodes.
 const SEED: u64 = 5000;
 const NODES: u32 = 8000;
-/// How many bytes one is made of.
+/// Number of random bytes that a node is made of.
 const BYTES: usize = 120;
 /// A client behind the routers.
 const FAR: PerFamily<&str> = PerFamily("203.0.113.9", "2001:db8:113::9");
-/// An address of the node on `lo`, and a pod's.
+/// An address of the node on `lo`; `POD` is the address of a pod.
 const VIRTUAL: PerFamily<&str> = PerFamily("198.51.100.1", "2001:db8:51::1");
 const POD: PerFamily<&str> = PerFamily("10.244.0.5", "2001:db8:244::5");
 const LO: u32 = 1;
-/// Of the kinds of [`nic`].
+/// The tunnel among the kinds of [`nic`].
 const TUNNEL: u8 = 4;
 const OF_POD: u32 = 20;
-/// A bridge in a pod, with containers of the pod's own: its index, address and network, and a container.
+/// A bridge in a pod, with containers of the pod's own: index, then address and network, and a container.
 const BRIDGE: u32 = 30;
 const INSIDE: PerFamily<(&str, &str)> =
     PerFamily(("172.17.0.1/16", "172.17.0.5"), ("fd17::1/64", "fd17::5"));
@@ -37,7 +36,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// Choices, from the bytes of a test case.
+/// Choices, made from the bytes of a test case.
 struct Dice<'a>(std::slice::Iter<'a, u8>);
 
 impl Dice<'_> {
@@ -50,7 +49,7 @@ impl Dice<'_> {
     }
 }
 
-/// An interface of the node and the network that it is on. Two may share a network.
+/// An interface of the node and the network that it is on. Two interfaces may share a network.
 #[derive(Debug, Clone)]
 struct Port {
     link: u32,
@@ -62,14 +61,14 @@ struct Port {
 #[derive(Debug)]
 struct World {
     family: Family,
-    /// Whether routers are known by addresses that each network may have.
+    /// Whether routers have link-local addresses, which each network may have.
     has_link_local_routers: bool,
     facts: Facts,
     ports: Vec<Port>,
 }
 
 impl World {
-    /// A router of a network: 1 and 2 lead outside, 254 to a branch network.
+    /// A router of a network: hosts 1 and 2 lead outside, 254 to a branch network.
     fn router(&self, lan: u8, host: u8) -> IpAddr {
         if self.has_link_local_routers {
             ip(&format!("fe80::{host}"))
@@ -116,8 +115,8 @@ impl World {
         world.facts.links.push(Link { index: LO, name: LOOPBACK.into(), ..Link::default() });
         for number in 0..=dice.roll(4) {
             let kind = [0, 0, 0, 0, 5, 6, TUNNEL][usize::from(dice.roll(7))];
-            // The other end of a tunnel is alone. Two NICs are known to be in one network by the
-            // subnet that one of them has.
+            // A tunnel shares no network. Only the subnet of a NIC shows that another one is in the same
+            // network.
             let shared = world.ports.last().filter(|last| last.has_subnet && kind != TUNNEL);
             let lan = shared.filter(|_| dice.one_in(4)).map_or(number, |last| last.lan);
             world.add_port(&mut dice, kind, lan);
@@ -134,7 +133,7 @@ impl World {
         world
     }
 
-    /// A pod with containers of its own behind a bridge.
+    /// Makes the node a pod with containers of its own behind a bridge.
     fn be_pod(&mut self) {
         self.facts.pod = Some(PodFacts::default());
         self.facts.links.push(Link { name: "docker0".into(), ..nic(BRIDGE, 6) });
@@ -149,7 +148,7 @@ impl World {
         self.facts.pod.is_some()
     }
 
-    /// What the pod's own containers ask of each of its addresses.
+    /// Requests of the pod's own containers to each of its addresses.
     fn flows_from_inside(&self) -> impl Iterator<Item = Flow> {
         let port = Port { link: BRIDGE, lan: INSIDE_LAN, is_tunnel: false, has_subnet: true };
         let client = ip(INSIDE.of(self.family).1);
@@ -182,7 +181,7 @@ impl World {
             let net = IpNetwork::new(own, 64).unwrap();
             self.facts.addresses.push(Address { link, net, ip: own, scope: 253 });
         }
-        // Link-local routers say nothing of the network that a NIC is in: its subnet has to.
+        // Link-local routers do not show the network of a NIC: its subnet has to.
         let is_named = self.has_link_local_routers && self.ports.iter().any(|p| p.lan == lan);
         let has_address = !dice.one_in(4) || is_named;
         let subnet = self.subnet(lan);
@@ -222,7 +221,7 @@ impl World {
         route
     }
 
-    /// A table that a rule names by the address.
+    /// Adds a table that a rule names by the address.
     fn add_own_table(&mut self, dice: &mut Dice<'_>, number: u8, own: IpAddr) {
         let (table, Port { link, lan, is_tunnel, .. }) =
             (150 + u32::from(number), self.ports[usize::from(number)].clone());
@@ -247,7 +246,7 @@ impl World {
         }
     }
 
-    /// A default route by one router, or by both, or a second one behind it.
+    /// Adds a default route through one router or both, or a second default route with a higher metric.
     fn add_defaults(&mut self, dice: &mut Dice<'_>, table: u32, number: u8) {
         let Port { link, lan, is_tunnel, .. } = self.ports[usize::from(number)].clone();
         let by = 1 + dice.roll(2);
@@ -268,7 +267,7 @@ impl World {
         }
     }
 
-    /// Every request that can come in by an interface.
+    /// Every request that can arrive on an interface.
     fn flows(&self) -> Vec<Flow> {
         let far = ip(FAR.of(self.family));
         let global = self.facts.addresses.iter().filter(|a| a.scope == 0);
@@ -311,20 +310,20 @@ impl World {
     }
 }
 
-/// A request, and what its reply has to do: every router is a stateful firewall.
+/// A request, and where its reply has to go: every router is a stateful firewall.
 #[derive(Debug)]
 struct Flow {
     port: Port,
     client: IpAddr,
-    /// The router that the request comes from, if the client is not on the link itself.
+    /// The router that the request comes from, unless the client is on the link.
     router: Option<IpAddr>,
     mac: Option<Mac>,
     to: IpAddr,
-    /// Where the reply comes from: `lo` for the node itself.
+    /// Interface that the reply arrives on: `lo` for the node itself.
     out_of: String,
 }
 
-/// What the kernel routes by.
+/// The node's rules and routes with those of a plan.
 struct Kernel<'a> {
     world: &'a World,
     rules: Vec<&'a Rule>,
@@ -375,8 +374,8 @@ impl<'a> Kernel<'a> {
         kept.then_some(*route)
     }
 
-    /// Whether the request is accepted and the reply gets to where it came from. `unbound`: the mark of a reply
-    /// that is not bound.
+    /// Whether the kernel accepts the request and the reply goes back to its sender. `unbound`: the mark of a
+    /// reply that is not bound.
     fn works(&self, flow: &Flow, mark: u32, unbound: u32) -> bool {
         let link = flow.port.link;
         let strict = self.world.family == Family::V4 && self.world.facts.rp_filter[&link] == 1;
@@ -394,7 +393,7 @@ impl<'a> Kernel<'a> {
     }
 }
 
-/// The mark of what a request is bound to; 0 for a request that is not.
+/// Mark of the uplink or router that the request is bound to; 0 if it is not bound.
 fn mark_of(world: &World, settings: &Settings, plan: &Plan, flow: &Flow) -> u32 {
     let link = flow.port.link;
     let Some(uplink) = plan.uplinks.iter().find(|uplink| uplink.link == link) else { return 0 };
@@ -411,7 +410,7 @@ fn mark_of(world: &World, settings: &Settings, plan: &Plan, flow: &Flow) -> u32 
     settings.field.of(by_router.map_or(uplink.id, |router| router.by_it.id))
 }
 
-/// A flow and a node, for a person.
+/// A flow and its node as text for a failed test.
 fn words(world: &World, plan: &Plan, flow: &Flow) -> String {
     let mut text = format!("{flow:?}\n");
     for a in &world.facts.addresses {
@@ -435,7 +434,7 @@ fn what_worked_works() {
     hold_on_random_nodes(false);
 }
 
-/// The same of pods that have a data plane of their own, with what their own containers ask.
+/// Checks flows of pods that have a data plane of their own, including those of their own containers.
 #[test]
 fn what_worked_in_a_pod_works() {
     hold_on_random_nodes(true);
@@ -462,7 +461,7 @@ fn hold_on_random_nodes(is_pod: bool) {
         let (without, with) = (Kernel::new(&world, &nothing), Kernel::new(&world, &plan));
         for flow in world.flows() {
             let mark = mark_of(&world, &settings, &plan, &flow);
-            // The output hook marks it, in a pod that has rules of ours.
+            // In a pod with symroute's rules, the output hook marks a reply that is not bound.
             let by_others = is_pod && !plan.rules.is_empty();
             let works =
                 with.works(&flow, mark, if by_others { settings.field.unbound() } else { 0 });

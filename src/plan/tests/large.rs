@@ -1,4 +1,4 @@
-//! Pods with very many rules, addresses and routes. What looks at each for each other one would take minutes here.
+//! Pods with very many rules, addresses and routes. Code with quadratic cost would take minutes here.
 
 use super::pods::{planned, pod};
 use super::*;
@@ -11,7 +11,7 @@ fn net1() -> IpAddr {
     "10.3.0.10".parse().unwrap()
 }
 
-/// A network of its own for each number.
+/// A different network for each number.
 fn numbered(first: u8, prefix: u8, number: u32) -> IpNetwork {
     let ip = (u32::from(first) << 24) + (number << (32 - prefix));
     IpNetwork::new(IpAddr::V4(ip.into()), prefix).unwrap()
@@ -33,7 +33,7 @@ fn dummy(facts: &mut Facts) -> u32 {
     index
 }
 
-/// Each of these rules keeps each of these networks without an answer.
+/// Each of these rules leaves each of these networks without an answer.
 #[test]
 fn rules_by_an_own_address_and_networks_behind_bridges() {
     let mut facts = pod(&["net1"]);
@@ -49,7 +49,7 @@ fn rules_by_an_own_address_and_networks_behind_bridges() {
     let is_advised = |note: &Note| note.way_out.ends_with("pref 999");
     assert!(unanswered[0].what.starts_with("172.0.100.0/24 behind br100"), "{}", unanswered[0]);
     assert!(is_advised(&unanswered[0]), "{}", unanswered[0]);
-    // Where each rule is exempt, all are looked at.
+    // If each network has an exempting rule, the plan examines all pairs.
     for index in 100..140 {
         let of_all = Rule::of_all(Family::V4, 900, Action::Lookup(RT_TABLE_MAIN), 4);
         let to = Some(numbered(172, 24, index));
@@ -84,17 +84,17 @@ fn addresses() {
         let ip = numbered(13, 32, n).ip();
         Address { link, net: ip.into(), ip, scope: 0 }
     };
-    // Both have the last one.
+    // Both interfaces have the last address.
     let all = (0..ROUTES).map(|n| (3, n)).chain([(2, ROUTES - 1)]);
     facts.addresses.extend(all.map(address));
-    // Rules of another program are about some of them.
+    // Rules of another program match some of them.
     facts.rules.extend((0..RULES).map(|n| by(numbered(13, 32, n).ip(), 33_000, 9)));
     let plan = planned(&facts);
     let by_table = plan.rules.iter().filter(|rule| rule.priority == 405 && rule.from.is_some());
     assert_eq!(by_table.count(), (ROUTES - 1 - RULES) as usize + 2);
 }
 
-/// Each rule before ours is judged by all that its table has, and by all that ours have.
+/// Each rule before symroute's is compared with all routes of its table and of the uplink's table.
 #[test]
 fn rules_before_ours_by_tables_that_say_the_same() {
     let mut facts = pod(&["net1"]);
@@ -106,7 +106,7 @@ fn rules_before_ours_by_tables_that_say_the_same() {
     facts.routes.push(route(9, "10.3.0.0/24".parse().unwrap(), 3, None));
     facts.rules.extend((0..RULES).map(|_| by(net1(), 100, 9)));
     assert_eq!(planned(&facts).stray, None);
-    // Those to another table are in the way.
+    // Rules that look up another table send replies elsewhere.
     facts.routes.push(route(10, Family::V4.default_route(), 2, None));
     facts.rules.extend((0..RULES).map(|_| by(net1(), 101, 10)));
     let note = planned(&facts).stray.unwrap().note(&Settings::default());
@@ -135,7 +135,7 @@ fn default_routes_by_many_routers_and_addresses_that_are_alone() {
     assert_eq!(planned(&facts).uplinks.len(), 2);
 }
 
-/// The end of a pod is not refused, whatever it has.
+/// The plugin never refuses to remove its state from a pod, whatever the pod has.
 #[test]
 fn what_looks_like_ours() {
     let mut facts = pod(&["net1"]);
@@ -147,7 +147,7 @@ fn what_looks_like_ours() {
         found(Rule { mark, from: Some(numbered(17, 32, n)), other_selectors: true, ..of_all })
     };
     facts.ours.rules.extend((0..ROUTES).map(odd));
-    // Behind them are those that are wanted, one twice.
+    // The wanted rules come last, the first of them twice.
     facts.ours.rules.extend(goal.rules.iter().chain(&goal.rules[..1]).cloned().map(found));
     let on_link = |n| route(47009, numbered(18, 32, n), 3, None);
     facts.ours.routes.extend((0..ROUTES).map(on_link));
@@ -162,7 +162,7 @@ fn what_looks_like_ours() {
     assert_eq!(count(&goal), (0, ROUTES as usize + 1, ROUTES as usize));
     let all = ROUTES as usize + 1 + goal.rules.len();
     assert_eq!(count(&Plan::default()), (0, all, ROUTES as usize));
-    // As many are wanted.
+    // As many other rules are wanted.
     let wanted = (0..ROUTES).map(|n| odd(ROUTES + n).rule).collect();
     assert_eq!(count(&Plan { rules: wanted, ..goal }), (ROUTES as usize, all, ROUTES as usize));
 }

@@ -35,7 +35,7 @@ fn uplinks(facts: &Facts) -> Vec<String> {
 #[test]
 fn one_interface_needs_nothing() {
     assert_eq!(planned(&pod(&[])), Plan::default());
-    // Not even where another program has what a plan would clash with.
+    // Not even if another program has state that a plan would clash with.
     let mut facts = pod(&[]);
     let rule = Rule { priority: 402, ..base_rules()[0].rule.clone() };
     facts.rules.push(FoundRule { rule, message: Vec::new() });
@@ -114,7 +114,7 @@ fn another_programs_rules_by_address_and_a_vpn_stay_in_force() {
     assert!(by_address(&facts).is_empty());
 }
 
-/// Another program's rule, at some place, by the address of `net1` to a table of its own.
+/// A pod with another program's rule of this priority, by the address of `net1` to a table of its own.
 fn with_rule_at(priority: u32) -> Facts {
     let mut facts = pod(&["net1"]);
     let own: IpNetwork = "10.3.0.10/32".parse().unwrap();
@@ -132,7 +132,7 @@ fn the_place_before_another_programs_rule_has_room_for_all_of_ours() {
     let asked = Settings::default().for_pod();
     let note = plan(&facts, &asked).unwrap().stray.unwrap().note(&asked);
     assert!(note.way_out.contains("\"rulePriority\": 94 or"), "{}", note.way_out);
-    // What is advised can be had, and "auto" chooses the same.
+    // The advice works, and "auto" chooses the same.
     assert_eq!(plan(&facts, &Settings { priority: 94, ..asked.clone() }).unwrap().stray, None);
     let automatic = Automatic { priority: true, ..asked.automatic };
     let (chosen, plan) = decide(&facts, &Settings { automatic, ..asked }).unwrap();
