@@ -1,4 +1,5 @@
-//! Operations carried out. What was done can be undone, so that a failing step leaves nothing.
+//! Executes operations. Each can be undone, so that a failed list of operations leaves nothing
+//! behind.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,31 +19,32 @@ use crate::netlink::{self, Socket, route};
 use crate::plan::diff::Operation;
 use crate::process::{VALUE_MOST, cut};
 
-/// How long a call waits for what others hold, in total.
+/// Maximum time that a call waits for locks of other processes, in total.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-/// How long rules that are gone may hold on to their sets.
+/// Maximum time that the kernel may keep a set busy after the rules that refer to it were deleted.
 const FREED: Duration = Duration::from_secs(2);
 /// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// What became of a list of operations that did not fail.
+/// Result of a list of operations that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Applied {
-    /// At least one was carried out.
+    /// At least one operation was executed.
     Something,
-    /// None was: there were none, or none that can be.
+    /// No operation was executed: the list was empty, or all were left out.
     Nothing,
 }
 
-/// Where operations go.
+/// The kernel interfaces that operations use.
 #[derive(Debug)]
 pub(crate) struct Kernel {
-    /// Links, addresses, routes, rules.
+    /// Socket for links, addresses, routes and rules.
     pub(crate) rtnetlink: Socket,
-    /// The nftables table and ipsets.
+    /// Socket for nftables and ipsets.
     pub(crate) netfilter: Socket,
     pub(crate) iptables: Programs,
-    /// When a list of operations is given up: what a pod's namespace holds may have no end.
+    /// When a list of operations is given up, if ever: a pod's namespace may hold any amount of
+    /// state.
     deadline: Option<Instant>,
 }
 
@@ -67,8 +69,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Carries out the operations in order. After a failure those done are undone, the last
-    /// first, and the failure is returned.
+    /// Executes the operations in order. After a failure, undoes the executed ones in reverse order
+    /// and returns the error.
     pub(crate) fn apply(
         &mut self,
         operations: &[Operation],
@@ -81,7 +83,8 @@ impl Kernel {
                 Ok(()) => done.push(operation),
                 Err(error) if is_dispensable(operation, &error) => log::warn!("left out: {error}"),
                 Err(error) => {
-                    // Late: what was taken away is only what looks like ours, and may be much.
+                    // After the deadline removals are not undone. The removed state only looked
+                    // like symroute's, and may be much.
                     let late = self.in_time(operation, facts).is_err();
                     let undone = done.into_iter().rev().filter(|done| !late || !done.is_removal());
                     undone.for_each(|operation| self.undo(operation, facts));
@@ -92,7 +95,7 @@ impl Kernel {
         Ok(if done.is_empty() { Applied::Nothing } else { Applied::Something })
     }
 
-    /// Carries out all operations, whatever fails, and returns what failed.
+    /// Executes all operations in spite of failures, up to the deadline. Returns the failures.
     pub(crate) fn apply_all(&mut self, operations: &[Operation], facts: &Facts) -> Vec<Error> {
         let mut failures = Vec::new();
         for operation in operations {
@@ -106,7 +109,7 @@ impl Kernel {
         failures
     }
 
-    /// Whether there is time for an operation.
+    /// Error: the deadline for this operation has passed.
     fn in_time(&self, operation: &Operation, facts: &Facts) -> Result<(), Error> {
         if self.deadline.is_none_or(|deadline| Instant::now() < deadline) {
             return Ok(());
@@ -145,7 +148,7 @@ impl Kernel {
             SetChange::Add(set, members) => ipset::add(socket, set, members),
             SetChange::Remove(set, members) => ipset::remove(socket, set, members),
             SetChange::Destroy(set) => {
-                // nf_tables frees rules, and what they refer to, some time after they are gone
+                // nf_tables frees deleted rules, and what they refer to, some time later
                 // (`nf_tables_trans_destroy_work`).
                 let deadline = Instant::now() + FREED;
                 loop {
@@ -160,7 +163,8 @@ impl Kernel {
         }
     }
 
-    /// Undoes an operation as well as it can be: the failure that led here is what is reported.
+    /// Undoes an operation as far as possible. A failure is only logged: the caller reports the
+    /// first error.
     fn undo(&mut self, operation: &Operation, facts: &Facts) {
         let inverse = match operation {
             Operation::AddRoute(r) => Operation::DeleteRoute(r.clone()),
@@ -187,7 +191,7 @@ impl Kernel {
                 };
                 Operation::Mangle(scripts.iter().rev().map(back).collect())
             }
-            // What comes after is removals only; what is left is healed by the next reconcile.
+            // Only removals follow these steps. The next reconcile completes what is left.
             Operation::Table(..) | Operation::RemoveEmpty(..) => return,
         };
         if let Err(error) = self.execute(&inverse, facts) {
@@ -196,15 +200,15 @@ impl Kernel {
     }
 }
 
-/// A route of main that leads to some place by another router than the uplink's gateway is copied
-/// for that place's sake. One that the kernel does not take in another table is no reason to fail.
+/// Whether the operation may fail without undoing the others. The kernel may refuse to copy a route
+/// to the uplink's table: one of main's through another router than the uplink's gateway.
 fn is_dispensable(operation: &Operation, error: &Error) -> bool {
     // A kernel may have nf_tables without this family (`CONFIG_NF_TABLES_ARP`).
     if let Operation::Table(TableFamily::Arp, _) = operation {
         let missing = [Errno::ENOENT, Errno::EOPNOTSUPP, Errno::EAFNOSUPPORT];
         return matches!(error, Error::Kernel { source, .. } if missing.contains(&source.errno));
     }
-    // A set that an older release has left, and that a rule of somebody else looks into.
+    // A set of an older release that a rule of another program refers to.
     if let Operation::Sets(changes) = operation {
         let busy = matches!(error, Error::Kernel { source, .. } if source.errno == Errno::EBUSY);
         return busy && changes.iter().all(|change| matches!(change, SetChange::Destroy(_)));

@@ -1,4 +1,4 @@
-//! What an ADD does: writes the attachment's file and proves that the node is ready, or makes it.
+//! The work of an ADD: writes the attachment's file, then proves that the node is ready or reconciles it.
 
 use std::net::IpAddr;
 
@@ -17,8 +17,8 @@ use crate::netlink::uapi::RTN_UNICAST;
 use crate::state::{AgentLock, Attachment, Lock, Ready, Written};
 
 impl Node {
-    /// Attaches a pod: on a ready node by its file and a proof, else by a reconcile. A failure
-    /// leaves nothing of an attachment that was not there before.
+    /// Attaches a pod. On a ready node the file and a proof are enough, otherwise the plugin reconciles. After
+    /// a failure, an attachment that did not exist before leaves nothing behind.
     pub(crate) fn attach(
         &mut self,
         settings: &Settings,
@@ -45,21 +45,21 @@ impl Node {
         written: &Written,
     ) -> Result<(), Error> {
         if attachment.left_out && self.state.record()?.is_none() {
-            // Nothing marks here. The next reconcile reads the file.
+            // No backend marks on this node. The next reconcile reads the file.
             return Ok(());
         }
         if !written.has_own_settings && self.is_ready(settings, attachment) {
             return Ok(());
         }
         let lock = self.lock()?;
-        // Of many pods that start on a new node, the first has done the work for the others.
+        // Of many pods that start on a new node, the first does the work for all.
         if !written.has_own_settings && self.is_ready(settings, attachment) {
             return Ok(());
         }
         self.attach_slowly(settings, attachment, &lock)
     }
 
-    /// Whether nothing has to be done but to feed the flowtable, if there is one.
+    /// Whether the node is ready. If it has a flowtable, adds the pod's devices to it.
     fn is_ready(&mut self, settings: &Settings, attachment: &Attachment) -> bool {
         let form = settings.fingerprint(has_ipvs());
         let proven = proof::prove(&self.state, &mut self.kernel, &[form]);
@@ -76,8 +76,8 @@ impl Node {
         }
     }
 
-    /// Has the flowtable take the packets of the pod, where there is one and no agent does it. A pod whose packets
-    /// it does not take is served all the same.
+    /// Adds the pod's devices to the flowtable, if there is one and no agent does it. A failure only means that
+    /// the pod's packets are not offloaded.
     fn offload(&mut self, ready: &Ready, attachment: &Attachment) {
         if ready.offloads && !AgentLock::is_held(&self.state) {
             if let Err(error) = self.feed_flowtable(&attachment.addresses) {
@@ -104,7 +104,7 @@ impl Node {
         attachment: &Attachment,
         lock: &Lock,
     ) -> Result<(), Error> {
-        // The last pod before this one may have taken the folder with it.
+        // The DEL of the last pod may have removed the folder.
         self.state.attach(attachment)?;
         let plan = self.reconcile(lock, &attachment.key.network, settings)?;
         for note in &plan.notes {

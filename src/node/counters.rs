@@ -1,4 +1,4 @@
-//! Reads what the rules in force count, where an operator or a metric asks for it.
+//! Reads the counters of the active rules for an operator or a metric.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::model::{Family, Field};
 use crate::netlink::{Socket, conntrack};
 
-/// How many connections are in a flowtable now, by the id of their uplink.
+/// Number of connections in a flowtable, by the id of their uplink.
 pub(crate) fn offloaded(field: Field) -> Result<BTreeMap<u32, u64>, Error> {
     let failed = || Error::kernel("list connections that are offloaded");
     let mut socket = Socket::netfilter().map_err(failed())?;
@@ -19,12 +19,12 @@ pub(crate) fn offloaded(field: Field) -> Result<BTreeMap<u32, u64>, Error> {
     for mark in conntrack::marks_of_offloaded(&mut socket).map_err(failed())? {
         *by_id.entry(field.id(mark)).or_default() += 1;
     }
-    // Another program's flowtable.
+    // These are in another program's flowtable.
     by_id.remove(&0);
     Ok(by_id)
 }
 
-/// What the rules of this marker count.
+/// Counters of the rules of this backend.
 pub(crate) fn read(socket: &mut Socket, marker: Marker, field: Field) -> Result<Counts, Error> {
     let mut counts = Counts::default();
     match marker {

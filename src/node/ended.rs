@@ -1,6 +1,6 @@
-//! Attachments of pods that ended without a DEL: the conflist did not name symroute at that moment,
-//! and containerd calls the plugins that it names then. Nothing in the kernel is about them, but
-//! they hold the node state.
+//! Removes attachments of pods that ended without a DEL. At the end of a pod, containerd calls the
+//! plugins that the conflist then names, which may not include symroute. Such an attachment has
+//! nothing in the kernel, but holds the node state.
 
 use std::path::Path;
 
@@ -8,8 +8,8 @@ use super::{pods, teardown};
 use crate::error::Error;
 use crate::state::{Attachment, State};
 
-/// Removes some of them, and some files that can't be read as an attachment. Which ones differs
-/// from call to call.
+/// Checks some attachments, other ones in each call, and removes those of ended pods. Also removes
+/// their unreadable files.
 pub(crate) fn sweep(state: &State, cache: &Path) -> Result<(), Error> {
     let some = state.some_attachments()?;
     for path in &some.found.unreadable {
@@ -27,14 +27,14 @@ pub(crate) fn sweep(state: &State, cache: &Path) -> Result<(), Error> {
     pods::sweep(state, cache)
 }
 
-/// Whether the network namespace is gone from a folder that can be seen, and the runtime's cache
-/// knows nothing of the pod.
+/// Whether the pod has ended: its network namespace is gone from an existing folder, and the
+/// runtime's cache has no entry for it.
 pub(super) fn has_ended(attachment: &Attachment, cache: &Path) -> bool {
     let netns = Path::new(&attachment.netns);
     let is_visible = netns.is_absolute() && netns.parent().is_some_and(Path::is_dir);
     let key = &attachment.key;
     let entry = format!("{}-{}-{}", key.network, key.container, key.ifname);
-    // Multus keeps the results of what it calls for the runtime.
+    // Multus caches the results of the plugins that it calls.
     let caches = [cache.to_path_buf(), cache.with_file_name("multus").join("results")];
     is_visible
         && is_absent(netns)
@@ -42,7 +42,7 @@ pub(super) fn has_ended(attachment: &Attachment, cache: &Path) -> bool {
         && caches.iter().all(|cache| is_absent(&cache.join(&entry)))
 }
 
-/// False where it can't be told.
+/// Whether the path surely does not exist; false if the check fails.
 fn is_absent(path: &Path) -> bool {
     matches!(path.try_exists(), Ok(false))
 }

@@ -1,4 +1,5 @@
-//! This node as what a conflist is for: settings come into force before an entry names them.
+//! This node as the gate of a conflist change: settings come into force before an entry names
+//! symroute.
 
 use super::Node;
 use crate::config::source::NetworkConfig;
@@ -12,17 +13,17 @@ pub(crate) struct ThisNode {
     hold: &'static str,
     /// Whether settings come into force, or are only tried.
     enforces: bool,
-    /// Whether the hold is new.
+    /// Whether the hold did not exist before.
     is_new: bool,
 }
 
 impl ThisNode {
-    /// Settings come into force and are held by this name.
+    /// A gate that brings settings into force and holds them by this name.
     pub(crate) fn holding(hold: &'static str) -> Self {
         Self { hold, enforces: true, is_new: false }
     }
 
-    /// Settings are tried, and the node stays as it is.
+    /// A gate that only tries settings.
     pub(crate) fn trying(hold: &'static str) -> Self {
         Self { enforces: false, ..Self::holding(hold) }
     }
@@ -31,7 +32,8 @@ impl ThisNode {
         let mut node = Node::open()?;
         let lock = node.lock()?;
         let held = node.state.holders()?.into_iter().find(|(name, _)| name == self.hold);
-        // The hold changes hands first: else a network that takes over would disagree with it.
+        // The hold moves first. Otherwise the settings of a network that takes over would disagree
+        // with it.
         node.state.hold(self.hold, &wanted.network)?;
         let reconciled = node.reconcile(&lock, &wanted.network, &wanted.config.settings);
         let outcome = reconciled.and_then(|_| match &wanted.conflist {
@@ -79,7 +81,7 @@ impl Gate for ThisNode {
     }
 }
 
-/// The node as a conflist asks it, if one is to be asked.
+/// The node as a gate for the conflist, if there is one.
 pub(crate) fn gate(node: &mut Option<ThisNode>) -> Option<&mut dyn Gate> {
     node.as_mut().map(|node| node as &mut dyn Gate)
 }

@@ -1,9 +1,9 @@
-//! A node: its state and its kernel, and the one reconcile that brings what it has to what it
-//! should have. The slow path of an ADD, `up`, `down` and the agent call it.
+//! A node: its state directory, its kernel, and the one reconcile that brings the kernel to the desired state.
+//! The slow path of an ADD, `up`, `down` and the agent call it.
 //!
-//! [`observe`] reads facts, [`crate::plan`] makes the desired state and the steps to it (pure),
-//! [`apply`] carries them out. [`attach`] is what an ADD does, [`proof`] how it sees that nothing
-//! has to be done; [`teardown`] is the end.
+//! [`observe`] reads facts, [`crate::plan`] computes the desired state and the steps (pure), and [`apply`]
+//! executes them. [`attach`] does an ADD, [`proof`] proves that a node is ready, and [`teardown`] removes node
+//! state.
 
 pub(crate) mod apply;
 pub(crate) mod attach;
@@ -38,11 +38,10 @@ use crate::state::{Lock, Record, State};
 use apply::{Kernel, PATIENCE};
 use unseen::Unseen;
 
-/// How long a call waits for the lock where another process can do the work next time: a DEL must
-/// not hold up a pod's end.
+/// How long a call waits for the lock if a later call can do the work. A DEL must not delay the end of a pod.
 const IMPATIENCE: Duration = Duration::from_secs(1);
-/// The age of the last look at the whole node from which an ADD takes another. An agent looks
-/// twice as often.
+/// Maximum age of the last full reconcile before an ADD starts one. The agent's default interval is half of
+/// that.
 const OVERDUE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -50,38 +49,38 @@ pub(crate) struct Node {
     pub(crate) state: State,
     /// The kernel of this thread's network namespace.
     pub(crate) kernel: Kernel,
-    /// What the looks so far were denied.
+    /// Rules that this process was not permitted to read.
     pub(crate) unseen: Unseen,
-    /// Whether this is a pod, with a data plane of its own.
+    /// Whether this is a pod with a data plane of its own.
     is_pod: bool,
-    /// The interface of a pod whose DEL is under way.
+    /// The interface of the pod that a DEL is removing.
     leaving: Option<String>,
 }
 
-/// A look at a node, without a change.
+/// The facts of a node and the plan for them, without any change.
 #[derive(Debug)]
 pub(crate) struct View {
     pub(crate) facts: Facts,
-    /// The settings that the plan is for, with the plugin's choices.
+    /// The settings of the plan, with the plugin's choices for "auto".
     pub(crate) settings: Settings,
     pub(crate) plan: Plan,
-    /// Steps that lead from one to the other; none when all is well.
+    /// Steps from the facts to the plan; empty if the node is healthy.
     pub(crate) steps: Vec<Operation>,
 }
 
 impl Node {
-    /// The node of this thread's network namespace.
+    /// Opens the node of this thread's network namespace.
     pub(crate) fn open() -> Result<Self, Error> {
         Self::of(State::new(names::STATE_DIR))
     }
 
-    /// The same, with its state where a container has the node's.
+    /// Opens the node with another state directory, as a container needs.
     pub(crate) fn of(state: State) -> Result<Self, Error> {
         let (kernel, unseen) = (Kernel::open()?, Unseen::default());
         Ok(Self { state, kernel, unseen, is_pod: false, leaving: None })
     }
 
-    /// The pod whose network namespace this thread is in. Its owner is not trusted.
+    /// Opens the pod whose network namespace this thread is in. The pod may be hostile.
     pub(crate) fn of_pod(state: State, leaving: Option<String>) -> Result<Self, Error> {
         let mut node = Self { is_pod: true, leaving, ..Self::of(state)? };
         node.kernel.distrust()?;
@@ -89,7 +88,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Begins another look of a command that goes on: the time for a pod's namespace runs anew.
+    /// Starts another observation of a command that goes on: the time limit for a pod's namespace starts again.
     pub(crate) fn look_again(&mut self) -> Result<(), Error> {
         if self.is_pod {
             self.kernel.distrust()?;
@@ -97,18 +96,18 @@ impl Node {
         Ok(())
     }
 
-    /// Whether it is a pod, with a data plane of its own.
+    /// Whether this is a pod with a data plane of its own.
     pub(crate) fn is_pod(&self) -> bool {
         self.is_pod
     }
 
-    /// The same node for looks alone: where a user without root may not read nftables, that is noted
-    /// in [`Self::unseen`], and is no error.
+    /// Opens the node for reading only. Rules that a user without root may not read are noted in
+    /// [`Self::unseen`] and are no error.
     pub(crate) fn to_look() -> Result<Self, Error> {
         Ok(Self { unseen: Unseen::noted(), ..Self::open()? })
     }
 
-    /// Waits for the lock. What is left of the patience is for the lock of iptables.
+    /// Waits for the lock. The rest of the waiting time is for the lock of iptables.
     pub(crate) fn lock(&mut self) -> Result<Lock, Error> {
         self.lock_within(PATIENCE)
     }
@@ -118,18 +117,19 @@ impl Node {
         self.state.lock(patience)
     }
 
-    /// Whether nothing has looked at the whole node for long, since no agent runs. Of many ADDs
-    /// that ask at once, one gets "yes".
+    /// Whether an ADD should reconcile the node, because no agent has done so for long. Notes the time, so that
+    /// concurrent ADDs get `false`.
     pub(crate) fn is_overdue(state: &State) -> bool {
-        // A clock that was set back counts as well.
+        // A time in the future counts as long ago: the clock was set back.
         let overdue = |at: SystemTime| at.elapsed().map_or(true, |ago| ago > OVERDUE);
         state.last_look().is_some_and(overdue) && state.note_look().is_ok()
     }
 
-    /// Puts right what differs on a node that is in use.
+    /// Reconciles a node that is in use, and removes attachments of pods that ended without a DEL. Error:
+    /// another process has the lock, among others.
     pub(crate) fn look(&mut self) -> Result<(), Error> {
         let lock = self.lock_within(Duration::ZERO)?;
-        // The last pod may have gone since, or other settings may be in force.
+        // The last pod may have gone, and other settings may be in force.
         match self.state.record()? {
             Some(record) if !self.state.is_idle()? => {
                 self.reconcile(&lock, &record.network, &record.settings)?;
@@ -140,10 +140,11 @@ impl Node {
         ended::sweep(&self.state, Path::new(names::CACHE_DIR))
     }
 
-    /// The record, from its file or else from the table or ipset itself; then it has no network.
+    /// The record from its file. Without a file, a node's record is recovered from the nftables table or the
+    /// ipset, without the network.
     pub(crate) fn record(&mut self) -> Result<Option<Record>, Error> {
         let record = self.state.record()?;
-        // What stands in a pod's namespace may be another program's.
+        // In a pod's namespace, table and ipset may be another program's.
         if record.is_some() || self.is_pod {
             return Ok(record);
         }
@@ -151,7 +152,7 @@ impl Node {
         self.unseen.rules(recovered)
     }
 
-    /// The record as the table or the ipset has it.
+    /// The record as recovered from the nftables table or the ipset.
     fn recovered(&mut self) -> Result<Option<Record>, Error> {
         let socket = &mut self.kernel.netfilter;
         let mut read = |set| match table::elements(socket, set) {
@@ -169,8 +170,7 @@ impl Node {
         Ok(notes.and_then(|set| Record::recover_noted(node_set::read(&set.members))))
     }
 
-    /// The facts, with the settings that pods have of their own, and the files of such pods that
-    /// can't be read.
+    /// Observes the facts, with the settings of single pods. Also returns the unreadable files of such pods.
     fn observe(
         &mut self,
         owned: &[&Settings],
@@ -193,7 +193,7 @@ impl Node {
         Ok((facts, own.unreadable))
     }
 
-    /// What the attachments of this pod say.
+    /// The facts about this pod that its attachments hold.
     fn pod_facts(&self) -> Result<PodFacts, Error> {
         let mut gateways = BTreeMap::<String, Vec<IpAddr>>::new();
         for attachment in self.state.attachments()?.readable {
@@ -204,7 +204,8 @@ impl Node {
         Ok(PodFacts { gateways, leaving: self.leaving.clone(), ends: self.state.is_idle()? })
     }
 
-    /// Looks at the node without changing it, by the settings in force or else by `fallback`.
+    /// Observes the node and plans by the settings in force, or by `fallback` if there are none. Changes
+    /// nothing.
     pub(crate) fn view(&mut self, fallback: &Settings) -> Result<View, Error> {
         let record = self.record()?;
         let settings = record.as_ref().map_or_else(|| fallback.clone(), |r| r.settings.clone());
@@ -213,13 +214,13 @@ impl Node {
         let (settings, plan) = decide(&facts, &settings)?;
         let mut steps = diff(&facts, &plan);
         if self.unseen.hides_rules() {
-            // What is not seen is not missing.
+            // Hidden rules are not missing rules.
             steps.retain(|step| !step.is_netfilter());
         }
         Ok(View { facts, settings, plan, steps })
     }
 
-    /// The same for settings that can't hold here: nothing is planned.
+    /// Observes the node without a plan, for settings that are impossible on this node.
     pub(crate) fn view_without_plan(&mut self, settings: &Settings) -> Result<View, Error> {
         let (facts, _) = self.observe(&[settings], None)?;
         let (settings, plan) = (settings.clone(), Plan::default());

@@ -1,4 +1,4 @@
-//! Facts from the kernel. [`facts`] dumps tables: it is never on the fast path of an ADD.
+//! Reads facts from the kernel. [`facts`] dumps tables, so the fast path of an ADD never calls it.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -27,12 +27,12 @@ use crate::plan::prefixes::any_in;
 use crate::plan::{ours, routers, uplinks};
 use crate::process;
 
-/// Seconds that a UDP connection has to have left when it leaves a flowtable.
+/// Seconds that conntrack must keep a UDP connection after it leaves a flowtable.
 const LEFT: u32 = 10;
 
-/// Everything that reconcile looks at. `owned`: the settings by which state is known as ours,
-/// first those that are wanted. `by_iptables`: whether iptables marks by now. `unseen`: what becomes
-/// of what the caller may not read. `pod`: what is known of the pod, where this is one's namespace.
+/// Reads all facts that a reconcile uses. `owned`: the wanted settings, then earlier ones; they identify
+/// symroute's state. `by_iptables`: whether iptables marks at present. `unseen`: notes or refuses what the
+/// caller may not read. `pod`: facts about the pod, in its namespace.
 pub(crate) fn facts(
     kernel: &mut Kernel,
     owned: &[&Settings],
@@ -53,7 +53,8 @@ pub(crate) fn facts(
     for family in Family::ALL {
         let rules = supported(route::rules(rtnetlink, family), family)
             .map_err(Error::kernel(format!("list {family} rules")))?;
-        // Tables of the node's own addresses, and from their default route on those that have one.
+        // Tables of rules by the node's own addresses. During the dump, each table with a default route is
+        // added.
         let tables = RefCell::new(by_source(&rules, &facts.addresses));
         let missed = RefCell::new(BTreeSet::new());
         let keep = |r: &Route| {
@@ -69,7 +70,7 @@ pub(crate) fn facts(
         let failed = || Error::kernel(format!("list {family} routes"));
         let mut routes =
             supported(route::routes(rtnetlink, family, keep), family).map_err(failed())?;
-        // IPv6 gives a table's default route last.
+        // IPv6 dumps a table's default route last, after routes that were not kept.
         if !tables.borrow().is_disjoint(&missed.borrow()) {
             routes = supported(route::routes(rtnetlink, family, keep), family).map_err(failed())?;
         }
@@ -82,7 +83,7 @@ pub(crate) fn facts(
     }
     facts.ours =
         ours::take(owned, &facts.links, facts.pod.is_some(), &mut facts.routes, &mut facts.rules);
-    // What looks like ours does not count: it goes.
+    // Rules that look like symroute's do not count: the plugin removes them.
     bounded(facts.pod.as_ref(), "rules", facts.rules.len(), names::RULES_OF_POD)?;
     let hops = facts.routes.iter().map(|route| route.nexthops.len().max(1)).sum();
     bounded(facts.pod.as_ref(), "routes", hops, names::ROUTES_OF_POD)?;
@@ -104,13 +105,13 @@ pub(crate) fn facts(
         let read = iptables(kernel, owned, &mut facts);
         unseen.rules(read)?;
         if unseen.hides_rules() {
-            // Which programs there are is seen.
+            // Any user can see which programs are installed.
             let installed = Programs::installed().into_iter();
             facts.tooling.iptables.extend(installed.map(|v| (v, VariantUse::default())));
         }
     }
     facts.src_valid_mark = sysctl::src_valid_mark(&facts.links)?;
-    // The end needs no plan, so no routers.
+    // A pod that ends needs no plan, and so no routers.
     let ends = facts.pod.as_ref().is_some_and(|pod| pod.ends);
     if let Some(settings) = owned.first().filter(|_| !ends) {
         facts.neighbours = routers(&mut kernel.rtnetlink, &facts, settings)?;
@@ -118,7 +119,7 @@ pub(crate) fn facts(
     Ok(facts)
 }
 
-/// Error: a pod has more of something than is looked at. To go is never refused.
+/// Error: the pod has more of something than the plugin reads. The end of a pod is never refused.
 fn bounded(
     pod: Option<&PodFacts>,
     what: &'static str,
@@ -131,8 +132,8 @@ fn bounded(
     }
 }
 
-/// Whether conntrack keeps a UDP connection that leaves a flowtable: the kernel takes the one time-out off the other
-/// then (`flow_offload_fixup_ct`, `net/netfilter/nf_flow_table_core.c`).
+/// Whether conntrack keeps a UDP connection that leaves a flowtable. The kernel then subtracts the flowtable's
+/// time-out from that of the stream (`flow_offload_fixup_ct`, `net/netfilter/nf_flow_table_core.c`).
 fn keeps_udp() -> bool {
     let seconds = |name: &str| sysctl::value(&format!("netfilter/{name}"));
     let stream = seconds("nf_conntrack_udp_timeout_stream");
@@ -140,13 +141,13 @@ fn keeps_udp() -> bool {
     stream.zip(flow).is_none_or(|(stream, flow)| stream >= flow.saturating_add(LEFT))
 }
 
-/// What the kernel's flowtables are good for. One that is there shows that there are some.
+/// Whether the kernel's flowtables are usable. An existing one of symroute's proves that the kernel has them.
 fn flowtables(
     netfilter: &mut netlink::Socket,
     facts: &Facts,
     unseen: &Unseen,
 ) -> Result<Flowtables, Error> {
-    // `nft_flow_route` (net/netfilter/nft_flow_offload.c) minds the mark since this release.
+    // `nft_flow_route` (net/netfilter/nft_flow_offload.c) uses the mark since this release.
     if process::kernel_release() < Some((5, 19)) {
         return Ok(Flowtables::WithoutMarks);
     }
@@ -163,7 +164,7 @@ pub(crate) fn routers(
     facts: &Facts,
     settings: &Settings,
 ) -> Result<Neighbours, Error> {
-    // What is wrong with the settings is for the plan to say.
+    // The plan reports wrong settings.
     let chosen = uplinks::choose(facts, settings).unwrap_or_default();
     let wanted: BTreeSet<_> = routers::candidates(facts, settings, chosen.into_iter()).collect();
     if wanted.is_empty() {
@@ -173,13 +174,13 @@ pub(crate) fn routers(
     found.map_err(Error::kernel("list neighbours"))
 }
 
-/// Whether the kernel has IPVS. The module may be loaded at any time.
+/// Whether the kernel has IPVS at this moment: the module may be loaded at any time.
 pub(crate) fn has_ipvs() -> bool {
-    // It has parameters, so it is here too where it is built in. /proc/net/ip_vs takes longer.
+    // The folder exists for a built-in IPVS too, because it has parameters. /proc/net/ip_vs is slower.
     fs::exists("/sys/module/ip_vs").unwrap_or(false)
 }
 
-/// There is nothing behind the number of the subsystem, or no nfnetlink at all.
+/// Whether the error means that the kernel lacks this part of nfnetlink, or nfnetlink itself.
 pub(crate) fn is_missing(error: &netlink::Error) -> bool {
     matches!(error.errno, Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT)
 }
@@ -192,7 +193,7 @@ fn may_use_iptables(settings: &Settings, facts: &Facts) -> bool {
     }
 }
 
-/// What iptables has of ours, and how its variants are used.
+/// Reads symroute's state in iptables and ipsets, and how the variants are used.
 fn iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Result<(), Error> {
     let netfilter = &mut kernel.netfilter;
     let sets = ipset::names(netfilter).map_err(Error::kernel("list ipsets"))?;
@@ -202,20 +203,21 @@ fn iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Resu
         let found = found.map_err(Error::kernel(format!("read ipset {name}")))?;
         facts.ours.ipsets.extend(found.map(|set| (name, set)));
     }
-    // The variant is open: it takes a look at the rules of others.
+    // If the variant is not decided, the rules of other programs decide it.
     let open = owned.first().is_some_and(|s| {
         matches!(s.backend, Backend::Auto | Backend::Iptables) && may_use_iptables(s, facts)
     });
     for variant in Programs::installed() {
         for family in Family::ALL {
-            // First, since an old iptables-nft makes them when it is asked what there is.
+            // Before `mangle`: an old iptables-nft creates the chains when it lists them.
             let existing = match variant {
                 Variant::Nft => builtin_chains::existing(netfilter, family)
                     .map_err(Error::kernel(format!("list {family} chains of table mangle")))?,
                 Variant::Legacy => None,
             };
             let mangle = match Programs::mangle(variant, family) {
-                // Where one can't look, there is nothing of ours: an IPv6 that the kernel lacks.
+                // A table that cannot be listed holds nothing of symroute's: for example where the kernel lacks
+                // IPv6.
                 Err(Error::Iptables { operation, message }) => {
                     log::debug!("{operation}: {message}");
                     continue;
@@ -230,7 +232,7 @@ fn iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Resu
     Ok(())
 }
 
-/// A kernel without IPv6 has none of its objects.
+/// An empty list if the kernel has no IPv6.
 fn supported<T>(
     found: Result<Vec<T>, netlink::Error>,
     family: Family,
@@ -246,7 +248,7 @@ fn supported<T>(
     }
 }
 
-/// The tables that rules look up for an address of the node.
+/// Tables that rules look up for an address of the node.
 fn by_source(rules: &[FoundRule], addresses: &[Address]) -> BTreeSet<u32> {
     let own: BTreeSet<IpAddr> = addresses.iter().map(|a| a.ip).collect();
     let table = |found: &FoundRule| match found.rule.action {
@@ -259,8 +261,8 @@ fn by_source(rules: &[FoundRule], addresses: &[Address]) -> BTreeSet<u32> {
     rules.iter().filter_map(table).collect()
 }
 
-/// Default routes of any table, what main has, what our tables have, and what lies on a link.
-/// Of a large routing table elsewhere nothing else is kept.
+/// Whether the facts need a route: default routes, on-link routes, and all routes of main and of symroute's
+/// tables. Other routes of a large routing table are dropped.
 fn matters(route: &Route, owned: &[&Settings]) -> bool {
     let ours = || owned.iter().any(|settings| ours::is_table(settings, route.table));
     let on_link = || route.nexthops.iter().any(|hop| hop.gateway.is_none());

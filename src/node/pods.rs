@@ -1,8 +1,8 @@
-//! Pods that have a data plane of their own: the one reconcile, in the pod's network namespace.
+//! Pods with a data plane of their own: the one reconcile, in the pod's network namespace.
 //!
-//! Each has a state of its own below the node's ([`State::of_pod`]), so pods neither wait for each other nor for
-//! the node. Every ADD reconciles, as each brings another interface. A pod's namespace is entered for the work
-//! alone, and everything in it may be prepared by a hostile pod.
+//! Each pod has its own state below the node's ([`State::of_pod`]), so pods wait neither for each other nor for
+//! the node. Every ADD reconciles, because each adds an interface. The plugin enters a pod's namespace only for
+//! the work. A hostile pod may have prepared everything in it.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -18,11 +18,11 @@ use crate::netns::Netns;
 use crate::process::CpuLimit;
 use crate::state::{Attachment, Identity, Key, Lock, Namespace, State};
 
-/// So many pods are looked at in one call.
+/// Number of pods that one call checks.
 const SOME: usize = 16;
 
-/// Attaches an interface of a pod: whether it was attached before. A failure leaves nothing of an attachment that
-/// was not there before.
+/// Attaches an interface of a pod, and returns whether it was attached before. After a failure, an attachment
+/// that did not exist before leaves nothing behind.
 pub(crate) fn attach(
     node: &State,
     settings: &Settings,
@@ -31,7 +31,7 @@ pub(crate) fn attach(
     let path = &attachment.netns;
     let netns = open_living(path)?;
     let pod = node.of_pod(&attachment.key.container);
-    // Waits in the node's namespace, and before the pod's deadline begins to run.
+    // Waits in the node's namespace, before the pod's deadline begins to run.
     let lock = pod.lock(PATIENCE)?;
     let attached =
         inside(path, &netns, || attach_inside(&pod, &lock, &netns, settings, attachment));
@@ -41,7 +41,7 @@ pub(crate) fn attach(
     attached
 }
 
-/// The part of it that is done in the pod's namespace.
+/// The part of [`attach`] that runs in the pod's namespace.
 fn attach_inside(
     pod: &State,
     lock: &Lock,
@@ -54,7 +54,7 @@ fn attach_inside(
     let namespace = Namespace { path: path.clone(), identity: of_pod.identity(netns)? };
     let known = pod.namespace()?;
     if known.as_ref().is_some_and(|known| known.identity != namespace.identity) {
-        // The container id is in use again: what is known is about a namespace that has gone.
+        // The container id is in use again: the recorded state is that of a namespace that has gone.
         pod.forget()?;
     }
     if known.as_ref() != Some(&namespace) {
@@ -74,7 +74,7 @@ fn attach_inside(
     Ok(before.is_some())
 }
 
-/// Takes back an attachment that could not be served.
+/// Undoes an attachment after a failed reconcile.
 fn take_back(
     of_pod: &Node,
     lock: &Lock,
@@ -86,31 +86,31 @@ fn take_back(
         return Ok(());
     }
     of_pod.state.detach(key)?;
-    // The time may have run out in the middle of an answer.
+    // Opens new sockets: the deadline may have passed in the middle of an answer.
     Node::of_pod(of_pod.state.clone(), None)?.tear_down_if_idle(lock).map(drop)
 }
 
-/// Detaches an interface of a pod, and takes the pod's state away with the last one. The interface counts as gone,
-/// whether or not another plugin removes it next. Goes on after a failure; a namespace that has gone has taken all of
-/// ours along.
+/// Detaches an interface of a pod, and removes the pod's state with the last one. The interface counts as gone,
+/// even if no plugin removes it. Goes on after a failure, and returns the failures. If the namespace has gone,
+/// only files are left.
 pub(crate) fn detach(node: &State, key: &Key) -> Vec<Error> {
     let pod = node.of_pod(&key.container);
     if !pod.exists() {
-        // A call that was killed may have left the folder of all.
+        // A killed call may have left the folder of all pods.
         node.remove_pods();
         return Vec::new();
     }
     let mut failures = Vec::new();
     failures.extend(pod.detach(key).err().map(Error::from));
     failures.extend(leave(node, &pod, Some(key.ifname.clone())).err());
-    // What other pods have left behind is none of this one's failures.
+    // The leftovers of other pods are no failures of this DEL.
     if let Err(error) = sweep(node, Path::new(names::CACHE_DIR)) {
         log::warn!("{error}");
     }
     failures
 }
 
-/// Detaches what a runtime does not know any more: what could not be done.
+/// Detaches interfaces that the runtime does not know any more. Returns the failures.
 pub(crate) fn collect(node: &State, is_gone: impl Fn(&Key) -> bool) -> Vec<Error> {
     let mut failures = Vec::new();
     let pods = node.pods().unwrap_or_else(|error| {
@@ -131,7 +131,7 @@ pub(crate) fn collect(node: &State, is_gone: impl Fn(&Key) -> bool) -> Vec<Error
     failures
 }
 
-/// Ends the data planes of all pods: what could not be done. A pod whose namespace can't be seen from here keeps its
+/// Ends the data planes of all pods. Returns the failures. A pod whose namespace is out of sight keeps its
 /// files.
 pub(crate) fn end_all(node: &State) -> Result<Vec<Error>, crate::state::Error> {
     Ok(node.pods()?.iter().filter_map(|pod| end(node, pod).err()).collect())
@@ -149,16 +149,17 @@ fn end(node: &State, pod: &State) -> Result<(), Error> {
     leave(node, pod, None)
 }
 
-/// Whether a path says nothing: in a container, folders of the node may be missing.
+/// Whether the folder of a path is missing, so that the path shows nothing. A container may not have the node's
+/// folders.
 fn is_out_of_sight(path: &str) -> bool {
     let path = Path::new(path);
     !path.starts_with("/proc") && !path.parent().is_some_and(Path::is_dir)
 }
 
-/// Ends what calls before have left behind: a DEL that was killed, or that a pod has held up.
+/// Ends pods that earlier calls did not end: the DEL was killed, or the pod delayed it. Returns the failures.
 pub(crate) fn settle_rest(node: &State) -> Vec<Error> {
     let settled = |pod: State| match leave(node, &pod, None) {
-        // The one that has the lock does so.
+        // The process that has the lock ends the pod.
         Ok(()) | Err(Error::Busy { .. }) => None,
         Err(error) => Some(error),
     };
@@ -168,7 +169,7 @@ pub(crate) fn settle_rest(node: &State) -> Vec<Error> {
     }
 }
 
-/// Some of the pods, from a place that differs from call to call: to look at all takes longer the more there are.
+/// Up to [`SOME`] pods, from a random place on: checking all takes longer the more there are.
 fn some_pods(node: &State) -> Result<Vec<State>, crate::state::Error> {
     let pods = node.pods()?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -176,8 +177,8 @@ fn some_pods(node: &State) -> Result<Vec<State>, crate::state::Error> {
     Ok(pods.iter().cycle().skip(begin).take(pods.len().min(SOME)).cloned().collect())
 }
 
-/// Removes what is left of some pods: of those that ended without a DEL, and of those that have held up their DEL
-/// until their namespaces were gone. Not every runtime calls GC.
+/// Removes leftovers of some pods: attachments of pods that ended without a DEL, and the state of pods that
+/// delayed their DEL until their namespaces were gone. Not every runtime calls GC.
 pub(super) fn sweep(node: &State, cache: &Path) -> Result<(), Error> {
     let is_gone = |pod: &State| match pod.namespace() {
         Ok(Some(known)) => matches!(open_if_there(&known.path), Ok(None)),
@@ -199,17 +200,17 @@ pub(super) fn sweep(node: &State, cache: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether no attachment of a pod is left.
+/// Whether the pod has no attachment left.
 fn has_ended(pod: &State) -> bool {
     pod.is_idle().unwrap_or(false)
 }
 
-/// Whether nothing of a pod's state is left but its folder.
+/// Whether the pod has no state left except its folder.
 fn is_over(pod: &State) -> bool {
     has_ended(pod) && matches!(pod.namespace(), Ok(None))
 }
 
-/// Brings the pod's namespace to what the attachments that are left say.
+/// Brings the pod's namespace to the state for the remaining attachments. Without any, removes the pod's state.
 fn leave(node: &State, pod: &State, leaving: Option<String>) -> Result<(), Error> {
     let lock = pod.lock(IMPATIENCE)?;
     let left = match pod.namespace()? {
@@ -219,7 +220,7 @@ fn leave(node: &State, pod: &State, leaving: Option<String>) -> Result<(), Error
         },
         None => false,
     };
-    // Of a namespace that has gone nothing is left but files.
+    // If the namespace has gone, only files are left.
     if !left && pod.is_idle()? {
         pod.clear()?;
     }
@@ -229,7 +230,8 @@ fn leave(node: &State, pod: &State, leaving: Option<String>) -> Result<(), Error
     Ok(())
 }
 
-/// False where the namespace is another one than the pod's.
+/// Does the part of [`leave`] in the pod's namespace. False if the path leads to another namespace than the
+/// pod's.
 fn leave_namespace(
     pod: &State,
     lock: &Lock,
@@ -253,7 +255,8 @@ fn leave_namespace(
     })
 }
 
-/// Proves that the pod answers by the interfaces of an attachment, by these settings.
+/// Proves that the pod's replies leave by the right interface, for the interfaces of an attachment and these
+/// settings.
 pub(crate) fn prove(
     node: &State,
     attachment: &Attachment,
@@ -270,7 +273,7 @@ pub(crate) fn prove(
     })
 }
 
-/// Enters a pod's namespace for the rest of the process, and gives the pod as a node.
+/// Enters a pod's namespace for the rest of the process, and returns the pod as a node.
 pub(crate) fn enter(node: &State, path: &str) -> Result<Node, Error> {
     let netns = open_living(path)?;
     netns.enter().map_err(Error::namespace(path))?;
@@ -284,12 +287,13 @@ pub(crate) fn enter(node: &State, path: &str) -> Result<Node, Error> {
     Ok(of_pod)
 }
 
-/// Opens the namespace of a pod that lives.
+/// Opens the namespace of a running pod.
+/// Error: it has gone, or the path leads to the node's own namespace.
 fn open_living(path: &str) -> Result<Netns, Error> {
     open(path)?.ok_or_else(|| Error::NoPod(path.into()))
 }
 
-/// Opens the namespace of a pod that ends; none where something else is in its place by now.
+/// Opens the namespace of a pod that ends; none if it has gone or the path leads to the node's own namespace.
 fn open_if_there(path: &str) -> Result<Option<Netns>, Error> {
     match open(path) {
         Err(Error::NoPod(_)) => Ok(None),
@@ -297,7 +301,8 @@ fn open_if_there(path: &str) -> Result<Option<Netns>, Error> {
     }
 }
 
-/// Opens the namespace of a pod; none where it has gone. The node's own is none.
+/// Opens the namespace of a pod; none if it has gone.
+/// Error: the path leads to the node's own namespace.
 fn open(path: &str) -> Result<Option<Netns>, Error> {
     let failed = Error::namespace(path);
     let Some(netns) = Netns::open(path).map_err(&failed)? else { return Ok(None) };
@@ -312,13 +317,13 @@ fn inside<T>(
     netns: &Netns,
     work: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
-    // No pod can make the plugin, or a program of iptables, work without an end.
+    // A hostile pod must not keep the plugin or a program of iptables busy for ever.
     let _limit = CpuLimit::of(names::CPU_OF_POD);
     netns.inside(work).map_err(Error::namespace(path))?
 }
 
 impl Node {
-    /// What distinguishes the namespace, which this thread is in, from all others.
+    /// Values that distinguish the namespace of this thread from all others.
     fn identity(&self, netns: &Netns) -> Result<Identity, Error> {
         let (device, inode) = netns.numbers().map_err(Error::namespace("of the pod"))?;
         Ok(Identity { device, inode, cookie: self.kernel.rtnetlink.namespace_cookie() })

@@ -1,5 +1,5 @@
-//! The proof that a node is ready, in questions about single objects: no dump, no lock, no change,
-//! and no walk past the rules of pods.
+//! Proves that a node is ready by look-ups of single objects: no dump, no lock, no change. The look-ups pass no
+//! rule by a pod's address.
 
 use std::net::IpAddr;
 
@@ -18,10 +18,10 @@ use crate::netlink::{Error, Socket};
 use crate::plan::proof::{OUTSIDE, Question, with_one_way};
 use crate::state::{Ordinary, Ready, State};
 
-/// Questions to a message: the answers of more may overflow the socket.
+/// Maximum number of look-ups in one message: more answers may overflow the socket.
 const AT_ONCE: usize = 32;
 
-/// Why the node is not known to be ready: the slow path has to look at all of it.
+/// Why the fast path cannot be used; the slow path takes over.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Surprise(pub String);
 
@@ -31,9 +31,8 @@ impl From<Error> for Surprise {
     }
 }
 
-/// Proves that one of these forms of the settings is in force (see
-/// [`crate::config::Settings::fingerprint`]), and that each uplink's rules, table, gateway and
-/// `src_valid_mark` are there. Gives back what was asked by.
+/// Proves that one of these fingerprints is in force (see [`crate::config::Settings::fingerprint`]), and that
+/// each uplink has its rules, table, gateway and `src_valid_mark`. Returns the values of the proof.
 pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result<Ready, Surprise> {
     let ready = state.ready().ok_or_else(|| Surprise("the node is not ready".into()))?;
     if !ready.fulfils.iter().any(|form| forms.contains(form)) {
@@ -44,7 +43,8 @@ pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result
     Ok(ready)
 }
 
-/// The same of a pod with a data plane of its own, about an interface and those of the others that are there.
+/// Proves that a pod with a data plane of its own is ready, for `interface` and the existing interfaces among
+/// `others`.
 pub(crate) fn prove_of_pod<'a>(
     state: &State,
     kernel: &mut Kernel,
@@ -60,7 +60,7 @@ pub(crate) fn prove_of_pod<'a>(
     let mut links = vec![if_nametoindex(interface).map_err(missing)?];
     links.extend(others.filter_map(|name| if_nametoindex(name).ok()));
     if ready.questions.is_empty() {
-        // It has no other interface that a reply could leave by.
+        // The pod has no second interface that a reply could leave by.
         return Ok(());
     }
     is_in_force(&mut kernel.netfilter, &ready)?;
@@ -70,7 +70,7 @@ pub(crate) fn prove_of_pod<'a>(
     hold(kernel, ready.questions.iter().filter(|question| links.contains(&question.link)))
 }
 
-/// Asks the kernel, and finds an answer that is not as it has to be.
+/// Does the look-ups of these questions, and fails at the first wrong answer.
 fn hold<'a>(
     kernel: &mut Kernel,
     questions: impl Iterator<Item = &'a Question>,
@@ -91,7 +91,7 @@ fn hold<'a>(
     Ok(())
 }
 
-/// Where the node sends packets without a mark: what the next proofs compare with.
+/// Where the node sends packets without a mark. Later proofs compare their answers with these.
 pub(crate) fn ordinary(kernel: &mut Kernel, facts: &Facts) -> Result<Vec<Ordinary>, Error> {
     let outside: Vec<_> = with_one_way(facts).map(|family| OUTSIDE.of(family)).collect();
     let ways = ways(&mut kernel.rtnetlink, &unmarked(outside.iter().copied()))?;
@@ -102,8 +102,8 @@ pub(crate) fn ordinary(kernel: &mut Kernel, facts: &Facts) -> Result<Vec<Ordinar
     Ok(each.collect())
 }
 
-/// Proves that the node's own way outside is the one that the uplinks' tables were made of. A pod
-/// that is served is none the worse for another one, but the next look has something to do.
+/// Proves that the node's own way outside is still the one that the uplinks' tables were made for. A different
+/// way harms no pod, but the node needs a reconcile.
 pub(crate) fn unchanged(kernel: &mut Kernel, ready: &Ready) -> Result<(), Surprise> {
     let asked = unmarked(ready.ordinary.iter().map(|known| known.to));
     for (known, way) in ready.ordinary.iter().zip(ways(&mut kernel.rtnetlink, &asked)?) {
@@ -124,17 +124,18 @@ fn unmarked(to: impl Iterator<Item = IpAddr>) -> Vec<Lookup> {
     to.map(|to| Lookup { to, from: None, iif: None, mark: 0 }).collect()
 }
 
-/// A reply that is bound to the uplink.
+/// The look-up of a reply that is bound to the uplink.
 fn reply(question: &Question) -> Lookup {
     Lookup { to: question.outside, from: None, iif: None, mark: question.mark }
 }
 
-/// A request that came in by it. The kernel checks the way back too, as strict `rp_filter` would.
+/// The look-up of a request that arrives on the uplink. The kernel checks the way back too, as strict
+/// `rp_filter` would.
 fn request(question: &Question, to: IpAddr) -> Lookup {
     Lookup { to, from: Some(question.outside), iif: Some(question.link), mark: question.mark }
 }
 
-/// What is wrong, for a person.
+/// The wrong answer as text for a message.
 fn words(question: &Question, lookup: &Lookup, way: Option<&Way>) -> String {
     let name = |link: u32| {
         let name = if_indextoname(link).ok().and_then(|name| name.into_string().ok());
@@ -158,7 +159,7 @@ fn is_right(question: &Question, lookup: &Lookup, way: Option<&Way>) -> bool {
     }
 }
 
-/// The kernel's own record of what is in force, and that the rules are still there.
+/// Checks the kernel's own record of what is in force, and that the rules still exist.
 fn is_in_force(socket: &mut Socket, ready: &Ready) -> Result<(), Surprise> {
     let number = ready.fingerprint;
     let found = match ready.marker {
@@ -179,8 +180,8 @@ fn is_in_force(socket: &mut Socket, ready: &Ready) -> Result<(), Surprise> {
     Family::ALL.into_iter().filter(is_used).try_for_each(|family| has_rules(socket, family))
 }
 
-/// With iptables the rules live apart from what they look into. A program that flushes the table
-/// leaves a set that no rule refers to.
+/// Checks that iptables rules of the family refer to symroute's ipset. If another program has flushed the
+/// table, the set remains without a reference.
 fn has_rules(socket: &mut Socket, family: Family) -> Result<(), Surprise> {
     match ipset::references(socket, names::INSIDE.of(family))? {
         Some(1..) => Ok(()),
@@ -188,8 +189,8 @@ fn has_rules(socket: &mut Socket, family: Family) -> Result<(), Surprise> {
     }
 }
 
-/// Proves that requests that came in by the uplinks reach a pod as the node's own packets do. An
-/// address that the node does not route (macvlan) proves nothing.
+/// Proves that requests from the uplinks reach a pod on the same way as the node's own packets. An address that
+/// the node does not route (macvlan) proves nothing.
 pub(crate) fn reaches(ready: &Ready, kernel: &mut Kernel, pod: &[IpAddr]) -> Result<(), Surprise> {
     let sides = unmarked(pod.iter().copied());
     for chunk in sides.chunks(AT_ONCE) {
@@ -209,7 +210,7 @@ pub(crate) fn reaches(ready: &Ready, kernel: &mut Kernel, pod: &[IpAddr]) -> Res
     Ok(())
 }
 
-/// Proves that the kernel knows these addresses of a pod that accepts hairpin.
+/// Proves that the kernel's set of hairpin pods has these addresses.
 pub(crate) fn accepts_hairpin(
     ready: &Ready,
     kernel: &mut Kernel,
@@ -234,10 +235,10 @@ pub(crate) fn accepts_hairpin(
     Ok(())
 }
 
-/// No route; a martian; a host that does not answer.
+/// Errors of a look-up that mean: no route, a martian, or a host that does not answer.
 const NOWHERE: [Errno; 6] = [ENETUNREACH, EINVAL, EHOSTUNREACH, EACCES, EXDEV, ENODEV];
 
-/// Where the kernel would send each; none where it would not.
+/// Where the kernel would send each packet; none where it would send it nowhere.
 pub(crate) fn ways(
     rtnetlink: &mut Socket,
     questions: &[Lookup],

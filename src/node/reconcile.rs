@@ -1,4 +1,4 @@
-//! The reconcile: looks and steps until nothing is left to do.
+//! The reconcile: observes and changes the node until nothing is left to do.
 
 use std::path::Path;
 use std::thread;
@@ -17,15 +17,15 @@ use crate::plan::diff::{diff, flush_flows};
 use crate::plan::{Plan, decide, routers, uplinks};
 use crate::state::{Lock, Ready, Record, State};
 
-/// How often a node is looked at that changes meanwhile.
+/// Maximum number of rounds, if the node keeps changing.
 const ROUNDS: u32 = 8;
-/// How long a router may take to answer that it is there. One on the same network takes far less.
+/// Maximum time for routers to answer. A router on the same network answers far sooner.
 const RESOLVED: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(5);
 
 impl Node {
-    /// Brings the node to what `settings` say, in the name of `network`. Atomic for traffic;
-    /// after an error the node is as it was.
+    /// Brings the node to the settings `asked`, in the name of `network`. Traffic never sees half a change.
+    /// After an error the node is as it was.
     pub(crate) fn reconcile(
         &mut self,
         _lock: &Lock,
@@ -38,7 +38,7 @@ impl Node {
             self.check_agreement(record, network, asked)?;
         }
         let same = |r: &&Record| r.settings.fulfil(asked) && !r.network.is_empty();
-        // In whose name the settings are: of the network that brought them.
+        // The name of the network that brought the settings in force, if they fulfil what is asked.
         let leader = record.as_ref().filter(same).map_or(network, |r| &r.network).to_string();
         let mut settings =
             record.as_ref().map_or_else(|| asked.clone(), |r| r.settle(network, asked));
@@ -57,7 +57,7 @@ impl Node {
         }
     }
 
-    /// Whether a reconcile could bring the node to what `settings` say. Changes nothing.
+    /// Checks whether a reconcile could bring the node to the settings `asked`. Changes nothing.
     pub(crate) fn try_out(&mut self, network: &str, asked: &Settings) -> Result<(), Error> {
         let record = self.record()?;
         if let Some(record) = &record {
@@ -71,7 +71,7 @@ impl Node {
         Ok(())
     }
 
-    /// One look and the steps that it asks for. The settings get the choices that it makes.
+    /// Observes the node once and executes the steps. Writes the plugin's choices into `settings`.
     fn round(
         &mut self,
         network: &str,
@@ -98,26 +98,26 @@ impl Node {
             src_valid_mark: facts.restore.union(&plan.restore).copied().collect(),
             made: facts.made.union(&plan.made).cloned().collect(),
         };
-        // Before the kernel is touched, so that a kill at any point leaves a trace to clean up by.
+        // Written before the kernel changes, so that a later call can clean up after a kill at any point.
         if !steps.is_empty() {
             self.state.set_record(&next)?;
             self.state.unset_ready()?;
             match self.kernel.apply(&steps, &facts) {
                 Ok(Applied::Something) => {
                     let flush = flush_flows(&facts, &plan, &steps);
-                    // A flowtable that can't be removed is no reason to undo what was done.
+                    // A failed flush is no reason to undo the change.
                     for error in self.kernel.apply_all(flush.as_slice(), &facts) {
                         log::error!("connections keep their place in the flowtable: {error}");
                     }
                     return Ok(Round::Changed(plan));
                 }
-                // What is left to do can't be done.
+                // All remaining steps are impossible on this kernel.
                 Ok(Applied::Nothing) => {}
                 Err(error) => {
                     if let Some(record) = record {
                         self.state.set_record(&record)?;
                     } else if let Err(also) = self.undo_all(&next) {
-                        // The record stays for a later call to clean up by.
+                        // The record stays, so that a later call can clean up.
                         log::error!("undo: {also}");
                     }
                     return Err(Interrupted::by(error));
@@ -147,17 +147,17 @@ impl Node {
         Ok(Round::Settled(plan))
     }
 
-    /// Has the kernel look for routers that can't be told apart yet, and waits for those that answer
-    /// at once. The others are told apart by a later look.
+    /// Asks the kernel to resolve the routers whose hardware address it does not know, and waits a moment. A
+    /// later reconcile sees the routers that answer later.
     fn resolve_routers(&mut self, facts: &mut Facts, settings: &Settings) -> Result<(), Error> {
         let socket = &mut self.kernel.rtnetlink;
-        // What is wrong with the settings is for the plan to say.
+        // The plan reports wrong settings.
         let Ok(chosen) = uplinks::choose(facts, settings) else { return Ok(()) };
         let unknown: Vec<_> = routers::candidates(facts, settings, chosen.into_iter())
             .filter(|key| !facts.neighbours.contains_key(key))
             .collect();
         for &(link, ip) in &unknown {
-            // An interface that is down, say: status says so.
+            // An error means, for example, that the interface is down, which `status` reports.
             let _ = route::resolve(socket, link, ip);
         }
         let deadline = Instant::now() + RESOLVED;
@@ -169,8 +169,8 @@ impl Node {
         Ok(())
     }
 
-    /// After a failed first reconcile. What failed is taken away too: the kernel may have done it
-    /// and only the answer was lost.
+    /// Removes everything after a failed first reconcile. That includes the failed step: the kernel may have
+    /// executed it, and only the answer was lost.
     fn undo_all(&mut self, made: &Record) -> Result<(), Error> {
         let (facts, _) = self.observe(&made.owned(), Some(made))?;
         for error in self.kernel.apply_all(&diff(&facts, &Plan::default()), &facts) {
@@ -179,15 +179,16 @@ impl Node {
         Ok(self.state.clear()?)
     }
 
-    /// Another network that is in use must have the same settings. It is in use while it has a pod
-    /// on this node or a conflist that still names it.
+    /// Checks that another network in use has the same settings. A network is in use while it has a pod on this
+    /// node or a conflist that names it.
+    /// Error: the first setting that differs.
     fn check_agreement(
         &self,
         record: &Record,
         network: &str,
         settings: &Settings,
     ) -> Result<(), Error> {
-        // A record without a network was recovered and does not know all settings.
+        // A recovered record has no network and does not know all settings.
         let same = record.network == network || record.network.is_empty();
         let Some((key, asks, in_force)) = settings.differing(&record.settings).filter(|_| !same)
         else {
@@ -206,7 +207,7 @@ impl Node {
         })
     }
 
-    /// Remembers the conflist that a network's settings came from, if they are in force.
+    /// Records the conflist that the settings of `network` came from, if they are in force.
     pub(crate) fn note_conflist(&mut self, network: &str, path: &Path) -> Result<(), Error> {
         let Some(record) = self.state.record()? else { return Ok(()) };
         if record.network == network && record.conflist.as_deref() != Some(path) {
@@ -216,7 +217,7 @@ impl Node {
     }
 }
 
-/// The settings of which something of ours may be on the node, without these.
+/// Earlier settings, except `settings`, by which symroute's state may still be on the node.
 fn others_of(record: Option<&Record>, settings: &Settings) -> Vec<Settings> {
     let mut others: Vec<Settings> = Vec::new();
     for old in record.iter().flat_map(|r| r.owned()) {
@@ -227,21 +228,21 @@ fn others_of(record: Option<&Record>, settings: &Settings) -> Vec<Settings> {
     others
 }
 
-/// Whether a conflist still is the one of this network, and names us.
+/// Whether the conflist still belongs to this network and names symroute.
 fn is_of(path: &Path, network: &str) -> bool {
     file::read(path, false).is_ok_and(|file| file.network.as_deref() == Some(network))
 }
 
 enum Round {
-    /// There is nothing (more) to do.
+    /// Nothing is left to do.
     Settled(Plan),
-    /// Something was done; another look shows whether that was all.
+    /// Something was changed. Another round shows whether that was all.
     Changed(Plan),
 }
 
-/// Why a round was not finished.
+/// Why a round did not finish.
 enum Interrupted {
-    /// The node changed between the look and the steps: worth another look.
+    /// The node changed between observation and steps: another round may succeed.
     Passing(Error),
     For(Error),
 }
@@ -255,7 +256,7 @@ impl<E: Into<Error>> From<E> for Interrupted {
 impl Interrupted {
     fn by(error: Error) -> Self {
         let Error::Kernel { source, .. } = &error else { return Self::For(error) };
-        // An interface went away or down.
+        // An interface was removed or set down.
         match source.errno {
             Errno::ENETDOWN | Errno::ENODEV | Errno::ENETUNREACH => Self::Passing(error),
             _ => Self::For(error),

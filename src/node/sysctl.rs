@@ -1,5 +1,5 @@
-//! The kernel's reverse path filter: how strict it is, and `src_valid_mark`, which has it judge by
-//! the mark.
+//! Sysctls of the kernel's reverse path filter: `rp_filter`, and `src_valid_mark`, with which it
+//! uses the packet mark.
 
 use std::collections::BTreeMap;
 use std::{env, fs};
@@ -11,7 +11,7 @@ use crate::names;
 const RP_FILTER: &str = "rp_filter";
 const SRC_VALID_MARK: &str = "src_valid_mark";
 
-/// The path of an IPv4 setting of an interface.
+/// Path of an IPv4 setting of an interface.
 fn path(name: &str, setting: &str) -> String {
     format!("{}/ipv4/conf/{name}/{setting}", folder())
 }
@@ -23,12 +23,12 @@ fn folder() -> String {
     format!("{proc}/sys/net")
 }
 
-/// The number that a setting below `net` has, by its path; none where it can't be read.
+/// Value of a setting, by its path below `net`; none if it can't be read.
 pub(crate) fn value(path: &str) -> Option<u32> {
     fs::read_to_string(format!("{}/{path}", folder())).ok()?.trim().parse().ok()
 }
 
-/// A setting of an interface; none where the interface is gone.
+/// Value of an interface's setting; none if the interface is gone.
 fn read(name: &str, setting: &str) -> Result<Option<u32>, Error> {
     let path = path(name, setting);
     let text = absent_is_none(fs::read_to_string(&path));
@@ -36,7 +36,7 @@ fn read(name: &str, setting: &str) -> Result<Option<u32>, Error> {
     Ok(text.map(|text| text.trim().parse().unwrap_or(0)))
 }
 
-/// `rp_filter` that the kernel applies to each of these interfaces, by index
+/// The `rp_filter` that the kernel applies to each of these interfaces, by index
 /// (`IN_DEV_RPFILTER`, `linux/inetdevice.h`).
 pub(crate) fn rp_filter<'a>(
     links: impl Iterator<Item = &'a Link>,
@@ -49,19 +49,19 @@ pub(crate) fn rp_filter<'a>(
     Ok(found)
 }
 
-/// The reverse path filter of an interface, as its two settings say.
+/// Both `rp_filter` settings that apply to an interface.
 pub(crate) fn rp_filter_of(name: &str) -> Result<RpFilter, Error> {
     let value = |name: &str| Ok::<_, Error>(read(name, RP_FILTER)?.unwrap_or(0));
     Ok(RpFilter { all: value(names::ALL_LINKS)?, own: value(name)? })
 }
 
-/// `src_valid_mark` of `all`, and of an interface; either of them is enough.
+/// `src_valid_mark` of `all`, and of an interface. The kernel uses the mark if either is 1.
 pub(crate) fn src_valid_mark_of(name: &str) -> Result<(u32, u32), Error> {
     let value = |name: &str| Ok::<_, Error>(read(name, SRC_VALID_MARK)?.unwrap_or(0));
     Ok((value(names::ALL_LINKS)?, value(name)?))
 }
 
-/// The value of each interface, by index.
+/// `src_valid_mark` of each interface, by index.
 pub(crate) fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, u32>, Error> {
     let mut found = BTreeMap::new();
     for link in links {
@@ -70,7 +70,7 @@ pub(crate) fn src_valid_mark(links: &[Link]) -> Result<BTreeMap<u32, u32>, Error
     Ok(found)
 }
 
-/// Sets it, or sets it back.
+/// Sets `src_valid_mark` of an interface to 1, or back to 0.
 pub(crate) fn set_src_valid_mark(facts: &Facts, link: u32, on: bool) -> Result<(), Error> {
     // An interface that has gone took its sysctls with it.
     let Some(link) = facts.link(link) else { return Ok(()) };

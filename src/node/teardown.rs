@@ -1,4 +1,4 @@
-//! The end of node state: with the last pod, unless something holds it.
+//! Removes node state with the last pod, unless a holder needs it.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::plan::diff::{Operation, diff};
 use crate::state::{Key, Lock, State};
 
 impl Node {
-    /// Takes all node state away if neither a pod nor a holder needs it. True if it did, or if
-    /// there was nothing.
+    /// Removes all node state if neither a pod nor a holder needs it. Returns true if it did, or if there was
+    /// none.
     pub(crate) fn tear_down_if_idle(&mut self, lock: &Lock) -> Result<bool, Error> {
-        // A pod that comes while the table goes is seen by the second look.
+        // An ADD may write its file during the removal. The second check sees it.
         while self.state.is_idle()? {
             let Some(record) = self.record()? else {
                 self.state.clear()?;
@@ -26,8 +26,8 @@ impl Node {
             };
             self.state.unset_ready()?;
             let (facts, unreadable) = self.observe(&record.owned(), Some(&record))?;
-            // An ADD on the fast path writes its file and then asks whether its settings are in
-            // force. So either it is seen here, or it sees this and waits for the lock.
+            // An ADD on the fast path writes its file, then asks whether its settings are in force. So either
+            // this process sees the file, or the ADD gets "no" and waits for the lock.
             self.kernel.apply_all(&not_in_force(&facts), &facts);
             if !self.state.is_idle()? {
                 self.reconcile(lock, &record.network, &record.settings)?;
@@ -48,12 +48,12 @@ impl Node {
         Ok(false)
     }
 
-    /// Ends this hold, and all in the name of a network whose settings serve pods alone from now on. The node state
-    /// goes unless an attached pod or another hold needs it.
+    /// Ends this hold, and every hold of `network`, whose settings from now on serve only pods with their own
+    /// data plane. Removes the node state unless an attached pod or another hold needs it.
     pub(crate) fn give_up(&mut self, hold: &str, network: &str) -> Result<(), Error> {
         let ends = |(name, of): &(String, String)| name == hold || of == network;
         let ended: Vec<_> = self.state.holders()?.into_iter().filter(ends).collect();
-        // A call that was killed here may have ended the holds alone.
+        // A killed call may have ended the holds without removing the node state.
         let is_left = || Ok::<_, Error>(self.state.record()?.is_some() && self.state.is_idle()?);
         if ended.is_empty() && !is_left()? {
             return Ok(());
@@ -66,9 +66,9 @@ impl Node {
     }
 }
 
-/// Removes an attachment, and with the last one the node state. Goes on after a failure; the next
-/// reconcile heals what is left. Opens a socket only where the kernel has to change. `start_log` is
-/// called where there is something to log: most calls don't need the settings.
+/// Removes an attachment, and the node state with the last one. Goes on after a failure and returns the
+/// failures; the next reconcile heals the rest. Opens a socket only if the kernel has to change. Calls
+/// `start_log` only before it logs: most calls don't need the settings.
 #[must_use]
 pub(crate) fn remove(state: &State, key: &Key, start_log: impl Fn()) -> Vec<Error> {
     let mut failures = Vec::new();
@@ -77,7 +77,7 @@ pub(crate) fn remove(state: &State, key: &Key, start_log: impl Fn()) -> Vec<Erro
         false
     });
     let idle = state.is_idle().unwrap_or(false);
-    // A node that never had a pod gets no directory by a DEL.
+    // `exists`: a DEL must not create the folder on a node that never had a pod.
     let is_due = idle || had_own_settings;
     let settles = (is_due || state.unsettled().is_some())
         && state.exists()
@@ -86,14 +86,14 @@ pub(crate) fn remove(state: &State, key: &Key, start_log: impl Fn()) -> Vec<Erro
         start_log();
     }
     if settles {
-        // What an earlier call has left can wait for a later one.
+        // The leftovers of an earlier call can wait for a later one.
         let patience = if is_due { IMPATIENCE } else { Duration::ZERO };
         failures.extend(settle(state, idle, patience).err());
     }
     failures
 }
 
-/// Completes what an earlier call has left. Another process that has the lock does so, too.
+/// Completes an earlier call that was cut short. If another process has the lock, that process does so.
 pub(crate) fn settle_rest(state: &State) -> Result<(), Error> {
     if state.unsettled().is_none() {
         return Ok(());
@@ -104,7 +104,7 @@ pub(crate) fn settle_rest(state: &State) -> Result<(), Error> {
     }
 }
 
-/// Brings the kernel to what the attachments that are left say.
+/// Brings the kernel to the state for the remaining attachments.
 fn settle(state: &State, idle: bool, patience: Duration) -> Result<(), Error> {
     let mut node = Node::of(state.clone())?;
     let lock = node.lock_within(patience)?;
@@ -117,7 +117,7 @@ fn settle(state: &State, idle: bool, patience: Duration) -> Result<(), Error> {
     }
 }
 
-/// The step that makes every ADD wait for the lock.
+/// The steps after which every ADD waits for the lock: removes the record of the settings in force.
 fn not_in_force(facts: &Facts) -> Vec<Operation> {
     let sets = facts.ours.table.iter().filter_map(|table| table.sets.get(names::IN_FORCE));
     let elements = sets.map(|set| set.elements.clone()).filter(|elements| !elements.is_empty());

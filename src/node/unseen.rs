@@ -1,20 +1,20 @@
-//! What a look is denied: a user without root may not read nftables, ipsets and iptables.
+//! Rules that a reader may not see: a user without root may not read nftables, ipsets and iptables.
 
 use nix::errno::Errno;
 
 use crate::error::Error;
 
-/// What could not be read, and why. A state that can't be read is an error: whether symroute is in
-/// force is not known then.
+/// What could not be read, and why. An unreadable state directory is always an error: then nothing shows
+/// whether symroute is in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Unseen {
-    /// Whether what is denied is noted; otherwise it is an error.
+    /// Whether denied reads are noted. Otherwise they are errors.
     is_noted: bool,
     rules: Option<String>,
 }
 
 impl Unseen {
-    /// Notes what is denied.
+    /// An empty list that notes denied reads.
     pub(crate) fn noted() -> Self {
         Self { is_noted: true, rules: None }
     }
@@ -24,7 +24,7 @@ impl Unseen {
         self.rules.is_some()
     }
 
-    /// What was read of the rules, or the default value with a note where the reader may not read them.
+    /// Passes a result on. A denied read becomes a note and the default value.
     pub(super) fn rules<T: Default>(&mut self, read: Result<T, Error>) -> Result<T, Error> {
         match read {
             Err(error) if self.is_noted && is_denied(&error) => {
@@ -41,13 +41,13 @@ impl Unseen {
         Some(format!("the rules of nftables and iptables: {why}; run as root"))
     }
 
-    /// The same as a line of its own for a person.
+    /// [`Self::line`] as a line of output; empty if everything was seen.
     pub(crate) fn text(&self) -> String {
         self.line().map_or_else(String::new, |line| format!("cannot see {line}\n"))
     }
 }
 
-/// Whether root could have done it.
+/// Whether the same call by root would have succeeded.
 fn is_denied(error: &Error) -> bool {
     match error {
         Error::Kernel { source, .. } => matches!(source.errno, Errno::EPERM | Errno::EACCES),
