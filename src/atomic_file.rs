@@ -1,11 +1,10 @@
-//! A file that lasts is replaced as a whole: also after the machine loses power, it is the old one
-//! or the new one.
+//! Replaces a whole file: even after a power failure, the file has the old or the new content.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-/// Puts the file that `make` makes at `temporary`, in the same folder, in the place of `path`.
+/// Replaces `path` with the file that `make` creates at `temporary`, in the same folder.
 pub(crate) fn replace(
     path: &Path,
     temporary: &Path,

@@ -1,5 +1,5 @@
-//! The kernel's capabilities of this process: a verb keeps what it needs, from its start on. Source:
-//! capabilities(7) and `linux/capability.h`.
+//! Limits the capabilities of this process: from its start on, a verb or command keeps only those that it
+//! needs. Source: capabilities(7) and `linux/capability.h`.
 
 use std::cell::Cell;
 
@@ -20,38 +20,38 @@ const SYS_PTRACE: u32 = 19;
 const SYS_ADMIN: u32 = 21;
 const PERFMON: u32 = 38;
 const BPF: u32 = 39;
-/// `CAP_LAST_CAP` has stayed below this; the kernel refuses what it does not know.
+/// Numbers to drop. `CAP_LAST_CAP` has stayed below the end; the kernel refuses unknown numbers.
 const NUMBERS: std::ops::Range<u32> = 0..64;
 /// `_LINUX_CAPABILITY_VERSION_3`: two words of 32 capabilities.
 const VERSION: u32 = 0x2008_0522;
 
-/// Some capabilities, a bit for each.
+/// A set of capabilities, one bit for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Capabilities(u64);
 
 impl Capabilities {
     pub(crate) const NONE: Self = Self(0);
-    /// Netlink, sysctls of the network, and iptables, which opens a raw socket. [`limit_programs`]
-    /// takes `SETPCAP`.
+    /// For netlink, network sysctls, and iptables, which opens a raw socket. [`limit_programs`] needs
+    /// `SETPCAP`.
     pub(crate) const NETWORK: Self = Self::of(&[NET_ADMIN, NET_RAW, SETPCAP]);
-    /// A verb about a pod: a network namespace below `/proc/PID` can only be looked at by what may trace
-    /// that process.
+    /// For a verb about a pod: only a process that may trace another one can look at the network namespace
+    /// below its `/proc/PID`.
     pub(crate) const POD: Self = Self::NETWORK.and(Self::of(&[SYS_PTRACE]));
-    /// The same where it enters the network namespace of a pod (setns(2)).
+    /// For a verb that enters the network namespace of a pod (setns(2)).
     pub(crate) const NAMESPACES: Self = Self::POD.and(Self::of(&[SYS_ADMIN]));
-    /// A command that reads a file of another user, which an operator names.
+    /// For a command that reads an operator's file, which another user may own.
     pub(crate) const TOOL: Self = Self::NETWORK.and(Self::of(&[DAC_READ_SEARCH]));
-    /// A file that is written where the operator says.
+    /// For a command that writes a file where the operator wants it.
     pub(crate) const WRITES: Self = Self::of(&[DAC_OVERRIDE]);
-    /// A conflist keeps its owner, mode and security label, and its folder may have another owner.
+    /// For a conflist, which keeps its owner, mode and security label. Its folder may have another owner.
     pub(crate) const CONFLIST: Self =
         Self::TOOL.and(Self::WRITES).and(Self::of(&[CHOWN, FOWNER, SYS_ADMIN]));
-    /// To find a socket's process, and BPF programs.
+    /// For finding a socket's process, and BPF programs.
     pub(crate) const SEARCH: Self =
         Self::TOOL.and(Self::of(&[SYS_PTRACE, SYS_ADMIN, PERFMON, BPF]));
-    /// tracefs, mounted in a namespace of its own.
+    /// For tracefs, mounted in a mount namespace of its own.
     pub(crate) const TRACE: Self = Self::TOOL.and(Self::of(&[SYS_ADMIN]));
-    /// What iptables and nft need. They load modules of the kernel.
+    /// For iptables and nft, which load kernel modules.
     const PROGRAMS: Self = Self::of(&[NET_ADMIN, NET_RAW, SYS_MODULE]);
 
     const fn of(numbers: &[u32]) -> Self {
@@ -76,7 +76,7 @@ impl Capabilities {
 #[repr(C)]
 struct Header {
     version: u32,
-    /// 0 for the thread that asks.
+    /// 0 for the calling thread.
     pid: i32,
 }
 
@@ -89,15 +89,16 @@ struct Data {
     inheritable: u32,
 }
 
-/// Gives up all capabilities of this thread, and of those that it starts, but these. Where it has
-/// fewer, it keeps what it has of them. A user without root keeps all.
+/// Drops all capabilities of this thread, and of threads that it starts, except these. The thread gets none
+/// that it does not have. A user without root keeps all.
 pub(crate) fn keep(wanted: Capabilities) {
     keep_in_reserve(wanted, wanted);
 }
 
-/// The same, but those of `reserve` can be taken up again by [`keep`]. Until then they allow nothing.
+/// Drops capabilities like [`keep`], but a later [`keep`] can take up those of `reserve` again. Until then they
+/// have no effect.
 pub(crate) fn keep_in_reserve(wanted: Capabilities, reserve: Capabilities) {
-    // The usual case costs one system call: a runtime's plugins have all.
+    // Usually one system call is enough: a runtime's plugins have all capabilities.
     if set(wanted, reserve) == Err(Errno::EPERM) && geteuid().is_root() {
         if let Ok(has) = permitted() {
             let _ = set(Capabilities(wanted.0 & has.0), Capabilities(reserve.0 & has.0));
@@ -110,7 +111,7 @@ pub(crate) fn has(wanted: Capabilities) -> bool {
     permitted().is_ok_and(|has| has.0 & wanted.0 == wanted.0)
 }
 
-/// Limits the capabilities of programs that this thread starts: those of root would get all.
+/// Limits the capabilities of programs that this thread starts. As root, they would get all.
 pub(crate) fn limit_programs() {
     thread_local! {
         static IS_LIMITED: Cell<bool> = const { Cell::new(false) };
@@ -168,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_is_given_up_is_gone_and_what_was_not_there_is_no_error() {
-        // Capabilities are a thread's own.
+        // Each thread has its own capabilities.
         let left = thread::spawn(|| {
             let had = permitted().unwrap();
             keep(Capabilities::POD);

@@ -1,4 +1,4 @@
-//! Locks on files: `flock` with a deadline, which it has none of itself.
+//! Locks on files: `flock` with a deadline.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Holds the lock until it is dropped. The kernel releases it when the process dies.
 pub(crate) type Held = Flock<File>;
 
-/// Locks a file; none where another process has it locked until the deadline.
+/// Locks a file; none if another process holds the lock until the deadline.
 pub(crate) fn lock(mut file: File, deadline: Instant) -> io::Result<Option<Held>> {
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -31,15 +31,15 @@ pub(crate) fn lock(mut file: File, deadline: Instant) -> io::Result<Option<Held>
     }
 }
 
-/// Whether a path still leads to this file.
+/// Whether the path still leads to this file.
 pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     let of = |meta: fs::Metadata| (meta.dev(), meta.ino());
     let open = file.metadata().map(of);
     open.is_ok_and(|open| fs::metadata(path).map(of).is_ok_and(|at_path| at_path == open))
 }
 
-/// The process that has locked a file or directory, by `/proc/locks`:
-/// "1: FLOCK  ADVISORY  WRITE PID MAJ:MIN:INODE …".
+/// Process id of the holder of a file's or directory's lock, from `/proc/locks`: "1: FLOCK
+/// ADVISORY  WRITE PID MAJ:MIN:INODE …".
 pub(crate) fn holder(path: &Path) -> Option<u32> {
     let inode = format!(":{}", fs::metadata(path).ok()?.ino());
     fs::read_to_string("/proc/locks").ok()?.lines().find_map(|line| {

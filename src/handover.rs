@@ -1,6 +1,6 @@
-//! The plugin without a runtime. In older releases one program was the plugin and the tool, so
-//! units, manifests and people call the plugin with a command of the tool. The plugin then becomes
-//! the tool by exec.
+//! Hands a command line over from the plugin to the tool. In older releases one program was both,
+//! so units, manifests and people call the plugin with a command of the tool. The plugin then
+//! becomes the tool by exec.
 
 use std::env;
 use std::ffi::OsString;
@@ -12,11 +12,11 @@ use std::process::Command;
 use crate::names::{PROGRAM, TOOL, TOOL_DIR};
 use crate::process;
 
-/// As for a wrong command line.
+/// Exit code of a wrong command line.
 const EXIT_NO_TOOL: u8 = 2;
 
-/// Becomes the tool, with the same words; comes back only where that fails. The plugin prints its
-/// own version without the tool, so that both versions can be compared.
+/// Becomes the tool with the same arguments; returns an exit code only if that fails. The plugin
+/// prints its own version without the tool, so that both versions can be compared.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> u8 {
     let words: Vec<OsString> = words.into_iter().collect();
     if matches!(&words[..], [_, only] if only == "--version" || only == "-V") {
@@ -39,15 +39,15 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> u8 {
     EXIT_NO_TOOL
 }
 
-/// Where the tool may be, the best place first. None where this program itself was called by the
-/// tool's name: it would call itself for ever.
+/// Paths where the tool may be, the best one first. Empty if this program was called by the tool's
+/// name: it would call itself for ever.
 fn candidates(called_as: Option<&OsString>) -> Vec<PathBuf> {
     if called_as.is_some_and(|name| Path::new(name).ends_with(TOOL)) {
         return Vec::new();
     }
     let own = env::current_exe().ok().and_then(|path| Some(path.parent()?.to_path_buf()));
     let path = env::var_os("PATH").unwrap_or_default();
-    // A relative entry would run what lies in the caller's directory.
+    // A relative entry would run a file of the caller's directory.
     let named = env::split_paths(&path).filter(|folder| folder.is_absolute());
     let folders = own.into_iter().chain(named).chain([PathBuf::from(TOOL_DIR)]);
     folders.map(|folder| folder.join(TOOL)).collect()

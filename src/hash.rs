@@ -2,7 +2,7 @@
 
 use std::hash::Hasher;
 
-/// The state of a hash, in 64 bits.
+/// State of a 64-bit FNV-1a hash.
 pub(crate) struct Fnv(u64);
 
 impl Default for Fnv {

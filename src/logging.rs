@@ -1,5 +1,5 @@
-//! The log: a file, or standard error. The file is opened when the first line is written: an ADD that
-//! has nothing to say does not touch it.
+//! The log: a file, or standard error. The first line opens the file, so an ADD that logs nothing does not
+//! touch it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -22,26 +22,25 @@ struct Logger {
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
-/// Sends log lines to the configured file from now on. The first call counts.
+/// Sends log lines to the configured file from now on. Later calls have no effect.
 pub(crate) fn start(log: &Log) {
     begin(Some(log.file.clone()), log.level);
 }
 
-/// Sends log lines to standard error from now on, where a container's belong.
+/// Sends log lines to standard error from now on, as in a container. Later calls have no effect.
 pub(crate) fn start_on_stderr() {
     begin(None, LevelFilter::Info);
 }
 
 fn begin(path: Option<PathBuf>, level: LevelFilter) {
     let logger = LOGGER.get_or_init(|| Logger { path, file: Mutex::new(None) });
-    // An error means that a logger was set before: this is not the first call.
+    // An error means that a logger is already set.
     if log::set_logger(logger).is_ok() {
         log::set_max_level(level);
     }
 }
 
-/// Opens the log. A FIFO that nothing reads must not hold up a pod, and through a link another program
-/// could have root write to any file.
+/// Opens the log. A FIFO without a reader must not block a pod. A link could make root write to any file.
 fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.create(true).append(true).mode(plain_file::MODE);
@@ -56,7 +55,7 @@ impl log::Log for Logger {
     fn log(&self, record: &Record<'_>) {
         let Ok(mut file) = self.file.lock() else { return };
         let time = humantime::format_rfc3339_millis(SystemTime::now());
-        // A name that a pod has chosen makes no line of its own, and does nothing to a terminal.
+        // A name that a pod has chosen must not start a new log line or control a terminal.
         let text = process::harmless(&record.args().to_string()).replace('\n', "\n    ");
         let line = format!("{time} {:5} [{}] {text}\n", record.level(), std::process::id());
         let Some(path) = &self.path else {
@@ -71,8 +70,8 @@ impl log::Log for Logger {
                 })
                 .ok();
         }
-        // One write to a line: calls in parallel append to the same file. A log that can't be
-        // written must not fail a pod.
+        // One write per line: parallel calls append to one file. A log that can't be written must not fail a
+        // pod.
         let _ = file.as_mut().map(|file| file.write_all(line.as_bytes()));
     }
 

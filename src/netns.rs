@@ -1,6 +1,6 @@
-//! Network namespaces of pods: opened by a path, and entered for a while.
+//! Network namespaces of pods: opens them by path, and enters them for a while.
 //!
-//! What is in a namespace may be prepared by a hostile pod. Only the network changes: files, programs and
+//! A hostile pod may have prepared everything in its namespace. Only the network changes: files, programs and
 //! everything else stay the node's.
 
 use std::fs::{File, OpenOptions};
@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
-/// The namespace of the thread that asks.
+/// The network namespace of the calling thread.
 const OWN: &str = "/proc/thread-self/ns/net";
 
 #[derive(Debug)]
@@ -19,13 +19,13 @@ pub(crate) struct Netns {
     file: File,
 }
 
-/// Brings the thread back when it is dropped.
+/// Takes the thread back to this namespace when dropped.
 struct Back(File);
 
 impl Drop for Back {
     fn drop(&mut self) {
         if let Err(errno) = setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET) {
-            // To go on in a pod's namespace could only do harm.
+            // Going on in a pod's namespace could only do harm.
             log::error!("return to the node's network namespace: {}", errno.desc());
             std::process::abort();
         }
@@ -33,9 +33,10 @@ impl Drop for Back {
 }
 
 impl Netns {
-    /// Opens the namespace at a path; none where nothing is there, or something that is no network namespace.
+    /// Opens the namespace at a path; none if the path has nothing, or something other than a network
+    /// namespace.
     pub(crate) fn open(path: &str) -> io::Result<Option<Self>> {
-        // To open a device or a FIFO does something to it. This does not.
+        // Opening a device or a FIFO has effects. `O_PATH` has none.
         let found = match OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path) {
             Ok(found) => found,
             Err(error) if is_gone(&error) => return Ok(None),
@@ -51,23 +52,23 @@ impl Netns {
         };
         // SAFETY: the descriptor is open, and there is no argument.
         let kind = unsafe { libc::ioctl(file.as_raw_fd(), libc::NS_GET_NSTYPE) };
-        // Kernels before 4.11 can't say of which kind it is.
+        // Kernels before 4.11 do not report the kind of a namespace.
         Ok((kind == libc::CLONE_NEWNET || kind == -1).then_some(Self { file }))
     }
 
-    /// Device and inode.
+    /// Device and inode of the namespace.
     pub(crate) fn numbers(&self) -> io::Result<(u64, u64)> {
         let found = self.file.metadata()?;
         Ok((found.dev(), found.ino()))
     }
 
-    /// Whether it is the one of this thread.
+    /// Whether this is the namespace of the calling thread.
     pub(crate) fn is_own(&self) -> io::Result<bool> {
         Ok(Self { file: File::open(OWN)? }.numbers()? == self.numbers()?)
     }
 
-    /// Does some work in the namespace, and comes back whatever happens.
-    /// Error: the namespace can't be entered; then nothing was done.
+    /// Calls `work` in the namespace, and returns to the thread's own in any case.
+    /// Error: the thread can't enter the namespace; then `work` was not called.
     pub(crate) fn inside<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
         let own = File::open(OWN)?;
         setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)?;
@@ -75,13 +76,13 @@ impl Netns {
         Ok(work())
     }
 
-    /// Enters the namespace for the rest of the process, for a command that only looks.
+    /// Enters the namespace for the rest of the process, for a command that only reads.
     pub(crate) fn enter(&self) -> io::Result<()> {
         Ok(setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)?)
     }
 }
 
-/// Whether there is nothing at a path, or the process has gone whose namespace it was.
+/// Whether the error means that the path has nothing, or that the namespace's process has gone.
 fn is_gone(error: &io::Error) -> bool {
     let gone =
         [libc::ENOENT, libc::ESRCH, libc::ENOTDIR, libc::ENXIO, libc::ELOOP, libc::ENAMETOOLONG];

@@ -4,12 +4,12 @@ use std::fs;
 
 /// `TcpExtIPReversePathFilter` of this network namespace: packets that `rp_filter` has dropped.
 pub(crate) fn rp_filter_drops() -> Option<u64> {
-    // A thread may be in another network namespace than its process.
+    // The thread may be in another network namespace than its process.
     let text = fs::read_to_string("/proc/thread-self/net/netstat").ok()?;
     value(&text, "TcpExt:", "IPReversePathFilter")
 }
 
-/// A value: a line of names, then a line of values, by group.
+/// A value of one group. A group is a line of names, then a line of values.
 fn value(text: &str, group: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().filter(|line| line.starts_with(group));
     let (names, values) = (lines.next()?, lines.next()?);

@@ -1,5 +1,5 @@
-//! Files that another program may have prepared: a FIFO, a device, a link, one without an end. Only
-//! a plain file is read, none is waited for, and none is read beyond a limit.
+//! Reads files that another program may have prepared: a FIFO, a device, a link, an endless file. Only plain
+//! files are read, without waiting and up to a limit.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -8,34 +8,34 @@ use std::path::Path;
 
 use nix::libc;
 
-/// Mode of what only the owner may read.
+/// Mode of files that only the owner may read.
 pub(crate) const MODE: u32 = 0o600;
-/// Mode of a folder that only the owner may open: the right to open it is enough to lock it.
+/// Mode of folders that only the owner may open: a process that can open a folder can lock it.
 pub(crate) const FOLDER_MODE: u32 = 0o700;
 
-/// The longest text of another program that is read: containerd's limit for a conflist.
+/// Maximum length in bytes of another program's text: containerd's limit for a conflist.
 pub(crate) const LONGEST: u64 = 2 << 20;
 
-/// Whether a link in the place of the file is followed.
+/// Whether to follow a link in the place of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Links {
-    /// Files of other programs: a `ConfigMap` is mounted as links.
+    /// For files of other programs: a `ConfigMap` is mounted as links.
     Followed,
-    /// Files of ours, which never are links.
+    /// For symroute's own files, which are never links.
     Refused,
 }
 
 /// Opens a plain file for reading.
-/// Error: `InvalidInput` for what is another kind of file.
+/// Error: `InvalidInput` for another kind of file.
 pub(crate) fn open(path: &Path, links: Links) -> io::Result<File> {
     open_with_length(path, links).map(|(file, _)| file)
 }
 
-/// The same, with the length of the file in bytes.
+/// Opens a plain file like [`open`], and returns its length in bytes too.
 fn open_with_length(path: &Path, links: Links) -> io::Result<(File, u64)> {
     let mut flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     match links {
-        // To open a device may already start something.
+        // Opening a device may already have an effect.
         Links::Followed if !fs::metadata(path)?.is_file() => return Err(no_plain_file()),
         Links::Followed => {}
         Links::Refused => flags |= libc::O_NOFOLLOW,
@@ -50,7 +50,7 @@ fn no_plain_file() -> io::Error {
 }
 
 /// Reads a plain file of up to `most` bytes.
-/// Error: `InvalidInput` for what is another kind of file, `FileTooLarge` for a longer one.
+/// Error: `InvalidInput` for another kind of file, `FileTooLarge` for a longer one.
 pub(crate) fn read(path: &Path, most: u64, links: Links) -> io::Result<Vec<u8>> {
     let (file, length) = open_with_length(path, links)?;
     let too_long = || {
@@ -66,8 +66,8 @@ pub(crate) fn read(path: &Path, most: u64, links: Links) -> io::Result<Vec<u8>> 
     if bytes.len() as u64 > most { Err(too_long()) } else { Ok(bytes) }
 }
 
-/// The same for a text.
-/// Error: `InvalidData` for what is not UTF-8.
+/// Reads a plain text file of up to `most` bytes.
+/// Error: as [`read`], and `InvalidData` for text that is not UTF-8.
 pub(crate) fn read_text(path: &Path, most: u64, links: Links) -> io::Result<String> {
     let bytes = read(path, most, links)?;
     String::from_utf8(bytes).map_err(|error| {
@@ -75,31 +75,31 @@ pub(crate) fn read_text(path: &Path, most: u64, links: Links) -> io::Result<Stri
     })
 }
 
-/// Whether an error says what is wrong with the file itself, so that no second try reads it.
+/// Whether the error is a fault of the file itself, so that another try would fail too.
 pub(crate) fn is_damaged(error: &io::Error) -> bool {
     use ErrorKind::*;
     let by_kind = matches!(
         error.kind(),
         InvalidInput | InvalidData | FileTooLarge | IsADirectory | NotADirectory
     );
-    // A link, and a socket.
+    // Errors of a link and of a socket.
     by_kind || matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO))
 }
 
-/// Makes a file with this text, in the way of [`create`].
+/// Creates a file with this content like [`create`].
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     create(path)?.write_all(bytes)
 }
 
-/// Makes a temporary file, which only its owner may read. One that a killed call has left makes
-/// room, whatever it is; none is written through a link.
+/// Creates a temporary file that only its owner may read. Replaces whatever a killed call has left, and never
+/// writes through a link.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(MODE).custom_flags(libc::O_NOFOLLOW);
     with_room(path, |path| options.open(path))
 }
 
-/// Has `make` make something new at `path`, where something may be left.
+/// Calls `make` for `path`. If something has that name already, removes it and calls `make` again.
 pub(crate) fn with_room<T>(path: &Path, make: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
     match make(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -110,15 +110,15 @@ pub(crate) fn with_room<T>(path: &Path, make: impl Fn(&Path) -> io::Result<T>) -
     }
 }
 
-/// Opens a folder of ours, which only its owner may open. Older releases let each process open it, and
-/// so lock it.
+/// Opens a folder of symroute, and makes sure that only its owner may open it. Older releases let each process
+/// open and so lock the folder.
 pub(crate) fn folder_of_owner(path: &Path) -> io::Result<File> {
     let folder = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)?;
     restrict(&folder, FOLDER_MODE)?;
     Ok(folder)
 }
 
-/// Takes the rights of others away.
+/// Takes away the rights that go beyond `mode`.
 pub(crate) fn restrict(file: &File, mode: u32) -> io::Result<()> {
     let rights = file.metadata()?.permissions().mode() & 0o7777;
     if rights & mode == rights {
@@ -127,7 +127,7 @@ pub(crate) fn restrict(file: &File, mode: u32) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(mode))
 }
 
-/// Gives a temporary file its place, also where there is a folder.
+/// Renames a temporary file to `path`, even if that is a folder.
 pub(crate) fn put(temporary: &Path, path: &Path) -> io::Result<()> {
     match fs::rename(temporary, path) {
         Err(error) if error.kind() == ErrorKind::IsADirectory => {
@@ -138,7 +138,7 @@ pub(crate) fn put(temporary: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what is at a path of ours, whatever it is. Links are not followed.
+/// Removes a file or folder of symroute. Does not follow links.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == ErrorKind::IsADirectory => fs::remove_dir_all(path),
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(read(&path, 3, Links::Refused).unwrap_err().kind(), ErrorKind::FileTooLarge);
         symlink(&path, folder.join("link")).unwrap();
         assert_eq!(read_text(&folder.join("link"), 4, Links::Followed).unwrap(), "four");
-        // It has no length and no end.
+        // This file has no length, and is longer than the limit.
         let endless = read(Path::new("/proc/self/smaps"), 100, Links::Refused);
         assert_eq!(endless.unwrap_err().kind(), ErrorKind::FileTooLarge);
     }

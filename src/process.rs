@@ -1,4 +1,4 @@
-//! How the process begins, where that costs time, and what it prints.
+//! Start-up, output, limits and signals of the process.
 
 use std::fs::{self, File};
 use std::io::stdout;
@@ -11,8 +11,8 @@ use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::write;
 
-/// Makes a closed pipe an error of the write, not the end of the process, and sees to it that the
-/// numbers 0, 1 and 2 are not given to other files. Rust's own start-up does the same.
+/// Ignores `SIGPIPE`, so that a write to a closed pipe fails and does not end the process. Opens /dev/null for
+/// closed descriptors 0 to 2, so that no other file gets these numbers. Rust's own start-up does both.
 pub fn standard_streams() {
     // SAFETY: to ignore a signal calls no handler.
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
@@ -22,7 +22,7 @@ pub fn standard_streams() {
     let closed = |fd: &PollFd<'_>| fd.revents().is_some_and(|r| r.contains(PollFlags::POLLNVAL));
     if poll(&mut asked, PollTimeout::ZERO).is_ok_and(|count| count > 0) && asked.iter().any(closed)
     {
-        // Each takes the lowest number that is free.
+        // Each open takes the lowest free number.
         while let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
             if null.into_raw_fd() > 2 {
                 break;
@@ -31,29 +31,30 @@ pub fn standard_streams() {
     }
 }
 
-/// The text without signs that steer a terminal. Names of processes, chains and interfaces may have some.
+/// The text without characters that control a terminal. Names of processes, chains and interfaces may have
+/// some.
 pub(crate) fn harmless(text: &str) -> String {
     let steers = |sign: char| sign.is_control() && sign != '\n' && sign != '\t';
     text.chars().map(|sign| if steers(sign) { '?' } else { sign }).collect()
 }
 
-/// The name that the kernel has for this machine.
+/// The kernel's host name of this machine.
 pub(crate) fn host_name() -> String {
     let text = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     text.trim().to_owned()
 }
 
-/// Version and level of the running kernel (`uname -r`), as (6, 12).
+/// First two numbers of the running kernel's version (`uname -r`), as (6, 12).
 pub(crate) fn kernel_release() -> Option<(u32, u32)> {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
     let mut numbers = text.split(|sign: char| !sign.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// No value of another program takes more bytes of a message.
+/// Maximum length in bytes of another program's value in a message.
 pub(crate) const VALUE_MOST: usize = 256;
 
-/// The text, or its beginning where it is longer than so many bytes.
+/// The text, or its beginning and its length if it is longer than `most` bytes.
 pub(crate) fn cut(text: impl Into<String>, most: usize) -> String {
     let text = text.into();
     if text.len() <= most {
@@ -63,8 +64,8 @@ pub(crate) fn cut(text: impl Into<String>, most: usize) -> String {
     format!("{}… ({} bytes)", &text[..end], text.len())
 }
 
-/// Becomes readable when a signal asks for the end, which then ends nothing by itself: there may be something to
-/// clean up.
+/// Blocks the signals that end a process, and returns a descriptor that becomes readable when one arrives. So
+/// the process can clean up first.
 pub(crate) fn ending_signals() -> nix::Result<SignalFd> {
     let mut ending = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -74,15 +75,15 @@ pub(crate) fn ending_signals() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&ending, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
-/// Ends the limit on the processor's time when it is dropped.
+/// A limit on processor time, which ends when this is dropped.
 pub(crate) struct CpuLimit {
     before: u64,
     most: u64,
 }
 
 impl CpuLimit {
-    /// Limits the processor's time of this process from now on, and that of each program that it starts (`setrlimit`).
-    /// The kernel ends what goes beyond. A limit that can't be set is none.
+    /// Limits the processor time of this process from now on, and of each program that it starts (`setrlimit`).
+    /// The kernel ends a process that exceeds it. None if the limit can't be set.
     pub(crate) fn of(seconds: u64) -> Option<Self> {
         let (before, most) = getrlimit(Resource::RLIMIT_CPU).ok()?;
         let used = getrusage(UsageWho::RUSAGE_SELF).ok()?;
@@ -99,7 +100,7 @@ impl Drop for CpuLimit {
     }
 }
 
-/// Writes to standard output, and once more where that failed.
+/// Writes to standard output, and tries again once after an error.
 pub(crate) fn print(mut text: &[u8]) -> nix::Result<()> {
     let mut again = true;
     while !text.is_empty() {

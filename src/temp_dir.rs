@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, process};
 
-/// An empty folder of its own for a test, removed when it is dropped.
+/// An empty folder for one test, removed when dropped.
 #[derive(Debug)]
 pub(crate) struct TempDir(PathBuf);
 

@@ -81,7 +81,7 @@ impl Node {
     fn offload(&mut self, ready: &Ready, attachment: &Attachment) {
         if ready.offloads && !AgentLock::is_held(&self.state) {
             if let Err(error) = self.feed_flowtable(&attachment.addresses) {
-                log::info!("the packets of the pod come into no flowtable: {error}");
+                log::info!("the flowtable does not take the packets of the pod: {error}");
             }
         }
     }

@@ -76,7 +76,7 @@ impl Gate for ThisNode {
             return;
         }
         if let Err(error) = self.release() {
-            log::error!("give back what the conflist was to bring: {error}");
+            log::error!("undo the hold for the conflist: {error}");
         }
     }
 }

@@ -125,8 +125,8 @@ impl Node {
         state.last_look().is_some_and(overdue) && state.note_look().is_ok()
     }
 
-    /// Reconciles a node that is in use, and removes attachments of pods that ended without a DEL. Error:
-    /// another process has the lock, among others.
+    /// Reconciles a node that is in use, and removes attachments of pods that ended without a DEL.
+    /// Fails at once if another process has the lock.
     pub(crate) fn look(&mut self) -> Result<(), Error> {
         let lock = self.lock_within(Duration::ZERO)?;
         // The last pod may have gone, and other settings may be in force.

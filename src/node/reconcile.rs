@@ -24,8 +24,8 @@ const RESOLVED: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(5);
 
 impl Node {
-    /// Brings the node to the settings `asked`, in the name of `network`. Traffic never sees half a change.
-    /// After an error the node is as it was.
+    /// Brings the node to the settings `asked`, in the name of `network`. Atomic for traffic. After an error
+    /// the node is as it was.
     pub(crate) fn reconcile(
         &mut self,
         _lock: &Lock,
@@ -51,7 +51,7 @@ impl Node {
                 Ok(Round::Changed(plan)) if last => return Ok(plan),
                 Ok(Round::Changed(_)) => {}
                 Err(Interrupted::Passing(error)) if last => return Err(error),
-                Err(Interrupted::Passing(error)) => log::info!("once more: {error}"),
+                Err(Interrupted::Passing(error)) => log::info!("another round: {error}"),
                 Err(Interrupted::For(error)) => return Err(error),
             }
         }
@@ -107,7 +107,7 @@ impl Node {
                     let flush = flush_flows(&facts, &plan, &steps);
                     // A failed flush is no reason to undo the change.
                     for error in self.kernel.apply_all(flush.as_slice(), &facts) {
-                        log::error!("connections keep their place in the flowtable: {error}");
+                        log::error!("flush the flowtable: {error}");
                     }
                     return Ok(Round::Changed(plan));
                 }

@@ -14,7 +14,7 @@ pub(crate) struct Unseen {
 }
 
 impl Unseen {
-    /// An empty list that notes denied reads.
+    /// A value that notes denied reads instead of failing.
     pub(crate) fn noted() -> Self {
         Self { is_noted: true, rules: None }
     }
@@ -47,7 +47,7 @@ impl Unseen {
     }
 }
 
-/// Whether the same call by root would have succeeded.
+/// Whether the kernel denied the call for lack of rights.
 fn is_denied(error: &Error) -> bool {
     match error {
         Error::Kernel { source, .. } => matches!(source.errno, Errno::EPERM | Errno::EACCES),

@@ -1,4 +1,4 @@
-//! One agent to a node: two would undo each other's settings.
+//! The lock of the one agent on a node: two agents would undo each other's settings.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -10,13 +10,13 @@ use super::{Error, State, is_there};
 use crate::flock::{self, Held};
 use crate::plain_file;
 
-/// The file that the agent which runs has locked, with its process id.
+/// File that the running agent has locked; holds its process id.
 const FILE: &str = "agent";
-/// How long an agent that was killed may still have it locked: closing its netfilter sockets waits
-/// for RCU, and 60 ms were seen where the processors were busy.
+/// How long a killed agent may keep the lock. Closing its netfilter sockets waits for RCU: 60 ms
+/// were measured on busy processors.
 const DYING: Duration = Duration::from_secs(1);
 
-/// Held by the agent that runs.
+/// The running agent holds this.
 #[derive(Debug)]
 pub(crate) struct AgentLock {
     path: PathBuf,
@@ -24,9 +24,9 @@ pub(crate) struct AgentLock {
 }
 
 impl AgentLock {
-    /// Makes this process the one agent; the process id of the other one, if it can be known,
-    /// where there is one already. Waits a moment for one that was just killed: a manager that
-    /// restarts a killed agent does so at once.
+    /// Makes this process the one agent. If another agent runs, returns its process id, if that is
+    /// known. Waits a moment for an agent that was just killed, because a manager restarts a killed
+    /// agent at once.
     pub(crate) fn acquire(state: &State) -> Result<Result<Self, Option<u32>>, Error> {
         Self::acquire_within(state, DYING)
     }
@@ -36,7 +36,7 @@ impl AgentLock {
         flock::holder(&state.path(&[FILE])).is_some()
     }
 
-    /// Waits for the end of an agent that was just killed. One that goes on is let be.
+    /// Waits for the end of an agent that was just killed. Does nothing to an agent that runs on.
     pub(crate) fn wait_for_dying(state: &State) -> Result<(), Error> {
         if is_there(&state.path(&[FILE])) {
             // The lock is not kept.
@@ -55,7 +55,7 @@ impl AgentLock {
         loop {
             let file = open(&path).map_err(Error::at("open", &path))?;
             match flock::lock(file, deadline).map_err(Error::at("lock", &path))? {
-                // A process that cleaned up took the file away.
+                // A process that cleaned up has removed the file.
                 Some(held) if !flock::is_at(&held, &path) => {}
                 Some(mut held) => {
                     let pid = std::process::id().to_string();
@@ -71,7 +71,7 @@ impl AgentLock {
         }
     }
 
-    /// Removes the file, and releases the lock then.
+    /// Removes the file, then releases the lock.
     pub(crate) fn remove(self) -> Result<(), Error> {
         State::remove(&self.path).map(drop)
     }
@@ -85,7 +85,8 @@ impl AgentLock {
     }
 }
 
-/// Opens the file, or makes it. Only its owner may open it; anything but a file makes room.
+/// Opens or creates the file, which only its owner may open. Replaces anything that is not a plain
+/// file.
 fn open(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false).mode(plain_file::MODE);

@@ -1,7 +1,7 @@
-//! Attachments: one file for each pod interface that an ADD has written and its DEL removes.
+//! Attachments: an ADD writes a file for each pod interface, and its DEL removes the file.
 //!
-//! A reconcile reads only the files of pods that have settings of their own, so it costs the same
-//! however many attachments there are.
+//! A reconcile reads only the files of pods with settings of their own, so its cost does not depend on the
+//! number of attachments.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -19,28 +19,28 @@ use super::{Error, State, folder, has_prefix, is_there, no_folder_is_none};
 use crate::hash::Fnv;
 use crate::plain_file;
 
-/// Raised when the content of an attachment's file changes so that older releases misread it.
+/// Version of an attachment's file. Raised when older releases would misread the content.
 const VERSION: u64 = 1;
-/// Characters of the container id that a file's name shows.
+/// Number of characters of the container id in a file's name.
 const SHOWN: usize = 64;
-/// The folder of all attachments but those that are left out.
+/// Folder of all attachments except those of pods that are left out.
 pub(super) const PODS: &str = "pods";
-/// What the files of attachments that have settings of their own begin with. Releases that do not
-/// know them take hidden files away with the node state.
+/// Prefix of the files of attachments with settings of their own. Older releases remove such hidden files with
+/// the node state.
 pub(super) const OWN_SETTINGS: &str = ".own-";
-/// Folders that only older releases have.
+/// Folders that only older releases create.
 pub(super) const OLD_FOLDERS: [&str; 2] = ["gone", "owners"];
 
-/// How many attachments are "some": few enough to take no longer than the rest of a look.
+/// Maximum number of attachments that one call checks: this takes no longer than the rest of a reconcile.
 const SOME: usize = 16;
-/// The file that says where the next look at some attachments begins. Releases that do not know it
-/// take hidden files away with the node state.
+/// File that says where the next check of some attachments begins. Older releases remove hidden files with the
+/// node state.
 const NEXT: &str = ".next";
 
-/// There while the kernel may have settings of a pod that has gone.
+/// File that exists while the kernel may have settings of a pod that has gone.
 const UNSETTLED: &str = ".unsettled";
 
-/// What a runtime calls an attachment by.
+/// The values by which a runtime identifies an attachment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub(crate) network: String,
@@ -51,15 +51,15 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// A file name that fits `NAME_MAX` however long the parts are: a readable beginning and a
-    /// hash of all of it. The file repeats the parts, so that a clash would be seen.
+    /// File name that fits `NAME_MAX` for parts of any length: a readable beginning and a hash of all parts.
+    /// The file repeats the parts, so that a clash can be detected.
     pub(crate) fn file_name(&self) -> String {
         let all = format!("{}\0{}\0{}", self.network, self.container, self.ifname);
         let shown: String = self.container.chars().take(SHOWN).collect();
         format!("{shown}-{}-{:016x}", self.ifname, Fnv::of(all.as_bytes()).finish())
     }
 
-    /// Whether a file has the name of this attachment's.
+    /// Whether the path has the file name of this attachment.
     fn is_name_of(&self, path: &Path) -> bool {
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
         name.strip_prefix(OWN_SETTINGS).unwrap_or(name) == self.file_name()
@@ -72,17 +72,16 @@ pub(crate) struct Attachment {
     /// Path of the pod's network namespace, as the runtime named it; may be empty.
     pub(crate) netns: String,
     pub(crate) addresses: Vec<IpAddr>,
-    /// Whether a local pod's address is accepted as a source for this pod.
+    /// Whether this pod accepts a local pod's address as a source.
     pub(crate) hairpin: bool,
     /// Whether this pod is left out. Such an attachment does not hold the node state.
     pub(crate) left_out: bool,
-    /// Routers that the results of the plugins before name, by interface. Only a pod's own data plane asks
-    /// for them.
+    /// Routers in the results of earlier plugins, by interface. Only a pod's own data plane uses them.
     pub(crate) gateways: BTreeMap<String, Vec<IpAddr>>,
 }
 
 impl Attachment {
-    /// Whether the pod differs from what its network says.
+    /// Whether the pod's annotations differ from the settings of its network.
     pub(crate) fn has_own_settings(&self) -> bool {
         self.hairpin || self.left_out
     }
@@ -105,8 +104,8 @@ impl Attachment {
         serde_json::to_string(&content).unwrap()
     }
 
-    /// None for what is empty or no attachment: a file cut short by a full disk, say. An older
-    /// release has written an attachment without an ADD where `adopted` stands.
+    /// The attachment, and whether an older release wrote it without an ADD (`adopted`). None for text that is
+    /// no attachment, such as a file that a full disk has cut short.
     pub(crate) fn from_json(text: &str) -> Option<(Self, bool)> {
         let content: Content<'_> = serde_json::from_str(text).ok()?;
         let key = Key {
@@ -126,7 +125,7 @@ impl Attachment {
     }
 }
 
-/// What stands in an attachment's file.
+/// Content of an attachment's file.
 #[derive(Serialize, Deserialize)]
 struct Content<'a> {
     version: u64,
@@ -142,7 +141,7 @@ struct Content<'a> {
     left_out: bool,
     #[serde(default, skip_serializing_if = "no_gateways")]
     gateways: Cow<'a, BTreeMap<String, Vec<IpAddr>>>,
-    /// Only an older release wrote this.
+    /// Only an older release wrote this key.
     #[serde(default, skip_serializing)]
     adopted: bool,
 }
@@ -153,18 +152,18 @@ fn no_gateways(gateways: &BTreeMap<String, Vec<IpAddr>>) -> bool {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Written {
-    /// Whether the kernel has, or is to have, settings of this pod alone.
+    /// Whether the kernel has, or needs, settings of this pod alone.
     pub(crate) has_own_settings: bool,
-    /// What was there before by the same key.
+    /// The previous attachment with the same key.
     pub(crate) before: Option<Attachment>,
 }
 
-/// A few of the attachments that hold the node state.
+/// Some of the attachments that hold the node state.
 #[derive(Debug)]
 pub(crate) struct Slice {
     pub(crate) found: Attachments,
     place: u64,
-    /// The place behind them.
+    /// Where the next slice begins.
     next: u64,
 }
 
@@ -176,8 +175,8 @@ pub(crate) struct Attachments {
 }
 
 impl State {
-    /// Writes an attachment, all of it or nothing. This comes before the question whether the
-    /// settings are in force: a DEL that is about to take the node state away looks for files last.
+    /// Writes an attachment, all of it or nothing. Callers do this before they ask whether the settings are in
+    /// force: a DEL that removes the node state looks for files last.
     pub(crate) fn attach(&self, attachment: &Attachment) -> Result<Written, Error> {
         let name = attachment.key.file_name();
         let (path, text) = (self.path(&[PODS, &name]), attachment.to_json());
@@ -186,7 +185,7 @@ impl State {
             Self::remove(&path)?;
             before
         } else {
-            // On a new pod this takes no look at what was there.
+            // For a new pod this reads nothing.
             self.replace(PODS, &name, &text)?
         };
         let own_before = self.write_own(attachment, &text).inspect_err(|_| {
@@ -204,7 +203,7 @@ impl State {
         Ok(Written { has_own_settings, before })
     }
 
-    /// Writes the file of settings that are the pod's own, or removes it. What stood there before.
+    /// Writes the file of a pod with settings of its own, or removes the file. Returns its previous content.
     fn write_own(&self, attachment: &Attachment, text: &str) -> Result<Option<String>, Error> {
         let name = format!("{OWN_SETTINGS}{}", attachment.key.file_name());
         let path = self.path(&[&name]);
@@ -217,13 +216,13 @@ impl State {
         Ok(before)
     }
 
-    /// Removes a file of own settings: whether there was one. A call that is killed here leaves a mark:
-    /// until a reconcile no ADD takes the fast path, and every DEL and GC reconciles.
+    /// Removes a file of own settings, and returns whether it existed. A call that is killed here leaves a
+    /// mark: until a reconcile no ADD takes the fast path, and every DEL and GC reconciles.
     fn remove_own(&self, path: &Path) -> Result<bool, Error> {
         if !is_there(path) {
             return Ok(false);
         }
-        // A full disk must not keep the pod's settings.
+        // A full disk must not keep the pod's settings in force.
         for noted in [self.set_unsettled(), self.unset_ready()] {
             noted.unwrap_or_else(|error| log::warn!("{error}"));
         }
@@ -235,13 +234,13 @@ impl State {
         plain_file::create(&path).map(drop).map_err(Error::at("make", &path))
     }
 
-    /// The mark that the kernel may have settings of a pod that has gone; each is another one.
+    /// Inode and change time of the file [`UNSETTLED`], which differ for each mark; none if there is no mark.
     pub(crate) fn unsettled(&self) -> Option<(u64, i64, i64)> {
         let found = fs::symlink_metadata(self.path(&[UNSETTLED])).ok()?;
         Some((found.ino(), found.ctime(), found.ctime_nsec()))
     }
 
-    /// Ends what a mark says, if it is this one: after a later one no ADD may be ready.
+    /// Removes the mark, if it is still this one. After a later mark, marks the node as not ready.
     pub(crate) fn settle(&self, mark: Option<(u64, i64, i64)>) -> Result<(), Error> {
         match self.unsettled() {
             None => Ok(()),
@@ -250,11 +249,11 @@ impl State {
         }
     }
 
-    /// Removes an attachment: whether it had settings of its own.
+    /// Removes an attachment, and returns whether it had settings of its own.
     pub(crate) fn detach(&self, key: &Key) -> Result<bool, Error> {
         let name = key.file_name();
         let had_own = self.remove_own(&self.path(&[&format!("{OWN_SETTINGS}{name}")]))?;
-        // Last: while it is there, another DEL or GC finds the attachment.
+        // Last: while this file exists, another DEL or GC finds the attachment.
         Self::remove(&self.path(&[PODS, &name]))?;
         Ok(had_own)
     }
@@ -270,14 +269,14 @@ impl State {
         Ok(None)
     }
 
-    /// How many attachments hold the node state, readable or not.
+    /// Number of attachments that hold the node state, readable or not.
     pub(crate) fn count(&self) -> Result<usize, Error> {
         let path = self.path(&[PODS]);
         let counted = no_folder_is_none(folder::count(&path)).map_err(Error::at("list", &path))?;
         Ok(counted.unwrap_or(0))
     }
 
-    /// The attachments that come next for a look: the same until [`Self::pass`].
+    /// The attachments to check next, until [`Self::pass`] moves on.
     pub(crate) fn some_attachments(&self) -> Result<Slice, Error> {
         let place = Self::read(&self.path(&[NEXT]))?.and_then(|text| text.parse().ok());
         let (path, place) = (self.path(&[PODS]), place.unwrap_or(0));
@@ -287,7 +286,7 @@ impl State {
         Ok(Slice { found, place, next })
     }
 
-    /// Has the next look go on behind these attachments.
+    /// Makes the next check begin behind these attachments.
     pub(crate) fn pass(&self, slice: &Slice) -> Result<(), Error> {
         if slice.next == slice.place {
             return Ok(());
@@ -316,7 +315,7 @@ impl State {
                 Some(Some((attachment, _))) if attachment.key.is_name_of(&path) => {
                     found.readable.push(attachment);
                 }
-                // No DEL would remove what has another name.
+                // A file with another name: no DEL would remove it.
                 Some(_) => found.unreadable.push(path),
                 // Removed since the folder was listed.
                 None => {}
@@ -334,8 +333,8 @@ impl State {
         unreadable.iter().try_for_each(|path| Self::remove(path).map(drop))
     }
 
-    /// Understands what an older release has left. Its attachments with settings of their own are
-    /// marked as such, and those that it wrote without an ADD go, since no DEL would remove them.
+    /// Converts the state of an older release. Marks its attachments with settings of their own. Removes those
+    /// that it wrote without an ADD, since no DEL would.
     pub(crate) fn migrate(&self) -> Result<(), Error> {
         let is_old = |folder: &&&str| is_there(&self.path(&[folder]));
         let Some(_) = OLD_FOLDERS.iter().find(is_old) else { return Ok(()) };

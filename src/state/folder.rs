@@ -1,4 +1,4 @@
-//! Looks into a folder that cost the same however many files are in it.
+//! Reads parts of a folder at a cost that does not depend on the number of files.
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -11,25 +11,27 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
-/// Room for a few entries. The C library reads 32 KiB of them at once, some 300 pods.
+/// Bytes for a few entries. The C library reads 32 KiB of them at once, some 300 pods.
 const ROOM: usize = 512;
-/// How many files are counted one by one; the kubelet runs no more pods than 110 by default.
+/// Maximum number of files that are counted one by one. The kubelet runs 110 pods at most by
+/// default.
 const COUNTED: usize = 128;
-/// What a tmpfs adds to the size of a folder for each file (`BOGO_DIRENT_SIZE`, `mm/shmem.c`).
+/// Bytes that a tmpfs adds to the size of a folder for each file (`BOGO_DIRENT_SIZE`,
+/// `mm/shmem.c`).
 const TMPFS_ENTRY: u64 = 20;
-/// The size counts these entries too: the folder itself and its parent.
+/// Entries in the size of a tmpfs folder that are not files: the folder itself and its parent.
 const TMPFS_OWN: u64 = 2;
-/// Offsets in `struct linux_dirent64` (`linux/dirent.h`): the place behind the entry and the
-/// entry's length, eight and two bytes, and the name, which ends with a zero byte.
+/// Offsets in `struct linux_dirent64` (`linux/dirent.h`): the position behind the entry (8 bytes),
+/// the length of the entry (2 bytes), and the name, which ends with a zero byte.
 const PLACE: usize = 8;
 const LENGTH: usize = 16;
 const NAME: usize = 19;
 
-/// A folder that is read a few entries at a time.
+/// Reads a folder a few entries at a time.
 struct Reader {
     folder: File,
     buffer: [u8; ROOM],
-    /// What of the buffer is read and not given away yet.
+    /// Part of the buffer that holds unread entries.
     rest: std::ops::Range<usize>,
 }
 
@@ -42,7 +44,7 @@ impl Reader {
         Ok(Self { folder, buffer: [0; ROOM], rest: 0..0 })
     }
 
-    /// The next file whose name does not begin with a dot, and the place behind it.
+    /// The next file whose name does not begin with a dot, and the position behind it.
     fn next(&mut self) -> io::Result<Option<(OsString, u64)>> {
         while !self.rest.is_empty() || self.fill()? {
             let entry = parse(&self.buffer[self.rest.clone()]);
@@ -55,7 +57,7 @@ impl Reader {
         Ok(None)
     }
 
-    /// Reads on; false at the end.
+    /// Reads more entries into the buffer; false at the end of the folder.
     fn fill(&mut self) -> io::Result<bool> {
         // SAFETY: the kernel writes no more than the length into the buffer, which outlives the
         // call, and the descriptor is open.
@@ -64,13 +66,13 @@ impl Reader {
             libc::syscall(libc::SYS_getdents64, folder, buffer, ROOM)
         };
         let read = Errno::result(read).map_err(io::Error::from)?;
-        // No more than the buffer has room for.
+        // Never more than the buffer has room for.
         self.rest = 0..usize::try_from(read).unwrap_or(0);
         Ok(read != 0)
     }
 }
 
-/// The name of the first entry, the place behind it, and its length.
+/// Name of the first entry, the position behind it, and its length in bytes.
 fn parse(entries: &[u8]) -> Option<(OsString, u64, usize)> {
     let place = u64::from_ne_bytes(entries.get(PLACE..PLACE + 8)?.try_into().ok()?);
     let length = u16::from_ne_bytes(entries.get(LENGTH..LENGTH + 2)?.try_into().ok()?).into();
@@ -83,8 +85,8 @@ pub(super) fn has_visible(path: &Path) -> io::Result<bool> {
     Ok(Reader::open(path)?.next()?.is_some())
 }
 
-/// How many such files there are. Where there are many on a tmpfs, hidden ones count too: those of
-/// calls that are under way or were killed.
+/// Number of files whose name does not begin with a dot. From [`COUNTED`] files on, a tmpfs gives
+/// the number, which includes hidden files of running and killed calls.
 pub(super) fn count(path: &Path) -> io::Result<usize> {
     let mut reader = Reader::open(path)?;
     let is_tmpfs = fstatfs(&reader.folder).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
@@ -99,8 +101,8 @@ pub(super) fn count(path: &Path) -> io::Result<usize> {
     Ok(found)
 }
 
-/// The names of up to `most` such files from a place on, and the place behind them. The places go
-/// round; what was no place is the beginning.
+/// Names of up to `most` files without a leading dot from a position on, and the position behind
+/// them. The end leads back to the beginning. An invalid position counts as the beginning.
 pub(super) fn slice(path: &Path, from: u64, most: usize) -> io::Result<(Vec<OsString>, u64)> {
     let mut reader = Reader::open(path)?;
     let mut is_first_round = reader.folder.seek(SeekFrom::Start(from)).is_ok() && from != 0;
@@ -116,7 +118,7 @@ pub(super) fn slice(path: &Path, from: u64, most: usize) -> io::Result<(Vec<OsSt
             }
             None if is_first_round => {
                 is_first_round = false;
-                // ext4 does not find its way back from the end.
+                // ext4 cannot seek back from the end.
                 reader = Reader::open(path)?;
             }
             None => return Ok((names, 0)),
@@ -171,7 +173,7 @@ mod tests {
 
     #[test]
     fn many_are_counted_without_a_look_at_each() {
-        // A folder that is a tmpfs everywhere.
+        // This folder is a tmpfs on every system.
         let folder = Path::new("/dev/shm").join(format!("symroute-count-{}", std::process::id()));
         fs::create_dir(&folder).unwrap();
         fill(&folder, (0..1000).map(|number| number.to_string()));

@@ -13,11 +13,12 @@ pub(crate) struct Lock {
 }
 
 impl State {
-    /// Takes the lock, or gives the holder's process id, if it can be known, after `patience`.
+    /// Takes the lock, and waits up to `patience` for it.
+    /// Error: `Busy`, with the holder's process id if that is known.
     pub(crate) fn lock(&self, patience: Duration) -> Result<Lock, crate::error::Error> {
         let deadline = Instant::now() + patience;
         loop {
-            // The end of another pod takes the folder of all away.
+            // The end of another pod may remove the common folder.
             match self.make_folder("") {
                 Err(error) if error.kind() == ErrorKind::NotFound && Instant::now() < deadline => {
                     continue;
@@ -31,7 +32,7 @@ impl State {
             }
             let file = opened.map_err(Error::at("open", &self.dir))?;
             match flock::lock(file, deadline).map_err(Error::at("lock", &self.dir))? {
-                // The end of a pod takes its folder away.
+                // The end of a pod removes its folder.
                 Some(held) if !flock::is_at(&held, &self.dir) && Instant::now() < deadline => {}
                 Some(held) => return Ok(Lock { _held: held }),
                 None => {

@@ -1,22 +1,21 @@
-//! State of this boot under `/run/symroute`: which attachments there are, what node state was
-//! made, who holds it.
+//! State of this boot under `/run/symroute`: attachments, the record of the node state, and its holders.
 //!
 //! ```text
 //! pods/KEY   one file per attachment
 //! .own-KEY   an attachment that has settings of its own
-//! hold/NAME  what keeps node state beyond the last pod ("up", "agent")
-//! node.json  settings in force, the network that brought them, sysctls to put back
+//! hold/NAME  a holder that keeps node state without pods ("up", "agent")
+//! node.json  settings in force, the network that brought them, sysctls to set back
 //! .ready     what an ADD has to prove
-//! .next      where the next look at some attachments begins
+//! .next      where the next check of some attachments begins
 //! .unsettled the kernel may have settings of a pod that has gone
-//! agent      locked by the agent that runs; its process id
-//! marking    symbolic link to "nftables" or "iptables": what marks
-//! netns/KEY  the same for each pod that has a data plane of its own
-//! namespace  in such a folder: the pod's network namespace
+//! agent      locked by the running agent; its process id
+//! marking    symbolic link to "nftables" or "iptables", the backend that marks
+//! netns/KEY  a folder with these files for each pod that has a data plane of its own
+//! namespace  only in such a folder: the pod's network namespace
 //! ```
-//! The directory itself is the lock: only root may open it. Each file is written to a temporary name
-//! and renamed, so that a kill leaves the old or the new one. What is no plain text in the place of a
-//! file counts as empty, and makes room for the file that belongs there.
+//! The directory itself is the lock: only root may open it. A writer renames a temporary file, so that a kill
+//! leaves the old or the new content. Something else in the place of a plain text file counts as empty, and the
+//! next write replaces it.
 
 mod agent_lock;
 mod attachment;
@@ -44,10 +43,10 @@ pub(crate) use namespace::{Identity, Namespace};
 pub(crate) use ready::{Ordinary, Ready};
 pub(crate) use record::Record;
 
-/// No file of the state is longer.
+/// Maximum length of a state file in bytes.
 const LONGEST: u64 = 4 << 20;
 
-/// A file of the state could not be read or written.
+/// A failed operation on a file of the state.
 #[derive(Debug)]
 pub(crate) struct Error {
     operation: &'static str,
@@ -95,7 +94,7 @@ impl State {
         path
     }
 
-    /// Writes a file so that a reader sees all of it or none.
+    /// Writes a file so that a reader sees all of it or nothing.
     fn write(&self, folder: &str, name: &str, content: &str) -> Result<(), Error> {
         self.place(folder, name, |temporary, path| {
             plain_file::write_new(temporary, content.as_bytes())?;
@@ -103,15 +102,15 @@ impl State {
         })
     }
 
-    /// The same; what stood in the file before, if there was one.
+    /// Writes a file like [`Self::write`], and returns the previous content if there was a file.
     fn replace(&self, folder: &str, name: &str, content: &str) -> Result<Option<String>, Error> {
         self.place(folder, name, |temporary, path| {
             plain_file::write_new(temporary, content.as_bytes())?;
             match renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {
                 Ok(()) => Ok(None),
-                // Some file systems can't tell.
+                // Some file systems do not support `RENAME_NOREPLACE`.
                 Err(Errno::EEXIST | Errno::EINVAL) => {
-                    // What can't be read is no attachment.
+                    // An unreadable file was no attachment.
                     let before = plain_file::read_text(path, LONGEST, Links::Refused);
                     plain_file::put(temporary, path)?;
                     Ok(Some(before.unwrap_or_default()))
@@ -121,7 +120,8 @@ impl State {
         })
     }
 
-    /// Puts what `make` makes under a temporary name into its place. The folder is made on demand.
+    /// Calls `make` with a temporary path and the final path, which it should rename to. Creates the folder on
+    /// demand.
     fn place<T>(
         &self,
         folder: &str,
@@ -146,14 +146,14 @@ impl State {
         }
     }
 
-    /// Makes a folder of the state, which only root may open. Another kind of file makes room.
+    /// Creates a folder of the state, which only root may open. Replaces another kind of file.
     fn make_folder(&self, folder: &str) -> Result<(), Error> {
         let builder = || {
             let mut builder = DirBuilder::new();
             builder.mode(plain_file::FOLDER_MODE);
             builder
         };
-        // A link to a folder of the operator's stays.
+        // An operator may have linked the directory to another place.
         if !self.dir.is_dir() {
             let make = |path: &Path| builder().recursive(true).create(path);
             plain_file::with_room(&self.dir, make).map_err(Error::at("make", &self.dir))?;
@@ -169,17 +169,17 @@ impl State {
         plain_file::with_room(&path, make).map_err(Error::at("make", &path))
     }
 
-    /// Reads a file; none where there is none. One that is damaged counts as empty.
+    /// Reads a file; none if it does not exist. A damaged one counts as empty.
     fn read(path: &Path) -> Result<Option<String>, Error> {
         match plain_file::read_text(path, LONGEST, Links::Refused) {
-            // The folder is no folder: nothing is in it.
+            // If the folder is not a folder, it has no files.
             Err(error) if plain_file::is_damaged(&error) && !is_there(path) => Ok(None),
             Err(error) if plain_file::is_damaged(&error) => Ok(Some(String::new())),
             read => absent_is_none(read).map_err(Error::at("read", path)),
         }
     }
 
-    /// Removes a file, or what is in its place: whether there was anything.
+    /// Removes a file, or whatever has its name. Returns whether anything existed.
     fn remove(path: &Path) -> Result<bool, Error> {
         match plain_file::remove(path) {
             Err(error) if plain_file::is_damaged(&error) => Ok(false),
@@ -187,7 +187,7 @@ impl State {
         }
     }
 
-    /// Files in a folder, hidden ones left out.
+    /// Files in a folder, except hidden ones.
     fn list(&self, folder: &str) -> Result<Vec<PathBuf>, Error> {
         let mut files = self.files(folder)?;
         files.retain(|path| !has_prefix(path, "."));
@@ -197,7 +197,7 @@ impl State {
     /// All files in a folder.
     fn files(&self, folder: &str) -> Result<Vec<PathBuf>, Error> {
         let path = self.path(&[folder]);
-        // What a link leads to is not ours.
+        // A link may lead to files of another program.
         if !folder.is_empty() && !is_folder(&path) {
             return Ok(Vec::new());
         }
@@ -205,8 +205,7 @@ impl State {
         Ok(entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect())
     }
 
-    /// Whether a folder has no file but temporary ones. Reads no more than the first few names,
-    /// however many there are.
+    /// Whether a folder has only hidden files. Reads the first few names, however many there are.
     fn is_empty(&self, folder: &str) -> Result<bool, Error> {
         let path = self.path(&[folder]);
         let found = no_folder_is_none(folder::has_visible(&path));
@@ -214,7 +213,7 @@ impl State {
         Ok(!found.unwrap_or(false))
     }
 
-    /// Makes `name` a holder of the node state, in the name of `network`.
+    /// Makes `name` a holder of the node state, on behalf of `network`.
     pub(crate) fn hold(&self, name: &str, network: &str) -> Result<(), Error> {
         self.write("hold", name, network)
     }
@@ -224,12 +223,12 @@ impl State {
         Self::remove(&self.path(&["hold", name])).map(drop)
     }
 
-    /// Ends every hold, whatever its file is.
+    /// Ends all holds, including damaged ones.
     pub(crate) fn release_all(&self) -> Result<(), Error> {
         self.list("hold")?.iter().try_for_each(|path| Self::remove(path).map(drop))
     }
 
-    /// Who holds the node state, with the network in whose name.
+    /// Holders of the node state: name, and the network on whose behalf.
     pub(crate) fn holders(&self) -> Result<Vec<(String, String)>, Error> {
         let with_network = self.list("hold")?.into_iter().map(|path| {
             let network = Self::read(&path)?.unwrap_or_default();
@@ -248,13 +247,13 @@ impl State {
         Ok(self.is_empty(attachment::PODS)? && self.is_empty("hold")?)
     }
 
-    /// Removes the folder itself, if it is empty.
+    /// Removes the directory itself, if it is empty.
     pub(crate) fn remove_folder(&self) {
         let _ = fs::remove_dir(&self.dir);
     }
 
-    /// Removes what is left when the node state has gone: the record, temporary files of calls
-    /// that were killed, and empty folders. A writer that loses its temporary file writes again.
+    /// Removes what remains after the node state: the record, temporary files of killed calls, and empty
+    /// folders. A writer that loses its temporary file writes again.
     pub(crate) fn clear(&self) -> Result<(), Error> {
         self.migrate()?;
         for file in [ready::FILE, record::FILE, record::MARKING, namespace::FILE] {
@@ -262,7 +261,7 @@ impl State {
         }
         AgentLock::remove_if_stale(self)?;
         for folder in ["", attachment::PODS, "hold"] {
-            // A pod that is left out keeps its file until its own end.
+            // A pod that is left out keeps its file until its own DEL.
             let is_temporary = |path: &&PathBuf| {
                 has_prefix(path, ".") && !has_prefix(path, attachment::OWN_SETTINGS)
             };
@@ -270,7 +269,7 @@ impl State {
                 Self::remove(path)?;
             }
             if !folder.is_empty() {
-                // One that another process has just put a file into stays.
+                // The folder stays if another process has just written a file.
                 let path = self.path(&[folder]);
                 if is_folder(&path) {
                     let _ = fs::remove_dir(&path);
@@ -283,7 +282,7 @@ impl State {
     }
 }
 
-/// Whether a file or a link is in the place of a folder.
+/// Whether the error means that a file or a link has the name of a folder.
 fn is_no_folder(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotADirectory || error.raw_os_error() == Some(libc::ELOOP)
 }
@@ -296,13 +295,13 @@ fn is_folder(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.is_dir())
 }
 
-/// Whether a file's name begins with this.
+/// Whether the file name begins with `prefix`.
 fn has_prefix(path: &Path, prefix: &str) -> bool {
     let name = path.file_name().unwrap_or_default();
     name.as_encoded_bytes().starts_with(prefix.as_bytes())
 }
 
-/// None for a folder that is not there, or is no folder.
+/// None for a folder that does not exist or is not a folder.
 fn no_folder_is_none<T>(listed: io::Result<T>) -> io::Result<Option<T>> {
     match listed {
         Err(error) if is_no_folder(&error) => Ok(None),

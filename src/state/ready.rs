@@ -1,14 +1,14 @@
-//! What an ADD reads to know what it has to prove: written when a reconcile has found nothing more
-//! to do, and removed before the kernel is changed.
+//! The values of the proof that an ADD makes. A reconcile writes them when nothing is left to do,
+//! and removes them before it changes the kernel.
 //!
-//! One line for the marker, the fingerprint of what is in force and those of the settings that it
-//! fulfils; then one line a question:
+//! The first line has the backend, the fingerprint in force, and the fingerprints of all settings
+//! that it fulfils. Then there is one line for each question:
 //!
 //! ```text
 //! nftables 3735928559 3735928559 1729
 //! 3 47001 256 192.0.2.1 10.0.0.10      (interface, table, mark, outside, the node itself)
 //! main 192.0.2.1 3 254 10.0.0.1        (outside, interface, table, router)
-//! offload                              (only where connections are put into a flowtable)
+//! offload                              (only with a flowtable)
 //! ```
 
 use std::fmt::Write as _;
@@ -20,16 +20,16 @@ use crate::backend::Marker;
 use crate::model::Variant;
 use crate::plan::proof::Question;
 
-/// Name of the file. Releases that do not know it take hidden files away with the node state.
+/// Name of the file. Older releases remove hidden files with the node state.
 pub(super) const FILE: &str = ".ready";
-/// Stands for an address where there is none.
+/// Stands for a missing address.
 const NONE: &str = "-";
-/// What a line about an [`Ordinary`] begins with.
+/// First word of a line about an [`Ordinary`].
 const MAIN: &str = "main";
-/// The line of a node that has a flowtable.
+/// The line that means that the node has a flowtable.
 const OFFLOAD: &str = "offload";
 
-/// Where the node sends a packet without a mark: the uplinks' tables were made of that.
+/// Where the node sends a packet without a mark. The uplinks' tables were made for this.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ordinary {
     pub(crate) to: IpAddr,
@@ -38,17 +38,17 @@ pub(crate) struct Ordinary {
     pub(crate) gateway: Option<IpAddr>,
 }
 
-/// A node that is ready.
+/// The values of a node that is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ready {
     pub(crate) marker: Marker,
-    /// Fingerprint of what is in force; see [`crate::config::Settings::fingerprint`].
+    /// Fingerprint in force; see [`crate::config::Settings::fingerprint`].
     pub(crate) fingerprint: u32,
-    /// Fingerprints of the settings that this fulfils.
+    /// Fingerprints of all settings that the one in force fulfils.
     pub(crate) fulfils: Vec<u32>,
     pub(crate) questions: Vec<Question>,
     pub(crate) ordinary: Vec<Ordinary>,
-    /// Whether connections are put into a flowtable.
+    /// Whether the node has a flowtable.
     pub(crate) offloads: bool,
 }
 
@@ -124,7 +124,7 @@ fn parse_question(entry: &str) -> Option<Question> {
 }
 
 impl State {
-    /// What there is to prove; none where the node is not ready.
+    /// The values to prove; none if the node is not ready.
     pub(crate) fn ready(&self) -> Option<Ready> {
         let text = Self::read(&self.path(&[FILE])).ok()??;
         Ready::from_text(&text)
@@ -137,7 +137,7 @@ impl State {
         self.write("", FILE, &ready.to_text())
     }
 
-    /// Says that it is not: every ADD looks at the whole node from now on.
+    /// Marks the node as not ready: every ADD takes the slow path from now on.
     pub(crate) fn unset_ready(&self) -> Result<(), Error> {
         Self::remove(&self.path(&[FILE])).map(drop)
     }

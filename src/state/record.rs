@@ -1,4 +1,4 @@
-//! The record of the node state: what is in force, and what has to be put back.
+//! The record of the node state: the settings in force, and what has to be set back.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,38 +19,38 @@ use crate::names;
 use crate::plain_file::{self, Links};
 
 pub(super) const FILE: &str = "node.json";
-/// Raised when the record changes so that older releases misread it.
+/// Version of the record. Raised when older releases would misread the content.
 const VERSION: u64 = 1;
 
-/// Name of the link that says what marks, in the words that every release reads.
+/// Name of the link that names the backend, in words that every release reads.
 pub(super) const MARKING: &str = "marking";
 const BY_NFTABLES: &str = "nftables";
 const BY_IPTABLES: &str = "iptables";
 
-/// What was made on the node. Written before the kernel is touched.
+/// State that symroute has on the node. Written before the kernel changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) network: String,
     pub(crate) settings: Settings,
-    /// The conflist that the settings came from, if they came from one and not from an ADD.
+    /// The conflist that the settings came from; none if they came from an ADD.
     pub(crate) conflist: Option<PathBuf>,
-    /// Settings before those in force of which something may be left: not empty while the node
-    /// moves, or when a move was cut short.
+    /// Earlier settings whose state may still be on the node. Empty, except during a change and after one that
+    /// was cut short.
     pub(crate) previous: Vec<Settings>,
-    /// Indexes of the interfaces whose `src_valid_mark` was 0 before we set it.
+    /// Indexes of the interfaces whose `src_valid_mark` was 0 before symroute.
     pub(crate) src_valid_mark: BTreeSet<u32>,
-    /// Built-in chains of iptables-nft that came with us.
+    /// Built-in chains of iptables-nft that exist only because of symroute.
     pub(crate) made: BTreeSet<(Family, String)>,
 }
 
 impl Record {
-    /// The settings by which state of ours is known.
+    /// The settings that identify symroute's state on the node.
     pub(crate) fn owned(&self) -> Vec<&Settings> {
         std::iter::once(&self.settings).chain(&self.previous).collect()
     }
 
-    /// What is asked for by a network, with the choices that are in force. What another network has in
-    /// force stays as it is where it is the same.
+    /// The settings that a network asks for, with the plugin's choices that are in force. If the settings of
+    /// another network fulfil them, those stay.
     pub(crate) fn settle(&self, network: &str, asked: &Settings) -> Settings {
         if self.network != network && self.settings.fulfil(asked) {
             return self.settings.clone();
@@ -72,7 +72,7 @@ impl Record {
         .to_string()
     }
 
-    /// None for a file that is damaged, or of a format that this release does not know.
+    /// None for a damaged file, or for a format that this release does not know.
     pub(crate) fn from_json(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
         if value.get("version")?.as_u64()? > VERSION {
@@ -85,9 +85,9 @@ impl Record {
         };
         let previous = value.get("previous")?.as_array()?;
         let indexes = value.get("srcValidMark")?.as_array()?;
-        // Releases before the iptables backend had none.
+        // Releases before the iptables backend did not write this key.
         let made = value.get("madeChains").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        // Older releases chose nothing.
+        // Older releases did not choose any values.
         let chosen = value.get("automatic").and_then(Value::as_array).into_iter().flatten();
         let automatic = Automatic::of(&chosen.filter_map(Value::as_str).collect::<Vec<_>>());
         Some(Self {
@@ -100,8 +100,8 @@ impl Record {
         })
     }
 
-    /// What the table itself remembers, for when the file is lost: the numbers by which state of
-    /// ours is known, and the sysctls. The network and the other settings are not known then.
+    /// Recovers a record from the nftables table, after a loss of the file: the numbers that identify
+    /// symroute's state, and the sysctls. The network and the other settings stay unknown.
     pub(crate) fn recover(layout: &Elements, restore: &Elements) -> Option<Self> {
         let number = |bytes: &Vec<u8>| bytes.as_slice().try_into().ok().map(u32::from_ne_bytes);
         let value = |wanted: u32| {
@@ -119,7 +119,7 @@ impl Record {
         Self::recovered(layout, Backend::Auto, restore)
     }
 
-    /// The same from the ipset of a node that is marked by iptables.
+    /// Recovers a record from the ipset of a node that iptables marks.
     pub(crate) fn recover_noted(notes: Notes) -> Option<Self> {
         let recovered = Self::recovered(notes.layout?, Backend::Iptables, notes.restore)?;
         Some(Self { made: notes.made, ..recovered })
@@ -151,18 +151,17 @@ impl From<Record> for NetworkConfig {
 }
 
 impl State {
-    /// The record, or none where there is none that can be read.
+    /// The record; none if there is none that can be read.
     pub(crate) fn record(&self) -> Result<Option<Record>, Error> {
         Ok(Self::read(&self.path(&[FILE]))?.and_then(|text| Record::from_json(&text)))
     }
 
-    /// When the node was last looked at as a whole: the time of the record's file. None where there
-    /// is no record, readable or not.
+    /// Time of the last full reconcile: the time of the record's file. None if there is no file.
     pub(crate) fn last_look(&self) -> Option<SystemTime> {
         fs::symlink_metadata(self.path(&[FILE])).and_then(|file| file.modified()).ok()
     }
 
-    /// Notes that the node is looked at now.
+    /// Sets the time of the last full reconcile to now.
     pub(crate) fn note_look(&self) -> Result<(), Error> {
         let path = self.path(&[FILE]);
         let open = plain_file::open(&path, Links::Refused);
@@ -173,12 +172,12 @@ impl State {
         absent_is_none(touched).map_err(Error::at("touch", &path)).map(drop)
     }
 
-    /// Whether iptables marks, by what the last reconcile said.
+    /// Whether iptables marks, according to the last reconcile.
     pub(crate) fn is_marked_by_iptables(&self) -> bool {
         fs::read_link(self.path(&[MARKING])).is_ok_and(|found| found == Path::new(BY_IPTABLES))
     }
 
-    /// Says what marks from now on.
+    /// Records the backend that marks from now on.
     pub(crate) fn set_marker(&self, marker: Marker) -> Result<(), Error> {
         let word = match marker {
             Marker::Nftables => BY_NFTABLES,

@@ -37,7 +37,7 @@ fn one_agent_to_a_node() {
     drop(lock);
     drop(AgentLock::acquire(&state).unwrap().unwrap());
     state.clear().unwrap();
-    assert!(!state.path(&["agent"]).exists(), "nobody has it");
+    assert!(!state.path(&["agent"]).exists(), "no agent has it");
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn the_record_survives_a_round_trip() {
         network: "k8s".into(),
         settings: Settings::default(),
         conflist: Some("/etc/cni/net.d/10-k8s.conflist".into()),
-        // Whether the plugin chose their numbers does not matter any more.
+        // The plugin no longer needs to know whether it chose these numbers.
         previous: vec![Settings { automatic: Automatic::default(), ..Settings::default() }],
         src_valid_mark: [3, 7].into(),
         made: [(Family::V6, "INPUT".into())].into(),
