@@ -25,7 +25,7 @@ pub(super) fn decide(
         return Ok(None);
     }
     if !facts.tooling.nftables {
-        let hint = "a flowtable needs nf_tables, which this kernel has not; set false";
+        let hint = "a flowtable needs nf_tables, which this kernel lacks; set false";
         return Err(Invalid::new(OFFLOAD, &json!(true), hint));
     }
     let lacks = match facts.tooling.flowtables {
@@ -36,7 +36,7 @@ pub(super) fn decide(
              CONFIG_NF_FLOW_TABLE_INET and CONFIG_NFT_FLOW_OFFLOAD",
         )),
         Flowtables::WithoutMarks => Some((
-            "flowtables of this kernel look the way of replies up without the mark",
+            "flowtables of this kernel look up the route of replies without the mark",
             "take a kernel from 5.19 on",
         )),
     };

@@ -191,7 +191,7 @@ pub(crate) fn notes(facts: &Facts, uplink: &Uplink) -> Vec<Note> {
     let link = facts.link(uplink.link);
     if link.is_some_and(|l| l.flags & IFF_UP == 0) {
         notes.push(Note {
-            what: format!("{name} is down: what came in by it is routed by the node's own tables"),
+            what: format!("{name} is down: replies to its requests follow the node's own tables"),
             way_out: format!("ip link set {name} up"),
         });
     } else if link.is_some_and(|l| !l.carrier) {

@@ -44,7 +44,8 @@ pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'
         return Ok(facts.links.iter().filter(stays).collect());
     }
     if chosen.is_empty() {
-        let hint = "everything that is named is left out again; name at least one uplink";
+        let hint = "patterns with \"!\" exclude every interface that the others name; name at \
+                    least one uplink";
         return Err(Invalid::new("uplinks", &settings.to_json()["uplinks"], hint));
     }
     Ok(facts.links.iter().filter(|l| chosen.contains(&l.index)).collect())
