@@ -1,7 +1,8 @@
-//! `symroutectl agent`: what others do to the node is put right by events, never by the clock.
+//! `symroutectl agent` repairs what other programs do to the node. Events start each repair, never
+//! the clock.
 //!
-//! The layout is the plain one of two NICs. Each damage is shown to break traffic while no agent
-//! runs.
+//! The layout is the plain one with two NICs. Each test shows that the damage breaks traffic while
+//! no agent runs.
 
 mod before;
 mod cost;
@@ -23,7 +24,7 @@ use crate::lab::node::Node;
 use crate::lab::traffic::{Proto, ask};
 use crate::lab::two_nics::TwoNics;
 
-/// A try that gets no answer in this time has failed: no retransmission is waited for.
+/// Time limit of one try, too short for a retransmission.
 const TRY: Duration = Duration::from_millis(400);
 
 /// Whether the client gets an answer from this address and port.
@@ -32,14 +33,14 @@ fn answers(layout: &TwoNics, address: &str, port: u16) -> bool {
     ask(&layout.client, Proto::Tcp, SocketAddr::new(address, port), TRY).is_ok()
 }
 
-/// Writes a plugin object with these settings; its path.
+/// Writes a plugin object with these settings to a file and returns the file's path.
 pub(crate) fn plugin_object(node: &Node, settings: &Value) -> String {
     let file = node.dir.join("agent.json");
     std::fs::write(&file, node.network(settings, None)).expect("write the configuration");
     file.to_str().expect("UTF-8").to_owned()
 }
 
-/// A conflist of the network `lab` that names us, or only the primary.
+/// A conflist of the network `lab`: the primary and, if there are settings, symroute.
 pub(crate) fn conflist(node: &Node, settings: Option<&Value>) -> String {
     let mut plugins = vec![json!({"type": "ptp"})];
     plugins.extend(settings.map(|settings| {

@@ -36,7 +36,7 @@ fn settings() -> Value {
     json!({"uplinks": NICS})
 }
 
-/// The settings as a runtime hands them over for a pod with this annotation.
+/// The settings as a runtime passes them for a pod with this annotation.
 fn annotated(name: &str, value: &str) -> Value {
     let mut settings = settings();
     let annotations = json!({ name: value, "kubernetes.io/other": "x" });
@@ -85,7 +85,7 @@ impl Scene {
         &self.layout.node
     }
 
-    /// The client calls both pods, over both families.
+    /// The client's calls to both pods, over both families.
     fn calls(&self) -> Vec<Flow<'_>> {
         let call = |to: &str, answer| Flow::new(to, &self.layout.client, Proto::Tcp, to, answer);
         vec![
@@ -101,7 +101,7 @@ impl Scene {
         assert_only_these_fail(&self.calls(), &broken);
     }
 
-    /// pod0 calls both pods by their balancers.
+    /// Calls of pod0 to both pods through their load balancers.
     fn balanced_calls(&self) -> Vec<Flow<'_>> {
         let answers = [
             "pod101 10.20.0.50",
@@ -117,7 +117,8 @@ impl Scene {
     }
 }
 
-/// A SYN of the client by eth1 to each address of a pod: what became of it, and its mark.
+/// Sends a SYN of the client on eth1 to each address of a pod. Returns the fate and the conntrack
+/// mark of each.
 fn requests(scene: &Scene, wire: &Wire<'_>, number: u8) -> Vec<(Seen, Option<u32>)> {
     scene.node().ns.exec(&["conntrack", "-F"], "");
     let request = |to: &String| {
@@ -159,7 +160,8 @@ fn a_pod_that_is_left_out() {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// Nor is it served by the ADD of another pod, by `up`, or since rules were made anew.
+/// A pod that is left out stays so after the ADD of another pod, after `up`, and after symroute
+/// wrote all rules anew.
 #[test]
 fn a_pod_stays_left_out() {
     let scene = scene();
@@ -180,7 +182,7 @@ fn a_pod_stays_left_out() {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// Without, and with: an ADD that is called again says how it is now.
+/// A repeated ADD applies the annotation that it has now, or its absence.
 #[test]
 fn left_out_and_served_again() {
     let scene = scene();
@@ -216,7 +218,7 @@ fn a_pod_that_local_pods_may_call() {
     node.lose_all_rules();
     node.up(&settings());
     assert_only_these_fail(&scene.balanced_calls(), &BALANCED[2..]);
-    // Called again without, with, and ended.
+    // Repeats the ADD without and with the annotation, and ends with a DEL.
     node.add(&settings(), &scene.pod101);
     assert_only_these_fail(&scene.balanced_calls(), &BALANCED);
     node.add(&hairpin(), &scene.pod101);

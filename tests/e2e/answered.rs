@@ -1,5 +1,5 @@
-//! A connection that has been answered stays where it is, whatever comes by another NIC in the name
-//! of its client.
+//! An answered connection stays on its uplink, whatever arrives on another NIC with its client's
+//! source address.
 //!
 //! ```text
 //!            client 203.0.113.9
@@ -31,7 +31,7 @@ use crate::lab::traffic::Proto;
 use crate::lab::two_nics::{NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 use crate::lab::wire::Wire;
 
-/// An address of nobody in the lab, which lies outside for every node.
+/// An address that no host of the lab has. It lies outside for every node.
 const STRANGER: &str = "198.51.100.66";
 const STRANGER6: &str = "2001:db8:66::66";
 
@@ -39,15 +39,15 @@ fn settings() -> Value {
     json!({"uplinks": NICS})
 }
 
-/// The conntrack mark of what is bound to a NIC.
+/// The conntrack mark of a connection that is bound to a NIC.
 fn bound_to(nic: usize) -> u32 {
     [0x100, 0x200][nic]
 }
 
-/// Forges packets of the client to the server.
+/// Forges packets from the client (first address) to the server (second address).
 type Forge = fn(SocketAddr, SocketAddr) -> Vec<Vec<u8>>;
 
-/// What can be sent without having seen anything of the connection.
+/// Packets that a sender can forge without having seen anything of the connection.
 fn blind(proto: Proto) -> Vec<(&'static str, Forge)> {
     match proto {
         Proto::Tcp => [&BLIND_TCP[..], &[ERROR]].concat(),
@@ -72,20 +72,21 @@ const ERROR: (&str, Forge) = ("an ICMP error", |from, to| {
     vec![forge::icmp_error(stranger.parse().expect("an address"), Complaint::Unreachable, &about)]
 });
 
-/// With `nf_conntrack_tcp_be_liberal`, which some nodes need, conntrack takes these for what they
-/// say. RST and FIN are left out: they end the connection for conntrack without us, too.
+/// Forged packets that a test may send with `nf_conntrack_tcp_be_liberal`, which some nodes need.
+/// Without RST and FIN: conntrack believes them then, and ends the connection even without
+/// symroute.
 fn liberal() -> Vec<(&'static str, Forge)> {
     BLIND_TCP.into_iter().filter(|(name, _)| !["RST", "FIN|ACK"].contains(name)).collect()
 }
 
-/// Packets of the connection that the router has got from the node by this NIC.
+/// Replies of the connection that the router has received from the node on this NIC.
 fn replies_by<'a>(packets: &'a [Packet], nic: &str, talk: &Talk) -> Vec<&'a Packet> {
     let is_reply = |packet: &&Packet| packet.port == nic && packet.to == talk.client();
     packets.iter().filter(|packet| is_reply(packet) && !packet.outgoing).collect()
 }
 
-/// A client of the server at `address`, which is reached by `home`, goes on after each of these
-/// by the other NIC, which sees nothing of it.
+/// Asserts that a connection to `address`, reached through `home`, survives each of these packets
+/// on the other NIC. No reply may leave through that NIC.
 fn stays(
     layout: &TwoNics,
     (server, address, home): (&Netns, &str, usize),
@@ -94,7 +95,7 @@ fn stays(
 ) {
     let (node, router) = (&layout.node, &layout.router);
     let (wire, other) = (Wire::new(router, node), NICS[1 - home]);
-    // A connection of before may have had the same port.
+    // An earlier connection may have had the same port.
     node.ns.exec(&["conntrack", "-F"], "");
     for (kind, forge) in kinds {
         let mut talk = Talk::begin(&layout.client, server, proto, address);
@@ -155,7 +156,7 @@ fn udp_over_ipv6() {
     pods_connections_stay(Proto::Udp, POD6, &blind(Proto::Udp), &[]);
 }
 
-/// Those of the node's own sockets do not work without the plugin, so there is no baseline.
+/// Connections to the node's own sockets do not work without the plugin, so there is no baseline.
 #[test]
 fn the_nodes_own() {
     let layout = two_nics();

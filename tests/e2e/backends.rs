@@ -1,7 +1,7 @@
-//! What is about a backend itself: which one is chosen, moving from one to another, and what a node
-//! has beside the backends that work by iptables.
+//! The backends themselves: which one symroute chooses, how a node moves from one to another, and
+//! what else a node with an iptables backend has.
 //!
-//! Each test names the backends that it is about, whatever `SYMROUTE_BACKEND` says.
+//! Each test names its backends, whatever `SYMROUTE_BACKEND` says.
 
 mod chosen;
 mod damaged;
@@ -19,14 +19,14 @@ use crate::lab::node::{Node, Pod};
 use crate::lab::plugin::{Call, Ran};
 use crate::lab::two_nics::NICS;
 
-/// Those that work by iptables.
+/// The backends that use iptables.
 const VARIANTS: [Backend; 2] = [Backend::IptablesNft, Backend::IptablesLegacy];
 
 fn settings(backend: &str) -> Value {
     json!({"uplinks": NICS, "backend": backend})
 }
 
-/// Rules of somebody else: arguments of `iptables`, one rule a line, of either family.
+/// Adds rules of another program: arguments of `iptables`, one rule a line, of either family.
 fn foreign(node: &Node, variant: Backend, rules: &str) {
     if variant == Backend::IptablesLegacy {
         node.legacy.store(true, Ordering::Relaxed);
@@ -36,14 +36,14 @@ fn foreign(node: &Node, variant: Backend, rules: &str) {
     }
 }
 
-/// The code and all the words of a call that has to end in a CNI error.
+/// The error code and all words of a call that has to end in a CNI error.
 fn failure(ran: &Ran) -> (u64, String) {
     assert_eq!(ran.code, Some(1), "it fails: {}{}", ran.stdout, ran.stderr);
     let error: Value = serde_json::from_str(&ran.stdout).expect("a CNI error on stdout");
     (error["code"].as_u64().expect("a code"), format!("{}; {}", error["msg"], error["details"]))
 }
 
-/// The DEL that a runtime sends that knows no more than the names.
+/// The DEL of a runtime that knows no more than the names.
 fn bare_del(node: &Node, settings: &Value, pod: &Pod) -> Call {
     Call::cni("DEL", &node.network(settings, None), &pod.id, "", "eth0")
 }

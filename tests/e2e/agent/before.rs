@@ -1,5 +1,5 @@
-//! Pods that were there before us: they are served when the agent is ready, whatever the runtime's
-//! cache knows of them, and nothing is kept of them.
+//! Pods that were on the node before symroute. The agent serves them once it is ready, whatever the
+//! runtime's cache says, and stores nothing about them.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ use crate::lab::snapshot::Snapshot;
 use crate::lab::traffic::Proto;
 use crate::lab::two_nics::{NICS, TwoNics, two_nics};
 
-/// What libcni has written after an ADD by the primary alone.
+/// Writes the cache entry that libcni writes after an ADD by the primary alone.
 fn remember(layout: &TwoNics, pod: &Pod) {
     let cache = layout.node.dir.join("cache");
     fs::create_dir(&cache).expect("make the cache");
@@ -51,13 +51,13 @@ fn pods_of_before_are_served_when_the_agent_is_ready() {
         let ours = conflist(node, Some(&json!({"uplinks": NICS})));
         fs::write(conf_dir.join("10-lab.conflist"), ours).expect("write the conflist");
         let agent = Agent::ready(node, &["--conf-dir", conf_dir.to_str().expect("UTF-8")]);
-        // No retransmission is waited for.
+        // The time limit is too short for a retransmission.
         assert!(answers(&layout, "10.21.0.101", 8080), "the agent is ready, the pod not served");
         assert_all_work(&flows(&layout));
         assert_eq!(node.attachments(), [json!(null); 0], "no attachment is made up");
         assert_eq!(agent.metric("symroute_pods"), 0);
         drop(agent);
-        // The DEL of a pod that has no attachment, by a conflist that names us since.
+        // The pod has no attachment, because the conflist has named symroute only since then.
         node.del(&json!({"uplinks": NICS}), &pod);
         assert_all_work(&flows(&layout));
         node.symroute(&["down", "--force"]).assert_success("down --force");

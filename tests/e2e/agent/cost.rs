@@ -1,5 +1,5 @@
-//! What the agent costs: memory with a thousand pods, processor time while nothing happens and
-//! while pods come and go.
+//! What the agent costs: memory with a thousand pods, and processor time on an idle node and while
+//! pods come and go.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::lab::two_nics::{NICS, two_nics};
 
 const PODS: u64 = 1000;
 
-/// Time on a processor, all threads together. Threads that ended count in `stat` alone.
+/// Processor time of all threads together. Only `stat` includes threads that have ended.
 fn processor(pid: u32) -> Duration {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("read the statistics");
     let (_, rest) = text.rsplit_once(')').expect("a name in parentheses");
@@ -45,8 +45,8 @@ fn a_thousand_pods_fit_into_ten_mebibytes() {
     let page = agent.get("/metrics").1;
     let look = page.lines().find(|line| line.starts_with("symroute_last_look_seconds"));
     println!("{PODS} pods: {now} kB resident, at most {most} kB; {look:?}");
-    // Of the build under test only what it allocates says something: its text is several times as
-    // large as that of the static program, of which this leaves room for all.
+    // The program text of this build is several times as large as that of the static release build.
+    // So only allocated memory counts; 4 MiB stand in for the text.
     let own = if std::env::var_os("SYMROUTE_BIN").is_some() {
         most
     } else {
@@ -57,7 +57,7 @@ fn a_thousand_pods_fit_into_ten_mebibytes() {
     let looks = agent.metric("symroute_looks_total");
     let (begin, before) = (Instant::now(), processor(agent.pid()));
     until("two more looks", || {
-        // Each question costs the agent something too.
+        // Each request for metrics costs the agent processor time too.
         std::thread::sleep(Duration::from_secs(1));
         agent.metric("symroute_looks_total") >= looks + 2
     });
@@ -101,6 +101,7 @@ fn an_idle_agent_costs_nothing() {
     });
     let (wall, used) = (begin.elapsed(), processor(agent.pid()).saturating_sub(before));
     println!("idle for {wall:?}, a look every 2 s: {used:?}");
-    // A look every 30 s may take 30 ms; this is the unoptimised build on a busy machine.
+    // At the default resync of 30 s a turn may take 30 ms. This limit is higher, for an unoptimised
+    // build on a busy machine.
     assert!(used <= wall / 50, "{used:?} of {wall:?}");
 }

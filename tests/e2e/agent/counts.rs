@@ -1,4 +1,4 @@
-//! Metrics of the data plane: what is bound and steered, by uplink.
+//! Metrics of the data plane: connections bound and packets steered, by uplink.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ fn counted_by(backend: Backend) {
             assert!(answers(&layout, NODE[ours], 10250));
         }
         let (bound, steered) = before[NICS[ours]];
-        // With iptables the numbers may be ten seconds old.
+        // With iptables the agent may report numbers that are ten seconds old.
         until("counted", || counts(&agent)[NICS[ours]].0 == bound + 3);
         let now = counts(&agent);
         println!("{backend:?}: {now:?}");
@@ -36,7 +36,7 @@ fn counted_by(backend: Backend) {
         assert_eq!(now[NICS[other]], before[NICS[other]], "the other uplink");
         assert!(agent.metric("symroute_evidence_dropped_total") > 0);
     }
-    // Looks do not make rules anew, so nothing is forgotten.
+    // A reconcile does not replace the rules, so the counters stay.
     let before = counts(&agent);
     layout.node.up(&settings);
     assert_eq!(counts(&agent), before);

@@ -1,5 +1,5 @@
-//! Pods that ended without a DEL: the conflist did not name us at that moment. Their attachments
-//! would hold the node state for ever.
+//! Pods that ended without a DEL, because the conflist did not name symroute at that moment. Their
+//! attachments would hold the node state for ever.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::lab::node::{Node, Pod};
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{NICS, two_nics};
 
-/// What the runtime knows of the pod, by the name of the file.
+/// Writes the runtime's cache file for the pod. Only the file name matters.
 fn remember(node: &Node, pod: &Pod) {
     let cache = node.dir.join("cache");
     fs::create_dir_all(&cache).expect("make the cache");
@@ -32,7 +32,8 @@ fn attachments_of_pods_that_ended_go() {
     }
     remember(node, &ending[1]);
     let [ended, is_known] = ending.map(|pod| pod.id);
-    // Both namespaces are gone by now; of one of them a DEL is still to come.
+    // Both network namespaces are gone by now. The runtime still owes a DEL to the pod in its
+    // cache.
     let ids = || -> Vec<String> {
         let all = node.attachments();
         let id = |pod: &serde_json::Value| pod["container"].as_str().map(str::to_owned);

@@ -23,8 +23,8 @@ fn settings_of_the_conflist_are_followed() {
     let (node, folder) = (&layout.node, layout.node.dir.join("net.d"));
     let uplinks = json!({"uplinks": NICS});
     let file = folder.join("10-lab.conflist");
-    // Without a conflist, without its folder even, the defaults are in force: of the NICs here,
-    // which are veths, "auto" takes the one of main's default route.
+    // Without a conflist, even without its folder, the agent uses the defaults. All NICs here are
+    // veths, so `"auto"` selects the one of main's default route.
     let agent = Agent::start(node, &["--conf-dir", folder.to_str().expect("UTF-8")]);
     until("ready with the defaults", || agent.get("/readyz").0 == 200);
     fs::create_dir(&folder).expect("make the folder");
@@ -89,7 +89,7 @@ fn systemd_is_told() {
         let mut buffer = [0; 512];
         loop {
             match socket.recv(&mut buffer) {
-                // A machine that was paused meanwhile, say.
+                // For example after the machine was paused.
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 len => {
                     let len = len.expect("a message");
@@ -107,8 +107,8 @@ fn systemd_is_told() {
     until("the end is reported", || receive() == "STOPPING=1");
 }
 
-/// A folder with the primary's conflist, into which our entry was put; the arguments of an agent
-/// that keeps it there.
+/// Makes a folder with the primary's conflist and adds symroute's entry to it. Returns the conflist
+/// and the arguments of an agent that keeps the entry there.
 fn managed(node: &Node) -> (PathBuf, Vec<String>) {
     let (folder, state) = (node.dir.join("net.d"), node.dir.join("lasting"));
     fs::create_dir(&folder).expect("make the folder");
@@ -150,8 +150,8 @@ fn the_entry_is_put_back_when_the_primary_rewrites_its_conflist() {
     assert!(answers(&layout, NODE[1], 10250));
 }
 
-/// The node's own sockets are served before there is a primary, and by the settings of the entry that waits
-/// for it: the defaults would leave eth1 out.
+/// Serves the node's own sockets before there is a primary, with the settings of the entry that
+/// waits for it. The defaults would leave eth1 out.
 #[test]
 fn the_settings_of_an_entry_that_waits_for_the_primary() {
     let layout = two_nics();
@@ -170,8 +170,8 @@ fn the_settings_of_an_entry_that_waits_for_the_primary() {
     assert!(answers(&layout, NODE[1], 10250));
 }
 
-/// A `DaemonSet` may have mounted a directory that the runtime does not look in. The agent sees no
-/// configuration of the runtime, but the primary's program says it.
+/// A `DaemonSet` may have mounted a directory that the runtime does not read. The agent cannot read
+/// the runtime's configuration; it only sees that the primary's program is missing.
 #[test]
 fn no_entry_where_the_primarys_program_is_not() {
     let layout = two_nics();
@@ -196,7 +196,7 @@ fn no_entry_where_the_primarys_program_is_not() {
     assert!(said.contains("bin: ") && said.contains("hostPath"), "{said}");
     until("it looks again", || agent.metric("symroute_binary_installs_total") > 0);
     assert!(!has_us(&file), "the conflist is as it was");
-    // As where the mount is corrected; in a container this link may lead to nothing.
+    // Stands in for a corrected mount. In a container the link's target may not exist.
     std::os::unix::fs::symlink("/usr/lib/no-such-folder/ptp", bin.join("ptp")).expect("link it");
     until("the entry is in", || has_us(&file));
     until("the agent is ready", || agent.get("/readyz").0 == 200);
@@ -244,7 +244,7 @@ fn a_second_agent_is_refused() {
     assert!(!node.dir.join("run/agent").exists(), "nothing is left of it");
 }
 
-/// The kernel takes its time to close what a killed agent had open, its lock among that.
+/// The kernel takes time to close the files of a killed agent, and so to release its lock.
 #[test]
 fn down_waits_for_an_agent_that_dies() {
     let layout = two_nics();
@@ -258,7 +258,7 @@ fn down_waits_for_an_agent_that_dies() {
     looks.add_watch(&path, AddWatchFlags::IN_CLOSE).expect("watch the file");
     thread::scope(|scope| {
         let down = scope.spawn(|| node.down());
-        // It has found the file locked.
+        // `down` has opened the file and found it locked.
         looks.read_events().expect("somebody looks");
         drop(held);
         down.join().expect("down");

@@ -1,4 +1,4 @@
-//! Somebody flushes what is ours.
+//! Another program flushes symroute's rules, routes or tables.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,12 +12,12 @@ use crate::lab::not_run::only_nftables;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{NICS, NODE, TwoNics, two_nics};
 
-/// The host on eth1 is reached with us only.
+/// Whether the client reaches the host on eth1, which only symroute makes possible.
 fn reached(layout: &TwoNics) -> bool {
     answers(layout, NODE[1], 10250)
 }
 
-/// `ip rule flush` takes the node's own rules too; whoever does that puts those back.
+/// `ip rule flush` also deletes the kernel's default rules, which an operator then adds again.
 fn flush_rules(layout: &TwoNics) {
     let ns = &layout.node.ns;
     ns.ip("rule flush
@@ -33,8 +33,7 @@ fn flush_nftables(layout: &TwoNics) {
     layout.node.ns.nft("flush ruleset");
 }
 
-/// What systemd-networkd does to rules and routes that it did not make, were it to see ours as
-/// foreign.
+/// Deletes symroute's rules and routes, as systemd-networkd would if it took them for foreign ones.
 fn restart_networkd(layout: &TwoNics) {
     let ns = &layout.node.ns;
     ns.ip("route flush table 47001
@@ -145,7 +144,7 @@ fn a_signal_removes_nothing_and_a_quiet_agent_writes_nothing() {
     assert_eq!(layout.node.symroute(&["status"]).code, Some(3), "not in force");
 }
 
-/// More events than the kernel keeps for a process that does not read them.
+/// Causes more events than the kernel queues for a process that does not read them.
 #[test]
 fn what_lost_events_told_of_is_healed() {
     let layout = two_nics();

@@ -1,4 +1,5 @@
-//! Clients and files that would starve the agent: it goes on, and takes no more memory or descriptors.
+//! Clients and files that could starve the agent. It goes on and takes no more memory or
+//! descriptors.
 
 use std::fs;
 use std::io::Write as _;
@@ -14,10 +15,10 @@ use crate::lab::node::Node;
 use crate::lab::process::{capabilities, memory};
 use crate::lab::two_nics::{NICS, NODE, two_nics};
 
-/// More than the agent serves at a time.
+/// More connections than the agent serves at a time.
 const CLIENTS: usize = 200;
 
-/// Connections that ask for nothing, or never finish to ask.
+/// Opens connections that send no request or only half of one.
 fn slow_clients(node: &Node) -> Vec<TcpStream> {
     let open = |number: usize| {
         let mut stream = TcpStream::connect(LISTENS).expect("connect");
@@ -39,7 +40,7 @@ fn slow_clients_do_not_keep_the_kubelet_out() {
         for page in ["/healthz", "/readyz", "/metrics"] {
             assert_eq!(agent.get(page).0, 200, "{page}");
         }
-        // They come back at once.
+        // The clients connect again at once.
         clients.extend(slow_clients(&layout.node));
     }
 }
@@ -62,8 +63,8 @@ fn a_foreign_host_name_is_refused() {
     drop(agent);
 }
 
-/// Files of other kinds in each folder that the agent reads. What happens to the node is mended as
-/// before.
+/// Puts files of other kinds into each folder that the agent reads. The agent still repairs the
+/// node.
 #[test]
 fn odd_files_stop_nothing() {
     let layout = two_nics();
@@ -82,7 +83,7 @@ fn odd_files_stop_nothing() {
         state.join("node.json"),
     ];
     for damage in Damage::all() {
-        // One that starts among them, and goes on when they come.
+        // The agent starts with some of these files; the others are added while it runs.
         for place in &places[..3] {
             damage.put(place);
         }
@@ -113,7 +114,7 @@ fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).expect("list the descriptors").count()
 }
 
-/// Events, connections and new versions of the conflist, many times what happens in a day.
+/// Many times the events, connections and conflist versions of a day.
 #[test]
 fn memory_and_descriptors_stay_flat() {
     let layout = two_nics();
@@ -149,7 +150,7 @@ fn memory_and_descriptors_stay_flat() {
         until("a look after all that", || agent.metric("symroute_looks_total") > looks);
         memory(agent.pid(), "RssAnon")
     };
-    // The allocator's own pages come in the first of them.
+    // The first round makes the allocator take its own pages.
     round(10_000, 1000, 10);
     let before = round(10_000, 1000, 10);
     let open = descriptors(agent.pid());

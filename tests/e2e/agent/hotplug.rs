@@ -1,4 +1,4 @@
-//! NICs that come, go and change while the node runs.
+//! NICs that appear, disappear and change while the node runs.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,7 @@ fn settings() -> serde_json::Value {
 }
 
 fn table(node: &Node, number: u32) -> String {
-    // A table without routes is an error to it.
+    // `ip` fails for a table without routes.
     node.ns.exec(&["sh", "-c", &format!("ip route show table {number} 2>&1 || true")], "")
 }
 
@@ -81,7 +81,7 @@ fn a_renamed_nic_keeps_its_connections() {
     connection.ask().expect("the connection goes on");
 }
 
-/// Field report 004, while the node runs: the second NIC's lease comes with a default route.
+/// Field report 004 on a running node: the second NIC's lease brings a default route.
 #[test]
 fn a_lease_that_rewrites_main_is_followed() {
     let layout = two_nics();
@@ -94,7 +94,7 @@ fn a_lease_that_rewrites_main_is_followed() {
     until("both NICs are served", || {
         answers(&layout, NODE[0], 10250) && answers(&layout, NODE[1], 10250)
     });
-    // Another router is given out.
+    // The new lease names another router.
     node.ns.ip("route replace default via 10.21.0.2 dev eth1 metric 50
          route flush table 101");
     until("its table has the new router", || table(node, 47002).contains("via 10.21.0.2"));

@@ -1,4 +1,4 @@
-//! Somebody flushes rules of iptables, where those do the marking.
+//! Another program flushes iptables rules on a node where they do the marking.
 
 use std::thread;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::lab::agent::{Agent, until};
 use crate::lab::backend::Backend;
 use crate::lab::two_nics::{NICS, NODE, two_nics};
 
-/// What is promised.
+/// Time limit of a repair that the documents promise.
 const PROMISED: Duration = Duration::from_secs(2);
 
 fn is_healed(backend: Backend, damages: &[&str]) {
@@ -20,7 +20,7 @@ fn is_healed(backend: Backend, damages: &[&str]) {
     let agent = Agent::ready(&layout.node, &["--config", &file]);
     let reached = || answers(&layout, NODE[1], 10250);
     assert!(reached());
-    // The looks that our own first changes lead to.
+    // Waits for the turns that symroute's own first changes cause.
     let quiet = || thread::sleep(Duration::from_millis(1500));
     quiet();
     let jumps = || layout.node.ns.mangle(backend).matches("-j symroute-prerouting").count();
@@ -28,7 +28,8 @@ fn is_healed(backend: Backend, damages: &[&str]) {
     for (at, damage) in damages.iter().enumerate() {
         layout.node.ns.iptables(backend, damage);
         let took = until("the rules are back", || jumps() == 2 && repairs() > at as u64);
-        // What is promised, on a machine that does not do much else.
+        // The promise holds on a machine that is otherwise idle, so a slow repair only prints a
+        // line.
         if took > PROMISED {
             println!("SLOW: {took:?} after {damage}");
         }
@@ -36,7 +37,7 @@ fn is_healed(backend: Backend, damages: &[&str]) {
         until("nothing differs", || layout.node.symroute(&["status"]).success);
         quiet();
     }
-    // Our own repairs are no reason for more.
+    // The agent's own repairs must not cause further ones.
     let made = repairs();
     let looks = agent.metric("symroute_looks_total");
     thread::sleep(Duration::from_secs(3));
@@ -53,7 +54,8 @@ fn rules_of_iptables_nft_are_put_back() {
 
 #[test]
 fn rules_of_iptables_legacy_are_put_back() {
-    // Nobody tells of changes. The agent sees that a set has lost rules that refer to it.
+    // The kernel sends no event for changes by iptables-legacy. The agent sees that fewer rules
+    // refer to a set.
     let source_2 = "-t mangle -F symroute-source-2";
     is_healed(Backend::IptablesLegacy, &["-t mangle -F", "-t mangle -F", source_2]);
 }

@@ -1,7 +1,7 @@
-//! The agent is killed at each thing that it changes: pods start all the same, the next agent
-//! completes what was begun, and everything can be taken away, by then or at once.
+//! Kills the agent at each change that it makes. Pods still start, the next agent completes the
+//! work, and the operator can remove everything before or after that.
 //!
-//! Each run is made once as it is, to list its changes, and then for each of them.
+//! Each task runs once undisturbed to list its changes, and then once for each of them.
 
 mod refused;
 
@@ -25,19 +25,19 @@ use crate::lab::node::{Node, Pod};
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{NICS, TwoNics, two_nics};
 
-/// Nodes on which changes are struck side by side.
+/// Number of nodes on which a task runs in parallel.
 const NODES: usize = 2;
 
 /// A node whose conflist names the primary alone, without the plugin's binary.
 struct Scene {
     layout: TwoNics,
-    /// One that starts when the agent was killed.
+    /// The pod that starts after the kill.
     another: Pod,
     folders: [PathBuf; 3],
     before: State,
 }
 
-/// The node, and our files on its disk.
+/// The node's kernel state, and symroute's files on its disk.
 struct State(Snapshot, String);
 
 impl Scene {
@@ -60,14 +60,14 @@ impl Scene {
         &self.layout.node
     }
 
-    /// The uplinks that the agent is to keep in force.
+    /// Writes the entry with these uplinks for the agent.
     fn want(&self, uplinks: &[&str]) {
         self.want_settings(json!({ "uplinks": uplinks }));
     }
 
     fn want_settings(&self, mut settings: Value) {
         settings["type"] = json!("symroute");
-        // Lines for the log would be changes of their own.
+        // Log lines would count as changes.
         settings["log"] = json!({"level": "off", "file": self.node().log()});
         Backend::of_run().into_settings(&mut settings);
         fs::write(self.node().dir.join("entry.json"), settings.to_string()).expect("write it");
@@ -87,18 +87,18 @@ impl Scene {
         places.map(|(name, path)| [name.to_owned(), text(path)]).concat()
     }
 
-    /// Starts an agent, and kills it at this change, or when it is ready.
+    /// Starts an agent, and kills it at this change or, without one, when it is ready.
     fn run(&self, strike_at: Option<usize>) -> Run {
         self.run_until(strike_at, || self.node().agents_page("/readyz").0 == 200)
     }
 
-    /// The same, or when it is so far.
+    /// Starts an agent, and kills it at this change or, without one, when `is_far` holds.
     fn run_until(&self, strike_at: Option<usize>, is_far: impl Fn() -> bool) -> Run {
         let arguments = self.arguments();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let command = self.node().agents_command(&GATE, &arguments);
         let run = kill::run(command, Path::new(&program()), strike_at, is_far);
-        // Tools that it has started go on.
+        // Tools that the agent has started outlive it.
         self.node().await_tools();
         run
     }
@@ -108,7 +108,7 @@ impl Scene {
         assert_all_work(&[self.layout.flow_to_pod(2, "pod102 203.0.113.9")]);
     }
 
-    /// An agent that nothing disturbs.
+    /// Starts an agent that runs undisturbed, and waits until it is ready.
     fn agent(&self) -> Agent<'_> {
         let arguments = self.arguments();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -117,14 +117,14 @@ impl Scene {
         agent
     }
 
-    /// What there is when this agent has ended.
+    /// Ends this agent and returns the state of the node.
     fn after(&self, agent: Agent<'_>) -> State {
         assert!(agent.end(Signal::SIGTERM).success());
         let run = self.node().dir.join("run");
-        // Its process id is another one each time.
+        // The process id differs each time.
         fs::write(run.join("agent"), "").expect("write the agent's file");
-        // What a killed one was about to put in its place or to forget counts for nothing, and
-        // goes with the next reconcile or the last one.
+        // Temporary files of a killed agent do not count. The next or the last reconcile removes
+        // them.
         for folder in ["hold", "pods"] {
             let files = fs::read_dir(run.join(folder)).into_iter().flatten().flatten();
             let is_temporary = |name: &OsStr| name.as_bytes()[0] == b'.';
@@ -135,7 +135,7 @@ impl Scene {
         State::of(self.node(), &self.folders)
     }
 
-    /// Takes everything away, and looks whether that is all.
+    /// Removes everything and asserts that the node is as before.
     fn clean_up(&self) {
         let node = self.node();
         node.symroute(&["down", "--force"]).assert_success("down --force");
@@ -143,7 +143,7 @@ impl Scene {
             self.folders.each_ref().map(|folder| folder.to_str().expect("UTF-8"));
         let remove = ["conflist", "remove", "--conf-dir", conf_dir, "--state-dir", state_dir];
         node.symroute(&remove).assert_success("conflist remove");
-        // The rest goes with the installation.
+        // Uninstalling symroute removes the rest.
         let _ = fs::remove_dir_all(state_dir);
         for name in ["symroute", ".symroute.new"] {
             let _ = fs::remove_file(Path::new(bin_dir).join(name));
@@ -167,7 +167,8 @@ impl State {
     }
 }
 
-/// The files below a folder with mode and content; of the journal, which tells times, the name.
+/// Appends path, mode and content of the files below a folder. The journal contains times, so its
+/// content is left out.
 fn list(folder: &Path, lines: &mut String) {
     let entries = fs::read_dir(folder).into_iter().flatten();
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
@@ -184,25 +185,25 @@ fn list(folder: &Path, lines: &mut String) {
     }
 }
 
-/// What an agent does that is to be struck.
+/// Work of an agent during which the test kills it.
 struct Task {
-    /// The uplinks that are wanted from then on.
+    /// The uplinks that the agent's settings name.
     uplinks: &'static [&'static str],
-    /// Makes the node as the agent finds it.
+    /// Prepares the node for the agent.
     prepare: fn(&Scene),
-    /// What has to be among its changes, by words of each.
+    /// Changes that the agent has to make; a change matches if it contains all words of a group.
     makes: &'static [&'static [&'static str]],
-    /// Changes that are let be, by a word.
+    /// A word of changes that the test skips.
     spares: Option<&'static str>,
-    /// What follows a kill.
+    /// What the test does after a kill.
     then: &'static [Then],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Then {
-    /// A pod, and another agent.
+    /// Starts a pod and another agent.
     GoOn,
-    /// Everything is taken away.
+    /// Removes everything.
     CleanUp,
 }
 
@@ -212,7 +213,7 @@ impl Task {
         scene.want(self.uplinks);
     }
 
-    /// The changes of a run that nothing disturbs, by their number.
+    /// The changes that an undisturbed run makes, with their numbers.
     fn changes(&self, scene: &Scene) -> Vec<(usize, Change)> {
         self.find(scene);
         let changes = scene.run(None).changes.into_iter().enumerate();
@@ -231,7 +232,7 @@ impl Task {
         made.into_iter().filter(|(_, change)| counts(&change.what)).collect()
     }
 
-    /// Strikes one of so many of the changes, beginning with this one; the number of all.
+    /// Kills at every `one_of`-th change, from `first` on. Returns the number of all changes.
     fn strike(&self, first: usize, one_of: usize) -> usize {
         let scene = Scene::new();
         let settings = json!({"uplinks": self.uplinks});
@@ -240,7 +241,8 @@ impl Task {
         scene.start_a_pod(&settings);
         let wanted = scene.after(agent);
         scene.clean_up();
-        // Not of the first run: the tables of iptables-legacy stay, and are looked at from then on.
+        // The first run does not count: afterwards the tables of iptables-legacy exist, so each
+        // later run reads them.
         let changes = self.changes(&scene);
         for (at, change) in changes.iter().skip(first).step_by(one_of) {
             println!("killed at {at}: {}", change.what);
@@ -313,15 +315,15 @@ fn while_it_takes_an_uplink_away() {
             &["rule del family 10"],
             &["write", "eth0/src_valid_mark"],
         ],
-        // The entry's, which is written anew as above.
+        // The agent rewrites the entry as in the test above, which covers that.
         spares: Some("/lasting/"),
         then: &[Then::GoOn],
     };
     task.strike_all();
 }
 
-/// A change of settings was complete but for the record: a table that only the former settings
-/// called ours is somebody else's again.
+/// A change of settings was complete except for the record. A table that only the former settings
+/// claimed belongs to other programs again.
 #[test]
 fn a_change_of_settings_is_completed() {
     let layout = two_nics();

@@ -1,4 +1,5 @@
-//! What does move an answered connection: its address on another uplink, or an uplink that is gone.
+//! What does move an answered connection: its address moves to another uplink, or its uplink
+//! disappears.
 
 use serde_json::json;
 
@@ -13,10 +14,10 @@ use crate::lab::traffic::Proto;
 use crate::lab::two_nics::{NICS, POD, POD6, TwoNics, two_nics};
 use crate::lab::wire::Wire;
 
-/// An address of the node that some daemon moves between its NICs.
+/// An address of the node that a daemon moves between its NICs.
 const FLOATING: [&str; 2] = ["10.77.0.7", "2001:db8:77::7"];
 
-/// The address is on eth1, with a rule that makes it work there without the plugin.
+/// A layout with the address on eth1, and a rule that makes it work there without the plugin.
 fn floating() -> TwoNics {
     let mut layout = two_nics();
     for address in FLOATING {
@@ -49,7 +50,7 @@ fn move_to_eth0(router: &mut Router, node: &Node) {
     router.check_sources(&NICS);
 }
 
-/// Connections to the address, of each kind.
+/// Opens a TCP and a UDP connection to each address.
 fn talks(client: &Netns, node: &Node, mark: u32) -> Vec<(Proto, Talk)> {
     let mut talks = Vec::new();
     for proto in [Proto::Tcp, Proto::Udp] {
@@ -102,7 +103,8 @@ fn the_agent_sees_the_address_move() {
     }
 }
 
-/// The uplink of a connection goes, and the router sends what is for the pod by the other one.
+/// The uplink of the connection disappears, and the router sends the pod's packets to the other
+/// one.
 #[test]
 fn a_connection_whose_uplink_has_gone_is_bound_anew() {
     let all = json!({"uplinks": ["eth*"]});
@@ -139,7 +141,8 @@ fn a_connection_whose_uplink_has_gone_is_bound_anew() {
     }
 }
 
-/// Nobody has answered yet, so nobody can be hurt: the last request tells the way, as ever.
+/// Until the first answer the last request decides the uplink: no established connection can
+/// suffer.
 #[test]
 fn a_request_without_an_answer_moves() {
     let layout = two_nics();
@@ -158,7 +161,7 @@ fn a_request_without_an_answer_moves() {
     node.del(&settings(), &layout.pods[1]);
 }
 
-/// The client's address of the same family.
+/// The client's address of the same family as `address`.
 fn client_like(address: &str) -> &'static str {
     use crate::lab::two_nics::{CLIENT, CLIENT6};
     if address.contains(':') { CLIENT6 } else { CLIENT }

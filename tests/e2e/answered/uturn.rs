@@ -1,4 +1,4 @@
-//! The same for requests whose backend lies behind the very uplink they came by.
+//! An answered connection stays on its uplink, also where its backend lies behind that same uplink.
 //!
 //! ```text
 //!   client 203.0.113.9     far 10.21.0.77
@@ -9,8 +9,8 @@
 //!        eth0                eth1      NodePort 30001 -> far:8080
 //! ```
 //!
-//! Without the plugin there is no such connection: `remote_backend` shows it. With iptables there
-//! is none over IPv4.
+//! Without the plugin no such connection works, as `remote_backend` shows. With iptables it does
+//! not work over IPv4 either.
 
 use std::net::SocketAddr;
 
@@ -42,7 +42,7 @@ fn layout() -> (TwoNics, Netns) {
     (layout, far)
 }
 
-/// The conntrack mark of a u-turn by eth1: its id, and D.
+/// The conntrack mark of a u-turn through eth1: the uplink's id, and bit D.
 const TURNS_ROUND: u32 = 0x1200;
 
 fn stays(family: usize, proto: Proto) {
@@ -73,7 +73,7 @@ fn a_u_turn_stays() {
     stays(0, Proto::Udp);
 }
 
-/// With iptables its first packet is dropped by strict `rp_filter`, as without us.
+/// With iptables strict `rp_filter` drops the first packet, as without symroute.
 fn never_comes_about() {
     let (layout, _far) = layout();
     let wire = Wire::new(&layout.router, &layout.node);

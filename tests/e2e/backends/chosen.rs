@@ -1,4 +1,4 @@
-//! Which backend a node gets.
+//! Which backend symroute chooses on a node.
 
 use serde_json::json;
 
@@ -15,7 +15,8 @@ const THREE_RULES: &str = "-t filter -A FORWARD -m mark --mark 1 -j ACCEPT
      -t filter -A FORWARD -m mark --mark 2 -j ACCEPT
      -t filter -A FORWARD -m mark --mark 3 -j ACCEPT";
 
-/// `up` with this backend on a node with these rules of others gives that one, and it works.
+/// Asserts that `up` with this setting, on a node with these rules of other programs, chooses
+/// `wanted`, and that flows work.
 fn assert_chosen(backend: &str, nft: &str, legacy: &str, wanted: Backend) {
     let layout = two_nics();
     let node = &layout.node;
@@ -43,7 +44,7 @@ fn auto_is_nftables_where_the_kernel_has_it() {
     assert_chosen("auto", "", CANARY, Backend::Nftables);
 }
 
-/// Kubelet makes the one chain, iptables-wrappers' image the other.
+/// Kubelet makes one of these chains, the image of iptables-wrappers the other.
 #[test]
 fn iptables_follows_the_chains_of_kubelet() {
     for chain in [CANARY, HINT] {
@@ -66,7 +67,8 @@ fn a_variant_may_be_forced() {
     assert_chosen("iptables-legacy", CANARY, "", Backend::IptablesLegacy);
 }
 
-/// Masquerade steering is impossible with iptables. Who asks for it by name is told, and what to do.
+/// Masquerade steering is impossible with iptables. The error for a setting that asks for it names
+/// the remedy.
 #[test]
 fn masquerade_by_name_is_refused() {
     for variant in VARIANTS {
@@ -84,7 +86,7 @@ fn masquerade_by_name_is_refused() {
                 assert!(text.contains(word), "does not say {word}: {text}");
             }
             before.assert_unchanged(&Snapshot::take(node));
-            // Nor by a node in use, which stays as it is.
+            // A node in use refuses the settings too, and stays as it is.
             node.up(&super::settings(variant.name()));
             let in_use = Snapshot::take(node);
             let ran = node.call(&node.call_of("ADD", &settings, &layout.pods[1]));
@@ -96,7 +98,8 @@ fn masquerade_by_name_is_refused() {
     }
 }
 
-/// `"auto"` goes without where an uplink has no address, and `status` has a note about it.
+/// `"auto"` does without masquerade steering where an uplink has no address, and `status` has a
+/// note about it.
 #[test]
 fn masquerade_by_itself_is_noted() {
     for variant in VARIANTS {
@@ -121,7 +124,7 @@ fn masquerade_by_itself_is_noted() {
         }
         node.del(&settings, &layout.pods[1]);
         before.assert_unchanged(&Snapshot::take(node));
-        // Where each uplink has an address there is nothing to say.
+        // Where each uplink has an address, `status` has no note.
         node.up(&json!({"uplinks": NICS, "backend": variant.name()}));
         let status = node.symroute(&["status"]).stdout;
         assert!(!status.contains("asquerade steering"), "{status}");

@@ -1,4 +1,4 @@
-//! What other users of iptables and ipset do to what is ours.
+//! What other users of iptables and ipset do to symroute's rules and sets.
 
 use super::{VARIANTS, failure, foreign, settings};
 use crate::lab::backend::Backend;
@@ -18,14 +18,14 @@ fn ipset(layout: &TwoNics, arguments: &[&str]) {
     layout.node.ns.exec(&[&["ipset"], arguments].concat(), "");
 }
 
-/// What the next ADD finds, of whatever pod.
+/// Damage that the next ADD repairs, whichever pod it is for.
 const SHARED: [Damage; 3] = [
     ("the table mangle flushed", |layout, variant| foreign(&layout.node, variant, "-t mangle -F")),
     ("mangle of IPv4 flushed", |layout, variant| one_family(layout, variant, false, &["-F"])),
     ("mangle of IPv6 flushed", |layout, variant| one_family(layout, variant, true, &["-F"])),
 ];
 
-/// What only a look at everything finds.
+/// Damage that only a full comparison finds.
 const HIDDEN: [Damage; 7] = [
     ("a prefix that is added", |layout, _| {
         ipset(layout, &["add", "symroute-inside4", "192.0.2.0/24"]);
@@ -48,7 +48,7 @@ const HIDDEN: [Damage; 7] = [
     }),
 ];
 
-/// A node with a pod behind eth1, whose state is put back by `heal`.
+/// Does each damage to a node with a pod behind eth1, and checks that `heal` repairs it.
 fn heals(damages: &[Damage], heal: impl Fn(&TwoNics, Backend, &Pod)) {
     let mut wrong = Vec::new();
     for variant in VARIANTS {
@@ -87,7 +87,7 @@ fn heals(damages: &[Damage], heal: impl Fn(&TwoNics, Backend, &Pod)) {
 #[test]
 fn up_heals() {
     let all = [&SHARED[..], &HIDDEN].concat();
-    // `up` is remembered in the files, so its record is taken back.
+    // `up` leaves a record in the state files, so `down` removes that.
     heals(&all, |layout, variant, _| {
         layout.node.up(&settings(variant.name()));
         layout.node.down();
@@ -102,16 +102,16 @@ fn the_next_add_heals() {
     });
 }
 
-/// Nor is an ADD silent where a set can't be made.
+/// An ADD fails with an error where it cannot make a set.
 #[test]
 fn a_set_of_others_in_our_place() {
     for variant in VARIANTS {
         let layout = two_nics();
         let (node, settings) = (&layout.node, settings(variant.name()));
-        // The chain is there for somebody else's sake.
+        // The chain belongs to another program, so it has to stay.
         one_family(&layout, variant, false, &["-A", "FORWARD", "-m", "mark", "--mark", "7"]);
         let before = Snapshot::take(node);
-        // A set of this name that a rule of somebody else refers to can't be replaced.
+        // The kernel refuses to replace a set that a rule of another program refers to.
         ipset(&layout, &["create", "symroute-hosts4", "hash:net"]);
         let refer = |how: &str| {
             let rule = "FORWARD -m set --match-set symroute-hosts4 src -j ACCEPT".split(' ');
@@ -123,7 +123,8 @@ fn a_set_of_others_in_our_place() {
         let (_, text) = failure(&ran);
         assert!(text.contains("symroute-hosts4"), "does not name the set: {text}");
         refer("-D");
-        // Nobody holds it any more: the next ADD replaces it, and the last DEL takes it away.
+        // No rule refers to the set any more: the next ADD replaces it, and the last DEL removes
+        // it.
         node.add(&settings, &layout.pods[1]);
         assert_all_work(&[layout.flow_to_host()]);
         node.del(&settings, &layout.pods[1]);

@@ -1,4 +1,4 @@
-//! The lock that programs of iptables-legacy take before they change anything.
+//! The lock that programs of iptables-legacy take before each change.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt as _;
@@ -17,10 +17,10 @@ use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::two_nics;
 
 const LEGACY: &str = "iptables-legacy";
-/// Far more than the ten seconds that are waited for, on a machine that has other things to do.
+/// Far longer than the ten seconds that symroute waits, because the machine may be busy.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// Holds the node's lock, as another program of the node would; this process is the holder.
+/// Holds the node's lock in this process, in place of another program of the node.
 fn hold(node: &Node) -> Flock<File> {
     let file = OpenOptions::new().write(true).open(node.ns.xtables_lock()).expect("the lock file");
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).expect("a free lock")
@@ -31,7 +31,7 @@ fn an_add_that_does_not_get_it() {
     add_without_lock("");
 }
 
-/// A table that is there is looked at first, which takes the lock as well.
+/// symroute lists an existing table first, which takes the lock as well.
 #[test]
 fn an_add_that_does_not_get_it_where_others_have_rules() {
     add_without_lock("-t mangle -N KUBE-KUBELET-CANARY");
@@ -59,7 +59,7 @@ fn add_without_lock(rules: &str) {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// The operator's commands say the same.
+/// `up` and `down` report the same error as an ADD.
 #[test]
 fn an_up_and_a_down_that_do_not_get_it() {
     let layout = two_nics();
@@ -90,7 +90,7 @@ fn an_up_and_a_down_that_do_not_get_it() {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// A DEL never fails; what it could not do is done by the next.
+/// A DEL never fails. The next DEL does what this one could not.
 #[test]
 fn the_last_del_does_not_get_it() {
     let layout = two_nics();
@@ -106,7 +106,7 @@ fn the_last_del_does_not_get_it() {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// Whether another process has the node's lock file open, to wait for the lock.
+/// Whether another process has the node's lock file open, so as to wait for the lock.
 fn is_wanted(node: &Node) -> bool {
     let lock = fs::metadata(node.ns.xtables_lock()).expect("the lock file");
     let own = std::process::id().to_string();
@@ -117,7 +117,7 @@ fn is_wanted(node: &Node) -> bool {
             name != *own && name.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit())
         })
         .flat_map(|process| folders(&process.path().join("fd")))
-        // Follows the link to what is open. Processes come and go meanwhile.
+        // `metadata` follows the link to the open file. Processes may end meanwhile.
         .filter_map(|open| fs::metadata(open.path()).ok())
         .any(|open| (open.dev(), open.ino()) == (lock.dev(), lock.ino()))
 }
@@ -141,7 +141,7 @@ fn an_add_that_gets_it_in_the_end() {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// With pods on the node, ADD and DEL do not need it: they change a set.
+/// With pods on the node, ADD and DEL need no lock: they only change a set.
 #[test]
 fn the_fast_path_does_not_need_it() {
     let mut layout = two_nics();
@@ -158,7 +158,7 @@ fn the_fast_path_does_not_need_it() {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// The kernel keeps changes by nft apart; nobody has to wait for a lock there.
+/// The kernel serialises changes by nft, so no program waits for a lock.
 #[test]
 fn nft_does_not_need_it() {
     for backend in ["nftables", "iptables-nft"] {
@@ -174,7 +174,7 @@ fn nft_does_not_need_it() {
     }
 }
 
-/// The lab's own lock is the one that programs on the node take.
+/// The lab's lock is the one that programs on the node take.
 #[test]
 fn the_lab_holds_what_iptables_waits_for() {
     let layout = two_nics();

@@ -1,5 +1,5 @@
-//! From one backend to another on a node that works: nothing is lost meanwhile, and nothing of the
-//! old one stays.
+//! Moves a working node from one backend to another. Meanwhile no packet is lost, and afterwards
+//! nothing of the old backend is left.
 
 use super::settings;
 use crate::lab::backend::Backend;
@@ -8,7 +8,7 @@ use crate::lab::load::Load;
 use crate::lab::proof::Proof;
 use crate::lab::two_nics::{NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 
-/// Each ordered pair of the three is two neighbours here.
+/// The sequence contains each ordered pair of the three backends.
 const WAY: [Backend; 7] = [
     Backend::Nftables,
     Backend::IptablesNft,
@@ -19,14 +19,14 @@ const WAY: [Backend; 7] = [
     Backend::Nftables,
 ];
 
-/// Goes the way by `go`, with connections that are kept and others that are made all the time, by
-/// the secondary NIC, to the node and to a pod, over IPv4 and IPv6.
+/// Moves a node through `WAY` with `go`. Kept and new connections run all the time through the
+/// secondary NIC, to the node and to a pod, over both families.
 fn moves(go: impl Fn(&TwoNics, Backend)) {
     let mut layout = two_nics();
     let pod = layout.pod_behind_eth1(1);
     let (node, address) = (&layout.node, TwoNics::address_behind_eth1(1));
     let proof = Proof::begin(node, &layout.router);
-    // The pod that stays. Another one of the same network asks for the other backend.
+    // The pod that stays. Another pod of the same network asks for the other backend.
     node.add(&settings(WAY[0].name()), &pod);
     let kept = |address: &str, port| Load::kept(&layout.client, address, port);
     let anew = |address: &str, port| Load::anew(&layout.client, address, port);
@@ -46,7 +46,7 @@ fn moves(go: impl Fn(&TwoNics, Backend)) {
         for load in &loads {
             load.assert_goes_on(&what);
         }
-        // The kept ones and at least one of those made meanwhile.
+        // The kept connections, and at least one new one.
         let flows = assert_replies_symmetric(&capture.stop(), &NICS, true);
         assert!(flows > loads.len(), "{what}: {flows} connections seen both ways");
         assert_eq!(node.ns.backends(), [pair[1]], "after {what}");
@@ -66,7 +66,7 @@ fn by_up() {
     moves(|layout, to| layout.node.up(&settings(to.name())));
 }
 
-/// The ADD of the only network that the node has; its DEL finds the new backend.
+/// Moves by an ADD of the node's only network. The DEL then finds the new backend.
 #[test]
 fn by_add() {
     moves(|layout, to| {
@@ -75,7 +75,7 @@ fn by_add() {
     });
 }
 
-/// A DEL need not know with which backend the pod was enrolled.
+/// A DEL does not depend on the backend of the pod's ADD.
 #[test]
 fn a_del_with_another_backend() {
     for pair in WAY.windows(2) {
@@ -91,7 +91,7 @@ fn a_del_with_another_backend() {
     }
 }
 
-/// All pods of the node come along, of either family.
+/// All pods of the node move to the new backend, over both families.
 #[test]
 fn pods_come_along() {
     let layout = two_nics();
@@ -99,7 +99,8 @@ fn pods_come_along() {
     for pod in &layout.pods {
         layout.node.add(&settings(WAY[0].name()), pod);
     }
-    // Without their own way back, they are reached by eth1 only as enrolled pods.
+    // The layout's own rules make the pods reachable through eth1. Without them, only symroute
+    // does.
     layout.node.ns.ip("rule del pref 1536");
     layout.node.ns.ip6("rule del pref 1536");
     for to in &WAY[1..] {

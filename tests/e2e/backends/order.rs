@@ -1,4 +1,4 @@
-//! Rules of others in the chains that ours are jumped to from.
+//! Rules of other programs in the chains that jump to symroute's.
 
 use super::{VARIANTS, foreign, settings};
 use crate::lab::backend::Backend;
@@ -9,7 +9,7 @@ use crate::lab::proof::Proof;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{NODE, two_nics};
 
-/// A firewall that has seen enough of established connections, and some rules that tell the order.
+/// A firewall that accepts established connections early, and rules that show the order.
 const RULES: &str = "-t mangle -N FIREWALL
     -t mangle -A PREROUTING -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
     -t mangle -A PREROUTING -m mark --mark 0xb0000 -j FIREWALL
@@ -23,14 +23,14 @@ const RULES: &str = "-t mangle -N FIREWALL
     -t mangle -A POSTROUTING -m mark --mark 0xa0000 -j ACCEPT
     -t mangle -A FIREWALL -m mark --mark 0xc0000 -j DROP";
 
-/// The table mangle less what is ours.
+/// The table mangle without symroute's rules.
 fn of_others(node: &Node, variant: Backend) -> Vec<String> {
     let text = node.ns.mangle(variant);
     let lines = text.lines().filter(|line| !line.contains("symroute"));
     lines.map(|line| line.split(" [").next().unwrap_or(line).to_owned()).collect()
 }
 
-/// The first rule of each chain of the kernel's jumps to ours, and only that one.
+/// Asserts that in each base chain the first rule, and no other, jumps to symroute's chain.
 fn assert_ours_are_first(node: &Node, variant: Backend) {
     for v6 in [false, true] {
         assert_ours_is_first(&node.ns.mangle_of(variant, v6));
@@ -61,7 +61,7 @@ fn rules_of_others_keep_their_order() {
             assert_eq!(of_others(node, variant), there, "{variant:?}, after {what}");
             if is_there {
                 assert_ours_are_first(node, variant);
-                // Replies by eth1, though somebody accepts them behind us.
+                // Replies leave through eth1, although a later rule accepts them.
                 proof.assert_flows_work(&[layout.flow_to_host()], &["eth0", "eth1"], 1);
             }
         };
@@ -85,7 +85,7 @@ fn rules_of_others_keep_their_order() {
     }
 }
 
-/// `status` says that something is wrong, and where.
+/// Asserts that `status` reports a fault and names the chain.
 fn assert_told(node: &Node, chain: &str) {
     for arguments in [&["status"][..], &["status", "--json"]] {
         let status = node.symroute(arguments);
@@ -94,7 +94,7 @@ fn assert_told(node: &Node, chain: &str) {
     }
 }
 
-/// A firewall that starts after us and takes the first place.
+/// A firewall that starts after symroute and puts its rules first.
 #[test]
 fn somebody_comes_first() {
     for variant in VARIANTS {
@@ -117,7 +117,7 @@ fn somebody_comes_first() {
     }
 }
 
-/// Putting ourselves first again leaves no moment in which ours are not there at all.
+/// While symroute moves its rules back to the front, there is no moment without them.
 #[test]
 fn first_again_without_a_gap() {
     for variant in VARIANTS {
@@ -149,7 +149,7 @@ fn first_again_without_a_gap() {
     }
 }
 
-/// The rule above is one that really harms, so that the tests above can fail.
+/// Shows that the rule of the tests above does harm, so that those tests can fail.
 #[test]
 fn a_rule_before_us_harms() {
     let layout = two_nics();

@@ -1,5 +1,5 @@
-//! A tool that is started fails, before or after it has done its work: the ADD fails and leaves
-//! nothing, or it does without. Where the tools are missing, the error says what to install.
+//! A tool fails before or after its work. The ADD then fails and leaves nothing behind, or it
+//! succeeds without that tool. Where tools are missing, the error says what to install.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -15,8 +15,8 @@ use crate::lab::two_nics::two_nics;
 
 const SYSTEM: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A folder with a program for each tool of iptables and ipset, which counts how many have been
-/// started, and fails where that is told.
+/// A folder with a stand-in for each tool of iptables and ipset, which counts its calls and fails
+/// when the file `fail` says so.
 struct Tools(PathBuf);
 
 impl Tools {
@@ -41,13 +41,13 @@ impl Tools {
         tools
     }
 
-    /// From now on, the tool with this number fails; 0 for none.
+    /// Makes the tool with this number fail from now on; 0 for none.
     fn arm(&self, number: usize, when: &str) {
         fs::write(self.0.join("count"), "0").expect("reset the count");
         fs::write(self.0.join("fail"), format!("{number} {when}")).expect("tell which");
     }
 
-    /// How many have been started.
+    /// Number of tools started so far.
     fn count(&self) -> usize {
         let count = fs::read_to_string(self.0.join("count")).expect("the count");
         count.trim().parse().expect("a number")
@@ -76,7 +76,7 @@ fn script(folder: &Path, name: &str) -> String {
     .replace("\n         ", "\n")
 }
 
-/// Each tool of the first ADD fails once, in either way.
+/// Each tool of the first ADD fails once before and once after its work.
 fn each_fails(variant: Backend) {
     let layout = two_nics();
     let (node, pod, settings) = (&layout.node, &layout.pods[1], settings(variant.name()));
@@ -126,7 +126,7 @@ fn each_of_iptables_legacy_fails() {
     each_fails(Backend::IptablesLegacy);
 }
 
-/// Each tool of the last DEL fails once: the DEL succeeds, and the next one does the rest.
+/// Each tool of the last DEL fails once. The DEL succeeds, and the next one completes the work.
 #[test]
 fn each_of_the_last_del_fails() {
     for variant in VARIANTS {
@@ -153,7 +153,7 @@ fn each_of_the_last_del_fails() {
     }
 }
 
-/// Nothing of iptables is installed: code and words, and nothing is changed.
+/// No iptables tool is installed: the error has its code and words, and nothing changes.
 #[test]
 fn tools_that_are_missing() {
     let hidden =
@@ -169,7 +169,7 @@ fn tools_that_are_missing() {
             assert!(text.contains(word), "does not say {word}: {text}");
         }
         before.assert_unchanged(&Snapshot::take(node));
-        // The default needs none of them.
+        // The default backend needs no tool.
         let add = node.call_of("ADD", &settings("auto"), &layout.pods[1]);
         node.call_under(&["sh", "-c", hidden, "sh"], &add).assert_success("ADD with \"auto\"");
         node.del(&settings("auto"), &layout.pods[1]);

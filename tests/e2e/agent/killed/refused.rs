@@ -1,5 +1,5 @@
-//! Settings that can't work on the node, and a kill at each change of the agent that has them: the conflist
-//! stays as the primary wrote it, and the kernel as it was.
+//! Settings that cannot work on the node, with a kill at each change of the agent. The conflist
+//! stays as the primary wrote it, and the kernel state stays as it was.
 
 use std::fs;
 use std::thread;
@@ -12,7 +12,7 @@ use crate::lab::two_nics::NICS;
 use crate::node_first::refusals;
 
 impl Scene {
-    /// Whether an agent refuses the settings with this word.
+    /// Whether the agent refuses its settings with this word.
     fn refuses(&self, word: &str) -> bool {
         let (code, text) = self.node().agents_page("/readyz");
         code == 503 && text.contains(word)
@@ -24,7 +24,7 @@ impl Scene {
         assert_eq!(text, conflist(self.node(), None), "{when}");
     }
 
-    /// Kills an agent with these settings at each of its changes; how many there were.
+    /// Kills an agent with these settings at each of its changes, and returns their number.
     fn strike_all_refused(&self, word: &str) -> usize {
         let before = Snapshot::take(self.node());
         let changes = self.run_until(None, || self.refuses(word)).changes;
@@ -41,7 +41,7 @@ impl Scene {
         made.len()
     }
 
-    /// What the agent has put on the disk goes, so that it does so again.
+    /// Removes the agent's files from the disk, so that the next run writes them again.
     fn forget(&self) {
         for name in ["symroute", ".symroute.new"] {
             let _ = fs::remove_file(self.folders[1].join(name));
