@@ -1,5 +1,5 @@
-//! What is wrong is told in a CNI error that names the key, the value and the way out, and
-//! nothing changes on the node, whether it has pods already or not.
+//! Bad input gets a CNI error that names the key, the value and the remedy. Nothing changes on the
+//! node, whether it has pods or not.
 
 mod calls;
 mod files;
@@ -18,21 +18,21 @@ use crate::lab::plugin::Call;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{NICS, TwoNics, two_nics};
 
-/// What becomes of the node before the wrong calls.
+/// State of the node before the bad calls.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Start {
-    /// Nothing of ours is there.
+    /// Nothing of symroute is on the node.
     Empty,
-    /// A pod of the same network is enrolled.
+    /// A pod of the same network is attached.
     InUse,
 }
 
-/// The settings of the pod that is enrolled already.
+/// The settings of the pod that is already attached.
 fn good() -> Value {
     json!({"uplinks": NICS})
 }
 
-/// Prepares a node, runs `work` with it and proves that the pod of before is still served.
+/// Prepares a node, runs `work` with it and proves that the earlier pod is still served.
 fn on_a_node(start: Start, work: impl FnOnce(&TwoNics)) {
     let mut layout = two_nics();
     let enrolled = (start == Start::InUse).then(|| layout.pod_behind_eth1(1));
@@ -49,7 +49,7 @@ fn on_a_node(start: Start, work: impl FnOnce(&TwoNics)) {
     before.assert_unchanged(&Snapshot::take(&layout.node));
 }
 
-/// What is wrong with an answer that has to be a CNI error with this code and these words.
+/// Lists what is wrong with an answer that has to be a CNI error with this code and these words.
 fn complaints(node: &Node, call: &Call, code: u64, words: &[&str]) -> Vec<String> {
     let ran = node.call(call);
     let mut wrong = Vec::new();
@@ -70,8 +70,8 @@ fn complaints(node: &Node, call: &Call, code: u64, words: &[&str]) -> Vec<String
     wrong
 }
 
-/// Panics with all that is wrong unless each call is answered by an error with this code and these
-/// words and leaves the node as it is.
+/// Asserts that each call gets an error with this code and these words, and leaves the node as it
+/// is. A panic lists all faults.
 fn assert_refused(layout: &TwoNics, cases: &[(Call, u64, &[&str])]) {
     let node = &layout.node;
     let before = Snapshot::take(node);
@@ -98,7 +98,8 @@ fn refuses_settings(start: Start, table: &[(Value, &'static [&'static str])]) {
     });
 }
 
-/// Only where masquerade steering by name is possible: with iptables that is told first.
+/// Not with an iptables backend: there the plugin first reports that masquerade steering by name is
+/// impossible.
 fn wrong_name_of_an_uplink() -> Option<(Value, &'static [&'static str])> {
     (!Backend::of_run().is_iptables()).then(|| {
         let settings = json!({"uplinks": NICS, "masquerade": {"via": "eth7"}});
@@ -106,7 +107,7 @@ fn wrong_name_of_an_uplink() -> Option<(Value, &'static [&'static str])> {
     })
 }
 
-/// Settings with one wrong value each, and what has to be said.
+/// Settings with one wrong value each, and words that the error has to contain.
 fn wrong_values() -> Vec<(Value, &'static [&'static str])> {
     vec![
         (json!({"uplinks": "eth0"}), &["\"uplinks\"", "\"eth0\"", "allowed: a list"]),
@@ -189,7 +190,8 @@ fn a_wrong_value_on_a_node_in_use() {
     refuses_settings(Start::InUse, &table);
 }
 
-/// Two networks that disagree: both are named with the key, and the first stays in force.
+/// Two networks that disagree: the error names both and the key, and the settings of the first stay
+/// in force.
 #[test]
 fn networks_that_disagree() {
     let keys = [
@@ -212,14 +214,14 @@ fn networks_that_disagree() {
             let words = ["\"other\"", "\"lab\"", "in force", &key, &value, "the same value"];
             assert_refused(layout, &[(add(layout, &settings), 7, &words)]);
         }
-        // Agreed, in another spelling: the second network is served as well.
+        // The same values in another spelling: the plugin serves the second network as well.
         let settings = json!({"uplinks": NICS, "name": "other", "markMask": "7936", "host": true});
         layout.node.add(&settings, &layout.pods[0]);
         layout.node.del(&settings, &layout.pods[0]);
     });
 }
 
-/// A network without a pod of its own counts as long as a conflist names it.
+/// A network without a pod counts as long as a conflist names it.
 #[test]
 fn a_network_that_disagrees_with_up() {
     let layout = two_nics();
@@ -237,7 +239,7 @@ fn a_network_that_disagrees_with_up() {
     let words: &[&str] = &["\"other\"", "\"lab\"", "\"hairpin\"", "true", "false"];
     assert_refused(&layout, &[(add(&layout, &settings), 7, words)]);
     assert_all_work(&[layout.flow_to_host()]);
-    // The conflist is replaced by the one of another network.
+    // The conflist of another network takes its place.
     fs::remove_file(&file).expect("remove the conflist");
     node.add(&settings, &layout.pods[0]);
     assert_all_work(&[layout.flow_to_host()]);

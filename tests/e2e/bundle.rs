@@ -1,4 +1,5 @@
-//! The file for a report of a problem: what is in it, what never is, and that nothing is changed.
+//! The file for a problem report: what it contains, what it never contains, and that the tool
+//! changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,12 +16,12 @@ use crate::lab::plugin::{Call, Ran, TOOL};
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{NICS, two_nics};
 
-/// The name that the tool finds for its host.
+/// The host name that the tool finds.
 const HOST: &str = "lab-host-17.example.internal";
-/// What stands where secrets stand.
+/// A secret that must never be in the file.
 const SECRET: &str = "eyJhbGciOiJSUzI1NiIsImtpZCI6";
 
-/// A conf dir with a token in a conflist and a kubeconfig beside it.
+/// Makes a folder with a token in a conflist and a kubeconfig beside it.
 fn conf_dir(node: &Node) -> PathBuf {
     let folder = node.dir.join("net.d");
     fs::create_dir_all(&folder).expect("make the conf dir");
@@ -45,7 +46,7 @@ fn conf_dir(node: &Node) -> PathBuf {
     folder
 }
 
-/// Calls the tool on a node whose host has a name of its own, with a secret among its variables.
+/// Calls the tool on a node with its own host name and with a secret among its variables.
 fn called(node: &Node, under: &[&str], arguments: &[&str]) -> Ran {
     let named = format!("echo {HOST} >/proc/sys/kernel/hostname && exec \"$@\"");
     let prefix = ["unshare", "--uts", "sh", "-c", &named, "sh"];
@@ -53,7 +54,7 @@ fn called(node: &Node, under: &[&str], arguments: &[&str]) -> Ran {
     node.call_program(&[&prefix[..], under].concat(), &call)
 }
 
-/// The bundle of a node, unpacked by tar: the text of each file by its name.
+/// Makes a bundle and unpacks it with tar: its bytes, and the text of each file by its name.
 fn bundle(node: &Node, name: &str, more: &[&str]) -> (Vec<u8>, BTreeMap<String, String>) {
     let (file, folder) = (node.dir.join(name), conf_dir(node));
     let paths = [file.to_str().expect("UTF-8"), folder.to_str().expect("UTF-8")];
@@ -90,7 +91,7 @@ fn json_of(files: &BTreeMap<String, String>, name: &str) -> Value {
     serde_json::from_str(&files[name]).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The requests that `explain --all` has in its table.
+/// The requests in the table of `explain --all`.
 fn requests_of(table: &Value) -> Vec<Value> {
     let list = |value: &Value| value.as_array().expect("a list").clone();
     let cells = list(&table["rows"]).into_iter().flat_map(|row| list(&row["cells"]));
@@ -134,7 +135,7 @@ fn it_has_what_a_report_needs() {
     assert_eq!(read("version.json")["host"], HOST);
     assert_eq!(read("status.json")["uplinks"][1]["counters"]["connectionsBound"], 1);
     assert!(read("doctor.json")["findings"].is_array());
-    // By each uplink to each address of the node.
+    // On each uplink to each address of the node.
     let requests = requests_of(&read("explain-ipv4.json"));
     assert!(requests.len() >= 4, "{requests:?}");
     assert!(files["rules-ipv4.txt"].contains("402: fwmark 0x200/0xf00 lookup 47002"));
@@ -159,7 +160,7 @@ fn it_has_what_a_report_needs() {
     }
     let text = String::from_utf8_lossy(&bytes);
     assert!(!text.contains(SECRET), "a secret");
-    // A file that is there stays as it is.
+    // The tool does not overwrite an existing file.
     let file = node.dir.join("one.tar");
     let ran = called(node, &[TOOL], &["bundle", file.to_str().expect("UTF-8")]);
     assert_eq!(ran.code, Some(1), "{}", ran.stdout);
@@ -167,7 +168,7 @@ fn it_has_what_a_report_needs() {
     assert_eq!(fs::read(&file).expect("read"), bytes);
 }
 
-/// A node with an address for each Service, as IPVS makes them.
+/// A node with an address for each Service, as IPVS creates them.
 #[test]
 fn many_addresses_are_not_all_explained() {
     let layout = two_nics();
@@ -183,7 +184,7 @@ fn many_addresses_are_not_all_explained() {
     assert_eq!(to, [json!("10.20.0.10"), json!("10.21.0.10")]);
 }
 
-/// Without symroute, on standard output, and in a file that has the host's name.
+/// Makes bundles without symroute: on standard output, and in a file named after the host.
 #[test]
 fn a_node_without_symroute() {
     let layout = two_nics();
@@ -210,7 +211,7 @@ fn a_node_without_symroute() {
     }
 }
 
-/// Letters and digits of a text, apart from everything else.
+/// The words of a text, made of letters, digits, `.` and `:`.
 fn words(text: &str) -> BTreeSet<&str> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || ".:".contains(c))).collect()
 }
@@ -244,7 +245,7 @@ fn it_can_be_anonymous() {
     for secret in ["fd12:3456:789a:", "10-21-0-10", &macs[0], &macs[1], "lab-host-17", SECRET] {
         assert!(!text.contains(&secret.to_lowercase()), "{secret}");
     }
-    // Equal addresses are equal everywhere, and subnets are still subnets.
+    // An address has the same pseudonym everywhere, and subnets are still subnets.
     let status = json_of(&files, "status.json");
     let links = json_of(&files, "links.json");
     let eth1 = links.as_array().expect("links").iter().find(|l| l["name"] == "eth1").expect("eth1");
@@ -265,7 +266,7 @@ fn it_can_be_anonymous() {
     assert_eq!(requests[0]["from"], "192.0.2.1", "documentation addresses stay");
     let dashed = own.replace('.', "-");
     assert_eq!(files["log.txt"], format!("host-1: no route to {router}, ip-{dashed}\n"));
-    // Numbers that are no addresses stay.
+    // Numbers that are not addresses stay.
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("read");
     let version = json_of(&files, "version.json");
     assert_eq!(version["kernel"], kernel.trim());
@@ -279,7 +280,7 @@ fn it_can_be_anonymous() {
     assert!(files["rules-ipv4.txt"].contains("402: fwmark 0x200/0xf00 lookup 47002"));
 }
 
-/// A user without root gets what the kernel allows, and a list of the rest.
+/// A user without root gets what the kernel allows, and a list of what is missing.
 #[test]
 fn without_root_the_rest_is_named() {
     let layout = two_nics();

@@ -1,4 +1,4 @@
-//! The plugin gives up the capabilities that it does not need, and its tools get none of them.
+//! The plugin gives up the capabilities that it does not need, and passes hardly any to its tools.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,16 +13,16 @@ use crate::lab::two_nics::{NICS, two_nics};
 
 /// `NET_ADMIN` and `NET_RAW`.
 const NETWORK: u64 = 1 << 12 | 1 << 13;
-/// To take capabilities from the tools.
+/// Allows the plugin to take capabilities from its tools.
 const SETPCAP: u64 = 1 << 8;
-/// To look at a network namespace below `/proc/PID`.
+/// Allows a look at a network namespace below `/proc/PID`.
 const SYS_PTRACE: u64 = 1 << 19;
-/// To enter a network namespace.
+/// Allows the plugin to enter a network namespace.
 const SYS_ADMIN: u64 = 1 << 21;
-/// To load modules of the kernel.
+/// Allows the tools to load kernel modules.
 const SYS_MODULE: u64 = 1 << 16;
 
-/// The plugin, which waits for its configuration.
+/// A plugin that waits for its configuration on stdin.
 struct Waiting(Child);
 
 impl Drop for Waiting {
@@ -41,7 +41,8 @@ fn the_plugin_keeps_what_a_verb_needs() {
         let file = format!("/proc/{}/status", waiting.0.id());
         let status = || fs::read_to_string(&file).expect("it runs");
         let wanted = NETWORK | SETPCAP | SYS_PTRACE;
-        // Only the settings say whether it has to enter a pod's namespace. Until then this allows nothing.
+        // Whether the plugin has to enter a pod's namespace depends on the settings. Until it reads
+        // them, it keeps the capability permitted but not effective.
         let reserve = wanted | SYS_ADMIN;
         until("it has given up the others", || capabilities(&status(), "CapPrm") & !reserve == 0);
         assert_eq!(capabilities(&status(), "CapPrm"), reserve, "{verb}");
@@ -50,7 +51,7 @@ fn the_plugin_keeps_what_a_verb_needs() {
     }
 }
 
-/// A tool that says what it may, in the place of the one of iptables.
+/// Puts a stand-in for an iptables tool first in `PATH`. It records its capabilities.
 #[test]
 fn its_tools_are_bounded() {
     let layout = two_nics();

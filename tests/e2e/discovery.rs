@@ -1,5 +1,5 @@
-//! Which interfaces are uplinks and where their gateways come from, as `status --json` tells and
-//! as packets show.
+//! Which interfaces are uplinks and where their gateways come from, according to `status --json`
+//! and to packets.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ fn status(node: &Node) -> Value {
     serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.stdout))
 }
 
-/// name, id, table, IPv4 gateway and source of each uplink.
+/// Name, id, table, IPv4 gateway and its source of each uplink.
 pub(crate) fn uplinks(node: &Node) -> Vec<String> {
     let report = status(node);
     let list = report["uplinks"].as_array().expect("a list").iter();
@@ -31,7 +31,8 @@ pub(crate) fn uplinks(node: &Node) -> Vec<String> {
 #[test]
 fn auto_takes_what_leads_outside_and_nothing_else() {
     let (mut router, node) = (Router::new(), Node::new("node"));
-    // veths never count, so the NICs are macvlans on them; the sixth has no route at all.
+    // `"auto"` takes a veth only with main's default route, so the NICs are macvlans on veths. eth2
+    // and eth3 have no route yet.
     for n in 0..4 {
         router.plug(&format!("eth{n}"), &node.ns, &format!("wire{n}"), &[&format!("10.2{n}.0.1")]);
         node.ns.ip(&format!(
@@ -60,7 +61,7 @@ fn auto_takes_what_leads_outside_and_nothing_else() {
             "tun0 3 47003 none, point-to-point",
         ]
     );
-    // Ids stay although eth3 comes before tun0.
+    // Ids stay although eth3 sorts before tun0.
     node.ns.ip("route add default via 10.23.0.1 dev eth3 metric 50");
     node.up(&settings);
     assert_eq!(uplinks(&node)[2], "tun0 3 47003 none, point-to-point");
@@ -95,7 +96,7 @@ fn a_gateway_comes_from_the_settings_where_none_can_be_found() {
     node.down();
 }
 
-/// Fifteen uplinks, the most that the default mask has ids for; each answers by itself.
+/// Fifteen uplinks, the most that the default mask has ids for. Each answers through itself.
 #[test]
 fn fifteen_uplinks_each_answer_by_themselves() {
     let (mut router, node) = (Router::new(), Node::new("node"));
@@ -120,7 +121,7 @@ fn fifteen_uplinks_each_answer_by_themselves() {
         .collect();
     let broken: Vec<_> = flows[1..].iter().map(|flow| flow.name.as_str()).collect();
     assert_only_these_fail(&flows, &broken);
-    // Half-open connections of the baseline go on for a while; their packets are none of ours.
+    // Half-open connections of the baseline still send packets, which are not part of this test.
     node.ns.exec(&["conntrack", "-F"], "");
     let proof = Proof::begin(&node, &router);
     node.up(&json!({"uplinks": ["eth*"]}));
@@ -129,7 +130,7 @@ fn fifteen_uplinks_each_answer_by_themselves() {
     proof.assert_as_before();
 }
 
-/// Any mask, priority and table base do the same.
+/// Any mask, priority and table base work equally well.
 #[test]
 fn other_masks_priorities_and_tables() {
     for (mask, priority, base) in

@@ -1,4 +1,5 @@
-//! What `doctor` finds: each condition is made on a node, and exactly that finding is expected.
+//! The findings of `doctor`: each test creates a condition on a node and expects exactly that
+//! finding.
 
 mod bpf;
 mod bypass;
@@ -16,7 +17,7 @@ use crate::lab::node::Node;
 use crate::lab::traffic::{Proto, ask};
 use crate::lab::two_nics::{NICS, NODE, two_nics};
 
-/// The ids and severities that it finds, in order; its exit code has to fit.
+/// Severity and id of each finding, in order. Asserts that the exit code fits.
 fn found(node: &Node, more: &[&str]) -> Vec<String> {
     let report = report(node, more);
     let word = |finding: &Value, key: &str| finding[key].as_str().expect("text").to_owned();
@@ -38,7 +39,7 @@ fn report(node: &Node, more: &[&str]) -> Value {
     report
 }
 
-/// The node of the first field report: the finding names rule, table and router of the wrong way.
+/// The node of the first field report. The finding names rule, table and router of the wrong path.
 #[test]
 fn a_node_without_symroute() {
     let layout = two_nics();
@@ -57,7 +58,7 @@ fn a_node_without_symroute() {
     ] {
         assert!(text.contains(words), "{words:?} in {report:#}");
     }
-    // What it says is what happens.
+    // The finding is true: the request gets no answer.
     let to = format!("{}:10250", NODE[1]).parse().expect("an address");
     assert!(ask(&layout.client, Proto::Tcp, to, BASELINE).is_err(), "the client gets no answer");
     let text = node.symroute(&["doctor", "--for", "0s"]).stdout;
@@ -109,7 +110,7 @@ fn what_other_programs_do_to_a_node() {
     node.ns.sysctl("ipv4/conf/eth1/rp_filter", "2");
     node.up(&json!({ "uplinks": NICS }));
     assert_eq!(found(node, &[]), ["note loose-rp-filter", "note no-agent"]);
-    // The larger value counts: to set that of eth1 alone would do nothing.
+    // The kernel uses the larger value, so setting that of eth1 alone would change nothing.
     node.ns.sysctl("ipv4/conf/all/rp_filter", "2");
     node.ns.sysctl("ipv4/conf/eth0/rp_filter", "1");
     node.ns.sysctl("ipv4/conf/eth1/rp_filter", "1");

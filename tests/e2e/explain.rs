@@ -1,4 +1,4 @@
-//! What `explain` says of a request, and what becomes of that request on the wire.
+//! Compares what `explain` says of a request with what happens to it on the wire.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use crate::lab::flows::{BASELINE, PATIENT, assert_all_work, assert_only_these_fa
 use crate::lab::traffic::{Connection, Proto, ask};
 use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 
-/// A client's request to an address of the node or of a pod, and the NIC that it comes in by.
+/// A client's request to an address of the node or of a pod, and the NIC that it arrives on.
 struct Request {
     nic: &'static str,
     to: SocketAddr,
@@ -21,7 +21,7 @@ impl Request {
         if self.to.is_ipv4() { CLIENT } else { CLIENT6 }
     }
 
-    /// Whether the client gets an answer. Where it must not, the test does not wait long.
+    /// Whether the client gets an answer. Where it must not, the test waits only briefly.
     fn is_answered(&self, layout: &TwoNics, expected: bool) -> bool {
         let deadline = if expected { PATIENT } else { BASELINE };
         ask(&layout.client, Proto::Tcp, self.to, deadline).is_ok()
@@ -45,7 +45,7 @@ impl Request {
     }
 }
 
-/// The part about the node as it is now.
+/// The part of the report that describes the node as it is now.
 fn now(request: &Value) -> &Value {
     let is_with = request["inForce"] == true && !request["with"].is_null();
     &request[if is_with { "with" } else { "without" }]
@@ -68,7 +68,7 @@ fn requests() -> Vec<Request> {
     all
 }
 
-/// Asks about each request and sends it; how many were answered, and how many were not.
+/// Explains and sends each request. Returns the numbers of answered and of unanswered ones.
 fn compare(layout: &TwoNics, what: &str, config: &str) -> (usize, usize) {
     let mut counts = (0, 0);
     for request in requests() {
@@ -107,7 +107,7 @@ fn its_verdict_is_what_happens() {
     }
 }
 
-/// The cause is named as a person needs it.
+/// `explain` names the rule, the table and the router that an operator has to look at.
 #[test]
 fn it_names_rule_table_and_router() {
     let layout = two_nics();
@@ -146,7 +146,7 @@ fn it_names_rule_table_and_router() {
     }
 }
 
-/// What symroute leaves alone, with the reason.
+/// Requests that symroute does not bind, and the reason that `explain` gives.
 #[test]
 fn it_says_why_a_request_is_not_bound() {
     let layout = two_nics();
@@ -170,7 +170,7 @@ fn it_says_why_a_request_is_not_bound() {
     }
 }
 
-/// A Service by a NodePort of every address, with a backend here and one elsewhere.
+/// A Service on a NodePort of every address, with one backend on this node and one elsewhere.
 const SERVICE: &str = "table ip kube-proxy {
   map ports {
     type inet_proto . inet_service : verdict
@@ -241,7 +241,7 @@ fn all_of_a_node() {
     assert!(ask(10250).is_err(), "what it calls lost is lost");
 }
 
-/// A NodePort has an answer for each backend, and each is named with the chain that chose it.
+/// `explain` describes an answer for each backend of a NodePort, and names the chain that chose it.
 #[test]
 fn each_backend_of_a_service() {
     let layout = two_nics();
@@ -270,7 +270,7 @@ fn each_backend_of_a_service() {
     assert!(client.is_err(), "and it does");
 }
 
-/// Of a connection that is alive, conntrack says the backend and the uplink.
+/// For a live connection `explain` takes backend and uplink from conntrack.
 #[test]
 fn a_connection_that_is_alive() {
     let layout = two_nics();
@@ -278,7 +278,7 @@ fn a_connection_that_is_alive() {
     node.ns.nft(SERVICE);
     node.up(&json!({ "uplinks": NICS }));
     let to = format!("{}:30080", NODE[1]).parse().expect("an address");
-    // The other backend is the client itself, which has a server too.
+    // The other backend is the client itself, which runs a server too.
     let alive = (0..20).find_map(|_| {
         let mut connection = Connection::open(&layout.client, to, BASELINE).ok()?;
         connection.ask().is_ok_and(|answer| answer.who == "pod1").then_some(connection)
@@ -303,7 +303,7 @@ fn a_connection_that_is_alive() {
     node.down();
 }
 
-/// Two pods side by side: by their addresses, and by their names in the runtime's cache.
+/// Compares two pods by their addresses, and by their names in the runtime's cache.
 #[test]
 fn pods_are_compared() {
     let layout = two_nics();
@@ -361,7 +361,7 @@ fn pods_are_compared() {
     node.down();
 }
 
-/// What a pod sends: the way that it takes, as a counter on the wire shows.
+/// Path of what a pod sends, as a counter on the wire confirms.
 #[test]
 fn what_a_pod_sends() {
     let layout = two_nics();
@@ -392,7 +392,7 @@ fn what_a_pod_sends() {
     }
 }
 
-/// A rule for the quality of service writes the whole mark of connections, behind symroute's.
+/// A quality-of-service rule overwrites the whole conntrack mark after symroute's rules.
 #[test]
 fn a_connection_mark_that_is_overwritten_on_the_way() {
     let mut layout = two_nics();

@@ -1,5 +1,5 @@
-//! What an ADD and a DEL cost on a node where everything is in place: the same few system calls
-//! whatever else is on the node, and none of those that wait for others.
+//! Cost of an ADD and a DEL on a prepared node. The number of system calls is small and does not
+//! depend on what else is on the node. No call waits for other programs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,10 +14,10 @@ use crate::lab::snapshot::Snapshot;
 use crate::lab::strace::Syscall;
 use crate::lab::two_nics::{NICS, TwoNics, two_nics};
 
-/// How many pods "many" are.
+/// Number of pods on a node with many of them.
 const MANY: usize = 300;
 
-/// A node with a pod that stays, and another one that comes and goes.
+/// A node with a pod that stays, and another one that each test adds and deletes.
 struct Scene {
     layout: TwoNics,
     stays: Pod,
@@ -32,7 +32,7 @@ impl Scene {
         let before = Snapshot::take(&layout.node);
         let scene = Self { layout, stays, comes, before };
         scene.layout.node.add(&scene.settings(), &scene.stays);
-        // Makes the folders that only a first DEL needs.
+        // Creates the folders that only a first DEL needs.
         scene.layout.node.add(&scene.settings(), &scene.comes);
         scene.layout.node.del(&scene.settings(), &scene.comes);
         scene
@@ -53,7 +53,7 @@ impl Scene {
         calls
     }
 
-    /// ADD and DEL, by name how often each system call is made.
+    /// Number of each system call of an ADD and of a DEL, by name.
     fn costs(&self) -> [BTreeMap<String, usize>; 2] {
         ["ADD", "DEL"].map(|verb| {
             let mut costs = counted(self.traced(verb));
@@ -62,8 +62,8 @@ impl Scene {
         })
     }
 
-    /// `up` and `status`: the files that they open, and what they ask the kernel. How often a
-    /// program of iptables is read from is chance.
+    /// The files that `up` and `status` open, and their requests to the kernel. Without reads: how
+    /// often the tool reads from an iptables program is chance.
     fn looks(&self) -> [BTreeMap<String, usize>; 2] {
         let node = &self.layout.node;
         let file = node.dir.join("network.json");
@@ -82,7 +82,7 @@ impl Scene {
         self.many_of(MANY, verb);
     }
 
-    /// ADD or DEL of pods that have no more than a name and an address behind pod0's veth.
+    /// ADD or DEL of many pods that share pod0's veth. Each has only a name and an address.
     fn many_of(&self, count: usize, verb: &str) {
         let node = &self.layout.node;
         let netns = self.layout.pods[0].ns.path();
@@ -111,10 +111,10 @@ impl Scene {
     }
 }
 
-/// How much memory is asked for, and how often, is the allocator's business.
+/// Calls of the memory allocator, whose number varies.
 const ALLOCATOR: [&str; 4] = ["brk", "mmap", "munmap", "mremap"];
 
-/// How often each system call is made.
+/// Counts the system calls by name.
 fn counted(calls: Vec<Syscall>) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for call in calls {
@@ -123,7 +123,7 @@ fn counted(calls: Vec<Syscall>) -> BTreeMap<String, usize> {
     counts
 }
 
-/// Panics with the calls that a fast path must not make.
+/// Asserts that no call contains a forbidden word, and that no other program was executed.
 fn assert_fast(calls: &[Syscall], forbidden: &[&str]) {
     let starts = calls.iter().filter(|call| call.name == "execve").count();
     assert_eq!(starts, 1, "only the program itself is executed");
@@ -135,7 +135,8 @@ fn assert_fast(calls: &[Syscall], forbidden: &[&str]) {
     assert!(found.is_empty(), "on the fast path:\n{}", found.join("\n"));
 }
 
-/// What waits for others, changes what others wait for, or takes the longer the more there is.
+/// Calls that wait for other programs, change what others wait for, or take longer the more there
+/// is.
 const NEVER: [&str; 14] = [
     "flock(",
     "xtables.lock",
@@ -153,7 +154,8 @@ const NEVER: [&str; 14] = [
     "getdents",
 ];
 
-/// There is nothing to tell the kernel: a look-up or two shows that all is in place.
+/// On a prepared node an ADD changes nothing in the kernel: a look-up or two shows that all is in
+/// place.
 #[test]
 fn add_asks_for_little() {
     let scene = Scene::new();
@@ -161,16 +163,16 @@ fn add_asks_for_little() {
     assert_fast(&calls, &NEVER);
     let asks = calls.iter().filter(|call| call.is_request()).count();
     assert!(asks > 0, "strace shows the requests to netlink");
-    // The same pod again, as some runtimes do after their own restart.
+    // The pod's second ADD, as some runtimes send it after their own restart.
     assert_fast(&scene.traced("ADD"), &NEVER);
     scene.traced("DEL");
-    // Nor does it wait for what the DEL has begun.
+    // An ADD does not wait for work that the DEL has begun either.
     assert_fast(&scene.traced("ADD"), &NEVER);
     scene.traced("DEL");
     scene.end();
 }
 
-/// A DEL looks for another pod's file, so that it knows that it is not the last.
+/// A DEL looks for another pod's file to see that it is not the last one.
 #[test]
 fn del_asks_for_nothing() {
     let scene = Scene::new();
@@ -178,13 +180,13 @@ fn del_asks_for_nothing() {
     let no_socket = [&but[..], &["socket("]].concat();
     scene.traced("ADD");
     assert_fast(&scene.traced("DEL"), &no_socket);
-    // The second one that runtimes send, and one of a pod that we have never seen.
+    // Some runtimes send a second DEL, or one for a pod that never had an ADD.
     assert_fast(&scene.traced("DEL"), &no_socket);
     scene.end();
 }
 
-/// A pod with an annotation is in a set, so its ADD and DEL have something to tell. The next pod
-/// does not pay for it.
+/// A pod with an annotation is in a set, so its ADD and DEL change something in the kernel. The
+/// next pod does not pay for that.
 #[test]
 fn only_a_pod_with_an_annotation_pays_for_it() {
     let scene = Scene::new();
@@ -230,14 +232,14 @@ fn costs_do_not_grow_with_the_pods() {
     scene.end();
 }
 
-/// 100 attachments are more than a look reads.
+/// 100 attachments are more than one `up` or `status` reads.
 #[test]
 fn looks_do_not_grow_with_the_pods() {
     let scene = Scene::new();
     let node = &scene.layout.node;
     node.ns.ip("route add 10.30.0.0/16 dev enipod0 scope link");
     scene.many_of(100, "ADD");
-    // The first look writes where the next one begins.
+    // The first look records where the next one begins.
     scene.looks();
     let few = scene.looks();
     scene.many("ADD");

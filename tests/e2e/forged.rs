@@ -1,5 +1,5 @@
-//! What a host outside sends as part of connections of others: replies in the name of a local
-//! pod, answers to queries that were masqueraded, ICMP errors in the name of a host inside.
+//! Packets that a host outside sends into connections of other hosts. It forges replies of a local
+//! pod, answers to masqueraded queries, and ICMP errors of a host inside.
 //!
 //! ```text
 //!            client 203.0.113.9
@@ -14,8 +14,8 @@
 //!        pod0                pod1
 //! ```
 //!
-//! Without the plugin, strict `rp_filter` drops all of this, over IPv4. Over IPv6 there is no such
-//! thing: there the plugin must let nothing pass that the node without it would not.
+//! Without the plugin, strict `rp_filter` drops all of these packets over IPv4. IPv6 has no such
+//! filter: there the plugin must not let in more than a node without it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -39,7 +39,7 @@ fn ip(address: &str) -> IpAddr {
     address.parse().unwrap_or_else(|error| panic!("{address}: {error}"))
 }
 
-/// Without the plugin, and with it.
+/// Runs a test without and with the plugin.
 fn both_ways(test: impl Fn(bool, &TwoNics)) {
     for plugin in [false, true] {
         let layout = two_nics();
@@ -50,7 +50,8 @@ fn both_ways(test: impl Fn(bool, &TwoNics)) {
     }
 }
 
-/// What must not pass, and over IPv6 does so only without the plugin's doing.
+/// Asserts that the node dropped an IPv4 packet. Over IPv6 the packet may pass once, because the
+/// kernel passes it even without the plugin.
 fn assert_dropped(seen: Seen, from: SocketAddr, what: &str) {
     if from.is_ipv4() {
         assert_eq!(seen, DROPPED, "{what}");
@@ -67,7 +68,7 @@ fn forged_reply(proto: Proto, talk: &Talk) -> Vec<u8> {
     }
 }
 
-/// A reply of the server that another host sends, by each NIC.
+/// Forges replies of the server on each NIC.
 fn forged_replies(layout: &TwoNics, wire: &Wire<'_>, server: &Netns, address: &str) {
     for proto in [Proto::Tcp, Proto::Udp] {
         for nic in NICS {
@@ -91,7 +92,7 @@ fn replies_in_the_name_of_a_pod() {
     });
 }
 
-/// Its connections need the plugin, so there is no baseline.
+/// The pod's connections need the plugin, so there is no baseline.
 #[test]
 fn replies_in_the_name_of_a_pod_without_an_attachment() {
     let mut layout = two_nics();
@@ -104,7 +105,7 @@ fn replies_in_the_name_of_a_pod_without_an_attachment() {
     layout.node.down();
 }
 
-/// As kube-proxy and others do it, for queries to one port.
+/// Adds a masquerade rule like kube-proxy's, for queries to one port.
 pub(crate) fn masquerade(layout: &TwoNics) {
     layout.node.ns.nft(
         "table inet masq {
@@ -116,7 +117,7 @@ pub(crate) fn masquerade(layout: &TwoNics) {
     );
 }
 
-/// Answers of the client's address to a query that has left by this NIC of the node, by each.
+/// Forges answers to a masqueraded query that has left through `nic`, on each NIC.
 fn forged_answers(layout: &TwoNics, wire: &Wire<'_>, asker: &Netns, server: &str, nic: usize) {
     for by in [0, 1] {
         let listening = Listening::at(&layout.client, Proto::Udp, server, 5353);
@@ -147,7 +148,7 @@ fn answers_to_what_was_masqueraded() {
     });
 }
 
-/// An error for pod1 about a packet that it has sent to the client.
+/// An ICMP error for pod1 about a packet that it sent to the client.
 fn too_big(source: &str, talk: &Talk, pod: SocketAddr) -> Vec<u8> {
     let client = if pod == talk.server() { talk.client() } else { talk.server() };
     let mtu = if pod.is_ipv4() { 600 } else { 1290 };
@@ -155,7 +156,7 @@ fn too_big(source: &str, talk: &Talk, pod: SocketAddr) -> Vec<u8> {
     forge::icmp_error(ip(source), Complaint::TooBig(mtu), &about)
 }
 
-/// What pod1 believes of the way to the client, which it forgets with this.
+/// Whether pod1 has learnt a smaller path MTU to the client. Clears what it learnt.
 fn learnt(layout: &TwoNics, client: &str) -> bool {
     let pod = &layout.pods[1].ns;
     let way = pod.exec(&["ip", "route", "get", client], "");
@@ -164,18 +165,18 @@ fn learnt(layout: &TwoNics, client: &str) -> bool {
     way.contains("mtu 600") || way.contains("mtu 1290")
 }
 
-/// How a connection of pod1 came about.
+/// How a connection of pod1 began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Begun {
-    /// The client has called, when the plugin was not there yet, so it is bound to nothing.
+    /// The client called before the plugin was there, so the connection is not bound.
     CalledBefore,
-    /// The client has called.
+    /// The client called pod1.
     Called,
-    /// Pod1 has called the client.
+    /// Pod1 called the client.
     Calls,
 }
 
-/// Runs `look` on a connection of each kind, with pod1's end, without and with the plugin.
+/// Runs `look` on a connection of each kind, together with pod1's end. Without and with the plugin.
 fn for_each_connection(look: impl Fn(bool, &TwoNics, &Wire<'_>, Begun, (&Talk, SocketAddr))) {
     for (plugin, family) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
         let layout = two_nics();
@@ -197,7 +198,7 @@ fn for_each_connection(look: impl Fn(bool, &TwoNics, &Wire<'_>, Begun, (&Talk, S
     }
 }
 
-/// A pod without an attachment, with the rule that AWS makes for each.
+/// A pod without an attachment, with the rule that AWS adds for each pod.
 fn a_neighbour_of_the_pods(layout: &TwoNics) {
     layout.node.ns.ip("link add enix type veth peer name inside
          link set enix up
@@ -217,7 +218,7 @@ fn icmp_errors_in_the_name_of_a_host_inside() {
         };
         for (source, nic) in sources.iter().flat_map(|source| NICS.map(|nic| (source, nic))) {
             let seen = wire.send(nic, &[too_big(source, talk, end)]);
-            // Over IPv6 it passes without the plugin, too.
+            // Over IPv6 the packet passes without the plugin, too.
             let passes = u64::from(end.is_ipv6());
             let what = format!("{source} by {nic} to {end}, {begun:?}");
             assert!(seen.passed <= passes, "{what}: {seen:?}");
@@ -226,8 +227,8 @@ fn icmp_errors_in_the_name_of_a_host_inside() {
     });
 }
 
-/// A router between the client and us may reach us by any NIC. About what a pod has called, it is
-/// believed by the NIC that strict `rp_filter` takes its words from, as without the plugin.
+/// A router on the path to the client may send an error through any NIC. For connections that a pod
+/// opened, only the NIC that strict `rp_filter` accepts counts, as without the plugin.
 #[test]
 fn icmp_errors_of_a_host_outside_are_believed() {
     for_each_connection(|plugin, layout, wire, begun, (talk, end)| {

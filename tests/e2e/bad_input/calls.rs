@@ -1,4 +1,4 @@
-//! Variables and stdin that no runtime should pass, and VERSION.
+//! Variables and stdin that no runtime should pass, and the VERSION call.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::lab::two_nics::{TwoNics, two_nics};
 
 const ALL: [&str; 3] = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"];
 
-/// ADD and DEL with this on stdin.
+/// A call of this verb with this text on stdin.
 fn with_stdin(layout: &TwoNics, verb: &str, stdin: &str) -> Call {
     let pod = &layout.pods[0];
     Call::cni(verb, stdin, &pod.id, &pod.ns.path(), "eth0")
@@ -36,7 +36,7 @@ fn variables_that_are_missing() {
             &[
                 (none(&add), 4, &ALL),
                 (none(&del), 4, &["CNI_CONTAINERID", "CNI_IFNAME"]),
-                // Reported before a fault of the configuration.
+                // The plugin reports a missing variable before a fault of the configuration.
                 (with_stdin(layout, "ADD", "").with("CNI_IFNAME", ""), 4, &["CNI_IFNAME"]),
                 (add.clone().with("CNI_COMMAND", "GET"), 4, &["GET", "ADD", "DEL", "VERSION"]),
                 (add.clone().with("CNI_COMMAND", "add"), 4, &["unknown CNI_COMMAND: add"]),
@@ -62,7 +62,8 @@ fn variables_that_are_wrong() {
     });
 }
 
-/// A runtime that passes the node's own namespace, or none that exists, on ADD.
+/// An ADD for which the runtime passes the node's own network namespace, or one that does not
+/// exist.
 #[test]
 fn network_namespaces_that_are_not_the_pods() {
     on_both(|layout| {
@@ -124,7 +125,7 @@ fn names_and_versions() {
     });
 }
 
-/// The answer is in the version that was asked in.
+/// An error has the CNI version of its request.
 #[test]
 fn errors_speak_the_version_of_the_request() {
     let layout = two_nics();
@@ -136,7 +137,7 @@ fn errors_speak_the_version_of_the_request() {
     }
 }
 
-/// VERSION looks at nothing else: the library passes an empty stdin and a namespace "dummy".
+/// VERSION reads nothing else: libcni passes an empty stdin and a namespace "dummy".
 #[test]
 fn version_needs_nothing() {
     on_a_node(Start::InUse, |layout| {

@@ -1,4 +1,4 @@
-//! Files that another program has prepared, and values without an end.
+//! Files that another program has prepared, and files without an end.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -16,8 +16,8 @@ use crate::lab::damage::Damage;
 use crate::lab::plugin::{Call, Ran};
 use crate::lab::two_nics::{TwoNics, two_nics};
 
-/// A command of the tool with a limit of time, and of memory that reading all of an endless file would
-/// exceed.
+/// Runs a command of the tool with limits of time and memory. A tool that read an endless file to
+/// its end would exceed the memory limit.
 fn limited(layout: &TwoNics, arguments: &[&str]) -> Ran {
     let limits = ["timeout", "20", "prlimit", "--as=800000000"];
     let ran = layout.node.call_under(&limits, &Call::tool(arguments));
@@ -54,7 +54,7 @@ fn files_of_other_kinds_are_no_wait() {
     layout.node.down();
 }
 
-/// Whether a process without rights can lock this.
+/// Whether an unprivileged process can lock this file or folder.
 fn can_be_locked(path: &Path) -> bool {
     let without_rights = [
         "--reuid=65534",
@@ -76,7 +76,7 @@ fn allow(path: &Path, mode: u32) {
 fn only_root_can_lock_what_the_plugin_locks() {
     let layout = two_nics();
     let run = layout.node.dir.join("run");
-    // As an older release has left it.
+    // The mode that an older release left.
     allow(&run, 0o755);
     assert!(can_be_locked(&run), "the test can fail");
     layout.node.up(&good());
@@ -90,7 +90,7 @@ fn only_root_can_lock_what_the_plugin_locks() {
     allow(&file, 0o644);
     let config = crate::agent::plugin_object(&layout.node, &good());
     let agent = Agent::ready(&layout.node, &["--config", &config]);
-    // Also where the folder lets it.
+    // The file is also safe where the folder lets other users in.
     allow(&run, 0o755);
     assert!(!can_be_locked(&file));
     for entry in fs::read_dir(&run).expect("list the state") {

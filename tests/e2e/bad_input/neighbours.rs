@@ -1,4 +1,4 @@
-//! Settings that somebody else's state on the node rules out.
+//! Settings that conflict with another program's state on the node.
 
 use serde_json::{Value, json};
 
@@ -8,14 +8,14 @@ use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::NICS;
 
 struct Case {
-    /// `ip` commands that put the other's state in place, and away again.
+    /// `ip` commands that create the other program's state; `gone` removes it.
     there: &'static str,
     gone: &'static str,
     settings: Value,
     words: &'static [&'static str],
 }
 
-/// Settings other than those of a pod that is there already.
+/// Cases for any node. In use, their settings are not those of the attached pod.
 fn anywhere() -> Vec<Case> {
     let of = |key: &str, value: Value| json!({"uplinks": NICS, key: value});
     vec![
@@ -46,7 +46,7 @@ fn anywhere() -> Vec<Case> {
     ]
 }
 
-/// The same for the defaults, and what would harm a node in use.
+/// Cases for an empty node: conflicts with the defaults, and state that would harm a node in use.
 fn while_empty() -> Vec<Case> {
     let defaults = || json!({"uplinks": NICS});
     vec![
@@ -75,7 +75,7 @@ fn while_empty() -> Vec<Case> {
             words: &["\"rulePriority\"", "400", "local", "at 500", "set rulePriority above"],
         },
         Case {
-            // Cilium's proxies. It leaves bits for one uplink, and there are two.
+            // The rule of Cilium's proxies. It leaves mark bits for one uplink, and there are two.
             there: "rule add pref 9 fwmark 0x200/0xf00 lookup 2004",
             gone: "rule del pref 9",
             settings: defaults(),
@@ -106,7 +106,7 @@ fn in_the_way_on_a_node_in_use() {
     refuses(Start::InUse, &anywhere());
 }
 
-/// `up` refuses the same, in the words of the command line.
+/// `up` refuses the same settings with the same words.
 #[test]
 fn in_the_way_of_up() {
     on_a_node(Start::Empty, |layout| {

@@ -1,5 +1,5 @@
-//! prevResult: what is none is refused; every shape that a plugin may print is survived, and
-//! printed byte for byte.
+//! prevResult: the plugin refuses what is not a valid result. It accepts every shape that another
+//! plugin may print, and prints it byte for byte.
 
 use serde_json::json;
 
@@ -53,7 +53,7 @@ fn results_that_are_none() {
     }
 }
 
-/// Results with the addresses that each of them enrolls.
+/// Results, each with the addresses that an ADD attaches.
 const SHAPES: &[(&str, &[&str])] = &[
     ("{\"cniVersion\":\"1.0.0\"}", &[]),
     ("{\"cniVersion\":\"1.0.0\",\"interfaces\":null,\"ips\":null,\"dns\":{}}", &[]),
@@ -81,13 +81,13 @@ const SHAPES: &[(&str, &[&str])] = &[
          {\"version\":\"6\",\"address\":\"2001:DB8:20:0::51/128\"}]}",
         &["10.20.0.50", "10.20.0.51", "2001:db8:20::50", "2001:db8:20::51"],
     ),
-    // Addresses that nobody outside can ask.
+    // Addresses that no host outside can reach.
     (
         "{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"169.254.7.7/32\"},\
          {\"address\":\"fe80::7/64\"},{\"address\":\"127.0.0.1/8\"}]}",
         &[],
     ),
-    // White space, order of keys, escapes, numbers and keys that nobody knows, twice.
+    // White space, order of keys, escapes, numbers and duplicates of unknown keys.
     (
         " {\t\"ips\" :\r\n [ {\"address\"\n:\"\\u0031\\u0030.20.0.50\\/32\" } ]  ,\
          \"zeta\":1.50e+2,\"alpha\":123456789012345678901234567890,\"alpha\":-0.0,\
@@ -102,7 +102,7 @@ const SHAPES: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// On a node where each ADD is the first, and where another pod is enrolled.
+/// On a node where each ADD is the first, and on one where another pod is attached.
 #[test]
 fn results_of_every_shape() {
     for start in [Start::Empty, Start::InUse] {
@@ -136,7 +136,7 @@ fn assert_survived(layout: &TwoNics, prev_result: &str, addresses: &[&str]) {
     before.assert_unchanged(&Snapshot::take(node));
 }
 
-/// A result much larger than a pipe holds is passed on as well.
+/// The plugin also passes on a result that is much larger than a pipe's buffer.
 #[test]
 fn a_result_of_a_megabyte() {
     let layout = two_nics();

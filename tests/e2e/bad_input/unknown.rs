@@ -1,5 +1,5 @@
-//! Keys of our own object that nothing knows: refused where a person hands the object over, and
-//! told where it is in a conflist already.
+//! Unknown keys of symroute's own object. A command refuses the object that an operator passes to
+//! it, and `status` reports the keys of one that is already in a conflist.
 
 use std::fs;
 use std::path::Path;
@@ -29,7 +29,7 @@ fn assert_refused(ran: &Ran, what: &str) {
     assert!(said.contains(SAID) && said.contains("did you mean \"uplinks\"?"), "{what}: {said}");
 }
 
-/// The conf dir with flannel's conflist in it, for `conflist add` and the agent.
+/// Makes the folder with flannel's conflist, for `conflist add` and the agent.
 fn conf_dir(node: &Node) -> String {
     let folder = node.dir.join("net.d");
     fs::create_dir_all(&folder).expect("make the conf dir");
@@ -89,7 +89,7 @@ fn status_names_a_slip_in_a_conflist() {
     assert_eq!(report["off"].as_array().map(Vec::len), Some(1), "{report:#}");
     write(&file, &conflist(&json!({"type": "symroute", "uplinks": NICS})));
     assert_eq!(node.symroute(&words).code, Some(0));
-    // A boot is not to fail for a slip: the folder's conflist is used as an ADD would.
+    // A typing error must not stop the boot: `up` uses the folder's conflist as an ADD would.
     write(&file, &conflist(&slip));
     let ran = node.symroute(&["up", words[1], words[2]]);
     ran.assert_success("up --conf-dir");

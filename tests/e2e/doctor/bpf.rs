@@ -11,13 +11,13 @@ use crate::lab::not_run::kernel_lacks;
 use crate::lab::traffic::{Proto, ask};
 use crate::lab::two_nics::{NODE, two_nics};
 
-/// Types of programs, and where they are attached, as `linux/bpf.h` numbers them.
+/// Program and attach types of BPF, as `linux/bpf.h` numbers them.
 const SCHED_CLS: u32 = 3;
 const XDP: u32 = 6;
 const TCX_INGRESS: u32 = 46;
 const AT_XDP: u32 = 37;
 
-/// What `BPF_PROG_LOAD` takes.
+/// Attributes of `BPF_PROG_LOAD`.
 #[repr(C)]
 struct Load {
     kind: u32,
@@ -31,7 +31,7 @@ struct Load {
     attach_type: u32,
 }
 
-/// What `BPF_LINK_CREATE` takes.
+/// Attributes of `BPF_LINK_CREATE`.
 #[repr(C)]
 struct Attach {
     program: u32,
@@ -42,7 +42,7 @@ struct Attach {
 }
 
 fn bpf<T>(command: u32, attributes: &mut T) -> Result<OwnedFd, Errno> {
-    // SAFETY: the kernel reads as many bytes as it is told here, all of them of `attributes`.
+    // SAFETY: the kernel reads no more than the given size, which is that of `attributes`.
     let fd = unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
     };
@@ -51,9 +51,11 @@ fn bpf<T>(command: u32, attributes: &mut T) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A program that lets all packets go on, at an interface for as long as this lives.
+/// Attaches a program that passes all packets on. It stays attached until the descriptors are
+/// dropped.
 fn attach(interface: &str, name: &str, (kind, at): (u32, u32)) -> Result<[OwnedFd; 2], Errno> {
-    // `r0 = TCX_NEXT` or `r0 = XDP_PASS`, and `exit`: code, registers, offset, number.
+    // Two instructions, `r0 = TCX_NEXT` or `r0 = XDP_PASS`, and `exit`. Each has code, registers,
+    // offset and number.
     let verdict: i32 = if kind == XDP { 2 } else { -1 };
     let [a, b, c, d] = verdict.to_le_bytes();
     let instructions = [[0xb7, 0, 0, 0, a, b, c, d], [0x95, 0, 0, 0, 0, 0, 0, 0]];
@@ -107,7 +109,7 @@ fn programs_of_an_uplink() {
                 assert_eq!(found(node, &[]), ["note bpf-routing", "note no-agent"], "{name}");
             }
         }
-        // It lets packets go on to netfilter.
+        // The program lets packets go on to netfilter.
         let to = format!("{}:10250", NODE[1]).parse().expect("an address");
         ask(&layout.client, Proto::Tcp, to, PATIENT).expect("an answer");
         drop(attached);

@@ -1,4 +1,4 @@
-//! What takes packets past connection tracking or netfilter.
+//! Rules and devices that take packets past connection tracking or netfilter.
 
 use std::process::Command;
 
@@ -17,7 +17,8 @@ fn requests_that_are_not_tracked() {
     let to = format!("{}:10250", NODE[1]).parse().expect("an address");
     let asks = |deadline| ask(&layout.client, Proto::Tcp, to, deadline);
     asks(PATIENT).expect("an answer");
-    // Of NodeLocal DNS: not by an address of an uplink. And of Calico: a tunnel wants no reply by its NIC.
+    // Rules that do no harm. Those of NodeLocal DNS are not about an uplink's address; those of
+    // Calico are about tunnels, whose packets need no reply through their NIC.
     node.ns.nft(
         "table ip site { chain raw { type filter hook prerouting priority raw;
            ip daddr 169.254.20.10 udp dport 53 notrack;
@@ -40,13 +41,13 @@ fn requests_that_are_not_tracked() {
         let words: Vec<_> = rule.split(' ').collect();
         node.ns.exec(&words, "");
         let mut wanted = vec!["warning notrack", "note no-agent"];
-        // Rules of both variants.
+        // One variant of iptables has symroute's rules, and the other has this one.
         let backend = Backend::of_run();
         if backend.is_iptables() && words[0].starts_with("iptables") && words[0] != backend.name() {
             wanted.insert(1, "note legacy-rules");
         }
-        // It says nothing of ports, so it meets each request. symroute's rules let that in, and the reply, of no
-        // connection, goes by main.
+        // The rule names no port, so it affects each request. symroute's rules let the request in.
+        // Its reply belongs to no connection and leaves by main.
         let is_any = rule.ends_with("raw notrack");
         if is_any {
             wanted.insert(0, "problem reply-elsewhere");

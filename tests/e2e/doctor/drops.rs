@@ -1,4 +1,4 @@
-//! Packets that the reverse path filter drops while `doctor` looks, and where they come from.
+//! Packets that the reverse path filter drops while `doctor` watches, and their senders.
 
 use std::thread;
 
@@ -7,13 +7,13 @@ use crate::lab::flows::{BASELINE, PATIENT};
 use crate::lab::traffic::{Proto, ask};
 use crate::lab::two_nics::{CLIENT, NODE, two_nics};
 
-/// The ids of a report, and the evidence of the first finding with this id.
+/// The evidence of the first finding with this id.
 fn evidence(report: &Value, id: &str) -> Option<String> {
     let findings = report["findings"].as_array().expect("findings");
     findings.iter().find(|finding| finding["id"] == id).map(|one| one["evidence"].to_string())
 }
 
-/// Drops are counted while it looks, with the client asking all the time.
+/// `doctor` counts drops while the client asks all the time.
 #[test]
 fn the_source_is_named() {
     let layout = two_nics();
@@ -36,7 +36,7 @@ fn the_source_is_named() {
     assert!(!evidence.contains("by eth0"), "nothing is lost there: {report:#}");
 }
 
-/// Requests that are answered are seen as well, and are no finding.
+/// `doctor` also sees requests that are answered; these are not a finding.
 #[test]
 fn a_busy_node_has_no_drops() {
     let layout = two_nics();

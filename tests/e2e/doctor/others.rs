@@ -25,7 +25,7 @@ fn src_valid_mark_of_all_interfaces() {
     node.down();
 }
 
-/// Each kind of iptables alone is no finding, and tables without rules are none either.
+/// One variant of iptables alone is not a finding, nor are tables without rules.
 #[test]
 fn rules_of_both_kinds_of_iptables() {
     let layout = two_nics();
@@ -48,7 +48,7 @@ fn rules_of_both_kinds_of_iptables() {
     assert_eq!(found(node, &[]), before, "with {}", Backend::of_run().name());
 }
 
-/// Our entry of a conflist, with the settings that are in force in these tests.
+/// symroute's entry of a conflist, with the settings that are in force in these tests.
 fn entry(node: &Node) -> Value {
     let network = node.network(&json!({ "uplinks": NICS }), None);
     let mut entry: Value = serde_json::from_str(&network).expect("an object");
@@ -58,7 +58,7 @@ fn entry(node: &Node) -> Value {
     entry
 }
 
-/// A folder for conflists.
+/// Makes a folder for conflists.
 fn conflists(node: &Node) -> PathBuf {
     let folder = node.dir.join("net.d");
     fs::create_dir(&folder).expect("make the directory");
@@ -91,7 +91,7 @@ fn an_entry_in_the_wrong_place() {
     assert_eq!(finds(&["ptp", "symroute"]), ["note no-agent"]);
     for wrong in [&["symroute", "ptp"][..], &["ptp", "symroute", "symroute"]] {
         assert_eq!(finds(wrong), ["warning conflist-order", "note no-agent"], "{wrong:?}");
-        // The remedy.
+        // Applies the remedy.
         let state = node.dir.join("conflist-state");
         let state = state.to_str().expect("UTF-8");
         let words = ["conflist", "add", "--no-up", "--conf-dir", path, "--state-dir", state];
@@ -101,7 +101,7 @@ fn an_entry_in_the_wrong_place() {
     node.down();
 }
 
-/// The operator edits the conflist, and no agent follows it.
+/// The operator edits the conflist, and no agent follows the change.
 #[test]
 fn a_conflist_with_other_settings() {
     let layout = two_nics();
@@ -124,14 +124,14 @@ fn a_conflist_with_other_settings() {
     assert!(text.contains(r#"\"hairpin\" is false, and network \"lab\" asks for true"#), "{text}");
     node.symroute(&["up", "--conf-dir", path]).assert_success("the remedy");
     assert_eq!(found(node, &["--conf-dir", path]), ["note no-agent"]);
-    // What the plugin refuses, each ADD refuses.
+    // Each ADD fails with settings that the plugin refuses.
     write("hairpin", json!("yes"));
     let wanted = ["problem conflist-settings", "note no-agent"];
     assert_eq!(found(node, &["--conf-dir", path]), wanted);
     node.down();
 }
 
-/// strace refuses what a kernel without the part would refuse.
+/// Simulates a kernel without netfilter: strace makes the socket call fail.
 #[test]
 fn a_kernel_without_netfilter() {
     let node = Node::new("node");

@@ -1,4 +1,5 @@
-//! A transparent proxy behind an uplink: the source check drops its packets, and `--fix` heals that.
+//! A transparent proxy behind an uplink. The source check drops its packets, and `--fix` repairs
+//! that.
 
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
@@ -10,12 +11,12 @@ use crate::lab::node::Node;
 use crate::lab::traffic::{Proto, Server, ask};
 use crate::lab::two_nics::{CLIENT, NODE, TwoNics, two_nics};
 
-/// Nothing on the node has this address: only the proxy answers for it.
+/// An address that no host has, so only the proxy answers for it.
 const PROXIED: &str = "198.51.100.7";
 const ONE_BIT: &str = "meta mark or 0x1";
 
-/// A proxy on the node, for what comes in for [`PROXIED`] by eth0, and for the node. Its `mark` is an
-/// expression of nft.
+/// Starts a proxy on the node for what arrives on eth0 for [`PROXIED`], and for the node itself.
+/// `mark` is an nft expression for the mark that the proxy sets.
 fn proxy(layout: &mut TwoNics, mark: &str) -> Server {
     layout.router.assign("eth0", PROXIED);
     layout.router.check_sources(&NICS);
@@ -23,7 +24,7 @@ fn proxy(layout: &mut TwoNics, mark: &str) -> Server {
     let Server::Tcp(listener) = &proxy else { panic!("a TCP server") };
     setsockopt(listener, sockopt::IpTransparent, &true).expect("a transparent socket");
     layout.node.ns.ip("route add local default dev lo table 100");
-    // Behind the mangle of iptables, and before symroute where it uses nftables.
+    // After iptables' mangle chains, and before symroute's where it uses nftables.
     layout.node.ns.nft(&format!(
         "table inet proxy {{ chain pre {{
            type filter hook prerouting priority -140;
@@ -44,7 +45,7 @@ fn rules(node: &Node) -> String {
     node.ns.exec(&["ip", "rule"], "")
 }
 
-/// With the proxy's rule behind those of symroute, and before them.
+/// Puts the proxy's rule after those of symroute, and before them.
 #[test]
 fn a_proxy_behind_an_uplink() {
     for (place, healed) in [
@@ -63,7 +64,8 @@ fn a_proxy_behind_an_uplink() {
         assert_eq!(proxied(PATIENT).expect("an answer without symroute"), "proxy");
         assert_eq!(found(node, &[])[2..], ["note not-in-force"], "nothing is lost yet");
         node.up(&json!({ "uplinks": NICS }));
-        // iptables marks whatever comes in by an uplink, and its rule comes first then.
+        // iptables marks all that arrives on an uplink, so symroute's rule decides before the
+        // proxy's.
         if place > 400 && Backend::of_run() != Backend::Nftables {
             assert_eq!(proxied(PATIENT).expect("an answer beside symroute"), "proxy");
             assert_eq!(found(node, &[]), ["note no-agent"], "{place}");
@@ -82,7 +84,7 @@ fn a_proxy_behind_an_uplink() {
             assert_eq!(asks(address, PATIENT).expect("an answer by each NIC"), "proxy");
         }
         assert_eq!(found(node, &[]), ["note no-agent"]);
-        // Once is enough.
+        // A second `--fix` adds nothing.
         let before = rules(node);
         assert_eq!(fix(node)["fixed"], json!([]));
         assert_eq!(rules(node), before);
@@ -95,7 +97,7 @@ fn a_proxy_behind_an_uplink() {
     println!("neighbour TPROXY by an uplink: found by name");
 }
 
-/// A rule that looks at the whole mark does not match a request that symroute has marked.
+/// A rule that matches the whole mark does not match a request that symroute has marked.
 #[test]
 fn a_proxy_that_looks_at_the_whole_mark() {
     let mut layout = two_nics();
@@ -115,7 +117,8 @@ fn a_proxy_that_looks_at_the_whole_mark() {
     assert_eq!((answer.who.as_str(), answer.seen_as.to_string().as_str()), ("proxy", CLIENT));
 }
 
-/// What the node itself sends goes by this proxy too: the rule would take it past, so the operator has to choose.
+/// The node's own packets use this proxy too. The repair's rule would bypass it for them, so the
+/// operator has to choose.
 #[test]
 fn a_proxy_of_the_nodes_own_packets() {
     let mut layout = two_nics();
@@ -134,7 +137,7 @@ fn a_proxy_of_the_nodes_own_packets() {
     node.down();
 }
 
-/// A rule for a mark that no packet gets, as Cilium has one on each node, is worth a note.
+/// A rule for a mark that no packet gets, as Cilium adds on each node, is only a note.
 #[test]
 fn a_rule_without_a_proxy() {
     let layout = two_nics();
@@ -157,7 +160,7 @@ fn nothing_to_fix() {
     assert_eq!(fix(node)["fixed"], json!([]));
     node.up(&json!({ "uplinks": NICS }));
     let in_force = rules(node);
-    // A table of the node's own that no mark leads to is no proxy's.
+    // A local table that no mark leads to does not belong to a proxy.
     node.ns.ip("route add local 198.51.100.0/24 dev lo table 100");
     assert_eq!(fix(node)["fixed"], json!([]));
     assert_eq!(rules(node), in_force);

@@ -5,7 +5,7 @@ use crate::lab::flows::{BASELINE, PATIENT};
 use crate::lab::traffic::{Proto, ask};
 use crate::lab::two_nics::{CLIENT, NODE, two_nics};
 
-/// It replies from eth0's address, whichever was asked.
+/// The server replies from eth0's address, whichever address the client asked.
 #[test]
 fn a_server_that_replies_from_the_wrong_address() {
     let layout = two_nics();
