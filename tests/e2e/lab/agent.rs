@@ -1,4 +1,4 @@
-//! `symroutectl agent` on a node: runs until its value is dropped.
+//! `symroutectl agent` on a node; it runs until its value is dropped.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -14,13 +14,13 @@ use nix::unistd::Pid;
 use super::node::Node;
 use super::plugin::TOOL;
 
-/// How long anything may take that an event is to bring about.
+/// How long an effect of an event may take.
 pub(crate) const PATIENT: Duration = Duration::from_secs(15);
 const PACE: Duration = Duration::from_millis(20);
-/// Where an agent answers by default.
+/// Address where an agent listens by default.
 pub(crate) const LISTENS: &str = "127.0.0.1:9617";
 
-/// Waits until `done` gives something; the time that took. Panics when it takes too long.
+/// Waits until `done` returns true, and returns the time that took. Panics after [`PATIENT`].
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) -> Duration {
     let begin = Instant::now();
     while !done() {
@@ -38,20 +38,20 @@ pub(crate) struct Agent<'a> {
 }
 
 impl<'a> Agent<'a> {
-    /// Starts it and waits until it is ready. What the clock alone brings about does not happen
-    /// during a test, unless `arguments` say otherwise.
+    /// Starts the agent and waits until it is ready. Work that the clock alone starts does not
+    /// happen during a test, unless `arguments` shorten the resync.
     pub(crate) fn ready(node: &'a Node, arguments: &[&str]) -> Self {
         let agent = Self::start(node, arguments);
         until("the agent is ready", || agent.get("/readyz").0 == 200);
         agent
     }
 
-    /// Starts it and waits until it answers.
+    /// Starts the agent and waits until it answers.
     pub(crate) fn start(node: &'a Node, arguments: &[&str]) -> Self {
         Self::with(node, arguments, &[])
     }
 
-    /// The same with variables.
+    /// Starts the agent with these environment variables and waits until it answers.
     pub(crate) fn with(node: &'a Node, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = node.agents_command(&[], arguments);
         let child = command.envs(variables.iter().copied()).spawn().expect("start the agent");
@@ -66,16 +66,16 @@ impl<'a> Agent<'a> {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        // `ip` and `sh` become the agent, so the process is the same.
+        // `ip` and `sh` execute the agent in their place, so the process id stays.
         self.child.id()
     }
 
-    /// Status and text of a page; 0 where nobody answers.
+    /// Status and text of a page; status 0 without an answer.
     pub(crate) fn get(&self, path: &str) -> (u16, String) {
         self.node.agents_page(path)
     }
 
-    /// A value of the metrics, by its name with its labels.
+    /// Value of a metric, by its name and labels.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.get("/metrics");
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -83,7 +83,7 @@ impl<'a> Agent<'a> {
         value.parse().expect("a number")
     }
 
-    /// Ends it by a signal, and waits.
+    /// Sends the agent a signal and waits for its end.
     pub(crate) fn end(mut self, signal: Signal) -> ExitStatus {
         let pid = Pid::from_raw(self.pid().try_into().expect("a process id"));
         kill(pid, signal).expect("send a signal");
@@ -92,7 +92,7 @@ impl<'a> Agent<'a> {
 }
 
 impl Node {
-    /// Starts the agent on this node, `under` another program if that is named.
+    /// The command that starts the agent on this node, `under` another program if that is named.
     pub(crate) fn agents_command(&self, under: &[&str], arguments: &[&str]) -> Command {
         fs::create_dir_all("/run/symroute").expect("make /run/symroute");
         let private = "mount --bind \"$0\" /run/symroute && exec \"$@\"";
@@ -110,12 +110,12 @@ impl Node {
         command
     }
 
-    /// What an agent on this node says: see [`Agent::get`].
+    /// Status and text of a page of the agent on this node, see [`Agent::get`].
     pub(crate) fn agents_page(&self, path: &str) -> (u16, String) {
         self.agents_page_by(LISTENS, path)
     }
 
-    /// The same, asked by another host name.
+    /// Asks the agent on this node for a page, with this `Host` header.
     pub(crate) fn agents_page_by(&self, host: &str, path: &str) -> (u16, String) {
         let ask = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect(LISTENS)?;
@@ -132,7 +132,8 @@ impl Node {
     }
 }
 
-/// `SYMROUTE_BIN` names the plugin of another build, to measure; the tool is beside it.
+/// Path of the tool. With `SYMROUTE_BIN`, the plugin of another build to measure, it is the tool
+/// beside that plugin.
 pub(crate) fn program() -> String {
     let beside = |plugin| {
         let tool = PathBuf::from(plugin).with_file_name("symroutectl");
@@ -143,7 +144,7 @@ pub(crate) fn program() -> String {
 
 impl Drop for Agent<'_> {
     fn drop(&mut self) {
-        // Also runs after `end`, and while a test unwinds.
+        // This also runs after `end`, and while a test unwinds.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,5 +1,6 @@
-//! What a load balancer says in ARP from its own packet socket, past the node's kernel: the speaker of
-//! MetalLB answers for an address that is on no NIC, and each of them announces one that has moved.
+//! ARP that a load balancer sends from its own packet socket, past the node's kernel. MetalLB's
+//! speaker answers for an address that is on no NIC. MetalLB and kube-vip announce an address that
+//! has moved.
 
 use std::net::{Ipv4Addr, Shutdown};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -20,18 +21,18 @@ type Mac = [u8; 6];
 const REQUEST: u8 = 1;
 const REPLY: u8 = 2;
 const BROADCAST: Mac = [0xff; 6];
-/// Ethernet and IPv4, with addresses of these sizes: RFC 826.
+/// Hardware type, protocol type and address lengths of ARP for Ethernet and IPv4 (RFC 826).
 const HEADER: [u8; 7] = [0, 1, 8, 0, 6, 4, 0];
 const LENGTH: usize = 28;
 
-/// Answers ARP requests that come in by one NIC for one address, until it is dropped.
+/// Answers the ARP requests for one address that arrive on one NIC, until it is dropped.
 pub(crate) struct Speaker {
     stop: UnixStream,
     answering: Option<JoinHandle<()>>,
 }
 
 impl Speaker {
-    /// Announces the address, then answers for it.
+    /// Announces the address, then answers requests for it.
     pub(crate) fn start(ns: &Netns, nic: &str, address: &str) -> Self {
         let (stop, stopped) = UnixStream::pair().expect("a pair of sockets");
         let address: Ipv4Addr = address.parse().expect("an IPv4 address");
@@ -51,12 +52,13 @@ impl Drop for Speaker {
     }
 }
 
-/// Announces an address of the NIC that has just come, as kube-vip does.
+/// Announces an address that was just added to the NIC, as kube-vip does.
 pub(crate) fn announce(ns: &Netns, nic: &str, address: &str) {
     PacketSocket::of(ns, nic, address.parse().expect("an IPv4 address")).announce();
 }
 
-/// A packet socket in the namespace, the NIC that it speaks by, and the address that it speaks for.
+/// A packet socket in the namespace, with the NIC that it sends through and the address that it
+/// announces.
 struct PacketSocket {
     socket: OwnedFd,
     index: u32,
@@ -79,7 +81,7 @@ impl PacketSocket {
         Self { socket, index, mac, address }
     }
 
-    /// A request and a reply, because some hosts learn from one of them only.
+    /// Sends a request and a reply, because some hosts learn from only one of them.
     fn announce(&self) {
         self.say(REQUEST, BROADCAST, [0; 6], self.address);
         self.say(REPLY, BROADCAST, self.mac, self.address);
@@ -108,7 +110,8 @@ impl PacketSocket {
         }
     }
 
-    /// Says that the address is at this NIC: to a NIC, about a question of a host or of the address.
+    /// Sends an ARP message that the address is at this NIC. `to` is the receiver's hardware
+    /// address.
     fn say(&self, operation: u8, to: Mac, target: Mac, target_address: Ipv4Addr) {
         let mut message = HEADER.to_vec();
         message.push(operation);
@@ -120,7 +123,7 @@ impl PacketSocket {
     }
 }
 
-/// The addresses of the host that asks, if this is a request for the address.
+/// Hardware and IPv4 address of the host that asks, if this is a request for `address`.
 fn asker(message: &[u8], address: Ipv4Addr) -> Option<(Mac, Ipv4Addr)> {
     let message = message.get(..LENGTH)?;
     let asks = message[..7] == HEADER && message[7] == REQUEST && message[24..] == address.octets();

@@ -1,4 +1,4 @@
-//! What the AWS VPC CNI writes on a node: its mangle, nat and prevResult shapes.
+//! What the AWS VPC CNI writes on a node: its mangle and nat rules, and its prevResult.
 
 use std::net::Ipv4Addr;
 
@@ -9,16 +9,16 @@ use super::kubeproxy::Flavour;
 use super::netns::Netns;
 use super::node::{Pod, with_prefix};
 
-/// The `AWS_VPC_K8S_CNI_EXTERNALSNAT` setting and who carries it out.
+/// Value of `AWS_VPC_K8S_CNI_EXTERNALSNAT`, and the backend that does the SNAT.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Snat {
-    /// None of the plugin's own netfilter rules (old versions, or after somebody flushed them).
+    /// No netfilter rules of the AWS plugin: an old version, or another program flushed them.
     NoRules,
-    /// `true`: the connection marks only.
+    /// `true`: connection marks only.
     External,
     /// `false`: connection marks and SNAT to the primary address, by iptables.
     ByIptables,
-    /// The same by nftables.
+    /// `false`: connection marks and SNAT to the primary address, by nftables.
     ByNftables,
 }
 
@@ -32,7 +32,7 @@ impl Snat {
         }
     }
 
-    /// The shape in which kube-proxy runs beside it.
+    /// The mode of kube-proxy beside this setting.
     pub(crate) fn kube_proxy(self) -> Flavour {
         match self {
             Self::NoRules | Self::External | Self::ByIptables => Flavour::Iptables,
@@ -81,7 +81,8 @@ COMMIT
     )
 }
 
-/// Versions 1.23.0 and 1.23.1: the last rule of `nat-prerouting` overwrites the whole packet mark.
+/// Rules of versions 1.23.0 and 1.23.1. The last rule of `nat-prerouting` overwrites the whole
+/// packet mark.
 fn nat_nftables(vpc: &str, primary: Ipv4Addr) -> String {
     format!(
         "table ip aws-cni {{
@@ -105,8 +106,8 @@ chain nat-postrouting {{
     )
 }
 
-/// Replaces the pod's prevResult with the text the AWS VPC CNI prints: version 0.4.0, the device
-/// number in `mac`, a dummy interface, no routes.
+/// Replaces the pod's prevResult with the text that the AWS VPC CNI prints: version 0.4.0, the
+/// device number in `mac`, a dummy interface, no routes.
 pub(crate) fn hand_over(pod: &mut Pod, name: &str, device: u8, addresses: &[&str]) {
     let ips: Vec<_> = addresses
         .iter()

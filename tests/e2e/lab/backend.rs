@@ -1,7 +1,7 @@
-//! Which backend the tests run with, and what of each backend stands on a node.
+//! The backend of a test run, and what each backend leaves on a node.
 //!
 //! `SYMROUTE_BACKEND=nftables|iptables-nft|iptables-legacy` chooses it for a whole run. Without the
-//! variable, and with `nftables`, the settings name no backend, as most users' do.
+//! variable, and with `nftables`, the settings name no backend, like those of most users.
 
 use std::env;
 
@@ -20,7 +20,7 @@ pub(crate) enum Backend {
 impl Backend {
     pub(crate) const ALL: [Self; 3] = [Self::Nftables, Self::IptablesNft, Self::IptablesLegacy];
 
-    /// The one that this run is about.
+    /// The backend that this run tests.
     pub(crate) fn of_run() -> Self {
         let Some(name) = env::var_os("SYMROUTE_BACKEND") else {
             return Self::Nftables;
@@ -29,7 +29,7 @@ impl Backend {
         known.unwrap_or_else(|| panic!("SYMROUTE_BACKEND={name:?}: there are {:?}", Self::ALL))
     }
 
-    /// As settings spell it.
+    /// The backend's name in the settings.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Nftables => "nftables",
@@ -42,8 +42,8 @@ impl Backend {
         self != Self::Nftables
     }
 
-    /// What iptables itself is called where this backend is in use, for instance
-    /// `ip6tables-legacy-restore`; neighbours of the nftables backend are those of today.
+    /// Name of an iptables program, for instance `ip6tables-legacy-restore`, in the variant that
+    /// programs beside this backend use: `nft` except beside iptables-legacy.
     pub(crate) fn tool(self, v6: bool, job: &str) -> String {
         let (family, variant) = (if v6 { "ip6tables" } else { "iptables" }, self.variant());
         format!("{family}-{variant}{job}")
@@ -53,7 +53,7 @@ impl Backend {
         if self == Self::IptablesLegacy { "legacy" } else { "nft" }
     }
 
-    /// Puts the run's backend into settings that name none.
+    /// Writes the backend into settings that name none.
     pub(crate) fn into_settings(self, settings: &mut Value) {
         if self.is_iptables() && settings.get("backend").is_none() {
             settings["backend"] = self.name().into();
@@ -62,7 +62,7 @@ impl Backend {
 }
 
 impl Netns {
-    /// `iptables` and `ip6tables` of the variant with these arguments, one after the other.
+    /// Runs `iptables` and `ip6tables` of the variant with these arguments, one after the other.
     pub(crate) fn iptables(&self, backend: Backend, arguments: &str) {
         for v6 in [false, true] {
             let tool = backend.tool(v6, "");
@@ -71,7 +71,7 @@ impl Netns {
         }
     }
 
-    /// What `iptables-save` of the variant prints of the table mangle, of both families.
+    /// The table mangle of both families, as `iptables-save` of the variant prints it.
     pub(crate) fn mangle(&self, backend: Backend) -> String {
         [false, true].map(|v6| self.mangle_of(backend, v6)).concat()
     }
@@ -82,31 +82,31 @@ impl Netns {
         table.and_then(|rest| rest.split("COMMIT\n").next()).unwrap_or_default().to_owned()
     }
 
-    /// The names of our ipsets.
+    /// Names of symroute's ipsets.
     pub(crate) fn ipsets(&self) -> Vec<String> {
         let names = self.exec(&["ipset", "list", "-name"], "");
         names.lines().filter(|name| name.starts_with("symroute")).map(str::to_owned).collect()
     }
 
-    /// The backends of which anything stands here.
+    /// The backends that have anything on this node.
     pub(crate) fn backends(&self) -> Vec<Backend> {
         let nft = self.exec(&["nft", "list", "tables"], "").contains("table inet symroute");
         let chains = |backend| self.mangle(backend).contains("symroute");
         let sets = !self.ipsets().is_empty();
         let (on_nft, on_legacy) = (chains(Backend::IptablesNft), chains(Backend::IptablesLegacy));
-        // Sets without chains are a leftover of either.
+        // Sets without chains may belong to either variant; they count for iptables-nft.
         let stand = [nft, on_nft || (sets && !on_legacy), on_legacy];
         Backend::ALL.into_iter().zip(stand).filter_map(|(b, there)| there.then_some(b)).collect()
     }
 }
 
 impl Node {
-    /// Somebody takes all rules of the run's kind away, ours and everybody else's.
+    /// Deletes all rules of the run's kind, those of symroute and of other programs.
     pub(crate) fn lose_all_rules(&self) {
         match Backend::of_run() {
             Backend::Nftables | Backend::IptablesNft => self.ns.nft("flush ruleset"),
             Backend::IptablesLegacy => {
-                // At once: an agent that looks in between would put rules back.
+                // In one transaction: otherwise an agent could put rules back in between.
                 let empty = "*mangle\nCOMMIT\n*nat\nCOMMIT\n*filter\nCOMMIT\n";
                 for program in ["iptables-legacy-restore", "ip6tables-legacy-restore"] {
                     self.ns.exec(&[program], empty);
@@ -115,7 +115,7 @@ impl Node {
         }
     }
 
-    /// Somebody empties our chain of prerouting.
+    /// Empties symroute's chain of prerouting.
     pub(crate) fn lose_a_chain(&self) {
         match Backend::of_run() {
             Backend::Nftables => self.ns.nft("flush chain inet symroute prerouting"),
@@ -123,7 +123,8 @@ impl Node {
         }
     }
 
-    /// Another program changes a set that tells inside from outside, to the client's disadvantage.
+    /// Changes a set of inside or outside addresses so that symroute takes the client for an inside
+    /// host.
     pub(crate) fn spoil_a_set(&self) {
         match Backend::of_run() {
             Backend::Nftables => self.ns.nft("flush set inet symroute outside"),

@@ -1,4 +1,4 @@
-//! A packet capture of one namespace, and the proof that replies leave by the request's NIC.
+//! A packet capture of one namespace, and the proof that replies leave through the request's NIC.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -15,14 +15,14 @@ use nix::sys::socket::{
 
 use super::netns::Netns;
 
-/// Where the packet that ends a capture goes to, on `lo`.
+/// Destination on `lo` of the packet that ends a capture.
 const MARKER: &str = "127.0.0.1:9";
 const OUTGOING: u8 = 4; // PACKET_OUTGOING of linux/if_packet.h
 
 #[derive(Clone)]
 pub(crate) struct Packet {
     pub(crate) port: String,
-    /// Sent by the namespace, not received by it.
+    /// The namespace sent the packet instead of receiving it.
     pub(crate) outgoing: bool,
     pub(crate) protocol: u8,
     pub(crate) from: SocketAddr,
@@ -44,7 +44,7 @@ pub(crate) struct Capture<'a> {
 }
 
 impl<'a> Capture<'a> {
-    /// Sees every packet of the namespace from the moment this returns.
+    /// Captures every packet of the namespace from its return on.
     pub(crate) fn start(ns: &'a Netns) -> Self {
         let (sender, packets) = mpsc::channel();
         let (armed, is_armed) = mpsc::channel();
@@ -66,9 +66,9 @@ impl<'a> Capture<'a> {
         Self { ns, packets }
     }
 
-    /// Every packet up to this moment, in order.
+    /// Ends the capture and returns every packet so far, in order.
     pub(crate) fn stop(self) -> Vec<Packet> {
-        // A marker may be lost where a slow machine can't read all that goes by.
+        // The capture may lose a marker where a slow machine cannot read all packets.
         let ended = (0..30).find_map(|_| {
             send_marker(self.ns);
             self.packets.recv_timeout(Duration::from_secs(2)).ok()
@@ -114,7 +114,7 @@ fn read_until_marker(socket: &OwnedFd) -> Vec<Packet> {
     }
 }
 
-/// Reads the headers of an IPv4 or IPv6 packet; `None` for everything else, for instance ARP.
+/// Parses the headers of an IPv4 or IPv6 packet; `None` for everything else, for instance ARP.
 fn parse(bytes: &[u8], port: &str, outgoing: bool) -> Option<Packet> {
     let (protocol, from, to, payload): (u8, IpAddr, IpAddr, &[u8]) = match bytes.first()? >> 4 {
         4 => {
@@ -140,11 +140,11 @@ fn parse(bytes: &[u8], port: &str, outgoing: bool) -> Option<Packet> {
     Some(Packet { port: port.to_owned(), outgoing, protocol, from, to, tcp_flags })
 }
 
-/// Panics unless each flow that has packets both ways on `ports` used one and the same port for
-/// all of them. Returns how many such flows there were.
+/// Asserts that each flow with packets both ways on `ports` used a single port for all of them.
+/// Returns the number of such flows.
 ///
-/// `towards_node` says which way a packet has when it goes to the node: outgoing in a capture of
-/// the router, incoming in a capture of the node itself.
+/// `towards_node` gives the direction of a packet to the node: outgoing in a capture of the router,
+/// incoming in a capture of the node itself.
 pub(crate) fn assert_replies_symmetric(
     packets: &[Packet],
     ports: &[&str],
@@ -177,7 +177,8 @@ pub(crate) fn assert_replies_symmetric(
     flows
 }
 
-/// Neighbour discovery and multicast membership, which belong to a link and not to a flow.
+/// Whether an address is one of neighbour discovery or multicast membership, which belong to a link
+/// and not to a flow.
 pub(crate) fn is_local_chatter(address: IpAddr) -> bool {
     address.is_multicast()
         || match address {

@@ -1,11 +1,12 @@
-//! What a system call is about to change that outlives the program, read from its memory.
+//! The change that a system call is about to make and that outlives the program, read from the
+//! program's memory.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 
 use nix::unistd::Pid;
 
-/// Calls that name what they change: which arguments are paths.
+/// System calls that name a path: the number, a word, and which arguments are paths.
 const BY_PATH: [(i64, &str, &[usize]); 7] = [
     (libc::SYS_renameat, "rename", &[1, 3]),
     (libc::SYS_renameat2, "rename", &[1, 3]),
@@ -15,7 +16,8 @@ const BY_PATH: [(i64, &str, &[usize]); 7] = [
     (libc::SYS_linkat, "link", &[1, 3]),
     (libc::SYS_fchmodat, "chmod", &[1]),
 ];
-/// The same, where there are calls that newer platforms do not have.
+/// System calls by path that newer platforms do not have: the number, a word, and which arguments
+/// are paths.
 #[cfg(target_arch = "x86_64")]
 const OLD_BY_PATH: [(i64, &str, &[usize]); 7] = [
     (libc::SYS_rename, "rename", &[0, 1]),
@@ -28,7 +30,7 @@ const OLD_BY_PATH: [(i64, &str, &[usize]); 7] = [
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD_BY_PATH: [(i64, &str, &[usize]); 0] = [];
-/// Calls that change an open file: which argument that is.
+/// System calls that change an open file: the number, a word, and which argument is the descriptor.
 const BY_FILE: [(i64, &str, usize); 8] = [
     (libc::SYS_write, "write", 0),
     (libc::SYS_pwrite64, "write", 0),
@@ -40,7 +42,7 @@ const BY_FILE: [(i64, &str, usize); 8] = [
     (libc::SYS_sendfile, "copy", 0),
 ];
 
-/// A system call at its beginning.
+/// A system call at its entry.
 pub(super) struct Call {
     pub(super) thread: Pid,
     pub(super) number: u64,
@@ -48,7 +50,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// What it changes, in words; none where that is nothing.
+    /// The change in words; `None` if the call changes nothing.
     pub(super) fn change(&self) -> Option<String> {
         let number = i64::try_from(self.number).ok()?;
         let mut by_path = BY_PATH.iter().chain(&OLD_BY_PATH);
@@ -66,13 +68,13 @@ impl Call {
             libc::SYS_clone3 => {
                 starts_a_tool(u64::from_ne_bytes(self.memory(0, 8).try_into().ok()?))
             }
-            // A tool may be anywhere in its work.
+            // A tool that the program waits for may be anywhere in its work.
             libc::SYS_wait4 | libc::SYS_waitid => Some("wait for a tool".into()),
             _ => None,
         }
     }
 
-    /// A file that is made or emptied. A sysctl is changed by the write.
+    /// A file that the call creates or empties. Opening a sysctl changes nothing; the write does.
     fn opened(&self) -> Option<String> {
         let changing = u64::try_from(libc::O_CREAT | libc::O_TRUNC).expect("flags");
         let path = self.text(1);
@@ -80,7 +82,7 @@ impl Call {
         changes.then(|| format!("open {path}"))
     }
 
-    /// By the first message, which tells of the rest: the kind of object, and the family.
+    /// The change that a netlink request makes, by type and family of its first message.
     fn sent(&self) -> Option<String> {
         let length = usize::try_from(self.arguments[2]).ok()?;
         let bytes = self.memory(1, length.min(20));
@@ -90,20 +92,21 @@ impl Call {
             return None;
         }
         let name = match kind {
-            // The number of RTM_NEWLINK, too: nobody here makes links.
+            // RTM_NEWLINK has the same number, but the program creates no links.
             0x10 => return Some("netfilter batch".into()),
             libc::RTM_NEWROUTE => "route add",
             libc::RTM_DELROUTE => "route del",
             libc::RTM_NEWRULE => "rule add",
             libc::RTM_DELRULE => "rule del",
-            // A command of ipset that is no question.
+            // Commands of ipset that change something.
             0x602..=0x606 | 0x609 | 0x60a => return Some("ipset".into()),
             _ => return None,
         };
         Some(format!("{name} family {}", bytes.get(16)?))
     }
 
-    /// A file of the disk that is open under this number. Not what the program says.
+    /// Path of the file on disk that is open under this descriptor. Standard output and error do
+    /// not count.
     fn file(&self, at: usize) -> Option<String> {
         let number = self.arguments[at];
         let link = fs::read_link(format!("/proc/{}/fd/{number}", self.thread)).ok()?;
@@ -118,7 +121,7 @@ impl Call {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// What an argument points to; less where the memory ends.
+    /// The bytes that an argument points to; fewer where the memory ends.
     fn memory(&self, at: usize, length: usize) -> Vec<u8> {
         let memory = File::open(format!("/proc/{}/mem", self.thread));
         let mut bytes = vec![0; length];

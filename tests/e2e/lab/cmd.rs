@@ -1,9 +1,10 @@
-//! Runs the system's tools (ip, nft, iptables) and panics with their own words when they fail.
+//! Runs the system's tools (ip, nft, iptables) and panics with their messages when they fail.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-/// Runs `argv` with `input` on stdin; its stdout, or a panic that quotes command, input and stderr.
+/// Runs `argv` with `input` on stdin and returns its stdout. A failure is a panic that quotes
+/// command, input and stderr.
 pub(crate) fn run(argv: &[&str], input: &str) -> String {
     let mut child = Command::new(argv[0])
         .args(&argv[1..])
@@ -13,7 +14,7 @@ pub(crate) fn run(argv: &[&str], input: &str) -> String {
         .spawn()
         .unwrap_or_else(|error| panic!("{}: {error}", argv[0]));
     let mut stdin = child.stdin.take().expect("stdin was piped");
-    // A tool that fails early closes its stdin; its stderr tells more than our EPIPE.
+    // A tool that fails early closes its stdin. Its stderr then says more than EPIPE.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     let output = child.wait_with_output().expect("wait for a child");

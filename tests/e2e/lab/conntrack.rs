@@ -1,4 +1,4 @@
-//! What the node's conntrack knows of a connection.
+//! The node's conntrack entry of a connection.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,7 @@ use super::node::Node;
 use super::traffic::Proto;
 
 impl Node {
-    /// The conntrack mark of the connection that this end has opened; none where conntrack does not
+    /// The conntrack mark of the connection that this end opened; `None` where conntrack does not
     /// know it.
     pub(crate) fn mark_of(&self, proto: Proto, from: SocketAddr) -> Option<u32> {
         let family = if from.is_ipv4() { "ipv4" } else { "ipv6" };

@@ -1,4 +1,4 @@
-//! What may be in the place of a file that the programs read.
+//! Things that may be in the place of a file that the programs read.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use nix::unistd::mkfifo;
 
 use super::backend::Backend;
 
-/// What may be in the place of a file: a text that says nothing, or no plain file at all.
+/// Something in the place of a file: a text without meaning, or not a regular file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Damage {
     Content(&'static [u8]),
@@ -17,7 +17,7 @@ pub(crate) enum Damage {
     LinkToItself,
     LinkToZeros,
     Fifo,
-    /// Longer than any file of the state.
+    /// A file longer than any file of the state.
     Long,
 }
 
@@ -36,13 +36,14 @@ const DAMAGE: [Damage; 11] = [
 ];
 
 impl Damage {
-    /// All of them. Files are read alike with each backend, so with iptables some have to do.
+    /// All kinds of damage. Reading files does not depend on the backend, so a third is enough with
+    /// iptables.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let step = if Backend::of_run().is_iptables() { 3 } else { 1 };
         DAMAGE.into_iter().step_by(step)
     }
 
-    /// Takes the place of the file.
+    /// Replaces the file with the damage.
     pub(crate) fn put(self, file: &Path) {
         if file.symlink_metadata().is_ok_and(|found| found.is_dir()) {
             fs::remove_dir_all(file).expect("remove the folder");

@@ -1,6 +1,6 @@
 //! Random numbers that a seed repeats.
 
-/// Numbers from a seed (splitmix64).
+/// Random numbers from a seed (splitmix64).
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {

@@ -1,4 +1,5 @@
-//! What became of each of many forged packets: each carries a number, and the node notes the numbers that it lets in.
+//! The fate of each of many forged packets. Each packet carries a number, and the node records the
+//! numbers that it lets in.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,18 +12,19 @@ use super::node::Node;
 use super::router::Router;
 use super::wire::Wire;
 
-/// No queue of the kernel is full with these and with what they lead to.
+/// Maximum number of packets at a time, so that these and their consequences fill no queue of the
+/// kernel.
 const AT_ONCE: usize = 400;
-/// What they lead to is nobody's business here.
+/// Two rounds are enough: the consequences of these packets do not matter here.
 const ROUNDS: u64 = 2;
 
-/// Where the node led a packet, the worst comes last.
+/// Where the node led a packet; the worst fate is the last one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Fate {
     Dropped,
-    /// Out of this NIC.
+    /// The packet left through this NIC.
     Out(String),
-    /// To a socket of the node, or to one of its pods.
+    /// The packet reached a socket of the node or one of its pods.
     In,
 }
 
@@ -40,7 +42,7 @@ impl fmt::Display for Fate {
 pub(crate) struct Port<'a> {
     pub(crate) ns: &'a Netns,
     pub(crate) name: &'a str,
-    /// The node's hardware address there.
+    /// The node's hardware address on this interface.
     pub(crate) mac: String,
 }
 
@@ -74,12 +76,13 @@ impl<'a> Fates<'a> {
         Self { wire, node }
     }
 
-    /// Sends these by an interface; what became of each, in the same order. `nics`: those that lead outside.
+    /// Sends packets through an interface and returns the fate of each, in the same order. `nics`
+    /// are the interfaces that lead outside.
     pub(crate) fn of(&self, port: &Port<'_>, nics: &[&str], packets: &[Vec<u8>]) -> Vec<Fate> {
         packets.chunks(AT_ONCE).flat_map(|some| self.of_some(port, nics, some)).collect()
     }
 
-    /// The same for packets of which each stands for several: the worst that became of one of them.
+    /// Sends groups of packets through an interface and returns the worst fate in each group.
     pub(crate) fn of_groups(
         &self,
         port: &Port<'_>,
@@ -117,7 +120,8 @@ impl<'a> Fates<'a> {
         (1..).take(packets.len()).map(fate).collect()
     }
 
-    /// By number: the interface that the packet was sent on by, or none if it was delivered to the node.
+    /// The packets that the node let in, by number: the interface that a packet left through, or
+    /// `None` if the node delivered it.
     fn noted(&self) -> BTreeMap<u64, Option<String>> {
         let text = self.node.ns.exec(&["nft", "-j", "list", "table", "inet", "fates"], "");
         let report: Value = serde_json::from_str(&text).expect("JSON of nft");

@@ -1,4 +1,4 @@
-//! A matrix of flows that run side by side, and what became of each.
+//! Flows that run in parallel, and the outcome of each.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
@@ -14,7 +14,7 @@ pub(crate) const BASELINE: Duration = Duration::from_millis(1500);
 /// How long a flow may take that has to work.
 pub(crate) const PATIENT: Duration = Duration::from_secs(8);
 
-/// One question from `from` to `to`, and the answer it must get.
+/// One question from `from` to `to`, and the answer that it must get.
 pub(crate) struct Flow<'a> {
     pub(crate) name: String,
     pub(super) from: &'a Netns,
@@ -25,7 +25,8 @@ pub(crate) struct Flow<'a> {
 }
 
 impl<'a> Flow<'a> {
-    /// `to` is `address:port`; `answer` is `<who> <the client's address as the server sees it>`.
+    /// Makes a flow. `to` is `address:port`; `answer` is `<who> <the client's address as the server
+    /// sees it>`.
     pub(crate) fn new(
         name: &str,
         from: &'a Netns,
@@ -44,7 +45,7 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Whether a request that a node got is the one of this flow.
+    /// Whether a request that a node got belongs to this flow.
     pub(super) fn is(&self, one: &Asked) -> bool {
         let from = one.from.parse().expect("an address");
         let to = (self.to.ip().to_string(), u64::from(self.to.port()));
@@ -52,7 +53,7 @@ impl<'a> Flow<'a> {
             && self.from.has(from)
     }
 
-    /// Why the flow did not get its answer, if it did not.
+    /// Why the flow did not get its answer; `None` if it did.
     pub(super) fn failure(&self, deadline: Duration) -> Option<String> {
         let wanted = Answer { who: self.who.to_owned(), seen_as: self.seen_as };
         match ask(self.from, self.proto, self.to, deadline) {
@@ -63,14 +64,15 @@ impl<'a> Flow<'a> {
     }
 }
 
-/// Runs all flows at once and panics unless those named in `broken`, and only those, fail.
+/// Runs all flows at once. Asserts that those named in `broken`, and only those, fail.
 pub(crate) fn assert_only_these_fail(flows: &[Flow<'_>], broken: &[&str]) {
     sweep::begin();
     assert_only_these_fail_in_pods(flows, broken);
     sweep::hold(flows, broken);
 }
 
-/// The same where pods let flows fail that their node serves: `explain` does not know what a pod does.
+/// Like [`assert_only_these_fail`], but does not ask `explain`: here pods make flows fail that
+/// their node serves, and `explain` does not know what a pod does.
 pub(crate) fn assert_only_these_fail_in_pods(flows: &[Flow<'_>], broken: &[&str]) {
     for name in broken {
         assert!(flows.iter().any(|flow| flow.name == *name), "there is no flow {name:?}");
@@ -92,7 +94,7 @@ pub(crate) fn assert_only_these_fail_in_pods(flows: &[Flow<'_>], broken: &[&str]
     assert!(surprises.is_empty(), "{count} of {all} flows:\n{}", surprises.join("\n"));
 }
 
-/// Runs all flows at once and panics with the reasons unless every one of them works.
+/// Runs all flows at once. Panics with the reasons if one of them fails.
 pub(crate) fn assert_all_work(flows: &[Flow<'_>]) {
     assert_only_these_fail(flows, &[]);
 }

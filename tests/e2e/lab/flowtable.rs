@@ -1,4 +1,4 @@
-//! Connections in a flowtable: what shows that they are there, and that their packets pass no rule.
+//! Whether connections are in a flowtable, and whether their packets bypass the rules.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -12,7 +12,7 @@ use super::talk::Talk;
 
 const PATIENT: Duration = Duration::from_secs(12);
 
-/// Whether the kernel has flowtables. If not, the test says so.
+/// Whether the kernel has flowtables. Otherwise prints that the test does not run.
 #[track_caller]
 pub(crate) fn kernel_has_flowtables() -> bool {
     let scratch = Netns::new("flows");
@@ -32,7 +32,7 @@ pub(crate) fn kernel_has_flowtables() -> bool {
     true
 }
 
-/// Counts the packets that pass forward, in a table of its own.
+/// Counts the packets that pass the hook forward, in a table of its own.
 pub(crate) struct Forwarded<'a>(&'a Netns);
 
 impl<'a> Forwarded<'a> {
@@ -57,7 +57,7 @@ impl<'a> Forwarded<'a> {
         counter["packets"].as_u64().expect("a count")
     }
 
-    /// Both ends speak, and no packet of theirs passes forward.
+    /// Asserts that both ends hear each other and that none of their packets passes forward.
     pub(crate) fn assert_passed_by(&self, talk: &mut Talk, what: &str) {
         let before = self.packets();
         for _ in 0..5 {
@@ -66,7 +66,7 @@ impl<'a> Forwarded<'a> {
         assert_eq!(self.packets() - before, 0, "{what}: packets that pass forward");
     }
 
-    /// Both ends speak, and their packets pass forward.
+    /// Asserts that both ends hear each other and that their packets pass forward.
     pub(crate) fn assert_seen(&self, talk: &mut Talk, what: &str) {
         let before = self.packets();
         talk.assert_goes_on(what);
@@ -79,12 +79,12 @@ pub(crate) fn line_of(node: &Netns, talk: &Talk) -> String {
     conntrack(node, "-L", talk)
 }
 
-/// Has conntrack forget the connection.
+/// Deletes the connection from conntrack.
 pub(crate) fn forget(node: &Netns, talk: &Talk) {
     conntrack(node, "-D", talk);
 }
 
-/// What conntrack says to this command about the connection.
+/// Output of a `conntrack` command about the connection.
 fn conntrack(node: &Netns, command: &str, talk: &Talk) -> String {
     let client = talk.client();
     let family = if client.is_ipv4() { "ipv4" } else { "ipv6" };
@@ -98,10 +98,12 @@ pub(crate) fn is_offloaded(node: &Netns, talk: &Talk) -> bool {
     line_of(node, talk).contains("[OFFLOAD]")
 }
 
-/// One request packet in 16 brings a connection into the flowtable. Of so many, one does but for one time in 10,000.
+/// Number of requests after which a connection is in the flowtable. One request in 16 puts it
+/// there, so 150 fail once in more than 10,000 times.
 pub(crate) const ENOUGH: usize = 150;
 
-/// Both ends speak until the connection is in the flowtable. One over UDP has to last two seconds before.
+/// Lets both ends speak until the connection is in the flowtable. A UDP connection has to last two
+/// seconds first.
 #[track_caller]
 pub(crate) fn offload(node: &Netns, talk: &mut Talk) {
     let begin = Instant::now();
@@ -113,7 +115,7 @@ pub(crate) fn offload(node: &Netns, talk: &mut Talk) {
     }
 }
 
-/// The devices whose packets the flowtable takes; none where there is no flowtable.
+/// The devices whose packets the flowtable takes; empty where there is no flowtable.
 pub(crate) fn devices(node: &Netns) -> BTreeSet<String> {
     let text = node.exec(&["nft", "-j", "list", "flowtables"], "");
     let listing: Value = serde_json::from_str(&text).expect("nft prints JSON");

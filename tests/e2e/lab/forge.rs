@@ -1,13 +1,13 @@
-//! Packets that no honest socket would send, as bytes from the IP header on: forged sources, flags
-//! out of place, errors about packets of others.
+//! Packets that no ordinary socket sends, as bytes from the IP header on: forged sources, wrong
+//! flags, errors about packets of other hosts.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::{IpAddr, SocketAddr};
 
-/// The time to live by which a probe knows forged packets; a node that forwards takes one away.
+/// Time to live that marks forged packets for a probe. A node that forwards a packet decrements it.
 pub(crate) const TTL: u8 = 77;
 
-/// That of the packet behind those that a test sends.
+/// Time to live of the marker packet, which follows those that a test sends.
 pub(crate) const MARKER: u8 = TTL + 1;
 
 pub(crate) const FIN: u8 = 1;
@@ -21,28 +21,28 @@ const UDP: u8 = 17;
 const FRAGMENT: u8 = 44;
 const ICMPV6: u8 = 58;
 
-/// What an ICMP error says.
+/// Kind of an ICMP error.
 #[derive(Clone, Copy)]
 pub(crate) enum Complaint {
-    /// The host is not there: an error that a socket survives.
+    /// The host is unreachable: an error that a socket survives.
     Unreachable,
-    /// Packets have to have at most this many bytes.
+    /// A packet may have at most this many bytes.
     TooBig(u16),
 }
 
-/// A number that nobody can foresee.
+/// A random number without a seed.
 pub(crate) fn random() -> u32 {
     let bytes = RandomState::new().build_hasher().finish().to_be_bytes();
     u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// A TCP segment with these flags, whose numbers are random.
+/// A TCP segment with these flags and random sequence and acknowledgement numbers.
 pub(crate) fn tcp(from: SocketAddr, to: SocketAddr, flags: u8) -> Vec<u8> {
     numbered_tcp(from, to, flags, [random(), random()])
 }
 
-/// Conntrack judges a segment by whether its numbers lie before or behind those of the connection. So of these, which
-/// share all the numbers there are, some are of each kind.
+/// TCP segments with numbers from all parts of the number space. Conntrack compares these numbers
+/// with the connection's, so some segments lie before them and some after.
 pub(crate) fn all_kinds_of_tcp(from: SocketAddr, to: SocketAddr, flags: u8) -> Vec<Vec<u8>> {
     let (parts, offset) = ([0, 1 << 30, 2 << 30, 3 << 30], random());
     let numbers = parts.into_iter().flat_map(|sequence: u32| {
@@ -69,7 +69,7 @@ pub(crate) fn udp(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
     packet(from.ip(), to.ip(), UDP, &datagram)
 }
 
-/// A packet for the probe, which drops it as the first thing the node does.
+/// The marker packet: the probe counts and drops it before anything else on the node handles it.
 pub(crate) fn marker() -> Vec<u8> {
     let end = SocketAddr::from(([192, 0, 2, 1], 9));
     let mut marker = udp(end, end, b"marker");
@@ -78,7 +78,7 @@ pub(crate) fn marker() -> Vec<u8> {
     marker
 }
 
-/// Gives a packet a number of its own: the identification of IPv4, the flow label of IPv6.
+/// Writes a number into a packet: the identification of IPv4, the flow label of IPv6.
 pub(crate) fn stamp(packet: &mut [u8], number: u16) {
     let bytes = number.to_be_bytes();
     if packet[0] >> 4 == 4 {
@@ -89,7 +89,7 @@ pub(crate) fn stamp(packet: &mut [u8], number: u16) {
     }
 }
 
-/// The first fragment of a TCP packet whose others never come.
+/// The first fragment of a TCP packet whose other fragments never arrive.
 pub(crate) fn fragment(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     let whole = tcp(from, to, SYN);
     if from.is_ipv6() {
@@ -105,7 +105,7 @@ pub(crate) fn fragment(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     first
 }
 
-/// What `from` says to the sender of the packet `about`.
+/// An ICMP error from `from` to the sender of the packet `about`.
 pub(crate) fn icmp_error(from: IpAddr, complaint: Complaint, about: &[u8]) -> Vec<u8> {
     let to = source(about);
     let (kind, code, value) = match (complaint, to.is_ipv4()) {
@@ -167,25 +167,25 @@ fn packet(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     header
 }
 
-/// Fills in the sum of an IPv4 header.
+/// Fills in the checksum of an IPv4 header.
 fn header_sum(packet: &mut [u8]) {
     packet[10..12].copy_from_slice(&[0, 0]);
     summed(&mut packet[..20], 10, &[]);
 }
 
-/// What TCP, UDP and `ICMPv6` sum up beside their own bytes.
+/// The pseudo header that TCP, UDP and `ICMPv6` add to their checksum.
 fn pseudo_header(from: IpAddr, to: IpAddr, protocol: u8, bytes: usize) -> Vec<u8> {
     let [high, low] = length(bytes);
     [octets(from), octets(to), vec![0, protocol, high, low]].concat()
 }
 
-/// Fills in the sum of all bytes, which are zero at this place.
+/// Fills in the checksum at offset `at`, where the bytes are still zero.
 fn summed(bytes: &mut [u8], at: usize, pseudo: &[u8]) {
     let sum = checksum(&[pseudo, bytes].concat());
     bytes[at..at + 2].copy_from_slice(&sum);
 }
 
-/// The sum that IPv4 headers and all protocols above carry (RFC 1071).
+/// The Internet checksum (RFC 1071).
 fn checksum(bytes: &[u8]) -> [u8; 2] {
     let pair = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
     let mut sum: u32 = bytes.chunks(2).map(pair).sum();

@@ -1,4 +1,4 @@
-//! What the tool prints, held against files that people have looked at.
+//! Compares the tool's output with files that a developer has reviewed.
 
 use std::env;
 use std::fs;
@@ -10,19 +10,20 @@ use super::agent::until;
 use super::node::Node;
 use crate::agent::plugin_object;
 
-/// The finding about packets that the reverse path filter drops at this moment.
+/// The finding about packets that the reverse path filter drops while `doctor` watches.
 const DROPS: &str = "[rp-filter-drops]";
 
-/// A request: the NIC that it arrives on (or none for what the node itself sends), the client, and what it asks.
+/// A request: the NIC that it arrives on (empty if the node itself sends it), the client, and the
+/// destination.
 pub(crate) type Asked<'a> = (&'a str, &'a str, &'a str);
 
 impl Node {
-    /// What `doctor` finds here and `explain` says of these requests is what the file of this name says.
-    /// `SYMROUTE_BLESS=1` writes it.
+    /// Asserts that `doctor` and `explain` print what the file of this name contains.
+    /// `SYMROUTE_BLESS=1` writes the file.
     pub(crate) fn assert_explained(&self, name: &str, settings: &Value, requests: &[Asked<'_>]) {
         let config = plugin_object(self, settings);
         let mut text = String::new();
-        // A server sends its answer to a flow that failed again for a minute, less and less often.
+        // The server of a failed flow repeats its answer for a minute, at growing intervals.
         until("no packet is dropped while doctor looks", || {
             text = self.symroute(&["doctor", "--for", "0s", "--config", &config]).stdout;
             !text.contains(DROPS)
@@ -33,7 +34,7 @@ impl Node {
             text += "\n";
             text += &self.symroute(&[&words[..], place].concat()).stdout;
         }
-        // What is alive at this moment is another thing each time.
+        // Live connections differ from run to run.
         let lines: Vec<&str> = text.lines().filter(|line| !line.contains("from port ")).collect();
         let text = lines.join("\n") + "\n";
         let text = without_macs(&text).replace("iptables-nft nat", "iptables nat");
@@ -49,7 +50,8 @@ impl Node {
     }
 }
 
-/// Hardware addresses differ from run to run, and so does whether the kernel knows one.
+/// The text without hardware addresses, which differ from run to run. Whether the kernel knows one
+/// does, too.
 fn without_macs(text: &str) -> String {
     let mut parts = text.split("(hardware address ");
     let mut out = parts.next().unwrap_or_default().to_owned();

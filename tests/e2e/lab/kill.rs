@@ -1,8 +1,8 @@
-//! Runs a program with all its threads under ptrace, up to one of its changes, and kills it there.
+//! Runs a program with all its threads under ptrace up to one of its changes, and kills it there.
 //!
-//! strace counts the calls of each thread by itself, so the third rename of a program with threads
-//! is no certain place. Here one count goes for all threads. Tools that the program starts are not
-//! followed.
+//! strace counts the calls of each thread separately, so the third rename of a program with threads
+//! is not a fixed place. This tracer keeps one count for all threads. It does not follow tools that
+//! the program starts.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 
 use super::changes::Call;
 
-/// What a command line begins with that is to run here: waits until it is traced.
+/// Start of a command line for [`run`]: waits until it is traced.
 pub(crate) const GATE: [&str; 4] = ["sh", "-c", "read -r _ && exec \"$@\"", "sh"];
 
 const PATIENT: Duration = Duration::from_secs(30);
@@ -31,18 +31,18 @@ const PACE: Duration = Duration::from_millis(5);
 #[derive(Default)]
 pub(crate) struct Run {
     pub(crate) changes: Vec<Change>,
-    /// Whether it was killed at the last of the changes, before that was made.
+    /// Whether the program was killed at its last change, before the kernel made that.
     pub(crate) was_struck: bool,
 }
 
 pub(crate) struct Change {
     pub(crate) what: String,
-    /// Whether the kernel made it.
+    /// Whether the kernel made the change.
     pub(crate) made: bool,
 }
 
-/// Runs the command behind [`GATE`], in the end `program`, until it is about to make the change of
-/// this number or `is_done`, and kills it. It has ended then: what it had open is closed.
+/// Runs the command behind [`GATE`], which executes `program`. Kills it before the change with this
+/// number, or once `is_done`. When this returns, the program has ended and its files are closed.
 pub(crate) fn run(
     command: Command,
     program: &Path,
@@ -52,7 +52,7 @@ pub(crate) fn run(
     let (tell, told) = channel();
     let (begin, mut late) = (Instant::now(), false);
     let run = thread::scope(|scope| {
-        // A thread of its own, since it waits for whatever child its thread has.
+        // A separate thread, because the tracer waits for every child of its thread.
         let tracer = scope.spawn(move || trace(command, program, strike_at, &tell));
         let pid = told.recv().expect("the program starts");
         while !late && !tracer.is_finished() && !is_done() {
@@ -95,15 +95,15 @@ fn trace(
 struct Tracer {
     pid: Pid,
     strike_at: Option<usize>,
-    /// Whether the program itself runs by now.
+    /// Whether the program itself runs by now, instead of [`GATE`].
     counts: bool,
-    /// Changes that threads are making.
+    /// Changes that threads are making: the thread, and the change's number.
     begun: BTreeMap<Pid, usize>,
     run: Run,
 }
 
 impl Tracer {
-    /// Lets a thread go on that has stopped. False when the program has ended.
+    /// Waits for a thread to stop and resumes it. Returns false when the program has ended.
     fn turn(&mut self, program: &Path) -> bool {
         let of_this_thread = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
         let (thread, signal) = match waitpid(Pid::from_raw(-1), Some(of_this_thread)) {
@@ -119,14 +119,14 @@ impl Tracer {
                 (thread, None)
             }
             Ok(WaitStatus::Stopped(thread, signal)) => (thread, Some(signal)),
-            // The kernel tells of the first thread when the others have ended.
+            // The kernel reports the end of the first thread after that of the others.
             Ok(WaitStatus::Exited(thread, _) | WaitStatus::Signaled(thread, ..)) => {
                 return thread != self.pid;
             }
             Err(Errno::EINTR) => return true,
             other => panic!("the program was lost: {other:?}"),
         };
-        // It may be dying.
+        // The thread may be dying.
         let _ = ptrace::syscall(thread, signal);
         true
     }
@@ -134,14 +134,14 @@ impl Tracer {
     fn at_call(&mut self, thread: Pid) {
         let Ok(info) = ptrace::syscall_info(thread) else { return };
         if info.op == libc::PTRACE_SYSCALL_INFO_EXIT {
-            // SAFETY: `op` tells that this is the part of the union which the kernel has filled.
+            // SAFETY: `op` says that the kernel has filled this part of the union.
             let failed = unsafe { info.u.exit }.is_error != 0;
             if let Some(at) = self.begun.remove(&thread) {
                 self.run.changes[at].made = !failed;
             }
         } else if info.op == libc::PTRACE_SYSCALL_INFO_ENTRY && self.counts && !self.run.was_struck
         {
-            // SAFETY: as above.
+            // SAFETY: `op` says that the kernel has filled this part of the union.
             let entry = unsafe { info.u.entry };
             let call = Call { thread, number: entry.nr, arguments: entry.args };
             if let Some(what) = call.change() {
@@ -155,7 +155,7 @@ impl Tracer {
         self.run.changes.push(Change { what, made: false });
         self.begun.insert(thread, at);
         if self.strike_at == Some(at) {
-            // The kernel makes no call that a killed thread is about to begin.
+            // The kernel does not make a call that a killed thread is about to begin.
             kill(self.pid, Signal::SIGKILL).expect("kill the program");
             self.run.was_struck = true;
         }

@@ -1,5 +1,5 @@
-//! What kube-proxy writes for a handful of Services, in its iptables, nftables and IPVS shapes; with
-//! iptables in the variant that the run's backend has.
+//! The rules that kube-proxy writes for a few Services, in its iptables, nftables and IPVS modes.
+//! The iptables variant is that of the run's backend.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -12,20 +12,20 @@ use super::traffic::Proto;
 pub(crate) enum Flavour {
     Iptables,
     Nftables,
-    /// Addresses of Services only, over TCP and IPv4.
+    /// Only Services with addresses, over TCP and IPv4.
     Ipvs,
 }
 
-/// `externalTrafficPolicy`.
+/// `externalTrafficPolicy` of a Service.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Policy {
-    /// Every node accepts, and masquerades.
+    /// Every node accepts requests, and masquerades them.
     Cluster,
-    /// Only the backend's node accepts, and the client's address is kept.
+    /// Only the backend's node accepts requests, and keeps the client's address.
     Local,
 }
 
-/// Where a Service is reached.
+/// Where clients reach a Service.
 #[derive(Clone, Copy)]
 pub(crate) enum Frontend {
     /// This port on every address of the node.
@@ -63,7 +63,7 @@ fn protocol(proto: Proto) -> &'static str {
     }
 }
 
-/// The marks and the masquerade, and with `dnat` the way to the backends too.
+/// Rules for the marks and the masquerade, and with `dnat` those that lead to the backends.
 fn iptables(services: &[Service], v6: bool, dnat: bool) -> String {
     let mut rules = String::from(
         "*nat

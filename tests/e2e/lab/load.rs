@@ -1,4 +1,4 @@
-//! Traffic that goes on while something else happens to the node.
+//! Traffic that goes on while a test changes the node.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,11 +10,11 @@ use super::netns::Netns;
 use super::traffic::Connection;
 
 const PATIENT: Duration = Duration::from_secs(8);
-/// The shortest pause. It is as long as the answer took where that is more, so that eight of these
-/// leave a slow machine something.
+/// Shortest pause between questions. The pause is as long as the last answer took if that is
+/// longer, so that eight loads do not use up a slow machine.
 const PACE: Duration = Duration::from_millis(2);
 
-/// Questions that are asked again and again for as long as this value lives.
+/// Repeats questions as long as this value lives.
 pub(crate) struct Load {
     name: String,
     answers: Receiver<io::Result<()>>,
@@ -22,14 +22,14 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// By one connection.
+    /// Repeats questions on one connection.
     pub(crate) fn kept(client: &Netns, address: &str, port: u16) -> Self {
         let mut connection = Connection::open(client, at(address, port), PATIENT)
             .unwrap_or_else(|error| panic!("{address}: {error}"));
         Self::start(client, format!("a connection to {address}"), move || connection.ask())
     }
 
-    /// By a new connection for each question.
+    /// Repeats questions, each on a new connection.
     pub(crate) fn anew(client: &Netns, address: &str, port: u16) -> Self {
         let to = at(address, port);
         Self::start(client, format!("connections to {address}"), move || {
@@ -53,7 +53,7 @@ impl Load {
                 let answer = ask().map(drop);
                 pause = PACE.max(begin.elapsed());
                 let failed = answer.is_err();
-                // Whoever waits for answers sees the end of the channel.
+                // The receiver sees the end of the channel.
                 if answered.send(answer).is_err() || failed {
                     return;
                 }
@@ -62,7 +62,7 @@ impl Load {
         Self { name, answers, _running: running }
     }
 
-    /// Waits for answers to questions of from now on; how many there were since the last time.
+    /// Waits for 20 more answers. Returns how many there were since the last call.
     pub(crate) fn assert_goes_on(&self, after: &str) -> usize {
         let mut seen = 0;
         let mut look = |answer: io::Result<()>| {

@@ -1,4 +1,5 @@
-//! A network namespace that lives as long as its value: unique name, no shared state, gone on drop.
+//! A network namespace that lives as long as its value. Its name is unique, it shares no state, and
+//! the drop deletes it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader};
@@ -13,36 +14,39 @@ use super::cmd;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// A number no other namespace, MAC address or directory of this test run has.
+/// A number that no other namespace, MAC address or directory of this test run has.
 pub(crate) fn unique() -> u32 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Whether `SYMROUTE_KEEP=1` asks to leave namespaces and files behind for a look.
+/// Whether `SYMROUTE_KEEP=1` asks to keep namespaces and files after the test.
 pub(crate) fn keep() -> bool {
     env::var_os("SYMROUTE_KEEP").is_some_and(|value| value == "1")
 }
 
-/// Mounts a lock file, `$0`, and becomes the program. The mount is private to `ip netns exec`.
+/// Shell command that mounts the lock file `$0` and executes the program. The mount is private to
+/// `ip netns exec`.
 const BEHIND_LOCK: &str = "mount --bind \"$0\" /run/xtables.lock && exec \"$@\"";
 
 pub(crate) struct Netns {
     name: String,
     handle: File,
     lock: PathBuf,
-    /// Whether the namespace goes with this.
+    /// Whether dropping this value deletes the namespace.
     is_owner: bool,
 }
 
 impl Netns {
-    /// A fresh namespace with `lo` up, duplicate address detection off and loose everything.
+    /// Makes a namespace with `lo` up, without duplicate address detection and with every source
+    /// check off.
     pub(crate) fn new(role: &str) -> Self {
         let name = format!("sr{}-{}-{role}", process::id(), unique());
         cmd::run(&["ip", "netns", "add", &name], "");
         Self::named(name)
     }
 
-    /// The same, owned by a user namespace: the root of a pod with `hostUsers: false` is no root elsewhere.
+    /// Makes a namespace that belongs to a user namespace, like a pod with `hostUsers: false`: its
+    /// root has no rights elsewhere.
     pub(crate) fn of_user_namespace(role: &str) -> Self {
         let name = format!("sr{}-{}-{role}", process::id(), unique());
         let mut owner = process::Command::new("unshare")
@@ -81,7 +85,7 @@ impl Netns {
         &self.name
     }
 
-    /// The same namespace, which stays when this one is dropped.
+    /// A second value for this namespace. Dropping it does not delete the namespace.
     pub(super) fn twin(&self) -> Self {
         let handle = self.handle.try_clone().expect("a second handle");
         Self { name: self.name.clone(), handle, lock: self.lock.clone(), is_owner: false }
@@ -91,12 +95,12 @@ impl Netns {
         self.is_owner
     }
 
-    /// Whether this is one of its addresses.
+    /// Whether the namespace has this address.
     pub(crate) fn has(&self, address: IpAddr) -> bool {
         self.run(|| UdpSocket::bind((address, 0))).is_ok()
     }
 
-    /// The path a container runtime would hand to a plugin.
+    /// The path that a container runtime would pass to a plugin.
     pub(crate) fn path(&self) -> String {
         format!("/run/netns/{}", self.name)
     }
@@ -106,7 +110,8 @@ impl Netns {
         cmd::run(&["ip", "-n", &self.name, "-batch", "-"], &trimmed(batch));
     }
 
-    /// The same with `ip -6`, for lines that do not tell the family, as rules never do.
+    /// Runs lines of `ip -6` commands as one batch, for commands such as `rule` that do not name
+    /// the family.
     pub(crate) fn ip6(&self, batch: &str) {
         cmd::run(&["ip", "-6", "-n", &self.name, "-batch", "-"], &trimmed(batch));
     }
@@ -122,10 +127,10 @@ impl Netns {
         cmd::run(&[&inside, &["sh", "-c", BEHIND_LOCK, lock], argv].concat(), input)
     }
 
-    /// What programs in here see as `/run/xtables.lock`. The real one is the machine's: tests that
-    /// run side by side would wait for each other, and for whatever else the machine does.
+    /// The file that programs in here see as `/run/xtables.lock`. With the machine's own lock,
+    /// parallel tests would wait for each other and for other programs.
     pub(crate) fn xtables_lock(&self) -> PathBuf {
-        // Both the mount point and the file that is mounted have to exist.
+        // Both the mount point and the mounted file have to exist.
         for file in [Path::new("/run/xtables.lock"), &self.lock] {
             let opened = OpenOptions::new().append(true).create(true).open(file);
             opened.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
@@ -133,7 +138,7 @@ impl Netns {
         self.lock.clone()
     }
 
-    /// Applies a text of nft commands as one transaction.
+    /// Applies nft commands as one transaction.
     pub(crate) fn nft(&self, ruleset: &str) {
         self.exec(&["nft", "-f", "-"], ruleset);
     }
@@ -143,12 +148,13 @@ impl Netns {
         self.run(|| sysctl(key, value));
     }
 
-    /// A handle with which another thread can enter the namespace, for as long as it likes.
+    /// A handle with which another thread can enter the namespace. It stays valid after this value
+    /// is dropped.
     pub(crate) fn handle(&self) -> Handle {
         Handle(self.handle.try_clone().expect("a second handle"))
     }
 
-    /// Runs `work` on a thread inside the namespace; a panic in there is a panic here.
+    /// Runs `work` on a thread inside the namespace. A panic of `work` is passed on.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let worker = scope.spawn(|| {
@@ -169,7 +175,7 @@ impl Drop for Netns {
             println!("kept: ip netns exec {} sh", self.name);
             return;
         }
-        // Also runs while a test unwinds, so it must not panic.
+        // This also runs while a test unwinds, so it must not panic.
         let _ = process::Command::new("ip").args(["netns", "del", &self.name]).status();
         let _ = fs::remove_file(&self.lock);
     }
@@ -186,7 +192,7 @@ fn sysctl(key: &str, value: &str) {
     fs::write(&path, value).unwrap_or_else(|error| panic!("{path} = {value}: {error}"));
 }
 
-/// Keeps a namespace reachable for a thread of its own.
+/// Keeps a namespace reachable for another thread.
 pub(crate) struct Handle(File);
 
 impl Handle {

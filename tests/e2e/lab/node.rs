@@ -13,9 +13,10 @@ use super::sweep;
 
 pub(crate) struct Node {
     pub(crate) ns: Netns,
-    /// What the plugin sees as `/run/symroute`, and its log and configuration files.
+    /// Folder that the plugin sees as `/run/symroute` (`run` in it), and its log and configuration
+    /// files.
     pub(crate) dir: PathBuf,
-    /// Whether iptables-legacy has been asked for on this node, see [`super::snapshot`].
+    /// Whether a test has used iptables-legacy on this node, see [`super::snapshot`].
     pub(crate) legacy: AtomicBool,
 }
 
@@ -23,7 +24,7 @@ pub(crate) struct Pod {
     pub(crate) ns: Netns,
     /// The container id.
     pub(crate) id: String,
-    /// The result of the plugin before ours in the chain, as raw text.
+    /// The prevResult of symroute's call, as raw text.
     pub(crate) prev_result: String,
 }
 
@@ -43,14 +44,15 @@ impl Node {
         node
     }
 
-    /// The same node, which stays when this one is dropped.
+    /// A second value for this node. Dropping it removes nothing.
     pub(super) fn twin(&self) -> Self {
         let legacy = AtomicBool::new(self.legacy.load(Ordering::Relaxed));
         Self { ns: self.ns.twin(), dir: self.dir.clone(), legacy }
     }
 
-    /// A pod as the AWS and flannel primaries leave it: addresses without a subnet on `eth0`, a
-    /// static neighbour as gateway, and a host route to each address over `eni<name>`.
+    /// Makes a pod as the AWS and flannel primaries leave it. `eth0` has addresses without a subnet
+    /// and a static neighbour as gateway; the node has a host route to each address through
+    /// `eni<name>`.
     pub(crate) fn pod(&self, name: &str, addresses: &[&str]) -> Pod {
         let (ns, veth) = (Netns::new(name), format!("eni{name}"));
         let number = unique().to_be_bytes().map(|byte| format!("{byte:02x}")).join(":");
@@ -76,13 +78,13 @@ impl Node {
         Pod { ns, id: format!("{name}-{}", unique()), prev_result }
     }
 
-    /// `TcpExtIPReversePathFilter`: packets that strict `rp_filter` has dropped.
+    /// Packets that strict `rp_filter` has dropped on the node (`TcpExtIPReversePathFilter`).
     pub(crate) fn rp_filter_drops(&self) -> u64 {
         rp_filter_drops(&self.ns)
     }
 }
 
-/// The same of any namespace.
+/// Packets that strict `rp_filter` has dropped in a namespace (`TcpExtIPReversePathFilter`).
 pub(crate) fn rp_filter_drops(ns: &Netns) -> u64 {
     let text =
         ns.run(|| fs::read_to_string("/proc/thread-self/net/netstat")).expect("read netstat");
@@ -93,7 +95,7 @@ pub(crate) fn rp_filter_drops(ns: &Netns) -> u64 {
     values.split(' ').nth(position).expect("a value").parse().expect("a number")
 }
 
-/// What a primary plugin of CNI 1.0.0 prints for a pod.
+/// The result of a primary plugin of CNI 1.0.0 for a pod.
 fn standard_result(veth: &str, netns: &str, addresses: &[&str]) -> String {
     let ips: Vec<_> = addresses
         .iter()
@@ -109,7 +111,7 @@ fn standard_result(veth: &str, netns: &str, addresses: &[&str]) -> String {
     .to_string()
 }
 
-/// The address as the only one of its subnet, as results spell it.
+/// An address with the prefix length of a single host, as results spell it.
 pub(crate) fn with_prefix(address: &str) -> String {
     format!("{address}/{}", if address.contains(':') { 128 } else { 32 })
 }

@@ -1,18 +1,19 @@
-//! What a test says when it can't run here. `tests/run` counts these lines, and has a test whose kernel lacks a
-//! part run on a kernel that has it.
+//! Lines that a test prints when it cannot run here. `tests/run` counts these lines. Where the
+//! kernel lacks a part, it runs the test again on a kernel that has it.
 
 use std::panic::Location;
 use std::thread;
 
 use super::backend::Backend;
 
-/// Says that this test does not run, because the kernel has no such part.
+/// Prints that this test does not run because the kernel lacks a part.
 #[track_caller]
 pub(crate) fn kernel_lacks(part: &str) {
     println!("NOT RUN: {}: the kernel has no {part}", this_test());
 }
 
-/// Whether the run is about nftables. If not, says that this test is not for the backend of the run, and why.
+/// Whether the run's backend is nftables. Otherwise prints that this test is not for the backend,
+/// and why.
 #[track_caller]
 pub(crate) fn only_nftables(reason: &str) -> bool {
     let backend = Backend::of_run();
@@ -22,7 +23,7 @@ pub(crate) fn only_nftables(reason: &str) -> bool {
     !backend.is_iptables()
 }
 
-/// The test's name; with one thread for all tests, the file that it is in.
+/// The test's name. With one thread for all tests, the file of the caller.
 #[track_caller]
 fn this_test() -> String {
     let place = Location::caller();

@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use super::backend::Backend;
 use super::node::{Node, Pod};
 
-/// The plugin.
+/// Path of the plugin.
 pub(crate) const PLUGIN: &str = env!("CARGO_BIN_EXE_symroute");
-/// The command line tool.
+/// Path of the tool.
 pub(crate) const TOOL: &str = env!("CARGO_BIN_EXE_symroutectl");
 
-/// One call of a program: what a runtime or an operator would pass.
+/// One call of a program, with what a runtime or an operator would pass.
 #[derive(Clone)]
 pub(crate) struct Call {
     program: &'static str,
@@ -44,13 +44,13 @@ impl Call {
         }
     }
 
-    /// A call of the command line tool.
+    /// A call of the tool.
     pub(crate) fn tool(arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(ToString::to_string).collect();
         Self { program: TOOL, arguments, variables: Vec::new(), input: String::new() }
     }
 
-    /// The same words for the plugin, without a runtime's variables.
+    /// A call of the plugin with arguments and without a runtime's variables.
     pub(crate) fn of_plugin(arguments: &[&str]) -> Self {
         Self { program: PLUGIN, ..Self::tool(arguments) }
     }
@@ -59,24 +59,24 @@ impl Call {
         !self.input.is_empty()
     }
 
-    /// The same with another value of a variable; an empty one counts as unset.
+    /// Sets a variable of the call; an empty value counts as unset.
     pub(crate) fn with(mut self, name: &'static str, value: &str) -> Self {
         self.variables.push((name, value.to_owned()));
         self
     }
 }
 
-/// What one call of the program did.
+/// Outcome of one call of a program.
 pub(crate) struct Ran {
     pub(crate) success: bool,
-    /// The exit code; none when a signal ended it.
+    /// The exit code; `None` when a signal ended the program.
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
 impl Ran {
-    /// Panics with both outputs unless the call succeeded.
+    /// Panics with stdout and stderr unless the call succeeded.
     pub(crate) fn assert_success(&self, what: &str) {
         let Self { success, stdout, stderr, .. } = self;
         assert!(success, "{what} failed\nstdout: {stdout}\nstderr: {stderr}");
@@ -88,7 +88,8 @@ impl Node {
         self.dir.join("symroute.log")
     }
 
-    /// A network configuration: `settings` are the keys of ours, `prev_result` goes in as it is.
+    /// A network configuration. `settings` are symroute's keys; `prev_result` is inserted
+    /// unchanged.
     pub(crate) fn network(&self, settings: &Value, prev_result: Option<&str>) -> String {
         let mut network = json!({"cniVersion": "1.0.0", "name": "lab", "type": "symroute"});
         network["log"] = json!({"level": "debug", "file": self.log()});
@@ -96,7 +97,7 @@ impl Node {
             network[key] = value.clone();
         }
         Backend::of_run().into_settings(&mut network);
-        // With this every test is one of the flowtable, too.
+        // Every test then also covers the flowtable.
         if env::var_os("SYMROUTE_OFFLOAD").is_some_and(|value| value == "1") {
             network.as_object_mut().expect("an object").entry("offload").or_insert(json!(true));
         }
@@ -112,7 +113,7 @@ impl Node {
         format!("{},\"prevResult\":{prev_result}}}", text.strip_suffix('}').expect("an object"))
     }
 
-    /// One call of the plugin with the variables that a runtime sets.
+    /// Calls the plugin with the variables that a runtime sets.
     pub(crate) fn cni(
         &self,
         verb: &str,
@@ -124,7 +125,7 @@ impl Node {
         self.call(&Call::cni(verb, network, id, netns, ifname))
     }
 
-    /// One call of the command line tool.
+    /// Calls the tool.
     pub(crate) fn symroute(&self, arguments: &[&str]) -> Ran {
         self.call(&Call::tool(arguments))
     }
@@ -133,13 +134,13 @@ impl Node {
         self.call_under(&[], call)
     }
 
-    /// The call of an ADD or DEL of the pod's `eth0`.
+    /// The call of an ADD or DEL for the pod's `eth0`.
     pub(crate) fn call_of(&self, verb: &str, settings: &Value, pod: &Pod) -> Call {
         let network = self.network(settings, Some(&pod.prev_result));
         Call::cni(verb, &network, &pod.id, &pod.ns.path(), "eth0")
     }
 
-    /// ADD of the pod's `eth0`, which must succeed and print prevResult byte for byte.
+    /// ADD of the pod's `eth0`. Asserts that it succeeds and prints prevResult byte for byte.
     pub(crate) fn add(&self, settings: &Value, pod: &Pod) {
         let network = self.network(settings, Some(&pod.prev_result));
         let ran = self.cni("ADD", &network, &pod.id, &pod.ns.path(), "eth0");
@@ -151,7 +152,7 @@ impl Node {
         );
     }
 
-    /// DEL of the pod's `eth0`, which must succeed and print nothing.
+    /// DEL of the pod's `eth0`. Asserts that it succeeds and prints nothing.
     pub(crate) fn del(&self, settings: &Value, pod: &Pod) {
         let network = self.network(settings, Some(&pod.prev_result));
         let ran = self.cni("DEL", &network, &pod.id, &pod.ns.path(), "eth0");
@@ -159,7 +160,7 @@ impl Node {
         assert_eq!(ran.stdout, "", "DEL prints nothing");
     }
 
-    /// `symroutectl up` with these settings.
+    /// Runs `symroutectl up` with these settings.
     pub(crate) fn up(&self, settings: &Value) {
         let file = self.dir.join("network.json");
         fs::write(&file, self.network(settings, None)).expect("write the configuration");
@@ -167,22 +168,21 @@ impl Node {
         ran.assert_success("up");
     }
 
-    /// `symroutectl down`.
+    /// Runs `symroutectl down`.
     pub(crate) fn down(&self) {
         let ran = self.symroute(&["down"]);
         ran.assert_success("down");
     }
 
-    /// Runs the call's program in the node's network namespace, with a `/run/symroute` and a
-    /// `/run/xtables.lock` of the node's own.
-    /// `prefix` is what its command line begins with, for instance strace.
+    /// Runs the call's program in the node's network namespace, with the node's own `/run/symroute`
+    /// and `/run/xtables.lock`. `prefix` is the start of the command line, for instance strace.
     pub(crate) fn call_under(&self, prefix: &[&str], call: &Call) -> Ran {
         self.call_program(&[prefix, &[call.program]].concat(), call)
     }
 
-    /// Any program with the variables and the stdin of the call, for instance another plugin.
+    /// Runs any program, for instance another plugin, with the variables and the stdin of the call.
     pub(crate) fn call_program(&self, argv: &[&str], call: &Call) -> Ran {
-        // The mount point has to exist; the mount itself is private to `ip netns exec`.
+        // The mount point has to exist. The mount itself is private to `ip netns exec`.
         fs::create_dir_all("/run/symroute").expect("make /run/symroute");
         let private = "mount --bind \"$0\" /run/symroute && mount --bind \"$1\" /run/xtables.lock && shift && exec \"$@\"";
         let mut child = Command::new("timeout")
@@ -208,7 +208,7 @@ impl Node {
             .stderr(Stdio::piped())
             .spawn()
             .expect("start the program");
-        // VERSION and the like may exit without reading: not an error of the caller.
+        // A call such as VERSION may end without reading stdin. That is not an error.
         let _ = child.stdin.take().expect("stdin was piped").write_all(call.input.as_bytes());
         let output = child.wait_with_output().expect("wait for the program");
         Ran {

@@ -1,4 +1,4 @@
-//! What the kernel says of a process in `/proc/PID`.
+//! Values of `/proc/PID/status`.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ pub(crate) fn value(text: &str, name: &str) -> String {
     line.expect("the line").trim().to_owned()
 }
 
-/// Kilobytes of memory, by a line of `/proc/PID/status`.
+/// Memory in kB, by a line of `/proc/PID/status`.
 pub(crate) fn memory(pid: u32, name: &str) -> u64 {
     status(pid, name).trim_end_matches(" kB").parse().expect("a number")
 }

@@ -1,8 +1,8 @@
-//! The cloud around the node: one router that every NIC is plugged into.
+//! The cloud around the node: one router with a port for every NIC.
 //!
-//! It behaves like a VPC fabric. It is the gateway on every port, knows without asking which
-//! address sits behind which NIC, answers ARP and neighbour solicitations for all of them, and,
-//! when told to, drops what leaves a NIC with a source address that does not belong to that NIC.
+//! It behaves like a VPC fabric. It is the gateway on every port and knows which address belongs to
+//! which NIC. It answers ARP and neighbour solicitations for all addresses. With the source check
+//! on, it drops packets that leave a NIC with a source address of another NIC.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,7 +17,7 @@ pub(crate) struct Router {
     ports: Vec<Port>,
 }
 
-/// A port has the name of the NIC or host at its other end.
+/// A port of the router, named after the NIC or host at its other end.
 struct Port {
     name: String,
     peer_mac: String,
@@ -29,14 +29,14 @@ impl Router {
         let ns = Netns::new("router");
         ns.sysctl("ipv4/ip_forward", "1");
         ns.sysctl("ipv4/conf/default/proxy_arp", "1");
-        // Also for addresses behind the port that asks.
+        // The router also answers for addresses behind the port that asks.
         ns.sysctl("ipv4/conf/default/proxy_arp_pvlan", "1");
         ns.sysctl("ipv6/conf/all/forwarding", "1");
         ns.sysctl("ipv6/conf/default/proxy_ndp", "1");
         Self { ns, ports: Vec::new() }
     }
 
-    /// Plugs `ifname` of `peer` into a new port, which has `gateways` and `fe80::1` as addresses.
+    /// Connects `ifname` of `peer` to a new port, which has `gateways` and `fe80::1` as addresses.
     pub(crate) fn plug(&mut self, port: &str, peer: &Netns, ifname: &str, gateways: &[&str]) {
         let number = unique();
         let mac = |side: u8| {
@@ -50,7 +50,7 @@ impl Router {
             peer.name()
         ));
         peer.ip(&format!("link set {ifname} up"));
-        // A proxy answer waits up to 0.8 s by default.
+        // By default the kernel delays a proxy answer by up to 0.8 s.
         self.ns.sysctl(&format!("ipv4/neigh/{port}/proxy_delay"), "0");
         self.ns.sysctl(&format!("ipv6/neigh/{port}/proxy_delay"), "0");
         let mut batch = String::new();
@@ -66,9 +66,9 @@ impl Router {
         self.ports.push(Port { name: port.to_owned(), peer_mac: theirs, addresses: Vec::new() });
     }
 
-    /// Tells the fabric that `address` sits behind `port`.
+    /// Makes the router send packets for `address` to `port`.
     ///
-    /// The neighbour entry is permanent, as clouds have it: a node with strict `rp_filter` does not
+    /// The neighbour entry is permanent, as in clouds. A node with strict `rp_filter` does not
     /// answer an ARP request on a NIC that its own route to the asker does not use.
     pub(crate) fn assign(&mut self, port: &str, address: &str) {
         let parsed: IpAddr = address.parse().expect("an address");
@@ -89,13 +89,13 @@ impl Router {
         self.ns.ip(&batch);
     }
 
-    /// The hardware address of the NIC that is plugged into this port.
+    /// The hardware address of the NIC on this port.
     pub(crate) fn peer_mac(&self, port: &str) -> &str {
         let port = self.ports.iter().find(|other| other.name == port);
         &port.unwrap_or_else(|| panic!("no such port")).peer_mac
     }
 
-    /// Tells the fabric that `address`, which was behind another port, is behind this one now.
+    /// Moves `address` from another port to this one.
     pub(crate) fn reassign(&mut self, port: &str, address: &str) {
         let parsed: IpAddr = address.parse().expect("an address");
         let mut batch = String::new();
@@ -113,7 +113,8 @@ impl Router {
         self.assign(port, address);
     }
 
-    /// A host with one NIC and a default route, for instance a client or a pod of another node.
+    /// Makes a host with one NIC and a default route, for instance a client or a pod of another
+    /// node.
     pub(crate) fn host(&mut self, name: &str, addresses: &[&str]) -> Netns {
         let ns = Netns::new(name);
         self.plug(name, &ns, "eth0", &["169.254.1.1"]);
@@ -127,7 +128,7 @@ impl Router {
         ns
     }
 
-    /// Turns the source check on for these NICs, with all addresses assigned so far.
+    /// Enables the source check for these NICs, with all addresses assigned so far.
     pub(crate) fn check_sources(&self, nics: &[&str]) {
         let mut ruleset = String::from("table inet fabric\ndelete table inet fabric\n");
         ruleset.push_str("table inet fabric {\n");
@@ -155,7 +156,7 @@ impl Router {
         self.ns.nft(&ruleset);
     }
 
-    /// Packets that the source check has dropped so far, by NIC; empty while it is off.
+    /// Packets that the source check has dropped so far, by NIC; empty while it is disabled.
     pub(crate) fn source_check_drops(&self) -> BTreeMap<String, u64> {
         let text = self.ns.exec(&["nft", "-j", "list", "counters"], "");
         let listing: Value = serde_json::from_str(&text).expect("nft prints JSON");

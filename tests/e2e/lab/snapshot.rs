@@ -1,8 +1,8 @@
-//! Everything on a node that the plugin may change, for "as it was before".
+//! Everything on a node that the plugin may change, to compare with an earlier state.
 //!
-//! The rules of iptables are there twice: as nft prints them, which is blind for matches like `set`,
-//! and as iptables-save does. A table of iptables-legacy can't be removed once a tool has looked at
-//! it. Where that variant was asked for, and only there, an empty one counts as none.
+//! The rules of iptables appear twice: from nft, which does not show the content of matches like
+//! `set`, and from iptables-save. A table of iptables-legacy stays once a tool has listed it. Where
+//! a test used that variant, an empty table therefore does not count.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ use super::netns::Netns;
 use super::node::Node;
 
 pub(crate) struct Snapshot {
-    /// Text by section, each line one rule, route, sysctl or file.
+    /// Text by section. Each line is one rule, route, sysctl or file.
     sections: BTreeMap<String, String>,
     legacy: bool,
 }
@@ -24,7 +24,7 @@ impl Snapshot {
         Self::of(&node.ns, node)
     }
 
-    /// The same of another namespace, with the files of the node.
+    /// Takes a snapshot of another namespace, with the files of the node.
     pub(crate) fn of(ns: &Netns, node: &Node) -> Self {
         let commands: &[&[&str]] = &[
             &["ip", "rule"],
@@ -38,14 +38,14 @@ impl Snapshot {
             &["ip6tables-legacy-save"],
             &["ipset", "save", "-sorted"],
         ];
-        // One entry into the namespace for all of them: tests take hundreds of snapshots.
+        // Enters the namespace once for all commands: tests take hundreds of snapshots.
         let names = commands.iter().map(|argv| argv.join(" ")).collect::<Vec<_>>();
         let script = format!("set -e; {}", names.join("; printf '\\0'; "));
         let output = ns.exec(&["sh", "-c", &script], "");
         let mut sections: BTreeMap<String, String> =
             names.into_iter().zip(output.split('\0').map(normalised)).collect();
         assert_eq!(sections.len(), commands.len(), "an output of each command");
-        // A table that is made anew comes last.
+        // nft lists a recreated table last, so the order must not count.
         let tables = sections.get_mut("nft -s list ruleset").expect("a section");
         let mut parts: Vec<_> = tables.split_inclusive("\n}\n").collect();
         parts.sort_unstable();
@@ -55,13 +55,13 @@ impl Snapshot {
         Self { sections, legacy: node.legacy.load(Ordering::Relaxed) }
     }
 
-    /// Panics with a line-by-line difference unless `now` is the same.
+    /// Panics with a line-by-line difference unless `now` is equal.
     pub(crate) fn assert_unchanged(&self, now: &Self) {
         let difference = self.difference(now);
         assert!(difference.is_empty(), "the node is not as it was before:\n{difference}");
     }
 
-    /// The same for the kernel alone.
+    /// Panics with a difference unless the kernel state of `now` is equal. Files may differ.
     pub(crate) fn assert_unchanged_but_files(&self, now: &Self) {
         let files = "/run/symroute";
         let mut sections = self.sections.clone();
@@ -69,7 +69,7 @@ impl Snapshot {
         Self { sections, legacy: self.legacy }.assert_unchanged(now);
     }
 
-    /// The lines that are not the same; empty when all are.
+    /// The lines that differ; empty when `now` is equal.
     pub(crate) fn difference(&self, now: &Self) -> String {
         let mut difference = String::new();
         for (section, before) in &self.sections {
@@ -92,7 +92,8 @@ impl Snapshot {
     }
 }
 
-/// What iptables-save prints, less the tables without rules, chains and policies of anybody.
+/// Output of iptables-save without the tables that have no rule, no added chain and no changed
+/// policy.
 fn without_empty_tables(text: &str) -> String {
     let tables = text.split_inclusive("COMMIT\n");
     let is_of_anybody = |line: &str| line.starts_with('-') || !line.ends_with(" ACCEPT");
@@ -100,9 +101,9 @@ fn without_empty_tables(text: &str) -> String {
     tables.filter(|table| table.lines().any(|l| !of_kernel(l) && is_of_anybody(l))).collect()
 }
 
-/// Without what changes by itself: comments with the time of day, counters, ages of IPv6 routes,
-/// the size and the random start of a set's hash, and the kernel's own table, which follows
-/// link-local addresses that come up late.
+/// Output without what changes by itself: comments with the time, counters, ages of IPv6 routes,
+/// and size and seed of a set's hash. The table `local` does not count either: link-local addresses
+/// appear in it late.
 fn normalised(text: &str) -> String {
     let mut kept = String::new();
     let own = |line: &&str| line.starts_with('#') || line.contains(" table local ");
@@ -135,8 +136,8 @@ fn sysctls() -> String {
     lines.concat()
 }
 
-/// Everything below the node's `/run/symroute`, with its content. Empty folders count only where
-/// nothing of ours is in force: there they are leftovers.
+/// All files below the node's `/run/symroute`, with their content. Empty folders count only where
+/// symroute is not in force: there they are leftovers.
 fn files(node: &Node) -> String {
     let mut lines = Vec::new();
     collect(&node.dir.join("run"), &mut lines);

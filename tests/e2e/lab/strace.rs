@@ -1,5 +1,5 @@
-//! Runs the program under strace: what it asks of the kernel, and what becomes of it when the
-//! kernel says no or when it is killed. Blows hit the program alone, not the tools that it starts.
+//! Runs a program under strace: its system calls, and what happens when the kernel refuses one or
+//! kills the program. This affects the program alone, not the tools that it starts.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,20 +13,20 @@ use super::plugin::{Call, Ran};
 #[derive(Clone)]
 pub(crate) struct Syscall {
     pub(crate) name: String,
-    /// Which call of this name by the same process it is, from 1 on.
+    /// The number of this call among those of this name by the same process, from 1 on.
     pub(crate) nth: usize,
-    /// Made by a tool that the program has started.
+    /// A tool that the program started made the call.
     pub(crate) of_tool: bool,
-    /// As strace prints it.
+    /// The line that strace printed.
     pub(crate) line: String,
 }
 
-/// What is done to a run at a system call.
+/// What strace does to a run at a system call.
 #[derive(Clone, Copy)]
 pub(crate) enum Blow {
-    /// The call is not made and fails with this error.
+    /// The call fails with this error, and the kernel does not make it.
     Error(&'static str),
-    /// The program dies before the call is made.
+    /// The program dies before the kernel makes the call.
     Kill,
 }
 
@@ -40,7 +40,8 @@ impl Syscall {
         match self.name.as_str() {
             "sendto" | "sendmsg" => any(&["RTM_NEW", "RTM_DEL", "NFNL_MSG_BATCH_BEGIN"]),
             "openat" => any(&["O_CREAT", "O_WRONLY", "O_RDWR"]),
-            // A tool is about to be started, or has been and may be anywhere in its work.
+            // The program is about to start a tool, or waits for one that may be anywhere in its
+            // work.
             "clone" | "clone3" | "fork" | "vfork" | "wait4" | "waitid" => true,
             name => {
                 let kinds = ["write", "rename", "mkdir", "rmdir", "link", "truncate"];
@@ -49,27 +50,27 @@ impl Syscall {
         }
     }
 
-    /// Whether the call asks netlink for something or waits for a lock.
+    /// Whether the call sends a netlink request or waits for a lock.
     pub(crate) fn is_request(&self) -> bool {
-        // Unlocking can't fail.
+        // Unlocking cannot fail.
         let locks = self.name == "flock" && !self.line.contains("LOCK_UN");
         locks || ["sendto", "sendmsg"].contains(&self.name.as_str())
     }
 
-    /// Whether the call reads an answer of netlink.
+    /// Whether the call reads a netlink answer.
     pub(crate) fn is_answer(&self) -> bool {
         ["recvfrom", "recvmsg"].contains(&self.name.as_str())
     }
 }
 
 impl Node {
-    /// One call of the program, and every system call that it makes.
+    /// Runs the call. Returns every system call that it makes.
     pub(crate) fn traced(&self, call: &Call) -> (Ran, Vec<Syscall>) {
         let (ran, text) = self.under_strace(&["-f"], call);
         (ran, parse(&text))
     }
 
-    /// One call of the program that is struck at this system call of an earlier, equal run.
+    /// Runs the call and strikes it at this system call, which an earlier, equal run made.
     pub(crate) fn struck(&self, call: &Call, at: &Syscall, blow: Blow) -> Ran {
         let Syscall { name, nth, line, .. } = at;
         let what = match blow {
@@ -106,8 +107,8 @@ impl Node {
     }
 }
 
-/// Lines like `4711 rename("a", "b") = 0`; others tell of signals and exits, or how a call goes on
-/// that another process has interrupted.
+/// Parses lines like `4711 rename("a", "b") = 0`. Other lines report signals, exits, or the rest of
+/// a call that strace had interrupted for another process.
 fn parse(text: &str) -> Vec<Syscall> {
     let mut found: Vec<Syscall> = Vec::new();
     let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! Holds `explain` against the flows of every test: of each request that a node of the test gets, and of its
-//! answer, it has to say what happens.
+//! Compares `explain` with the flows of every test. `explain` has to describe what happens to each
+//! request that a node gets, and to its answer.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -16,34 +16,36 @@ thread_local! {
     static NODES: RefCell<Vec<Node>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What becomes of a request, by the test.
+/// Outcome of a request, according to the test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Works,
     Fails,
-    /// It is none of the test's flows: what a tunnel carries, or a server on the way sends on.
+    /// The request is not one of the test's flows: a tunnel's packet, or one that a server on the
+    /// path sends on.
     Unknown,
 }
 
-/// From now on requests that the node gets are looked at.
+/// Includes a new node in the comparison.
 pub(super) fn register(node: &Node) {
     NODES.with_borrow_mut(|nodes| nodes.push(node.twin()));
 }
 
-/// The node is about to go.
+/// Removes a node that is about to be dropped.
 pub(super) fn forget(node: &Node) {
-    // At the end of a thread there may be no list any more.
+    // At the end of a thread the list may be gone already.
     let _ = NODES.try_with(|nodes| {
         nodes.borrow_mut().retain(|one| one.ns.name() != node.ns.name());
     });
 }
 
-/// All nodes of the test note what they get.
+/// Makes all nodes of the test record their requests.
 pub(crate) fn begin() {
     NODES.with_borrow(|nodes| nodes.iter().for_each(Node::note_requests));
 }
 
-/// Panics unless `explain` is right about what the nodes got since [`begin`]. `broken`: the flows that fail.
+/// Asserts that `explain` is right about the requests since [`begin`]. `broken` names the flows
+/// that fail.
 pub(crate) fn hold(flows: &[Flow<'_>], broken: &[&str]) {
     let (mut count, mut wrong) = (0, Vec::new());
     NODES.with_borrow(|nodes| {
@@ -52,7 +54,8 @@ pub(crate) fn hold(flows: &[Flow<'_>], broken: &[&str]) {
             node.end_noting_requests();
             let config = plugin_object(node, &json!({"uplinks": ["eth*"]}));
             let fails = |flow: &Flow<'_>| broken.contains(&flow.name.as_str());
-            // A node on the way may have sent its request elsewhere, to where another flow's goes.
+            // A node on the path may have changed the destination of a request to that of another
+            // flow.
             let is_turned = |flow: &&Flow<'_>| !asked.iter().any(|one| flow.is(one));
             let is_unclear = flows.iter().filter(is_turned).any(fails);
             for one in each_once(&asked) {
@@ -80,7 +83,8 @@ pub(crate) fn hold(flows: &[Flow<'_>], broken: &[&str]) {
     assert!(wrong.is_empty(), "explain is wrong:\n{}", wrong.join("\n"));
 }
 
-/// What is wrong with what `explain` says of a request. `by`: the interfaces that its answers left by.
+/// Why `explain` is wrong about a request; `None` if it is right. `by` are the interfaces that its
+/// answers left through.
 fn judge(
     node: &Node,
     config: &str,
@@ -91,7 +95,7 @@ fn judge(
     let ran = node.explained(config, one, &["--json"]);
     let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
     let requests = report["requests"].as_array().expect("requests");
-    // One for each backend that DNAT may choose.
+    // One result for each backend that DNAT may choose.
     let sides: Vec<_> = requests.iter().map(now).collect();
     let is_right = if by.is_empty() {
         sides.iter().any(|side| has_no_answer(side, fate))
@@ -104,37 +108,37 @@ fn judge(
     })
 }
 
-/// The side that is in force.
+/// The part of the report that describes the node as it is now.
 fn now(request: &Value) -> &Value {
     let is_with = request["inForce"] == true && !request["with"].is_null();
     &request[if is_with { "with" } else { "without" }]
 }
 
-/// Whether it says that answers leave by this interface. What leaves the node has them come in.
+/// Whether this part says that answers leave through `nic`, or that the request leaves the node.
 fn is_answered_by(side: &Value, nic: &str) -> bool {
     match side["ending"].as_str().expect("a word") {
         "answered" => {
             side["departure"]["answerIsDroppedAt"].is_null() && side["way"]["interface"] == nic
         }
-        // The pod that sent it gets them.
+        // The pod that sent the request gets the answers.
         "leaves" => true,
         _ => false,
     }
 }
 
-/// Whether what it says goes with no answer of the node's.
+/// Whether this part agrees with the absence of answers on the node.
 fn has_no_answer(side: &Value, fate: Fate) -> bool {
     let is_lost_later = !side["departure"]["answerIsDroppedAt"].is_null();
     match side["ending"].as_str().expect("a word") {
         "answered" if is_lost_later => fate != Fate::Works,
         "answered" => match fate {
             Fate::Works => false,
-            // A backend elsewhere may not answer.
+            // A backend on another host may not answer.
             Fate::Fails => !side["departure"].is_null(),
-            // And what a tunnel carries may want no answer.
+            // A tunnel's packet may expect no answer.
             Fate::Unknown => true,
         },
-        // What becomes of it is decided elsewhere.
+        // Other hosts decide what happens to the request.
         "leaves" => !(fate == Fate::Works && is_lost_later),
         "passes-through" => true,
         _ => fate != Fate::Works,

@@ -1,5 +1,4 @@
-//! A connection of which the test holds both ends, so that the server may speak without being
-//! asked.
+//! A connection of which the test holds both ends, so that the server can speak without a question.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -20,22 +19,23 @@ pub(crate) struct Talk {
 
 enum End {
     Tcp(TcpStream),
-    /// Connected to the other end.
+    /// A socket that is connected to the other end.
     Udp(UdpSocket),
 }
 
-/// Where a server listens, for the time until a client has come.
+/// A server socket, until a client connects.
 pub(crate) enum Listening {
     Tcp(TcpListener),
     Udp(UdpSocket),
 }
 
 impl Listening {
-    /// Port 0 is any that is free.
+    /// Binds a server socket; with port 0 to any free port.
     pub(crate) fn at(ns: &Netns, proto: Proto, address: &str, port: u16) -> Self {
         let at = SocketAddr::new(address.parse().expect("an address"), port);
         let begin = Instant::now();
-        // A program that another test is about to start holds our closed socket for a moment.
+        // A child process of another test holds a copy of a closed socket until it executes its
+        // program.
         loop {
             let bound = ns.run(|| match proto {
                 Proto::Tcp => TcpListener::bind(at).map(Self::Tcp),
@@ -58,14 +58,14 @@ impl Listening {
 }
 
 impl Talk {
-    /// A client asks the server, directly, and is answered.
+    /// Connects a client to a server directly, and exchanges a question and an answer.
     pub(crate) fn begin(client: &Netns, server: &Netns, proto: Proto, address: &str) -> Self {
         let listening = Listening::at(server, proto, address, 0);
         let to = listening.address();
         Self::through(client, listening, to)
     }
 
-    /// The same where the client calls another address than the server's own.
+    /// Connects a client to a server through `to`, another address than the server's own.
     pub(crate) fn through(client: &Netns, server: Listening, to: SocketAddr) -> Self {
         let begun = match server {
             Listening::Tcp(listener) => by_tcp(client, &listener, to),
@@ -93,7 +93,7 @@ impl Talk {
         self.server.local()
     }
 
-    /// The client's end, as the server sees it: behind masquerading, for instance.
+    /// The client's end as the server sees it, for instance after masquerading.
     pub(crate) fn client_as_seen(&self) -> SocketAddr {
         match &self.server {
             End::Tcp(stream) => stream.peer_addr(),
@@ -102,40 +102,40 @@ impl Talk {
         .expect("a connected socket")
     }
 
-    /// The server speaks, and the client hears it.
+    /// Sends a word from the server, and waits until the client receives it.
     pub(crate) fn reply(&mut self) -> io::Result<()> {
         self.said += 1;
         self.server.say(self.said)?;
         self.client.hear(self.said)
     }
 
-    /// The client speaks, whether the server hears it or not.
+    /// Sends a word from the client, whether the server receives it or not.
     pub(crate) fn say(&self) -> io::Result<()> {
         self.client.say(u32::MAX)
     }
 
-    /// The client speaks, and the server hears it.
+    /// Sends a word from the client, and waits until the server receives it.
     pub(crate) fn ask(&mut self) -> io::Result<()> {
         self.said += 1;
         self.client.say(self.said)?;
         self.server.hear(self.said)
     }
 
-    /// The client speaks, and nobody has to hear it.
+    /// Sends a new word from the client. It may get lost.
     pub(crate) fn call(&mut self) {
         self.said += 1;
-        // An error is what the last word met.
+        // An error belongs to the previous word.
         let _ = self.client.say(self.said);
     }
 
-    /// The client speaks, and is answered that there is no such connection.
+    /// Sends a word from the client. Returns whether the other end resets the connection.
     pub(crate) fn is_reset(&mut self) -> bool {
         self.call();
         let heard = self.client.hear(self.said);
         heard.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
     }
 
-    /// The other end is this socket from now on, at the same address. Datagrams do not mind.
+    /// Replaces the server's UDP socket by another one at the same address.
     pub(crate) fn is_served_by(&mut self, server: Listening) {
         let Listening::Udp(socket) = server else { panic!("a stream has one server") };
         socket.connect(self.client_as_seen()).expect("connect to the client");
@@ -143,7 +143,8 @@ impl Talk {
         self.server = End::Udp(socket);
     }
 
-    /// The server says so many bytes, and then the client does; each hears all that the other says.
+    /// Sends this many bytes from the server and then from the client. Each end receives all of
+    /// them.
     pub(crate) fn carry(&self, bytes: usize) -> io::Result<()> {
         self.server.hand(&self.client, bytes)?;
         self.client.hand(&self.server, bytes)
@@ -157,7 +158,8 @@ impl Talk {
         })
     }
 
-    /// The server speaks first: what was moved would only come back with the client's next packet.
+    /// Asserts that both directions work. The server speaks first, because the client's next packet
+    /// would move the connection back.
     pub(crate) fn assert_goes_on(&mut self, after: &str) {
         self.reply().unwrap_or_else(|error| panic!("a reply after {after}: {error}"));
         self.ask().unwrap_or_else(|error| panic!("a question after {after}: {error}"));
@@ -213,8 +215,8 @@ impl End {
         }
     }
 
-    /// Many bytes for the other end, over UDP in one datagram. One that is too large for the path is lost, and the
-    /// kernel learns from it.
+    /// Sends many bytes to the other end, over UDP in one datagram. A datagram that is too large
+    /// for the path is lost, and the kernel learns the path MTU from the error.
     fn hand(&self, other: &Self, bytes: usize) -> io::Result<()> {
         let (data, mut heard) = (vec![7; bytes], vec![0; bytes]);
         match (self, other) {
@@ -242,7 +244,7 @@ impl End {
         if heard == data { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 
-    /// A UDP socket tells with the next call what an ICMP error has said about an earlier one.
+    /// Clears the ICMP error of an earlier call, which a UDP socket reports with the next call.
     fn forget_errors(&self) -> io::Result<()> {
         match self {
             Self::Tcp(_) => Ok(()),
@@ -250,7 +252,7 @@ impl End {
         }
     }
 
-    /// Waits for this word. Datagrams of others are no matter.
+    /// Waits for this word and ignores other datagrams.
     fn hear(&self, word: u32) -> io::Result<()> {
         self.forget_errors()?;
         let mut heard = [0; 4];

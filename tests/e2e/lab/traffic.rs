@@ -1,7 +1,7 @@
-//! Real TCP and UDP: servers that say who they are and whom they saw, and clients that ask them.
+//! Real TCP and UDP: clients, and servers that answer with their name and the client's address.
 //!
 //! The protocol is one line each way: any line from the client, `<who> <address of the client>`
-//! from the server. A connection may ask as often as it likes.
+//! from the server. A connection may carry many questions.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -24,7 +24,7 @@ pub(crate) enum Proto {
 }
 
 impl Proto {
-    /// As nftables and `explain` call it.
+    /// The protocol's name in nftables and `explain`.
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -33,7 +33,7 @@ impl Proto {
     }
 }
 
-/// What a server answered.
+/// A server's answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) who: String,
@@ -41,7 +41,7 @@ pub(crate) struct Answer {
     pub(crate) seen_as: IpAddr,
 }
 
-/// A server on the wildcard address of both families; it stops when dropped.
+/// A server on the wildcard address of both families. It stops when dropped.
 pub(crate) enum Server {
     Tcp(TcpListener),
     Udp(UdpSocket),
@@ -52,10 +52,10 @@ impl Server {
         Self::at(ns, proto, (Ipv6Addr::UNSPECIFIED, port).into(), who)
     }
 
-    /// The same on one address.
+    /// Starts a server on one address.
     pub(crate) fn at(ns: &Netns, proto: Proto, address: SocketAddr, who: &str) -> Self {
         let who = who.to_owned();
-        // A socket stays in the namespace it was made in, whatever thread uses it.
+        // A socket stays in the namespace that it was made in, whichever thread uses it.
         match proto {
             Proto::Tcp => {
                 let listener = ns.run(|| TcpListener::bind(address)).expect("bind a TCP server");
@@ -75,7 +75,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Wakes the serving thread, also on an unconnected UDP socket (which reports ENOTCONN).
+        // Wakes the serving thread. This works on an unconnected UDP socket too, although
+        // `shutdown` reports ENOTCONN.
         let _ = match self {
             Self::Tcp(listener) => shutdown(listener.as_raw_fd(), Shutdown::Both),
             Self::Udp(socket) => shutdown(socket.as_raw_fd(), Shutdown::Both),
@@ -99,7 +100,7 @@ fn serve_tcp(listener: &TcpListener, who: &str) {
 
 fn serve_udp(socket: &UdpSocket, who: &str) {
     let mut buffer = [0; 64];
-    // Clients never send an empty datagram: no bytes means that the socket was shut down.
+    // Clients never send an empty datagram, so no bytes means that the socket was shut down.
     while let Ok((1.., peer)) = socket.recv_from(&mut buffer) {
         let _ = socket.send_to(reply(who, peer).as_bytes(), peer);
     }
@@ -117,20 +118,20 @@ impl Connection {
         ns.run(|| Self::open_here(to, deadline))
     }
 
-    /// From the namespace that the calling thread is in.
+    /// Opens a connection from the calling thread's namespace.
     pub(crate) fn open_here(to: SocketAddr, deadline: Duration) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&to, deadline)?;
         stream.set_read_timeout(Some(deadline))?;
         Ok(Self(BufReader::new(stream)))
     }
 
-    /// The same from an address.
+    /// Opens a connection from this address.
     fn open_bound(from: IpAddr, to: SocketAddr, deadline: Duration) -> io::Result<Self> {
         let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
         let patience = TimeVal::milliseconds(deadline.as_millis().try_into().unwrap_or(i64::MAX));
-        // For connect, too.
+        // This time limit also applies to `connect`.
         setsockopt(&socket, sockopt::SendTimeout, &patience)?;
         connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
         let stream = TcpStream::from(socket);
@@ -151,7 +152,7 @@ impl Connection {
     }
 }
 
-/// Asks the server at `to` once, from inside `ns`; an error after `deadline` at the latest.
+/// Asks the server at `to` once, from inside `ns`. Fails after `deadline` at the latest.
 pub(crate) fn ask(
     ns: &Netns,
     proto: Proto,
@@ -170,7 +171,7 @@ pub(crate) fn ask(
     }
 }
 
-/// The same by a socket that is bound to an address.
+/// Asks the server at `to` once, from a socket that is bound to `from`.
 pub(crate) fn ask_from(
     ns: &Netns,
     from: IpAddr,
@@ -186,7 +187,7 @@ pub(crate) fn ask_from(
 
 fn ask_udp(ns: &Netns, from: IpAddr, to: SocketAddr, deadline: Duration) -> io::Result<Answer> {
     let socket = ns.run(|| UdpSocket::bind((from, 0)))?;
-    // Connected, so that a reply from another address than `to` does not count.
+    // The socket is connected, so that a reply from another address than `to` does not count.
     socket.connect(to)?;
     socket.set_read_timeout(Some(deadline / 4))?;
     let end = Instant::now() + deadline;

@@ -12,7 +12,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use super::agent::until;
 use super::netns::Netns;
 
-/// `struct ifreq` of linux/if.h as far as TUNSETIFF reads it.
+/// The part of `struct ifreq` (linux/if.h) that TUNSETIFF reads.
 #[repr(C)]
 struct Request {
     name: [u8; libc::IFNAMSIZ],
@@ -20,14 +20,14 @@ struct Request {
     rest: [u8; 22],
 }
 
-/// One end of the tunnel; the device goes away when this is dropped.
+/// One end of the tunnel. Dropping it removes the device.
 pub(crate) struct Tunnel {
     socket: UdpSocket,
     carrier: Option<JoinHandle<()>>,
 }
 
 impl Tunnel {
-    /// Creates the interface in `ns`, whose packets go to the other end at `peer` from `local`.
+    /// Makes the interface in `ns`. It sends its packets from `local` to the other end at `peer`.
     pub(crate) fn open(ns: &Netns, name: &str, local: &str, peer: &str) -> Self {
         let (device, socket) = ns.run(|| (open_tun(name), UdpSocket::bind(local)));
         let socket = socket.expect("bind the tunnel's socket");
@@ -40,9 +40,9 @@ impl Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        // Wakes the carrier, whose next read finds nothing and ends it.
+        // Wakes the carrier, whose next read returns nothing and ends it.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
-        // The port is free and the device gone when it has ended.
+        // When the carrier has ended, the port is free and the device gone.
         if let Some(carrier) = self.carrier.take() {
             let _ = carrier.join();
         }
@@ -55,8 +55,8 @@ fn open_tun(name: &str) -> File {
     let flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).expect("flags fit");
     let mut request = Request { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
     request.name[..name.len()].copy_from_slice(name.as_bytes());
-    // A child of another test holds the descriptors of this process until it becomes its program, and with them the
-    // device of a tunnel that was closed.
+    // A child of another test holds the descriptors of this process until it executes its program.
+    // With them it holds the device of a closed tunnel.
     until("the name of the tunnel is free", || {
         // SAFETY: TUNSETIFF reads and writes one ifreq, and `request` has its size and layout.
         let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
@@ -82,7 +82,7 @@ fn carry(mut device: File, socket: &UdpSocket) {
             let Ok(length) = device.read(&mut buffer) else {
                 return;
             };
-            // The other end may not be there yet, or any more.
+            // The other end may not exist yet, or no longer.
             let _ = socket.send(&buffer[..length]);
         }
         if from_socket {

@@ -44,8 +44,8 @@ pub(crate) struct TwoNics {
 }
 
 impl TwoNics {
-    /// One more pod, with addresses behind eth1 and without a rule of its own: what comes in for
-    /// it is dropped by strict `rp_filter` until the plugin enrolls it. `number`: 1 to 99.
+    /// Makes a pod with addresses behind eth1 and without a rule of its own. Strict `rp_filter`
+    /// drops its requests until the pod is attached. `number`: 1 to 99.
     pub(crate) fn pod_behind_eth1(&mut self, number: u8) -> Pod {
         let addresses = Self::addresses_behind_eth1(number);
         let name = format!("pod1{number:02}");
@@ -58,8 +58,8 @@ impl TwoNics {
         pod
     }
 
-    /// A namespace at a bridge of the node, `cni0`, with the addresses of [`BRIDGED`]. The plugin is
-    /// not called for it.
+    /// Makes a namespace at a bridge of the node, `cni0`, with the addresses of [`BRIDGED`]. No
+    /// runtime calls the plugin for it.
     pub(crate) fn pod_at_bridge(&self) -> Netns {
         let pod = Netns::new("bridged");
         self.node.ns.ip(&format!(
@@ -89,13 +89,14 @@ impl TwoNics {
         [Self::address_behind_eth1(number), format!("2001:db8:21::1{number:02}")]
     }
 
-    /// The client asks the host on eth1, which strict `rp_filter` drops without the plugin.
+    /// The client asks the host on eth1. Strict `rp_filter` drops this request without the plugin.
     pub(crate) fn flow_to_host(&self) -> Flow<'_> {
         let to = format!("{}:10250", NODE[1]);
         Flow::new("host on eth1", &self.client, Proto::Tcp, &to, "host 203.0.113.9")
     }
 
-    /// The client asks a pod made by [`Self::pod_behind_eth1`], which works while it is enrolled.
+    /// The client asks a pod made by [`Self::pod_behind_eth1`]. This works while the pod is
+    /// attached.
     pub(crate) fn flow_to_pod<'a>(&'a self, number: u8, answer: &'a str) -> Flow<'a> {
         let to = format!("{}:8080", Self::address_behind_eth1(number));
         Flow::new(&format!("pod {to}"), &self.client, Proto::Tcp, &to, answer)

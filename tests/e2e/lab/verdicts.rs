@@ -1,4 +1,4 @@
-//! Flows, what becomes of each on the wire, and what `explain` says of it.
+//! Compares the outcome of flows on the wire with the verdict of `explain`.
 
 use std::fmt::{self, Write as _};
 use std::time::Duration;
@@ -10,10 +10,10 @@ use super::node::Node;
 use super::plugin::Ran;
 use crate::agent::plugin_object;
 
-/// How long a flow may take that is expected to fail. That it fails for longer, other tests show.
+/// How long a flow may take that is expected to fail. Other tests show that it fails for longer.
 const SHORT: Duration = Duration::from_millis(400);
-/// Notes the first packets of connections as the node gets them: behind conntrack, before DNAT. And by which
-/// interface answers leave, behind all NAT.
+/// Chains that record packets. They see the first packet of a connection after conntrack and before
+/// DNAT, and the interface of an answer after all NAT.
 const CHAINS: &str = "
   chain arrive {
     type filter hook prerouting priority -199; policy accept;
@@ -28,7 +28,8 @@ const CHAINS: &str = "
     oifname != \"lo\" ct direction reply jump note_left
   }";
 
-/// The table that notes, with a set for each word, family and protocol: nft prints five fields of an element right.
+/// The table that records packets, with a set for each word, family and protocol. With more than
+/// five fields, nft prints elements wrongly.
 fn probe() -> String {
     let mut sets = String::new();
     let mut asked = String::from("iifname \"lo\" return\noifname \"lo\" return\n");
@@ -69,8 +70,8 @@ fn probe() -> String {
 
 const PROTOCOLS: [&str; 2] = ["tcp", "udp"];
 
-/// The first packet of a connection: where it came in (nowhere: the node sent it), client, server, protocol, ports.
-/// Or its answers, with where they left the node.
+/// A request or an answer, with NIC, client, server, protocol and ports. For a request, `nic` is
+/// where its first packet arrived, or empty if the node sent it. For an answer it is where it left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(super) nic: String,
@@ -78,7 +79,7 @@ pub(crate) struct Asked {
     pub(crate) to: String,
     pub(super) protocol: String,
     pub(crate) port: u64,
-    /// Answers to an earlier connection have another one.
+    /// The client's port, which distinguishes answers to an earlier connection.
     pub(super) client_port: u64,
 }
 
@@ -89,12 +90,13 @@ impl fmt::Display for Asked {
     }
 }
 
-/// Whether two requests differ in the client's port at most.
+/// Whether two requests are equal except for the client's port.
 pub(super) fn is_same(a: &Asked, b: &Asked) -> bool {
     Asked { client_port: b.client_port, ..a.clone() } == *b
 }
 
-/// The requests of which `explain` has different things to say.
+/// The requests without those that differ only in the client's port, which `explain` does not ask
+/// for.
 pub(crate) fn each_once(asked: &[Asked]) -> Vec<&Asked> {
     let mut found: Vec<&Asked> = Vec::new();
     for one in asked {
@@ -105,19 +107,19 @@ pub(crate) fn each_once(asked: &[Asked]) -> Vec<&Asked> {
     found
 }
 
-/// How many verdicts were held against packets.
+/// Number of verdicts that were compared with packets.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdicts {
-    /// Flows that worked, and those that did not.
+    /// Flows that worked; `failed` counts the others.
     pub(crate) worked: usize,
     pub(crate) failed: usize,
-    /// Requests that the node got of them.
+    /// Requests of the flows that the node got.
     pub(crate) requests: usize,
 }
 
 impl Node {
-    /// Runs these flows one after the other and asks `explain` about each request that the node got of them. A
-    /// flow has to work if all of them are well, and to fail otherwise.
+    /// Runs these flows one after the other and explains each request that the node gets. A flow
+    /// has to work exactly if `explain` finds no fault in any of its requests.
     pub(crate) fn hold_verdicts(
         &self,
         what: &str,
@@ -160,7 +162,7 @@ impl Node {
         counts
     }
 
-    /// From now on the node notes the first packets of connections.
+    /// Makes the node record the first packets of connections.
     pub(crate) fn note_requests(&self) {
         self.ns.nft(&probe());
     }
@@ -169,7 +171,8 @@ impl Node {
         self.ns.nft("delete table inet probe-explain");
     }
 
-    /// Whether the request is answered as the node is now, by whatever interface; and what is said of it.
+    /// Whether `explain` says that the request is answered now, through any interface; and its
+    /// report.
     pub(crate) fn is_answered(&self, config: &str, asked: &Asked) -> (bool, Value) {
         let ran = self.explained(config, asked, &["--json"]);
         let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
@@ -181,7 +184,7 @@ impl Node {
         (requests.iter().all(is_now), report)
     }
 
-    /// Whether the request fares well as the node is now, and what is said of it.
+    /// Whether `explain` finds no fault in the request now; and its text.
     fn verdict(&self, config: &str, asked: &Asked) -> (bool, String) {
         let ran = self.explained(config, asked, &[]);
         (ran.code == Some(0), ran.stdout)
@@ -197,12 +200,12 @@ impl Node {
         ran
     }
 
-    /// The requests that were noted.
+    /// The recorded requests.
     pub(crate) fn asked(&self) -> Vec<Asked> {
         self.noted("asked")
     }
 
-    /// The answers that left the node.
+    /// The recorded answers.
     pub(super) fn left(&self) -> Vec<Asked> {
         self.noted("left")
     }

@@ -1,5 +1,5 @@
-//! The wire at a NIC of the node, for packets that come from nobody's socket, and a probe on the
-//! node that tells what becomes of them.
+//! Sends packets that come from no socket through a NIC to the node. A probe on the node counts
+//! their fates.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::thread;
@@ -16,17 +16,17 @@ use super::node::Node;
 use super::router::Router;
 
 const PATIENT: Duration = Duration::from_secs(15);
-/// A packet may cross the node, be answered in a pod, and the answer cross the node, which first
-/// has to ask for the router's hardware address: each time something goes to the end of the queue
-/// that markers wait in.
+/// Number of marker packets, sent one after the other. A packet may cross the node, a pod may
+/// answer, and the node may first ask for the router's hardware address. Each step joins the end of
+/// the queue in which the markers wait.
 const ROUNDS: u64 = 8;
 
-/// What became of forged packets on the node.
+/// What the node did with forged packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Seen {
-    /// Forwarded, or delivered to the node itself.
+    /// Packets forwarded, or delivered to the node itself.
     pub(crate) passed: u64,
-    /// Dropped by strict `rp_filter`.
+    /// Packets dropped by strict `rp_filter`.
     pub(crate) strict: u64,
 }
 
@@ -36,8 +36,8 @@ pub(crate) struct Wire<'a> {
 }
 
 impl<'a> Wire<'a> {
-    /// Puts the probe on the node, where it stays. It asks for conntrack, as rules of every cluster
-    /// do, so that without the plugin the node differs in nothing else.
+    /// Installs the probe on the node, where it stays. Its rules use conntrack, as those of every
+    /// cluster do, so that the plugin does not switch that on.
     pub(crate) fn new(router: &'a Router, node: &'a Node) -> Self {
         let forwarded = TTL - 1;
         node.ns.nft(&format!(
@@ -73,8 +73,8 @@ impl<'a> Wire<'a> {
         Self { router, node }
     }
 
-    /// Sends these to the node by a NIC; returns when the node has done with them and with what
-    /// they led to.
+    /// Sends packets to the node through a NIC. Returns when the node has handled them and their
+    /// consequences.
     pub(crate) fn send(&self, nic: &str, packets: &[Vec<u8>]) -> Seen {
         let (arrived, before) = (self.counter("arrived"), self.seen());
         self.deliver((&self.router.ns, nic, self.router.peer_mac(nic)), packets, ROUNDS);
@@ -84,8 +84,9 @@ impl<'a> Wire<'a> {
         Seen { passed: now.passed - before.passed, strict: now.strict - before.strict }
     }
 
-    /// The same by an interface of any namespace, to this hardware address of the node. The kernel may drop some before
-    /// the probe. One round shows that the node has done with them, and more that it has with what they led to.
+    /// Sends packets through an interface of any namespace to this hardware address of the node.
+    /// The kernel may drop some before the probe. After one round the node has handled the packets,
+    /// and after more rounds their consequences.
     pub(super) fn deliver(
         &self,
         (from, port, mac): (&Netns, &str, &str),
@@ -133,7 +134,8 @@ impl Netns {
     }
 }
 
-/// Packets of one processor wait in one queue, so the node sees them in the order they were sent.
+/// Keeps this thread on one processor. Its packets then share one queue, so the node gets them in
+/// the order of sending.
 fn stay_on_one_processor() {
     let (this, all) = (Pid::from_raw(0), CpuSet::count());
     let allowed = sched_getaffinity(this).expect("the processors of this thread");
@@ -148,7 +150,7 @@ fn packet_socket() -> OwnedFd {
     socket(AddressFamily::Packet, SockType::Datagram, flags, None).expect("a packet socket")
 }
 
-/// Puts a packet on the wire, past the routes and rules of the namespace that the thread is in.
+/// Sends a packet on the wire, past the routes and rules of the thread's namespace.
 fn put(wire: &OwnedFd, port: &str, to: &str, packet: &[u8]) {
     let protocol = if packet[0] >> 4 == 4 { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
     let mut mac = [0; 8];
@@ -159,7 +161,7 @@ fn put(wire: &OwnedFd, port: &str, to: &str, packet: &[u8]) {
     send_frame(wire, index, protocol, mac, packet);
 }
 
-/// Sends what a frame carries to a hardware address, by a packet socket.
+/// Sends the payload of a frame to a hardware address, through a packet socket.
 pub(super) fn send_frame(
     socket: &OwnedFd,
     index: u32,
@@ -178,7 +180,7 @@ pub(super) fn send_frame(
     };
     let size = u32::try_from(size_of_val(&address)).expect("small");
     let (bytes, length) = (data.as_ptr().cast(), data.len());
-    // SAFETY: both pointers are to live values of the sizes that go with them, which are only read.
+    // SAFETY: both pointers are to live values of the sizes given, which the kernel only reads.
     let sent = unsafe {
         libc::sendto(socket.as_raw_fd(), bytes, length, 0, (&raw const address).cast(), size)
     };
