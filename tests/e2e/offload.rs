@@ -1,5 +1,5 @@
-//! `"offload": true`: bound connections in a flowtable. Their packets pass no rule, and leave by the uplink that
-//! they came in by, as before.
+//! `"offload": true`: bound connections in a flowtable. Their packets pass no rule, and still leave
+//! through the uplink that they arrived on.
 
 mod changes;
 mod seen;
@@ -21,13 +21,13 @@ fn settings() -> Value {
     json!({"uplinks": NICS, "offload": true})
 }
 
-/// A connection by eth1 to a pod behind it, by each protocol and family.
+/// Opens a connection through eth1 to a pod behind it, for each protocol and family.
 fn talks(client: &Netns, pod: &Netns) -> Vec<Talk> {
     let each = PROTOS.into_iter().flat_map(|proto| [(proto, POD[1]), (proto, POD6[1])]);
     each.map(|(proto, address)| Talk::begin(client, pod, proto, address)).collect()
 }
 
-/// Connections that are offloaded, on a node where the plugin is in force.
+/// Opens connections on a node with the plugin and waits until they are offloaded.
 fn offloaded(layout: &TwoNics) -> Vec<Talk> {
     let mut all = talks(&layout.client, &layout.pods[1].ns);
     for talk in &mut all {
@@ -36,7 +36,7 @@ fn offloaded(layout: &TwoNics) -> Vec<Talk> {
     all
 }
 
-/// All that the connections say goes by eth1, both ways.
+/// Asserts that all packets of the connections use eth1, in both directions.
 fn assert_by_eth1(layout: &TwoNics, talks: &mut [Talk], what: &str) {
     let capture = Capture::start(&layout.router.ns);
     for talk in &mut *talks {

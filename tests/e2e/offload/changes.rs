@@ -1,5 +1,5 @@
-//! Something changes while connections are in the flowtable: they go on by the right NIC, and come back to the
-//! flowtable. Each change is followed by an agent, and by `up` in its place.
+//! Something changes while connections are in the flowtable. They go on through the right NIC, and
+//! return to the flowtable. An agent follows each change, and in another run `up` does.
 //!
 //! ```text
 //!            client
@@ -34,9 +34,9 @@ use crate::lab::node::{Node, Pod};
 use crate::lab::talk::{Listening, Talk};
 use crate::lab::two_nics::{NODE, NODE6, POD, POD6, TwoNics, two_nics};
 
-/// Addresses of the pod that is called by DNAT.
+/// Addresses of the pod that DNAT leads to.
 const BEHIND: [&str; 2] = ["10.244.0.5", "2001:db8:244::5"];
-/// What is called for it: the node's addresses on eth1.
+/// The node's addresses on eth1, which clients call for that pod.
 const CALLED: [&str; 2] = [NODE[1], NODE6[1]];
 
 fn settings() -> Value {
@@ -54,7 +54,7 @@ impl Scene {
         let behind = layout.node.pod("behind", &BEHIND);
         let scene = Self { layout, behind };
         scene.dnat(CALLED, BEHIND);
-        // On a slow machine a connection may rest for longer than the 30 s that it has by default.
+        // A connection may rest longer than the default of 30 s on a slow machine.
         for (what, seconds) in [
             ("conntrack_udp_timeout_stream", "900"),
             ("flowtable_udp_timeout", "600"),
@@ -65,7 +65,7 @@ impl Scene {
         scene
     }
 
-    /// From now on, new connections to these addresses go to a pod at those.
+    /// Makes new connections to the addresses `called` go to the pod at `to`.
     fn dnat(&self, called: [&str; 2], to: [&str; 2]) {
         self.layout.node.ns.nft(&format!(
             "table inet lab
@@ -81,7 +81,8 @@ impl Scene {
         ));
     }
 
-    /// Connections to these addresses, by each protocol. The servers are in the pod, at those addresses.
+    /// Opens connections to the addresses `called`, for each protocol. The servers are in the pod,
+    /// at the addresses `at`.
     fn begin(&self, called: [&str; 2], pod: &Pod, at: [&str; 2]) -> Vec<Talk> {
         let mut talks = Vec::new();
         for proto in PROTOS {
@@ -95,7 +96,7 @@ impl Scene {
         talks
     }
 
-    /// Connections by eth1: to pod1 at its own addresses, and by DNAT.
+    /// Opens connections through eth1: to pod1 at its own addresses, and to the pod behind DNAT.
     fn talks(&self) -> Vec<Talk> {
         let at = [POD[1], POD6[1]];
         let mut talks = self.begin(at, &self.layout.pods[1], at);
@@ -103,7 +104,7 @@ impl Scene {
         talks
     }
 
-    /// They come into the flowtable, and go by this NIC.
+    /// Waits until the connections are in the flowtable, and asserts that they use this NIC.
     fn offload(&self, nic: &str, talks: &mut [Talk], what: &str) {
         for talk in talks.iter_mut() {
             offload(&self.layout.node.ns, talk);
@@ -112,7 +113,7 @@ impl Scene {
         self.assert_offloaded(talks, what);
     }
 
-    /// They are in the flowtable. No packet is sent.
+    /// Asserts that the connections are in the flowtable. Sends no packet.
     fn assert_offloaded(&self, talks: &[Talk], what: &str) {
         for talk in talks {
             let ns = &self.layout.node.ns;
@@ -120,7 +121,7 @@ impl Scene {
         }
     }
 
-    /// They are not in the flowtable. No packet is sent.
+    /// Asserts that the connections are not in the flowtable. Sends no packet.
     fn assert_at_rules(&self, talks: &[Talk], what: &str) {
         for talk in talks {
             let ns = &self.layout.node.ns;
@@ -128,12 +129,14 @@ impl Scene {
         }
     }
 
-    /// Both ends speak. Requests use the first NIC and no other, replies the second.
+    /// Asserts that both ends speak, with requests on the first NIC alone and replies on the
+    /// second.
     fn assert_goes_by(&self, nics: [&str; 2], talks: &mut [Talk], what: &str) {
         self.assert_seen_at(nics[0], &[nics[1]], talks, what);
     }
 
-    /// Both ends speak. The router sends requests by this port and no other, and sees replies at these.
+    /// Asserts that both ends speak. The router sends requests through this port alone, and sees
+    /// each reply at all of `replies`.
     fn assert_seen_at(&self, requests: &str, replies: &[&str], talks: &mut [Talk], what: &str) {
         let capture = Capture::start(&self.layout.router.ns);
         for talk in talks.iter_mut() {
@@ -152,14 +155,15 @@ impl Scene {
         }
     }
 
-    /// After a change that the plugin has followed: the connections go on by this NIC, and come back.
+    /// Asserts that the connections go on through this NIC and return to the flowtable, once
+    /// symroute has followed a change.
     fn assert_back(&self, nic: &str, talks: &mut [Talk], what: &str) {
         self.assert_goes_by([nic; 2], talks, what);
         self.offload(nic, talks, what);
     }
 }
 
-/// What has the plugin follow changes.
+/// Makes symroute follow changes: an agent, or `up` after each change.
 struct Keeper<'a> {
     node: &'a Node,
     settings: Value,
@@ -178,7 +182,7 @@ impl<'a> Keeper<'a> {
         Self { node, settings, agent }
     }
 
-    /// Returns when the plugin has followed what has changed.
+    /// Waits until symroute has followed the change.
     fn follow(&self) {
         if self.agent.is_none() {
             self.node.up(&self.settings);
@@ -186,16 +190,16 @@ impl<'a> Keeper<'a> {
         until("nothing differs", || self.node.symroute(&["status"]).success);
     }
 
-    /// What a test has to say of it.
+    /// Name of the keeper in a test's messages.
     fn name(&self) -> &'static str {
         if self.agent.is_some() { "the agent" } else { "up" }
     }
 }
 
-/// One change of a node.
+/// One change of a node: a name, and the function that makes it.
 type Change = (&'static str, fn(&Scene));
 
-/// The connections go on by eth1 after each of these changes, one after the other, with each keeper.
+/// Asserts that connections go on through eth1 after each of these changes, with each keeper.
 fn go_on_after(changes: &[Change]) {
     for with_agent in [false, true] {
         let scene = Scene::new();
@@ -206,7 +210,8 @@ fn go_on_after(changes: &[Change]) {
             let what = format!("{what}, followed by {}", keeper.name());
             println!("{what}");
             change(&scene);
-            // On a node without rules, this may be sent anywhere, and be offloaded like that.
+            // A node without rules may send this packet anywhere, and offload the connection like
+            // that.
             talks.iter_mut().for_each(Talk::call);
             keeper.follow();
             scene.assert_back("eth1", &mut talks, &what);

@@ -1,4 +1,4 @@
-//! What the tool says of connections in the flowtable, and of a kernel that has none.
+//! What the tool reports about connections in the flowtable, and about a kernel without flowtables.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ fn report(node: &Node) -> Value {
     serde_json::from_str(&node.symroute(&["status", "--json"]).stdout).expect("a report")
 }
 
-/// The findings of `doctor`, as severity and text.
+/// The findings of `doctor` about offload, as severity and text.
 fn found(node: &Node) -> Vec<(String, String)> {
     let ran = node.symroute(&["doctor", "--for", "0s", "--json"]);
     let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
@@ -55,7 +55,8 @@ fn status_doctor_metrics_and_trace_name_offloaded_connections() {
     assert!(trace.stderr.contains("cannot see: packets of connections"), "{}", trace.stderr);
 }
 
-/// A node is served as without the setting where nothing can be offloaded, and `status` says so.
+/// Where nothing can be offloaded, symroute serves the node as without the setting, and `status`
+/// reports that.
 #[test]
 fn a_kernel_without_flowtables_serves_as_before() {
     let mut layout = two_nics();
@@ -63,7 +64,7 @@ fn a_kernel_without_flowtables_serves_as_before() {
     let node = &layout.node;
     node.add(&settings(), &pod);
     assert_all_work(&[layout.flow_to_host(), layout.flow_to_pod(1, "pod101 203.0.113.9")]);
-    // The second one finds the node ready.
+    // For the second pod the node is ready.
     node.add(&settings(), &layout.pods[1]);
     let status = report(node);
     let wrong = status["off"][0]["what"].as_str().unwrap_or_default();
@@ -76,8 +77,9 @@ fn a_kernel_without_flowtables_serves_as_before() {
     node.del(&settings(), &pod);
 }
 
-/// Conntrack takes the time-out of the flowtable off its own when a UDP connection goes back to the rules. Where
-/// nothing is left it would forget the connection, and the pod's next word would leave by another NIC.
+/// The kernel subtracts the flowtable's timeout from conntrack's when a UDP connection returns to
+/// the rules. If nothing were left, conntrack would forget the connection. The pod's next packet
+/// would then leave through another NIC.
 #[test]
 fn udp_stays_with_the_rules_where_conntrack_would_forget_it() {
     if !kernel_has_flowtables() {
@@ -100,7 +102,7 @@ fn udp_stays_with_the_rules_where_conntrack_would_forget_it() {
         udp.assert_goes_on("a word");
     }
     assert!(!is_offloaded(&node.ns, &udp));
-    // The kernel's own value is enough.
+    // The kernel's default is enough.
     node.ns.sysctl("netfilter/nf_conntrack_udp_timeout_stream", "120");
     node.up(&settings());
     offload(&node.ns, &mut udp);

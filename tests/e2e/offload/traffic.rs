@@ -1,5 +1,5 @@
-//! What becomes of the packets of offloaded connections: behind NAT, by uplinks of every kind, when they are too large,
-//! when the connection ends. And which connections are never offloaded.
+//! Packets of offloaded connections: behind NAT, through uplinks of every kind, when they are too
+//! large, and when the connection ends. Also the connections that are never offloaded.
 
 mod bridged;
 mod devices;
@@ -20,13 +20,14 @@ use crate::lab::talk::{Listening, Talk};
 
 use super::PROTOS;
 
-/// A connection to each of these addresses of the server, by each protocol.
+/// Opens a connection to each of these addresses of the server, for each protocol.
 fn begin(client: &Netns, server: &Netns, addresses: &[&str]) -> Vec<Talk> {
     let each = PROTOS.into_iter().flat_map(|proto| addresses.iter().map(move |to| (proto, to)));
     each.map(|(proto, to)| Talk::begin(client, server, proto, to)).collect()
 }
 
-/// The same where the client calls other addresses than the server's own, and the port is one of these two.
+/// Opens connections to other addresses than the server's own, for each protocol. `server` and `to`
+/// end with a port.
 fn through(client: &Netns, server: (&Netns, [&str; 2], u16), to: ([&str; 2], u16)) -> Vec<Talk> {
     let mut talks = Vec::new();
     for proto in PROTOS {
@@ -39,14 +40,14 @@ fn through(client: &Netns, server: (&Netns, [&str; 2], u16), to: ([&str; 2], u16
     talks
 }
 
-/// All of them, which have begun side by side, come into the flowtable.
+/// Waits until connections that began together are all in the flowtable.
 fn offload_all(node: &Node, talks: &mut [Talk]) {
     for talk in talks {
         offload(&node.ns, talk);
     }
 }
 
-/// How many packets the router saw at these ports, without neighbour discovery.
+/// Number of packets that the router saw at these ports, without neighbour discovery.
 fn count_by(packets: &[Packet], ports: &[&str]) -> usize {
     let of_a_flow = |packet: &&Packet| {
         ![packet.from, packet.to].into_iter().any(|end| is_local_chatter(end.ip()))
@@ -54,15 +55,15 @@ fn count_by(packets: &[Packet], ports: &[&str]) -> usize {
     packets.iter().filter(of_a_flow).filter(|one| ports.contains(&one.port.as_str())).count()
 }
 
-/// What both ends say passes no rule.
+/// Asserts that no word of either end passes a rule.
 fn assert_pass_by(forwarded: &Forwarded<'_>, talks: &mut [Talk], what: &str) {
     for talk in talks {
         forwarded.assert_passed_by(talk, what);
     }
 }
 
-/// These go on, and are not offloaded. `control` has begun at the same time or later, and is offloaded: by then
-/// the others would be, too.
+/// Asserts that `talks` go on without being offloaded. `control` began at the same time or later
+/// and is offloaded, so the others had time enough.
 fn assert_never(node: &Node, talks: &mut [Talk], control: &mut [Talk], what: &str) {
     offload_all(node, control);
     for talk in talks {

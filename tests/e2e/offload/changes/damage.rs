@@ -1,9 +1,9 @@
-//! Other programs remove what is symroute's.
+//! Other programs remove symroute's rules and tables.
 
 use super::{Change, Scene, go_on_after};
 use crate::lab::flowtable::kernel_has_flowtables;
 
-/// Removes the rules that put connections into the flowtable.
+/// nft commands that remove the rules which put connections into the flowtable.
 fn flush_feeding_chains(scene: &Scene) -> String {
     let ns = &scene.layout.node.ns;
     let text = ns.exec(&["nft", "list", "table", "inet", "symroute"], "");
@@ -20,7 +20,7 @@ fn flush_feeding_chains(scene: &Scene) -> String {
     found.concat()
 }
 
-/// As a service does that saves all rules and loads them again.
+/// Reloads symroute's table, like a service that saves all rules and loads them again.
 fn reload(scene: &Scene) {
     let ns = &scene.layout.node.ns;
     let text = ns.exec(&["nft", "list", "table", "inet", "symroute"], "");

@@ -7,7 +7,7 @@ use crate::lab::flowtable::{kernel_has_flowtables, offload};
 use crate::lab::netns::Netns;
 use crate::lab::two_nics::{NICS, POD, POD6};
 
-/// What a network manager does with eth1 when its link is there.
+/// Configures eth1 like a network manager once the link is up.
 fn configure_eth1(scene: &Scene) {
     scene.layout.node.ns.ip("link set eth1 up
          addr replace 10.21.0.10/24 dev eth1
@@ -16,7 +16,8 @@ fn configure_eth1(scene: &Scene) {
          route replace default via fe80::1 dev eth1 table 101");
 }
 
-/// The interface gets another hardware address. The kernel forgets its neighbours then, also the permanent ones.
+/// Changes the hardware address of an interface. The kernel then forgets its neighbours, even
+/// permanent ones, so this adds them again.
 fn readdress(ns: &Netns, interface: &str, mac: &str) {
     let mut batch = format!("link set {interface} address {mac}\n");
     for family in ["-4", "-6"] {
@@ -71,7 +72,8 @@ fn connections_follow_routes_links_and_neighbours() {
     }
 }
 
-/// A second router in the network of this NIC, at `.2` and `fe80::2`. It is a port of its own in captures.
+/// Adds a second router to the network of this NIC, at `.2` and `fe80::2`. Captures show it as a
+/// port of its own.
 fn second_router(scene: &Scene, nic: &str, network: &str) -> String {
     let (port, mac) = (format!("{nic}b"), "02:06:00:00:00:01");
     scene.layout.router.ns.ip(&format!(
@@ -85,7 +87,7 @@ fn second_router(scene: &Scene, nic: &str, network: &str) -> String {
     port
 }
 
-/// Replies go to the router that the NIC's default route names, with the packets that are offloaded too.
+/// Replies go to the router of the NIC's default route, offloaded packets included.
 #[test]
 fn replies_go_to_another_router() {
     if !kernel_has_flowtables() {
@@ -100,7 +102,7 @@ fn replies_go_to_another_router() {
             let mut talks = scene.begin(at, &scene.layout.pods[nic], at);
             scene.offload(name, &mut talks, "the begin");
             let second = second_router(&scene, name, network);
-            // What is for the second one passes the NIC that it sits on.
+            // Packets for the second router pass the NIC below it, so a capture sees them on both.
             for (router, ports) in [(2, &[name, &second][..]), (1, &[name])] {
                 let what = format!("router {router} of {name}, followed by {}", keeper.name());
                 println!("{what}");

@@ -1,4 +1,4 @@
-//! Requests of offloaded connections come by another uplink than before.
+//! Requests of offloaded connections arrive on another uplink than before.
 
 use super::{BEHIND, CALLED, Keeper, Scene, settings};
 use crate::lab::agent::until;
@@ -9,10 +9,11 @@ use crate::lab::talk::Talk;
 use crate::lab::traffic::Proto;
 use crate::lab::two_nics::{POD, POD6};
 
-/// An address of the node that some daemon moves between its NICs. DNAT leads to a pod.
+/// An address of the node that a daemon moves between its NICs. DNAT leads to a pod.
 const FLOATING: [&str; 2] = ["10.77.0.7", "2001:db8:77::7"];
 
-/// The address is on eth1, and the router takes it from any NIC as a source: captures say by which it came.
+/// Makes a layout with the address on eth1. The router accepts it as a source on any NIC, so that
+/// captures show which NIC was used.
 fn floating() -> Scene {
     let mut scene = Scene::new();
     let Scene { layout, .. } = &mut scene;
@@ -26,7 +27,7 @@ fn floating() -> Scene {
     scene
 }
 
-/// The daemon and the network move the address.
+/// Moves the address on the node and in the network.
 fn move_address(scene: &Scene, from: &str, to: &str) {
     let [v4, v6] = FLOATING;
     scene.layout.node.ns.ip(&format!(
@@ -38,7 +39,7 @@ fn move_address(scene: &Scene, from: &str, to: &str) {
     send_by(&scene.layout.router, to, &FLOATING);
 }
 
-/// From now on, the router sends what is for these addresses by this NIC.
+/// Makes the router send packets for these addresses through this NIC.
 fn send_by(router: &Router, nic: &str, addresses: &[&str]) {
     let mac = router.peer_mac(nic);
     for address in addresses {
@@ -55,7 +56,8 @@ fn mark_is(node: &Node, talks: &[Talk], mark: u32, what: &str) {
     }
 }
 
-/// The address moves to eth0 and back. Its connections move along with their next request, and are offloaded there.
+/// The address moves to eth0 and back. Its connections move with their next request, and are
+/// offloaded on the new uplink.
 #[test]
 fn an_address_that_moves_takes_offloaded_connections_along() {
     if !kernel_has_flowtables() {
@@ -82,8 +84,8 @@ fn an_address_that_moves_takes_offloaded_connections_along() {
     }
 }
 
-/// Requests by another uplink move nothing where the address has not moved: replies stay with the bound uplink, also
-/// of connections that are offloaded. Such requests put none into the flowtable.
+/// Requests on another uplink move nothing while the address stays. Replies keep to the bound
+/// uplink, even for offloaded connections. Such requests put no connection into the flowtable.
 #[test]
 fn requests_by_another_uplink_move_nothing() {
     if !kernel_has_flowtables() {
@@ -103,7 +105,7 @@ fn requests_by_another_uplink_move_nothing() {
     send_by(router, "eth1", &all);
     scene.assert_back("eth1", &mut talks, "requests by eth1 again");
     let mut young = scene.talks();
-    // A stream is offloaded at its begin.
+    // A TCP connection is offloaded at its start.
     young.retain(|talk| talk.proto() == Proto::Udp);
     send_by(router, "eth0", &all);
     until("the connections are kept up", || {
@@ -121,8 +123,8 @@ fn requests_by_another_uplink_move_nothing() {
     scene.offload("eth1", &mut young, "requests by eth1");
 }
 
-/// The uplink of connections goes, and the router sends what is for the pod by the other one. They are bound and
-/// offloaded there.
+/// The uplink of connections disappears, and the router sends the pod's packets to the other one.
+/// The connections are bound and offloaded there.
 #[test]
 fn connections_whose_uplink_has_gone_are_offloaded_by_another() {
     if !kernel_has_flowtables() {

@@ -1,4 +1,4 @@
-//! Pods come and go while connections of others are in the flowtable.
+//! Pods start and end while connections of other pods are in the flowtable.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::lab::talk::{Listening, Talk};
 use crate::lab::traffic::Proto;
 use crate::lab::two_nics::{POD, POD6};
 
-/// Addresses of a pod that comes later. Clients call its own address, by eth1.
+/// Addresses of a pod that starts later. Clients call them through eth1.
 const LATER: [&str; 2] = ["10.21.0.61", "2001:db8:21::61"];
 
 fn feeds(scene: &Scene, device: &str) -> bool {
@@ -28,7 +28,7 @@ fn scene() -> Scene {
     scene
 }
 
-/// Its connections are offloaded, and those of others stay so.
+/// Asserts that the pod's connections are offloaded, and that those of other pods stay so.
 fn assert_served(scene: &Scene, pod: &Pod, others: &[Talk], what: &str) {
     scene.assert_offloaded(others, what);
     let mut talks = scene.begin(LATER, pod, LATER);
@@ -36,17 +36,18 @@ fn assert_served(scene: &Scene, pod: &Pod, others: &[Talk], what: &str) {
     scene.assert_offloaded(others, what);
 }
 
-/// Its veth is no device any more when it is gone, and connections of others stay in the flowtable.
+/// Deletes the pod's veth. Asserts that the flowtable loses this device and keeps the other
+/// connections.
 fn assert_leaves(scene: &Scene, keeper: &Keeper<'_>, veth: &str, others: &mut [Talk], what: &str) {
     scene.layout.node.ns.ip(&format!("link del {veth}"));
     assert!(!feeds(scene, veth), "{what}: {veth} is gone");
     keeper.follow();
     scene.assert_offloaded(others, what);
-    // The kernel sends them back to the rules where a route has changed.
+    // Where a route has changed, the kernel sends connections back to the rules.
     scene.assert_back("eth1", others, what);
 }
 
-/// A pod's veth becomes a device of the flowtable by its ADD, or by the agent's look.
+/// A pod's veth becomes a device of the flowtable through its ADD, or through the agent.
 #[test]
 fn pods_that_come_and_go_leave_others_offloaded() {
     if !kernel_has_flowtables() {
@@ -78,7 +79,7 @@ fn pods_that_come_and_go_leave_others_offloaded() {
     }
 }
 
-/// The kernel takes 256 devices with one request, and nodes may have more pods.
+/// The kernel takes 256 devices in one request, and a node may have more pods.
 #[test]
 fn hundreds_of_pods_are_devices() {
     if !kernel_has_flowtables() {
@@ -106,7 +107,7 @@ fn hundreds_of_pods_are_devices() {
     scene.assert_offloaded(&others, "the end of all those pods");
 }
 
-/// Servers of these connections over UDP are in another pod from now on, at the same addresses and ports.
+/// Moves the servers of these UDP connections to another pod, at the same addresses and ports.
 fn serve_in(pod: &Pod, talks: &mut [Talk]) {
     for talk in talks {
         let at = talk.server();
@@ -115,7 +116,8 @@ fn serve_in(pod: &Pod, talks: &mut [Talk]) {
     }
 }
 
-/// A pod ends with connections in the flowtable, and its addresses go to another pod behind another veth.
+/// A pod ends with connections in the flowtable. Another pod gets its addresses, behind another
+/// veth.
 #[test]
 fn another_pod_with_the_addresses_gets_all_packets() {
     if !kernel_has_flowtables() {

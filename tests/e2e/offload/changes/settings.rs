@@ -1,4 +1,4 @@
-//! The settings change, NAT changes, connections are deleted, symroute leaves.
+//! Changes of settings and NAT, deleted connections, and the end of symroute.
 
 use serde_json::{Value, json};
 
@@ -8,14 +8,15 @@ use crate::lab::plugin::Call;
 use crate::lab::proof::Proof;
 use crate::lab::two_nics::{POD, POD6};
 
-/// The usual settings with one more.
+/// The usual settings with another value for one key.
 fn with(key: &str, value: Value) -> Value {
     let mut settings = settings();
     settings[key] = value;
     settings
 }
 
-/// Each of these is another state of the node. Connections go on, and are in the flowtable where there is one.
+/// Each value leads to another state of the node. Connections go on, and are in the flowtable where
+/// there is one.
 #[test]
 fn settings_change() {
     if !kernel_has_flowtables() {
@@ -51,7 +52,7 @@ fn settings_change() {
         for (what, settings) in [(key, with(key, value)), ("back", settings())] {
             println!("{what}");
             node.up(&settings);
-            // Another mask is another mark: a connection is bound again by its next request.
+            // Another mask means other marks, so the next request binds a connection again.
             for talk in &mut talks {
                 talk.ask().expect("a question");
             }
@@ -61,7 +62,8 @@ fn settings_change() {
     }
 }
 
-/// Looks that have nothing to do leave connections where they are, and write nothing.
+/// A second `up`, an agent and `status` have nothing to do here. They leave connections in the
+/// flowtable and write nothing.
 #[test]
 fn what_has_nothing_to_do_flushes_nothing() {
     if !kernel_has_flowtables() {
@@ -76,7 +78,7 @@ fn what_has_nothing_to_do_flushes_nothing() {
     let up = Call::tool(&["up", "--config", file.to_str().expect("UTF-8")]);
     let (ran, calls) = node.traced(&up);
     ran.assert_success("up");
-    // iptables begins a transaction also where it only reads.
+    // iptables starts a transaction even where it only reads.
     let ours = calls.iter().filter(|call| !call.of_tool);
     let batches = ours.filter(|call| call.line.contains("NFNL_MSG_BATCH_BEGIN")).count();
     assert_eq!(batches, 0, "transactions of nftables");
@@ -108,7 +110,7 @@ fn nothing_stays_offloaded_after_down() {
     node.down();
     assert!(devices(&node.ns).is_empty(), "a flowtable after down");
     scene.assert_at_rules(&talks, "down");
-    // Replies of DNATed connections leave by eth0 without the plugin.
+    // Without the plugin, replies of DNATed connections leave through eth0.
     talks.truncate(4);
     scene.assert_goes_by(["eth1"; 2], &mut talks, "down");
     for talk in &mut talks {
@@ -118,7 +120,8 @@ fn nothing_stays_offloaded_after_down() {
     proof.assert_as_before();
 }
 
-/// `conntrack -D`: the next request begins a connection for the kernel, which is bound and offloaded as such.
+/// After `conntrack -D` the next request starts a new connection for the kernel, which is bound and
+/// offloaded.
 #[test]
 fn a_connection_that_conntrack_forgets_comes_back() {
     if !kernel_has_flowtables() {
@@ -137,7 +140,7 @@ fn a_connection_that_conntrack_forgets_comes_back() {
     scene.assert_back("eth1", &mut talks, "conntrack -D");
 }
 
-/// DNAT leads to another pod from now on. Connections of before stay with theirs, in the flowtable too.
+/// DNAT changes to another pod. Earlier connections stay with theirs, in the flowtable too.
 #[test]
 fn new_connections_follow_another_dnat() {
     if !kernel_has_flowtables() {

@@ -11,19 +11,20 @@ use crate::lab::two_nics::{BRIDGED, NICS, POD, POD6, TwoNics, two_nics};
 use super::super::{assert_by_eth1, settings};
 use super::{assert_pass_by, begin, offload_all};
 
-/// The pod gets another network card, and all forget the one it had.
+/// Changes the pod's hardware address and makes the node forget the old one.
 fn change_address(layout: &TwoNics, pod: &Netns, device: &str) {
     pod.ip("link set eth0 address 02:04:00:00:00:01");
     layout.node.ns.ip(&format!("neigh flush dev {device}"));
 }
 
-/// `filtered`: what the bridge forwards passes the rules of IP, too.
+/// Offloads connections of a pod at a bridge. With `filtered`, bridged packets pass the IP rules,
+/// too.
 #[track_caller]
 fn pods_at_a_bridge(filtered: bool) {
     if !kernel_has_flowtables() {
         return;
     }
-    // It may be a module, which iptables loads.
+    // `br_netfilter` may be a module, which iptables loads.
     let can_filter = Path::new("/proc/sys/net/bridge").exists();
     if filtered && !can_filter {
         return kernel_lacks("br_netfilter");
@@ -78,7 +79,7 @@ fn another_hardware_address_behind_a_veth() {
     offload_all(node, &mut all);
     let gateway = node.ns.exec(&["cat", "/sys/class/net/enipod1/address"], "");
     change_address(&layout, pod, "enipod1");
-    // The kernel forgets these, too.
+    // The pod's kernel forgets these neighbours with the old address.
     for address in ["169.254.1.1", "fe80::1"] {
         let neighbour =
             format!("neigh replace {address} dev eth0 lladdr {} nud permanent", gateway.trim());

@@ -39,8 +39,8 @@ struct Layout {
     pod: Pod,
 }
 
-/// `make`: makes the NIC of the other end of eth1, which is `wire1`. `port` is what the router calls its end of the
-/// NIC, if that is not eth1.
+/// Makes the layout. The `ip` commands `make` create the NIC on `wire1`, the node's end of eth1.
+/// `port` is the router's end of the NIC, if not eth1.
 fn layout(make: &str, nic: &str, port: Option<&str>) -> Layout {
     let (mut router, node) = (Router::new(), Node::new("node"));
     router.plug("eth0", &node.ns, "eth0", &["10.20.0.1"]);
@@ -76,7 +76,7 @@ fn layout(make: &str, nic: &str, port: Option<&str>) -> Layout {
     Layout { router, node, client, pod }
 }
 
-/// The router knows that these addresses are behind the node's NIC.
+/// Makes the router send packets for these addresses to the node's NIC.
 fn lead(router: &Netns, port: &str, node: &Node, nic: &str, addresses: &[&str]) {
     let mac = node.ns.exec(&["cat", &format!("/sys/class/net/{nic}/address")], "");
     let mut batch = String::new();
@@ -88,7 +88,8 @@ fn lead(router: &Netns, port: &str, node: &Node, nic: &str, addresses: &[&str]) 
     router.ip(&batch);
 }
 
-/// With the plugin, connections by the NIC to its pod are offloaded, and all their packets go by it.
+/// Asserts that connections through the NIC to its pod are offloaded, and that all their packets
+/// use it.
 fn assert_offloaded(layout: &Layout, uplinks: &[&str], port: &str) {
     let Layout { router, node, client, pod } = layout;
     let forwarded = Forwarded::watch(&node.ns);
@@ -103,7 +104,7 @@ fn assert_offloaded(layout: &Layout, uplinks: &[&str], port: &str) {
     proof.assert_as_before();
 }
 
-/// All that these say passes no rule, and goes by this port of the router.
+/// Asserts that the words of these connections pass no rule, and use this port of the router alone.
 fn assert_by(layout: &Layout, port: &str, forwarded: &Forwarded<'_>, talks: &mut [Talk]) {
     let capture = Capture::start(&layout.router.ns);
     assert_pass_by(forwarded, talks, port);
@@ -149,7 +150,8 @@ fn a_vlan() {
     }
 }
 
-/// The flowtable then has both, and the tuples of what is tagged are those of the untagged interface.
+/// The flowtable then has both interfaces as devices, and matches tagged packets on the untagged
+/// one.
 #[test]
 fn a_vlan_beside_the_interface_below_it() {
     if !kernel_has_flowtables() {
@@ -187,7 +189,7 @@ fn a_vlan_beside_the_interface_below_it() {
     proof.assert_as_before();
 }
 
-/// A client at the other end of a tunnel over eth0, which calls a pod.
+/// A client at the other end of a tunnel over eth0 calls a pod.
 #[test]
 fn a_wireguard_tunnel() {
     const OUTER: &str = "203.0.113.77";

@@ -1,4 +1,4 @@
-//! How offloaded connections end, rest and are counted: what conntrack makes of them.
+//! How offloaded connections end, rest and are counted in conntrack.
 
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
@@ -16,7 +16,8 @@ use super::{assert_pass_by, begin, offload_all};
 const PATIENT: Duration = Duration::from_secs(12);
 const POD1: [&str; 2] = [POD[1], POD6[1]];
 
-/// The line of `conntrack -L` of the client with this port, when it fulfils the condition.
+/// Waits until the `conntrack -L` line with this client port fulfils the condition, and returns the
+/// line.
 fn until(node: &Netns, port: u16, what: &str, condition: impl Fn(&str) -> bool) -> String {
     let (begin, port) = (Instant::now(), format!(" sport={port} "));
     loop {
@@ -30,13 +31,13 @@ fn until(node: &Netns, port: u16, what: &str, condition: impl Fn(&str) -> bool) 
     }
 }
 
-/// The seconds that conntrack keeps the connection without a packet.
+/// Seconds until conntrack forgets the connection without a packet.
 fn seconds(line: &str) -> u64 {
     let mut words = line.split_whitespace().skip(2);
     words.find_map(|word| word.parse().ok()).unwrap_or_else(|| panic!("{line}"))
 }
 
-/// Both ends go away at once: the first sends an RST.
+/// Closes both ends at once, so that the first one sends an RST.
 fn reset(talk: Talk) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let [client, server] = talk.sockets();
@@ -60,7 +61,8 @@ fn fin_and_rst_end_it() {
         offload_all(&layout.node, &mut talks);
         for talk in talks {
             let port = talk.client().port();
-            // Conntrack has missed packets, so that of 6.12 doubts an RST, and waits for an answer.
+            // Conntrack has missed packets. In Linux 6.12 it therefore distrusts an RST and waits
+            // for an answer.
             let (states, most) =
                 if is_reset { (["CLOSE", "ESTABLISHED"], 300) } else { (["TIME_WAIT"; 2], 120) };
             if is_reset {
@@ -111,7 +113,7 @@ fn what_rests_goes_back_to_the_rules_and_comes_again() {
     layout.node.down();
 }
 
-/// What conntrack has counted of both ways.
+/// Packets that conntrack has counted in each direction.
 fn counted(node: &Netns, talk: &Talk) -> [u64; 2] {
     let line = line_of(node, talk);
     let counts = line.split_whitespace().filter_map(|word| word.strip_prefix("packets="));

@@ -1,5 +1,5 @@
-//! What others see of offloaded packets at an interface, before the flowtable; and the flowtable itself on a node with
-//! many pods, and beside rules of iptables.
+//! What other programs see of offloaded packets at an interface, before the flowtable. Also the
+//! flowtable itself on a node with many pods and beside iptables rules.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,10 +18,10 @@ use super::{assert_pass_by, begin, offload_all};
 
 const POD1: [&str; 2] = [POD[1], POD6[1]];
 
-/// The uplink's requests, and the pod's replies.
+/// The interfaces on which the uplink's requests and the pod's replies arrive.
 const INTERFACES: [&str; 2] = ["eth1", "enipod1"];
 
-/// A chain of the family netdev at each interface, early and late.
+/// Adds an early and a late chain of the family netdev to each interface.
 fn count_at_ingress(node: &Netns) {
     let mut chains = String::new();
     for interface in INTERFACES {
@@ -39,7 +39,7 @@ fn count_at_ingress(node: &Netns) {
     node.nft(&format!("table netdev others {{ {chains} }}"));
 }
 
-/// The packets that each of these chains has seen.
+/// Packets that each of the netdev chains has seen.
 fn at_ingress(node: &Netns) -> Vec<u64> {
     let text = node.exec(&["nft", "-j", "list", "counters", "table", "netdev", "others"], "");
     let listing: Value = serde_json::from_str(&text).expect("JSON of nft");
@@ -48,7 +48,7 @@ fn at_ingress(node: &Netns) -> Vec<u64> {
     counters.map(|counter| counter["packets"].as_u64().expect("a count")).collect()
 }
 
-/// The packets that a filter of traffic control has seen at an interface.
+/// Packets that a filter of traffic control has seen at an interface.
 fn by_traffic_control(node: &Netns, interface: &str) -> u64 {
     let list = ["tc", "-s", "-j", "filter", "show", "dev", interface, "ingress"];
     let listing: Value = serde_json::from_str(&node.exec(&list, "")).expect("JSON of tc");
@@ -86,13 +86,13 @@ fn filters_at_an_interface_see_all_packets() {
     assert_eq!(before.len(), 6, "two chains and a filter at each interface");
     assert_pass_by(&forwarded, &mut talks, "seen at the interface");
     for (before, after) in before.into_iter().zip(seen()) {
-        // Five words each way by each connection.
+        // Each of four connections sends five words in each direction.
         assert!(after >= before + 20, "{before} packets, then {after}");
     }
     layout.node.down();
 }
 
-/// A filter there drops the client's packets, as it would without offload.
+/// A filter at an interface drops the client's packets, as it would without offload.
 #[test]
 fn what_is_dropped_at_an_interface_stays_dropped() {
     if !kernel_has_flowtables() {
@@ -189,7 +189,7 @@ fn three_hundred_pods() {
     proof.assert_as_before();
 }
 
-/// iptables marks, and what is ours of nftables is the flowtable alone.
+/// With an iptables backend, symroute's nftables table contains only the flowtable.
 #[test]
 fn the_table_of_each_backend() {
     if !kernel_has_flowtables() {

@@ -1,4 +1,5 @@
-//! Packets in the name of an offloaded connection that come in elsewhere, and what filters of other programs drop.
+//! Forged packets of an offloaded connection on other interfaces, and packets that filters of other
+//! programs drop.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -18,10 +19,11 @@ use super::super::{assert_by_eth1, settings};
 use super::{assert_pass_by, begin, offload_all};
 
 const POD1: [&str; 2] = [POD[1], POD6[1]];
-/// How long a connection is tried that is to fail.
+/// How long a connection attempt may take that is expected to fail.
 const SHORT: Duration = Duration::from_millis(400);
 
-/// Counts what the node has forwarded of forged packets, where they arrive, also around its rules.
+/// Counts the forged packets that the node forwards to this namespace, even those that bypass the
+/// node's rules.
 fn count_arrivals(ns: &Netns) {
     let forwarded = forge::TTL - 1;
     ns.nft(&format!(
@@ -36,7 +38,7 @@ fn count_arrivals(ns: &Netns) {
     ));
 }
 
-/// A packet of the connection that another host sends, over TCP one with this flag.
+/// Forged packets of the connection; over TCP they have this flag.
 fn forged(proto: Proto, from: SocketAddr, to: SocketAddr, flag: u8) -> Vec<Vec<u8>> {
     match proto {
         Proto::Tcp => forge::all_kinds_of_tcp(from, to, flag),
@@ -44,7 +46,7 @@ fn forged(proto: Proto, from: SocketAddr, to: SocketAddr, flag: u8) -> Vec<Vec<u
     }
 }
 
-/// The interfaces from which the node gets packets: both NICs, the pod's, and another pod's.
+/// The interfaces from which the node gets packets: both NICs, and the veth of another pod.
 fn ports(layout: &TwoNics) -> Vec<Port<'_>> {
     let mut ports = Vec::new();
     for name in NICS {
@@ -57,8 +59,8 @@ fn ports(layout: &TwoNics) -> Vec<Port<'_>> {
     ports
 }
 
-/// What became of requests and replies by each interface but the connection's own: their fates, how many came
-/// to the pod, and how many out of the node by a NIC.
+/// Outcome of requests and replies on each other interface: what was sent, the fates, how many
+/// reached the pod, and how many left the node through a NIC.
 type Became = Vec<(String, Vec<Fate>, u64, u64)>;
 
 fn became(offload: bool) -> Became {
@@ -67,9 +69,9 @@ fn became(offload: bool) -> Became {
     count_arrivals(pod);
     count_arrivals(&layout.router.ns);
     node.up(&json!({"uplinks": NICS, "offload": offload}));
-    // As the kernel makes it for connections that it offloads.
+    // The kernel treats connections like this once it has offloaded them.
     node.ns.sysctl("netfilter/nf_conntrack_tcp_be_liberal", "1");
-    // A busy machine needs long for all of this.
+    // A busy machine may need long for this test.
     for what in [
         "nf_conntrack_udp_timeout",
         "nf_conntrack_udp_timeout_stream",
@@ -119,7 +121,7 @@ fn by_another_interface_they_are_treated_as_without() {
     for (without, with) in without.iter().zip(&with) {
         assert_eq!(with, without, "with offload, and without");
     }
-    // A reply that is none, by a NIC: strict rp_filter drops it.
+    // Strict rp_filter drops a forged reply on a NIC.
     let replies =
         with.iter().filter(|one| one.0.starts_with("reply") && one.0.contains("IPv4 true"));
     let (mut count, is_nic) = (0, |what: &str| !what.ends_with("port 2"));
@@ -131,7 +133,7 @@ fn by_another_interface_they_are_treated_as_without() {
     assert_eq!(count, 4, "replies by each NIC over each protocol");
 }
 
-/// Blind RSTs take it out of the flowtable; it goes on by its uplink.
+/// Blind RSTs take a connection out of the flowtable, but it goes on through its uplink.
 #[test]
 fn it_outlives_blind_rsts() {
     if !kernel_has_flowtables() {
@@ -152,7 +154,8 @@ fn it_outlives_blind_rsts() {
     offload_all(&layout.node, &mut talks);
 }
 
-/// A filter in forward that drops requests of the client, from a moment at which the connection has begun.
+/// Adds a filter in forward that drops the client's requests of connections that have already
+/// begun.
 fn drop_requests(layout: &TwoNics, priority: &str, talks: &[Talk]) {
     let mut rules = String::new();
     for talk in talks {
@@ -179,13 +182,13 @@ fn dropped_by_a_filter(priority: &str) {
     let (node, pod) = (&layout.node, &layout.pods[1].ns);
     let forwarded = Forwarded::watch(&node.ns);
     node.up(&settings());
-    // Over UDP they are not assured yet.
+    // The UDP connections are not assured yet.
     let mut guarded = begin(&layout.client, pod, &POD1).split_off(2);
     drop_requests(&layout, priority, &guarded);
     let mut control = begin(&layout.client, pod, &POD1);
     while !control.iter().all(|talk| is_offloaded(&node.ns, talk)) {
         for talk in &mut guarded {
-            // The server's word comes, and the client's does not.
+            // The server's word arrives, and the client's does not.
             talk.reply().expect("a reply");
             talk.say().expect("a word");
         }
@@ -212,7 +215,7 @@ fn what_a_late_filter_drops_stays_dropped() {
     dropped_by_a_filter("100");
 }
 
-/// Over TCP such a connection does not come to be.
+/// Where a filter drops the client's packets from the start, no TCP connection begins.
 #[test]
 fn a_filter_by_address_keeps_tcp_out() {
     if !kernel_has_flowtables() {

@@ -15,11 +15,11 @@ use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, POD6, TwoNic
 use super::super::{PROTOS, settings};
 use super::{assert_never, assert_pass_by, begin, count_by, offload_all, through};
 
-/// Ports of the node, and of the backends.
+/// Ports of the node's Services, and of their backends.
 const LOCAL: u16 = 30000;
 const MASQUERADED: u16 = 30001;
 const REMOTE: [u16; 2] = [30002, 30003];
-/// Hosts behind each uplink.
+/// Addresses of a host behind each uplink.
 const FAR: [[&str; 2]; 2] = [["10.20.0.77", "2001:db8:20::77"], ["10.21.0.77", "2001:db8:21::77"]];
 
 const POD1: [&str; 2] = [POD[1], POD6[1]];
@@ -29,7 +29,7 @@ fn node(nic: usize) -> [&'static str; 2] {
     [NODE[nic], NODE6[nic]]
 }
 
-/// The port of the node leads to the same port of the backend.
+/// Services that lead from a port of the node to the same port of the backend, over TCP and UDP.
 fn services(port: u16, backend: [&str; 2], policy: Policy) -> Vec<Service> {
     let service = |proto, address: &str| Service {
         frontend: Frontend::NodePort(port),
@@ -53,7 +53,7 @@ fn far(layout: &mut TwoNics) -> [Netns; 2] {
     [0, 1].map(|nic| layout.router.host(&format!("far{nic}"), &FAR[nic]))
 }
 
-/// A connection by this uplink to the port of the node.
+/// Opens connections through this uplink to the port of the node.
 fn by(layout: &TwoNics, nic: usize, port: u16, server: &Netns, own: [&str; 2]) -> Vec<Talk> {
     through(&layout.client, (server, own, port), (node(nic), port))
 }
@@ -92,7 +92,7 @@ fn offloaded_both_ways(flavour: Flavour) {
     let capture = Capture::start(&layout.router.ns);
     assert_pass_by(&forwarded, &mut all, "behind kube-proxy");
     let packets = capture.stop();
-    // What is for another uplink crosses the router twice.
+    // A request that leaves through the other uplink crosses the router twice.
     assert_eq!(assert_replies_symmetric(&packets, &NICS, true), 4 + 4 + 2 * 8);
     let calls = |nic| {
         let by = packets.iter().filter(|packet| packet.port == NICS[nic] && packet.outgoing);
@@ -116,7 +116,7 @@ fn behind_kube_proxy_in_nftables() {
     offloaded_both_ways(Flavour::Nftables);
 }
 
-/// Requests leave by the uplink that they came in by.
+/// Requests of a U-turn leave through the uplink that they arrived on.
 #[test]
 fn a_u_turn_is_left_to_the_rules() {
     if !kernel_has_flowtables() {
@@ -129,7 +129,7 @@ fn a_u_turn_is_left_to_the_rules() {
     let forwarded = Forwarded::watch(&layout.node.ns);
     let proof = Proof::begin(&layout.node, &layout.router);
     layout.node.up(&settings());
-    // iptables can't serve this one over IPv4 by eth1.
+    // iptables cannot serve a U-turn over IPv4 through eth1.
     let nic = usize::from(!Backend::of_run().is_iptables());
     let mut turning = by(layout, nic, REMOTE[nic], &far[nic], FAR[nic]);
     let mut control = begin(&layout.client, &layout.pods[1].ns, &POD1);
@@ -148,7 +148,7 @@ fn a_u_turn_is_left_to_the_rules() {
 
 const BALANCERS: [&str; 2] = ["10.99.0.11", "2001:db8:99::11"];
 
-/// The load balancer keeps the caller's address.
+/// Rules of a load balancer that keeps the caller's address.
 fn balancer() -> String {
     let mut rules = String::new();
     for protocol in ["tcp", "udp"] {
@@ -169,7 +169,7 @@ fn balancer() -> String {
     )
 }
 
-/// pod0 calls a load balancer, which sends it back to pod1 by eth1.
+/// pod0 calls a load balancer, which sends the request back through eth1 to pod1.
 #[test]
 fn a_hairpin_by_a_load_balancer() {
     if !kernel_has_flowtables() {
@@ -197,7 +197,7 @@ fn a_hairpin_by_a_load_balancer() {
     speak(ENOUGH);
     let capture = Capture::start(&layout.router.ns);
     speak(5);
-    // Caller to balancer by eth0, and balancer to pod by eth1.
+    // The caller reaches the balancer through eth0, and the balancer reaches the pod through eth1.
     assert_eq!(assert_replies_symmetric(&capture.stop(), &NICS, true), 2 * 4);
     proof.assert_nothing_dropped();
     let known = |family| layout.node.ns.exec(&["conntrack", "-L", "-f", family], "");

@@ -23,14 +23,15 @@ use super::super::settings;
 use super::{assert_never, assert_pass_by, begin};
 
 const POD1: [&str; 2] = [POD[1], POD6[1]];
-/// UDP has to last so long.
+/// Age from which a UDP connection is offloaded.
 const LASTING: Duration = Duration::from_secs(2);
 
 fn control(layout: &TwoNics) -> Vec<Talk> {
     begin(&layout.client, &layout.pods[1].ns, &POD1)
 }
 
-/// Strict `rp_filter` lets in what is not bound, and the source check lets it out.
+/// Sets `rp_filter` to loose and disables the source check, so that connections work that symroute
+/// does not bind.
 fn let_all_pass(layout: &TwoNics) {
     for nic in NICS {
         layout.node.ns.sysctl(&format!("ipv4/conf/{nic}/rp_filter"), "2");
@@ -38,7 +39,7 @@ fn let_all_pass(layout: &TwoNics) {
     layout.router.check_sources(&[]);
 }
 
-/// The node's own sockets, and calls of a pod outwards.
+/// Connections of the node's own sockets, and those that a pod opens.
 #[test]
 fn the_nodes_sockets_and_calls_outwards() {
     if !kernel_has_flowtables() {
@@ -82,10 +83,10 @@ fn icmp() {
     layout.node.down();
 }
 
-/// One echo request, of a stream of its own.
+/// Sends one echo request from a socket of its own.
 fn ask_for_echo(client: &Netns, pod: &str) {
     let (protocol, family, request) = if pod.contains(':') {
-        // The kernel fills in the sum.
+        // The kernel fills in the checksum.
         (SockProtocol::IcmpV6, AddressFamily::Inet6, [128, 0, 0, 0, 0, 1, 0, 1])
     } else {
         (SockProtocol::Icmp, AddressFamily::Inet, [8, 0, 0xf7, 0xfd, 0, 1, 0, 1])
@@ -97,7 +98,7 @@ fn ask_for_echo(client: &Netns, pod: &str) {
     assert_eq!(sendto(raw.as_raw_fd(), &request, &to, MsgFlags::empty()), Ok(8));
 }
 
-/// The client's connections to another host pass through the node.
+/// Connections of the client to another host, which pass through the node.
 #[test]
 fn transit() {
     const FAR: [&str; 2] = ["198.51.100.7", "2001:db8:51::7"];
@@ -143,7 +144,7 @@ fn excluded_destinations() {
     layout.node.down();
 }
 
-/// The uplink's table leads nowhere over IPv6.
+/// The uplink's table has no default route over IPv6.
 #[test]
 fn a_family_without_a_default_route() {
     if !kernel_has_flowtables() {
@@ -159,7 +160,7 @@ fn a_family_without_a_default_route() {
     layout.node.down();
 }
 
-/// Which of them a reply goes to is a matter of each connection.
+/// Each connection has its own router among those of an uplink.
 #[test]
 fn an_uplink_with_several_routers() {
     if !kernel_has_flowtables() || !only_nftables("iptables does not tell several routers apart") {
@@ -181,7 +182,7 @@ fn an_uplink_with_several_routers() {
     node.down();
 }
 
-/// Questions and answers, as those of DNS.
+/// A few questions and answers, like those of DNS.
 #[test]
 fn a_few_datagrams() {
     if !kernel_has_flowtables() {
@@ -189,7 +190,7 @@ fn a_few_datagrams() {
     }
     let layout = two_nics();
     layout.node.up(&settings());
-    // A busy machine may need longer.
+    // A busy machine may need longer for them.
     let in_time = |address| {
         let asked = Instant::now();
         let mut talk = Talk::begin(&layout.client, &layout.pods[1].ns, Proto::Udp, address);
@@ -204,7 +205,7 @@ fn a_few_datagrams() {
     layout.node.down();
 }
 
-/// IPVS takes them in as packets for the node, and sends them on itself.
+/// IPVS receives the packets as packets for the node, and sends them on itself.
 #[test]
 fn ipvs() {
     const SERVICE: &str = "10.99.0.20:80";

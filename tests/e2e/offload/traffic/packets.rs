@@ -1,5 +1,6 @@
-//! Packets that the flowtable leaves to the rules, and what a sender hears of them: those that are too large for the
-//! path, at the end of their time to live, fragments, those with options.
+//! Packets that the flowtable leaves to the rules, and the ICMP errors that their senders get.
+//! These are packets that are too large for the path or at the end of their TTL, fragments, and
+//! packets with options.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -19,7 +20,7 @@ use super::{assert_pass_by, begin, count_by, offload_all};
 const PATIENT: Duration = Duration::from_secs(8);
 const POD1: [&str; 2] = [POD[1], POD6[1]];
 
-/// Notes the ICMP errors that come to a host: from where, and which.
+/// Records source and type of the ICMP errors that reach a host.
 fn note_errors(ns: &Netns) {
     ns.nft(
         "table inet errors {
@@ -34,7 +35,7 @@ fn note_errors(ns: &Netns) {
     );
 }
 
-/// What has been noted, and not been forgotten.
+/// The ICMP errors recorded since the last [`forget_errors`].
 fn errors(ns: &Netns) -> BTreeSet<String> {
     let text = ns.exec(&["nft", "list", "table", "inet", "errors"], "");
     let elements = text.split("elements = {").skip(1).filter_map(|rest| rest.split('}').next());
@@ -59,12 +60,12 @@ fn errors_to(ns: &Netns) -> BTreeSet<String> {
     }
 }
 
-/// A node with the plugin, and connections by eth1 to pod1.
+/// A node with the plugin, and connections through eth1 to pod1.
 fn talking(offload: bool, prepare: impl Fn(&TwoNics)) -> (TwoNics, Vec<Talk>) {
     let layout = two_nics();
-    // From where the router says what it has to say.
+    // Source address of the router's IPv6 errors.
     layout.router.ns.ip("addr add 2001:db8::1/128 dev lo nodad");
-    // The node says what it has to say with the address of eth0.
+    // The node sends errors from eth0's address, which the source check would drop on eth1.
     layout.router.check_sources(&[]);
     prepare(&layout);
     for ns in [&layout.client, &layout.pods[1].ns] {
@@ -78,7 +79,7 @@ fn talking(offload: bool, prepare: impl Fn(&TwoNics)) -> (TwoNics, Vec<Talk>) {
     (layout, talks)
 }
 
-/// The errors that each connection led to: to the client, and to the pod.
+/// The ICMP errors of each connection: those to the client, and those to the pod.
 type Heard = Vec<[BTreeSet<String>; 2]>;
 
 type Link<'a> = [(&'a Netns, &'static str); 2];
@@ -95,17 +96,18 @@ fn pods_link(layout: &TwoNics) -> Link<'_> {
     [(&layout.node.ns, "enipod1"), (&layout.pods[1].ns, "eth0")]
 }
 
-/// When both ends of a link begin to take smaller packets only.
+/// When both ends of a link get a smaller MTU.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
     First,
-    /// TCP has agreed on larger ones by then.
+    /// After TCP has agreed on larger segments.
     Begun,
-    /// Over IPv6 the kernel keeps the MTU that an offloaded connection had at first, so the plugin has to see it.
+    /// After the connection was offloaded. Over IPv6 the kernel keeps the MTU of that moment, so
+    /// the plugin has to notice the change.
     Offloaded,
 }
 
-/// Connections by a path that is narrow at this link.
+/// Connections on a path with a smaller MTU at this link.
 fn narrowed(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> (TwoNics, Vec<Talk>) {
     let narrow = |layout: &TwoNics| {
         for (ns, device) in link(layout) {
@@ -132,20 +134,20 @@ fn narrowed(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> (TwoNi
     }
 }
 
-/// Large data both ways, and the errors that come of it.
+/// Sends large data both ways and returns the ICMP errors.
 fn carried(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> Heard {
     let (layout, mut talks) = narrowed(offload, link, when);
     let ends = [&layout.client, &layout.pods[1].ns];
     let capture = Capture::start(&layout.router.ns);
     let mut heard = Vec::new();
     for talk in &mut talks {
-        // Over UDP one datagram in one packet, and one in fragments.
+        // Over UDP these are a datagram in one packet and one in fragments.
         for bytes in [1440, 6000] {
             talk.carry(bytes)
                 .unwrap_or_else(|error| panic!("{}: {bytes} bytes: {error}", talk.client()));
         }
         heard.push(ends.map(errors));
-        // What the sender has learned of the path is not of one connection alone.
+        // What the sender has learned about the path also affects other connections.
         for ns in ends {
             ns.ip("route flush cache");
             ns.ip6("route flush cache");
@@ -163,7 +165,8 @@ fn carried(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> Heard {
     heard
 }
 
-/// `to`: who is to hear of it, the client or the pod.
+/// Asserts that the same ICMP errors arrive with and without offload. `to` is the end that gets
+/// them: 0 for the client, 1 for the pod.
 fn too_large(to: usize, link: fn(&TwoNics) -> Link<'_>, when: When) {
     if !kernel_has_flowtables() {
         return;
@@ -201,7 +204,7 @@ fn set_ttl(socket: BorrowedFd<'_>, is_v4: bool, hops: i32) {
     }
 }
 
-/// What the client hears of packets that end at the node, and the pod.
+/// The errors that client and pod get about packets whose TTL ends at the node.
 fn time_exceeded(offload: bool) -> Heard {
     let (layout, mut talks) = talking(offload, |_| {});
     let ends = [&layout.client, &layout.pods[1].ns];
@@ -209,10 +212,10 @@ fn time_exceeded(offload: bool) -> Heard {
     let mut heard = Vec::new();
     for talk in &mut talks {
         let is_v4 = talk.client().is_ipv4();
-        // The router takes one from the client's.
+        // The router decrements the TTL of the client's packets first.
         let errors = [(0, 2), (1, 1)].map(|(end, hops)| {
             set_ttl(talk.sockets()[end], is_v4, hops);
-            // As long as a word, and none.
+            // A datagram as long as a word that no end waits for.
             let sent = send(talk.sockets()[end].as_raw_fd(), &[255; 4], MsgFlags::empty());
             assert_eq!(sent, Ok(4));
             let errors = errors_to(ends[end]);
@@ -221,7 +224,7 @@ fn time_exceeded(offload: bool) -> Heard {
         });
         heard.push(errors);
         talk.assert_goes_on("the end of a time to live");
-        // Of what TCP has repeated, some may have ended there, too.
+        // Segments that TCP repeated may have ended there, too.
         ends.into_iter().for_each(forget_errors);
     }
     let packets = capture.stop();
@@ -241,7 +244,7 @@ fn the_end_of_the_time_to_live() {
     }
 }
 
-/// Has all packets of a socket carry an option that says nothing.
+/// Adds an option without effect to all packets of a socket.
 fn set_option(socket: BorrowedFd<'_>, is_v4: bool) {
     let (level, name, option): (_, _, &[u8]) = if is_v4 {
         (libc::IPPROTO_IP, libc::IP_OPTIONS, &[1; 4])
@@ -250,7 +253,7 @@ fn set_option(socket: BorrowedFd<'_>, is_v4: bool) {
     };
     let size = libc::socklen_t::try_from(option.len()).expect("small");
     let (socket, bytes) = (socket.as_raw_fd(), option.as_ptr().cast());
-    // SAFETY: the kernel reads as many bytes of a live slice as it has.
+    // SAFETY: the kernel reads no more bytes than the slice has, and the slice is alive.
     let result = unsafe { libc::setsockopt(socket, level, name, bytes, size) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
