@@ -1,4 +1,4 @@
-//! `"scope": "pod"`: replies leave a pod by the interface that the request came in by.
+//! `"scope": "pod"`: replies leave a pod through the interface that the request arrived on.
 
 mod attached;
 mod document;

@@ -1,4 +1,4 @@
-//! Interfaces that come and go one by one, as Multus attaches them.
+//! Interfaces that are attached and detached one by one, as Multus does.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::lab::flows::{assert_all_work, assert_only_these_fail};
 use crate::lab::netns::Netns;
 use crate::lab::snapshot::Snapshot;
 
-/// Eight interfaces: without the plugin only the one with the default route answers.
+/// A pod with eight interfaces. Without the plugin only the one with the default route answers.
 #[test]
 fn each_of_eight_interfaces_answers_by_itself() {
     let site = Site::new(8);
@@ -27,7 +27,7 @@ fn each_of_eight_interfaces_answers_by_itself() {
         site.check(&settings(), number);
     }
     site.assert_answers();
-    // Once more, on connections that the kernel has never seen.
+    // Again, on connections that the kernel has never seen.
     site.pod.exec(&["conntrack", "-F"], "");
     site.assert_answers();
     host.assert_unchanged_but_files(&Snapshot::take(&site.node));
@@ -38,8 +38,8 @@ fn each_of_eight_interfaces_answers_by_itself() {
     host.assert_unchanged(&Snapshot::take(&site.node));
 }
 
-/// Multus calls the chain of one delegate after the other, and each may have symroute last. Those that were attached
-/// before go on to answer while an interface comes or goes.
+/// Multus calls the chain of one delegate after the other, and each may end with symroute. The
+/// attached interfaces still answer while another one is attached or detached.
 #[test]
 fn the_state_grows_with_each_add_and_shrinks_with_each_del() {
     let mut site = Site::new(1);
@@ -52,7 +52,7 @@ fn the_state_grows_with_each_add_and_shrinks_with_each_del() {
         site.assert_answers();
         sizes.push(rules(&site));
     }
-    // One interface needs nothing; each one after the first two brings as much as the others.
+    // One interface needs no rules. Each one after the second adds as many as the others.
     assert_eq!(sizes[1], sizes[0], "rules for one interface: {sizes:?}");
     assert!(sizes[2] > sizes[1] && sizes[3] > sizes[2], "{sizes:?}");
     assert_eq!(sizes[4] - sizes[3], sizes[3] - sizes[2], "{sizes:?}");
@@ -66,17 +66,17 @@ fn the_state_grows_with_each_add_and_shrinks_with_each_del() {
     assert_eq!(rules(&site), sizes[0]);
 }
 
-/// How many rules the pod has, in both families.
+/// Number of ip rules in the pod, in both families.
 fn rules(site: &Site) -> usize {
     let of = |family| site.pod.exec(&["ip", family, "rule"], "").lines().count();
     of("-4") + of("-6")
 }
 
-/// An interface in the chain of a delegate whose network needs no symroute in its chain is served all the same.
+/// symroute also serves an interface whose own chain does not contain it.
 #[test]
 fn an_interface_without_symroute_in_its_chain_answers_too() {
     let site = Site::new(3);
-    // Only the delegate of net2 has symroute; the results of the others are not known.
+    // Only the delegate of net2 has symroute; it does not know the results of the others.
     let settings =
         json!({"scope": "pod", "gateways": {"net1": ["10.100.1.1", "2001:db8:100:1::1"]}});
     site.add(&settings, 2);
@@ -84,8 +84,8 @@ fn an_interface_without_symroute_in_its_chain_answers_too() {
     site.del(&settings, 2);
 }
 
-/// An interface that vanishes while the pod lives: the others answer, the next call cleans up, and nothing is left in
-/// the end.
+/// An interface that vanishes while the pod lives. The others answer, the next call cleans up, and
+/// the last DEL leaves nothing.
 #[test]
 fn an_interface_that_vanishes_takes_nothing_along() {
     let site = Site::new(3);
@@ -100,7 +100,7 @@ fn an_interface_that_vanishes_takes_nothing_along() {
     assert_all_work(&left);
     assert_fails(&site.call("CHECK", &settings, 1), 102, &["no interface net1"]);
     site.check(&settings, 2);
-    // An ADD comes before the DEL, too.
+    // An ADD may also run before the DEL.
     for verb in ["ADD", "DEL"] {
         let number = if verb == "ADD" { 2 } else { 1 };
         site.call(verb, &settings, number).assert_success(verb);
@@ -117,7 +117,7 @@ fn an_interface_that_vanishes_takes_nothing_along() {
     assert_eq!(site.pod.exec(&["nft", "list", "tables"], ""), "", "tables");
 }
 
-/// `uplinks` is about the names of the pod's interfaces.
+/// The patterns in `uplinks` match the names of the pod's interfaces.
 #[test]
 fn patterns_are_about_the_names_in_the_pod() {
     let site = Site::new(3);
@@ -132,7 +132,8 @@ fn patterns_are_about_the_names_in_the_pod() {
     assert_only_these_fail(&flows, &broken);
 }
 
-/// The namespace of a pod with `hostUsers: false` belongs to a user namespace, where the node's root has every right.
+/// The network namespace of a pod with `hostUsers: false` belongs to a user namespace, where the
+/// node's root has all rights.
 #[test]
 fn a_pod_with_a_user_namespace_of_its_own() {
     let site = Site::of(Netns::of_user_namespace("pod"), 2);
@@ -152,7 +153,7 @@ fn a_pod_with_a_user_namespace_of_its_own() {
     before.assert_unchanged(&site.snapshot());
 }
 
-/// Could an ADD succeed? That takes no pod.
+/// STATUS reports whether an ADD could succeed, which needs no pod.
 #[test]
 fn status_needs_no_pod() {
     let site = Site::new(1);

@@ -1,4 +1,4 @@
-//! docs/pods.md shows what stands in a pod, and its commands run.
+//! docs/pods.md shows the state of a pod, and its commands run.
 
 use std::fs;
 use std::path::Path;
@@ -15,10 +15,10 @@ fn page() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE)).expect("read the page")
 }
 
-/// `SYMROUTE_BLESS=1` writes what is printed now into the page, to be looked at and committed.
+/// `SYMROUTE_BLESS=1` writes the current output into the page. A developer reviews and commits it.
 #[test]
 fn the_page_shows_what_the_pod_prints() {
-    // The page shows nftables.
+    // The page shows the output for nftables.
     if Backend::of_run() != Backend::Nftables {
         return;
     }

@@ -1,4 +1,5 @@
-//! A pod that has prepared its namespace: whatever it does, a call comes to an end, and harms nothing outside.
+//! A pod that has prepared its network namespace. Whatever it does, each call ends and harms
+//! nothing outside.
 
 mod many;
 mod odd;
@@ -15,7 +16,7 @@ use crate::lab::node::Node;
 use crate::lab::plugin::Ran;
 use crate::lab::snapshot::Snapshot;
 
-/// A call says so when it can't do its work: with a code, and words for a person.
+/// Asserts that a failed call has an error with a code and a text.
 fn is_clear(ran: &Ran) {
     if ran.success {
         return;
@@ -25,7 +26,7 @@ fn is_clear(ran: &Ran) {
     assert!(error["code"].is_u64() && has("msg"), "{} {}", ran.stdout, ran.stderr);
 }
 
-/// A program of the pod's that runs until it is dropped.
+/// A program in the pod that runs until it is dropped.
 struct Program(Child);
 
 impl Program {
@@ -52,12 +53,13 @@ impl Drop for Program {
     }
 }
 
-/// So many lines, each made of its number.
+/// This many lines, each made of its number.
 fn lines(count: u32, line: impl Fn(u32) -> String) -> String {
     (0..count).map(line).collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// ADD, CHECK and DEL of both interfaces in this pod. Nothing is left, and what the pod has itself is as it was.
+/// Asserts that ADD, CHECK and DEL of both interfaces succeed in this pod. Nothing is left, and the
+/// pod's own state is as before.
 fn lives(node: &Node, pod: &Plain, what: &str) {
     let before = pod.snapshot(node);
     let on_node = Snapshot::take(node);
@@ -81,8 +83,8 @@ fn site(role: &str) -> (Node, Plain) {
     (node, pod)
 }
 
-/// A place of ours is taken by a rule of another program: an error names it, and with "auto" other places are
-/// chosen.
+/// A rule of another program has one of symroute's priorities. The error names it, and with
+/// `"auto"` symroute chooses other priorities.
 #[test]
 fn rules_at_our_places() {
     for place in 400..=405 {
@@ -106,7 +108,7 @@ fn rules_at_our_places() {
     }
 }
 
-/// Every place is taken: nothing can be done, and the error says so.
+/// Rules of other programs have all priorities, so the ADD fails with an error.
 #[test]
 fn rules_at_all_places() {
     let (node, pod) = site("pod");
@@ -122,7 +124,8 @@ fn rules_at_all_places() {
     }
 }
 
-/// What looks like ours is ours: it goes, and the pod is served.
+/// Rules and routes that look like symroute's count as its own: ADD removes them and serves the
+/// pod.
 #[test]
 fn rules_and_routes_that_look_like_ours() {
     let (node, pod) = site("pod");
@@ -139,7 +142,7 @@ fn rules_and_routes_that_look_like_ours() {
     before.assert_unchanged(&pod.snapshot(&node));
 }
 
-/// A table of our name with other content makes room for ours, and takes nothing else along.
+/// symroute replaces a table of its name with other content, and leaves everything else alone.
 #[test]
 fn a_table_of_our_name() {
     let elements = lines(30_000, |n| format!("10.{}.{}.{},", n >> 16, n >> 8 & 255, n & 255));
@@ -190,7 +193,7 @@ fn a_table_of_our_name() {
     }
 }
 
-/// Waits for the table of a program that goes on running.
+/// Waits for the table of a program that has to keep running.
 fn await_table(pod: &Plain, owner: &mut Program) {
     until("the owner's table is there", || {
         owner.assert_runs();
@@ -198,7 +201,7 @@ fn await_table(pod: &Plain, owner: &mut Program) {
     });
 }
 
-/// Only the program that has made it may change such a table.
+/// Only the program that created such a table may change it.
 #[test]
 fn a_table_with_an_owner() {
     let (node, pod) = site("pod");
@@ -226,8 +229,8 @@ fn a_table_with_an_owner() {
     lives(&node, &pod, "the owner has gone");
 }
 
-/// The pod takes our table away, and puts one of its own in its place, between ADD and DEL. The files of
-/// such a pod go when its namespace has gone, with the DEL of another one.
+/// Between ADD and DEL the pod replaces symroute's table by one that only it may change. After its
+/// namespace is gone, the DEL of another pod removes its files.
 #[test]
 fn a_table_that_keeps_a_del_up() {
     let (node, pod) = site("pod");

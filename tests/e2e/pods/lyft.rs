@@ -1,5 +1,5 @@
-//! lyft's layout (`cni-ipvlan-vpc-k8s`): a pod in the cloud's network by an interface of its own, and at the node by
-//! a veth without addresses, which `NodePort`s come by.
+//! lyft's layout (`cni-ipvlan-vpc-k8s`). A pod has an interface of its own in the cloud's network.
+//! A veth without addresses connects it to the node, for requests to `NodePort`s.
 //!
 //! ```text
 //!        far 203.0.113.9, 2001:db8:9::9        near 10.30.0.9, 2001:db8:2a::9 (same VPC)
@@ -22,8 +22,9 @@
 //!      +-------------------------------------------------+
 //! ```
 //!
-//! What comes by the ipvlan passes no netfilter of the node. Over IPv6 the two ends of the veth know each other's
-//! hardware address, since a node does not answer for an address of another interface there.
+//! Packets on the ipvlan pass no netfilter of the node. Over IPv6 the ends of the veth have
+//! permanent neighbour entries, because there a node does not answer for an address of another
+//! interface.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -42,7 +43,7 @@ use crate::lab::snapshot::Snapshot;
 use crate::lab::traffic::{Proto, Server};
 
 const NODE: [&str; 2] = ["10.20.0.10", "2001:db8:20::10"];
-/// The node's addresses on eth2, where it has that.
+/// The node's addresses on eth2, if it has that NIC.
 const SECOND: [&str; 2] = ["10.22.0.10", "2001:db8:22::10"];
 const POD: [&str; 2] = ["10.21.0.50", "2001:db8:21::50"];
 const ROUTER: [&str; 2] = ["10.21.0.1", "2001:db8:21::1"];
@@ -62,9 +63,9 @@ pub(super) enum Kind {
 /// Where the pod's default route leads.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Default {
-    /// By the VPC's router.
+    /// To the VPC's router.
     Vpc,
-    /// By the node, and the VPC's prefixes by its router: as lyft has it.
+    /// To the node, with the VPC's prefixes through its router: lyft's own setup.
     Node,
 }
 
@@ -80,7 +81,7 @@ pub(super) struct Lyft {
 }
 
 impl Lyft {
-    /// None where the kernel has no such interface.
+    /// Makes the layout; `None` where the kernel lacks this kind of interface.
     #[track_caller]
     pub(super) fn new(kind: Kind, default: Default) -> Option<Self> {
         let (mut router, node) = (Router::new(), Node::new("node"));
@@ -108,7 +109,7 @@ impl Lyft {
                 router.assign(nic, address);
             }
         }
-        // A macvlan has a hardware address of its own.
+        // A macvlan has its own hardware address.
         router.ns.ip("neigh del 10.21.0.50 dev eth1
              neigh del 2001:db8:21::50 dev eth1");
         router.check_sources(&["eth0", "eth1"]);
@@ -119,7 +120,7 @@ impl Lyft {
         Some(lyft)
     }
 
-    /// Both interfaces of the pod, and the ways between it, the node and the VPC.
+    /// Configures the pod's interfaces, and the routes between pod, node and VPC.
     fn connect(&self) {
         let (node, pod) = (&self.node.ns, &self.pod);
         let near = "02:05:00:00:00:01";
@@ -156,7 +157,7 @@ impl Lyft {
         }
     }
 
-    /// The pod finds these addresses of the node at the other end of the veth.
+    /// Gives the pod routes through the veth to these addresses of the node.
     fn route_to_node(&self, addresses: [&str; 2]) {
         self.pod.ip(&format!(
             "route add {} dev veth0 scope link
@@ -166,7 +167,8 @@ impl Lyft {
         ));
     }
 
-    /// The servers, the `NodePort`, and what the pod sends to the Internet by the node gets its address.
+    /// Starts the servers and the `NodePort`. The node masquerades what the pod sends through it to
+    /// the Internet.
     fn serve(&mut self) {
         let backends = POD.map(|ip| SocketAddr::new(ip.parse().expect("an address"), PORT));
         let each = [Proto::Tcp, Proto::Udp].into_iter().flat_map(|p| backends.map(|b| (p, b)));
@@ -199,7 +201,7 @@ impl Lyft {
         }
     }
 
-    /// One more NIC of the node, with addresses and a table of its own.
+    /// Adds another NIC to the node, with its own addresses and table.
     fn plug_second_nic(&mut self) {
         let Self { router, node, .. } = &mut *self;
         router.plug("eth2", &node.ns, "eth2", &["10.22.0.1"]);
@@ -214,7 +216,7 @@ impl Lyft {
         self.route_to_node(SECOND);
     }
 
-    /// The result of the chain before symroute: one for both interfaces.
+    /// Result of the chain before symroute, which covers both interfaces.
     pub(super) fn result(&self) -> String {
         json!({
             "cniVersion": "1.0.0",
@@ -250,14 +252,14 @@ impl Lyft {
         assert!(!log.contains("ERROR"), "DEL: {log}");
     }
 
-    /// Forgets the connections of flows that failed.
+    /// Deletes the connections of failed flows from conntrack.
     pub(super) fn flush(&self) {
         for ns in [&self.pod, &self.node.ns] {
             ns.exec(&["conntrack", "-F"], "");
         }
     }
 
-    /// The same question over both protocols and families: `{name} {protocol} {family}`.
+    /// One question over both protocols and families, named `{name} {protocol} {family}`.
     fn ask<'a>(
         name: &str,
         from: &'a Netns,
@@ -278,7 +280,7 @@ impl Lyft {
         flows
     }
 
-    /// What both clients ask of the pod.
+    /// Questions of both clients to the pod.
     pub(super) fn asked(&self) -> Vec<Flow<'_>> {
         let clients = [("far", &self.far, FAR), ("near", &self.near, NEAR)];
         let both = clients.into_iter().flat_map(|(name, from, own)| {
@@ -290,13 +292,14 @@ impl Lyft {
         both.collect()
     }
 
-    /// The same, and a `NodePort` by the node's second NIC.
+    /// Questions of both clients to the pod, and to a `NodePort` through the node's second NIC.
     fn asked_by_two_nics(&self) -> Vec<Flow<'_>> {
         let second = Self::ask("far eth2", &self.far, (SECOND, NODE_PORT), "pod", FAR);
         self.asked().into_iter().chain(second).collect()
     }
 
-    /// What the node asks of the pod, and what the pod asks of others. All of it works without the plugin.
+    /// Questions of the node to the pod, and of the pod to others. All of them work without the
+    /// plugin.
     fn own(&self) -> Vec<Flow<'_>> {
         let seen = if self.default == Default::Vpc { POD } else { NODE };
         [
@@ -310,7 +313,8 @@ impl Lyft {
         .collect()
     }
 
-    /// The flows that fail without the plugin: what comes by the interface that the pod does not use for its client.
+    /// Names of the flows that fail without the plugin. They arrive on the interface that the pod
+    /// does not use for replies to that client.
     pub(super) fn broken(&self) -> &'static [&'static str] {
         match self.default {
             Default::Vpc => &["far NodePort", "near NodePort"],
@@ -318,7 +322,8 @@ impl Lyft {
         }
     }
 
-    /// These fail, and only these: names, with "*" for a protocol, and all that begin with them.
+    /// Asserts which flows fail. Each pattern is the start of a name, or start and end with "*"
+    /// between them.
     pub(super) fn assert_fail(&self, flows: Vec<Flow<'_>>, broken: &[&str]) {
         let all: Vec<_> = flows.into_iter().chain(self.own()).collect();
         let is = |name: &str, pattern: &str| match pattern.split_once('*') {
@@ -331,16 +336,17 @@ impl Lyft {
         self.flush();
     }
 
-    /// What strict `rp_filter` has dropped in the pod and on the node, and the source check on the way.
+    /// Packets dropped by strict `rp_filter` in the pod and on the node, and by the source check.
     pub(super) fn drops(&self) -> [u64; 3] {
         [rp_filter_drops(&self.pod), self.node.rp_filter_drops(), self.router.dropped()]
     }
 
-    /// All of it works, each reply leaves by the NIC of its request, and nothing is dropped.
+    /// Asserts that all flows work, that each reply leaves through the NIC of its request, and that
+    /// no filter drops a packet.
     fn assert_answers(&self, asked: Vec<Flow<'_>>) {
         let before = self.drops();
         let flows: Vec<_> = asked.into_iter().chain(self.own()).collect();
-        // All but those between node and pod pass the router.
+        // All flows except those between node and pod pass the router.
         let passing = flows.iter().filter(|flow| !flow.name.contains("node")).count();
         let capture = Capture::start(&self.router.ns);
         assert_all_work(&flows);
@@ -369,13 +375,13 @@ fn assert_both_interfaces_answer(kind: Kind, default: Default) {
     assert!(rp_filter_drops(&lyft.pod) > 0, "strict rp_filter in the pod dropped nothing");
     drop(lyft);
 
-    // Connections that stay half open go on sending.
+    // A new layout, because half-open connections of the first one still send packets.
     let Some(lyft) = Lyft::new(kind, default) else { return };
     let before = Snapshot::of(&lyft.pod, &lyft.node);
     let host = Snapshot::take(&lyft.node);
     lyft.add(&settings());
     lyft.assert_answers(lyft.asked());
-    // Once more, with the neighbours still to be found.
+    // Again, with neighbours that the kernel has to look up.
     lyft.flush();
     for (ns, link) in [(&lyft.pod, "eth0"), (&lyft.pod, "veth0"), (&lyft.node.ns, "vethpod")] {
         ns.ip(&format!("neigh flush dev {link}"));
@@ -409,7 +415,7 @@ fn a_macvlan_beside_the_default_route() {
     assert_both_interfaces_answer(Kind::Macvlan, Default::Node);
 }
 
-/// A layout whose node has eth2 as well.
+/// A layout whose node also has eth2.
 #[track_caller]
 fn with_second_nic(kind: Kind) -> Option<Lyft> {
     let mut lyft = Lyft::new(kind, Default::Vpc)?;
@@ -417,10 +423,10 @@ fn with_second_nic(kind: Kind) -> Option<Lyft> {
     Some(lyft)
 }
 
-/// A `NodePort` by a second NIC of the node needs the rules of the node and those of the pod.
+/// A `NodePort` on a second NIC of the node needs the rules of the node and those of the pod.
 #[track_caller]
 fn assert_both_scopes(kind: Kind) {
-    // "auto" takes none of the lab's NICs, which are veths, but the one of the default route.
+    // All of the lab's NICs are veths, so "auto" takes only the one with the default route.
     let with = |scope: &Value| json!({"uplinks": ["auto", "eth2"], "scope": scope});
     let none = ["far NodePort", "near NodePort", "far eth2"];
     let Some(lyft) = with_second_nic(kind) else { return };

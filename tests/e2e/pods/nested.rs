@@ -1,5 +1,5 @@
-//! Containers of the pod's own behind a bridge in it, as docker and podman make them: what works without the plugin
-//! works with it, and a port that the pod publishes answers by each interface.
+//! Containers behind a bridge in the pod, as docker and podman make them. All that works without
+//! the plugin works with it, and a published port answers on each interface.
 
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -11,12 +11,12 @@ use crate::lab::traffic::{Proto, Server};
 
 use super::site::{CLIENT, Site, address, address6, name, router, settings};
 
-/// The port that the pod publishes, and the one of the container.
+/// The port that the pod publishes. It leads to `PORT` of the container.
 pub(super) const PUBLISHED: u16 = 8081;
 const PORT: u16 = 8080;
 pub(super) const CONTAINER: &str = "172.17.0.2";
 
-/// A container at the bridge docker0 of the pod, with a server.
+/// A container with a server at the pod's bridge docker0.
 pub(super) struct Nested {
     pub(super) ns: Netns,
     _servers: [Server; 2],
@@ -58,7 +58,8 @@ impl Nested {
     }
 }
 
-/// The container asks the pod by each of its addresses, and the client outside. The client asks the published port.
+/// The container asks the pod at each of its addresses, and the client outside. The client asks the
+/// published port.
 fn flows<'a>(site: &'a Site, nested: &'a Nested) -> Vec<Flow<'a>> {
     let mut flows = Vec::new();
     let mut ask = |name: &str, from, proto, to: &str, answer| {
@@ -79,7 +80,8 @@ fn flows<'a>(site: &'a Site, nested: &'a Nested) -> Vec<Flow<'a>> {
     flows
 }
 
-/// `prepare`: what else there is in the pod.
+/// Asserts that flows of a container work with the plugin. `prepare` adds something to the pod
+/// first.
 fn assert_container_is_served(prepare: impl Fn(&Site)) {
     let layout = || {
         let site = Site::new(3);
@@ -115,7 +117,7 @@ fn containers_of_the_pod() {
     assert_container_is_served(|_| {});
 }
 
-/// Main leads to a wider network by net1, in which the bridge's own lies.
+/// Main has a route through net1 to a wider network, which contains that of the bridge.
 #[test]
 fn containers_within_a_network_behind_an_interface() {
     assert_container_is_served(|site| {
@@ -123,8 +125,9 @@ fn containers_within_a_network_behind_an_interface() {
     });
 }
 
-/// A program of the pod marks what it sends in bits that symroute uses, too, and a rule of the pod's leads that to its
-/// containers: nothing else does. Replies of connections that are not bound keep such a mark.
+/// A program in the pod marks its packets with bits that symroute uses, too. Only a rule for that
+/// mark leads them to the containers. symroute keeps the mark on replies of connections that it did
+/// not bind.
 #[test]
 fn marks_of_the_pods_own_on_replies_to_containers() {
     let site = Site::new(2);
@@ -155,7 +158,7 @@ fn marks_of_the_pods_own_on_replies_to_containers() {
     }
     assert_all_work(&flow());
     site.assert_answers();
-    // It is that rule which leads the replies.
+    // Without that rule the replies do not arrive.
     site.pod.ip6("rule del pref 200");
     assert_only_these_fail_in_pods(&flow(), &["container"]);
 }

@@ -1,7 +1,8 @@
-//! A pod with two interfaces that no packet passes: for what the plugin makes and leaves.
+//! A pod with two interfaces that no packet passes, for tests of what the plugin creates and
+//! leaves.
 //!
-//! Its settings name the backend, since the tests look for the table. A call that does not come to an end fails: the lab
-//! kills each program after 60 seconds.
+//! The settings name the backend, because the tests look for its table. A call that does not end
+//! fails: the lab kills each program after 60 seconds.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use crate::lab::snapshot::Snapshot;
 pub(super) struct Plain {
     pub(super) ns: Netns,
     pub(super) id: String,
-    /// Where the runtime says that the namespace is: a link that can be made to lead elsewhere.
+    /// The path of the namespace for the runtime: a link whose target a test can change.
     pub(super) path: PathBuf,
 }
 
@@ -41,7 +42,7 @@ impl Plain {
         plain
     }
 
-    /// Has the runtime's path lead to another place.
+    /// Changes the target of the runtime's path.
     pub(super) fn lead_to(&self, place: &str) {
         let _ = fs::remove_file(&self.path);
         std::os::unix::fs::symlink(place, &self.path).expect("make the link");
@@ -51,7 +52,7 @@ impl Plain {
         json!({"scope": "pod", "backend": "nftables", "uplinks": ["net*"]})
     }
 
-    /// A call about one interface.
+    /// A call for one interface.
     pub(super) fn call(&self, node: &Node, verb: &str, leg: usize) -> Call {
         self.call_with(node, verb, leg, &Self::settings())
     }
@@ -71,7 +72,7 @@ impl Plain {
         node.call(&self.call(node, verb, leg))
     }
 
-    /// Both interfaces, one after the other.
+    /// Calls the plugin for both interfaces, one after the other.
     pub(super) fn both(&self, node: &Node, verb: &str) {
         for leg in 0..2 {
             self.ran(node, verb, leg).assert_success(verb);
@@ -82,13 +83,13 @@ impl Plain {
         Snapshot::of(&self.ns, node)
     }
 
-    /// Whether our rules are in the pod.
+    /// Whether symroute's table is in the pod.
     pub(super) fn has_rules(&self) -> bool {
         self.ns.exec(&["nft", "list", "tables"], "").contains("inet symroute")
     }
 }
 
-/// The files of symroute's on this node.
+/// symroute's files on this node.
 pub(super) fn files(node: &Node) -> Vec<PathBuf> {
     let entries = fs::read_dir(node.dir.join("run")).expect("list the node's /run/symroute");
     entries.map(|entry| entry.expect("an entry").path()).collect()
@@ -98,7 +99,7 @@ pub(super) fn assert_no_files(node: &Node, when: &str) {
     assert_eq!(files(node), Vec::<PathBuf>::new(), "files that are left: {when}");
 }
 
-/// A call that failed with this code of CNI and these words.
+/// Asserts that a call failed with this CNI error code and these words.
 pub(super) fn assert_fails(ran: &Ran, code: u64, words: &[&str]) {
     assert!(!ran.success, "the call succeeded: {}", ran.stdout);
     let error: Value = serde_json::from_str(&ran.stdout)

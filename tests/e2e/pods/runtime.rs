@@ -1,4 +1,5 @@
-//! An unlucky runtime: paths that lead elsewhere, calls twice, late, at the same time, or killed.
+//! A runtime that makes mistakes: wrong paths, and calls that are repeated, late, parallel or
+//! killed.
 
 use std::fs;
 use std::thread;
@@ -17,7 +18,7 @@ fn empty_netns(node: &Node, pod: &Plain, leg: usize) -> Call {
     Call::cni("DEL", &network, &pod.id, "", &format!("net{leg}"))
 }
 
-/// Attaches a pod, lets its path lead elsewhere, and detaches it.
+/// Attaches a pod, changes the target of its path, and detaches it.
 fn del_when_the_path_is(what: &str, change: impl Fn(&Node, &Plain)) {
     for named in [true, false] {
         let node = Node::new("node");
@@ -67,7 +68,7 @@ fn del_with_the_nodes_own_namespace_at_the_path() {
     del_when_the_path_is("the node's own", |node, pod| pod.lead_to(&node.ns.path()));
 }
 
-/// A DEL whose namespace has gone enters none, and waits for nothing: all locks are free.
+/// A DEL without its namespace enters none and does not wait, because all locks are free.
 #[test]
 fn del_of_a_pod_that_has_gone_waits_for_nothing() {
     let node = Node::new("node");
@@ -87,7 +88,7 @@ fn del_of_a_pod_that_has_gone_waits_for_nothing() {
     }
 }
 
-/// The other pod, which has a data plane too, keeps all of it.
+/// The other pod also has symroute's rules, and keeps all of them.
 #[test]
 fn del_with_another_pods_namespace_at_the_path() {
     let node = Node::new("node");
@@ -104,7 +105,8 @@ fn del_with_another_pods_namespace_at_the_path() {
     other.both(&node, "CHECK");
 }
 
-/// A pod is made anew by the same id, without a DEL in between. The old namespace may still be there.
+/// The runtime makes a pod again with the same id, without a DEL in between. The old namespace may
+/// still exist.
 #[test]
 fn add_in_a_new_namespace() {
     for is_gone in [true, false] {
@@ -155,7 +157,7 @@ fn calls_twice_and_late() {
     before.assert_unchanged(&pod.snapshot(&node));
 }
 
-/// A configuration that has changed since, or can't be read, must not keep a pod's end up.
+/// A changed or invalid configuration must not prevent the end of a pod.
 #[test]
 fn del_with_another_configuration() {
     let node = Node::new("node");
@@ -177,7 +179,8 @@ fn del_with_another_configuration() {
     }
     pod.both(&node, "ADD");
     let served = pod.snapshot(&node);
-    // What can't be understood fails, and changes nothing: it may be meant for another pod.
+    // A DEL that the plugin cannot parse fails and changes nothing: it may be meant for another
+    // pod.
     for (garbage, code) in
         [("", 6), ("{", 6), ("\0\0\0", 6), ("[]", 6), ("{\"scope\": \"pod\"}", 7)]
     {
@@ -238,7 +241,7 @@ fn gc_takes_what_is_not_listed() {
     before.assert_unchanged(&pod.snapshot(&node));
 }
 
-/// What an earlier DEL could not take away goes with the next GC.
+/// The next GC removes what an earlier DEL could not.
 #[test]
 fn gc_ends_what_a_del_has_begun() {
     let node = Node::new("node");
@@ -298,7 +301,7 @@ fn adds_at_the_same_time() {
     }
 }
 
-/// Pods come and go all the time, so that the folder of all of them does, too.
+/// Pods start and end all the time, so the plugin often creates and removes their common folder.
 #[test]
 fn pods_that_come_and_go() {
     let node = Node::new("node");
@@ -317,7 +320,8 @@ fn pods_that_come_and_go() {
     assert_no_files(&node, "all pods have gone");
 }
 
-/// Kills a call at each of its changes, and at each entry into a namespace; the runtime's DEL follows.
+/// Kills a call at each of its changes, and at each entry into a namespace. The runtime's DEL then
+/// cleans up.
 fn killed(verb: &str, prepare: impl Fn(&Node, &Plain)) {
     let node = Node::new("node");
     let pod = Plain::new(&node, "pod");
@@ -371,7 +375,8 @@ fn without_the_capability_the_error_is_clear() {
     before.assert_unchanged(&pod.snapshot(&node));
 }
 
-/// The plugin comes back from the pod, starts no program, and opens nothing but sysctls in there.
+/// The plugin returns from the pod's namespace. Inside it starts no program, and opens only
+/// sysctls, its own files, and files about the kernel or its namespace.
 #[test]
 fn the_pod_is_left_again() {
     let node = Node::new("node");
@@ -420,7 +425,7 @@ fn the_pod_is_left_again() {
     assert_no_files(&node, "all has gone");
 }
 
-/// A call waits for another one that has the pod's state, and for no longer than it says.
+/// A call waits for another one that holds the lock of the pod's state, but no longer than it says.
 #[test]
 fn a_call_that_waits_comes_to_an_end() {
     let node = Node::new("node");

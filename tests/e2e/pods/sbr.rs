@@ -1,11 +1,11 @@
-//! Side by side with the reference plugin `sbr`, which has rules and tables by source address: the same flows in the
-//! same layout, with neither, with `sbr` on the interfaces that Multus adds, with `sbr` on all of them, and with
-//! symroute. The test reads the table in docs/pods.md.
+//! Compares symroute with the reference plugin `sbr`, which adds rules and tables by source
+//! address. The same flows run in the same layout without both, with `sbr` on the interfaces that
+//! Multus adds, with `sbr` on all, and with symroute. The test reads the table in docs/pods.md.
 //!
-//! Each row is about TCP and UDP, and about IPv4 and IPv6 but for containers and for eth0's address by net1. `sbr`
-//! moves the routes of its interface out of main, where sockets that are bound to no address look. It has no rule for
-//! other addresses, and none that knows a connection. Its rules send the pod's answers to its own containers outside,
-//! and strict `rp_filter` drops the question.
+//! Each row covers TCP and UDP, and both families except for containers and for eth0's address
+//! through net1. `sbr` moves the routes of its interface out of main. Unbound sockets look only
+//! there. `sbr` has no rule for other addresses, and none that knows connections. Its rules send
+//! the pod's answers to its own containers outside, and strict `rp_filter` drops the question.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,14 +27,14 @@ use super::site::{CLIENT, CLIENT6, Site, address, address6, name, router, router
 
 const PAGE: &str = include_str!("../../../docs/pods.md");
 const PORT: u16 = 8080;
-/// An address on `lo`, which the pod announces by net1.
+/// An address on `lo` that the pod announces through net1.
 const VIP: [&str; 2] = ["10.99.0.1", "2001:db8:99::1"];
-/// What net1 gets after the plugins have been called.
+/// Addresses that net1 gets after the calls of the plugins.
 const LATER: [&str; 2] = ["10.100.1.11", "2001:db8:100:1::11"];
-/// A client whose requests to eth0's address come by net1.
+/// A client whose requests to eth0's address arrive on net1.
 const SIDE: &str = "198.51.100.9";
 
-/// The layout with all that the flows are about.
+/// The layout with all hosts of the flows.
 struct Yard {
     site: Site,
     nested: Nested,
@@ -42,7 +42,7 @@ struct Yard {
     servers: Vec<Server>,
 }
 
-/// One question of a row.
+/// One question of a row of the table.
 struct Probe<'a> {
     row: &'static str,
     from: &'a Netns,
@@ -75,7 +75,7 @@ impl Yard {
         aside.ip("link set eth0 up
              addr add 198.51.100.9/24 dev eth0
              route add default via 198.51.100.1");
-        // Its owner is allowed to send with these by net1.
+        // The source check lets the pod send with these addresses through net1.
         for source in
             [format!("ip saddr {{ {}, {} }}", VIP[0], address(0)), format!("ip6 saddr {}", VIP[1])]
         {
@@ -99,7 +99,7 @@ impl Yard {
         Self { site, nested, aside, servers }
     }
 
-    /// What happens after the plugins were called.
+    /// Adds an address to net1, after the calls of the plugins.
     fn go_on(&mut self) {
         self.site.pod.ip(&format!(
             "addr add {}/24 dev net1\naddr add {}/64 dev net1 nodad",
@@ -207,7 +207,7 @@ impl Probe<'_> {
         }
     }
 
-    /// What is not as the table has it.
+    /// How the answer differs from the table; `None` if it does not.
     fn surprise(&self, works: bool) -> Option<String> {
         let wanted = Answer { who: self.who.clone(), seen_as: self.seen_as };
         let answer = self.ask(if works { PATIENT } else { BASELINE });
@@ -217,7 +217,7 @@ impl Probe<'_> {
     }
 }
 
-/// One call of the real `sbr`.
+/// Calls the real `sbr`.
 fn call_sbr(node: &Node, result: &str, id: &str, netns: &str, ifname: &str) {
     let prev: Value = serde_json::from_str(result).expect("a result");
     let network = json!({"cniVersion": "1.0.0", "name": "lab", "type": "sbr", "prevResult": prev});
@@ -225,7 +225,7 @@ fn call_sbr(node: &Node, result: &str, id: &str, netns: &str, ifname: &str) {
     node.call_program(&["/usr/lib/cni/sbr"], &call).assert_success("ADD of sbr");
 }
 
-/// The rows of the table, each with what its columns say.
+/// The rows of the table: the flow, and the cells of its columns.
 fn table() -> BTreeMap<&'static str, Vec<&'static str>> {
     let table = PAGE.split("\n## Beside sbr\n").nth(1).expect("the section of the page");
     let rows = table.lines().take_while(|line| !line.starts_with("## "));
@@ -235,7 +235,7 @@ fn table() -> BTreeMap<&'static str, Vec<&'static str>> {
     rows.map(|mut cells| (cells.next().expect("a flow"), cells.collect())).collect()
 }
 
-/// Whether the flow works by a cell of the table.
+/// Whether a flow works according to a cell of the table.
 fn works(cell: &str, probe: &Probe<'_>) -> bool {
     match cell {
         "works" => true,
@@ -245,7 +245,7 @@ fn works(cell: &str, probe: &Probe<'_>) -> bool {
     }
 }
 
-/// A column of the table, with the pod prepared by these calls.
+/// Asserts that a column of the table is true. `prepare` makes the calls of the plugins.
 fn assert_column(column: usize, prepare: impl Fn(&Yard)) {
     let mut yard = Yard::new();
     prepare(&yard);
@@ -286,8 +286,9 @@ fn with_symroute() {
     assert_column(3, |yard| (0..3).for_each(|number| yard.site.add(&settings(), number)));
 }
 
-/// lyft's veth has no address that `sbr` could have a rule for. The pod's address is eth0's, so what the pod sends by
-/// the veth goes elsewhere, too. "pod" in a name is the pod's own address by its eth0; the servers are on the wildcard
+/// Asserts that these flows fail with `sbr` in lyft's layout. lyft's veth has no address for a rule
+/// of `sbr`. The pod's address belongs to eth0, so `sbr` also diverts packets that should leave
+/// through the veth. "pod" in a name is the pod's own address on eth0. The servers use the wildcard
 /// address.
 fn assert_sbr_does_not_help(default: Default, broken: &[&str]) {
     let Some(lyft) = Lyft::new(Kind::Macvlan, default) else { return };
@@ -306,7 +307,7 @@ fn with_sbr_in_lyfts_layout() {
 fn with_sbr_in_lyfts_layout_beside_the_default_route() {
     let tcp = ["far NodePort Tcp", "near NodePort Tcp"];
     let udp = ["far NodePort Udp IPv4", "near NodePort Udp IPv4", "far pod Udp", "near pod Udp"];
-    // Those to far are not masqueraded any more, and those to near are.
+    // The node no longer masquerades packets to far, and it does masquerade those to near.
     let own = ["node to pod*IPv4", "pod to node*IPv4", "pod to far*IPv4", "pod to near*IPv6"];
     assert_sbr_does_not_help(Default::Node, &[&tcp[..], &udp, &own].concat());
 }

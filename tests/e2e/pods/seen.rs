@@ -1,4 +1,4 @@
-//! What the tool says of a pod with a data plane of its own, and of the node that it is on.
+//! What the tool reports about a pod with symroute's rules, and about its node.
 
 use std::fs;
 
@@ -45,7 +45,7 @@ fn status_shows_the_pod_and_not_the_node() {
     let listed = parsed(&listed);
     assert_eq!(listed["enrolled"].as_array().map(Vec::len), Some(3), "{listed}");
 
-    // The counters of the pod grow by its own traffic.
+    // The pod's counters count its own traffic.
     site.assert_answers();
     let (report, _) = status(&in_pod);
     assert_eq!(report["counters"]["rpFilterDrops"], json!(site.drops()));
@@ -57,7 +57,7 @@ fn status_shows_the_pod_and_not_the_node() {
     let table = site.node.symroute(&["status", "--netns", &netns]);
     assert_eq!(table.code, Some(0), "{}", table.stdout);
     assert!(table.stdout.contains("fewer than two interfaces"), "{}", table.stdout);
-    // The last attachment goes with force, as no DEL will come.
+    // `--force` also removes the last attachment, for which no DEL will follow.
     site.node.symroute(&["down", "--force"]).assert_success("down --force");
     assert_eq!(status(&in_pod).1, Some(3));
 }
@@ -92,7 +92,8 @@ fn a_path_that_is_no_pod_is_an_error() {
     }
 }
 
-/// In a container, the folder of pods' namespaces may be missing. Such a pod keeps its data plane and its files.
+/// A container may lack the folder of the pods' namespaces. `down` then leaves the rules and the
+/// files of such a pod.
 #[test]
 fn down_keeps_the_files_of_a_pod_that_it_can_not_see() {
     let site = Site::new(2);

@@ -14,8 +14,9 @@
 //!      +-----------------------------------------------+
 //! ```
 //!
-//! Neighbours are resolved, and none is permanent. Only the results of the plugins name the routers of `net1` to
-//! `net7`, as those of IPAM plugins do. The node is another namespace, where the runtime calls the plugin.
+//! The kernel resolves all neighbours; no entry is permanent. Only the results of the plugins name
+//! the routers of `net1` to `net7`, as those of IPAM plugins do. The runtime calls the plugin in
+//! the node's namespace.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -45,12 +46,12 @@ pub(crate) struct Site {
     servers: Vec<Server>,
 }
 
-/// The name of an interface, by its number.
+/// The name of the interface with this number.
 pub(crate) fn name(number: usize) -> String {
     if number == 0 { "eth0".into() } else { format!("net{number}") }
 }
 
-/// The pod's address there.
+/// The pod's IPv4 address on the interface with this number.
 pub(crate) fn address(number: usize) -> String {
     format!("10.100.{number}.10")
 }
@@ -73,12 +74,12 @@ pub(crate) fn settings() -> Value {
 }
 
 impl Site {
-    /// A pod with so many interfaces.
+    /// A pod with this number of interfaces.
     pub(crate) fn new(interfaces: usize) -> Self {
         Self::of(Netns::new("pod"), interfaces)
     }
 
-    /// The same in this namespace.
+    /// A pod with this number of interfaces in an existing namespace.
     pub(crate) fn of(pod: Netns, interfaces: usize) -> Self {
         let (node, fabric, client) =
             (Node::new("node"), Netns::new("fabric"), Netns::new("client"));
@@ -112,7 +113,8 @@ impl Site {
         site
     }
 
-    /// One more interface, with servers on its addresses, as a primary plugin leaves it; its number.
+    /// Adds an interface as a primary plugin leaves it, with servers on its addresses. Returns its
+    /// number.
     pub(crate) fn plug(&mut self) -> usize {
         let number = self.interfaces;
         let leg = name(number);
@@ -134,7 +136,8 @@ impl Site {
         ));
         self.interfaces += 1;
         self.check_sources();
-        // A UDP server on the wildcard address answers from another one: no plugin can help that.
+        // A UDP server on the wildcard address would answer from another address, which no plugin
+        // can change.
         for text in
             [format!("{}:{PORT}", address(number)), format!("[{}]:{PORT}", address6(number))]
         {
@@ -145,7 +148,7 @@ impl Site {
         number
     }
 
-    /// The fabric drops what does not come from a leg's own network.
+    /// Makes the fabric drop packets whose source is not in the leg's own network.
     fn check_sources(&self) {
         let mut ruleset =
             String::from("table inet fabric\ndelete table inet fabric\ntable inet fabric {\n");
@@ -162,7 +165,7 @@ impl Site {
         self.fabric.nft(&(ruleset + "}\n}\n"));
     }
 
-    /// What the source check has dropped.
+    /// Packets that the source check has dropped.
     pub(crate) fn strays(&self) -> u64 {
         let listed = self.fabric.exec(&["nft", "-j", "list", "counters"], "");
         let listed: Value = serde_json::from_str(&listed).expect("nft prints JSON");
@@ -171,7 +174,7 @@ impl Site {
         counter["packets"].as_u64().expect("a count")
     }
 
-    /// What the plugin that made an interface gives back.
+    /// Result of the plugin that made an interface.
     pub(crate) fn result(&self, number: usize) -> String {
         json!({
             "cniVersion": "1.0.0",
@@ -184,13 +187,13 @@ impl Site {
         .to_string()
     }
 
-    /// One call of the plugin about an interface.
+    /// Calls the plugin for an interface.
     pub(crate) fn call(&self, verb: &str, settings: &Value, number: usize) -> Ran {
         let network = self.node.network(settings, Some(&self.result(number)));
         self.node.cni(verb, &network, &self.id, &self.pod.path(), &name(number))
     }
 
-    /// ADD, which has to print prevResult as it came.
+    /// ADD. Asserts that it prints prevResult unchanged.
     pub(crate) fn add(&self, settings: &Value, number: usize) {
         let ran = self.call("ADD", settings, number);
         ran.assert_success("ADD");
@@ -210,7 +213,7 @@ impl Site {
         assert!(!log.contains("ERROR"), "DEL: {log}");
     }
 
-    /// DEL, after which the plugin that made the interface removes it.
+    /// DEL, after which the interface's own plugin removes it.
     pub(crate) fn detach(&self, settings: &Value, number: usize) {
         self.del(settings, number);
         self.pod.ip(&format!("link del {}", name(number)));
@@ -225,7 +228,7 @@ impl Site {
                 (format!("{}:{PORT}", address(number)), CLIENT),
                 (format!("[{}]:{PORT}", address6(number)), CLIENT6),
             ] {
-                // The server is known by the name of its interface.
+                // The server has the name of its interface.
                 let answer: &'static str = format!("{leg} {client}").leak();
                 flows.push(Flow::new(
                     &format!("{leg} {proto:?} {to}"),
@@ -239,12 +242,13 @@ impl Site {
         flows
     }
 
-    /// All of them.
+    /// The client's questions to every interface.
     pub(crate) fn all_flows(&self) -> Vec<Flow<'_>> {
         (0..self.interfaces).flat_map(|number| self.flows(number)).collect()
     }
 
-    /// Every interface answers, each reply leaves by the interface of its request, and nothing is dropped.
+    /// Asserts that every interface answers, that each reply leaves through the interface of its
+    /// request, and that no filter drops a packet.
     pub(crate) fn assert_answers(&self) {
         let (strict, strays) = (self.drops(), self.strays());
         let capture = Capture::start(&self.fabric);
@@ -252,7 +256,7 @@ impl Site {
         let names: Vec<String> = (0..self.interfaces).map(name).collect();
         let nics: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut packets = capture.stop();
-        // Neighbours may ask each other once more.
+        // The filter leaves TCP and UDP, because neighbours may ask each other again.
         packets.retain(|packet| [6, 17].contains(&packet.protocol));
         let symmetric = assert_replies_symmetric(&packets, &nics, true);
         assert_eq!(symmetric, 4 * self.interfaces, "flows that the capture saw both ways");
@@ -263,12 +267,12 @@ impl Site {
         );
     }
 
-    /// What strict `rp_filter` has dropped in the pod.
+    /// Packets that strict `rp_filter` has dropped in the pod.
     pub(crate) fn drops(&self) -> u64 {
         crate::lab::node::rp_filter_drops(&self.pod)
     }
 
-    /// The pod's namespace and the node's files.
+    /// A snapshot of the pod's namespace and of the node's files.
     pub(crate) fn snapshot(&self) -> Snapshot {
         Snapshot::of(&self.pod, &self.node)
     }

@@ -1,8 +1,8 @@
-//! More than a call can read or remove at once.
+//! More state than a call can read or remove at once.
 
 use super::*;
 
-/// Thousands of them.
+/// Thousands of rules and routes that look like symroute's.
 #[test]
 fn many_rules_and_routes_that_look_like_ours() {
     let (node, pod) = site("pod");
@@ -28,18 +28,18 @@ fn many_rules_and_routes_that_look_like_ours() {
             is_clear(&pod.ran(&node, verb, leg));
         }
     }
-    // It may take more than one call.
+    // Removing all of them may take more than one call.
     pod.ran(&node, "ADD", 0).assert_success("ADD");
     pod.ran(&node, "DEL", 0).assert_success("DEL");
     before.assert_unchanged(&pod.snapshot(&node));
 }
 
-/// A route of its own for each number.
+/// A route to an address made of this number.
 fn route_by(n: u32, link: &str) -> String {
     format!("route add 11.{}.{}.{}/32 dev {link}", n >> 16, n >> 8 & 255, n & 255)
 }
 
-/// ADD is refused with these words, CHECK finds that nothing is served, and DEL is not refused. Nothing is left.
+/// Asserts that ADD fails with these words, CHECK ends cleanly, and DEL succeeds. Nothing is left.
 fn is_refused(node: &Node, pod: &Plain, words: &[&str]) {
     let before = pod.ns.exec(&["ip", "rule"], "");
     for leg in 0..2 {
@@ -53,7 +53,7 @@ fn is_refused(node: &Node, pod: &Plain, words: &[&str]) {
     assert_no_files(node, "too many");
 }
 
-/// The pod is served and left.
+/// Asserts that ADD, CHECK and DEL succeed and leave nothing.
 fn is_served(node: &Node, pod: &Plain, what: &str) {
     let before = pod.ns.exec(&["ip", "rule"], "");
     for verb in ["ADD", "CHECK", "DEL"] {
@@ -86,8 +86,8 @@ fn many_routes_and_rules_elsewhere() {
     is_refused(&node, &pod, &["routes, and no more than 16384"]);
 }
 
-/// Routes of main are of interest, so each is looked at. Half of them lead by one uplink, and half by another one or
-/// inside.
+/// The plugin examines each route of main. Half of them lead through one uplink, and half through
+/// another one or inside.
 #[test]
 fn many_routes_in_main() {
     for others in ["net0", "far1"] {
@@ -100,7 +100,8 @@ fn many_routes_in_main() {
     }
 }
 
-/// Each of these networks gets no answer from the pod's own address by each of these rules.
+/// For each of these networks, each of these rules sends answers of the pod's own address
+/// elsewhere.
 #[test]
 fn many_rules_by_an_own_address() {
     let (node, pod) = site("pod");
@@ -143,7 +144,7 @@ fn too_many_interfaces() {
     let ran = pod.ran(&node, "ADD", 0);
     assert_fails(&ran, 7, &["1045 interfaces", "1024"]);
     pod.ran(&node, "CHECK", 0).assert_success("CHECK");
-    // To go is never refused.
+    // A DEL never fails.
     for leg in 0..2 {
         pod.ran(&node, "DEL", leg).assert_success("DEL");
     }

@@ -1,8 +1,8 @@
-//! Odd names and sysctls, and rules of the pod's own.
+//! Odd names and sysctls, and the pod's own nftables rules.
 
 use super::*;
 
-/// Names that a shell, `nft` or a terminal would take for something else.
+/// Interface names that a shell, `nft` or a terminal would misread.
 #[test]
 fn odd_names() {
     const NAMES: [&str; 12] = [
@@ -22,7 +22,7 @@ fn odd_names() {
     let (node, pod) = site("pod");
     let mut made = Vec::new();
     for (n, name) in NAMES.iter().enumerate() {
-        // In this form, `ip` takes a name that begins with a dash.
+        // In this form `ip` accepts a name that begins with a dash.
         let argv =
             ["ip", "link", "add", "name", name, "type", "veth", "peer", "name", &format!("p{n}")];
         let ran = Command::new("ip").args(["netns", "exec", pod.ns.name()]).args(argv).output();
@@ -67,7 +67,8 @@ fn odd_names() {
     assert!(!log.contains('\u{1b}'), "{log}");
 }
 
-/// A rule that asks for an interface by a name that no interface could have. In the log it begins no line.
+/// Adds a rule for an interface name that no interface can have. The name must not begin a line of
+/// the log.
 const RULE: &str = r"
 import socket, struct
 def attr(kind, data):
@@ -108,8 +109,9 @@ fn a_name_that_would_be_a_line_of_the_log() {
     assert_eq!(log.lines().find(begins), None, "a line that the pod has written");
 }
 
-/// `all` and `default` are folders of sysctls that belong to no interface. The kernel refuses them as a name, when an
-/// interface is made and when it is renamed. So the plugin never writes a sysctl of all interfaces by mistake.
+/// `all` and `default` are sysctl folders that belong to no interface. The kernel refuses them as
+/// names of interfaces, new or renamed. So the plugin cannot write a sysctl of all interfaces by
+/// mistake.
 #[test]
 fn names_of_sysctls() {
     let (node, pod) = site("pod");
@@ -130,7 +132,7 @@ fn names_of_sysctls() {
     lives(&node, &pod, "refused names");
 }
 
-/// Sysctls that the pod has set are as it has set them.
+/// Sysctls of the pod keep their values.
 #[test]
 fn odd_sysctls() {
     for (all, one, other, filter) in
@@ -149,7 +151,7 @@ fn odd_sysctls() {
     }
 }
 
-/// Rules of the pod's own in every hook stay byte for byte.
+/// The pod's own rules in every hook stay byte for byte.
 #[test]
 fn rules_of_the_pods_own() {
     use std::fmt::Write as _;

@@ -1,8 +1,9 @@
-//! Programs of the pod that run while the plugin works.
+//! Programs in the pod that run while the plugin works.
 
 use super::*;
 
-/// Sends messages in the kernel's name to every socket that a plugin may have there.
+/// Sends messages that look like the kernel's to every netlink socket that the plugin may have
+/// there.
 const FORGER: &str = r"
 import socket, struct, itertools, os
 def message(kind, seq, body=b''):
@@ -28,7 +29,7 @@ while True:
                         pass
 ";
 
-/// Waits for a message that another program than the kernel has sent.
+/// Waits for a netlink message from another program than the kernel.
 const TRUSTING: &str = r"
 import socket
 own = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
@@ -42,7 +43,7 @@ fn forged_messages() {
     let (node, pod) = site("pod");
     let before = pod.snapshot(&node);
     let forger = Program::python(&pod, FORGER);
-    // A socket that trusts all senders gets such a message: so this can fail.
+    // A socket that trusts all senders gets such a message, so this test can fail.
     let trusting = ["netns", "exec", pod.ns.name(), "timeout", "20", "python3", "-c", TRUSTING];
     let got = Command::new("ip").args(trusting).output().expect("run Python");
     assert!(got.status.success(), "no forged message has arrived: {got:?}");
@@ -118,7 +119,7 @@ fn a_pod_that_changes_all_the_time() {
     assert_no_files(&node, "a calm pod");
 }
 
-/// Ends all programs of the pod's.
+/// Kills all programs in the pod.
 fn stop_all(program: Program, pod: &Plain) {
     drop(program);
     // A program may have started another one before it ended.
