@@ -1,4 +1,5 @@
-//! What takes packets past connection tracking or netfilter: symroute can't bind such connections.
+//! Programs and rules that take packets past connection tracking or netfilter, so that symroute can't bind
+//! their connections.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,9 +9,9 @@ use crate::names::{OFFLOAD, TABLE};
 /// Rules that exempt requests from connection tracking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Exempted {
-    /// The uplinks that the requests come in by.
+    /// The uplinks that these requests arrive on.
     pub(crate) nics: BTreeSet<String>,
-    /// "TCP" and "UDP".
+    /// Names of the protocols that the rules exempt: "TCP", "UDP".
     pub(crate) protocols: BTreeSet<&'static str>,
 }
 
@@ -19,11 +20,11 @@ pub(crate) struct Exempted {
 pub(crate) struct Flowtable {
     pub(crate) table: String,
     pub(crate) name: String,
-    /// Names of the interfaces that feed it.
+    /// Names of the interfaces whose packets the flowtable takes.
     pub(crate) links: Vec<String>,
 }
 
-/// Where a BPF program gets packets.
+/// The hook that a BPF program is attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Where {
     Xdp,
@@ -39,11 +40,11 @@ pub(crate) struct Program {
     pub(crate) name: Option<String>,
 }
 
-/// Beginnings of the names of programs that route packets: those of Cilium, of old releases of it, and of
-/// Calico. Others count packets or watch them.
+/// Prefixes of the names of programs that route packets: those of Cilium, of its old releases, and of Calico.
+/// Other programs count or watch packets.
 const ROUTING: [&str; 5] = ["cil_", "from-netdev", "from_netdev", "cali_", "calico_"];
 
-/// A note for each uplink whose packets may pass by netfilter.
+/// A note for each uplink that has a BPF program which may route packets past netfilter.
 pub(crate) fn of_programs(programs: &[Program], uplinks: &[Nic<'_>]) -> Vec<Finding> {
     let routes = |program: &&Program| {
         let has = |name: &str| ROUTING.iter().any(|begin| name.starts_with(begin));
@@ -76,15 +77,14 @@ pub(crate) fn of_programs(programs: &[Program], uplinks: &[Nic<'_>]) -> Vec<Find
     uplinks.iter().filter_map(finding).collect()
 }
 
-/// An uplink, as far as it matters here.
+/// Index and name of an uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Nic<'a> {
     pub(crate) link: u32,
     pub(crate) name: &'a str,
 }
 
-/// A finding for each chain with rules that take requests by uplinks past connection tracking. The key is its
-/// table and its name.
+/// A warning for each chain whose rules keep requests on uplinks from being tracked. The key is "table, chain".
 pub(crate) fn of_untracked(by_chain: &BTreeMap<String, Exempted>) -> Vec<Finding> {
     let finding = |(place, Exempted { nics, protocols }): (&String, &Exempted)| {
         let join = |words: Vec<&str>| words.join(" and ");
@@ -108,8 +108,8 @@ pub(crate) fn of_untracked(by_chain: &BTreeMap<String, Exempted>) -> Vec<Finding
     by_chain.iter().map(finding).collect()
 }
 
-/// A finding for each chain that checks the way back of requests before symroute marks them, with the uplinks and
-/// families. The key is its table and its name.
+/// A warning for each chain that checks the return path of requests before symroute marks them. The key is
+/// "table, chain"; the value lists family and uplink of the requests.
 pub(crate) fn of_checks(by_chain: &BTreeMap<String, BTreeSet<String>>) -> Vec<Finding> {
     let finding = |(place, requests): (&String, &BTreeSet<String>)| {
         Finding {
@@ -133,7 +133,7 @@ pub(crate) fn of_checks(by_chain: &BTreeMap<String, BTreeSet<String>>) -> Vec<Fi
     by_chain.iter().map(finding).collect()
 }
 
-/// A note for each flowtable of another program that uplinks feed.
+/// A note for each flowtable of another program that takes packets of uplinks.
 pub(crate) fn of_flowtables(flowtables: &[Flowtable], uplinks: &[Nic<'_>]) -> Vec<Finding> {
     let finding = |flowtable: &Flowtable| {
         if (flowtable.table.as_str(), flowtable.name.as_str()) == (TABLE, OFFLOAD) {
@@ -160,10 +160,10 @@ pub(crate) fn of_flowtables(flowtables: &[Flowtable], uplinks: &[Nic<'_>]) -> Ve
     flowtables.iter().filter_map(finding).collect()
 }
 
-/// IPVS without connection tracking. `conntrack`: `net.ipv4.vs.conntrack`; `services`: the text of
-/// `/proc/net/ip_vs`.
+/// A warning if IPVS has services and does not track connections. `conntrack`: `net.ipv4.vs.conntrack`;
+/// `services`: the text of `/proc/net/ip_vs`.
 pub(crate) fn of_ipvs(conntrack: Option<u32>, services: &str) -> Option<Finding> {
-    // Three lines of headings come first; lines of backends begin with an arrow.
+    // The file has three lines of headings; lines of backends begin with an arrow.
     let is_service =
         |line: &&str| ["TCP ", "UDP ", "SCTP ", "FWM "].iter().any(|kind| line.starts_with(kind));
     let services = services.lines().filter(is_service).count();

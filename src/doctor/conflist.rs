@@ -1,4 +1,4 @@
-//! How our entry stands in the conflist that the runtime reads.
+//! Faults of symroute's entry in the conflist that the runtime reads.
 
 use std::path::Path;
 
@@ -7,8 +7,8 @@ use crate::config::source::NetworkConfig;
 use crate::conflist::{State, View};
 use crate::state::Record;
 
-/// An entry that a runtime would not call as it should. An entry that is missing is no finding: the node may
-/// do with `symroutectl up`.
+/// A warning if the runtime does not call symroute's entry as it should. A missing entry is no fault: the node
+/// may use `symroutectl up` instead.
 pub(crate) fn finding(view: &View, dir: &Path) -> Option<Finding> {
     let (what, why) = match view.state {
         State::Misplaced => (
@@ -46,8 +46,9 @@ pub(crate) fn finding(view: &View, dir: &Path) -> Option<Finding> {
     })
 }
 
-/// Settings that the conflist asks for and that are not in force. `asked`: what it asks for, none where no
-/// conflist of the folder names symroute, or why it can't be taken.
+/// A finding if the conflist asks for settings that are not in force, or for invalid ones. `asked`: the
+/// settings of the conflist, `None` if no conflist in `dir` names symroute, or the reason why symroute refuses
+/// them.
 pub(crate) fn settings(
     asked: &Result<Option<NetworkConfig>, String>,
     record: Option<&Record>,

@@ -1,4 +1,4 @@
-//! What the reverse path filter drops at this moment, and where it comes from.
+//! Packets that the reverse path filter drops while `doctor` runs, and their sources.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -7,9 +7,9 @@ use std::net::Ipv4Addr;
 use super::{DROPS, Finding, Severity, TUNNEL};
 use crate::model::Link;
 
-/// So many sources are named, at most.
+/// Maximum number of sources that a finding names.
 const NAMED: usize = 5;
-/// A packet that arrived: an IPv4 one.
+/// Addresses and interface of an IPv4 packet that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Arrival {
     pub(crate) from: Ipv4Addr,
@@ -19,7 +19,7 @@ pub(crate) struct Arrival {
 }
 
 impl Arrival {
-    /// Whether the source check is asked about it, as far as its addresses say.
+    /// Whether the kernel runs the source check for these addresses.
     pub(crate) fn is_checked(&self) -> bool {
         let no_source =
             self.from.is_unspecified() || self.from.is_loopback() || self.from.is_multicast();
@@ -27,28 +27,28 @@ impl Arrival {
     }
 }
 
-/// Packets of one source by one interface that the filter drops.
+/// Packets of one source on one interface that the filter drops.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Dropped {
     pub(crate) from: Ipv4Addr,
-    /// One of the addresses that they are for.
+    /// One of their destinations.
     pub(crate) to: Ipv4Addr,
     pub(crate) link: Link,
     pub(crate) is_uplink: bool,
     pub(crate) packets: u64,
 }
 
-/// How the kernel's counter grew, and what was seen meanwhile; none where no sample could be taken, with
-/// the reason.
+/// The kernel's drop counter before and after, and the packets that were sampled in between. `dropped` is the
+/// reason if no sample could be taken.
 pub(crate) struct Watched {
     pub(crate) before: u64,
     pub(crate) after: u64,
-    /// "uplinks" of the settings.
+    /// The setting "uplinks".
     pub(crate) uplinks: Vec<String>,
     pub(crate) dropped: Result<Vec<Dropped>, String>,
 }
 
-/// Nothing where the counter stood still, whatever was seen.
+/// Findings about dropped packets; none if the counter did not grow, even if the sample has such packets.
 pub(crate) fn findings(watched: &Watched) -> Vec<Finding> {
     let drops = watched.after.saturating_sub(watched.before);
     if drops == 0 {
@@ -80,7 +80,7 @@ pub(crate) fn findings(watched: &Watched) -> Vec<Finding> {
     found
 }
 
-/// The sources with most packets, in lines.
+/// Lines for the sources with the most packets.
 fn sources(seen: &[Dropped]) -> Vec<String> {
     let mut seen: Vec<_> = seen.iter().collect();
     seen.sort_by_key(|one| (Reverse(one.packets), one.from));
@@ -101,7 +101,7 @@ fn sources(seen: &[Dropped]) -> Vec<String> {
     lines
 }
 
-/// Tunnels that are no uplinks: the reply to what comes out of one has to go back into it.
+/// A problem for each tunnel that is not an uplink: the reply to a packet from a tunnel has to go back into it.
 fn tunnels(seen: &[Dropped], uplinks: &[String]) -> Vec<Finding> {
     let mut by_name: BTreeMap<&str, Vec<Dropped>> = BTreeMap::new();
     for one in seen.iter().filter(|one| !one.is_uplink && one.link.is_tunnel()) {
@@ -130,7 +130,7 @@ mod tests {
     use crate::netlink::uapi::IFF_POINTOPOINT;
 
     fn dropped(name: &str, kind: Option<&str>, from: u8, packets: u64) -> Dropped {
-        // A tunnel, but bridges and what has no kind.
+        // A tunnel; bridges and interfaces without a kind are not.
         let flags = if matches!(kind, None | Some("bridge")) { 0 } else { IFF_POINTOPOINT };
         let link = Link { name: name.into(), kind: kind.map(Into::into), flags, ..Link::default() };
         let (from, to) = (Ipv4Addr::new(203, 0, 113, from), Ipv4Addr::new(10, 0, 0, 1));

@@ -1,4 +1,4 @@
-//! What `doctor --fix` does: it applies the remedies that are a rule of the routing policy database.
+//! `doctor --fix`: applies the remedies that consist of one rule of the routing policy database.
 
 use serde_json::{Value, json};
 
@@ -11,35 +11,35 @@ use crate::model::FoundRule;
 use crate::netlink::route;
 use crate::node::Node;
 
-/// One change of the node.
+/// One change that was made on the node.
 #[derive(Debug)]
 pub(crate) struct Fixed(Healing);
 
 impl Fixed {
-    /// For a person.
+    /// Text for a person.
     pub(crate) fn to_text(&self) -> String {
         format!("fixed: {}\n    undo: {}\n", self.0, self.0.undo())
     }
 
-    /// For programs.
+    /// JSON for programs.
     pub(crate) fn to_json(&self) -> Value {
         json!({"did": self.0.to_string(), "undo": self.0.undo()})
     }
 }
 
-/// Applies what heals the node; nothing where there is nothing to heal. Each proxy gets one rule at most, and
-/// one that does not heal it is taken back.
+/// Adds the rules that repair the node, and returns them. Tries one rule for each proxy, and removes a rule
+/// that did not help.
 pub(crate) fn fix(node: &mut Node, settings: &Settings) -> Result<Vec<Fixed>, Error> {
     let lock = node.lock()?;
     let (mut fixed, mut tried) = (Vec::new(), Vec::new());
-    // One rule may heal several proxies, and each takes a place that the next can't have.
+    // One rule may repair several proxies, and its priority is no longer free for the next one.
     while let Some((proxy, healing)) =
         broken(node, settings)?.into_iter().find(|(p, _)| !tried.contains(p))
     {
         let rule = &healing.0;
         let added = route::add_rule(&mut node.kernel.rtnetlink, rule);
         if added.is_err() && !fixed.is_empty() {
-            // What was done has to be said. The finding stays.
+            // Report the rules that were added. The finding for this proxy stays.
             break;
         }
         added.map_err(Error::kernel(format!("add the rule {rule}")))?;
@@ -60,7 +60,7 @@ pub(crate) fn fix(node: &mut Node, settings: &Settings) -> Result<Vec<Fixed>, Er
 fn broken(node: &mut Node, settings: &Settings) -> Result<Vec<(Proxy, Healing)>, Error> {
     match Asker::of(node, settings) {
         Ok(mut asker) => look::remedies(&mut asker),
-        // Then there is no plan to look by, and doctor says why.
+        // Without a plan there is nothing to check, and doctor reports the reason.
         Err(Error::Config(_)) => Ok(Vec::new()),
         Err(other) => Err(other),
     }

@@ -1,16 +1,16 @@
-//! Rules of iptables-legacy beside those of iptables-nft: each kind is blind to the other one.
+//! Rules of iptables-legacy next to rules of iptables-nft: neither program shows the rules of the other.
 
 use super::{Finding, LEGACY, Severity};
 
-/// Tables with rules, as "name (family)".
+/// Tables that have rules, as "name (family)".
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Tables {
-    /// With the number of rules and chains.
+    /// Each with its number of rules and chains.
     pub(crate) legacy: Vec<(String, u32)>,
     pub(crate) nft: Vec<String>,
 }
 
-/// A note where both kinds have rules.
+/// A note if both kinds have rules.
 pub(crate) fn finding(tables: &Tables) -> Option<Finding> {
     if tables.legacy.is_empty() || tables.nft.is_empty() {
         return None;

@@ -1,4 +1,4 @@
-//! Findings of the ledger of marks.
+//! Findings from the ledger of marks.
 
 use super::{Finding, MARK_CLASH, MARK_UNSEEN, Severity};
 use crate::backend::Marker;
@@ -27,7 +27,7 @@ impl From<&Unseen> for Finding {
     }
 }
 
-/// What clashes with symroute's bits on a node. `field`: the bits in force, if any are.
+/// Clashes between other programs and symroute's bits. `field`: the bits in force, if any are.
 pub(crate) fn clashes(ledger: &Ledger, view: &View, field: Option<Field>) -> Vec<Finding> {
     let used = judge::used(&ledger.entries);
     let ours = Ours {
@@ -39,21 +39,21 @@ pub(crate) fn clashes(ledger: &Ledger, view: &View, field: Option<Field>) -> Vec
     judged(ledger, &ours)
 }
 
-/// The marks that a rule of symroute's sends to a table.
+/// The mark that a rule of symroute sends to a table.
 fn steered(rule: &Rule) -> Option<MarkMatch> {
     rule.mark.filter(|mark| mark.value != 0 && matches!(rule.action, Action::Lookup(_)))
 }
 
-/// The same where nothing but the field and the backend is known.
+/// Clashes when only the field and the backend are known.
 pub(crate) fn judged(ledger: &Ledger, ours: &Ours) -> Vec<Finding> {
     judge::clashes(&ledger.entries, ours).into_iter().map(Finding::from).collect()
 }
 
-/// The findings where the settings in force can't be kept any more, so that there is no plan.
+/// Clashes when the settings in force no longer fit the node, so that there is no plan.
 pub(crate) fn without_plan(ledger: &Ledger, field: Option<Field>) -> Vec<Finding> {
-    // The chain of nftables comes later, so fewer programs come between it and the routing decision.
+    // Assume nftables: its chain comes later than that of iptables, so fewer programs write the mark after it.
     let Some(field) = field else { return Vec::new() };
-    // Any mark may be one of symroute's then.
+    // Without a plan, any mark may be one of symroute's.
     let steered = vec![MarkMatch { value: 0, mask: 0 }];
     judged(ledger, &Ours { field, marker: Marker::Nftables, free: None, steered })
 }

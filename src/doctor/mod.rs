@@ -1,4 +1,4 @@
-//! What is wrong with a node's replies, whether symroute is there or not: findings with evidence and remedy.
+//! Diagnoses a node's replies, with or without symroute: findings with evidence and remedy.
 
 mod bypass;
 pub(crate) mod conflist;
@@ -18,12 +18,12 @@ use crate::explain::Ending;
 use crate::explain::ask::Explained;
 use crate::model::Facts;
 
-/// How grave a finding is, the least first.
+/// Severity of a finding, in ascending order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Severity {
-    /// Worth knowing; nothing is lost.
+    /// Worth knowing; no packets are lost.
     Note,
-    /// Something is or may be lost under conditions that the finding names.
+    /// Packets are lost, or may be, under conditions that the finding names.
     Warning,
     /// Packets are lost now, or would be.
     Problem,
@@ -39,13 +39,13 @@ impl Severity {
     }
 }
 
-/// One thing that was found. Each id has a row in docs/troubleshooting.md.
+/// One diagnosis. Each id has a row in docs/troubleshooting.md.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(crate) id: &'static str,
     pub(crate) severity: Severity,
     pub(crate) what: String,
-    /// Lines that show it.
+    /// Lines that support the finding.
     pub(crate) evidence: Vec<String>,
     pub(crate) remedy: String,
 }
@@ -110,7 +110,7 @@ const OUT_OF_STEP: &str = "conflist-settings";
 const BPF: &str = "bpf-routing";
 const IPVS: &str = "ipvs-conntrack";
 
-/// A kernel that can't even be asked. None for an error of another kind.
+/// A problem if the error means that the kernel lacks a feature; `None` for other errors.
 pub(crate) fn of_kernel(error: &Error) -> Option<Finding> {
     error.is_of_kernel().then(|| Finding {
         id: KERNEL,
@@ -121,7 +121,7 @@ pub(crate) fn of_kernel(error: &Error) -> Option<Finding> {
     })
 }
 
-/// What a request that a client outside sends to an address of the node says of the node as it is.
+/// A finding if the node loses a request from outside, or sends the reply through another interface.
 pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {
     let nic = facts.link_name(one.packet.link);
     let (to, now) = (one.packet.to, one.now());

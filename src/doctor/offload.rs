@@ -1,9 +1,9 @@
-//! What passes by in symroute's own flowtable.
+//! Side effects of symroute's own flowtable.
 
 use super::{Finding, OFFLOADED, Severity};
 use crate::ledger::{Does, Entry, Mark, Place, Point};
 
-/// A note where connections are in the flowtable. `by`: how many, by the name of their uplink.
+/// A note if connections are in the flowtable. `by`: name of each uplink, and its number of connections.
 pub(crate) fn of_connections(by: &[(&str, u64)]) -> Option<Finding> {
     let some: Vec<_> = by.iter().filter(|(_, count)| *count > 0).collect();
     let each: Vec<_> = some.iter().map(|(name, count)| format!("{count} by {name}")).collect();
@@ -20,7 +20,7 @@ pub(crate) fn of_connections(by: &[(&str, u64)]) -> Option<Finding> {
     })
 }
 
-/// A warning for each filter of tc that gets what leaves by an uplink and looks at its mark.
+/// A warning for each egress filter of tc on an uplink that compares the packet mark.
 pub(crate) fn of_filters(entries: &[Entry], uplinks: &[&str]) -> Vec<Finding> {
     let finding = |entry: &Entry| {
         let Place::Tc { device, what } = &entry.place else { return None };

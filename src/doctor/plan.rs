@@ -1,4 +1,4 @@
-//! What the plan, the agent's lock and the settings of the node say.
+//! Findings from the plan, the agent's lock and the node's sysctls.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::node::View;
 use crate::node::apply::describe;
 use crate::plan::{Note, Uplink};
 
-/// The settings can't work on this node.
+/// A problem: the settings can't work on this node.
 pub(super) fn of_refusal(invalid: &Invalid) -> Finding {
     Finding {
         id: REFUSED,
@@ -22,7 +22,8 @@ pub(super) fn of_refusal(invalid: &Invalid) -> Finding {
     }
 }
 
-/// What the plan notes, and where the node differs from it. `filters`: those of uplinks with IPv4, by index.
+/// Notes of the plan, and differences between plan and node. `filters`: `rp_filter` of each uplink with IPv4,
+/// by index.
 pub(super) fn of_view(
     view: &View,
     in_force: bool,
@@ -57,7 +58,7 @@ pub(super) fn of_view(
     found
 }
 
-/// A filter that is not strict: whose value counts, and what to set.
+/// A note if the effective `rp_filter` is not strict, with the sysctls that would make it strict.
 fn of_filter(name: &str, filter: RpFilter) -> Option<Finding> {
     let RpFilter { all, own } = filter;
     let value = filter.in_force();
@@ -79,7 +80,8 @@ fn of_filter(name: &str, filter: RpFilter) -> Option<Finding> {
     })
 }
 
-/// Another program has `src_valid_mark` on for all interfaces: symroute sets it for its uplinks alone.
+/// A note if `src_valid_mark` is on for all interfaces. symroute sets it only for its uplinks, so another
+/// program did that.
 pub(super) fn of_valid_mark(of_all: u32) -> Option<Finding> {
     (of_all != 0).then(|| Finding {
         id: VALID_MARK,
@@ -95,7 +97,7 @@ pub(super) fn of_valid_mark(of_all: u32) -> Option<Finding> {
     })
 }
 
-/// Whether symroute is in force, and an agent runs.
+/// A note if symroute is not in force, or if no agent runs.
 pub(super) fn of_agent(in_force: bool, runs: bool) -> Option<Finding> {
     let (id, severity, what, remedy) = match (in_force, runs) {
         (true, true) => return None,

@@ -1,9 +1,8 @@
 //! Transparent proxies whose packets the source check of an uplink drops.
 //!
-//! A proxy marks packets, and a rule leads the mark to a table that takes every destination for an
-//! address of the node. With `src_valid_mark` the kernel looks up the way back to the client by the
-//! same mark, finds the node itself, and drops the packet, however loose `rp_filter` is
-//! (`__fib_validate_source`, `net/ipv4/fib_frontend.c`).
+//! A proxy marks packets, and an ip rule sends the mark to a table that treats every destination as local. With
+//! `src_valid_mark` the kernel looks up the route back to the client with the same mark. It finds a local route
+//! and drops the packet, however loose `rp_filter` is (`__fib_validate_source`, `net/ipv4/fib_frontend.c`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,7 +14,7 @@ use crate::model::{Action, Family, Field, MarkMatch, Rule};
 use crate::names::LOOPBACK;
 use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN, RTPROT_KERNEL};
 
-/// A rule that leads marked packets to a table whose default route is the node itself.
+/// An ip rule that sends marked packets to a table whose default route is local.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Proxy {
     pub(crate) rule: Rule,
@@ -23,12 +22,12 @@ pub(crate) struct Proxy {
     pub(crate) table: u32,
 }
 
-/// A rule that heals it.
+/// An ip rule that keeps the source check away from a proxy's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Healing(pub(crate) Rule);
 
 impl Healing {
-    /// The command that takes the rule away again.
+    /// The command that deletes the rule.
     pub(crate) fn undo(&self) -> String {
         format!("ip rule del {}", self.words())
     }
@@ -52,7 +51,7 @@ impl fmt::Display for Healing {
     }
 }
 
-/// The proxies among these rules. `local`: the tables that take every destination for the node's.
+/// The proxies among these rules. `local`: tables whose default route is local.
 pub(crate) fn proxies(rules: &[Rule], local: &BTreeSet<u32>) -> Vec<Proxy> {
     let proxy = |rule: &Rule| match (rule.action, rule.mark) {
         (Action::Lookup(table), Some(mark))
@@ -65,16 +64,16 @@ pub(crate) fn proxies(rules: &[Rule], local: &BTreeSet<u32>) -> Vec<Proxy> {
     rules.iter().filter(|rule| rule.family == Family::V4).filter_map(proxy).collect()
 }
 
-/// Which packets may have the proxy's mark, by the rules of netfilter.
+/// Which packets netfilter rules may give the proxy's mark.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Marked {
-    /// What comes in.
+    /// Packets that arrive.
     pub(crate) arriving: bool,
-    /// What the node itself sends: the rule that heals would take it past the proxy.
+    /// Packets that the node itself sends: the remedy would take them past the proxy.
     pub(crate) sent: bool,
 }
 
-/// How symroute marks, where it is in force.
+/// How symroute marks packets.
 #[derive(Debug)]
 pub(crate) struct Ours {
     pub(crate) field: Field,
@@ -83,20 +82,22 @@ pub(crate) struct Ours {
     pub(crate) ids: Vec<u32>,
 }
 
-/// The marks that packets for the proxy have when the source check looks at them.
+/// The marks that packets for the proxy may have at the source check. `ours`: `None` if symroute is not in
+/// force.
 pub(crate) fn marks(proxy: &Proxy, ours: Option<&Ours>) -> Vec<u32> {
     let MarkMatch { value, mask } = proxy.mark;
     let Some(ours) = ours else { return vec![value] };
     let is_whole = mask & ours.field.mask() == ours.field.mask();
-    // nftables marks what it binds, and iptables whatever comes in by an uplink. A rule that looks at
-    // symroute's bits too is met by packets without them only.
+    // nftables marks only what it binds; iptables marks every packet that arrives on an uplink. A rule that
+    // compares symroute's bits too matches only packets without symroute's mark.
     let plain = (is_whole || ours.marker == Marker::Nftables).then_some(value);
     let ids = ours.ids.iter().filter(|_| !is_whole);
     plain.into_iter().chain(ids.map(|id| value | ours.field.of(*id))).collect()
 }
 
-/// The rule that heals this proxy: look-ups of the source check pass by the proxy's rule, as do those of what
-/// the node itself sends ([`Marked::sent`]). None where no place is free. `ours`: symroute's, where it is in force.
+/// The remedy for a proxy: a rule that takes look-ups of the source check past the proxy's rule. The rule also
+/// applies to packets that the node itself sends ([`Marked::sent`]). `None` if no priority is free. `ours`:
+/// priorities and bits of symroute, if it is in force.
 pub(crate) fn healing(
     proxy: &Proxy,
     rules: &[Rule],
@@ -107,12 +108,12 @@ pub(crate) fn healing(
         ours.is_some_and(|(at, _)| (at.ask_alone..=at.end).contains(&p))
             || of_family().any(|rule| rule.priority == p)
     };
-    // The node's own addresses come first.
+    // The rule must come after the table of the node's own addresses.
     let is_local = |rule: &&Rule| rule.action == Action::Lookup(RT_TABLE_LOCAL);
     let local = of_family().filter(is_local).map(|rule| rule.priority).min().unwrap_or(0);
     let place = (local + 1..proxy.rule.priority).rev().find(|p| !taken(*p))?;
     let action = match ours {
-        // A bound request has the proxy's mark and symroute's: symroute's rules have to come next.
+        // A bound request has both marks, so symroute's rules must still see it.
         Some((at, field)) if place < at.skip && proxy.mark.mask & field.mask() != field.mask() => {
             Action::Goto(at.skip)
         }
@@ -123,7 +124,8 @@ pub(crate) fn healing(
     Some(Healing(Rule { mark, iif, ..rule }))
 }
 
-/// What is found. `judging`: the uplinks whose source check sees marks, with their values.
+/// The finding for a proxy. `judging`: name of each uplink whose source check uses marks, and its sysctl
+/// values.
 pub(crate) fn finding(
     proxy: &Proxy,
     judging: &BTreeMap<String, String>,
@@ -152,7 +154,7 @@ pub(crate) fn finding(
             proxy.rule.priority
         ),
     };
-    // A rule for a mark that no packet gets stands on each node of Cilium.
+    // Each node of Cilium has a rule for a mark that no packet gets.
     let (severity, are) = if marked.arriving {
         (Severity::Problem, "are dropped")
     } else {

@@ -1,7 +1,7 @@
-//! UDP servers on the wildcard address that reply from another address than the one that was asked.
+//! UDP servers on the wildcard address that reply from an address other than the one the client asked.
 //!
 //! The kernel chooses the source of such a reply by the node's own routing, before any hook. Connection
-//! tracking shows it: the request has no reply, and a new connection leads from the same port of another
+//! tracking shows this: the request has no reply, and a second connection goes from the same port of another
 //! address of the node to the client.
 
 use std::collections::BTreeSet;
@@ -16,17 +16,17 @@ pub(crate) struct Unreplied {
     pub(crate) to: SocketAddr,
 }
 
-/// A request, and the reply that came from elsewhere.
+/// A request, and the reply that came from another address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Astray {
     pub(crate) client: SocketAddr,
-    /// What was asked.
+    /// The address that the client asked.
     pub(crate) asked: SocketAddr,
-    /// What answered.
+    /// The address that replied.
     pub(crate) answered: IpAddr,
 }
 
-/// One request for each port that replies from the wrong address. `own`: the node's addresses.
+/// One request for each server port that replies from another address. `own`: the node's addresses.
 pub(crate) fn astray(connections: &[Unreplied], own: &BTreeSet<IpAddr>) -> Vec<Astray> {
     let known: BTreeSet<_> = connections.iter().copied().collect();
     let mut found: Vec<Astray> = Vec::new();
@@ -48,7 +48,7 @@ pub(crate) fn astray(connections: &[Unreplied], own: &BTreeSet<IpAddr>) -> Vec<A
     found
 }
 
-/// What is found. `program`: which one has the socket, where that can be seen.
+/// The finding for such a server. `program`: the program that has the socket, if known.
 pub(crate) fn finding(astray: &Astray, program: Option<&str>) -> Finding {
     let Astray { client, asked, answered } = astray;
     let port = asked.port();
@@ -74,8 +74,7 @@ pub(crate) fn finding(astray: &Astray, program: Option<&str>) -> Finding {
     }
 }
 
-/// The inodes of the sockets on the wildcard address at this port, by the text of `/proc/net/udp` or
-/// `/proc/net/udp6`.
+/// Inodes of the sockets on the wildcard address with this port. `text`: `/proc/net/udp` or `/proc/net/udp6`.
 pub(crate) fn wildcard_inodes(text: &str, port: u16) -> Vec<u64> {
     let inode = |line: &str| {
         let words: Vec<_> = line.split_whitespace().collect();
@@ -109,7 +108,7 @@ mod tests {
         let words = finding(&found[0], Some("dnsd (4)"));
         assert!(words.what.contains("port 53"), "{words:?}");
         assert!(words.evidence[2].ends_with("dnsd (4)"));
-        // The second client of the same port shows nothing new.
+        // A second client of the same port adds no finding.
         let more = [
             connection("203.0.113.8:4711", "10.21.0.10:53"),
             connection("10.20.0.10:53", "203.0.113.8:4711"),

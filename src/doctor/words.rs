@@ -1,4 +1,4 @@
-//! Findings in plain words and for programs.
+//! Findings as text and as JSON.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::Finding;
 
 impl Finding {
-    /// For a person.
+    /// Text for a person.
     pub(crate) fn to_text(&self) -> String {
         let mut out = format!("{}: {} [{}]\n", self.severity.name(), self.what, self.id);
         for line in &self.evidence {
@@ -17,7 +17,7 @@ impl Finding {
         out
     }
 
-    /// For programs.
+    /// JSON for programs.
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "id": self.id,

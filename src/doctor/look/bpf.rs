@@ -1,4 +1,4 @@
-//! Reads which BPF programs get the packets that arrive by an interface, before netfilter does.
+//! Reads the BPF programs that get arriving packets of an interface before netfilter does.
 //!
 //! Layouts: `union bpf_attr` and `struct bpf_prog_info` of `linux/bpf.h`, `struct tcmsg` of
 //! `linux/rtnetlink.h`, `linux/pkt_cls.h`, `linux/if_link.h`.
@@ -15,7 +15,7 @@ use crate::netlink::{Error, Socket};
 const IFINFOMSG: usize = 16;
 /// Bytes of `struct tcmsg`.
 const TCMSG: usize = 20;
-/// So many programs of one interface are named, at most.
+/// Maximum number of tcx programs of one interface that are named.
 const MOST: usize = 16;
 
 /// The programs of an interface.
@@ -41,7 +41,7 @@ fn xdp(rtnetlink: &mut Socket, link: u32) -> Result<Vec<Program>, Error> {
         |is_attached: bool| is_attached.then_some(Program { link, at: Where::Xdp, name: None });
     match attached {
         Ok(attached) => Ok(program(attached).into_iter().collect()),
-        // It has gone meanwhile.
+        // The interface has been deleted meanwhile.
         Err(error) if error.errno == Errno::ENODEV => Ok(Vec::new()),
         Err(error) => Err(error),
     }
@@ -56,7 +56,7 @@ fn filters(rtnetlink: &mut Socket, link: u32) -> Result<Vec<Program>, Error> {
     request.message(RTM_GETTFILTER, NLM_F_REQUEST | NLM_F_DUMP, &body);
     let found = rtnetlink.dump(&mut request, |body| filter(body, link));
     match found {
-        // An interface without such a queueing discipline, or a kernel without filters.
+        // The interface has no clsact qdisc, or the kernel has no filters.
         Err(error) if matches!(error.errno, Errno::EINVAL | Errno::ENODEV | Errno::EOPNOTSUPP) => {
             Ok(Vec::new())
         }
@@ -68,12 +68,12 @@ fn filter(body: &[u8], link: u32) -> Option<Program> {
     let attributes = body.get(TCMSG..)?;
     let is_here = u32_at(body, 4)? == link && u32_at(body, 12)? == TC_H_CLSACT_INGRESS;
     let is_bpf = find(attributes, TCA_KIND).map(string)? == "bpf";
-    // One message describes the place of a filter, another one the filter.
+    // The kernel dumps each classifier without options, and then its filters.
     let name = find(attributes, TCA_OPTIONS).and_then(|options| find(options, TCA_BPF_NAME))?;
     (is_here && is_bpf).then(|| Program { link, at: Where::Tc, name: Some(string(name)) })
 }
 
-/// What `BPF_PROG_QUERY` takes and gives.
+/// Input and output of `BPF_PROG_QUERY`.
 #[repr(C)]
 #[derive(Default)]
 struct Query {
@@ -84,11 +84,11 @@ struct Query {
     ids: u64,
     count: u32,
     padding: u32,
-    /// Flags and ids that are not asked for, and the revision.
+    /// Flags and ids that are not requested, and the revision.
     rest: [u64; 4],
 }
 
-/// What `BPF_OBJ_GET_INFO_BY_FD` takes.
+/// Input of `BPF_OBJ_GET_INFO_BY_FD`.
 #[repr(C)]
 struct GetInfo {
     fd: u32,
@@ -104,7 +104,7 @@ struct Info {
     name: [u8; 16],
 }
 
-/// Names of the programs at tcx ingress; none where the kernel has no tcx, or does not say.
+/// Names of the programs at tcx ingress; none if the kernel has no tcx or refuses the query.
 fn tcx(link: u32) -> Vec<String> {
     let mut ids = [0_u32; MOST];
     let mut query = Query {
@@ -114,7 +114,7 @@ fn tcx(link: u32) -> Vec<String> {
         count: u32::try_from(MOST).unwrap_or(0),
         ..Query::default()
     };
-    // With more programs than there is room for, the kernel fills the room.
+    // With ENOSPC, the kernel has filled the buffer, and there are more programs.
     if !matches!(bpf(BPF_PROG_QUERY, &mut query), Ok(_) | Err(Errno::ENOSPC)) {
         return Vec::new();
     }
@@ -124,7 +124,7 @@ fn tcx(link: u32) -> Vec<String> {
 
 fn name(id: u32) -> Result<String, Errno> {
     let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut [id, 0, 0])?;
-    // SAFETY: the kernel has just opened it, and nothing else knows it.
+    // SAFETY: the kernel has just opened the descriptor, and no other code has it.
     let program = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut info = Info::default();
     let mut get = GetInfo {
@@ -136,8 +136,8 @@ fn name(id: u32) -> Result<String, Errno> {
     Ok(string(&info.name))
 }
 
-/// The system call. `attributes` begins as the command's part of `union bpf_attr`; the kernel takes what
-/// is left out for zero.
+/// The system call bpf(2). `attributes` is a prefix of the command's part of `union bpf_attr`; the kernel
+/// treats the rest as zero.
 fn bpf<T>(command: u32, attributes: &mut T) -> Result<i32, Errno> {
     // SAFETY: the kernel reads and writes as many bytes as this call says, all of them of `attributes`.
     // Buffers that it points to belong to the caller, who gives their size in the same place.

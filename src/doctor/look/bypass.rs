@@ -1,4 +1,4 @@
-//! Reads what takes packets past connection tracking or netfilter.
+//! Looks for programs and rules that take packets past connection tracking or netfilter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,15 +20,15 @@ use crate::node::observe::is_missing;
 use crate::node::sysctl;
 use crate::plan::proof::OUTSIDE;
 
-/// UDP ports of VXLAN (of Calico, and of flannel and Cilium) and of Geneve. What a tunnel gets wants no reply by its
-/// NIC, and network plugins exempt it.
+/// UDP ports of VXLAN (4789: Calico; 8472: flannel and Cilium) and of Geneve. Tunnel packets need no reply on
+/// their NIC, and network plugins exempt them from tracking.
 const OVERLAYS: [u16; 3] = [4789, 8472, 6081];
-/// A port that no rule is about by itself (`discard`).
+/// A port that rules do not name (`discard`).
 const ANY: u16 = 9;
-/// Ports that are asked about at most.
+/// Maximum number of ports that are checked.
 const PORTS: usize = 64;
 
-/// What concerns the uplinks, and IPVS.
+/// Findings about uplinks, and about IPVS.
 pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
     let netfilter = &mut asker.kernel.netfilter;
     let flowtables = present(flowtables::all(netfilter), "list flowtables")?;
@@ -49,7 +49,7 @@ pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
     Ok(found)
 }
 
-/// Which requests to the uplinks' addresses the rules exempt from tracking, by table and chain.
+/// Requests to the uplinks' addresses that rules exempt from tracking, by "table, chain".
 fn exempted(asker: &Asker<'_>) -> BTreeMap<String, Exempted> {
     let mut found: BTreeMap<String, Exempted> = BTreeMap::new();
     let mut ports: Vec<u16> = asker.netfilter.untracked_ports().into_iter().take(PORTS).collect();
@@ -72,7 +72,8 @@ fn exempted(asker: &Asker<'_>) -> BTreeMap<String, Exempted> {
     found
 }
 
-/// Which requests to the uplinks' addresses rules check before symroute marks them, by table and chain.
+/// Requests to the uplinks' addresses whose return path rules check before symroute marks them, by "table,
+/// chain".
 fn checked(asker: &Asker<'_>) -> BTreeMap<String, BTreeSet<String>> {
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for own in asker.public_addresses().filter(|own| asker.is_uplink(own.link)) {
@@ -86,7 +87,8 @@ fn checked(asker: &Asker<'_>) -> BTreeMap<String, BTreeSet<String>> {
     found
 }
 
-/// A kernel without nftables has none. What a user without root may not read is noted elsewhere.
+/// Treats a kernel without nftables, and missing permission, as an empty list. `doctor` reports missing
+/// permission elsewhere.
 fn present<T>(found: Result<Vec<T>, netlink::Error>, operation: &str) -> Result<Vec<T>, Error> {
     match found {
         Err(error) if is_missing(&error) || error.errno == Errno::EPERM => Ok(Vec::new()),

@@ -1,4 +1,4 @@
-//! Watches the kernel's counter, and samples meanwhile what arrives.
+//! Watches the kernel's drop counter, and samples arriving packets meanwhile.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -16,10 +16,10 @@ use crate::model::Link;
 use crate::netlink::uapi::IFF_LOOPBACK;
 use crate::netstat;
 
-/// So many pairs of addresses the kernel is asked about, at most.
+/// Maximum number of address pairs that are looked up in the kernel.
 const ASKED: usize = 256;
 
-/// Whether packets are dropped, from `before` on and for this time. Without the plan there are no sources.
+/// Findings about drops between `before` and the end of `watched`. Without an `asker` no sources are named.
 pub(super) fn findings(
     before: Option<u64>,
     watched: Duration,
@@ -33,7 +33,7 @@ pub(super) fn findings(
             Err(format!("{}; it needs CAP_NET_RAW", errno.desc()))
         }
     };
-    // A kernel without the counter says nothing.
+    // The kernel lacks the counter.
     let (Some(before), Some(after)) = (before, netstat::rp_filter_drops()) else {
         return Ok(Vec::new());
     };
@@ -52,7 +52,7 @@ pub(super) fn findings(
     Ok(judge(&Watched { before, after, uplinks, dropped }))
 }
 
-/// Those that the filter drops, by what the kernel says of each.
+/// The arrivals that the filter drops, according to the kernel's look-ups.
 fn dropped(asker: &mut Asker<'_>, arrivals: BTreeMap<Arrival, u64>) -> Result<Vec<Dropped>, Error> {
     let mut arrivals: Vec<_> = arrivals.into_iter().filter(|(a, _)| a.is_checked()).collect();
     arrivals.sort_by_key(|(_, packets)| Reverse(*packets));

@@ -10,7 +10,7 @@ use crate::netlink::{Error, Socket};
 /// Bytes of `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 
-/// All flowtables, with the interfaces that feed them.
+/// All flowtables, with the interfaces whose packets they take.
 pub(crate) fn all(socket: &mut Socket) -> Result<Vec<Flowtable>, Error> {
     let mut request = Writer::with_capacity(64);
     let kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETFLOWTABLE;

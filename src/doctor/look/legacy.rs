@@ -1,4 +1,4 @@
-//! Counts the rules of both kinds of iptables, without their programs.
+//! Finds rules of iptables-legacy and iptables-nft without running these programs.
 
 use std::fs;
 
@@ -11,19 +11,19 @@ use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, find, string};
 use crate::netlink::{Error, Socket};
 
-/// The tables that the kernel has. A thread may be in another network namespace than its process.
+/// Lists of the tables that the kernel has. A thread may be in another network namespace than its process.
 const TABLES: PerFamily<&str> =
     PerFamily("/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names");
 /// Bytes of `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 
-/// What is found where both kinds have rules.
+/// A note if both kinds have rules.
 pub(super) fn findings(netfilter: &mut Socket) -> Option<Finding> {
     let mut legacy = Vec::new();
     for family in Family::ALL {
         // Without the file the kernel has no such tables.
         for name in fs::read_to_string(TABLES.of(family)).unwrap_or_default().lines() {
-            // A table that can't be asked for is no evidence.
+            // A table that can't be read counts as empty.
             let rules = table_size::added(family, name).unwrap_or(0);
             legacy.extend((rules > 0).then(|| (format!("{name} ({family})"), rules)));
         }
@@ -31,7 +31,7 @@ pub(super) fn findings(netfilter: &mut Socket) -> Option<Finding> {
     if legacy.is_empty() {
         return None;
     }
-    // What nftables does not say is no evidence either.
+    // nftables that can't be read counts as empty too.
     finding(&Tables { legacy, nft: of_nft(netfilter).unwrap_or_default() })
 }
 

@@ -1,4 +1,4 @@
-//! Looks at the node. Changes nothing.
+//! Examines the node without changing it.
 
 mod bpf;
 mod bypass;
@@ -28,7 +28,7 @@ use crate::state::AgentLock;
 
 pub(crate) use tproxy::remedies;
 
-/// All that is found, the gravest first. `watched`: for how long drops are counted.
+/// All findings, the most severe first. `watched`: how long drops are counted.
 pub(crate) fn findings(
     node: &mut Node,
     settings: &Settings,
@@ -67,7 +67,7 @@ pub(crate) fn findings(
     Ok(found)
 }
 
-/// The reverse path filters of the uplinks with IPv4, by index.
+/// `rp_filter` of each uplink with IPv4, by index.
 fn filters(asker: &Asker<'_>) -> Result<BTreeMap<u32, RpFilter>, Error> {
     let facts = asker.facts();
     let uplinks = asker.view.plan.uplinks.iter();

@@ -1,4 +1,4 @@
-//! Counts what is in symroute's flowtable, and looks for what needs to see it.
+//! Counts the connections in symroute's flowtable, and looks for filters that need to see their packets.
 
 use crate::doctor::Finding;
 use crate::doctor::offload::{of_connections, of_filters};
@@ -6,13 +6,13 @@ use crate::explain::ask::Asker;
 use crate::ledger::Ledger;
 use crate::node::counters;
 
-/// Nothing where nothing is offloaded.
+/// Findings about offloading; none if the node does not offload.
 pub(super) fn findings(asker: &Asker<'_>, ledger: &Ledger) -> Vec<Finding> {
     let view = &asker.view;
     if !view.facts.ours.offloads() || !view.plan.offloads() {
         return Vec::new();
     }
-    // Without conntrack's netlink the number is not known, and the rest is.
+    // Without conntrack's netlink the count is unknown; the check of the filters still works.
     let by_id = counters::offloaded(view.settings.field).unwrap_or_default();
     let uplinks = &view.plan.uplinks;
     let by: Vec<_> = uplinks.iter().map(|u| (u.name.as_str(), u.total(&by_id))).collect();

@@ -1,4 +1,4 @@
-//! A request from outside to each address of the node, by the interface that has the address.
+//! Requests from outside to each address of the node, on the interface that has the address.
 
 use std::net::IpAddr;
 
@@ -10,13 +10,13 @@ use crate::model::{Facts, Family};
 use crate::netlink::uapi::{IFF_LOOPBACK, IFF_UP};
 use crate::plan::proof::OUTSIDE;
 
-/// What becomes of these requests, once for each interface.
+/// Findings about these requests, each once for an interface.
 pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
     let mut found = Vec::new();
     for packet in requests(asker.facts(), asker) {
         for one in asker.explain(packet)? {
             let finding = of_request(asker.facts(), &one);
-            // One address of an interface is enough to show it.
+            // Several addresses of an interface have the same fault.
             let is_new = |f: &Finding| !found.iter().any(|known: &Finding| known.what == f.what);
             found.extend(finding.filter(is_new));
         }

@@ -1,7 +1,7 @@
-//! Samples of the IPv4 packets that arrive: their sources and destinations, nothing of what they carry.
+//! Samples arriving IPv4 packets: their sources and destinations, never their payload.
 //!
-//! A packet socket for one protocol gets what arrives before the source check does (`ip_rcv`,
-//! `net/ipv4/ip_input.c`), and nothing that the node sends. The reverse path filter knows IPv4 only.
+//! A packet socket for one protocol gets packets before the source check (`ip_rcv`, `net/ipv4/ip_input.c`), and
+//! none that the node sends. Only IPv4 has a reverse path filter.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -17,27 +17,27 @@ use nix::sys::socket::{
 
 use crate::doctor::drops::Arrival;
 
-/// So much of each packet is read, at most: an IPv4 header.
+/// Maximum number of bytes that are read of each packet. They hold an IPv4 header.
 const SNAP: usize = 64;
-/// So many packets are looked at, at most.
+/// Maximum number of packets that are read.
 const PACKETS: u64 = 100_000;
-/// So many pairs of addresses are told apart, at most.
+/// Maximum number of address pairs that are counted.
 const ARRIVALS: usize = 1024;
 
-/// Gets packets from the moment it is opened.
+/// A packet socket, which gets packets from the moment it is opened.
 #[derive(Debug)]
 pub(super) struct Sampler(OwnedFd);
 
 impl Sampler {
-    /// Error: without `CAP_NET_RAW` it is not allowed.
+    /// Opens the socket. Error: `EPERM` without `CAP_NET_RAW`.
     pub(super) fn open() -> Result<Self, Errno> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        // Packets without their link layer's header.
+        // A datagram socket gets packets without the link-layer header.
         let fd = socket(AddressFamily::Packet, SockType::Datagram, flags, SockProtocol::EthIp)?;
         Ok(Self(fd))
     }
 
-    /// How many packets came in, by source, destination and interface. Takes as long as `watched`.
+    /// Counts arriving packets by source, destination and interface. Takes as long as `watched`.
     pub(super) fn collect(self, watched: Duration) -> BTreeMap<Arrival, u64> {
         let end = Instant::now() + watched;
         let mut found = BTreeMap::new();
@@ -48,19 +48,19 @@ impl Sampler {
                     packets += 1;
                     note(&mut found, arrival);
                 }
-                // An interface that goes down is an error once.
+                // The kernel reports an interface that goes down once.
                 Err(Errno::EINTR | Errno::ENETDOWN) => {}
                 Err(Errno::EAGAIN) if self.wait(end) => {}
                 Err(_) => break,
             }
         }
-        // It is closed while it waits.
+        // Close the socket before the wait, so that the kernel no longer queues packets.
         drop(self);
         thread::sleep(end.saturating_duration_since(Instant::now()));
         found
     }
 
-    /// Waits for packets: whether there may be some before the end.
+    /// Waits until the socket is readable. False if `end` came first.
     fn wait(&self, end: Instant) -> bool {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -76,14 +76,14 @@ impl Sampler {
         let mut packet = [0; SNAP];
         let (length, from) = recvfrom::<LinkAddr>(self.0.as_raw_fd(), &mut packet)?;
         let from = from.ok_or(Errno::EBADMSG)?;
-        // What promiscuous mode lets in is for another host.
+        // In promiscuous mode the socket also gets packets for other hosts.
         let is_ours = from.pkttype() == libc::PACKET_HOST;
         let link = u32::try_from(from.ifindex()).unwrap_or(0);
         Ok(parse(&packet[..length.min(SNAP)], link).filter(|_| is_ours))
     }
 }
 
-/// Counts it, unless there are too many of them.
+/// Counts an arrival; ignores a new one if the map is full.
 fn note(found: &mut BTreeMap<Arrival, u64>, arrival: Option<Arrival>) {
     let is_full = found.len() >= ARRIVALS;
     if let Some(arrival) = arrival.filter(|a| !is_full || found.contains_key(a)) {

@@ -1,4 +1,4 @@
-//! Asks the kernel where it finds the clients of transparent proxies.
+//! Asks the kernel how it routes back to the clients of transparent proxies.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::netlink::uapi::RTN_LOCAL;
 use crate::node::sysctl;
 use crate::plan::proof::OUTSIDE;
 
-/// A finding for each rule of a proxy whose packets the kernel drops.
+/// A finding for each proxy rule whose packets the kernel drops.
 pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
     let broken = broken(asker)?;
     let judged = judging(asker)?;
@@ -24,8 +24,8 @@ pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
     Ok(broken.iter().map(of_one).collect())
 }
 
-/// The proxies that are broken, and the rule that heals each. One that the node's own packets go by is
-/// left to the operator, and so is one that no packet goes by.
+/// The broken proxies that `--fix` may repair, and the rule for each. Leaves out a proxy that also gets the
+/// node's own packets, and one that gets no packets.
 pub(crate) fn remedies(asker: &mut Asker<'_>) -> Result<Vec<(Proxy, Healing)>, Error> {
     let broken = broken(asker)?;
     let is_ours_to_heal = |proxy: &Proxy| {
@@ -49,7 +49,7 @@ fn healing_of(asker: &Asker<'_>, proxy: &Proxy) -> Option<Healing> {
     healing(proxy, &asker.rules, ours)
 }
 
-/// The uplinks whose reverse path filter sees packet marks, by name, with the values that say so.
+/// The uplinks whose reverse path filter uses packet marks, by name, with their sysctl values.
 fn judging(asker: &Asker<'_>) -> Result<BTreeMap<String, String>, Error> {
     let (facts, plan) = (asker.facts(), &asker.view.plan);
     let (of_all, _) = sysctl::src_valid_mark_of(ALL_LINKS)?;
@@ -64,7 +64,7 @@ fn judging(asker: &Asker<'_>) -> Result<BTreeMap<String, String>, Error> {
     Ok(judging.map(|u| (u.name.clone(), words(&u.name, u.link))).collect())
 }
 
-/// The proxies whose mark leads the look-up for the client to the node itself.
+/// The proxies whose mark makes the look-up for a client end at a local route.
 fn broken(asker: &mut Asker<'_>) -> Result<Vec<Proxy>, Error> {
     if judging(asker)?.is_empty() {
         return Ok(Vec::new());
@@ -85,7 +85,7 @@ fn broken(asker: &mut Asker<'_>) -> Result<Vec<Proxy>, Error> {
         let mut is_own = false;
         for mark in marks(&proxy, ours.as_ref()) {
             let way = asker.way(Lookup { to, from: None, iif: None, mark })?;
-            // Another rule may stand before it, one that heals this.
+            // An earlier rule may already be the remedy.
             is_own |= way.is_some_and(|way| way.kind == RTN_LOCAL && way.table == proxy.table);
         }
         if is_own {

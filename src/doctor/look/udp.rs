@@ -1,4 +1,4 @@
-//! Reads UDP connections from connection tracking, and which program has a socket.
+//! Reads UDP connections from connection tracking, and finds the program that has a socket.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use crate::netlink::conntrack::{self, Connection};
 use crate::netlink::uapi::{IPPROTO_UDP, IPS_SEEN_REPLY};
 use crate::netlink::{Error, Socket};
 
-/// Servers that reply from the wrong address. A kernel that does not tell has none.
+/// A finding for each server that replies from another address; none if connection tracking can't be read.
 pub(super) fn findings(netfilter: &mut Socket, facts: &Facts) -> Vec<Finding> {
     let connections = unreplied(netfilter).unwrap_or_default();
     let own: BTreeSet<IpAddr> = facts.addresses.iter().map(|address| address.ip).collect();
@@ -26,7 +26,7 @@ fn unreplied(netfilter: &mut Socket) -> Result<Vec<Unreplied>, Error> {
     Ok(found.map(|one| Unreplied { from: one.original.from, to: one.original.to }).collect())
 }
 
-/// The program that has a socket on the wildcard address at this port, with its process id.
+/// Name and process id of the program that has a socket on the wildcard address with this port.
 fn program(port: u16) -> Option<String> {
     // A thread may be in another network namespace than its process.
     let files = ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"];
