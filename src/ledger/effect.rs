@@ -1,5 +1,5 @@
-//! What the expressions of an nftables rule do to marks: a small interpreter that follows what the
-//! registers hold.
+//! What the expressions of an nftables rule do to marks: a small interpreter that tracks the contents of
+//! registers.
 //!
 //! Layouts: `include/uapi/linux/netfilter/nf_tables.h`.
 
@@ -9,7 +9,7 @@ use super::{Does, Mark, Use, xtables};
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{attrs, be_i32_at, be32_at, find, string, u32_at};
 
-/// Bytes of one register are counted in these.
+/// Bytes of one 32-bit register.
 const WORD: usize = 4;
 
 /// Where each bit of a 32-bit value comes from. A bit may have several sources.
@@ -19,9 +19,9 @@ struct Value {
     packet: u32,
     /// Bits of the connection mark.
     connection: u32,
-    /// Bits that are 1, or turned over.
+    /// Bits that a constant sets or inverts.
     constant: u32,
-    /// Bits of something else.
+    /// Bits from any other source.
     unknown: u32,
 }
 
@@ -48,7 +48,7 @@ impl Value {
         }
     }
 
-    /// Bits that may be other than 0.
+    /// Bits that may be 1.
     fn any(self) -> u32 {
         self.packet | self.connection | self.constant | self.unknown
     }
@@ -72,7 +72,7 @@ impl Value {
         Self { constant, ..self.or(other).masked(both) }
     }
 
-    /// What it means to write this value into a mark; nothing if the mark stays as it is.
+    /// The effect of writing this value into a mark; empty if the mark keeps its value.
     fn written_to(self, mark: Mark) -> Vec<Use> {
         let (own, other) = match mark {
             Mark::Packet => (self.packet, self.connection),
@@ -83,7 +83,7 @@ impl Value {
         xtables::merged(mark, bits, other, constant)
     }
 
-    /// What it means to compare this value.
+    /// The effect of comparing this value; `None` if no bit of it comes from a mark.
     fn compared(self, with: Option<u32>) -> Option<Use> {
         let (mark, bits) = match (self.packet, self.connection) {
             (0, 0) => return None,
@@ -95,25 +95,25 @@ impl Value {
     }
 }
 
-/// What a rule does.
+/// Uses of marks by a rule, and the chains that the rule leads to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Effect {
     pub(crate) uses: Vec<Use>,
-    /// Chains that it jumps or goes to.
+    /// Chains that the rule jumps or goes to.
     pub(crate) chains: Vec<String>,
-    /// Verdict maps that say to which chains it goes.
+    /// Verdict maps that choose further chains.
     pub(crate) maps: Vec<String>,
-    /// The comment of an extension of iptables.
+    /// The text of the iptables match `comment`.
     pub(crate) comment: Option<String>,
 }
 
-/// Follows a rule's expressions: the payload of `NFTA_RULE_EXPRESSIONS`.
+/// Interprets the expressions of a rule, the payload of `NFTA_RULE_EXPRESSIONS`.
 pub(crate) fn of_rule(expressions: &[u8]) -> Effect {
     let mut machine = Machine::default();
     for (_, expression) in attrs(expressions) {
         let name = find(expression, NFTA_EXPR_NAME).map(string).unwrap_or_default();
         let data = find(expression, NFTA_EXPR_DATA).unwrap_or_default();
-        // What can't be understood says nothing of a mark.
+        // An expression that can't be parsed counts as one without marks.
         let _ = machine.step(&name, data);
     }
     machine.effect
@@ -121,12 +121,12 @@ pub(crate) fn of_rule(expressions: &[u8]) -> Effect {
 
 #[derive(Debug, Default)]
 struct Machine {
-    /// What each word of the registers holds; one that is absent holds nothing of a mark.
+    /// The value in each 32-bit word of the registers; an absent word has no bits of a mark.
     words: BTreeMap<u32, Value>,
     effect: Effect,
 }
 
-/// The first word of a register: the four of 16 bytes lie over those of 4 bytes.
+/// The first 32-bit word of a register. Each of the four 16-byte registers overlaps four 4-byte registers.
 fn word(register: u32) -> u32 {
     if register < NFT_REG32_01 - 1 {
         register.saturating_sub(1) * 4
@@ -186,7 +186,7 @@ impl Machine {
         Some(())
     }
 
-    /// Loads a key into a register, or writes a register into a mark.
+    /// Loads a key into register `to`, or writes register `from` into a mark.
     fn load_or_write(&mut self, mark: Option<Mark>, to: Option<u32>, from: Option<u32>) {
         match (to, from, mark) {
             (Some(register), _, mark) => {
@@ -213,7 +213,7 @@ impl Machine {
             NFT_BITWISE_AND => left.and(right()),
             NFT_BITWISE_OR => left.or(right()),
             NFT_BITWISE_XOR => left.xor(right()),
-            // Shifted bits are other bits than those of the mark.
+            // A shift moves bits to other places, and the uses of a mark are counted by place.
             _ => Value::UNKNOWN,
         };
         self.load(number(NFTA_BITWISE_DREG)?, result);
@@ -233,7 +233,7 @@ impl Machine {
         Some(())
     }
 
-    /// A target or match of iptables.
+    /// Interprets a target or match of iptables.
     fn extension(&mut self, kind: &str, data: &[u8]) -> Option<()> {
         let [name, revision, info] = if kind == "target" {
             [NFTA_TARGET_NAME, NFTA_TARGET_REV, NFTA_TARGET_INFO]
@@ -254,16 +254,16 @@ impl Machine {
     }
 }
 
-/// The chain that a verdict leads to, if it is a jump or a goto.
+/// The chain of a jump or goto verdict; `None` for other verdicts.
 pub(crate) fn chain_of(verdict: &[u8]) -> Option<String> {
     let code = be_i32_at(find(verdict, NFTA_VERDICT_CODE)?, 0)?;
     [NFT_JUMP, NFT_GOTO].contains(&code).then(|| find(verdict, NFTA_VERDICT_CHAIN).map(string))?
 }
 
-/// The attribute of an expression that names the register it fills.
+/// The attribute of an expression that holds its destination register.
 fn destination(name: &str) -> u16 {
     match name {
-        // Behind a source or a key: `NFTA_BYTEORDER_DREG`, `NFTA_HASH_DREG`, `NFTA_SOCKET_DREG`,
+        // These have a source or key as attribute 1: `NFTA_BYTEORDER_DREG`, `NFTA_HASH_DREG`, `NFTA_SOCKET_DREG`,
         // `NFTA_TUNNEL_DREG`.
         "byteorder" | "hash" | "socket" | "tunnel" => 2,
         // payload, exthdr, fib, numgen, rt, osf, xfrm.
@@ -276,10 +276,10 @@ mod tests {
     use super::*;
     use crate::netlink::wire::Writer;
 
-    /// An expression's name, and what writes its attributes.
+    /// An expression's name, and a function that writes its attributes.
     type Named<'a> = (&'a str, &'a dyn Fn(&mut Writer));
 
-    /// Expressions as the kernel gives them.
+    /// Expressions in the format of a kernel dump.
     fn expressions(list: &[Named<'_>]) -> Vec<u8> {
         let mut w = Writer::default();
         for (name, fill) in list {
@@ -357,9 +357,9 @@ mod tests {
             let found = uses(&[("meta", &load), ("bitwise", &bits(mask, xor)), ("meta", &store)]);
             assert_eq!(found, [wanted]);
         }
-        // A mark that is written as it was.
+        // The rule writes the mark back unchanged.
         assert_eq!(uses(&[("meta", &load), ("meta", &store)]), []);
-        // A register that nothing is known of.
+        // The register was never loaded.
         assert_eq!(uses(&[("meta", &store)]), [(Mark::Packet, Overwrites, u32::MAX, None)]);
     }
 
@@ -373,7 +373,7 @@ mod tests {
         };
         let restores = uses(&[("ct", &loaded), ("meta", &store)]);
         assert_eq!(restores, [(Mark::Packet, Does::Restores, u32::MAX, None)]);
-        // ct mark & 0x80 | meta mark & ~0x80, by an operation on two registers.
+        // ct mark & 0x80 | meta mark & ~0x80, as an operation on two registers.
         let masked = |w: &mut Writer| {
             w.be32(NFTA_BITWISE_SREG, 9);
             w.be32(NFTA_BITWISE_DREG, 9);

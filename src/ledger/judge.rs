@@ -1,7 +1,7 @@
-//! What of the ledger clashes with symroute's bits.
+//! Finds clashes between the ledger and symroute's bits.
 //!
-//! The packet mark counts from symroute's hook to the routing decision, and stays on the packet
-//! until symroute's chain of postrouting clears it. The connection mark counts all the time.
+//! symroute needs its bits of the packet mark from its own hook to the routing decision. The packet keeps them
+//! until symroute's postrouting chain clears them. symroute always needs its bits of the connection mark.
 
 use std::collections::BTreeMap;
 
@@ -10,39 +10,39 @@ use crate::backend::Marker;
 use crate::doctor::Severity;
 use crate::model::{Field, MarkMatch};
 
-/// Where symroute marks packets, and its bits.
+/// symroute's bits, and where symroute marks packets.
 #[derive(Debug, Clone)]
 pub(crate) struct Ours {
     pub(crate) field: Field,
     pub(crate) marker: Marker,
-    /// Other bits that no program uses, if any are free.
+    /// A field of free bits that `markMask` could use instead.
     pub(crate) free: Option<Field>,
     /// Marks that symroute's ip rules send to a table.
     pub(crate) steered: Vec<MarkMatch>,
 }
 
-/// How another program gets in symroute's way.
+/// How another program conflicts with symroute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// It writes all bits of the packet mark after symroute and before the routing decision.
     Overwrites,
     /// It writes all bits of the connection mark.
     OverwritesConnection,
-    /// It writes bits of symroute's, knowing which bits it writes.
+    /// It writes only some bits, and some of these are symroute's.
     Writes,
-    /// It writes the whole packet mark before symroute does, with a value that has bits of symroute's.
+    /// It writes the whole packet mark before symroute does, with a value that sets bits of symroute.
     Value,
-    /// It looks at bits of symroute's.
+    /// It compares bits of symroute.
     Compares,
     /// It writes symroute's bits of the connection mark by saving the packet mark.
     Saves,
     /// It writes symroute's bits of the packet mark by restoring the connection mark.
     Restores,
-    /// It wants the whole mark to be some value, which a mark of symroute's changes.
+    /// It compares the whole mark, which no longer matches once symroute has set its bits.
     Exact,
 }
 
-/// A clash with one program.
+/// A clash with one program, as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Clash {
     pub(crate) kind: Kind,
@@ -52,7 +52,7 @@ pub(crate) struct Clash {
     pub(crate) remedy: String,
 }
 
-/// All clashes: one of each kind for each program.
+/// All clashes: at most one of each kind for each program.
 pub(crate) fn clashes(entries: &[Entry], ours: &Ours) -> Vec<Clash> {
     let mut found: BTreeMap<(Kind, &str), Vec<&Entry>> = BTreeMap::new();
     for entry in entries.iter().filter(|entry| !entry.ours) {
@@ -63,7 +63,7 @@ pub(crate) fn clashes(entries: &[Entry], ours: &Ours) -> Vec<Clash> {
     found.into_iter().map(|((kind, owner), entries)| ours.clash(kind, owner, &entries)).collect()
 }
 
-/// The bits that other programs use, as far as they name them.
+/// The bits that other programs use, as far as their rules show them.
 pub(crate) fn used(entries: &[Entry]) -> u32 {
     let others = entries.iter().filter(|entry| !entry.ours);
     others.fold(0, |used, Entry { does, .. }| {
@@ -72,7 +72,7 @@ pub(crate) fn used(entries: &[Entry]) -> u32 {
 }
 
 impl Ours {
-    /// Priority of the chain of prerouting that marks.
+    /// Priority of the prerouting chain that marks.
     fn prerouting(&self) -> i32 {
         match self.marker {
             Marker::Nftables => -80,
@@ -80,7 +80,7 @@ impl Ours {
         }
     }
 
-    /// Priority of the chain of postrouting that clears the mark.
+    /// Priority of the postrouting chain that clears the mark.
     fn postrouting(&self) -> i32 {
         match self.marker {
             Marker::Nftables => 95,
@@ -90,7 +90,7 @@ impl Ours {
 
     fn judge(&self, entry: &Entry) -> Option<Kind> {
         let does = entry.does;
-        // Packets that leave have no mark of symroute any more.
+        // symroute has already cleared its mark on packets that leave.
         let leaves = |hook: &Hook| hook.point == Point::Egress;
         let only_leaving = !entry.hooks.is_empty() && entry.hooks.iter().all(leaves);
         if only_leaving || !self.field.has(does.bits) {
@@ -101,7 +101,7 @@ impl Ours {
             (Mark::Packet, Does::Overwrites) if any(&|hook| self.is_before_routing(hook)) => {
                 Some(Kind::Overwrites)
             }
-            // It writes before symroute, which then puts its own bits there for what is bound.
+            // symroute marks later and overwrites these bits, but only on packets of bound connections.
             (Mark::Packet, Does::Overwrites) => {
                 does.value.filter(|&value| self.field.has(value)).map(|_| Kind::Value)
             }
@@ -124,26 +124,26 @@ impl Ours {
         }
     }
 
-    /// Whether a packet mark that is written here decides about the route of a marked packet.
-    /// Chains of one priority come in the order in which they were made, so these count as well.
+    /// Whether a packet mark that is written at this hook affects the route of a packet that symroute marked.
+    /// Chains of equal priority run in the order of their creation, which is unknown here, so they count too.
     fn is_before_routing(&self, hook: &Hook) -> bool {
         let binds_by_packet = matches!(self.marker, Marker::Iptables(_));
         match hook.point {
             Point::Prerouting => hook.priority >= self.prerouting(),
             Point::Output => hook.kind == ChainKind::Route && hook.priority >= MANGLE,
-            // iptables binds a request here, by its packet mark.
+            // At these hooks iptables binds a request according to its packet mark.
             Point::Input | Point::Forward => binds_by_packet && hook.priority < MANGLE,
             _ => false,
         }
     }
 
-    /// Whether a chain gets no packet of a connection that symroute has bound already.
+    /// Whether a chain at this hook never gets packets of a connection that symroute has already bound.
     fn is_before_binding(&self, hook: &Hook) -> bool {
         let early = matches!(self.marker, Marker::Iptables(_)) || hook.priority < self.prerouting();
         hook.kind == ChainKind::Nat && hook.point == Point::Prerouting && early
     }
 
-    /// Whether packets carry symroute's mark here.
+    /// Whether packets carry symroute's mark at this hook.
     fn is_marked_at(&self, hook: &Hook) -> bool {
         match hook.point {
             Point::Prerouting => hook.priority >= self.prerouting(),
@@ -187,7 +187,8 @@ impl Ours {
             ),
         };
         let severity = match kind {
-            // First packets only, and of connections without DNAT.
+            // A NAT chain gets only the first packet of a connection, and none that an earlier chain has
+            // translated.
             Kind::Overwrites if entries.iter().all(|entry| is_of_nat(entry)) => Severity::Warning,
             Kind::Overwrites | Kind::OverwritesConnection | Kind::Writes => Severity::Problem,
             Kind::Value if entries.iter().any(|entry| self.steers(entry)) => Severity::Problem,
@@ -227,13 +228,13 @@ impl Ours {
         Clash { kind, severity, what, evidence, remedy }
     }
 
-    /// Whether a rule of symroute's takes the value that is written for one of its own marks.
+    /// Whether a rule of symroute would match the value that the entry writes.
     fn steers(&self, entry: &Entry) -> bool {
         let takes = |value: u32| self.steered.iter().any(|mark| value & mark.mask == mark.value);
         entry.does.value.is_some_and(takes)
     }
 
-    /// The bits of symroute's that an entry is about.
+    /// The bits of symroute that an entry writes or compares.
     fn shared(&self, entry: &Entry) -> u32 {
         let bits = match (entry.does.does, entry.does.value) {
             (Does::Overwrites, Some(value)) => value,
@@ -243,7 +244,7 @@ impl Ours {
     }
 }
 
-/// Priority of table mangle, where symroute's chain of output stands with each backend.
+/// Priority of table mangle. symroute's output chain has it with each backend.
 const MANGLE: i32 = -150;
 
 fn is_of_nat(entry: &Entry) -> bool {
@@ -303,7 +304,7 @@ mod tests {
         assert_eq!(judged(&own, NFTABLES), None);
     }
 
-    /// A whole packet mark matters between our hook and the routing decision only.
+    /// The whole packet mark matters only between symroute's hook and the routing decision.
     #[test]
     fn whole_packet_marks() {
         let at = |value, point, priority| {
@@ -341,7 +342,7 @@ mod tests {
         let forward = (Point::Forward, 0);
         let later = entry(Mark::Packet, Does::ComparesWhole, u32::MAX, 1, forward);
         assert_eq!(judged(&later, NFTABLES), Some(Kind::Exact));
-        // A chain of NAT gets first packets only, and sets the mark before they are bound.
+        // A NAT chain gets only first packets, and writes the mark before symroute binds the connection.
         let mut first =
             entry(Mark::Connection, Does::Overwrites, u32::MAX, 1, (Point::Prerouting, -100));
         first.hooks[0].kind = ChainKind::Nat;

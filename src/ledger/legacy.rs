@@ -1,11 +1,11 @@
-//! The text of `iptables-legacy-save` as entries of the ledger.
+//! Turns the output of `iptables-legacy-save` into entries of the ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ChainKind, Does, Entry, Hook, Mark, Place, Point, Use, owners, xtables};
 use crate::model::Family;
 
-/// Where the built-in chains of each table hook in (`NF_IP_PRI_*`, `linux/netfilter_ipv4.h`).
+/// Hook and priority of a built-in chain (`NF_IP_PRI_*`, `linux/netfilter_ipv4.h`).
 fn hook(table: &str, chain: &str) -> Option<Hook> {
     let point = match chain {
         "PREROUTING" => Point::Prerouting,
@@ -32,7 +32,7 @@ fn hook(table: &str, chain: &str) -> Option<Hook> {
     Some(Hook { point, priority, kind })
 }
 
-/// A rule's words, with what stands in quotes kept together.
+/// The words of a rule. Quoted text is one word.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quoted, mut escaped) = (Vec::new(), String::new(), false, false);
     for c in line.chars() {
@@ -72,7 +72,7 @@ fn masked(text: &str) -> Option<(u32, u32)> {
     }
 }
 
-/// What is read of one rule so far.
+/// What the parser has collected for one rule.
 #[derive(Default)]
 struct Parsed {
     uses: Vec<Use>,
@@ -82,7 +82,7 @@ struct Parsed {
 
 fn parse(words: &[String]) -> Parsed {
     let mut parsed = Parsed::default();
-    // Which extension the next options are of.
+    // The extension that the next options belong to.
     let mut extension = "";
     let mut words = words.iter().map(String::as_str).peekable();
     let mut copy: Option<(Does, u32, u32)> = None;
@@ -143,10 +143,9 @@ fn parse(words: &[String]) -> Parsed {
     parsed
 }
 
-/// The entries of what the program prints for one family.
+/// The entries of the output for one family.
 pub(crate) fn entries(text: &str, family: Family) -> Vec<Entry> {
     let mut table = "";
-    // Rules by table and chain.
     let mut rules: BTreeMap<(&str, String), Vec<Parsed>> = BTreeMap::new();
     for line in text.lines() {
         if let Some(name) = line.strip_prefix('*') {
@@ -174,7 +173,7 @@ pub(crate) fn entries(text: &str, family: Family) -> Vec<Entry> {
     found.into_iter().collect()
 }
 
-/// The built-in chains that lead to a chain of a table.
+/// The hooks of the built-in chains that lead to a chain of a table.
 fn hooks(
     rules: &BTreeMap<(&str, String), Vec<Parsed>>,
     table: &str,

@@ -1,10 +1,8 @@
-//! The ledger of marks: which program does what to which bits of the packet mark and of the
-//! connection mark, and which of it clashes with our bits.
+//! The ledger of marks: which program uses which bits of the packet mark and of the connection mark, and how.
 //!
-//! [`read`] asks the kernel. What it gets becomes [`Entry`] values by pure functions: [`effect`]
-//! follows the registers of an nftables rule, [`xtables`] knows the extensions of iptables,
-//! [`legacy`] reads the text of `iptables-legacy-save`. [`judge`] holds the entries against our
-//! field, and [`words`] prints them.
+//! [`read`] asks the kernel. Pure functions turn the answers into [`Entry`] values: [`effect`] interprets the
+//! expressions of nftables rules, [`xtables`] knows the extensions of iptables, [`legacy`] parses the output of
+//! `iptables-legacy-save`. [`judge`] finds clashes with symroute's bits, and [`words`] prints the ledger.
 
 pub(crate) mod effect;
 pub(crate) mod judge;
@@ -21,68 +19,68 @@ pub(crate) mod xtables;
 
 use crate::model::Family;
 
-/// Which of the two marks.
+/// One of the two kinds of marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Mark {
-    /// The mark of the packet (`skb->mark`).
+    /// The packet mark (`skb->mark`).
     Packet,
-    /// The mark of the connection (`nf_conn->mark`).
+    /// The connection mark (`nf_conn->mark`).
     Connection,
 }
 
-/// What is done to bits of a mark.
+/// What a program does to the bits of a mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Does {
     /// Writes some bits and keeps the others.
     Sets,
     /// Sets some bits to zero and keeps the others.
     Clears,
-    /// Writes all bits, so that whatever was there is lost.
+    /// Writes all bits, so that the old value is lost.
     Overwrites,
     /// Writes bits of the packet mark into the connection mark.
     Saves,
     /// Writes bits of the connection mark into the packet mark.
     Restores,
-    /// Looks at some bits.
+    /// Compares some bits.
     ComparesMasked,
-    /// Looks at the whole mark.
+    /// Compares the whole mark.
     ComparesWhole,
-    /// Gives the mark to packets that the kernel sends as answers, or to sockets.
+    /// Copies the mark to the kernel's own answers, or to sockets.
     Copies,
-    /// Has the reverse path filter look the mark up.
+    /// Makes the reverse path filter look up routes with the mark.
     LooksUp,
     /// May do anything.
     Unknown,
 }
 
-/// One thing that is done to one mark.
+/// One use of one mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Use {
     pub(crate) mark: Mark,
     pub(crate) does: Does,
-    /// The bits that are written or looked at.
+    /// The bits that are written or compared.
     pub(crate) bits: u32,
-    /// The value that is written or compared with, where it is a constant.
+    /// The value that is written or compared with, if it is a constant.
     pub(crate) value: Option<u32>,
 }
 
-/// Where packets meet a chain.
+/// Where a base chain gets packets.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Hook {
     pub(crate) point: Point,
-    /// Lower comes first.
+    /// Chains with lower priorities run first.
     pub(crate) priority: i32,
     pub(crate) kind: ChainKind,
 }
 
-/// What kind of packets a chain gets, and what follows.
+/// The type of a base chain: which packets it gets, and what follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ChainKind {
     /// All packets.
     Filter,
-    /// All packets. The kernel routes one again whose mark has changed here.
+    /// All packets. The kernel routes a packet again if the chain changed its mark.
     Route,
-    /// First packets of connections, as long as no other chain has translated them.
+    /// Only the first packet of a connection, until a chain has translated the connection.
     Nat,
 }
 
@@ -96,14 +94,14 @@ pub(crate) enum Point {
     Output,
     Postrouting,
     Egress,
-    /// Hooks of families arp and bridge, which no routed packet meets as such.
+    /// Hooks of the families arp and bridge, which routed packets do not pass.
     Other(u32),
 }
 
-/// Where an entry stands.
+/// Where an entry was found.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
-    /// A chain of nftables, or one of iptables-nft, which lies in a table of the same name.
+    /// A chain of nftables, or a chain of iptables-nft, whose table has the same name in nftables.
     Nftables {
         family: &'static str,
         table: String,
@@ -115,21 +113,21 @@ pub(crate) enum Place {
         table: String,
         chain: String,
     },
-    /// An ip rule; an inverted rule takes what the comparison does not hold for.
+    /// An ip rule. An inverted rule matches packets that fail the comparison.
     Rule {
         family: Family,
         priority: u32,
         inverted: bool,
     },
-    /// A device of `WireGuard`.
+    /// A `WireGuard` device.
     WireGuard {
         device: String,
     },
-    /// A policy or a state of `IPsec`.
+    /// An `IPsec` policy or state.
     Xfrm {
         what: String,
     },
-    /// A filter or an action of tc.
+    /// A filter or action of tc.
     Tc {
         device: String,
         what: String,
@@ -142,19 +140,20 @@ pub(crate) enum Place {
 /// What a program does to marks in one place.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Entry {
-    /// The program, or the table or chain where no program is known.
+    /// The program; the table or chain if the program is unknown.
     pub(crate) owner: String,
-    /// Whether it is symroute's.
+    /// Whether symroute created it.
     pub(crate) ours: bool,
     pub(crate) place: Place,
-    /// Where packets come to it; empty for a chain that no base chain leads to.
+    /// Hooks through which packets reach it; empty for a chain that no base chain leads to, and for places
+    /// without hooks.
     pub(crate) hooks: Vec<Hook>,
     pub(crate) does: Use,
-    /// The comment of the rule, or what else is worth knowing.
+    /// The comment of the rule, or other useful text.
     pub(crate) comment: Option<String>,
 }
 
-/// What could not be looked at.
+/// A part of the node that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unseen {
     pub(crate) what: String,
@@ -162,7 +161,7 @@ pub(crate) struct Unseen {
     pub(crate) remedy: String,
 }
 
-/// Everything that was read.
+/// All uses of marks, and the parts that could not be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ledger {
     pub(crate) entries: Vec<Entry>,

@@ -1,4 +1,4 @@
-//! The ruleset of nftables as entries of the ledger. Rules of iptables-nft are among them.
+//! Turns the ruleset of nftables, with the rules of iptables-nft, into entries of the ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,10 +10,10 @@ use crate::netlink::{Error, Socket};
 
 /// Bytes of `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
-/// `NFTNL_UDATA_RULE_COMMENT` of libnftnl: a type and a length of one byte each come first.
+/// `NFTNL_UDATA_RULE_COMMENT` of libnftnl. An item of user data starts with its type and length, one byte each.
 const COMMENT: u8 = 0;
 
-/// A table's family and name, and the name of something in it.
+/// A table's family and name, and the name of a chain or map in the table.
 type Key = (u8, String, String);
 
 #[derive(Debug)]
@@ -23,23 +23,23 @@ struct Rule {
     comment: Option<String>,
 }
 
-/// What was read, before it is put together.
+/// The base chains, rules and maps that were read.
 #[derive(Debug, Default)]
 struct Ruleset {
-    /// Base chains, and where they hook in.
+    /// Hooks of the base chains.
     bases: BTreeMap<Key, Hook>,
-    /// Rules that look at marks, change them, or lead to other chains.
+    /// Rules that use marks or lead to other chains.
     rules: Vec<Rule>,
-    /// The chains that a verdict map leads to.
+    /// Chains that each verdict map leads to.
     maps: BTreeMap<Key, BTreeSet<String>>,
 }
 
-/// Reads the tables of all families.
+/// Reads the entries of all families.
 pub(crate) fn read(socket: &mut Socket) -> Result<Vec<Entry>, Error> {
     let bases = socket.dump(&mut request(NFT_MSG_GETCHAIN, 0), base_chain)?;
     let mut found = Ruleset { bases: bases.into_iter().collect(), ..Ruleset::default() };
     found.rules = socket.dump(&mut request(NFT_MSG_GETRULE, 0), rule)?;
-    // Where no rule of a table uses a mark, it does not matter which chains its maps lead to.
+    // The maps of a table only matter if a rule of the table uses a mark.
     let table = |rule: &Rule| (rule.chain.0, rule.chain.1.clone());
     let marking = found.rules.iter().filter(|rule| !rule.effect.uses.is_empty());
     let tables: BTreeSet<_> = marking.map(table).collect();
@@ -50,7 +50,7 @@ pub(crate) fn read(socket: &mut Socket) -> Result<Vec<Entry>, Error> {
         let mut request = request(NFT_MSG_GETSETELEM, *family);
         request.str(NFTA_SET_ELEM_LIST_TABLE, table);
         request.str(NFTA_SET_ELEM_LIST_SET, map);
-        // A map that has gone meanwhile leads nowhere.
+        // A map that has been deleted meanwhile leads nowhere.
         let lists = socket.dump(&mut request, |body| Some(led_to(body.get(NFGENMSG..)?)));
         let chains = lists.unwrap_or_default().into_iter().flatten().collect();
         found.maps.insert(key, chains);
@@ -65,7 +65,7 @@ fn request(message: u16, family: u8) -> Writer {
     request
 }
 
-/// A base chain; none for any other.
+/// Name and hook of a base chain; `None` for other chains.
 fn base_chain(body: &[u8]) -> Option<(Key, Hook)> {
     let (family, attributes) = (*body.first()?, body.get(NFGENMSG..)?);
     let hook = find(attributes, NFTA_CHAIN_HOOK)?;
@@ -111,7 +111,7 @@ fn rule(body: &[u8]) -> Option<Rule> {
     Some(Rule { chain: (family, table, chain), effect, comment })
 }
 
-/// The comment in a rule's user data.
+/// The comment in the user data of a rule.
 fn comment(mut data: &[u8]) -> Option<String> {
     while let [kind, length, rest @ ..] = data {
         let (payload, behind) = rest.split_at_checked(usize::from(*length))?;
@@ -123,7 +123,7 @@ fn comment(mut data: &[u8]) -> Option<String> {
     None
 }
 
-/// The chains that the elements of a verdict map lead to.
+/// The chains in the elements of a verdict map.
 fn led_to(attributes: &[u8]) -> Vec<String> {
     let Some(list) = find(attributes, NFTA_SET_ELEM_LIST_ELEMENTS) else { return Vec::new() };
     let verdict = |element| find(find(element, NFTA_SET_ELEM_DATA)?, NFTA_DATA_VERDICT);
@@ -145,7 +145,7 @@ impl Rule {
 }
 
 impl Ruleset {
-    /// The hooks from which packets get to each chain.
+    /// The hooks from which packets reach each chain.
     fn reached(&self) -> BTreeMap<Key, BTreeSet<Hook>> {
         let mut ways: BTreeMap<&Key, BTreeSet<Key>> = BTreeMap::new();
         for rule in &self.rules {
@@ -191,7 +191,7 @@ impl Ruleset {
     }
 }
 
-/// The name of a table's family, as nft has it.
+/// The name that nft uses for a family.
 fn family_name(family: u8) -> &'static str {
     match family {
         NFPROTO_INET => "inet",
@@ -217,7 +217,7 @@ mod tests {
         Rule { chain: key(chain), effect, comment: None }
     }
 
-    /// A chain is met where a base chain leads to it, by jumps and by verdict maps.
+    /// Packets reach a chain from a base chain through jumps and verdict maps.
     #[test]
     fn hooks_reach_the_chains_behind_jumps() {
         let hook = Hook { point: Point::Prerouting, priority: -150, kind: ChainKind::Filter };

@@ -1,9 +1,9 @@
-//! Which program a table, a chain or a rule is of, known by the names that it gives them.
+//! Finds the program that owns a table, chain or rule, from the names that programs use.
 
 use crate::names;
 
-/// Beginnings of the names of chains and tables, the longer ones before those that they contain.
-/// Compared without regard to case.
+/// Prefixes of the names of chains and tables, and their programs. A longer prefix precedes a shorter one that
+/// it begins with. The comparison ignores case.
 const BY_NAME: [(&str, &str); 34] = [
     ("kube-proxy", "kube-proxy"),
     ("kube-router", "kube-router"),
@@ -41,7 +41,7 @@ const BY_NAME: [(&str, &str); 34] = [
     ("vyos", "VyOS"),
 ];
 
-/// Beginnings of comments.
+/// Prefixes of comments, and their programs.
 const BY_COMMENT: [(&str, &str); 4] = [
     ("AWS", "AWS VPC CNI"),
     ("cali:", "Calico"),
@@ -49,7 +49,7 @@ const BY_COMMENT: [(&str, &str); 4] = [
     ("kubernetes", "kube-proxy"),
 ];
 
-/// Tables that many programs use: their names say nothing of the program.
+/// Tables that many programs use, so that the name does not identify the program.
 const COMMON: [&str; 6] = ["filter", "mangle", "nat", "raw", "security", "firewall"];
 
 fn known(list: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
@@ -58,7 +58,7 @@ fn known(list: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
     list.iter().find(|(begin, _)| begins(begin)).map(|(_, program)| *program)
 }
 
-/// The program that a rule in this chain is of, or else the name of its table or chain.
+/// The program that owns a rule in this chain; if unknown, the name of the table or chain.
 pub(crate) fn of_chain(table: &str, chain: &str, comment: Option<&str>) -> String {
     let by_name = known(&BY_NAME, chain).or_else(|| known(&BY_NAME, table));
     let by_comment = || known(&BY_COMMENT, comment?);
@@ -68,12 +68,12 @@ pub(crate) fn of_chain(table: &str, chain: &str, comment: Option<&str>) -> Strin
     if COMMON.contains(&table) { format!("chain {chain}") } else { format!("table {table}") }
 }
 
-/// Whether symroute has made this table of nftables.
+/// Whether symroute created this table of nftables.
 pub(crate) fn is_our_table(family: &str, table: &str) -> bool {
     table == names::TABLE && ["inet", "arp"].contains(&family)
 }
 
-/// Whether symroute has made this chain of iptables.
+/// Whether symroute created this chain of iptables.
 pub(crate) fn is_our_chain(table: &str, chain: &str) -> bool {
     table == "mangle" && chain.starts_with(names::CHAIN_PREFIX)
 }

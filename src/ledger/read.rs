@@ -1,4 +1,4 @@
-//! Reads what uses marks on this node. Changes nothing.
+//! Reads the uses of marks on this node, without changing the node.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,7 +19,7 @@ use crate::node::observe::is_missing;
 use crate::plan::{mark_users, ours};
 use crate::state::Record;
 
-/// Reads everything. The record says what is symroute's.
+/// Reads the whole ledger. `record` identifies symroute's own entries.
 pub(crate) fn ledger(kernel: &mut Kernel, record: Option<&Record>) -> Ledger {
     let owned = record.map_or_else(Vec::new, Record::owned);
     let mut found = Ledger::default();
@@ -70,7 +70,7 @@ fn not_read(what: &str, error: &netlink::Error) -> Unseen {
     Unseen { what: what.into(), why: error.to_string(), remedy: remedy.into() }
 }
 
-/// The tables that the kernel lists. To ask for another would make it.
+/// Reads only tables that the kernel lists, because a request for another table would create it.
 fn legacy_tables(family: Family, found: &mut Ledger) {
     let list = PerFamily("/proc/self/net/ip_tables_names", "/proc/self/net/ip6_tables_names");
     let tables = fs::read_to_string(list.of(family)).unwrap_or_default();
@@ -92,12 +92,12 @@ fn legacy_tables(family: Family, found: &mut Ledger) {
     }
 }
 
-/// The entry of an ip rule that looks at a mark.
+/// The entry of an ip rule that compares the mark; `None` for other rules.
 fn of_rule(found: &FoundRule, known: &[&Settings]) -> Option<Entry> {
     let rule = &found.rule;
     let MarkMatch { value, mask } = rule.mark?;
     let does = if mask == u32::MAX { Does::ComparesWhole } else { Does::ComparesMasked };
-    // `struct fib_rule_hdr` has its flags at byte 8.
+    // The flags of `struct fib_rule_hdr` are at byte 8.
     let inverted = u32_at(&found.message, 8).is_some_and(|flags| flags & FIB_RULE_INVERT != 0);
     let owner = mark_users::owner(rule).map_or_else(|| "an ip rule".into(), str::to_owned);
     Some(Entry {

@@ -1,4 +1,4 @@
-//! Sysctls that let the kernel itself use marks.
+//! Sysctls that make the kernel itself use marks.
 
 use std::collections::BTreeSet;
 
@@ -6,10 +6,10 @@ use super::{Does, Entry, Mark, Place, Use};
 use crate::model::Link;
 use crate::node::sysctl;
 
-/// Those that copy the mark of a packet to the kernel's answer, or to the socket that accepts it.
+/// Sysctls that copy a packet's mark to the kernel's answer, or to the socket that accepts the connection.
 const COPIES: [&str; 3] = ["ipv4/fwmark_reflect", "ipv4/tcp_fwmark_accept", "ipv6/fwmark_reflect"];
 
-/// The ones that are on. `ours`: interfaces whose `src_valid_mark` symroute has set.
+/// An entry for each sysctl that is on. `ours`: interfaces on which symroute has set `src_valid_mark`.
 pub(crate) fn read(links: &[Link], ours: &BTreeSet<u32>) -> Vec<Entry> {
     let entry = |name: String, does, ours| Entry {
         owner: format!("sysctl {}", name.rsplit('.').next().unwrap_or_default()),
@@ -26,7 +26,7 @@ pub(crate) fn read(links: &[Link], ours: &BTreeSet<u32>) -> Vec<Entry> {
     let all = [("all", false), ("default", false)].into_iter();
     let each = links.iter().map(|link| (link.name.as_str(), ours.contains(&link.index)));
     for (interface, ours) in all.chain(each) {
-        // A name may have a dot, which would be a slash in the sysctl's name.
+        // In the path, an interface name keeps its dots; sysctl(8) writes them as slashes.
         let key = format!("ipv4/conf/{interface}/src_valid_mark");
         if is_on(&key) {
             let name = format!("net.ipv4.conf.{}.src_valid_mark", interface.replace('.', "/"));

@@ -1,4 +1,4 @@
-//! Filters of tc that look at marks or write them, and BPF programs, which may do both.
+//! Filters and actions of tc that compare or write marks, and BPF programs, which may do both.
 //!
 //! Layouts: `include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h` and `linux/tc_act/tc_skbedit.h`.
 
@@ -11,7 +11,7 @@ use crate::netlink::wire::{Writer, attrs, find, string, u32_at};
 /// Bytes of `struct tcmsg`.
 const TCMSG: usize = 20;
 
-/// Reads the filters that packets meet when they come in or leave by these interfaces.
+/// Reads the ingress and egress filters of these interfaces.
 pub(crate) fn read(socket: &mut Socket, links: &[Link]) -> Vec<Entry> {
     let mut found = Vec::new();
     for link in links {
@@ -23,7 +23,7 @@ pub(crate) fn read(socket: &mut Socket, links: &[Link]) -> Vec<Entry> {
             body[12..16].copy_from_slice(&parent.to_ne_bytes());
             let mut request = Writer::with_capacity(64);
             request.message(RTM_GETTFILTER, NLM_F_REQUEST | NLM_F_DUMP, &body);
-            // An interface that has gone meanwhile, or one without a qdisc, has none.
+            // The interface has no clsact qdisc, or has been deleted meanwhile.
             let filters = socket.dump(&mut request, filter).unwrap_or_default();
             let entry = |(what, does)| Entry {
                 owner: format!("tc on {}", link.name),
@@ -39,7 +39,7 @@ pub(crate) fn read(socket: &mut Socket, links: &[Link]) -> Vec<Entry> {
     found
 }
 
-/// What a filter does to marks: names of the filter or action, and uses.
+/// The uses of marks by a filter and its actions, each with the name of the filter or action.
 fn filter(body: &[u8]) -> Option<Vec<(String, Use)>> {
     let attributes = body.get(TCMSG..)?;
     let kind = find(attributes, TCA_KIND).map(string)?;
@@ -59,7 +59,7 @@ fn filter(body: &[u8]) -> Option<Vec<(String, Use)>> {
             TCA_FW_ACT
         }
         "u32" => {
-            // `struct tc_u32_mark`: value, mask, and how often it matched.
+            // `struct tc_u32_mark`: value, mask, and number of matches.
             let mark = find(options, TCA_U32_MARK);
             let pair = mark.and_then(|mark| u32_at(mark, 0).zip(u32_at(mark, 4)));
             let compared = pair.and_then(|(v, m)| xtables::compared(Mark::Packet, v, m));
@@ -76,7 +76,7 @@ fn filter(body: &[u8]) -> Option<Vec<(String, Use)>> {
     Some(found)
 }
 
-/// What a BPF program does.
+/// The possible effect of a BPF program: any.
 const ANYTHING: Use = Use { mark: Mark::Packet, does: Does::Unknown, bits: u32::MAX, value: None };
 
 fn of_action(action: &[u8]) -> Option<(String, Use)> {

@@ -1,7 +1,7 @@
-//! The mark that `WireGuard` devices give to their outer packets.
+//! The mark that `WireGuard` devices set on their outer packets.
 //!
-//! Layouts: `include/uapi/linux/{genetlink,wireguard}.h`. The kernel's answer has the device's
-//! private key in it: nothing but the mark is taken out.
+//! Layouts: `include/uapi/linux/{genetlink,wireguard}.h`. The kernel's answer contains the private key of the
+//! device, so the code extracts only the mark.
 
 use nix::errno::Errno;
 
@@ -11,11 +11,11 @@ use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, find, u16_at, u32_at};
 use crate::netlink::{Error, Socket};
 
-/// Bytes of `struct genlmsghdr`: a command, a version, and two that are not used.
+/// Bytes of `struct genlmsghdr`: command, version, and two reserved bytes.
 const GENLMSG: usize = 4;
 const KIND: &str = "wireguard";
 
-/// Reads the marks of those devices that have one. The kernel is not asked where there is no device.
+/// Reads the marks of the devices that have one. Sends no request if there is no device.
 pub(crate) fn read(links: &[Link]) -> Result<Vec<Entry>, Error> {
     let devices: Vec<&Link> = links.iter().filter(|l| l.kind.as_deref() == Some(KIND)).collect();
     if devices.is_empty() {
@@ -29,7 +29,7 @@ pub(crate) fn read(links: &[Link]) -> Result<Vec<Entry>, Error> {
         request.message(family, NLM_F_REQUEST | NLM_F_DUMP, &[WG_CMD_GET_DEVICE, 1, 0, 0]);
         request.u32(WGDEVICE_A_IFINDEX, device.index);
         let marks = match socket.dump(&mut request, mark) {
-            // It has gone meanwhile.
+            // The device has been deleted meanwhile.
             Err(error) if error.errno == Errno::ENODEV => continue,
             other => other?,
         };
@@ -38,7 +38,7 @@ pub(crate) fn read(links: &[Link]) -> Result<Vec<Entry>, Error> {
     Ok(found)
 }
 
-/// The number of a family of generic netlink.
+/// The id of a family of generic netlink.
 fn family(socket: &mut Socket, name: &str) -> Result<u16, Error> {
     let mut request = Writer::with_capacity(64);
     request.message(GENL_ID_CTRL, NLM_F_REQUEST, &[CTRL_CMD_GETFAMILY, 1, 0, 0]);
@@ -48,7 +48,7 @@ fn family(socket: &mut Socket, name: &str) -> Result<u16, Error> {
     })
 }
 
-/// A device's mark; none for 0, which is no mark.
+/// A device's mark; `None` for 0, which means no mark.
 fn mark(body: &[u8]) -> Option<u32> {
     let mark = u32_at(find(body.get(GENLMSG..)?, WGDEVICE_A_FWMARK)?, 0)?;
     (mark != 0).then_some(mark)
@@ -86,7 +86,7 @@ mod tests {
         assert!(text.contains("51820") && !text.contains("7, 7"), "{text}");
     }
 
-    /// A family that every kernel has.
+    /// Reads a family that every kernel has.
     #[test]
     fn families_are_found_by_name() {
         let mut socket = Socket::generic().unwrap();

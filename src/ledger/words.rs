@@ -1,4 +1,4 @@
-//! The ledger as a table for a person, and for programs.
+//! The ledger as a table for a person, and as JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -17,7 +17,7 @@ impl Mark {
 }
 
 impl Does {
-    /// In words.
+    /// Text for a person.
     fn words(self) -> &'static str {
         match self {
             Self::Sets => "sets",
@@ -33,7 +33,7 @@ impl Does {
         }
     }
 
-    /// For programs.
+    /// JSON value for programs.
     fn key(self) -> &'static str {
         match self {
             Self::Sets => "sets",
@@ -71,7 +71,7 @@ fn hooks_text(hooks: &[Hook]) -> String {
 }
 
 impl Place {
-    /// The chain, and the place without it.
+    /// The chain, and the place with an empty chain.
     fn split(&self) -> (Option<&str>, Self) {
         let mut rest = self.clone();
         match (self, &mut rest) {
@@ -128,7 +128,7 @@ impl Place {
 }
 
 impl Entry {
-    /// In one line, as evidence.
+    /// The entry as one line of evidence.
     pub(crate) fn to_line(&self) -> String {
         let (chain, place) = self.place.split();
         let mut line = place.name();
@@ -150,7 +150,7 @@ impl Entry {
     }
 }
 
-/// Entries that differ by chain, value and comment only.
+/// Chains, values and comments of entries that are otherwise equal.
 #[derive(Debug, Default)]
 struct Row<'a> {
     chains: BTreeSet<&'a str>,
@@ -158,11 +158,11 @@ struct Row<'a> {
     comments: BTreeSet<&'a str>,
 }
 
-/// Owner, place without the chain, hooks, mark, what is done, and bits.
+/// Whether the entry is symroute's, owner, place without chain, hooks, mark, use, and bits.
 type RowKey<'a> = (bool, &'a str, Place, &'a [Hook], Mark, Does, u32);
 
 impl Ledger {
-    /// symroute's own rows come last.
+    /// Groups the entries into rows. symroute's own rows come last.
     fn rows(&self) -> BTreeMap<RowKey<'_>, Row<'_>> {
         let mut rows: BTreeMap<RowKey<'_>, Row<'_>> = BTreeMap::new();
         for entry in &self.entries {
@@ -178,7 +178,7 @@ impl Ledger {
         rows
     }
 
-    /// For a person.
+    /// A table for a person.
     pub(crate) fn to_table(&self) -> String {
         let head = ["OWNER", "MARK", "BITS", "DOES", "WHERE", "HOOK"].map(String::from);
         let mut lines = vec![head];
@@ -211,7 +211,7 @@ impl Ledger {
         out
     }
 
-    /// For programs.
+    /// A JSON array for programs.
     pub(crate) fn to_json(&self) -> Value {
         let row = |(key, row): (RowKey<'_>, Row<'_>)| {
             let (ours, owner, place, hooks, mark, does, bits) = key;

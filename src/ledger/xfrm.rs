@@ -1,7 +1,7 @@
-//! Policies and states of `IPsec` that look at marks or write them.
+//! `IPsec` policies and states that compare or write marks.
 //!
-//! Layouts: `include/uapi/linux/xfrm.h`. Keys of states are in the kernel's answers: nothing but
-//! addresses and marks is taken out of them.
+//! Layouts: `include/uapi/linux/xfrm.h`. The kernel's answers contain the keys of states, so the code extracts
+//! only addresses and marks.
 
 use std::net::IpAddr;
 
@@ -10,20 +10,19 @@ use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, attrs, ip, u16_at, u32_at};
 use crate::netlink::{Error, Socket};
 
-/// Bytes of `struct xfrm_userpolicy_info`, and where its direction is.
+/// Bytes of `struct xfrm_userpolicy_info`, and the offset of its direction.
 const POLICY: usize = 168;
 const DIRECTION: usize = 160;
-/// Bytes of `struct xfrm_usersa_info`, and where the destination of `struct xfrm_id` and the family
-/// are.
+/// Bytes of `struct xfrm_usersa_info`, and the offsets of its destination (`struct xfrm_id`) and family.
 const STATE: usize = 224;
 const STATE_DESTINATION: usize = 56;
 const STATE_FAMILY: usize = 212;
-/// In `struct xfrm_selector`: the source, the family, and the lengths of both prefixes.
+/// Offsets in `struct xfrm_selector`: source, family, and the prefix lengths of destination and source.
 const SELECTOR_SOURCE: usize = 16;
 const SELECTOR_FAMILY: usize = 40;
 const SELECTOR_PREFIXES: usize = 42;
 
-/// Reads both.
+/// Reads policies and states.
 pub(crate) fn read(socket: &mut Socket) -> Result<Vec<Entry>, Error> {
     let mut found = Vec::new();
     for (kind, parse) in
@@ -48,7 +47,7 @@ fn policy(body: &[u8]) -> Option<Vec<Entry>> {
         0 => "in",
         1 => "out",
         2 => "fwd",
-        // Of one socket.
+        // A policy of one socket.
         _ => return None,
     };
     let (source, destination) =
@@ -77,7 +76,7 @@ fn entries(what: &str, attributes: &[u8]) -> Vec<Entry> {
             _ => {}
         }
     }
-    // The kernel gives 0 and a mask of 0 where nothing is set (`xfrm_smark_get`).
+    // With mask 0 the kernel changes no bit (`xfrm_smark_get`, `include/net/xfrm.h`).
     let written = set.filter(|_| mask != 0).and_then(|v| xtables::written(Mark::Packet, v, mask));
     uses.extend(written.map(|written| match written.does {
         Does::Clears => Use { value: Some(0), ..written },

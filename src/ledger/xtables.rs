@@ -1,4 +1,4 @@
-//! What the extensions of iptables do to marks, by their binary form.
+//! What the extensions of iptables do to marks, from their binary form.
 //!
 //! Layouts: `xt_mark.h`, `xt_connmark.h`, `xt_TPROXY.h` and `xt_socket.h` of
 //! `include/uapi/linux/netfilter`; the arithmetic: `net/netfilter/xt_{mark,connmark,TPROXY}.c`.
@@ -10,10 +10,10 @@ use crate::netlink::wire::u32_at;
 const SET: u8 = 0;
 const SAVE: u8 = 1;
 const RESTORE: u8 = 2;
-/// `XT_SOCKET_RESTORESKMARK`
+/// `XT_SOCKET_RESTORESKMARK`.
 const RESTORE_SOCKET_MARK: u8 = 1 << 2;
 
-/// How bits are moved on the way from one mark to the other (revision 2 of CONNMARK).
+/// The shift of a copied mark (CONNMARK revision 2).
 #[derive(Default)]
 struct Shift {
     /// `D_SHIFT_RIGHT`
@@ -28,8 +28,8 @@ impl Shift {
     }
 }
 
-/// `(mark & ~mask) ^ value`: the bits of the mask get a value, and bits outside of it that the
-/// value has are turned over.
+/// The use `mark = (mark & ~mask) ^ value`: writes the bits of `mask`, and inverts bits of `value` outside of
+/// `mask`. `None` if no bit changes.
 pub(crate) fn written(of: Mark, value: u32, mask: u32) -> Option<Use> {
     let bits = mask | value;
     let does = match (bits, value) {
@@ -41,15 +41,15 @@ pub(crate) fn written(of: Mark, value: u32, mask: u32) -> Option<Use> {
     Some(Use { mark: of, does, bits, value: Some(value) })
 }
 
-/// What is done to a mark of which some bits are written: those of `other` are taken from the other
-/// mark, and the rest get a constant, if that is known.
+/// The uses when a rule writes the bits `bits` of a mark: it copies the bits `other` from the other mark, and
+/// sets the rest to `constant`, if known.
 pub(crate) fn merged(of: Mark, bits: u32, other: u32, constant: Option<u32>) -> Vec<Use> {
     let copy = match of {
         Mark::Packet => Does::Restores,
         Mark::Connection => Does::Saves,
     };
     let copied = Use { mark: of, does: copy, bits: other, value: None };
-    // Of a whole mark that is partly copied, the value is known only where it is not 0.
+    // If a whole mark is partly copied, its value counts as known only if it is not 0.
     let value = constant.filter(|&constant| other == 0 || constant != 0);
     let rest = bits & !other;
     let does = match (bits, rest, constant) {
@@ -62,22 +62,22 @@ pub(crate) fn merged(of: Mark, bits: u32, other: u32, constant: Option<u32>) -> 
     (other != 0).then_some(copied).into_iter().chain(written).collect()
 }
 
-/// `--save-mark` and `--restore-mark`: bits of the one mark, taken by `from`, are written to
-/// those of the other that `to` has.
+/// The uses of `--save-mark` and `--restore-mark`: they copy the bits `from` of one mark to the bits `to` of
+/// the other.
 pub(crate) fn copied(does: Does, from: u32, to: u32) -> Vec<Use> {
     let mark = if does == Does::Saves { Mark::Connection } else { Mark::Packet };
     merged(mark, from | to, from, Some(0))
 }
 
-/// `(mark & mask) == value`
+/// The use `(mark & mask) == value`; `None` if `mask` is 0.
 pub(crate) fn compared(of: Mark, value: u32, mask: u32) -> Option<Use> {
     let does = if mask == u32::MAX { Does::ComparesWhole } else { Does::ComparesMasked };
     (mask != 0).then_some(Use { mark: of, does, bits: mask, value: Some(value) })
 }
 
-/// A target of iptables.
+/// The uses of marks by a target of iptables.
 pub(crate) fn of_target(name: &str, revision: u32, info: &[u8]) -> Vec<Use> {
-    // An extension that is cut short, or is not known, says nothing of a mark.
+    // A target that is truncated or unknown counts as one without marks.
     parse_target(name, revision, info).unwrap_or_default()
 }
 
@@ -99,7 +99,7 @@ fn parse_target(name: &str, revision: u32, info: &[u8]) -> Option<Vec<Use>> {
                 _ => return None,
             }
         }
-        // The mask comes first.
+        // TPROXY has the mask first.
         ("TPROXY", 0 | 1) => written(Mark::Packet, second, first).into_iter().collect(),
         ("HMARK", _) => {
             let (mark, does) = (Mark::Packet, Does::Overwrites);
@@ -110,7 +110,7 @@ fn parse_target(name: &str, revision: u32, info: &[u8]) -> Option<Vec<Use>> {
     Some(found)
 }
 
-/// A match of iptables.
+/// The use of a mark by a match of iptables.
 pub(crate) fn of_match(name: &str, revision: u32, info: &[u8]) -> Option<Use> {
     let mark = match (name, revision) {
         ("mark", 1) => Mark::Packet,
