@@ -1,5 +1,5 @@
-//! Leads a packet through the chains of a table, as `nft_do_chain` (`net/netfilter/nf_tables_core.c`) and
-//! `ipt_do_table` (`net/ipv4/netfilter/ip_tables.c`) do.
+//! Leads a packet through the chains of a table, like `nft_do_chain` (`net/netfilter/nf_tables_core.c`) and
+//! `ipt_do_table` (`net/ipv4/netfilter/ip_tables.c`).
 
 use std::cell::Cell;
 
@@ -11,31 +11,31 @@ use super::{
 };
 use crate::model::MarkMatch;
 
-/// How a chain ends.
+/// How a packet leaves a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// The packet goes on behind the call.
+    /// The packet continues after the call of the chain.
     Returned,
-    /// It is through with the base chain.
+    /// The packet has left the base chain and continues.
     Accepted,
     Dropped,
 }
 
-/// Packets in a chain: those that go on with the next rule, and those that are through.
+/// Variants of a packet in a chain: `next` continue with the next rule, `ended` have left the chain.
 #[derive(Debug, Default)]
 struct Paths {
     next: Vec<Outcome>,
     ended: Vec<(Outcome, End)>,
 }
 
-/// A packet's way through the chains of a table.
+/// The parameters of a packet's way through the chains of a table.
 pub(super) struct Walk<'a> {
     pub(super) table: &'a Table,
     pub(super) local: &'a dyn Local,
     pub(super) hook: Hook,
-    /// Whether conntrack has not seen the packet yet (`nft_notrack_eval`, `xt_ct_target`).
+    /// Whether the chain runs before conntrack, so that `notrack` works (`nft_notrack_eval`, `xt_ct_target`).
     pub(super) is_early: bool,
-    /// How many more rules are followed.
+    /// Number of rules that may still be followed.
     pub(super) left: Cell<u32>,
 }
 
@@ -55,7 +55,7 @@ impl Walk<'_> {
             each_once(&mut paths.next);
             each_once(&mut paths.ended);
         }
-        // What has met no verdict comes first, lest it be cut away.
+        // Packets without a verdict come first, so that the limit on outcomes does not drop them.
         let mut ends: Vec<_> = paths.next.into_iter().map(|next| (next, End::Returned)).collect();
         ends.extend(paths.ended);
         each_once(&mut ends);
@@ -97,14 +97,14 @@ impl Walk<'_> {
         paths.next.push(outcome);
     }
 
-    /// Whether another rule is followed.
+    /// Counts a rule. False if the limit is reached.
     fn one_more(&self) -> bool {
         let left = self.left.get();
         self.left.set(left.saturating_sub(1));
         left > 0
     }
 
-    /// Notes a part of a rule that was passed over.
+    /// Records a part of a rule that was skipped.
     fn note(&self, chain: &str, outcome: &mut Outcome, what: &str) {
         let text = format!("{}, {chain}: \"{what}\"", self.table.name);
         if !outcome.unsure.contains(&text) {
@@ -112,7 +112,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Does what the target says; gives the packet back where it goes on with the rule.
+    /// Applies the target. Returns the packet if it continues with the same rule.
     fn apply(
         &self,
         chain: &str,
@@ -124,7 +124,7 @@ impl Walk<'_> {
         let packet = &mut outcome.packet;
         let to = match target {
             Target::Nothing => return Some(outcome),
-            // Without a connection there is no mark of one.
+            // An untracked packet has no connection mark.
             Target::Connection(_) if packet.untracked_by.is_some() => return Some(outcome),
             Target::Mark(mix) if mix.take != 0 && packet.untracked_by.is_some() => {
                 return Some(outcome);
@@ -196,7 +196,7 @@ impl Walk<'_> {
         None
     }
 
-    /// Calls a chain, and returns behind the call if `returns`.
+    /// Calls a chain. The packet continues after the call only if `returns`.
     fn call(&self, name: &str, returns: bool, outcome: Outcome, depth: usize, paths: &mut Paths) {
         let called = self.table.chains.get(name).filter(|_| depth > 0);
         let Some(called) = called else { return paths.next.push(outcome) };
@@ -209,14 +209,14 @@ impl Walk<'_> {
         }
     }
 
-    /// Whether this part of a rule may change the packet or its connection.
+    /// Whether a part of a rule may change the packet or its connection.
     fn changes(&self, part: &Part, depth: usize) -> bool {
         let Part::Do(target) = part else { return false };
         match target {
             Target::Nothing | Target::Symroute | Target::Return | Target::Accept | Target::Drop => {
                 false
             }
-            // One that can't be followed may.
+            // A chain that can't be followed may change the packet.
             Target::Jump(_) | Target::Goto(_) if !self.one_more() => true,
             Target::Jump(name) | Target::Goto(name) => {
                 let called = self.table.chains.get(name).filter(|_| depth > 0);
@@ -231,9 +231,9 @@ impl Walk<'_> {
         let has = |mark: u32, MarkMatch { value, mask }: MarkMatch| mark & mask == value;
         let fits = match &condition.is {
             Match::Bytes(fields, wanted) => {
-                // A packet without such a field does not meet the rest of the rule.
+                // nftables ends the rule for a packet that lacks the field.
                 let Some(found) = bytes(fields, packet, self.local) else { return Fits::No };
-                // A prefix of an address or of a name has fewer bytes.
+                // `wanted` is shorter than the field for a prefix of an address or of a name.
                 found.starts_with(wanted)
             }
             Match::Among(fields, set) => {
@@ -257,7 +257,7 @@ impl Walk<'_> {
             }
             Match::FromNode => self.local.has(packet.from, None),
             Match::Mark(wanted) => has(packet.mark, *wanted),
-            // Also the contrary does not hold (`connmark_mt`).
+            // Untracked packets match neither form (`connmark_mt`).
             Match::Connection(_) if packet.untracked_by.is_some() => return Fits::No,
             Match::Connection(wanted) => has(packet.connection, *wanted),
             Match::State { .. } if packet.untracked_by.is_some() => false,
@@ -276,8 +276,8 @@ impl Walk<'_> {
 }
 
 impl Packet {
-    /// What symroute's rules make of its marks: a request's are set, an answer gets that of its connection, and
-    /// what leaves has none.
+    /// Applies symroute's rules to the marks: they mark a request, restore the mark of a reply from its
+    /// connection, and clear the mark of a packet that leaves.
     fn meet_symroute(&mut self, hook: Hook) {
         let Some(Bound { field, mark, connection, is_late }) = self.bound else { return };
         let is_tracked = self.untracked_by.is_none();
@@ -311,11 +311,11 @@ enum Fits {
     No,
     Yes,
     Perhaps,
-    /// A match of these words is not understood.
+    /// The match is not understood; holds its text.
     Unknown(String),
 }
 
-/// Equal ones go the same way, and more than so many are not followed.
+/// Removes duplicates, and cuts the list to the maximum number of outcomes.
 fn each_once<T: PartialEq>(list: &mut Vec<T>) {
     let mut at = 0;
     while at < list.len() {
@@ -328,7 +328,7 @@ fn each_once<T: PartialEq>(list: &mut Vec<T>) {
     list.truncate(OUTCOMES);
 }
 
-/// A name that ends in `+` stands for all that begin so (iptables(8)).
+/// Whether the interface has this name. A name that ends in `+` is a prefix (iptables(8)).
 fn is_named(wanted: &str, found: Option<&Interface>) -> bool {
     let name = found.map_or("", |Interface(_, name)| name.as_str());
     wanted.strip_suffix('+').map_or(name == wanted, |begin| name.starts_with(begin))

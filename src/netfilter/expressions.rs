@@ -1,7 +1,7 @@
-//! The expressions of a rule of nftables, as the kernel dumps them, turned into conditions and targets.
+//! Turns the expressions of an nftables rule, from a kernel dump, into conditions and targets.
 //!
-//! Layouts: `enum nft_*_attributes` of `linux/netfilter/nf_tables.h`. A register is known by its number in words of
-//! four bytes (`nft_parse_register`, `nf_tables_api.c`).
+//! Layouts: `enum nft_*_attributes` of `linux/netfilter/nf_tables.h`. Registers are numbered in words of four
+//! bytes (`nft_parse_register`, `nf_tables_api.c`).
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,21 @@ use crate::model::Family;
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{attrs, be_i32_at, be32_at, find, ip, string, u16_at, u32_at};
 
-/// What a register holds.
+/// The content of a register.
 #[derive(Debug, Clone)]
 enum Value {
     Of(Loaded),
     Constant(Vec<u8>),
-    /// A number by chance or in turn (`numgen`).
+    /// A random number, or one of a sequence (`numgen`).
     Chance,
-    /// The name of the expression that is not understood.
+    /// Not understood; holds the name of the expression.
     Unknown(String),
 }
 
-/// Registers by their word, with the length of what they hold, in words.
+/// Content of the registers, and its length in words, by first word.
 type Registers = BTreeMap<u32, (Value, u32)>;
 
-/// The rule of these expressions (`NFTA_RULE_EXPRESSIONS`). `sets` are those of its table.
+/// Reads a rule from its expressions (`NFTA_RULE_EXPRESSIONS`). `sets`: the sets of its table.
 pub(super) fn rule(expressions: &[u8], sets: &BTreeMap<String, Set>) -> Rule {
     let mut reader = Reader { sets, registers: Registers::new(), rule: Rule::default() };
     for (_, expression) in attrs(expressions) {
@@ -43,12 +43,12 @@ struct Reader<'a> {
     rule: Rule,
 }
 
-/// A number of nfnetlink.
+/// A 32-bit number in the byte order of nfnetlink.
 fn number(data: &[u8], attribute: u16) -> Option<u32> {
     be32_at(find(data, attribute)?, 0)
 }
 
-/// The word that a register begins with.
+/// The first word of a register.
 fn word(register: u32) -> Option<u32> {
     match register {
         1..=4 => Some((register - 1) * 4),
@@ -57,12 +57,12 @@ fn word(register: u32) -> Option<u32> {
     }
 }
 
-/// A constant: a value, not a verdict.
+/// A constant that is a value and not a verdict.
 fn constant(data: &[u8], attribute: u16) -> Option<Vec<u8>> {
     Some(find(find(data, attribute)?, NFTA_DATA_VALUE)?.to_vec())
 }
 
-/// Where a verdict leads, from `NFTA_DATA_VERDICT`.
+/// The target of a verdict (`NFTA_DATA_VERDICT`).
 pub(super) fn verdict(verdict: &[u8]) -> Option<Target> {
     let chain = || find(verdict, NFTA_VERDICT_CHAIN).map(string);
     Some(match be_i32_at(find(verdict, NFTA_VERDICT_CODE)?, 0)? {
@@ -84,7 +84,7 @@ impl Reader<'_> {
         self.rule.0.push(Part::Do(target));
     }
 
-    /// Notes an expression that is not understood: one that does something, or one that asks.
+    /// Records an expression that is not understood, as an action or as a match.
     fn pass_over(&mut self, name: String, data: &[u8]) {
         let acts = match name.as_str() {
             "target" | "reject" | "queue" | "dup" | "fwd" | "synproxy" | "nat" | "immediate" => {
@@ -112,7 +112,7 @@ impl Reader<'_> {
         self.registers.get(&word(register)?).map(|(value, _)| value)
     }
 
-    /// None: not understood, so the rule is passed over from here on.
+    /// Reads one expression. `None` if it is not understood: the packet skips the rest of the rule.
     fn read(&mut self, name: &str, data: &[u8]) -> Option<()> {
         match name {
             "meta" => self.meta(data),
@@ -141,9 +141,9 @@ impl Reader<'_> {
                 self.put(Target::Untrack);
                 Some(())
             }
-            // Neither the packet nor the way through the rules depends on them.
+            // These change neither the packet nor its way through the rules.
             "counter" | "log" | "last" | "objref" | "ct_timeout" => Some(()),
-            // Without an expression of its own it notes something and asks nothing.
+            // Without an expression of its own, `dynset` only records the packet and matches every packet.
             "dynset"
                 if find(data, NFTA_DYNSET_EXPR)
                     .or(find(data, NFTA_DYNSET_EXPRESSIONS))
@@ -155,7 +155,7 @@ impl Reader<'_> {
             "match" if find(data, NFTA_MATCH_NAME).map(string).as_deref() == Some("comment") => {
                 Some(())
             }
-            // A limit holds for some packets: what is beyond it, the usual packet does not meet.
+            // This includes `limit`: a rule for packets above a limit must not count for every packet.
             _ => None,
         }
     }
@@ -193,7 +193,7 @@ impl Reader<'_> {
         self.load(data, NFTA_CT_DREG, value, bytes)
     }
 
-    /// `meta mark set` or `ct mark set`.
+    /// Reads `meta mark set` or `ct mark set`.
     fn set(&mut self, register: u32, own: Field) -> Option<()> {
         let mix = match self.loaded(register)? {
             Value::Constant(bytes) => Mix { keep: 0, take: 0, xor: u32_at(bytes, 0)? },
@@ -221,7 +221,7 @@ impl Reader<'_> {
             number(data, NFTA_PAYLOAD_OFFSET)?,
             number(data, NFTA_PAYLOAD_LEN)?,
         );
-        // Behind `struct iphdr`'s and `struct ipv6hdr`'s first fields. A prefix loads fewer bytes.
+        // Offsets of the addresses in `struct iphdr` and `struct ipv6hdr`. A prefix loads fewer bytes.
         let field = match (base, offset, length) {
             (NFT_PAYLOAD_NETWORK_HEADER, 12, 1..=4) => Field::From(Family::V4),
             (NFT_PAYLOAD_NETWORK_HEADER, 16, 1..=4) => Field::To(Family::V4),
@@ -262,7 +262,7 @@ impl Reader<'_> {
     fn bitwise(&mut self, data: &[u8]) -> Option<()> {
         let from = self.loaded(number(data, NFTA_BITWISE_SREG)?)?.clone();
         let length = number(data, NFTA_BITWISE_LEN)?;
-        // Shifts, and operations on two registers, have another number.
+        // Shifts, and operations on two registers, have other operation numbers.
         let is_plain = number(data, NFTA_BITWISE_OP).is_none_or(|operation| operation == 0);
         let changed = match from {
             Value::Of(loaded) if is_plain => {
@@ -298,7 +298,7 @@ impl Reader<'_> {
         let register = number(data, NFTA_LOOKUP_SREG)?;
         let target = number(data, NFTA_LOOKUP_DREG);
         if matches!(self.loaded(register)?, Value::Chance) {
-            // A map of verdicts.
+            // A verdict map that is indexed by a random number.
             let all = set.elements.into_iter().map(|(_, target)| target).collect();
             if target? != NFT_REG_VERDICT {
                 return None;
@@ -320,7 +320,7 @@ impl Reader<'_> {
         Some(())
     }
 
-    /// The fields that a set's key is made of, from this word on.
+    /// The fields of a set's key, from this word on.
     fn fields(&self, mut at: u32, set: &Set) -> Option<Vec<Loaded>> {
         let length = set.elements.first().map_or(0, |(key, _)| key.bytes.len());
         let mut left = u32::try_from(length.div_ceil(4)).ok()?;
@@ -355,7 +355,8 @@ impl Reader<'_> {
     }
 }
 
-/// `-j CT --notrack` of iptables-nft, or `-j NOTRACK` of old (`struct xt_ct_target_info`, `linux/netfilter/xt_CT.h`).
+/// Whether this is `-j CT --notrack` of iptables-nft, or the old `-j NOTRACK` (`struct xt_ct_target_info`,
+/// `linux/netfilter/xt_CT.h`).
 fn is_notrack(data: &[u8]) -> bool {
     let flags = || find(data, NFTA_TARGET_INFO).and_then(|info| u16_at(info, 0));
     match find(data, NFTA_TARGET_NAME).map(string).as_deref() {
@@ -370,7 +371,7 @@ fn of(field: Field) -> Value {
 }
 
 impl Loaded {
-    /// The same after another `& mask ^ xor`.
+    /// The loaded field after another `& mask ^ xor`.
     fn then(self, mask: &[u8], xor: &[u8]) -> Self {
         if self.mask.is_empty() {
             return Self { mask: mask.to_vec(), xor: xor.to_vec(), ..self };

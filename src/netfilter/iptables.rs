@@ -1,4 +1,4 @@
-//! Reads what `iptables-save` and `ip6tables-save` print (iptables-save(8), iptables-extensions(8)).
+//! Parses the output of `iptables-save` and `ip6tables-save` (iptables-save(8), iptables-extensions(8)).
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use super::{Base, Chain, Condition, Hook, Match, Mix, Part, Rule, Table, Target}
 use crate::model::{Family, MarkMatch};
 use crate::names;
 
-/// The tables that `text` holds. `program`: "iptables" or the like, for their names.
+/// The tables in `text`. `program`, for example "iptables", becomes the first word of their names.
 pub(crate) fn parse(program: &str, family: Family, text: &str) -> Vec<Table> {
     let mut tables: Vec<Table> = Vec::new();
     for line in text.lines() {
@@ -54,7 +54,7 @@ fn base(table: &str, chain: &str) -> Option<Base> {
     Some(Base { hook, priority, is_nat: table == "nat", drops: false, reroutes })
 }
 
-/// Words of a line. Quotes hold a word together, and a backslash takes the meaning of the next sign away.
+/// The words of a line. Quotes hold a word together, and a backslash quotes the next character.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quoted, mut any) = (Vec::new(), String::new(), false, false);
     let mut signs = line.chars();
@@ -77,12 +77,12 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// A rule under construction.
+/// The parsed parts of one rule.
 #[derive(Default)]
 struct Parts {
     conditions: Vec<Condition>,
     target: Option<Target>,
-    /// The module of the last `-m`, and of `-j`.
+    /// The module of the last `-m`; `aim` is the target of `-j`.
     module: String,
     aim: String,
     inverted: bool,
@@ -114,7 +114,7 @@ impl Parts {
         self.conditions.push(Condition { is, inverted: std::mem::take(&mut self.inverted) });
     }
 
-    /// Wants what is understood, and notes the rest.
+    /// Adds a match, or an unknown match if `is` is `None`.
     fn want_or_note(&mut self, is: Option<Match>, option: &str, value: &str) {
         self.want(is.unwrap_or_else(|| Match::Unknown(format!("{option} {value}"))));
     }
@@ -126,13 +126,13 @@ impl Parts {
             "--limit-iface-in" => return self.here = true,
             "--random" | "--random-fully" | "--persistent" | "--validmark" | "--rsource"
             | "--rdest" | "--reap" | "--rttl" => return,
-            // "recent" notes the packet: it holds for each, unless the packet has to be known already.
+            // `--set` of "recent" records the packet and matches every packet.
             "--set" if self.module == "recent" => return,
             "--rcheck" | "--update" | "--remove" | "--syn" | "--loose" | "--invert" => {
                 let module = self.module.clone();
                 return self.want_or_note(None, &module, word);
             }
-            // A further value of an option that is not understood.
+            // Another value of an option that is not understood.
             value if !value.starts_with('-') => return,
             "--notrack" => return self.target = Some(Target::Untrack),
             "--restore-mark" | "--save-mark" => return self.aim = format!("{} {word}", self.aim),
@@ -150,7 +150,7 @@ impl Parts {
             "-p" => self.want_or_note(protocol(value).map(Match::Protocol), word, value),
             "--dport" => self.want_or_note(ports(value), word, value),
             "--dports" => self.want_or_note(several(value), word, value),
-            // Of "recent", beside what it does.
+            // These modify another option of "recent".
             "--name" | "--mask" | "--seconds" | "--hitcount" if self.module == "recent" => {}
             "--dst-type" if value == "LOCAL" => self.want(Match::ToNode { here: false }),
             "--src-type" if value == "LOCAL" => self.want(Match::FromNode),
@@ -186,7 +186,7 @@ impl Parts {
             "--and-mark" => Mix { keep: value, take: 0, xor: 0 },
             "--xor-mark" => Mix { keep: u32::MAX, take: 0, xor: value },
             "--or-mark" => Mix { keep: !value, take: 0, xor: value },
-            // Also the bits of the value go (`mark_tg`, net/netfilter/xt_mark.c).
+            // `--set-mark` also clears the bits of the value (`mark_tg`, net/netfilter/xt_mark.c).
             "--set-mark" => Mix { keep: !(mask | value), take: 0, xor: value },
             _ => Mix { keep: !mask, take: 0, xor: value },
         };
@@ -229,19 +229,19 @@ fn number(text: &str) -> Option<u32> {
     }
 }
 
-/// `0x80/0x80`, or a whole mark.
+/// Parses `0x80/0x80`, or `0x80` for the whole mark.
 fn mark(text: &str) -> Option<MarkMatch> {
     let (value, mask) = text.split_once('/').unwrap_or((text, "0xffffffff"));
     Some(MarkMatch { value: number(value)?, mask: number(mask)? })
 }
 
-/// `30000`, or `30000:32767`.
+/// Parses `30000` or `30000:32767`.
 fn ports(text: &str) -> Option<Match> {
     let (first, last) = text.split_once(':').unwrap_or((text, text));
     Some(Match::Port(first.parse().ok()?, last.parse().ok()?))
 }
 
-/// `80,443,8000:8100`
+/// Parses `80,443,8000:8100`.
 fn several(text: &str) -> Option<Match> {
     let range = |text: &str| match ports(text)? {
         Match::Port(first, last) => Some((first, last)),
@@ -250,7 +250,7 @@ fn several(text: &str) -> Option<Match> {
     text.split(',').map(range).collect::<Option<_>>().map(Match::Ports)
 }
 
-/// `IPPROTO_*`, from its name or number.
+/// Parses the name or number of a protocol to `IPPROTO_*`.
 pub(crate) fn protocol(text: &str) -> Option<u8> {
     match text {
         "icmp" => Some(1),
@@ -262,7 +262,7 @@ pub(crate) fn protocol(text: &str) -> Option<u8> {
     }
 }
 
-/// `10.244.1.5:8080`, `[2001:db8::5]:8080` or an address alone. A range is not understood.
+/// Parses `10.244.1.5:8080`, `[2001:db8::5]:8080`, or only an address. `None` for a range.
 fn dnat(text: &str) -> Option<Target> {
     if let Ok(address) = text.parse::<std::net::SocketAddr>() {
         return Some(Target::Dnat { to: address.ip(), port: Some(address.port()) });

@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// An address that IPVS answers for, and the servers behind it.
+/// An address and port that IPVS distributes to servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Service {
-    /// `IPPROTO_*`
+    /// The protocol, `IPPROTO_*`.
     pub(crate) protocol: u8,
     pub(crate) address: IpAddr,
     pub(crate) port: u16,
@@ -14,10 +14,10 @@ pub(crate) struct Service {
     pub(crate) servers: Vec<(IpAddr, u16)>,
 }
 
-/// The services of the file. A service by firewall mark is left out.
+/// Parses the services of the file. Leaves out services that are defined by a firewall mark.
 pub(crate) fn parse(text: &str) -> Vec<Service> {
     let mut found: Vec<Service> = Vec::new();
-    // Whether the servers that follow belong to the last service.
+    // Whether the next servers belong to the last service of `found`.
     let mut is_known = false;
     for line in text.lines() {
         let mut words = line.split_whitespace();
@@ -41,7 +41,7 @@ pub(crate) fn parse(text: &str) -> Vec<Service> {
     found
 }
 
-/// `0A600001:0050` or `[2001:0db8:0000:0000:0000:0000:0000:0001]:0050`.
+/// Parses `0A600001:0050` or `[2001:0db8:0000:0000:0000:0000:0000:0001]:0050`.
 fn end(text: &str) -> Option<(IpAddr, u16)> {
     let (address, port) = text.rsplit_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;

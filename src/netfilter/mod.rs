@@ -1,9 +1,10 @@
-//! The rules that other programs have in netfilter, and what becomes of one packet that meets them: its marks,
-//! and its destination and source after NAT.
+//! The netfilter rules of other programs, and their effect on one packet: its marks, and its source and
+//! destination after NAT.
 //!
-//! [`iptables`] reads what `iptables-save` prints, [`nftables`] what the kernel has of nftables, and [`walk`]
-//! leads a packet through the chains of a hook (pure). Rules that choose by chance (`statistic`, `numgen`) lead
-//! to several outcomes. A rule with a match that is not understood is passed over, and the outcome names it.
+//! [`iptables`] parses the output of `iptables-save`, [`nftables`] asks the kernel for the rules of nftables,
+//! and [`walk`] leads a packet through the chains of a hook (pure). Rules with a random choice (`statistic`,
+//! `numgen`) lead to several outcomes. The packet skips a rule with a match that is not understood, and the
+//! outcome names the match.
 
 mod chain;
 mod expressions;
@@ -24,7 +25,7 @@ use ipnetwork::IpNetwork;
 
 use crate::model::{Family, MarkMatch};
 
-/// Where chains are called from (`NF_INET_*`).
+/// A hook of the kernel (`NF_INET_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hook {
     Prerouting,
@@ -38,70 +39,70 @@ pub(crate) enum Hook {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interface(pub(crate) u32, pub(crate) String);
 
-/// A packet as its rules see it.
+/// The properties of a packet that rules can match or change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Packet {
-    /// The interfaces that it comes in by and leaves by.
+    /// The interface that the packet arrives on. `oif` is the one that it leaves through.
     pub(crate) iif: Option<Interface>,
     pub(crate) oif: Option<Interface>,
     pub(crate) from: IpAddr,
     pub(crate) to: IpAddr,
-    /// `IPPROTO_*`; none where it is not known.
+    /// `IPPROTO_*`; `None` if unknown.
     pub(crate) protocol: Option<u8>,
-    /// The port that it is sent to, where the protocol has ports.
+    /// The destination port; `None` without a protocol that has ports.
     pub(crate) port: Option<u16>,
-    /// The packet mark, and the mark of its connection.
+    /// The packet mark. `connection` is the connection mark.
     pub(crate) mark: u32,
-    /// The mark that the kernel has chosen its route by, of what the node sends.
+    /// The packet mark at the last routing decision. Matters only for packets that the node sends.
     pub(crate) routed: u32,
     pub(crate) connection: u32,
-    /// Whether it is an answer, and not the first packet of its connection.
+    /// Whether the packet is a reply; otherwise it is the first packet of its connection.
     pub(crate) is_reply: bool,
-    /// Table and chain of the rule that keeps it from being tracked.
+    /// Table and chain of the rule that keeps the packet from being tracked.
     pub(crate) untracked_by: Option<String>,
-    /// What symroute's rules give it; none where they leave its connection alone.
+    /// The marks that symroute's rules set; `None` if they ignore the connection.
     pub(crate) bound: Option<Bound>,
 }
 
-/// How symroute binds a connection.
+/// The marks with which symroute binds a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bound {
-    /// The bits that are symroute's.
+    /// The mask of symroute's bits.
     pub(crate) field: u32,
-    /// What a request gets.
+    /// Bits of the packet mark of a request.
     pub(crate) mark: u32,
-    /// What its connection gets, and so each answer.
+    /// Bits of the connection mark, and so of the packet mark of each reply.
     pub(crate) connection: u32,
-    /// Whether the connection gets it behind routing, as with iptables. Otherwise it does in prerouting.
+    /// Whether the connection is marked after routing, as with iptables; otherwise in prerouting.
     pub(crate) is_late: bool,
 }
 
-/// What nftables loads into a register, in the byte order that it has there.
+/// A value that nftables loads into a register, in the register's byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Field {
     Mark,
     Connection,
-    /// `NF_CT_STATE_BIT` of what conntrack says of the packet.
+    /// The conntrack state (`NF_CT_STATE_BIT`).
     State,
-    /// `IP_CT_DIR_*`
+    /// The conntrack direction, `IP_CT_DIR_*`.
     Direction,
-    /// Index and name of an interface. A name has 16 bytes.
+    /// Index of the interface. `InName` and `OutName` are names, padded to 16 bytes.
     In,
     Out,
     InName,
     OutName,
-    /// `NFPROTO_*` of the packet.
+    /// `NFPROTO_*`.
     Family,
     Protocol,
     From(Family),
     To(Family),
     Port,
-    /// `RTN_*` of the address that the packet has: local or unicast.
+    /// Type of the source address, `RTN_LOCAL` or `RTN_UNICAST`. `ToKind` is that of the destination.
     FromKind,
     ToKind,
 }
 
-/// A field after `& mask ^ xor`. An empty mask leaves it as it is.
+/// A field after `& mask ^ xor`. An empty mask means no change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Loaded {
     pub(crate) field: Field,
@@ -109,58 +110,60 @@ pub(crate) struct Loaded {
     pub(crate) xor: Vec<u8>,
 }
 
-/// How a rule is called that asks by which interface the way back to the source leads.
+/// The text of a match that looks up the interface of the route back to the source.
 pub(crate) const SOURCE_CHECK: &str = "fib saddr . iif oif";
 
-/// What a rule asks of a packet.
+/// A match of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Match {
-    /// These fields, one behind the other, begin with these bytes.
+    /// The concatenated fields begin with these bytes.
     Bytes(Vec<Loaded>, Vec<u8>),
-    /// They are an element of a set.
+    /// The concatenated fields are an element of the set.
     Among(Vec<Loaded>, Set),
-    /// The interface's name, or with `+` behind it how the name begins.
+    /// The name of the input interface. A name that ends in `+` is a prefix.
     In(String),
     Out(String),
     From(IpNetwork),
     To(IpNetwork),
     Protocol(u8),
-    /// The port that the packet is sent to, first and last.
+    /// The first and last destination port of a range.
     Port(u16, u16),
-    /// The same, one of several ranges.
+    /// Several ranges of destination ports.
     Ports(Vec<(u16, u16)>),
-    /// The packet is for an address of this node; with `here`, of the interface that it came in by.
+    /// The destination is an address of this node; with `here`, an address of the input interface.
     ToNode {
         here: bool,
     },
     FromNode,
     Mark(MarkMatch),
     Connection(MarkMatch),
-    /// The first packet of a connection, an answer, or neither of them.
+    /// Whether the first packet of a connection matches, and whether a reply matches.
     State {
         new: bool,
         established: bool,
     },
-    /// Some packets, by chance or by number.
+    /// Some packets match, at random or in turn.
     Chance,
-    /// A match that is not understood, in the words of the program that prints it.
+    /// A match that is not understood, as the program prints it.
     Unknown(String),
 }
 
-/// A match, and whether the rule wants it or its contrary.
+/// A match, and whether it is negated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Condition {
     pub(crate) is: Match,
     pub(crate) inverted: bool,
 }
 
-/// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`, `(IP_CT_NEW)` and `NF_CT_STATE_UNTRACKED_BIT` of
+/// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`, `(IP_CT_NEW)` and `NF_CT_STATE_UNTRACKED_BIT`, from
+/// `linux/netfilter/nf_conntrack_common.h`.
 /// `linux/netfilter/nf_conntrack_common.h`.
 const ESTABLISHED: u32 = 2;
 const NEW: u32 = 8;
 const UNTRACKED: u32 = 64;
 
-/// How a mark is made: `(kept & keep) ^ (other & take) ^ xor`. `other` is the mark of the other kind.
+/// A new value for a mark: `(kept & keep) ^ (other & take) ^ xor`. `kept` is its old value, `other` is the mark
+/// of the other kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mix {
     pub(crate) keep: u32,
@@ -177,25 +180,25 @@ impl Mix {
 /// The elements of a set or map of nftables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Set {
-    /// Keys, with what they stand for: nothing in a set.
+    /// Keys and their targets. In a set, the target is [`Target::Nothing`].
     pub(crate) elements: Vec<(Key, Target)>,
-    /// Whether each key begins a range that ends before the next one.
+    /// Whether each key starts a range that ends before the next key.
     pub(crate) has_ranges: bool,
-    /// Whether it has elements of a kind that is not read: ranges of several fields, or one for all the rest.
+    /// Whether some elements can't be read: ranges of concatenated fields, or a catch-all element.
     pub(crate) is_unread: bool,
 }
 
-/// A key, or the first one behind a range.
+/// The key of an element. With `is_end`, the first key after a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Key {
     pub(crate) bytes: Vec<u8>,
     pub(crate) is_end: bool,
 }
 
-/// What a rule does with the packets that fit.
+/// What a rule does with a packet that matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// Goes on with the next rule.
+    /// The packet continues with the next part.
     Nothing,
     Jump(String),
     Goto(String),
@@ -210,19 +213,19 @@ pub(crate) enum Target {
     Masquerade,
     Mark(Mix),
     Connection(Mix),
-    /// Goes on, and conntrack leaves the packet alone.
+    /// conntrack ignores the packet, which continues.
     Untrack,
-    /// Goes on, and symroute's rules see the packet.
+    /// symroute's rules see the packet, which continues.
     Symroute,
-    /// What the map has for these fields.
+    /// The target that the map has for these fields.
     Map(Vec<Loaded>, Set),
-    /// One of these, by chance.
+    /// One of these targets, at random.
     Choice(Vec<Target>),
-    /// One that is not understood and may change the packet.
+    /// A target that is not understood and may change the packet.
     Unknown(String),
 }
 
-/// A part of a rule. They are met in order, up to the first condition that does not hold.
+/// A part of a rule. A packet passes the parts in order, up to the first condition that fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Part {
     If(Condition),
@@ -232,16 +235,16 @@ pub(crate) enum Part {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Rule(pub(crate) Vec<Part>);
 
-/// What a base chain hangs on.
+/// The properties of a base chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Base {
     pub(crate) hook: Hook,
     pub(crate) priority: i32,
-    /// Whether only the first packet of a connection meets it.
+    /// Whether only the first packet of a connection passes the chain.
     pub(crate) is_nat: bool,
-    /// Whether it drops what no rule decides about.
+    /// Whether the policy is to drop packets without a verdict.
     pub(crate) drops: bool,
-    /// Whether a packet that has another mark behind it is routed again (`nf_route_table_hook4`,
+    /// Whether the kernel routes a packet again if the chain changed its mark (`nf_route_table_hook4`,
     /// `ipt_mangle_out`).
     pub(crate) reroutes: bool,
 }
@@ -252,18 +255,18 @@ pub(crate) struct Chain {
     pub(crate) rules: Vec<Rule>,
 }
 
-/// A table: its name, and its chains by theirs.
+/// A table with its chains by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Table {
-    /// As a person names it: "iptables nat", "nftables inet kube-proxy".
+    /// The name in messages, for example "iptables nat" or "nftables inet kube-proxy".
     pub(crate) name: String,
-    /// None: both.
+    /// `None` for both families.
     pub(crate) family: Option<Family>,
     pub(crate) chains: BTreeMap<String, Chain>,
 }
 
 impl Table {
-    /// What symroute would have in these hooks, by priority.
+    /// A table that stands for symroute's rules at these hooks and priorities.
     pub(crate) fn of_symroute(hooks: &[(Hook, i32)]) -> Self {
         let chain = |&(hook, priority): &(Hook, i32)| {
             let reroutes = hook == Hook::Output;
@@ -276,11 +279,11 @@ impl Table {
     }
 }
 
-/// All tables of a node, and what of them could not be read.
+/// All tables of a node, and the reasons why some could not be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ruleset {
     pub(crate) tables: Vec<Table>,
-    /// Those of IPVS, which act on packets for the node itself.
+    /// Services of IPVS, which redirects packets for the node itself.
     pub(crate) services: Vec<ipvs::Service>,
     pub(crate) unread: Vec<String>,
 }

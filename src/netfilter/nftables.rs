@@ -1,4 +1,4 @@
-//! Asks the kernel for the rules of nftables. Of symroute's table the base chains are enough.
+//! Asks the kernel for the rules of nftables. symroute's own table is read without its rules.
 
 use std::collections::BTreeMap;
 
@@ -15,10 +15,10 @@ use crate::netlink::{Error, Socket};
 /// Bytes of `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 
-/// A table by its family (`NFPROTO_*`) and name.
+/// Family (`NFPROTO_*`) and name of a table.
 type Id = (u8, String);
 
-/// All tables but those that `left_out` says, by family (`NFPROTO_*`) and name.
+/// Reads all tables, except those that `left_out` selects by family (`NFPROTO_*`) and name.
 pub(crate) fn tables(
     socket: &mut Socket,
     left_out: impl Fn(u8, &str) -> bool,
@@ -37,7 +37,7 @@ pub(crate) fn tables(
             if is_own(&id) { vec![Rule(vec![Part::Do(Target::Symroute)])] } else { Vec::new() };
         found.entry(id).or_default().insert(name, Chain { base, rules });
     }
-    // What hangs on no hook of interest costs no more look.
+    // Packets never reach a table without base chains at these hooks.
     found.retain(|_, chains| chains.values().any(|chain| chain.base.is_some()));
     let rules = socket.dump(&mut request(NFT_MSG_GETRULE), |body| {
         let id = id(body, NFTA_RULE_TABLE)?;
@@ -56,7 +56,7 @@ pub(crate) fn tables(
     let is_wanted = |id: &Id| found.contains_key(id) && !is_own(id);
     for (id, name, flags) in sets.into_iter().filter(|(id, ..)| is_wanted(id)) {
         let found = match elements(socket, &id, &name) {
-            // It went meanwhile, and the rules that used it with it.
+            // The set has been deleted meanwhile, together with the rules that used it.
             Err(error) if error.errno == Errno::ENOENT => continue,
             found => found?,
         };
@@ -86,7 +86,7 @@ fn table(family: u8, name: &str, chains: BTreeMap<String, Chain>) -> Table {
 
 fn request(message: u16) -> Writer {
     let mut request = Writer::default();
-    // Of every family.
+    // Family 0 stands for all families.
     request.message(kind(message), NLM_F_REQUEST | NLM_F_DUMP, &[0; NFGENMSG]);
     request
 }
@@ -141,7 +141,7 @@ fn elements(
     Ok(lists.into_iter().flatten().collect())
 }
 
-/// None for an element without a key, which stands for all the rest.
+/// Reads an element. `None` for a catch-all element, which has no key.
 fn element(element: &[u8]) -> Option<(Key, Target)> {
     let bytes = find(find(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?.to_vec();
     let flags = find(element, NFTA_SET_ELEM_FLAGS).and_then(|flags| be32_at(flags, 0));

@@ -1,4 +1,4 @@
-//! Which rules packets may get to in a hook, whatever they are.
+//! Finds the rules that any packet may reach at a hook.
 
 use std::collections::BTreeSet;
 
@@ -6,14 +6,14 @@ use super::{Chain, Hook, Part, Ruleset, Table, Target};
 use crate::model::MarkMatch;
 
 impl Ruleset {
-    /// Whether symroute's rules are among these.
+    /// Whether the rules of symroute are in this ruleset.
     pub(crate) fn has_symroute(&self) -> bool {
         let chains = self.tables.iter().flat_map(|table| table.chains.values());
         let mut parts = chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.0);
         parts.any(|part| *part == Part::Do(Target::Symroute))
     }
 
-    /// Whether a rule that packets meet in this hook may give them such a mark. A target of TPROXY may.
+    /// Whether a rule that packets reach at this hook may set this mark. TPROXY targets count as such.
     pub(crate) fn may_mark(&self, hook: Hook, mark: MarkMatch) -> bool {
         let marks = |target: &Target| match target {
             Target::Mark(mix) => mix.xor & mark.mask == mark.value,
@@ -30,7 +30,7 @@ impl Ruleset {
 }
 
 impl Table {
-    /// The chains that packets may get to in this hook.
+    /// The chains that packets may reach at this hook.
     fn called_in(&self, hook: Hook) -> BTreeSet<&str> {
         let is_base = |chain: &Chain| chain.base.is_some_and(|base| base.hook == hook);
         let bases = self.chains.iter().filter(|(_, chain)| is_base(chain));

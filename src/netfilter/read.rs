@@ -1,4 +1,4 @@
-//! Reads the rules of this thread's network namespace.
+//! Reads the netfilter rules of this thread's network namespace.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::netlink::Socket;
 use crate::netlink::uapi::{NFPROTO_IPV4, NFPROTO_IPV6};
 use crate::node::observe::is_missing;
 
-/// All that can be read. What can't is named.
+/// Reads all rules, and lists the parts that can't be read.
 pub(crate) fn ruleset(netfilter: &mut Socket) -> Ruleset {
     let mut found = Ruleset::default();
     let installed = Programs::installed();
@@ -19,7 +19,7 @@ pub(crate) fn ruleset(netfilter: &mut Socket) -> Ruleset {
                 Ok(text) => {
                     found.tables.extend(iptables::parse(&variant.to_string(), family, &text));
                 }
-                // Those of iptables-nft are among the rules of nftables.
+                // nftables has the rules of iptables-nft too.
                 Err(_) if variant == Variant::Nft && !installed.contains(&variant) => {}
                 Err(error) => {
                     found.unread.push(format!("the {family} rules of {variant}: {error}"));
@@ -27,7 +27,8 @@ pub(crate) fn ruleset(netfilter: &mut Socket) -> Ruleset {
             }
         }
     }
-    // A table of these names that iptables-nft can't print is one of another program.
+    // iptables-nft does not print a table with such a name if another program made it. Read it through
+    // nftables.
     let by_text = format!("{} ", Variant::Nft);
     let is_text = |family: u8, name: &str| {
         let is =
@@ -40,7 +41,7 @@ pub(crate) fn ruleset(netfilter: &mut Socket) -> Ruleset {
         Err(error) if is_missing(&error) => {}
         Err(error) => found.unread.push(format!("the rules of nftables: {error}")),
     }
-    // Without IPVS there is no such file.
+    // Without IPVS the file does not exist.
     let services = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
     found.services = ipvs::parse(&services);
     found

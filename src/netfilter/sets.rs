@@ -1,4 +1,4 @@
-//! What a register of nftables holds of a packet, and the sets and maps that it is looked up in.
+//! Loads fields of a packet as nftables does, and looks them up in sets and maps.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -15,8 +15,8 @@ use crate::netlink::uapi::{NFPROTO_IPV4, NFPROTO_IPV6, RTN_LOCAL, RTN_UNICAST};
 /// Bytes of an interface's name in a register (`IFNAMSIZ`).
 const NAME: usize = 16;
 
-/// These fields of a packet, one behind the other, each padded to four bytes where there are several. None
-/// where the packet lacks one.
+/// The concatenated fields of a packet. Several fields are each padded to four bytes. `None` if the packet
+/// lacks one.
 pub(super) fn bytes(fields: &[Loaded], packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
     if let [only] = fields {
         return one(only, packet, local);
@@ -33,7 +33,7 @@ fn one(loaded: &Loaded, packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
     let mut bytes = raw(loaded.field, packet, local)?;
     if !loaded.mask.is_empty() {
         let length = loaded.mask.len().min(bytes.len());
-        // A prefix that ends at a byte is loaded without the bytes behind it.
+        // For a prefix that ends at a byte boundary, nftables loads only the bytes of the prefix.
         bytes.truncate(length);
         for (at, byte) in bytes.iter_mut().enumerate() {
             let xor = loaded.xor.get(at).copied().unwrap_or(0);
@@ -64,7 +64,7 @@ fn raw(field: Field, packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
     };
     match field {
         Field::Mark => Some(packet.mark.to_ne_bytes().to_vec()),
-        // Without a connection the load ends the rule.
+        // For an untracked packet the load ends the rule.
         Field::Connection | Field::Direction if packet.untracked_by.is_some() => None,
         Field::Connection => Some(packet.connection.to_ne_bytes().to_vec()),
         Field::State => {
@@ -90,26 +90,26 @@ fn raw(field: Field, packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
     }
 }
 
-/// Where the port stands in a key of these fields.
+/// Offset of the port in a key of these fields.
 fn place_of_port(fields: &[Loaded]) -> Option<usize> {
     let at = fields.iter().position(|loaded| loaded.field == Field::Port)?;
     let length = |loaded: &Loaded| match loaded.field {
         Field::InName | Field::OutName => NAME,
         Field::From(Family::V6) | Field::To(Family::V6) => 16,
-        // The others are padded to this.
+        // Shorter fields are padded to four bytes.
         _ => 4,
     };
     Some(fields[..at].iter().map(length).sum())
 }
 
 impl Ruleset {
-    /// Each port that a rule or a set names, and the first one of each range, of tables that see packets arrive.
+    /// Ports that rules or sets name, with the first port of each range, in tables with a prerouting chain.
     pub(crate) fn ports(&self) -> BTreeSet<u16> {
         let is_met = |chain: &Chain| chain.base.is_some_and(|base| base.hook == Hook::Prerouting);
         ports_of(self.tables.iter().filter(|table| table.chains.values().any(is_met)))
     }
 
-    /// The same of tables with rules that keep packets from being tracked.
+    /// Ports that rules or sets name, with the first port of each range, in tables with a `notrack` rule.
     pub(crate) fn untracked_ports(&self) -> BTreeSet<u16> {
         let untracks = |chain: &Chain| {
             chain.rules.iter().any(|rule| rule.0.contains(&Part::Do(Target::Untrack)))
@@ -149,7 +149,7 @@ fn ports_of<'a>(tables: impl Iterator<Item = &'a Table>) -> BTreeSet<u16> {
 }
 
 impl Set {
-    /// What the element with this key stands for.
+    /// The target of the element that contains this key.
     pub(super) fn find(&self, key: &[u8]) -> Option<&Target> {
         if !self.has_ranges {
             let mut elements = self.elements.iter();
@@ -157,7 +157,7 @@ impl Set {
         }
         let begins = self.elements.iter().filter(|(own, _)| own.bytes.as_slice() <= key);
         let last = begins.max_by(|(a, _), (b, _)| match a.bytes.cmp(&b.bytes) {
-            // One range may end where the next one begins.
+            // A range may end where the next one begins; the begin has to win.
             Ordering::Equal => b.is_end.cmp(&a.is_end),
             other => other,
         })?;

@@ -1,4 +1,4 @@
-//! Leads a packet through the base chains of a hook, as `nf_hook_slow` (`net/netfilter/core.c`) does.
+//! Leads a packet through the base chains of a hook, like `nf_hook_slow` (`net/netfilter/core.c`).
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -9,20 +9,20 @@ use super::{Base, Chain, Hook, Packet, Ruleset, SOURCE_CHECK, Table};
 use crate::model::Family;
 use crate::netlink::uapi::NF_IP_PRI_CONNTRACK;
 
-/// Outcomes that are followed at most: a Service may have thousands of backends.
+/// Maximum number of outcomes that are followed. A Service may have thousands of backends.
 pub(super) const OUTCOMES: usize = 64;
-/// Chains that call each other at most (`NFT_JUMP_STACK_SIZE`).
+/// Maximum depth of calls (`NFT_JUMP_STACK_SIZE`).
 pub(super) const DEPTH: usize = 16;
-/// Rules that a packet meets in a base chain at most, all outcomes together. A node with ten thousand Services has
-/// fewer. Chains that call the next one many times each would have more than can be followed. Fuzzing leads sixty
-/// packets through each input.
+/// Maximum number of rules that are followed for a packet in a base chain, all outcomes together. A node with
+/// ten thousand Services stays below it. Chains that each call the next one many times would exceed any time
+/// limit. Fuzzing uses a lower limit, because it leads sixty packets through each input.
 const RULES: u32 = if cfg!(fuzzing) { 1 << 12 } else { 1 << 20 };
 
-/// A change of an address, and which rule makes it.
+/// A change of an address by NAT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Nat {
     pub(crate) to: NewAddress,
-    /// Table and chain with the rule.
+    /// Table and chain of the rule.
     pub(crate) by: String,
 }
 
@@ -30,29 +30,29 @@ pub(crate) struct Nat {
 pub(crate) enum NewAddress {
     Destination(IpAddr, Option<u16>),
     Source(IpAddr),
-    /// An address of the interface that the packet leaves by.
+    /// An address of the interface that the packet leaves through.
     OfInterface,
 }
 
-/// A packet behind the chains of a hook.
+/// A packet after the chains of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) packet: Packet,
     pub(crate) nat: Option<Nat>,
     pub(crate) is_dropped: bool,
-    /// Rules that could not be judged, each once.
+    /// Matches and targets that were skipped, without duplicates.
     pub(crate) unsure: Vec<String>,
 }
 
-/// What the rules ask about the node.
+/// Questions that matches ask about the node.
 pub(crate) trait Local {
-    /// Whether the node has this address; with a name, whether that interface has it.
+    /// Whether the node has this address; if `link` is given, whether that interface has it.
     fn has(&self, address: IpAddr, link: Option<&str>) -> bool;
 }
 
 impl Ruleset {
-    /// Where the packet may get in this hook. `is_first`: whether it is the first of its connection, so that
-    /// chains of NAT see it.
+    /// The possible outcomes of a packet at this hook. `is_first`: whether it is the first packet of its
+    /// connection, which passes the NAT chains.
     pub(crate) fn walk(
         &self,
         hook: Hook,
@@ -69,14 +69,14 @@ impl Ruleset {
         outcomes
     }
 
-    /// Table and chain of each rule that keeps such a packet from being tracked.
+    /// Table and chain of each rule that keeps this packet from being tracked.
     pub(crate) fn untracking(&self, packet: Packet, local: &dyn Local) -> BTreeSet<String> {
         let is_met = |base: &Base| is_early(*base);
         let outcomes = self.through(Hook::Prerouting, is_met, packet, local).into_iter();
         outcomes.filter(|one| !one.is_dropped).filter_map(|one| one.packet.untracked_by).collect()
     }
 
-    /// Table and chain of each rule that checks the way back of such a packet before it gets to this priority.
+    /// Table and chain of each rule that checks the packet's return path at a lower priority than `by`.
     pub(crate) fn checking(&self, packet: Packet, local: &dyn Local, by: i32) -> BTreeSet<String> {
         let is_met = |base: &Base| base.priority < by && !base.is_nat;
         let outcomes = self.through(Hook::Prerouting, is_met, packet, local).into_iter();
@@ -85,7 +85,7 @@ impl Ruleset {
         unsure.filter_map(|text| text.strip_suffix(&end).map(str::to_owned)).collect()
     }
 
-    /// Leads a packet through the base chains of a hook that it meets, in the order of their priority.
+    /// Leads a packet through the base chains of a hook that `is_met` selects, in order of priority.
     fn through(
         &self,
         hook: Hook,
@@ -106,7 +106,7 @@ impl Ruleset {
         let mut outcomes = vec![start];
         for (table, name, chain) in bases {
             let is_nat = chain.base.is_some_and(|base| base.is_nat);
-            // A connection gets an address in each hook once, and only conntrack knows connections.
+            // NAT happens once for each hook and connection, and untracked packets have no connection.
             let has_none = |one: &Outcome| one.nat.is_some() || one.packet.untracked_by.is_some();
             let is_through = |one: &Outcome| one.is_dropped || is_nat && has_none(one);
             let (through, going): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(is_through);
@@ -131,7 +131,7 @@ impl Ruleset {
         outcomes
     }
 
-    /// What IPVS makes of a packet that no DNAT has changed: one outcome for each server.
+    /// Applies IPVS to a packet without DNAT: one outcome for each server.
     fn balanced(&self, outcome: Outcome) -> Vec<Outcome> {
         let packet = &outcome.packet;
         let called = (packet.protocol, packet.port, packet.to);
@@ -155,7 +155,7 @@ impl Ruleset {
     }
 }
 
-/// Whether the chain sees packets before conntrack does.
+/// Whether the chain runs before conntrack.
 fn is_early(base: Base) -> bool {
     base.priority < NF_IP_PRI_CONNTRACK
 }
@@ -198,7 +198,7 @@ mod tests {
         Ruleset { tables, ..Ruleset::default() }.walk(hook, packet, is_first, &Node)
     }
 
-    /// As the kernel would follow them, but for how long: 8 to the power of 15.
+    /// In the kernel, a packet would meet 8 to the power of 15 rules here.
     #[test]
     fn chains_that_call_each_other_too_often_are_not_followed_to_the_end() {
         let call = |at: u32| format!("-A C{at} -j C{}\n", at + 1).repeat(8);
