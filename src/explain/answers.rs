@@ -1,5 +1,5 @@
-//! A request behind the hook that it arrives in: the kernel's look-ups for it and for its reply, and the hooks
-//! that they meet when they leave.
+//! A request after its first hook: the kernel's look-ups for the request and for its reply, and the later hooks
+//! that both pass.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,18 +15,18 @@ use crate::netfilter::{self, Bound, Hook, Interface};
 use crate::netlink::route::{Lookup, Way};
 use crate::netlink::uapi::{RTN_LOCAL, RTN_UNICAST};
 
-/// A request behind prerouting, or behind output where the node sends it.
+/// A request after prerouting, or after output if the node sends it.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
-    /// As DNAT leaves it.
+    /// The packet after DNAT.
     pub(super) packet: Packet,
     pub(super) is_translated: bool,
-    /// The marks that other programs have put on it and on its connection.
+    /// The packet mark that rules have set. `connection` is the connection mark.
     pub(super) mark: u32,
     pub(super) connection: u32,
-    /// The rule that keeps it from being tracked.
+    /// The rule that keeps the request from being tracked.
     pub(super) untracked_by: Option<String>,
-    /// With symroute: how it binds the connection.
+    /// The marks with which symroute binds the connection; `None` without symroute.
     pub(super) bound: Option<Bound>,
 }
 
@@ -51,8 +51,8 @@ impl Asker<'_> {
         Ok(Side { ending, departure, mark_is_lost: false })
     }
 
-    /// How the request leaves the node again; none where it does not, or where the source that it has is
-    /// none of the node's.
+    /// How the request leaves the node. `None` if it does not leave, or if its source is not an address of the
+    /// node.
     pub(super) fn departure(
         &mut self,
         seen: &Seen,
@@ -86,8 +86,8 @@ impl Asker<'_> {
         let is_checked = !self.leads_inside(link);
         let owner = owner.filter(|owner| is_checked && *owner != link && self.is_uplink(*owner));
         let is_tunnelled = facts.link(link).is_some_and(Link::is_tunnel);
-        // symroute lets the answer to what this node has given another source in by the uplink of that
-        // address.
+        // The reply to a packet whose source the node changed arrives on the uplink that has that source.
+        // symroute makes the source check of that uplink accept it.
         let arrives = owner.filter(|_| !is_tunnelled).unwrap_or(link);
         let is_let_in = with && nat.is_some() && self.is_uplink(arrives);
         let lost = if is_let_in { None } else { self.lost(packet, arrives)? };
@@ -95,8 +95,8 @@ impl Asker<'_> {
         Ok(Some(Departure { link, source, by, owner, is_tunnelled, lost }))
     }
 
-    /// Whether the reverse path filter drops the answer to a request at an interface. Before it looks, the
-    /// answer has got the request's own source as destination again.
+    /// The reply to a request, if the reverse path filter of the interface drops it. Before the filter runs,
+    /// NAT has restored the source of the request as the reply's destination.
     fn lost(&mut self, request: &Packet, link: u32) -> Result<Option<LostAnswer>, Error> {
         let filter = self.filter(request.to, link)?;
         let iif = (!request.is_of_node()).then_some(request.link);
@@ -109,8 +109,8 @@ impl Asker<'_> {
         Ok((!passes).then_some(LostAnswer { link, filter, back }))
     }
 
-    /// The address that MASQUERADE takes (`inet_select_addr`, net/ipv4/devinet.c): the first one of the
-    /// interface, or of any other.
+    /// The address that MASQUERADE chooses (`inet_select_addr`, net/ipv4/devinet.c): the first of the
+    /// interface, otherwise the first of any interface.
     fn masqueraded_as(&self, link: u32, family: Family) -> Option<IpAddr> {
         let addresses = &self.view.facts.addresses;
         let usable = || addresses.iter().filter(|a| a.scope == 0 && Family::of(a.ip) == family);
@@ -125,16 +125,16 @@ impl Asker<'_> {
             return Ok(Answers { request, ..Answers::default() });
         }
         let request = self.chosen(Lookup { to, from: Some(from), iif: Some(link), mark })?;
-        // Without an answer the kernel has no way there, or its filter says no.
+        // Without an answer the kernel has no route, or its reverse path filter drops the packet.
         let goes = match &request {
             Some(chosen) => Some(chosen.way),
             None => self.way(Lookup { mark, ..plain(to) })?,
         };
         let forwarded = goes.filter(|way| way.kind == RTN_UNICAST);
-        // The filter looks the mark up where src_valid_mark says so.
+        // The filter looks up the mark only if src_valid_mark is on.
         let is_valid = self.facts().src_valid_mark.get(&link).is_some_and(|value| *value != 0);
         let judged = if is_valid { mark } else { 0 };
-        // The source is the node's, or the kernel would not take it for a packet of its own.
+        // The kernel accepts only its own addresses as the source of a packet that the node sends.
         let own = self.facts().addresses.iter().any(|a| a.ip == to).then_some(to);
         let mut back = None;
         if let Some(way) = forwarded {
@@ -155,7 +155,8 @@ impl Asker<'_> {
         Ok(Answers { request, back, reply })
     }
 
-    /// The way of the reply, which comes from the node itself or in by an interface.
+    /// The route of the reply, which arrives on interface `iif`, or comes from the node itself if that is
+    /// `None`.
     pub(super) fn reply(&mut self, seen: &Seen, iif: Option<u32>) -> Result<Option<Chosen>, Error> {
         let Packet { from, to, .. } = seen.packet;
         let connection = self.connection_behind(seen, iif);
@@ -163,7 +164,8 @@ impl Asker<'_> {
         self.chosen(Lookup { to: from, from: Some(to), iif, mark })
     }
 
-    /// The mark of the connection when its request has left by this interface; none: it is for the node itself.
+    /// The connection mark after the request has left through `oif`, or has reached the node itself if that is
+    /// `None`.
     pub(super) fn connection_behind(&self, seen: &Seen, oif: Option<u32>) -> u32 {
         if seen.untracked_by.is_some() {
             return seen.connection;
@@ -177,14 +179,14 @@ impl Asker<'_> {
             let packet = self.in_hook(&seen.packet, iif, oif, marks, false);
             let packet = netfilter::Packet { bound: seen.bound, ..packet };
             let outcomes = self.netfilter.walk(*hook, packet, true, &self.view.facts);
-            // What is dropped needs no answer.
+            // A dropped packet gets no reply.
             let mut passed = outcomes.into_iter().filter(|one| !one.is_dropped);
             marks = passed.next().map_or(marks, |one| (one.packet.mark, one.packet.connection));
         }
         marks.1
     }
 
-    /// The mark that the reply is routed by.
+    /// The packet mark with which the kernel routes the reply.
     pub(super) fn mark_of_reply(&self, seen: &Seen, iif: Option<u32>, connection: u32) -> u32 {
         let Packet { from, to, protocol, .. } = seen.packet;
         let turned = Packet { protocol, ..Packet::plain(to, from, iif.unwrap_or(0)) };
@@ -222,13 +224,13 @@ impl Asker<'_> {
         }
     }
 
-    /// The rules that may keep a request from being tracked: table and chain of each.
+    /// Table and chain of each rule that may keep a request from being tracked.
     pub(crate) fn untracking(&self, packet: &Packet) -> BTreeSet<String> {
         let arriving = self.in_hook(packet, Some(packet.link), None, (0, 0), false);
         self.netfilter.untracking(arriving, &self.view.facts)
     }
 
-    /// The rules that check the way back of a request before symroute marks it: table and chain of each.
+    /// Table and chain of each rule that checks the return path of a request before symroute marks it.
     pub(crate) fn checking(&self, packet: &Packet) -> BTreeSet<String> {
         let by = match self.view.plan.marker() {
             Marker::Nftables => PREROUTING,
@@ -238,13 +240,13 @@ impl Asker<'_> {
         self.netfilter.checking(arriving, &self.view.facts, by)
     }
 
-    /// Whether a way leads out of the node.
+    /// Whether a route leads out of the node.
     pub(super) fn leaves(&self, way: &Way) -> bool {
         way.kind == RTN_UNICAST && !self.leads_inside(way.link)
     }
 }
 
-/// The look-up of a packet that the node itself sends.
+/// The look-up for a packet that the node itself sends.
 pub(super) fn lookup_of(packet: &Packet, to: IpAddr, mark: u32) -> Lookup {
     Lookup { to, from: Some(packet.from), iif: None, mark }
 }

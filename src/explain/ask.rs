@@ -1,4 +1,4 @@
-//! Asks the kernel about a packet.
+//! Asks the kernel and the netfilter rules where a packet goes.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -18,26 +18,26 @@ use crate::node::apply::Kernel;
 use crate::node::proof::ways;
 use crate::node::{Node, View, sysctl};
 
-/// A packet, and what becomes of it.
+/// What happens to a packet without symroute and with it.
 #[derive(Debug)]
 pub(crate) struct Explained {
-    /// As it arrives.
+    /// The packet as it arrives.
     pub(crate) packet: Packet,
     pub(crate) translated: Translated,
     pub(crate) filter: RpFilter,
     pub(crate) without: Side,
-    /// The way back to the client that the reverse path filter goes by, without symroute.
+    /// The route back to the client that the reverse path filter finds without symroute.
     pub(crate) back: Option<Chosen>,
-    /// With symroute, or why that binds no such connection.
+    /// What happens with symroute, or the reason why symroute does not bind such a connection.
     pub(crate) with: Result<Side, String>,
-    /// Whether symroute is in force, so that the kernel itself has said what is with it.
+    /// Whether symroute is in force, so that `with` comes from the kernel and not from the plan.
     pub(crate) in_force: bool,
-    /// Whether it came in by an uplink.
+    /// Whether the packet arrives on an uplink.
     pub(crate) is_by_uplink: bool,
 }
 
 impl Explained {
-    /// What becomes of the packet as the node is now.
+    /// What happens to the packet on the node as it is now.
     pub(crate) fn now(&self) -> &Side {
         match &self.with {
             Ok(with) if self.in_force => with,
@@ -46,32 +46,32 @@ impl Explained {
     }
 }
 
-/// The node as it is asked.
+/// A snapshot of the node, with access to the kernel for look-ups.
 #[derive(Debug)]
 pub(crate) struct Asker<'a> {
     pub(crate) kernel: &'a mut Kernel,
     pub(crate) view: View,
-    /// All rules of both families, those of symroute among them.
+    /// All ip rules of both families, including those of symroute.
     pub(crate) rules: Vec<Rule>,
     /// Whether symroute is in force.
     pub(crate) in_force: bool,
     /// The rules of netfilter.
     pub(crate) netfilter: Ruleset,
-    /// Why symroute can't be in force by the settings; none where it can.
+    /// Why the settings can't work on this node; `None` if they can.
     pub(crate) refusal: Option<String>,
 }
 
 impl<'a> Asker<'a> {
-    /// Reads what there is. Changes nothing. Where nothing is in force, the plan is by these settings.
+    /// Reads the node without changing it. If nothing is in force, the plan comes from `settings`.
     pub(crate) fn of(node: &'a mut Node, settings: &Settings) -> Result<Self, Error> {
         let view = node.view(settings)?;
         Self::with_view(node, view, None)
     }
 
-    /// The same where the settings may not hold: then there is no plan, and requests are asked about without it.
+    /// Reads the node even if `settings` can't work on it; then there is no plan and `refusal` has the reason.
     pub(crate) fn of_any(node: &'a mut Node, settings: &Settings) -> Result<Self, Error> {
         match node.view(settings) {
-            // What is in force stays in force when it could not be brought into force any more.
+            // A configuration in force stays in force, even if it could not be activated now.
             Err(Error::Config(why)) if node.record()?.is_none() => {
                 let view = node.view_without_plan(settings)?;
                 Self::with_view(node, view, Some(why.to_string()))
@@ -89,7 +89,7 @@ impl<'a> Asker<'a> {
         }
         let mut netfilter = read::ruleset(&mut node.kernel.netfilter);
         netfilter.unread.extend(node.unseen.line());
-        // Where the rules can't be read, those of symroute are taken to be there.
+        // If the rules can't be read, assume that those of symroute exist.
         let is_unread = node.unseen.hides_rules() || !netfilter.unread.is_empty();
         let is_seen = netfilter.has_symroute();
         if refusal.is_none() && (!in_force || is_unread && !is_seen) {
@@ -102,7 +102,7 @@ impl<'a> Asker<'a> {
         &self.view.facts
     }
 
-    /// The node's addresses that a client outside may ask.
+    /// The addresses of the node that a client outside can reach.
     pub(crate) fn public_addresses(&self) -> impl Iterator<Item = &Address> {
         let addresses = self.facts().addresses.iter();
         addresses.filter(|a| a.scope == 0 && !is_link_local(a.ip) && !a.ip.is_loopback())
@@ -116,8 +116,8 @@ impl<'a> Asker<'a> {
         self.view.plan.uplinks.iter().any(|uplink| uplink.link == link)
     }
 
-    /// Where a packet with this source comes from: the interface that it arrives on, one of several where it
-    /// is not known, or 0 for the node itself.
+    /// The interfaces on which a packet with this source may arrive. The list is `[0]` for a packet that the
+    /// node itself sends.
     pub(crate) fn arrivals(&mut self, from: IpAddr, to: IpAddr) -> Result<Vec<u32>, Error> {
         let facts = self.facts();
         if facts.addresses.iter().any(|a| a.ip == from) {
@@ -125,12 +125,12 @@ impl<'a> Asker<'a> {
         }
         let real = |link: &u32| facts.link(*link).is_some_and(|l| l.flags & IFF_LOOPBACK == 0);
         let owner = facts.addresses.iter().find(|a| a.ip == to).map(|a| a.link).filter(real);
-        // What comes from a pod arrives by the pod's interface.
+        // A packet from a pod arrives on the pod's interface.
         let source = self.way(Lookup { to: from, from: None, iif: None, mark: 0 })?;
         let inside = source.map(|way| way.link).filter(|link| self.leads_inside(*link));
         Ok(match inside.or(owner.filter(|link| self.is_uplink(*link))) {
             Some(link) => vec![link],
-            // Without a plan there are no uplinks.
+            // Without a plan no uplinks are known.
             None if self.refusal.is_some() => {
                 owner.map_or_else(|| self.outside(), |link| vec![link])
             }
@@ -138,7 +138,7 @@ impl<'a> Asker<'a> {
         })
     }
 
-    /// The interfaces with an address that lead to no pods.
+    /// Interfaces with a public address that do not lead to pods.
     fn outside(&self) -> Vec<u32> {
         let links: BTreeSet<u32> = self.public_addresses().map(|own| own.link).collect();
         let leads_outside = |link: &u32| {
@@ -149,20 +149,20 @@ impl<'a> Asker<'a> {
         links.into_iter().filter(leads_outside).collect()
     }
 
-    /// The interface that leads to an address; none where no route does.
+    /// The interface of the route to an address; `None` without a route.
     pub(crate) fn link_of(&mut self, ip: IpAddr) -> Result<Option<u32>, Error> {
         let way = self.way(Lookup { to: ip, from: None, iif: None, mark: 0 })?;
         Ok(way.map(|way| way.link))
     }
 
-    /// The connections of such requests that are alive. A client's port is asked for where it is known.
+    /// Connections in conntrack that match the request. The client's port must match if it is known.
     pub(super) fn alive(&mut self, packet: &Packet) -> Vec<Connection> {
-        // Without a port they may be of any Service.
+        // Without a port, the connections may belong to different Services.
         if packet.port.is_none() {
             return Vec::new();
         }
         let found = conntrack::between(&mut self.kernel.netfilter, packet.from, packet.to);
-        // Without conntrack there are none.
+        // Without conntrack there are no connections.
         let mut found = found.unwrap_or_default();
         found.retain(|one| {
             let Tuple { from, to, protocol } = one.original;
@@ -173,14 +173,14 @@ impl<'a> Asker<'a> {
         found
     }
 
-    /// Whether an interface leads to pods or the like: it is no uplink, and no route outside uses it.
+    /// Whether an interface leads to pods or the like: it is not an uplink and has no default route.
     pub(crate) fn leads_inside(&self, link: u32) -> bool {
         let is_default =
             |r: &Route| r.is_default() && r.nexthops.iter().any(|hop| hop.link == link);
         !self.is_uplink(link) && !self.facts().routes.iter().any(is_default)
     }
 
-    /// The filter that a packet with this source meets at an interface. IPv6 has none.
+    /// The reverse path filter that a packet with this source meets at an interface. IPv6 has none.
     pub(super) fn filter(&self, from: IpAddr, link: u32) -> Result<RpFilter, Error> {
         match from {
             IpAddr::V4(_) if link != 0 => sysctl::rp_filter_of(&self.facts().link_name(link)),
@@ -188,7 +188,7 @@ impl<'a> Asker<'a> {
         }
     }
 
-    /// The kernel's answer to one look-up; none where it has no route.
+    /// The kernel's answer to a look-up; `None` without a route.
     pub(crate) fn way(&mut self, lookup: Lookup) -> Result<Option<Way>, Error> {
         let asked = ways(&mut self.kernel.rtnetlink, &[lookup]);
         let mut ways = asked.map_err(Error::kernel("ask for a route"))?;
@@ -205,20 +205,20 @@ impl<'a> Asker<'a> {
         Ok(Some(Chosen { way, rule, mac }))
     }
 
-    /// The hardware address of its router, where it has one and the kernel knows it.
+    /// The hardware address of the router of a route, if there is a router and the kernel knows the address.
     pub(super) fn mac(&mut self, way: &Way) -> Option<crate::model::Mac> {
         route::neighbour(&mut self.kernel.rtnetlink, way.link, way.gateway?)
     }
 }
 
-/// Where symroute would see packets.
+/// A table that stands for symroute's rules where they would be.
 fn foreseen_table(marker: Marker) -> Table {
     let by_nftables = [
         (Hook::Prerouting, base_chains::PREROUTING),
         (Hook::Output, base_chains::MANGLE),
         (Hook::Postrouting, base_chains::POSTROUTING),
     ];
-    // The first rule of each chain of mangle.
+    // The iptables backend has the first rule in each chain of mangle.
     let by_iptables =
         [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting]
             .map(|hook| (hook, base_chains::MANGLE));

@@ -1,4 +1,4 @@
-//! One request through the node: the rules of netfilter in the hooks, and the kernel's look-ups in between.
+//! One request through the node: the netfilter rules at the hooks, and the kernel's look-ups between them.
 
 use std::net::IpAddr;
 
@@ -17,10 +17,10 @@ use crate::netlink::uapi::{IPPROTO_TCP, IPPROTO_UDP, RTN_LOCAL, RTN_UNICAST};
 use crate::plan;
 use crate::plan::proof::OUTSIDE;
 
-/// NodePorts that are named at most.
+/// Maximum number of NodePorts that are named.
 const NODE_PORTS: usize = 32;
 
-/// Whether symroute's mark stays on the packets of a connection.
+/// Whether other programs leave symroute's mark on the packets of a connection.
 #[derive(Debug, Clone, Copy)]
 struct Kept {
     by_request: bool,
@@ -28,7 +28,7 @@ struct Kept {
 }
 
 impl Asker<'_> {
-    /// What becomes of a request: one answer for each backend that DNAT may choose.
+    /// What happens to a request: one result for each backend that DNAT may choose.
     pub(crate) fn explain(&mut self, packet: Packet) -> Result<Vec<Explained>, Error> {
         let hook = if packet.is_of_node() { Hook::Output } else { Hook::Prerouting };
         let iif = (!packet.is_of_node()).then_some(packet.link);
@@ -45,15 +45,15 @@ impl Asker<'_> {
         }
         let alive = self.alive(&packet);
         choose_by_conntrack(&mut outcomes, &alive);
-        // The kernel gives elements of a map in no order.
+        // The kernel dumps the elements of a map in no particular order.
         outcomes.sort_by_key(|outcome| (outcome.packet.to, outcome.packet.port));
         let count = outcomes.len();
         let each = outcomes.into_iter().enumerate();
         each.map(|(at, outcome)| self.one(packet, outcome, (at + 1, count), &alive)).collect()
     }
 
-    /// Protocols and ports that rules send on by DNAT where the node's own address is called, and whether
-    /// there are more than these.
+    /// Protocols and ports for which rules apply DNAT if the node's own address is the destination. The flag
+    /// says whether there are more.
     pub(crate) fn node_ports(&self, family: Family) -> (Vec<(u8, u16)>, bool) {
         let of_uplink = |a: &&Address| Family::of(a.ip) == family && self.is_uplink(a.link);
         let Some(own) = self.public_addresses().find(of_uplink).copied() else {
@@ -112,7 +112,7 @@ impl Asker<'_> {
         let without = self.side(&seen, &answers, false)?;
         let mut with = self.with(&packet, &seen, &answers)?;
         if with.is_err() {
-            // symroute lets the answer to what this node has given another source in.
+            // symroute accepts the reply to a packet whose source the node changed.
             let answered = self.side(&seen, &answers, true)?;
             if answered != without {
                 with = Ok(answered);
@@ -121,7 +121,7 @@ impl Asker<'_> {
         Ok(explained(without, answers.back, with))
     }
 
-    /// What is with symroute, or why that leaves the request alone.
+    /// What happens with symroute, or the reason why symroute ignores the request.
     fn with(
         &mut self,
         packet: &Packet,
@@ -164,7 +164,7 @@ impl Asker<'_> {
         let Some(id) = uplink else { return Ok(Err("it binds no such connection".into())) };
         let turns = target.is_remote && to.is_some_and(|way| way.link == packet.link);
         let by_iptables = self.view.plan.marker() != Marker::Nftables;
-        // iptables marks a request before it can know that, and the connection when the request leaves.
+        // iptables marks a request before it knows the route, and the connection when the request leaves.
         let early = if turns && !by_iptables { field.d() } else { 0 };
         let late = if turns { field.d() } else { 0 };
         let marks = [field.of(id) | early, field.of(id) | late];
@@ -175,7 +175,7 @@ impl Asker<'_> {
             let answers = self.answers(&bound)?;
             self.side(&bound, &answers, true)?
         } else if !kept.by_request || turns && by_iptables && packet.from.is_ipv4() {
-            // Strict rp_filter judges the request by main, so it stays with the node's own routing.
+            // Strict rp_filter checks the request against main, so the node's own routing decides.
             self.side(seen, without, true)?
         } else {
             let table = kept.by_reply.then_some(id);
@@ -184,7 +184,7 @@ impl Asker<'_> {
         Ok(Ok(Side { mark_is_lost, ..side }))
     }
 
-    /// The request with the marks that symroute's rules and those of the others leave on it.
+    /// The request with the marks that all rules leave on it.
     fn bound(
         &self,
         packet: &Packet,
@@ -199,15 +199,15 @@ impl Asker<'_> {
         let outcomes = self.netfilter.walk(Hook::Prerouting, start, true, &self.view.facts);
         let is_same =
             |one: &&Outcome| (one.packet.to, one.packet.port) == (seen.packet.to, seen.packet.port);
-        // A backend that conntrack alone knows gets the marks of another.
+        // conntrack may know a backend that no rule has any more. Use the marks for another backend.
         let found = outcomes.iter().find(is_same).or(outcomes.first());
         let (mark, connection) =
             found.map_or((0, 0), |one| (one.packet.mark, one.packet.connection));
         Seen { mark, connection, bound, ..seen.clone() }
     }
 
-    /// What carries symroute's mark when the kernel asks for a route: a rule of another program may take it off,
-    /// and a reply that is not tracked gets none.
+    /// Whether request and reply carry symroute's mark at the routing decision. A rule of another program may
+    /// remove it, and an untracked reply gets none.
     fn kept(&self, bound: &Seen, to: Option<Way>) -> Kept {
         let Some(Bound { field, mark, connection: of_reply, .. }) = bound.bound else {
             return Kept { by_request: true, by_reply: true };
@@ -218,7 +218,7 @@ impl Asker<'_> {
         Kept { by_request: bound.mark & field == mark, by_reply: reply & field == of_reply }
     }
 
-    /// The uplink that masquerade steering sends a pod's request out by.
+    /// The id of the uplink to which masquerade steering sends a pod's request.
     fn steered(&self, seen: &Seen, without: &Answers) -> Option<u32> {
         let packet = &seen.packet;
         let steering = self.view.plan.steering.get(&Family::of(packet.to))?;
@@ -230,7 +230,7 @@ impl Asker<'_> {
         is_steered.then_some(steering.via)
     }
 
-    /// With the plan's table of this uplink, where it is not in force; none: the reply has lost its mark.
+    /// What would happen if the plan's table of this uplink were in force. `id`: `None` if the reply loses its mark.
     fn foreseen(
         &mut self,
         seen: &Seen,
@@ -264,7 +264,7 @@ impl Asker<'_> {
         Ok(Side { ending, departure, mark_is_lost: false })
     }
 
-    /// The way to an address by the table that the plan makes for an uplink.
+    /// The route to an address in the table that the plan makes for an uplink.
     fn by_table(&mut self, id: u32, to: IpAddr) -> Option<Chosen> {
         let plan = &self.view.plan;
         let table = plan.uplinks.iter().find(|uplink| uplink.id == id)?.table;
@@ -282,7 +282,7 @@ impl Asker<'_> {
     }
 }
 
-/// Keeps the outcomes that connections of the client really have. conntrack has chosen for each of them.
+/// Keeps only the outcomes that existing connections have, because conntrack has already chosen for them.
 fn choose_by_conntrack(outcomes: &mut Vec<Outcome>, alive: &[Connection]) {
     for connection in alive {
         let (called, server) = (connection.original.to, connection.reply.from);

@@ -1,4 +1,4 @@
-//! Many requests at a glance: what becomes of each, by interface and destination.
+//! A table of what happens to many requests, by interface and destination.
 
 use std::fmt::Write as _;
 
@@ -9,10 +9,10 @@ use super::words::{short, table_name};
 use super::{Ending, Packet, Side};
 use crate::model::Facts;
 
-/// What stands in one place: several answers where DNAT may choose between backends.
+/// The results of one request; several if DNAT may choose between backends.
 pub(crate) type Cell = Vec<Explained>;
 
-/// Requests by what arrives where (columns) and what they ask (rows).
+/// Results by arrival (columns) and destination (rows).
 #[derive(Debug, Default)]
 pub(crate) struct Grid {
     pub(crate) head: Vec<String>,
@@ -24,7 +24,7 @@ impl Grid {
         self.rows.iter().flat_map(|(_, cells)| cells).flatten()
     }
 
-    /// The names of the rows whose cells are not all alike.
+    /// The names of the rows whose cells differ from each other.
     pub(crate) fn that_differ(&self, facts: &Facts) -> Vec<&str> {
         let differs = |cells: &[Cell]| {
             let mut words = cells.iter().map(|cell| words(cell, facts));
@@ -35,7 +35,7 @@ impl Grid {
         rows.map(|(name, _)| name.as_str()).collect()
     }
 
-    /// For a person: left-aligned columns.
+    /// Text for a person, in left-aligned columns.
     pub(crate) fn to_text(&self, facts: &Facts) -> String {
         let mut rows = vec![[&[String::new()][..], &self.head].concat()];
         rows.extend(self.rows.iter().map(|(name, cells)| {
@@ -53,7 +53,7 @@ impl Grid {
         out
     }
 
-    /// For programs.
+    /// JSON for programs.
     pub(crate) fn to_json(&self, facts: &Facts) -> Value {
         let rows = self.rows.iter().map(|(name, cells)| {
             let cells = cells.iter().zip(&self.head).map(|(cell, head)| {
@@ -66,7 +66,7 @@ impl Grid {
     }
 }
 
-/// A cell in few words, as the node is now.
+/// A short text for a cell, for the node as it is now.
 fn words(cell: &Cell, facts: &Facts) -> String {
     let mut all: Vec<String> = Vec::new();
     for one in cell {
@@ -78,7 +78,7 @@ fn words(cell: &Cell, facts: &Facts) -> String {
     if all.is_empty() { "-".into() } else { all.join("; ") }
 }
 
-/// The interface by which a pod's own packets leave the node, without symroute.
+/// The interface through which a pod's own packets leave the node without symroute.
 pub(crate) fn behind(cell: &Cell, facts: &Facts) -> Option<String> {
     let Side { ending: Ending::Leaves(chosen), .. } = &cell.first()?.without else { return None };
     let table = table_name(chosen.way.table);
@@ -86,7 +86,7 @@ pub(crate) fn behind(cell: &Cell, facts: &Facts) -> Option<String> {
 }
 
 impl Packet {
-    /// The same to the port of a Service.
+    /// The packet with this protocol and destination port.
     pub(crate) fn to_port(self, protocol: u8, port: u16) -> Self {
         Self { protocol: Some(protocol), port: Some(port), ..self }
     }

@@ -1,9 +1,9 @@
-//! Where a request and its reply go on this node, without symroute and with it, and why.
+//! Explains where a request and its reply go on this node, without symroute and with it, and why.
 //!
-//! The kernel answers the look-ups that it would do itself (`ip_route_input_slow` and
-//! `fib_validate_source` of net/ipv4, `ip6_route_input` of net/ipv6). What it does not say is computed from
-//! what it was asked: the verdict of the reverse path filter, and which rule chose a table. The marks and the
-//! NAT of other programs come from their rules ([`crate::netfilter`]).
+//! The kernel answers the same look-ups that it would do for the packets (`ip_route_input_slow` and
+//! `fib_validate_source` of net/ipv4, `ip6_route_input` of net/ipv6). It does not report the verdict of the
+//! reverse path filter and the rule that chose a table, so these are computed. The marks and the NAT of other
+//! programs come from their rules ([`crate::netfilter`]).
 
 mod answers;
 pub(crate) mod ask;
@@ -21,22 +21,22 @@ use crate::netlink::conntrack::Connection;
 use crate::netlink::route::Way;
 use crate::netlink::uapi::{RTN_LOCAL, RTN_UNICAST};
 
-/// A request as it arrives, or as the node itself sends it.
+/// A request that arrives, or that the node itself sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Packet {
     pub(crate) from: IpAddr,
     pub(crate) to: IpAddr,
-    /// Index of the interface that it arrives on; 0 where the node itself sends it.
+    /// Index of the interface that the request arrives on; 0 if the node itself sends it.
     pub(crate) link: u32,
-    /// `IPPROTO_*` and port, for rules that ask for them. Without a port no DNAT of a Service is found.
+    /// `IPPROTO_*`, for rules that match protocol and port. Without a port, no DNAT of a Service is found.
     pub(crate) protocol: Option<u8>,
     pub(crate) port: Option<u16>,
-    /// The client's port, to find its connection.
+    /// The client's port, which identifies its connection.
     pub(crate) client_port: Option<u16>,
 }
 
 impl Packet {
-    /// One of no protocol.
+    /// A packet without protocol and ports.
     pub(crate) fn plain(from: IpAddr, to: IpAddr, link: u32) -> Self {
         Self { from, to, link, protocol: None, port: None, client_port: None }
     }
@@ -46,119 +46,119 @@ impl Packet {
     }
 }
 
-/// What the kernel says of a packet with some mark.
+/// The kernel's look-ups for a packet with some mark.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Answers {
-    /// Where the request goes; none where the kernel drops it.
+    /// The route of the request; `None` if the kernel drops it.
     pub(crate) request: Option<Chosen>,
-    /// Where the kernel sends what is for the client: what the reverse path filter goes by.
+    /// The route to the client, which the reverse path filter uses.
     pub(crate) back: Option<Chosen>,
-    /// Where the reply goes. None without a request that is answered here.
+    /// The route of the reply; `None` if this node sends or forwards no reply.
     pub(crate) reply: Option<Chosen>,
 }
 
-/// A way, and the rule that chose its table.
+/// A route, and the rule that chose its table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chosen {
     pub(crate) way: Way,
     pub(crate) rule: Option<Rule>,
-    /// The hardware address of its router, where the kernel knows it.
+    /// The hardware address of the router, if the kernel knows it.
     pub(crate) mac: Option<Mac>,
 }
 
-/// What becomes of a request.
+/// What happens to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// The reverse path filter drops it.
     Filtered,
-    /// The kernel drops it for another reason: no route, a route that denies, or a source that is an
-    /// address of the node.
+    /// The kernel drops it for another reason: no route, a prohibiting route, or a source that is an address of
+    /// the node.
     Refused,
     /// A rule of netfilter drops it.
     Dropped,
-    /// It came in by an uplink, leaves the node by one, and is for nothing here.
+    /// It arrives on an uplink, leaves through an uplink, and nothing on this node is its destination.
     PassesThrough,
-    /// A pod or the node has sent it, and it goes this way.
+    /// A pod or the node sends it, and it leaves through this route.
     Leaves(Chosen),
-    /// It arrives, and there is no way to send a reply.
+    /// It arrives, and there is no route for the reply.
     NoReply,
-    /// It arrives, and the reply leaves by this way.
+    /// It arrives, and the reply leaves through this route.
     Answered(Chosen),
 }
 
-/// How a packet that the node forwards or sends looks on the wire, and whether its answer comes back.
+/// How a packet leaves the node, and whether its reply gets back in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Departure {
-    /// Index of the interface that it leaves by.
+    /// Index of the interface that the packet leaves through.
     pub(crate) link: u32,
     pub(crate) source: IpAddr,
-    /// The rule that gave it this source; none where it had it.
+    /// The rule that changed the source; `None` if the source is original.
     pub(crate) by: Option<String>,
-    /// The uplink that has the source as an address, where that is another one.
+    /// Another uplink that has the source as its address.
     pub(crate) owner: Option<u32>,
-    /// Whether it leaves by a tunnel, so that no network on the way checks its source.
+    /// Whether the packet leaves through a tunnel, so that no network on the path checks its source.
     pub(crate) is_tunnelled: bool,
-    /// Where the reverse path filter drops the answer.
+    /// The reply, if the reverse path filter drops it.
     pub(crate) lost: Option<LostAnswer>,
 }
 
-/// An answer that the reverse path filter drops.
+/// A reply that the reverse path filter drops.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LostAnswer {
     pub(crate) link: u32,
     pub(crate) filter: RpFilter,
-    /// The way to the host that has answered.
+    /// The route to the host that has replied.
     pub(crate) back: Option<Chosen>,
 }
 
 impl Departure {
-    /// Whether nothing on the way drops it or its answer.
+    /// Whether neither the network nor this node drops the packet or its reply.
     pub(crate) fn is_well(&self) -> bool {
         (self.owner.is_none() || self.is_tunnelled) && self.lost.is_none()
     }
 }
 
-/// What becomes of a request without symroute, or with it.
+/// What happens to a request, either without symroute or with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Side {
     pub(crate) ending: Ending,
-    /// Where the request leaves the node again, with another source or as one of the node's own.
+    /// How the request leaves the node, after a change of its source or if the node itself sends it.
     pub(crate) departure: Option<Departure>,
-    /// With symroute: whether its mark is not on the request or its answer when the kernel asks for a route.
+    /// With symroute: whether request or reply lacks symroute's mark at the routing decision.
     pub(crate) mark_is_lost: bool,
 }
 
 impl Side {
-    /// Whether the reply leaves by the interface that the request came in by.
+    /// Whether the reply leaves through the interface that the request arrived on.
     pub(crate) fn is_symmetric(&self, packet: &Packet) -> bool {
         matches!(&self.ending, Ending::Answered(reply) if reply.way.link == packet.link)
     }
 
-    /// Whether nothing is lost on this node, or by a source check on the way.
+    /// Whether neither this node nor a source check on the path drops the request or the reply.
     pub(crate) fn is_well(&self, packet: &Packet) -> bool {
         let goes = self.is_symmetric(packet) || matches!(self.ending, Ending::Leaves(_));
         goes && self.departure.as_ref().is_none_or(Departure::is_well)
     }
 }
 
-/// A request, after the rules of netfilter have seen it.
+/// The effect of netfilter rules on a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Translated {
-    /// DNAT, if any.
+    /// The DNAT, if any.
     pub(crate) nat: Option<Nat>,
-    /// Which outcome this is of how many: a Service may have several backends.
+    /// The number of this outcome, and the number of all outcomes. A Service may have several backends.
     pub(crate) which: (usize, usize),
-    /// Rules that could not be judged.
+    /// Matches and targets that are not understood.
     pub(crate) unsure: Vec<String>,
-    /// The rule that keeps it from being tracked: table and chain.
+    /// Table and chain of the rule that keeps the request from being tracked.
     pub(crate) untracked_by: Option<String>,
-    /// Connections of such requests that conntrack knows at this moment.
+    /// Connections in conntrack that match the request.
     pub(crate) alive: Vec<Connection>,
 }
 
-/// What becomes of the packet, by the kernel's answers. `is_inside`: whether an interface leads to pods or
-/// the like, and not outside. `is_translated`: whether DNAT has chosen where it goes, so that this node
-/// forwards the answer too.
+/// What happens to a packet, computed from the kernel's answers. `is_inside`: whether an interface leads to
+/// pods or the like. `is_translated`: whether DNAT chose the destination, so that this node forwards the reply
+/// too.
 pub(crate) fn ending(
     packet: &Packet,
     answers: &Answers,

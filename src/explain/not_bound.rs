@@ -1,4 +1,4 @@
-//! Which requests symroute leaves alone, and why.
+//! Finds the reason why symroute ignores a request.
 
 use super::Packet;
 use crate::backend::Marker;
@@ -8,21 +8,21 @@ use crate::netlink::route::Way;
 use crate::netlink::uapi::RTN_LOCAL;
 use crate::plan::Plan;
 
-/// Where the request goes.
+/// The destination of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Target<'a> {
-    /// The destination before DNAT, which "exclude" is about.
+    /// The destination before DNAT, which the setting "exclude" applies to.
     pub(super) called: std::net::IpAddr,
-    /// Whether DNAT sends it to a backend outside.
+    /// Whether DNAT sends the request to a backend outside.
     pub(super) is_remote: bool,
     pub(super) way: Option<&'a Way>,
-    /// A rule before symroute's that is about packets from the destination before DNAT.
+    /// A rule before symroute's rules that matches packets from the destination before DNAT.
     pub(super) rule: Option<&'a Rule>,
-    /// Whether the node reaches the source by an interface that is no uplink.
+    /// Whether the node reaches the source through an interface that is not an uplink.
     pub(super) source_is_inside: bool,
 }
 
-/// Why symroute binds no connection of this request; none where it does. `packet` is as DNAT leaves it.
+/// Why symroute does not bind the connection of a request; `None` if it does. `packet`: the request after DNAT.
 pub(super) fn not_bound(
     packet: &Packet,
     target: Target<'_>,
@@ -47,7 +47,7 @@ pub(super) fn not_bound(
         return Some(format!("{} is link-local", packet.from));
     }
     let by_iptables = plan.marker() != Marker::Nftables;
-    // iptables lets a request in before it is known where DNAT sends it.
+    // iptables decides on a request before the result of DNAT is known.
     let accepted_as = if by_iptables { called } else { packet.to };
     let is_hairpin = settings.hairpin || facts.hairpins.contains(&accepted_as);
     if target.source_is_inside && !is_hairpin {

@@ -1,11 +1,11 @@
-//! Which rule of the routing policy database chose a table: the kernel's answer names the table alone.
+//! Finds the ip rule that chose a table, because the kernel's answer has only the table.
 
 use crate::model::{Action, Rule};
 use crate::names::LOOPBACK;
 use crate::netlink::route::Lookup;
 
 /// The first rule that leads this look-up to the table. `iif` is the name of the interface that the packet
-/// comes in by. A rule that asks for ports, users or the like counts if nothing else leads there.
+/// arrives on. A rule that also matches ports, users or the like counts only if no other rule leads there.
 pub(crate) fn chosen<'a>(
     rules: impl Iterator<Item = &'a Rule> + Clone,
     lookup: &Lookup,
@@ -22,7 +22,8 @@ pub(crate) fn chosen<'a>(
             && rule.to.is_none_or(|net| net.contains(lookup.to))
     };
     let first = |rules: &mut dyn Iterator<Item = &'a Rule>| rules.min_by_key(|rule| rule.priority);
-    // A source, a destination or "not" is among those selectors, and is read where it is the only one.
+    // A rule with a source, a destination or "not" also has `other_selectors`. These three are evaluated above,
+    // so trust such a rule.
     let is_read = |rule: &&Rule| {
         !rule.other_selectors || rule.from.is_some() || rule.to.is_some() || rule.is_inverted
     };

@@ -1,4 +1,4 @@
-//! What was found, in plain words and for programs.
+//! Explanations as text and as JSON.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -14,11 +14,11 @@ use crate::netlink::uapi::{IPS_SEEN_REPLY, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_LO
 use crate::node::View;
 use crate::plan::Uplink;
 
-/// Where symroute's mark is not on a packet.
+/// The line for a packet that lacks symroute's mark.
 const MARK_LOST: &str = "symroute's mark is not on each packet: \"symroutectl marks\" and \"symroutectl status\" say why";
-/// Connections that are shown at most.
+/// Maximum number of connections that are shown.
 const SHOWN: usize = 5;
-/// The width of the first column.
+/// Width of the first column.
 const HEAD: usize = 18;
 
 pub(super) fn table_name(table: u32) -> String {
@@ -42,7 +42,7 @@ fn way(facts: &Facts, chosen: &Chosen) -> String {
     format!("{link}: {rule}table {}, {router}", table_name(chosen.way.table))
 }
 
-/// What becomes of a request as the node is now, in few words.
+/// What happens to a request on the node as it is now, in a few words.
 pub(super) fn short(one: &Explained, facts: &Facts) -> String {
     let side = one.now();
     let by = |chosen: &Chosen| facts.link_name(chosen.way.link);
@@ -60,7 +60,7 @@ pub(super) fn short(one: &Explained, facts: &Facts) -> String {
     }
 }
 
-/// A packet's protocol by the name that the command line has for it.
+/// The name of a protocol on the command line.
 pub(crate) fn protocol_name(protocol: u8) -> String {
     match protocol {
         1 => "icmp".into(),
@@ -72,7 +72,7 @@ pub(crate) fn protocol_name(protocol: u8) -> String {
     }
 }
 
-/// An address, and the port where there is one.
+/// An address, with its port if there is one.
 fn with_port(ip: IpAddr, port: Option<u16>) -> String {
     port.map_or_else(|| ip.to_string(), |port| SocketAddr::new(ip, port).to_string())
 }
@@ -106,7 +106,7 @@ impl Translated {
     }
 }
 
-/// A connection that conntrack knows: the client's port, and which uplink it is bound to.
+/// A connection in conntrack: the client's port, and the uplink that the connection is bound to.
 fn connection(one: &Connection, field: Field, uplinks: &[Uplink]) -> String {
     let id = one.mark & field.id_mask();
     let bound = uplinks.iter().find(|uplink| id != 0 && field.of(uplink.id) == id);
@@ -122,7 +122,7 @@ fn connection(one: &Connection, field: Field, uplinks: &[Uplink]) -> String {
 }
 
 impl Departure {
-    /// What a request that leaves the node again looks like, and what becomes of its answer.
+    /// Lines about a request that leaves the node, and about its reply.
     fn lines(&self, packet: &Packet, to: IpAddr, facts: &Facts) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(by) = &self.by {
@@ -155,7 +155,7 @@ impl Departure {
 }
 
 impl Explained {
-    /// For a person.
+    /// Text for a person.
     pub(crate) fn to_text(&self, view: &View) -> String {
         let facts = &view.facts;
         let mut out = format!("{}\n", head(&self.packet, facts));
@@ -186,7 +186,7 @@ impl Explained {
         out
     }
 
-    /// Some of the connections that are alive, and how many more there are.
+    /// Lines about the first existing connections, and the number of others.
     fn connections(&self, view: &View) -> Vec<String> {
         let (alive, uplinks) = (&self.translated.alive, &view.plan.uplinks);
         let shown = alive.iter().take(SHOWN);
@@ -206,7 +206,7 @@ impl Explained {
         }
     }
 
-    /// What becomes of the request, in lines.
+    /// Lines that say what happens to the request.
     pub(crate) fn story(&self, facts: &Facts, side: &Side) -> Vec<String> {
         let mut lines = self.ending(facts, side);
         let departure = side.departure.as_ref();
@@ -261,7 +261,7 @@ impl Explained {
         }
     }
 
-    /// For programs.
+    /// JSON for programs.
     pub(crate) fn to_json(&self, facts: &Facts) -> Value {
         let side = |side: &Side| {
             let (word, chosen) = match &side.ending {
