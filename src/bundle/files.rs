@@ -1,4 +1,4 @@
-//! What files say: sysctls, counters, the state of this boot, conflists, the log.
+//! Collects what files contain: sysctls, counters, the state of this boot, conflists, the log.
 
 use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -10,7 +10,7 @@ use super::{Bundle, Content, harmless};
 use crate::names;
 use crate::plain_file::{self, Links};
 
-/// Sysctls below /proc/sys/net that are of the whole node.
+/// Sysctls of the whole node, below /proc/sys/net.
 const OF_NODE: [&str; 14] = [
     "ipv4/ip_forward",
     "ipv4/icmp_errors_use_inbound_ifaddr",
@@ -39,25 +39,25 @@ const OF_INTERFACE: [&str; 9] = [
     "route_localnet",
     "send_redirects",
 ];
-/// Files of counters below /proc/thread-self/net, which is of this thread's network namespace.
+/// Files with counters, below /proc/thread-self/net, which belongs to this thread's network namespace.
 const COUNTERS: [&str; 5] = ["netstat", "snmp", "snmp6", "dev", "stat/nf_conntrack"];
-/// Of so many interfaces the sysctls are read; a full node has one for each pod.
+/// Maximum number of interfaces whose sysctls are read. A full node has one for each pod.
 const INTERFACES: usize = 64;
-/// So many files of attachments are taken.
+/// Maximum number of attachment files.
 const PODS: usize = 64;
-/// So many bytes of the log's end are taken.
+/// Bytes that are read from the end of the log.
 const LOG: u64 = 64 * 1024;
-/// No file of the state or of the conf dir is longer.
+/// Maximum number of bytes that are read of a state file or conflist.
 const LONGEST: u64 = 256 * 1024;
 
-/// Adds sysctls. `interfaces`: their names, NICs first.
+/// Adds sysctls. `interfaces`: names, NICs first.
 pub(crate) fn sysctls(bundle: &mut Bundle, interfaces: &[String]) {
     const FILE: &str = "sysctls.json";
     let mut found = Map::new();
     let mut read = |key: String, bundle: &mut Bundle| {
         let text = match fs::read_to_string(format!("/proc/sys/net/{key}")) {
             Ok(text) => json!(text.trim()),
-            // A kernel without that part, or an interface that has gone.
+            // The kernel lacks the feature, or the interface has been deleted.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Value::Null,
             Err(error) => return bundle.miss(FILE, format!("{key}: {error}")),
         };
@@ -117,7 +117,7 @@ pub(crate) fn state(bundle: &mut Bundle, folder: &Path) {
     bundle.add(FILE, Ok(Content::Json(Value::Object(found))));
 }
 
-/// What a file of the state says, or where a link leads; none for a folder.
+/// The content of a state file, or the target of a symbolic link; `None` for a folder.
 fn state_file(path: &Path) -> io::Result<Option<Value>> {
     let kind = path.symlink_metadata()?.file_type();
     if kind.is_symlink() {
@@ -131,7 +131,7 @@ fn state_file(path: &Path) -> io::Result<Option<Value>> {
     Ok(Some(serde_json::from_slice(&bytes).unwrap_or_else(|_| text())))
 }
 
-/// Adds the conflists, without what may be a secret.
+/// Adds the conflists without possible secrets.
 pub(crate) fn conflists(bundle: &mut Bundle, folder: &Path) {
     let names = match names_in(folder) {
         Ok(names) => names,
@@ -143,7 +143,7 @@ pub(crate) fn conflists(bundle: &mut Bundle, folder: &Path) {
     for name in &names {
         let is_conflist = [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end));
         let path = folder.join(name);
-        // Of other files, for instance a kubeconfig, no more than the name is seen.
+        // Of other files, for instance a kubeconfig, only the name is added.
         let kept = if is_conflist && path.is_file() {
             let read = beginning(&path).map_err(|error| error.to_string());
             read.and_then(|text| harmless::of_conflist(&text))
@@ -164,7 +164,7 @@ pub(crate) fn log(bundle: &mut Bundle, file: &Path) {
     bundle.add("log.txt", read.map(Content::Text));
 }
 
-/// The last whole lines of a file.
+/// The last lines of a file, without an incomplete first line.
 fn end_of(file: &Path) -> io::Result<String> {
     let mut file = plain_file::open(file, Links::Refused)?;
     let begin = file.metadata()?.len().saturating_sub(LOG);
@@ -190,7 +190,7 @@ fn names_in(folder: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// What the kernel calls this machine, and its own release.
+/// The host name, and the release of the kernel.
 pub(crate) fn machine() -> (String, String) {
     let read = |name: &str| {
         let text = fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
@@ -199,7 +199,7 @@ pub(crate) fn machine() -> (String, String) {
     (read("hostname"), read("osrelease"))
 }
 
-/// The log file that a conflist of this folder names for the plugin, or else the default one.
+/// The log file that a conflist in `folder` sets for the plugin, otherwise the default.
 pub(crate) fn log_file(folder: &Path) -> std::path::PathBuf {
     use crate::config::source::{Reader, SettingsSource};
     let found = SettingsSource::Folder(folder.into()).read(Reader::Agent).ok().flatten();

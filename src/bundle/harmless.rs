@@ -1,5 +1,5 @@
-//! What of a conflist may leave the node. Plugins keep tokens, passwords and paths of kubeconfig files
-//! in their objects; so only what is known to be harmless stays.
+//! The parts of a conflist that may leave the node. Plugins keep tokens, passwords and paths of kubeconfig
+//! files in their objects, so only fields that are known to be harmless are kept.
 
 use serde_json::{Map, Value, json};
 
@@ -9,7 +9,8 @@ use crate::names;
 /// Keys of a network that are kept.
 const OF_NETWORK: [&str; 6] =
     ["cniVersion", "cniVersions", "name", "type", "disableCheck", "disableGC"];
-/// Keys of other plugins that are kept where they hold a number, a flag or a short text.
+/// Keys of other plugins that are kept if their value is a number, a flag, a short text, or a list of short
+/// texts.
 const OF_PLUGIN: [&str; 21] = [
     "type",
     "mtu",
@@ -33,17 +34,17 @@ const OF_PLUGIN: [&str; 21] = [
     "rangeStart",
     "rangeEnd",
 ];
-/// Keys that hold objects like a plugin's, or lists of them.
+/// Keys whose values are objects like a plugin's, or lists of them.
 const NESTED: [&str; 5] = ["plugins", "delegate", "delegates", "ipam", "ranges"];
-/// A longer text says more than a name.
+/// Maximum bytes of a text that is kept. Longer texts may be more than names.
 const SHORT: usize = 64;
-/// What stands for the keys that are left out.
+/// The key that holds the number of keys that were left out.
 const LEFT_OUT: &str = "keysLeftOut";
 
-/// A conflist without what may be a secret. Error: why nothing of it can be shown.
+/// A conflist without possible secrets. Error: why it can't be parsed.
 pub(super) fn of_conflist(text: &[u8]) -> Result<Value, String> {
     let value: Value = serde_json::from_slice(text).map_err(|error| {
-        // The parser's own words may quote the text.
+        // The parser's own message may quote the text.
         format!("no JSON, at line {} column {}", error.line(), error.column())
     })?;
     let Value::Object(network) = value else { return Err("no JSON object".into()) };

@@ -1,4 +1,4 @@
-//! What the kernel says by netlink. Nothing is changed.
+//! Collects what the kernel reports through netlink, without changing the node.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,10 +20,11 @@ use crate::node::apply::{Kernel, route_text};
 use crate::node::{Node, View};
 use crate::plan::ours;
 
-/// A full node has a route for each pod, and a rule for each pod's address. So many say enough.
+/// Maximum number of items of one kind. A full node has a route for each pod, and a rule for each pod's
+/// address.
 const MOST: usize = 1000;
 
-/// Adds what netlink says. `settings`: by which state of ours is known where nothing is in force.
+/// Adds the kernel's state. `settings` identify symroute's own tables if nothing is in force.
 pub(crate) fn collect(bundle: &mut Bundle, node: &mut Node, settings: &Settings) {
     let view = node.view(settings);
     let own = view.as_ref().map_or(settings, |view| &view.settings).clone();
@@ -51,7 +52,7 @@ fn said<T: Default>(bundle: &mut Bundle, name: &str, read: Result<T, Error>) -> 
     })
 }
 
-/// Interfaces with their addresses. What was read is in the facts.
+/// Adds the interfaces with their addresses, and returns both.
 fn links(bundle: &mut Bundle, kernel: &mut Kernel) -> Facts {
     const FILE: &str = "links.json";
     let links = said(bundle, FILE, route::links(&mut kernel.rtnetlink));
@@ -66,7 +67,7 @@ fn links(bundle: &mut Bundle, kernel: &mut Kernel) -> Facts {
 fn link_json(link: &Link, facts: &Facts) -> Value {
     let addresses = facts.addresses.iter().filter(|address| address.link == link.index);
     let address = |a: &Address| json!({"ip": a.ip, "prefix": a.net.to_string(), "scope": a.scope});
-    // netlink says it too, but the plan has no use for it.
+    // The plan does not need the hardware address, so netlink's is not in the facts.
     let mac = fs::read_to_string(format!("/sys/class/net/{}/address", link.name));
     json!({
         "index": link.index,
@@ -99,7 +100,7 @@ fn rules(bundle: &mut Bundle, kernel: &mut Kernel, family: Family) {
     rest(bundle, &name, found.len());
 }
 
-/// Main's routes, those of our tables, and all default routes. Default routes come first.
+/// Adds the routes of main and of symroute's tables, and all default routes. Default routes come first.
 fn routes(
     bundle: &mut Bundle,
     kernel: &mut Kernel,
@@ -126,7 +127,7 @@ fn routes(
     rest(bundle, &name, found.len());
 }
 
-/// The routers of default routes, with their hardware addresses where they are known.
+/// Adds the routers of default routes, with their hardware addresses if known.
 fn neighbours(bundle: &mut Bundle, kernel: &mut Kernel, facts: &Facts, view: Option<&View>) {
     const FILE: &str = "neighbours.json";
     let Some(view) = view else {
@@ -146,7 +147,7 @@ fn neighbours(bundle: &mut Bundle, kernel: &mut Kernel, facts: &Facts, view: Opt
     bundle.add(FILE, Ok(Content::Json(routers.into())));
 }
 
-/// Our tables of nftables, our chains of iptables and our ipsets.
+/// Adds symroute's tables of nftables, chains of iptables and ipsets.
 fn netfilter(bundle: &mut Bundle, view: &View, unseen: &str) {
     const FILE: &str = "netfilter.json";
     if !unseen.is_empty() {
@@ -186,7 +187,7 @@ fn netfilter(bundle: &mut Bundle, view: &View, unseen: &str) {
     bundle.add(FILE, Ok(Content::Json(content)));
 }
 
-/// What a table has: its elements are bytes, which `nftables.txt` shows in nft's words.
+/// A summary of a table. Set elements are bytes here; `nftables.txt` has them as text.
 fn table_json(table: &Table) -> Value {
     let chains = table.chains.iter().map(|(name, chain)| {
         let foreign = chain.rules.iter().filter(|rule| rule.is_none()).count();
@@ -204,7 +205,7 @@ fn table_json(table: &Table) -> Value {
     })
 }
 
-/// The table as nft prints it, with counters: the kernel has no words for its rules.
+/// The output of `nft list table`, with counters, because the code can't print rules as text.
 fn listed() -> Result<Content, String> {
     capabilities::limit_programs();
     let output = Command::new("nft")

@@ -1,13 +1,10 @@
-//! What a report of a problem needs, in one tar: gathered here, written by [`tar`].
+//! Builds the archive for a problem report.
 //!
-//! ```text
-//! kernel     links, addresses, routes, rules, neighbours, netfilter by netlink
-//! files      sysctls, counters, the state, conflists, the log
-//! harmless   what of a conflist may leave the node      (pure)
-//! pseudonym  other addresses and names in their place    (pure)
-//! tar        the archive                                 (pure)
-//! ```
-//! Payloads, keys, tokens, environment variables and the content of kubeconfig files are never read.
+//! ```text kernel     links, addresses, routes, rules, neighbours, netfilter, through netlink files
+//! sysctls, counters, the state, conflists, the log harmless   the parts of a conflist that may leave the node
+//! (pure) pseudonym  replaces addresses and names                    (pure) tar        writes the archive
+//! (pure) ``` The tool never adds payloads, keys, tokens, environment variables or the content of kubeconfig
+//! files.
 
 pub(crate) mod files;
 mod harmless;
@@ -21,12 +18,12 @@ use serde_json::Value;
 
 use pseudonym::Pseudonyms;
 
-/// The folder that all files of the archive are in.
+/// The folder in the archive that holds all files.
 const FOLDER: &str = "symroute-bundle";
-/// The file that names what could not be read.
+/// The file that lists what could not be read.
 const MISSING: &str = "missing.txt";
 
-/// What a file of the bundle holds.
+/// The content of a file in the bundle.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Content {
     Json(Value),
@@ -49,17 +46,17 @@ impl Bundle {
         }
     }
 
-    /// Notes that a file, or a part of it, is missing.
+    /// Records that a file, or a part of it, is missing.
     pub(crate) fn miss(&mut self, name: &str, why: impl Into<String>) {
         self.missing.push((name.into(), why.into()));
     }
 
-    /// How many files there are, and how many things are missing.
+    /// The number of files, and the number of missing items.
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.parts.len(), self.missing.len())
     }
 
-    /// The archive.
+    /// The archive as bytes. `pseudonyms` replace addresses and names, if given.
     pub(crate) fn to_tar(&self, pseudonyms: Option<&Pseudonyms>, time: SystemTime) -> Vec<u8> {
         let line = |(name, why): &(String, String)| format!("{name}: {}\n", why.trim());
         let missing = Content::Text(self.missing.iter().map(line).collect());

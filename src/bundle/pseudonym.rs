@@ -1,9 +1,9 @@
-//! Other addresses and names in the place of a node's, the same ones throughout a bundle.
+//! Replaces the addresses and names of a node, consistently in one bundle.
 //!
-//! Addresses keep their relations: two that share the first N bits have pseudonyms that share the first N
-//! bits (the construction of Crypto-PAn: a bit is flipped or not by a keyed function of the bits before
-//! it). The key is random and is thrown away. What says nothing about a node stays: loopback,
-//! documentation, link-local and multicast prefixes, private ranges as such, masks, default routes.
+//! If two addresses share the first N bits, so do their pseudonyms. This is the construction of Crypto-PAn: a
+//! keyed function of the preceding bits decides whether a bit is flipped. The key is random and is never
+//! stored. Data that does not identify a node stays: loopback, documentation, link-local and multicast
+//! prefixes, the private ranges themselves, masks, default routes.
 
 use std::borrow::Cow;
 use std::collections::hash_map::RandomState;
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::model::{Mac, mac_text};
 
-/// Prefixes that map to themselves, and whether all of such an address stays.
+/// IPv4 prefixes that map to themselves, and whether the rest of the address stays too.
 const KEPT4: [(Ipv4Addr, u8, bool); 12] = [
     (Ipv4Addr::UNSPECIFIED, 8, true),
     (Ipv4Addr::new(127, 0, 0, 0), 8, true),
@@ -38,29 +38,29 @@ const KEPT6: [(Ipv6Addr, u8, bool); 8] = [
     (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96, false),
     (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64, false),
     (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7, false),
-    // Multicast: the last bits may be those of an address.
+    // Multicast. In the solicited-node range the last bits come from an address.
     (Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0), 104, false),
     (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, true),
 ];
 
-/// How often something is cut off the end of a word that may be an address.
+/// Maximum number of cuts at the end of a word that may be an address.
 const CUTS: usize = 4;
 
 /// The pseudonyms of one bundle.
 #[derive(Debug)]
 pub(crate) struct Pseudonyms {
     key: RandomState,
-    /// Names, the longest first, and what stands for them.
+    /// Names in lower case and their pseudonyms, longest names first.
     names: Vec<(String, String)>,
-    /// Words that only look like addresses.
+    /// Words that look like addresses but are not.
     kept: Vec<String>,
 }
 
 impl Pseudonyms {
-    /// Of a node with this name. `kept`: words that stay as they are.
+    /// Creates pseudonyms for a node with host name `host`. `kept`: words that stay unchanged.
     pub(crate) fn new(host: &str, kept: &[&str]) -> Self {
         let mut names = vec![(host.to_lowercase(), "host-1".to_owned())];
-        // Its name without the domain.
+        // The host name without its domain.
         if let Some((first, _)) = host.split_once('.') {
             names.push((first.to_lowercase(), "host-1".to_owned()));
         }
@@ -69,7 +69,7 @@ impl Pseudonyms {
         Self { key: RandomState::new(), names, kept }
     }
 
-    /// JSON with other addresses and names, in keys as well.
+    /// Replaces addresses and names in JSON, including its keys.
     pub(crate) fn value(&self, value: &Value) -> Value {
         match value {
             Value::String(text) => Value::String(self.text(text)),
@@ -81,7 +81,7 @@ impl Pseudonyms {
         }
     }
 
-    /// A text with other addresses and names.
+    /// Replaces addresses and names in a text.
     pub(crate) fn text(&self, text: &str) -> String {
         let mut text = Cow::Borrowed(text);
         for (name, other) in &self.names {
@@ -101,15 +101,16 @@ impl Pseudonyms {
         out + rest
     }
 
-    /// A word with what stands for the addresses in it. `length`: of the prefix behind it.
+    /// Replaces the addresses in a word. `length`: length of the prefix, if "/N" follows the word.
     fn word(&self, word: &str, length: Option<u8>) -> String {
         let (mut out, mut rest) = (String::new(), word);
-        // A word may be as long as the text: each part of it is looked at once.
+        // A word may be as long as the text, so each part is examined only once.
         loop {
             if let Some(changed) = self.known(rest, length) {
                 return out + &changed;
             }
-            // A full stop, or a colon as in "192.0.2.1: no route", or both behind "fd00::".
+            // The word may end with a full stop, with a colon as in "192.0.2.1: no route", or with both after
+            // "fd00::".
             let cuts = std::iter::successors(without_end(rest), |cut| without_end(cut)).take(CUTS);
             if let Some((cut, changed)) =
                 { cuts }.find_map(|cut| Some((cut, self.known(cut, None)?)))
@@ -131,12 +132,12 @@ impl Pseudonyms {
         }
     }
 
-    /// A part of a word without anything that could cut it.
+    /// Replaces the addresses in a part of a word.
     fn part(&self, part: &str) -> String {
         if part.is_empty() { String::new() } else { self.word(part, None) }
     }
 
-    /// What stands for a word that is to stay, or is an address.
+    /// The replacement for a word that is kept, or that is an address.
     fn known(&self, word: &str, length: Option<u8>) -> Option<String> {
         if self.kept.iter().any(|kept| kept == word) {
             return Some(word.into());
@@ -144,27 +145,27 @@ impl Pseudonyms {
         self.whole(word, length)
     }
 
-    /// What stands for a word that is an address.
+    /// The replacement for a word that is an address.
     fn whole(&self, word: &str, length: Option<u8>) -> Option<String> {
         if let Ok(ip) = word.parse::<IpAddr>() {
             return Some(self.address(ip, length).to_string());
         }
-        // With colons as everywhere, or with dashes as in names of hosts and leases.
+        // Hardware addresses have colons, or dashes in host names and leases.
         for sign in [":", "-"] {
             if let Some(mac) = mac(word, sign) {
                 return Some(mac_text(self.mac(mac)).replace(':', sign));
             }
         }
-        // systemd names a NIC by its hardware address.
+        // systemd names a NIC after its hardware address.
         let plain = word.strip_prefix("enx").filter(|hex| hex.len() == 12)?;
         let mac = plain.as_bytes().chunks(2).map(hex_byte).collect::<Option<Vec<u8>>>()?;
         let other = self.mac(mac.try_into().ok()?);
         Some(format!("enx{}", mac_text(other).replace(':', "")))
     }
 
-    /// "10-0-1-2" as in "ip-10-0-1-2", which clouds name hosts by; and what stands behind it.
+    /// Replaces "10-0-1-2" as in "ip-10-0-1-2", a host name in clouds. Also returns the rest of the word.
     fn dashed<'a>(&self, word: &'a str) -> Option<(String, &'a str)> {
-        // An address has no more than 15 characters.
+        // An IPv4 address has at most 15 characters.
         let end = word.bytes().take(16).position(|c| !c.is_ascii_digit() && c != b'-');
         let found = &word[..end.unwrap_or(word.len().min(16))];
         let found = found.trim_end_matches('-');
@@ -173,13 +174,13 @@ impl Pseudonyms {
         Some((other, &word[found.len()..]))
     }
 
-    /// IPv4 addresses among the other characters of a word, for instance before a port.
+    /// Replaces IPv4 addresses among other characters of a word, for instance before a port.
     fn numbers(&self, word: &str, length: Option<u8>) -> String {
         let is_number = |c: char| c.is_ascii_digit() || c == '.';
         let (mut out, mut rest) = (String::new(), word);
         while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
             let end = rest[start..].find(|c| !is_number(c)).map_or(rest.len(), |end| start + end);
-            // As in "192.0.2.1.nip.io".
+            // Leave out the last dot in "192.0.2.1.nip.io".
             let end = start + rest[start..end].trim_end_matches('.').len();
             let (before, found, behind) = (&rest[..start], &rest[start..end], &rest[end..]);
             out.push_str(before);
@@ -197,13 +198,13 @@ impl Pseudonyms {
         out + rest
     }
 
-    /// What stands for an address. A prefix of this length stays one: its last bits stay 0.
+    /// Replaces an address. If it is a prefix of this length, its host bits stay 0.
     fn address(&self, ip: IpAddr, length: Option<u8>) -> IpAddr {
         match ip {
             IpAddr::V4(ip) => {
                 let kept = KEPT4.map(|(net, length, whole)| (net.to_bits().into(), length, whole));
                 let other = self.bits(u128::from(ip.to_bits()), 32, length, &kept);
-                // No more than 32 bits go in, and none of the others is changed.
+                // Only the low 32 bits are used.
                 Ipv4Addr::from_bits(u32::try_from(other).unwrap_or_default()).into()
             }
             IpAddr::V6(ip) => {
@@ -226,7 +227,7 @@ impl Pseudonyms {
         let mut other = ip;
         for at in 0..width {
             let before = first(ip, at);
-            // On the way to a prefix that stays, or in one that stays as a whole.
+            // Keep the bit if all bits before it match a kept prefix, or if it is in an address that is kept whole.
             let stays = kept.iter().any(|&(net, count, whole)| {
                 let common = at.min(count);
                 first(net, common) == first(ip, common) && (at < count || whole)
@@ -242,7 +243,7 @@ impl Pseudonyms {
         }
     }
 
-    /// What stands for a hardware address: one that is administered locally.
+    /// Replaces a hardware address with a locally administered one.
     fn mac(&self, mac: Mac) -> Mac {
         if mac == [0; 6] || mac == [0xff; 6] {
             return mac;
@@ -256,14 +257,14 @@ fn is_of_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-' | '_' | '+')
 }
 
-/// The N of "/N", if the text begins so.
+/// The number N if the text begins with "/N".
 fn prefix_length(rest: &str) -> Option<u8> {
     let rest = rest.strip_prefix('/')?;
     let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     rest[..end].parse().ok()
 }
 
-/// A word without the stops at its end, or without one colon.
+/// The word without dots at its end, or otherwise without one colon.
 fn without_end(word: &str) -> Option<&str> {
     let shorter = word.trim_end_matches('.');
     let shorter = if shorter.len() < word.len() { shorter } else { shorter.strip_suffix(':')? };
@@ -284,10 +285,9 @@ fn hex_byte(hex: &[u8]) -> Option<u8> {
     u8::from_str_radix(std::str::from_utf8(hex).ok().filter(|_| is_hex)?, 16).ok()
 }
 
-/// The text with another name in the place of this one, wherever it stands by itself. None where it does
-/// not occur. `name` is in lower case.
+/// Replaces a name where it is not part of a longer word. `None` if it does not occur. `name` is in lower case.
 fn replaced(text: &str, name: &str, other: &str) -> Option<String> {
-    // Lengths stay, for only ASCII is changed.
+    // ASCII lower case keeps the positions of all bytes.
     let lower = text.to_ascii_lowercase();
     let (mut out, mut done) = (String::new(), 0);
     for (at, _) in lower.match_indices(name) {
@@ -393,7 +393,7 @@ mod tests {
             };
             let (x, y) = (map(a, None), map(b, None));
             assert_eq!((a ^ b).leading_zeros(), (x ^ y).leading_zeros());
-            // A prefix stays one, and holds the pseudonyms of its addresses.
+            // A prefix stays a prefix, and contains the pseudonyms of its addresses.
             let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
             assert_eq!(map(a & mask, Some(length)), x & mask);
             let is_private = |bits: u32| Ipv4Addr::from(bits).is_private();

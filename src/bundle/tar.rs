@@ -1,32 +1,32 @@
-//! A tar archive of a few small files, as POSIX has it (ustar, IEEE Std 1003.1, pax).
+//! Writes a tar archive of a few small files (ustar, IEEE Std 1003.1, pax).
 //!
-//! The crate `tar` also reads and unpacks archives, follows links and sets times and attributes. What is
-//! needed here is one header of 512 bytes, whose fields are text.
+//! The crate `tar` also reads and unpacks archives, follows links, and sets times and attributes. This module
+//! only needs one header of 512 bytes, whose fields are text.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Everything in an archive is a multiple of this many bytes.
+/// Size of a block. An archive consists of whole blocks.
 const BLOCK: usize = 512;
-/// The longest name of a file that fits into the field of names.
+/// Maximum bytes of a file name.
 const NAME: usize = 100;
-/// Where the checksum stands, and how many bytes it takes.
+/// Position of the checksum in the header.
 const CHECKSUM: std::ops::Range<usize> = 148..156;
 
 #[derive(Debug)]
 pub(super) struct Archive {
     bytes: Vec<u8>,
-    /// Seconds since 1970.
+    /// Modification time of all files, in seconds since 1970.
     time: u64,
 }
 
 impl Archive {
-    /// An empty archive whose files are of this time.
+    /// An empty archive whose files have this modification time.
     pub(super) fn at(time: SystemTime) -> Self {
         let time = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self { bytes: Vec::new(), time }
     }
 
-    /// Adds a file that only its owner may read. A name of more than 100 bytes is cut.
+    /// Adds a file with mode 0600. Cuts a name of more than 100 bytes.
     pub(super) fn add(&mut self, name: &str, content: &[u8]) {
         self.bytes.extend_from_slice(&header(name, content.len(), self.time));
         self.bytes.extend_from_slice(content);
@@ -35,7 +35,7 @@ impl Archive {
 
     /// The bytes of the archive.
     pub(super) fn end(mut self) -> Vec<u8> {
-        // Two empty blocks are the end.
+        // Two empty blocks mark the end.
         self.bytes.resize(self.bytes.len() + 2 * BLOCK, 0);
         self.bytes
     }
@@ -56,7 +56,7 @@ fn header(name: &str, length: usize, time: u64) -> [u8; BLOCK] {
     }
     put(0, &name[..end]);
     put(100, "0000600\0");
-    // Owner and group are root's.
+    // Owner and group are root.
     put(108, "0000000\0");
     put(116, "0000000\0");
     put(124, &format!("{length:011o}\0"));
@@ -65,7 +65,7 @@ fn header(name: &str, length: usize, time: u64) -> [u8; BLOCK] {
     put(156, "0");
     put(257, "ustar\0");
     put(263, "00");
-    // The checksum counts as blanks while it is computed.
+    // Blanks stand for the checksum while it is computed.
     put(CHECKSUM.start, "        ");
     let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
     header[CHECKSUM].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
