@@ -1,13 +1,13 @@
-"""What Helm made of conf/helm/symroute, for tests/install helm.
+"""Checks Helm's output for conf/helm/symroute, for tests/install helm.
 
 chart.py versions              version and appVersion are those of Cargo.toml
-chart.py keys                  values.yaml and its schema have the same keys, and README.md's settings
-chart.py same FILE OTHER       Helm's objects are those of kustomize, but for what "same" lists
+chart.py keys                  values.yaml and its schema have the same keys; their settings are those of README.md
+chart.py same FILE OTHER       Helm's objects are those of kustomize, except for the differences that "same" lists
 chart.py directories FILE PLAIN PLUGINS CONFLISTS
                                the node's directories are these, and nothing else differs from PLAIN
 chart.py settings FILE OTHER WANTED
-                               OTHER has the settings WANTED, and its agents start anew for them
-chart.py values FILE VALUES    each value of the file VALUES has come into force
+                               OTHER has the settings WANTED, and its agents restart with them
+chart.py values FILE VALUES    each value of the file VALUES has its effect
 chart.py forced FILE PLAIN     the uninstall has --force, and nothing else differs from PLAIN
 """
 
@@ -28,7 +28,7 @@ def objects(path):
 
 
 def kinds_of(items):
-    """By kind, and name where a kind comes twice."""
+    """The objects by kind; further objects of a kind by kind and name."""
     kinds = {}
     for item in items:
         kind = item["kind"]
@@ -55,12 +55,12 @@ def containers_of(pod):
 
 
 def worker_of(kinds):
-    """The container that works on the node: the agent, or the uninstall."""
+    """The container that changes the node: the agent, or the uninstall."""
     return containers_of(pod_of(kinds))[0]
 
 
 def with_plain_name(items):
-    """The ConfigMap of settings under its plain name; Helm and kustomize hash in ways of their own."""
+    """Removes the hash from the name of the settings' ConfigMap; Helm and kustomize hash differently."""
     maps = [item for item in items if item["kind"] == "ConfigMap"]
     for item in maps:
         name = item["metadata"]["name"]
@@ -73,8 +73,8 @@ def with_plain_name(items):
 
 
 def same(path, other):
-    """These differences are allowed: the hash in the ConfigMap's name, four labels of each object that no
-    selector uses, and the image's tag, which is the chart's appVersion."""
+    """Allows three differences: the hash in the ConfigMap's name, four labels that no selector uses, and the
+    tag of the image, which is the chart's appVersion."""
     chart, items = the_chart(), objects(path)
     for item in items:
         labels = item["metadata"]["labels"]
@@ -111,7 +111,7 @@ def keys():
 
     def compare(values, node, place):
         node = known(node)
-        # Helm itself puts "global" into the values.
+        # Helm adds "global" to the values.
         names = set(node.get("properties", {})) - {"global"}
         assert node["additionalProperties"] is False, f"{place} takes unknown keys"
         assert set(values) == names, f"{place}: {set(values) ^ names}"
@@ -165,7 +165,7 @@ def values(path, values_path):
     selector = {"kubernetes.io/os": "linux", **wanted["nodeSelector"]}
     metadata = daemonset["spec"]["template"]["metadata"]
     assert metadata["annotations"] == wanted["podAnnotations"]
-    # The selector's label is not for the values to change.
+    # The values must not change the label of the selector.
     labels = daemonset["spec"]["selector"]["matchLabels"]
     assert metadata["labels"] == {**wanted["podLabels"], **labels}, metadata["labels"]
     assert worker["resources"] == wanted["resources"]
@@ -177,7 +177,7 @@ def values(path, values_path):
         return
     assert pod["nodeSelector"] == {**selector, **AGENT_LABEL}, pod["nodeSelector"]
     assert daemonset["spec"]["updateStrategy"] == wanted["updateStrategy"]
-    # An option of the manifest changes in its place, and a new one comes last.
+    # An argument replaces the same option of the manifest; a new option is appended.
     usual = yaml.safe_load(open("conf/kubernetes/daemonset.yaml"))
     usual = usual["spec"]["template"]["spec"]["containers"][0]["args"]
     more = ["--listen=0.0.0.0:9617"] + wanted["extraArgs"]

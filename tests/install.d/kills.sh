@@ -1,20 +1,20 @@
 # shellcheck shell=bash
-# tests/install kills: install.sh killed after each change of a file. To be sourced.
+# tests/install kills: kills install.sh after each change of a file. To be sourced.
 
 readonly INSTALLED=(/etc/cni /opt/cni /usr/local/bin/symroutectl /usr/local/bin/.symroute.new /etc/systemd/system
     /var/lib/symroute)
 
-# System calls that change what files there are. Each waits before and after, so that a kill comes
-# between two.
+# System calls that change the set of files. strace delays each before and after, so that a kill falls
+# between two of them.
 readonly CHANGES=mkdir,mkdirat,rmdir,rename,renameat,renameat2,unlink,unlinkat,symlink,symlinkat,chmod,fchmod,fchmodat,fchown,fsync,syncfs
-# And those that change what is in them, of which those to the node's files count.
+# System calls that change the content of files. Only writes to the node's files count.
 readonly WRITES=write,pwrite64,writev,copy_file_range,sendfile,splice,ftruncate
 
-# Nobody puts our entry back here, so nobody waits for that.
+# No other program rewrites the conflist here, so install.sh need not wait for that.
 readonly NO_SLEEP=inject=clock_nanosleep:retval=0
 
-# counts LINE: whether strace tells of a change there. Of writes to one file in a row the first, second,
-# fourth, eighth, ... do: a program is copied in dozens of them.
+# counts LINE: whether this line of strace is a change that counts. Of consecutive writes, only the first,
+# second, fourth, eighth and so on count, because a copy of a program takes dozens.
 counts() {
     case $1 in
         *' = -1 '* | *'/dev/'* | *' --- '* | *' +++ '*) return 1 ;;
@@ -33,8 +33,8 @@ counts() {
     IN_A_ROW=0
 }
 
-# killed_after N COMMAND...: runs it and kills all of it after its Nth change of a file; fails where it
-# has ended before. What was done last is in $LAST.
+# killed_after N COMMAND...: runs the command and kills its process group after its Nth change of a file.
+# Fails if the command ends earlier. $LAST is the last change.
 killed_after() {
     local wanted=$1 n=0 pid line status=0
     shift
@@ -67,12 +67,12 @@ restore() {
     tar -x -C / -f "$WORK/saved/tar"
 }
 
-# What has to be there in the end; the journal tells of times and kills.
+# The files that count as the final result. The journal records times and kills, so it is left out.
 result() {
     tree "${INSTALLED[@]}" | grep -v /journal
 }
 
-# A killed installation: what the runtime reads is whole, what it calls is there, a pod starts and ends.
+# After a kill: conflists are complete, the program that they name exists, and a pod starts and ends.
 node_holds() {
     local file
     for file in "$NETD"/*; do
@@ -87,7 +87,7 @@ node_holds() {
     ip netns del probe
 }
 
-# Whatever there is of an installation, a unit's call of the plugin finds its tool.
+# As long as plugin and entry exist, the plugin finds its tool when a unit calls it.
 tool_is_there() {
     local status=0
     [[ -e /opt/cni/bin/symroute ]] && entry_is_there || return 0
@@ -95,20 +95,21 @@ tool_is_there() {
     [[ $status -eq 0 ]]
 }
 
-# completely ARGUMENTS...: install.sh, or a program by its path, to its end.
+# completely ARGUMENTS...: runs install.sh, or a program given by its path, to its end.
 completely() {
     [[ $1 == */* ]] || { run "$@"; return; }
     strace -f -qq -o /dev/null -e "$NO_SLEEP" "$@" >"$WORK/said" 2>&1
 }
 
-# command_of N ARGUMENTS...: sets COMMAND to the same, with the Nth shell.
+# command_of N ARGUMENTS...: sets COMMAND to the command that completely runs, with the shell of turn N.
 command_of() {
     # shellcheck disable=SC2206 # a command and its word
     COMMAND=(${SHELLS[$1 % 2]} install.sh "${@:2}")
     [[ $2 != */* ]] || COMMAND=("${@:2}")
 }
 
-# kill_everywhere NAME ARGUMENTS...: from what is there now, and back to it.
+# kill_everywhere NAME ARGUMENTS...: kills the command after each of its changes, and restores the start
+# each time.
 kill_everywhere() {
     local name=$1 n=1
     shift
@@ -133,8 +134,8 @@ kill_everywhere() {
     fi
 }
 
-# refused_everywhere NAME SETTINGS SPOIL MEND: an installation with settings that can't work on this node. "ip SPOIL"
-# makes it so, and "ip MEND" takes that away.
+# refused_everywhere NAME SETTINGS SPOIL MEND: installs with settings that can't work on this node. "ip
+# SPOIL" makes them impossible, and "ip MEND" reverts that.
 refused_everywhere() {
     local spoil mend
     read -r -a spoil <<<"$3"
@@ -147,8 +148,8 @@ refused_everywhere() {
     [[ ${#mend[@]} -eq 0 ]] || ip "${mend[@]}"
 }
 
-# It is refused before anything is put in place, so a kill comes between what it does to find out. No file of another
-# program has changed then, and a pod starts.
+# install.sh refuses before it installs anything, so the kills fall between the changes of its checks. No
+# file of another program may change, and a pod has to start.
 strike_refused() {
     local name=$1 n=1 before
     before=$(tree "$NETD")

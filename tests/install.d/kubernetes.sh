@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# tests/install kubernetes: what kustomize makes of conf/kubernetes, the image, the agent in it, and
-# the uninstall out of it. To be sourced.
+# tests/install kubernetes: kustomize's output for conf/kubernetes, the image, the agent in a container, and
+# the uninstall from a container. To be sourced.
 
 podman_() {
     podman --root "$WORK/podman" --runroot /run/podman --storage-driver vfs --runtime runc \
@@ -11,7 +11,7 @@ manifests() {
     python3 tests/install.d/manifests.py "$@"
 }
 
-# The tree as it is, but with settings for this node: its NICs are veths, which "auto" never takes.
+# Renders the tree with settings for this node. Its NICs are veths, which "auto" never selects.
 rendered() {
     cp -r conf/kubernetes "$WORK/manifests"
     echo '{"type": "symroute", "uplinks": ["eth0", "eth1"]}' >"$WORK/manifests/symroute.json"
@@ -27,14 +27,14 @@ uninstall_rendered() {
         manifests uninstall "$WORK/uninstall.yaml"
 }
 
-# The overlay to copy.
+# Renders the example overlay, which operators copy.
 example_rendered() {
     kubectl kustomize conf/kubernetes-example >"$WORK/example.yaml" && manifests example "$WORK/example.yaml" &&
         kubectl kustomize conf/kubernetes-example/uninstall >"$WORK/example.yaml" &&
         manifests example-uninstall "$WORK/example.yaml"
 }
 
-# Debian 12's kubectl is too old for components, so the component is put together by hand there.
+# kubectl of Debian 12 is too old for components, so by_hand applies the component there.
 component() {
     mkdir -p "$WORK/overlay"
     cp -r conf/kubernetes "$WORK/overlay/base"
@@ -79,7 +79,7 @@ image_builds() {
     podman_ build --network=none -t symroute -f conf/kubernetes/Containerfile "$WORK/context"
 }
 
-# container MANIFEST NAME [PODMAN'S WORD...]: the container as the manifest describes it.
+# container MANIFEST NAME [PODMAN'S WORD...]: runs the container as the manifest describes it.
 container() {
     local manifest=$1 name=$2 found container_words
     shift 2
@@ -114,7 +114,7 @@ answers_well() {
     page /healthz | grep -q '^HTTP/1.. 200' && page /readyz | grep -q '^HTTP/1.. 200'
 }
 
-# uninstalls CODE WORDS: the container ends with that code, and says so.
+# uninstalls CODE WORDS: the container has to end with CODE, and its output has to contain WORDS.
 uninstalls() {
     local status=0
     container "$WORK/uninstall.yaml" uninstall --rm >"$WORK/said" 2>&1 || status=$?
@@ -122,7 +122,7 @@ uninstalls() {
     grep -q -- "$2" "$WORK/said"
 }
 
-# The entry is out, and all that the pod has from us is there.
+# The entry has been removed, and everything that the pod needs still exists.
 pod_is_served() {
     [[ ! -e $NETD/05-symroute.conflist ]] && ! entry_is_there &&
         cmp "$SYMROUTE_BIN" /opt/cni/bin/symroute && "$SYMROUTE_CTL" status && ask "$(address_of "$1")" 2
@@ -166,7 +166,7 @@ kubernetes() {
     works "uninstall is refused while a pod needs the program" uninstalls 4 "lab-later-eth0: a pod whose DEL"
     works "that pod is served, but the entry is out" pod_is_served later
     works "and refused again, with nothing changed" refuses_as_it_was 4 "lab-later-eth0: a pod whose DEL"
-    # By containerd's way: it calls whom the conflist names by now, so nobody tells us.
+    # Like containerd, libcni now calls only the plugins in the current conflist, so symroute gets no DEL.
     works "the pod ends" libcni_stop later
     works "its DEL did not call us" enrolled_files 1
     works "uninstall" uninstalls 0 "Uninstalled"
@@ -179,7 +179,7 @@ kubernetes() {
     agent_ends
     works "uninstall by force with that pod" with_force
     works "nothing of ours is left" nothing_is_left
-    # Its DEL calls us all the same.
+    # The pod's DEL still calls symroute.
     cp "$SYMROUTE_BIN" /opt/cni/bin/symroute
     works "that pod ends" libcni_stop stays
     rm -rf /opt/cni/bin/symroute /run/symroute

@@ -1,11 +1,11 @@
-"""What kustomize made of conf/kubernetes, for tests/install kubernetes.
+"""Checks kustomize's output for conf/kubernetes, for tests/install kubernetes.
 
-manifests.py agent FILE SETTINGS      holds what is promised about the agent's objects
-manifests.py monitored FILE SETTINGS  the same, with the component of the PodMonitor
-manifests.py uninstall FILE           the same, about the objects that uninstall
-manifests.py example FILE             the same, about what the example overlay makes of the base
-manifests.py example-uninstall FILE   the same, about its uninstall
-manifests.py words FILE CONTAINER DIR podman's words for one of their containers, a line each; DIR is for
+manifests.py agent FILE SETTINGS      checks the agent's objects
+manifests.py monitored FILE SETTINGS  checks the agent's objects with the component of the PodMonitor
+manifests.py uninstall FILE           checks the objects that uninstall
+manifests.py example FILE             checks the objects of the example overlay
+manifests.py example-uninstall FILE   checks the objects of the example's uninstall
+manifests.py words FILE CONTAINER DIR prints podman's arguments for a container, one per line; DIR is for
                                       the files of its ConfigMap
 """
 
@@ -14,7 +14,7 @@ import sys
 
 import yaml
 
-# The plain name, which an overlay replaces.
+# The image name of the base, which an overlay replaces.
 IMAGE = "symroute"
 
 
@@ -31,7 +31,7 @@ def pod_of(kinds):
 
 
 def holds_of_pods(kinds, name):
-    """What is true of every DaemonSet of ours."""
+    """Checks what every DaemonSet of symroute has in common."""
     daemonset, pod = kinds["DaemonSet"], pod_of(kinds)
     assert daemonset["metadata"]["name"] == name
     for item in kinds.values():
@@ -48,7 +48,7 @@ def holds_of_pods(kinds, name):
     mounted = {m["name"] for c in containers for m in c.get("volumeMounts", [])}
     assert mounted == set(volumes)
     for volume in volumes.values():
-        # A file that is mounted stays the old one when it is replaced by a rename.
+        # A mount of a single file would keep the old file after a rename replaces it.
         if "hostPath" in volume:
             assert volume["hostPath"]["type"].startswith("Directory"), volume
         else:
@@ -70,7 +70,7 @@ def option(container, name):
 
 
 def node_path(pod, container, path):
-    """Where on the node this path of the container is; the mount nearest to it counts."""
+    """The node's path of a path in the container, through the mount with the longest matching path."""
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     above = [m for m in container["volumeMounts"] if (path + "/").startswith(m["mountPath"] + "/")]
     mount = max(above, key=lambda m: len(m["mountPath"]))
@@ -84,12 +84,12 @@ def agent(kinds, settings, listen="127.0.0.1:9617"):
     [container] = pod["containers"]
     assert container["securityContext"]["capabilities"]["add"] == ["NET_ADMIN"]
     assert option(container, "--listen") == listen
-    # What is wrong is in "kubectl logs".
+    # "kubectl logs" shows the agent's messages.
     assert "--log-to-stderr" in container["args"]
     for probe, path in ("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz"):
         get = container[probe]["httpGet"]
         assert (get["path"], get["port"], get["host"]) == (path, 9617, "127.0.0.1"), probe
-    # A new name for new settings, and the pods take that one.
+    # The name changes with the settings, and the pods use the current name.
     data, name = kinds["ConfigMap"]["data"], kinds["ConfigMap"]["metadata"]["name"]
     assert data == {"symroute.json": open(settings).read()}
     assert name.startswith("symroute-") and len(name) > len("symroute-")
@@ -140,7 +140,7 @@ def uninstall(kinds):
     assert "add" not in second["securityContext"]["capabilities"]
     assert second["securityContext"]["runAsNonRoot"] and "volumeMounts" not in second
     assert "--force" not in first["args"]
-    # The same places on the node as the agent's, and of our own directories what they are in.
+    # The paths are those of the agent. symroute's own directories are mounted through their parents.
     for name, path in (
         ("--conf-dir", "/etc/cni/net.d"),
         ("--bin-dir", "/opt/cni/bin"),
@@ -155,7 +155,7 @@ def uninstall(kinds):
 
 
 def source_of(volume, kinds, folder):
-    """A directory of this machine for a volume, made as the kubelet makes it."""
+    """A directory of this machine for a volume, created like the kubelet does."""
     if "configMap" in volume:
         os.makedirs(folder, exist_ok=True)
         for name, text in kinds["ConfigMap"]["data"].items():

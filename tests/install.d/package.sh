@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# tests/install package: the Debian package on a node, by dpkg. To be sourced.
+# tests/install package: installs, upgrades and removes the Debian package on a node with dpkg. To be
+# sourced.
 
-# Sets PACKAGE to the package of this machine, of a release that is built first.
+# Sets PACKAGE to the package for this machine. Builds a release if SYMROUTE_DIST is not set.
 get_release() {
     local version
     version=$(crate_version)
@@ -13,7 +14,7 @@ get_release() {
     export SYMROUTE_DIST PACKAGE
 }
 
-# with_usr COMMAND...: with a /usr that may be written to; what is written stays for the next command.
+# with_usr COMMAND...: runs the command with a writable /usr. Changes stay for the next command.
 with_usr() {
     local dir=$WORK/layers/usr
     mkdir -p "$dir"/{upper,work,local}
@@ -24,7 +25,7 @@ with_usr() {
             mount --bind "$dir/local" /usr/local/bin && exec "$@"' - "$dir" "$@"
 }
 
-# The same programs, but for a byte at their end, as the package of a later version.
+# Builds a package with a later version. Its programs have one more byte at the end.
 newer_package() {
     local dir=$WORK/newer-package name
     dpkg-deb -R "$PACKAGE" "$dir" || return 1
@@ -44,13 +45,13 @@ removal_is_refused() {
         diff <(echo "$before") <(whole_node) && dpkg -s symroute | grep -q '^Status: .* installed$'
 }
 
-# Of an uninstall that was killed there may be no plugin any more, and a tool.
+# A killed uninstall may have removed the plugin but not the tool.
 killed_removal() {
     with_usr dpkg -i "$PACKAGE" && with_usr /usr/lib/symroute/install.sh install --no-systemd --config "$WORK/entry" &&
         "$SYMROUTE_CTL" conflist remove && rm /opt/cni/bin/symroute && with_usr dpkg -r symroute && nothing_is_left
 }
 
-# A node of the DaemonSet: the agent has put the plugin there, and no install.sh has noted anything.
+# On a node with the DaemonSet, the agent has installed the plugin, and install.sh has recorded nothing.
 of_a_daemonset() {
     install -m 755 "$SYMROUTE_BIN" /opt/cni/bin/symroute
     echo >>/opt/cni/bin/symroute

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# tests/install report: status --json, on nodes whose paths have odd characters. To be sourced.
+# tests/install report: status --json, on nodes whose paths contain unusual characters. To be sourced.
 
-# reported CODE FILTER ARGUMENTS...: status --json exits with CODE, and prints one object that the
-# filter of jq holds of; nothing else comes with it.
+# reported CODE FILTER ARGUMENTS...: "status --json" has to exit with CODE and to print one object that
+# satisfies the jq filter, and nothing else.
 reported() {
     local wanted=$1 filter=$2 status=0
     shift 2
@@ -47,7 +47,7 @@ TEXT
     works "--json with another command" wrong_with_json
 }
 
-# Where nothing has been built, either.
+# Asks for a status without any built program.
 without_a_program() {
     CARGO_TARGET_DIR=$WORK/nothing reported "$@" --root "$ODD"
 }

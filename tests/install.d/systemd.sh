@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# tests/install systemd: a node whose first process is systemd, through installation, boots and
-# uninstallation. To be sourced.
+# tests/install systemd: installs, boots and uninstalls on a node whose first process is systemd. To be
+# sourced.
 #
-# systemd-nspawn gives it a root of its own with nothing of this machine but /usr, to be read: what
-# runs there can't write to any file of this machine, and its /tmp and /usr/local/bin are its own. It has no units but
-# those that are put there, as those of /usr would do much that is not asked for.
+# systemd-nspawn gives the node its own root, /tmp and /usr/local/bin, and a read-only /usr of this machine.
+# The node can't write to any file of this machine. It has only the units that the test installs, because
+# those in /usr would start other services.
 
 readonly UNIT_PATH=/etc/systemd/system:/etc/units
 
@@ -13,7 +13,7 @@ make_machine() {
     MACHINE=$dir
     mkdir -p "$dir"/{usr,local-bin,dev,proc,sys,run,tmp,root,repository,opt/cni/bin} "$dir"/var/{lib,log,tmp} \
         "$dir"/etc/{cni/net.d,systemd/system,units/multi-user.target.wants,units/network-online.target.wants}
-    # The plugin goes where the primary's program is.
+    # The plugin has to be in the same directory as the primary plugin.
     ln -s /usr/lib/cni/* "$dir/opt/cni/bin/"
     for name in bin sbin lib lib64; do ln -s "usr/$name" "$dir/$name"; done
     cp /etc/passwd /etc/group /etc/ld.so.cache "$dir/etc/"
@@ -22,7 +22,7 @@ make_machine() {
     for name in sysinit basic multi-user local-fs paths sockets timers slices network network-online shutdown umount; do
         cp "/usr/lib/systemd/system/$name.target" "$dir/etc/units/"
     done
-    # The network is late, as by DHCP.
+    # The network comes up late, like with DHCP.
     cat >"$dir/etc/units/network-comes.service" <<'TEXT'
 [Unit]
 Before=network-online.target
@@ -33,8 +33,8 @@ ExecStart=/bin/sleep 1
 ExecStart=/bin/sh -ec 'for n in 0 1; do ip addr add 10.2$$n.0.10/24 dev eth$$n; done'
 ExecStart=/bin/sh -ec 'ip route add default via 10.20.0.1; ip route add default via 10.21.0.1 table 101'
 TEXT
-    # In the runtime's place: writes down what of symroute is there when it starts. It does not
-    # wait for anything by itself.
+    # Stands for the container runtime: records which tables exist when it starts. It does not wait for any
+    # unit.
     cat >"$dir/etc/units/containerd.service" <<'TEXT'
 [Service]
 Type=oneshot
@@ -47,13 +47,13 @@ TEXT
     echo '{"type": "symroute", "uplinks": ["eth0", "eth1"]}' >"$dir/etc/entry"
 }
 
-# The first process of the machine, as it is called here: the one that is 1 there.
+# Finds the process, in this PID namespace, that is process 1 of the machine.
 find_leader() {
     LEADER=$(awk '/^NSpid:/ && NF == 3 && $3 == 1 { print $2 }' /proc/[0-9]*/status 2>/dev/null)
     [[ -n $LEADER ]]
 }
 
-# on_it COMMAND...: runs it on the machine.
+# on_it COMMAND...: runs the command on the machine.
 on_it() {
     nsenter --target "$LEADER" --mount --net --pid --ipc --uts --root --wd \
         env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root SYSTEMD_UNIT_PATH=$UNIT_PATH "$@"
@@ -63,7 +63,7 @@ booted() {
     [[ $(on_it systemctl is-system-running) == running ]]
 }
 
-# Puts the shell that calls it into cgroups of its own, for systemd to divide; forget_cgroups knows them.
+# Moves the calling shell to cgroups of its own, which systemd divides further. forget_cgroups removes them.
 own_cgroups() {
     local dir
     for dir in $(findmnt -n -o TARGET -t cgroup2) $(findmnt -n -o TARGET -t cgroup -O name=systemd); do
@@ -72,7 +72,7 @@ own_cgroups() {
     done
 }
 
-# boots: with a kernel that knows nothing of what was before.
+# Boots the machine with a new network namespace, so that no kernel state is left from before.
 boots() {
     local nic
     rm -f "$MACHINE/var/lib/found-by-containerd"
@@ -89,7 +89,7 @@ boots() {
 
 machine() {
     own_cgroups
-    # On the machine's own network, so /proc/sys/net is its own, too.
+    # The machine has its own network namespace, so it may write to its own /proc/sys/net.
     SYSTEMD_NSPAWN_API_VFS_WRITABLE=network exec systemd-nspawn --quiet --directory="$MACHINE" \
         --bind-ro=/usr --bind="$MACHINE/local-bin:/usr/local/bin" --bind-ro="$PWD:/repository" \
         --bind-ro="$WORK/symroute:/root/symroute" --bind-ro="$WORK/symroutectl:/root/symroutectl" --register=no --keep-unit --console=pipe --link-journal=no \
@@ -99,7 +99,7 @@ machine() {
         --default-standard-output=null --default-standard-error=null </dev/null
 }
 
-# As by a loss of power. What units had in /var/tmp is systemd-tmpfiles' business at the next boot.
+# Simulates a loss of power. At the next boot, systemd-tmpfiles would clean /var/tmp.
 goes_off() {
     kill -KILL "$LEADER"
     wait "$NSPAWN" 2>/dev/null || true
@@ -107,7 +107,7 @@ goes_off() {
     ip netns del machine
 }
 
-# install_sh ARGUMENTS...: install.sh on the machine.
+# install_sh ARGUMENTS...: runs install.sh on the machine.
 install_sh() {
     on_it /bin/sh /repository/install.sh "$@" >"$WORK/said" 2>&1
 }
@@ -161,7 +161,8 @@ as_before() {
     diff "$WORK/machine-before" <(machine_files) && not_in_force
 }
 
-# Undone behind its back; sandboxed as the unit says, it has the rights to put it right.
+# Other programs remove symroute's table and rewrite the conflist. The agent has to repair both in its
+# sandbox.
 agent_heals() {
     on_it nft delete table inet symroute && until_ in_force &&
         rewritten_by_primary && until_ entry_in_machine && until_ agent_is_ready
@@ -184,7 +185,7 @@ up_ran_before() {
 
 path_unit_fires() {
     is active symroute-conflist.path active || return 1
-    # So that it can be told that "up" ran again.
+    # Remove the node state first, to show that the unit runs "up" again.
     on_it /opt/cni/bin/symroute down && not_in_force && rewritten_by_primary && until_ entry_in_machine && until_ in_force
 }
 
