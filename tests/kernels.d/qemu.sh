@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# Debian's kernels for tests/kernels, in qemu. To be sourced after scripts/debian.sh and aarch64.sh.
+# Runs Debian's kernels for tests/kernels in qemu. To be sourced after scripts/debian.sh and aarch64.sh.
 
-# What the tests need on a machine of another architecture, which can't use this machine's files.
+# Packages for an arm64 guest, which can't use this machine's files.
 readonly ARM_PACKAGES=(bash busybox-static conntrack containernetworking-plugins coreutils dash findutils gawk grep
     ipset iproute2 iptables ipvsadm kmod libgcc-s1 mount netbase nftables procps sed strace util-linux)
 readonly MEMORY=1536M
 CACHE=$(realpath -m "${CARGO_TARGET_DIR:-target}/kernels")
 
-# What has been downloaded of a version, for instance 6.1.0-50-amd64.
+# Prints the release of a version that has been downloaded, for instance 6.1.0-50-amd64.
 qemu_release() {
     cat "$CACHE/$1/release" 2>/dev/null
 }
@@ -34,7 +34,7 @@ fetch_user_space() {
     local suite=$1 dir=$2 packages name
     mapfile -t packages < <(debian_closure "$suite" arm64 "${ARM_PACKAGES[@]}")
     debian_unpack "$suite" arm64 "$dir" "${packages[@]}" || return 1
-    # What an installation would have made.
+    # Links that the package's installation would create.
     for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
         as_owner ln -sf xtables-nft-multi "$dir/usr/sbin/$name"
     done
@@ -42,7 +42,7 @@ fetch_user_space() {
     echo 'root:x:0:0:root:/root:/bin/sh' | as_owner tee "$dir/etc/passwd" >/dev/null
 }
 
-# initramfs VERSION JOB OUT: what a guest needs before it sees the host's files.
+# initramfs VERSION JOB OUT: packs the files that a guest needs before it mounts the host's files.
 initramfs() {
     local version=$1 job=$2 out=$3 files=$3.d name module number=100 busybox
     name=$(qemu_release "$version")
@@ -68,16 +68,16 @@ initramfs() {
     rm -rf "$files"
 }
 
-# qemu_guest VERSION JOB LOG: boots, runs the job, and leaves in LOG what the console showed.
+# qemu_guest VERSION JOB LOG: boots a guest, runs the job, and writes the console to LOG.
 qemu_guest() {
     local version=$1 job=$2 log=$3 kernel=$CACHE/$1 machine
     local console=ttyS0 number=0 share
-    # TCG also where there is KVM: inside other guests that is not to be relied on. The options of
-    # the kernel spare TCG work that no test is about.
+    # Use TCG even where KVM exists, because nested KVM is not reliable. The kernel options avoid work that is
+    # slow under TCG and that no test needs.
     machine=(qemu-system-x86_64 -cpu max)
     local shares=("host=/" "modules=$kernel/lib/modules")
     if [[ $version == arm64 ]]; then
-        # max would compute the signatures of pointers, too.
+        # "max" would emulate pointer authentication, which is slow.
         machine=(qemu-system-aarch64 -machine virt -cpu cortex-a72) console=ttyAMA0
         shares=("host=$kernel/root" "modules=$kernel/lib/modules" "share1=$PWD" "share2=$AARCH64_TARGET")
     fi

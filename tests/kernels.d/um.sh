@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# A user-mode kernel for tests/kernels and benches/run: a program, built of Debian's source package. To be
-# sourced after scripts/debian.sh. It is kept outside the tree, so that a new clone finds it. LOGS names a
-# folder for what it says.
+# Builds and runs a user-mode kernel for tests/kernels and benches/run from Debian's source package. The kernel
+# is kept outside the tree, so that a new clone finds it. To be sourced after scripts/debian.sh. LOGS is a
+# folder for the logs of builds and guests.
 
 # shellcheck disable=SC2016 # the owner's home, not that of sudo
 UM_CACHE=${SYMROUTE_CACHE:-$(as_owner bash -c 'echo "${XDG_CACHE_HOME:-$HOME/.cache}"')/symroute}/um
@@ -9,11 +9,11 @@ UM_CACHE=$(realpath -m "$UM_CACHE")
 readonly UM_CACHE
 readonly UM_CONFIG=tests/kernels.d/um.config
 readonly UM_SUITE=bookworm UM_PACKAGE=linux-source-6.12
-# A user-mode guest has its memory in a file, which grows with its use.
+# Megabytes of memory of a guest. The memory is a file, which grows with its use.
 readonly UM_MEMORY=2048
 readonly UM_LIMIT=20m
 
-# The folder of the kernel that has this tree's options, by whatever version of the package it was built.
+# Prints the folder of the newest kernel that was built with this tree's options.
 um_built() {
     local found
     found=$(compgen -G "$UM_CACHE/*-$(um_hash)/linux" | sort -V | tail -n 1) && [[ -n $found ]] && dirname "$found"
@@ -28,7 +28,7 @@ um_release() {
     folder=$(um_built) && cat "$folder/release"
 }
 
-# Builds the kernel, unless that has been done. Other builds wait for this one.
+# Builds the kernel, unless that has been done. Waits if another build is running.
 um_fetch() {
     local lock status=0
     ! um_built >/dev/null || return 0
@@ -40,11 +40,11 @@ um_fetch() {
     return "$status"
 }
 
-# In a folder that gets its name when the kernel is complete. What an interrupted build left goes first.
+# Builds in a temporary folder, which gets its name when the kernel is complete. Removes an interrupted build.
 um_build() (
     new=$UM_CACHE/new
     install_packages cc=gcc make=make flex=flex bison=bison bc=bc xz=xz-utils
-    # A file that is no program, so the usual look for a command does not find it.
+    # This is not a program, so install_packages needs the path.
     [[ -e /usr/include/gelf.h ]] || install_packages /usr/include/gelf.h=libelf-dev
     as_owner rm -rf "$new" "$new.debs"
     free=$(df --output=avail -m "$UM_CACHE" | tail -n 1)
@@ -61,7 +61,7 @@ um_build() (
     um_keep "$new"
 )
 
-# um_source DIR: the package's files; of drivers for real devices, only what Kconfig reads.
+# um_source DIR: unpacks the source. Of drivers for real devices, it keeps only the files that Kconfig reads.
 um_source() {
     debian_lists "$UM_SUITE" && debian_unpack "$UM_SUITE" amd64 "$1" "$UM_PACKAGE" &&
         as_owner tar -C "$1" -xf "$1/usr/src/$UM_PACKAGE.tar.xz" --strip-components=1 --wildcards \
@@ -70,7 +70,7 @@ um_source() {
         as_owner rm -r "$1/usr/src"
 }
 
-# um_keep DIR: what this builds stays, by the package's version and the options.
+# um_keep DIR: moves the kernel to a folder named after the package's version and the options.
 um_keep() {
     local version hash kept=$1/kept
     version=$(apt_of apt-cache "$UM_SUITE" amd64 show --no-all-versions "$UM_PACKAGE" | sed -n 's/^Version: //p') &&
@@ -83,19 +83,20 @@ um_make() {
     as_owner make -C "$UM_CACHE/new" ARCH=um "$@"
 }
 
-# Kconfig drops without a word what depends on an option that is missing.
+# Kconfig silently drops an option whose dependency is missing.
 um_check_config() {
     local lost
     lost=$(grep '^CONFIG_' "$UM_CONFIG" | grep -vxFf "$1" | tr '\n' ' ') || return 0
     die "options of $UM_CONFIG that this kernel did not take: $lost" "Add there what they depend on, or leave them out."
 }
 
-# A line now and then.
+# Prints a line for every 200 files.
 um_progress() {
     awk '/^ *(CC|AR|LD|HOSTCC) / && ++files % 200 == 0 { print "    " files " of about 1,600 files"; fflush() }'
 }
 
-# The first folder that can hold the memory of so many guests. A kernel runs programs out of that file.
+# Prints the first folder that has room for the guests' memory. The kernel maps code from that file, so the
+# folder must not be mounted noexec.
 um_memory_folder() {
     local needed=$(($1 * UM_MEMORY)) folder tried=() free
     for folder in "${TMPDIR:-/dev/shm}" /dev/shm /tmp /var/tmp "$UM_CACHE"; do
@@ -115,12 +116,12 @@ um_memory_folder() {
     die "no folder for the $needed MB of memory of $1 guests" "Name one with room: TMPDIR=FOLDER, or run fewer: SYMROUTE_GUESTS=1"
 }
 
-# um_guest JOB LOG: boots, runs the job, and leaves in LOG what the console showed.
+# um_guest JOB LOG: boots a guest, runs the job, and writes the console to LOG.
 um_guest() {
     local job=$1 log=$2 alone=()
-    # It is many processes, of which some outlive a kill of the first. They go with their PID namespace.
+    # A guest has many processes, and some survive a kill of the first. A PID namespace ends them all.
     ! is_root || alone=(unshare --pid --fork --kill-child --mount-proc)
-    # An option that the kernel does not know is a variable of PID 1.
+    # The kernel passes options that it does not know to PID 1 as variables.
     TMPDIR=$UM_FOLDER exec "${alone[@]}" timeout --foreground --kill-after=10 "$UM_LIMIT" "$(um_built)/linux" mem="${UM_MEMORY}M" \
         uml_dir="$LOGS/" umid="${job##*/}.um" rootfstype=hostfs rootflags=/ ro init="$PWD/tests/kernels.d/um-init" \
         con=null con0=null,fd:1 quiet panic=-1 oops=panic JOB="$job" BUSYBOX="$(command -v busybox)" END=poweroff \
