@@ -1,4 +1,4 @@
-"""Holds what cargo says of locks against deny.toml.
+"""Checks cargo's metadata of the locks against deny.toml.
 
 check.py DENY METADATA...   prints a line "ok<TAB>NAME" or "wrong<TAB>NAME: WHY" for each check
 """
@@ -13,8 +13,8 @@ OWN = ("symroute", "symroute-fuzz")
 
 
 def fulfils(expression, allowed):
-    """Whether a licence expression (SPDX) can be fulfilled by these licences alone."""
-    # Crates of old have a slash for OR. An exception only adds to what a licence permits.
+    """Whether these licences are enough to fulfil a licence expression (SPDX)."""
+    # Old crates write a slash for OR. An exception only adds to what a licence permits.
     expression = re.sub(r" WITH \S+", "", expression.replace("/", " OR "))
     tokens = re.findall(r"\(|\)|[^\s()]+", expression)
 
@@ -82,7 +82,7 @@ def sources(packages):
 
 
 def same(product, fuzz):
-    """What is fuzzed is what is built."""
+    """Finds crates whose version in fuzz/Cargo.lock is not that of the product."""
     versions = {package["name"]: set() for package in product}
     for package in product:
         versions[package["name"]].add(package["version"])

@@ -1,9 +1,9 @@
-"""What the kubelet asks of a container runtime, as tests/runtimes needs it: a client of CRI without the
-messages' definitions, which Debian does not package. Field numbers are those of api.proto of k8s.io/cri-api,
+"""Calls a container runtime like the kubelet does, for tests/runtimes. Debian does not package the definitions
+of CRI's messages, so this client encodes the fields. Field numbers are those of api.proto of k8s.io/cri-api,
 package runtime.v1.
 
 cri.py SOCKET run NAME      starts a pod sandbox, and prints its id
-cri.py SOCKET end ID        stops the sandbox twice, as the kubelet may, and removes it
+cri.py SOCKET end ID        stops the sandbox twice, because the kubelet may do so, and removes it
 cri.py SOCKET ready         waits until the runtime and its network are ready
 cri.py image ROOT FILE COMMAND...
                             packs the folder ROOT as the image symroute.test/pause:1, which runs COMMAND
@@ -87,7 +87,7 @@ def ready(socket):
     while True:
         status = dict(fields(call(socket, "Status")))[1]
         conditions = [dict(fields(value)) for number, value in fields(status) if number == 1]
-        # A condition that is false leaves its field out.
+        # A condition that is false has no field.
         if all(condition.get(2) for condition in conditions):
             return
         if time.monotonic() > deadline:
@@ -96,7 +96,7 @@ def ready(socket):
 
 
 def image(root, file, command):
-    """As "docker save" writes one."""
+    """Writes an image in the format of "docker save"."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         tar.add(root, arcname=".")

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# A pod with two more interfaces, made as Multus has it done: one conflist for each, by libcni. To be
-# sourced by tests/runtimes, on the node of node.sh.
+# Tests a pod with two more interfaces, created like Multus does: one libcni call with its own conflist for
+# each. To be sourced by tests/runtimes, on the node of node.sh.
 #
 #         client 198.51.100.9, 2001:db8:51::9
 #                       |
@@ -27,7 +27,7 @@ rails() {
         ip -n rails link set "rail$number" up
         ip -n rails addr add "10.3$number.0.1/32" dev "rail$number"
         ip -n rails addr add "2001:db8:3$number::1/128" dev "rail$number" nodad
-        # The client asks by an address that is in none of the pod's networks.
+        # The client's source address is in none of the pod's networks.
         ip -n rails route add "10.3$number.0.0/24" dev "rail$number" src 198.51.100.9
         ip -n rails route add "2001:db8:3$number::/64" dev "rail$number" src 2001:db8:51::9
         ip netns exec rails nft -f - <<TEXT
@@ -45,8 +45,8 @@ TEXT
     ip link set rail2 master rail-br
 }
 
-# The default network, with symroute for the node, and the conflists of delegates where Multus looks for
-# them, with what is said of symroute.
+# delegates_conflists ENTRY: writes the default network's conflist, with symroute for the node, and those of the
+# delegates, with ENTRY for symroute.
 delegates_conflists() {
     local ours=$1 number primary
     cat >"$NETD/10-lab.conflist" <<'TEXT'
@@ -60,7 +60,7 @@ TEXT
     for number in 1 2; do
         primary='"type": "macvlan", "master": "rail1"'
         [[ $number == 1 ]] || primary='"type": "bridge", "bridge": "rail-br"'
-        # A router, and no route by it: the pod has its default routes already.
+        # Each network has a router but no route through it, because the pod already has its default routes.
         cat >"$WORK/delegates/net$number.conflist" <<TEXT
 {"cniVersion": "1.0.0", "name": "network$number", "plugins": [
     {$primary, "ipam": {"type": "host-local", "ranges": [
@@ -70,7 +70,7 @@ TEXT
     done
 }
 
-# delegate VERB NUMBER: as Multus calls it for net1 or net2, of the same pod.
+# delegate VERB NUMBER: calls libcni for net1 or net2 of the pod, with the arguments that Multus passes.
 delegate() {
     "$WORK/libcni" "$1" "$WORK/delegates" "network$2" chain /run/netns/chain "net$2"
 }
@@ -79,12 +79,12 @@ default_network() {
     "$WORK/libcni" "$1" "$NETD" lab chain /run/netns/chain
 }
 
-# addresses INTERFACE: IPv4 first.
+# addresses INTERFACE: prints the addresses, IPv4 first.
 addresses() {
     ip -n chain -o addr show dev "$1" scope global | sed 's|.* inet6\{0,1\} \([0-9a-f.:]*\)/.*|\1|'
 }
 
-# The pod's kernel. What the kernel itself keeps in the table "local" comes late, with IPv6.
+# Prints the kernel state of the pod. Leaves out table "local", where IPv6 routes appear late.
 pods_kernel() {
     ip -n chain rule
     ip -n chain -6 rule
@@ -98,17 +98,17 @@ rules_in_pod() {
     { ip -n chain rule && ip -n chain -6 rule; } | wc -l
 }
 
-# What strict rp_filter has dropped in the pod.
+# Prints the number of packets that strict rp_filter has dropped in the pod.
 dropped_in_pod() {
     ip netns exec chain nstat -asz TcpExtIPReversePathFilter | sed -n 's/^TcpExtIPReversePathFilter *\([0-9]*\) .*/\1/p'
 }
 
-# The node's kernel, and the files about the node.
+# Prints symroute's traces on the node, without the files about network namespaces of pods.
 node_alone() {
     traces | grep -v '^/run/symroute/netns/' || true
 }
 
-# what_answers SECONDS INTERFACE...: those that answer, with the family.
+# what_answers SECONDS INTERFACE...: prints INTERFACE:FAMILY for each address that answers.
 what_answers() {
     local seconds=$1 interface address client family answering=()
     shift
@@ -124,7 +124,7 @@ what_answers() {
     echo "${answering[*]}"
 }
 
-# Without symroute in the delegates' chains.
+# Without symroute in the delegates' conflists, net1 and net2 must not answer.
 delegates_bare() {
     local dropped answering number
     ip netns add chain
@@ -132,7 +132,7 @@ delegates_bare() {
     ip netns exec chain sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1
     delegates_conflists ''
     default_network add || { echo "the default network is not there"; return; }
-    # On all addresses that there will be.
+    # The server listens on all addresses, including later ones.
     ip netns exec chain busybox httpd -p 8080 -h "$WORK/rootfs/www" >/dev/null
     pods_kernel >"$WORK/pods-kernel"
     for number in 1 2; do
@@ -149,7 +149,7 @@ delegates_bare() {
     echo ok
 }
 
-# With it, for the pod.
+# With symroute for the pod, every interface has to answer.
 delegates_answer() {
     local answering number rules
     delegates_conflists ', {"type": "symroute", "scope": "pod"}'
@@ -172,7 +172,7 @@ delegates_answer() {
     echo ok
 }
 
-# GC of each delegate's network: net1 is valid, net2 is not.
+# Runs GC for each delegate's network. net1 is a valid attachment, net2 is not.
 delegates_gc() {
     local before answering
     before=$(pods_kernel)
@@ -188,7 +188,7 @@ delegates_gc() {
     echo ok
 }
 
-# DEL, the last first, in the living pod.
+# Deletes the attachments in reverse order while the pod runs.
 delegates_del() {
     local number left
     delegate del 2 || { echo "DEL of net2 fails"; return; }
@@ -198,7 +198,7 @@ delegates_del() {
     diff "$WORK/pods-kernel" <(pods_kernel) >&2 || { echo "the pod is not as before"; return; }
     left=$(find /run/symroute/netns -mindepth 1 2>/dev/null) || true
     [[ -z $left ]] || { echo "left: $left"; return; }
-    # Multus repeats a DEL.
+    # Multus may repeat a DEL.
     for number in 2 1; do
         delegate del "$number" || { echo "DEL of net$number once more fails"; return; }
     done

@@ -1,5 +1,5 @@
-// Calls plugins by libcni, the library of every runtime, without a runtime around it. Built in
-// GOPATH mode, so it takes whatever libcni the distribution packages.
+// Calls plugins through libcni, the library of every runtime, without a runtime. Built in GOPATH mode, with the
+// libcni that the distribution packages.
 package main
 
 import (
@@ -43,15 +43,15 @@ func main() {
 	}
 }
 
-// Where Multus keeps the results of its delegates.
+// The folder where Multus keeps the results of its delegates.
 const multusCache = "/var/lib/cni/multus"
 
-// A pod's network as a runtime asks for it.
+// The arguments of a runtime for a pod's network.
 func runtime(id, netns string) *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{ContainerID: id, NetNS: netns, IfName: "eth0"}
 }
 
-// A delegate's interface as Multus asks for it.
+// The arguments of Multus for a delegate's interface.
 func multus(id, netns, ifname string) *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{ContainerID: id, NetNS: netns, IfName: ifname, Args: [][2]string{
 		{"IgnoreUnknown", "true"},
@@ -62,7 +62,7 @@ func multus(id, netns, ifname string) *libcni.RuntimeConf {
 	}}
 }
 
-// Loads every file of a directory as containerd and CRI-O do, and prints the types of its plugins.
+// Loads every file of a directory like containerd and CRI-O, and prints the types of its plugins.
 func load(dir string) error {
 	files, err := libcni.ConfFiles(dir, []string{".conf", ".conflist", ".json"})
 	if err != nil {
@@ -114,8 +114,8 @@ func call(verb, dir, network string, pod *libcni.RuntimeConf, cache string) erro
 	return err
 }
 
-// GC of a network that has these attachments, as a libcni of CNI 1.1.0 sends it. Older ones have no
-// GC, and of the plugins of that time ours alone knows it.
+// Sends GC for a network with these valid attachments, like a libcni of CNI 1.1.0. Older versions of libcni
+// have no GC, and older plugins other than symroute do not know it.
 func gc(dir, network string, attachments []string) error {
 	list, err := libcni.LoadConfList(dir, network)
 	if err != nil {

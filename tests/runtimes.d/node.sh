@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# A node in namespaces of its own, for tests/runtimes and tests/install: its folders, its network as
-# tests/runtimes draws it, pods by libcni and by containerd. To be sourced; $WORK is a folder that
-# goes with the test, $SYMROUTE_BIN the plugin, $SYMROUTE_CTL the tool.
+# Creates a node in its own namespaces for tests/runtimes and tests/install: its folders, its network as
+# tests/runtimes draws it, and pods with libcni and containerd. To be sourced. $WORK is a temporary folder,
+# $SYMROUTE_BIN the plugin, $SYMROUTE_CTL the tool.
 
 readonly NETD=/etc/cni/net.d
-# Where Debian has the sources of libcni.
-# shellcheck disable=SC2034 # for who sources this
+# The path of libcni's sources in Debian.
+# shellcheck disable=SC2034 # for the scripts that source this
 readonly LIBCNI=/usr/share/gocode/src/github.com/containernetworking/cni/libcni/api.go
 
-# A module of Debian's own Python, whatever other one comes first in PATH.
-# shellcheck disable=SC2034 # for who sources this
+# A module of Debian's own Python. PATH may start with another Python.
+# shellcheck disable=SC2034 # for the scripts that source this
 readonly PYTHON_GRPC=/usr/lib/python3/dist-packages/grpc/__init__.py
-# Where it is on a node: what an uninstall goes by.
+# The socket's path on a real node, where an uninstall looks for it.
 readonly CRI_SOCKET=/run/containerd/containerd.sock
 
 make_libcni() {
@@ -23,13 +23,13 @@ cgroups() {
     find /sys/fs/cgroup -type d 2>/dev/null | sort
 }
 
-# Runtimes leave the parents of their cgroups behind; those are empty.
+# Removes the empty parents of cgroups that runtimes leave behind.
 forget_cgroups() {
     cgroups | comm -13 "$WORK/cgroups" - | grep -E '/(default|k8s\.io|libpod_parent|symroute-machine)(/|$)' | sort -r |
         while read -r dir; do rmdir "$dir" 2>/dev/null || true; done || true # none
 }
 
-# A private, writable copy of the folders that runtimes use.
+# Gives the test private, writable copies of the folders that runtimes use.
 private_folders() {
     local dir
     mkdir "$WORK/layers"
@@ -44,7 +44,7 @@ private_folders() {
     rm -rf "$NETD" /opt/cni /var/lib/cni
     mkdir -p "$NETD" /opt/cni/bin
     ln -s /usr/lib/cni/* /opt/cni/bin/
-    # Debian's containerd looks in /usr/lib/cni, which is the machine's.
+    # Debian's containerd looks for plugins in /usr/lib/cni, which is shared with the machine.
     rm -rf /etc/containerd /etc/crio
     mkdir /etc/containerd
     printf 'version = 2\n[plugins."io.containerd.grpc.v1.cri".cni]\n  bin_dir = "/opt/cni/bin"\n' >/etc/containerd/config.toml
@@ -74,7 +74,7 @@ nodes_network() {
     ip route add default via 10.21.0.1 table 101
     sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1 \
         net.ipv4.conf.eth0.rp_filter=1 net.ipv4.conf.eth1.rp_filter=1
-    # As a router does: ARP requests carry its own address, also for packets of the client.
+    # Like a router: ARP requests have its own address, even for packets of the client.
     ip netns exec router sysctl -qw net.ipv4.conf.all.arp_announce=2
     ip netns exec router sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0 \
         net.ipv4.conf.eth1.rp_filter=0 net.ipv4.ip_forward=1
@@ -92,7 +92,7 @@ table ip check {
 TEXT
 }
 
-# conflist PRIMARY [bare]: the only network of the node.
+# conflist PRIMARY [bare]: writes the only network of the node; with "bare" without symroute.
 conflist() {
     local primary ipam='{"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/24"}]],
         "routes": [{"dst": "0.0.0.0/0"}]}'
@@ -115,12 +115,12 @@ status() {
     "$SYMROUTE_CTL" status --json || true # 1 where nothing is in force
 }
 
-# The addresses of the attached pods, one per line.
+# Prints the addresses of the attached pods, one per line.
 enrolled() {
     { "$SYMROUTE_CTL" attachments --json || true; } | sed -n '/"addresses": \[/,/]/s/^ *"\([0-9a-f.:]*\)",\{0,1\}$/\1/p'
 }
 
-# What symroute may leave on a node.
+# Prints everything that symroute may leave on a node.
 traces() {
     ip rule
     ip -6 rule
@@ -130,14 +130,14 @@ traces() {
     find /run/symroute -type f 2>/dev/null || true
 }
 
-# get ADDRESS: asks the pod from where it is called. (A static busybox's wget crashes in glibc.)
+# get ADDRESS: asks the pod, from the current namespace. (A static busybox's wget crashes in glibc.)
 get() {
     local request='GET / HTTP/1.0\r\n\r\n'
     timeout 2 bash -c "exec 3<>/dev/tcp/$1/8080 && printf '$request' >&3 && cat <&3" 2>/dev/null |
         grep -q "hello from the pod"
 }
 
-# ask ADDRESS [SECONDS]: the client, which is in the namespace $CLIENT, asks the pod until it answers.
+# ask ADDRESS [SECONDS]: asks the pod from the client's namespace, $CLIENT, until it answers.
 ask() {
     local deadline=$((SECONDS + ${2:-10}))
     export -f get
@@ -183,7 +183,7 @@ TEXT
 }
 
 containerd_start() {
-    # A program of its own: a subshell would keep the pipe open to which the caller's words go.
+    # Use a separate program: a subshell would keep the caller's output pipe open.
     bash -c 'ended=$1; shift; "$@" || true; touch "$ended"' - "$WORK/$1.ended" \
         ctr -a "$WORK/containerd/sock" run --rm --cni --rootfs "$WORK/rootfs" "$1" "${SERVER[@]}" &
 }
@@ -197,7 +197,7 @@ containerd_end() {
     done
 }
 
-# containerd as the kubelet drives it.
+# Calls containerd like the kubelet does.
 cri_() {
     /usr/bin/python3 tests/runtimes.d/cri.py "$CRI_SOCKET" "$@"
 }
@@ -222,7 +222,7 @@ snapshotter = "native"
 TEXT
     conflist bridge # without a network it is never ready
     containerd --config "$dir/config.toml" >"$dir/log" 2>&1 &
-    # The pod's first program is the server: the test needs no other container in it.
+    # The server is the sandbox's first program, so the test needs no further container.
     if ! /usr/bin/python3 tests/runtimes.d/cri.py image "$WORK/rootfs" "$dir/image.tar" "${SERVER[@]}" ||
         ! cri_ ready || ! ctr -a "$CRI_SOCKET" -n k8s.io images import --snapshotter native "$dir/image.tar"; then
         tail "$dir/log"
