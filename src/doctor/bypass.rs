@@ -68,7 +68,7 @@ pub(crate) fn of_programs(programs: &[Program], uplinks: &[Nic<'_>]) -> Vec<Find
             what: format!("BPF programs get the packets of {} before netfilter does", nic.name),
             evidence: lines,
             remedy:
-                "none if replies are right: what a program routes by itself passes by symroute. \
+                "none if replies are right: packets that a program routes by itself bypass symroute. \
                      With Cilium, \"cilium status\" has to say \"Host Routing: Legacy\" \
                      (bpf.hostLegacyRouting=true)"
                     .into(),
@@ -96,11 +96,11 @@ pub(crate) fn of_untracked(by_chain: &BTreeMap<String, Exempted>) -> Vec<Finding
             what: format!("a rule keeps {protocols} requests by {nics} from being tracked"),
             evidence: vec![
                 format!("{place}: a rule with \"notrack\""),
-                "symroute binds tracked connections alone: replies to others go by the node's own \
+                "symroute binds only tracked connections: replies to others follow the node's own \
                  routing"
                     .into(),
             ],
-            remedy: "remove the rule, or have it name what needs no reply by its NIC; \
+            remedy: "remove the rule, or limit it to traffic that needs no reply through its NIC; \
                      \"nft -a list ruleset\" or \"iptables-legacy-save -t raw\" shows it"
                 .into(),
         }
@@ -111,8 +111,7 @@ pub(crate) fn of_untracked(by_chain: &BTreeMap<String, Exempted>) -> Vec<Finding
 /// A warning for each chain that checks the return path of requests before symroute marks them. The key is
 /// "table, chain"; the value lists family and uplink of the requests.
 pub(crate) fn of_checks(by_chain: &BTreeMap<String, BTreeSet<String>>) -> Vec<Finding> {
-    let finding = |(place, requests): (&String, &BTreeSet<String>)| {
-        Finding {
+    let finding = |(place, requests): (&String, &BTreeSet<String>)| Finding {
         id: EARLY_CHECK,
         severity: Severity::Warning,
         what: format!(
@@ -121,14 +120,13 @@ pub(crate) fn of_checks(by_chain: &BTreeMap<String, BTreeSet<String>>) -> Vec<Fi
         ),
         evidence: vec![
             format!("{place}: a rule with \"fib saddr . iif\""),
-            "it knows the node's own routing alone, and drops requests whose replies symroute sends \
-             by another NIC than that"
+            "it knows only the node's own routing, and drops requests whose replies symroute sends \
+             through another NIC"
                 .into(),
         ],
-        remedy: "switch that check off for the uplinks (firewalld: IPv6_rpfilter=no in \
-                 firewalld.conf), or an iptables backend, which marks before most such checks"
+        remedy: "turn off that check for the uplinks (firewalld: IPv6_rpfilter=no in \
+                 firewalld.conf), or use an iptables backend, which marks before most such checks"
             .into(),
-    }
     };
     by_chain.iter().map(finding).collect()
 }
@@ -148,8 +146,8 @@ pub(crate) fn of_flowtables(flowtables: &[Flowtable], uplinks: &[Nic<'_>]) -> Ve
             severity: Severity::Note,
             what: format!("flowtable {name} of table {table} takes packets of {names}"),
             evidence: vec![
-                "what is in a flowtable passes by all hooks: a connection that was put there before \
-                 symroute bound it keeps its way"
+                "packets of a flowtable bypass all hooks: a connection that was added there before \
+                 symroute bound it keeps its route"
                     .into(),
             ],
             remedy: format!(

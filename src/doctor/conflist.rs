@@ -24,7 +24,7 @@ pub(crate) fn finding(view: &View, dir: &Path) -> Option<Finding> {
             "which of the two the runtime takes depends on their names",
         ),
         State::Stale => (
-            "has changed since our own file was made of it",
+            "has changed since symroute created its own file from it",
             "the runtime starts pods by the older list",
         ),
         State::Ready

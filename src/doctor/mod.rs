@@ -151,14 +151,14 @@ pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {
     evidence.extend(one.story(facts, now).into_iter().map(|line| format!("  {line}")));
     let remedy = match &one.with {
         _ if one.translated.untracked_by.is_some() => {
-            "symroute binds tracked connections alone: remove the rule \"notrack\" that \
-             \"symroutectl explain\" names, or narrow it down"
+            "symroute binds only tracked connections: remove the rule \"notrack\" that \
+             \"symroutectl explain\" names, or limit it to other traffic"
                 .into()
         }
         Ok(with) if with.mark_is_lost => {
             let would = if one.in_force { "is" } else { "would be" };
             format!(
-                "symroute's mark {would} taken off: \"symroutectl marks\" names the program, and \
+                "symroute's mark {would} removed: \"symroutectl marks\" names the program, and \
                  \"symroutectl status\" what is missing"
             )
         }

@@ -144,8 +144,8 @@ pub(crate) fn finding(
     evidence.extend(judging.values().cloned());
     let remedy = match healing {
         Some(rule) if marked.sent => format!(
-            "the node's own packets get this mark too, and would pass by the proxy, so --fix leaves this to \
-             you. Where that is right: {rule}"
+            "the node's own packets get this mark too, and would bypass the proxy, so --fix leaves this to \
+             you. If that is right: {rule}"
         ),
         Some(rule) => format!("{rule}; symroutectl doctor --fix does it"),
         None => format!(
@@ -262,7 +262,7 @@ mod tests {
         assert!(finding(&proxy, &judging, None, marked).remedy.contains("higher priority"));
         let own = Marked { sent: true, ..marked };
         let own = finding(&proxy, &judging, Some(&healing), own);
-        assert!(own.remedy.contains("would pass by the proxy"), "{}", own.remedy);
+        assert!(own.remedy.contains("would bypass the proxy"), "{}", own.remedy);
         let idle = Marked { arriving: false, ..marked };
         assert_eq!(finding(&proxy, &judging, Some(&healing), idle).severity, Severity::Note);
     }
