@@ -49,7 +49,7 @@ pub(crate) enum Does {
     Copies,
     /// Makes the reverse path filter look up routes with the mark.
     LooksUp,
-    /// May do anything.
+    /// A BPF program, which may do anything to the mark.
     Unknown,
 }
 
@@ -137,7 +137,7 @@ pub(crate) enum Place {
     },
 }
 
-/// What a program does to marks in one place.
+/// One use of a mark by a program, and where it was found.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Entry {
     /// The program; the table or chain if the program is unknown.

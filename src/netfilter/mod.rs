@@ -157,7 +157,6 @@ pub(crate) struct Condition {
 
 /// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`, `(IP_CT_NEW)` and `NF_CT_STATE_UNTRACKED_BIT`, from
 /// `linux/netfilter/nf_conntrack_common.h`.
-/// `linux/netfilter/nf_conntrack_common.h`.
 const ESTABLISHED: u32 = 2;
 const NEW: u32 = 8;
 const UNTRACKED: u32 = 64;

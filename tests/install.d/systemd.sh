@@ -154,7 +154,7 @@ found_by_containerd() {
 machine_files() {
     tree "$MACHINE"/{etc,local-bin,opt,var} | grep -v found-by-containerd
     on_it systemctl list-units --all --plain --no-legend 'symroute*'
-    on_it systemctl list-unit-files --no-legend 'symroute*' || true # none
+    on_it systemctl list-unit-files --no-legend 'symroute*' || true # no such unit
 }
 
 as_before() {

@@ -4,13 +4,13 @@
 #
 #         client 198.51.100.9, 2001:db8:51::9
 #                       |
-#     +----------rails--+---------------+    drops what comes from an address by the other rail
+#     +----------rails--+---------------+    drops packets from one rail's addresses that arrive on the other
 #   rail1 10.31.0.1                rail2 10.32.0.1
 #     |   2001:db8:31::1             |   2001:db8:32::1
 #     |                            port
 #   macvlan                       bridge rail-br
 #     |                              |
-#   net1 10.31.0.x   eth0: ptp     net2 10.32.0.x     strict rp_filter, default routes by eth0
+#   net1 10.31.0.x   eth0: ptp     net2 10.32.0.x     strict rp_filter, default routes through eth0
 #     +----------------pod-----------+
 
 rails() {
@@ -117,7 +117,7 @@ what_answers() {
             client=rails family=4
             [[ $interface != eth0 ]] || client=router
             [[ $address != *:* ]] || family=6
-            [[ $client$family != router6 ]] || continue # no IPv6 before the node
+            [[ $client$family != router6 ]] || continue # the router has no IPv6
             ! CLIENT=$client ask "$address" "$seconds" || answering+=("$interface:$family")
         done
     done

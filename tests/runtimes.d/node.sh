@@ -26,7 +26,7 @@ cgroups() {
 # Removes the empty parents of cgroups that runtimes leave behind.
 forget_cgroups() {
     cgroups | comm -13 "$WORK/cgroups" - | grep -E '/(default|k8s\.io|libpod_parent|symroute-machine)(/|$)' | sort -r |
-        while read -r dir; do rmdir "$dir" 2>/dev/null || true; done || true # none
+        while read -r dir; do rmdir "$dir" 2>/dev/null || true; done || true # no such cgroup
 }
 
 # Gives the test private, writable copies of the folders that runtimes use.
@@ -220,7 +220,7 @@ bin_dir = "/opt/cni/bin"
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "native"
 TEXT
-    conflist bridge # without a network it is never ready
+    conflist bridge # containerd needs a network to become ready
     containerd --config "$dir/config.toml" >"$dir/log" 2>&1 &
     # The server is the sandbox's first program, so the test needs no further container.
     if ! /usr/bin/python3 tests/runtimes.d/cri.py image "$WORK/rootfs" "$dir/image.tar" "${SERVER[@]}" ||

@@ -139,8 +139,8 @@ fn name(id: u32) -> Result<String, Errno> {
 /// The system call bpf(2). `attributes` is a prefix of the command's part of `union bpf_attr`; the kernel
 /// treats the rest as zero.
 fn bpf<T>(command: u32, attributes: &mut T) -> Result<i32, Errno> {
-    // SAFETY: the kernel reads and writes as many bytes as this call says, all of them of `attributes`.
-    // Buffers that it points to belong to the caller, who gives their size in the same place.
+    // SAFETY: the kernel reads and writes only `size_of::<T>()` bytes of `attributes`. Buffers that `attributes`
+    // points to belong to the caller, and `attributes` contains their sizes.
     let answer = unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
     };
