@@ -1,10 +1,13 @@
 //! Builds the archive for a problem report.
 //!
-//! ```text kernel     links, addresses, routes, rules, neighbours, netfilter, through netlink files
-//! sysctls, counters, the state, conflists, the log harmless   the parts of a conflist that may leave the node
-//! (pure) pseudonym  replaces addresses and names                    (pure) tar        writes the archive
-//! (pure) ``` The tool never adds payloads, keys, tokens, environment variables or the content of kubeconfig
-//! files.
+//! ```text
+//! kernel     links, addresses, routes, rules, neighbours, netfilter, through netlink
+//! files      sysctls, counters, the state, conflists, the log
+//! harmless   the parts of a conflist that may leave the node (pure)
+//! pseudonym  replaces addresses and names                    (pure)
+//! tar        writes the archive                              (pure)
+//! ```
+//! The tool never adds payloads, keys, tokens, environment variables or the content of kubeconfig files.
 
 pub(crate) mod files;
 mod harmless;

@@ -101,15 +101,16 @@ completely() {
     strace -f -qq -o /dev/null -e "$NO_SLEEP" "$@" >"$WORK/said" 2>&1
 }
 
-# command_of N ARGUMENTS...: sets COMMAND to the command that completely runs, with the shell of turn N.
+# command_of N ARGUMENTS...: sets COMMAND to install.sh in the shell of turn N, or to a program given by its
+# path.
 command_of() {
     # shellcheck disable=SC2206 # a command and its word
     COMMAND=(${SHELLS[$1 % 2]} install.sh "${@:2}")
     [[ $2 != */* ]] || COMMAND=("${@:2}")
 }
 
-# kill_everywhere NAME ARGUMENTS...: kills the command after each of its changes, and restores the start
-# each time.
+# kill_everywhere NAME ARGUMENTS...: kills the command after each of its changes, and restores the initial
+# state each time.
 kill_everywhere() {
     local name=$1 n=1
     shift
