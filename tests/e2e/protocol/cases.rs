@@ -127,33 +127,33 @@ pub(super) fn all() -> Vec<Case> {
 
 /// The reasons why symroute answers otherwise.
 mod because {
-    pub(super) const NEWER: &str = "the peers' release ends at 1.0.0";
-    pub(super) const ECHO: &str = "the version asked in is echoed, as the specification wants; the \
-        peers tell their newest";
+    pub(super) const NEWER: &str = "the peers' release supports versions up to 1.0.0";
+    pub(super) const ECHO: &str = "symroute echoes the requested version, as the specification \
+        says; the peers report their newest";
     pub(super) const NEWER_VERB: &str = "the peers' release does not know the verb";
-    pub(super) const TWICE: &str = "ADD may come twice; sbr finds its own routes in the way";
-    pub(super) const GONE: &str = "the pod was never added, and CHECK looks; these peers have \
-        nothing to look for, or look at the pod only";
-    pub(super) const NO_FAILING_DEL: &str = "a DEL that fails stops the chain and leaks addresses, \
-        and nothing but the attachment's name is needed for it";
-    pub(super) const NO_DELEGATE: &str = "symroute calls no other plugin, so it needs no path of \
-                                          plugins";
-    pub(super) const OWN_NAMESPACE: &str = "8 is what the specification's newer library answers; \
-        nothing is done in the node's own namespace";
-    pub(super) const BAD_NAMESPACE: &str = "told before anything is done, and by the kind of fault";
-    pub(super) const NULL: &str = "null is no configuration; Go decodes it as an empty one";
-    pub(super) const NAME: &str = "a bad name is a bad name, whatever its JSON type";
+    pub(super) const TWICE: &str = "a runtime may repeat an ADD; sbr fails on its own routes";
+    pub(super) const GONE: &str = "the pod was never added, and symroute looks for its attachment; \
+        these peers check the pod only, or nothing";
+    pub(super) const NO_FAILING_DEL: &str = "a failing DEL stops the chain and leaks addresses, \
+        and DEL needs only the attachment's name";
+    pub(super) const NO_DELEGATE: &str = "symroute calls no other plugin, so it needs no CNI_PATH";
+    pub(super) const OWN_NAMESPACE: &str = "newer releases of the CNI library answer 8, too; \
+        symroute never attaches the node's own namespace";
+    pub(super) const BAD_NAMESPACE: &str = "symroute checks the namespace first, and reports the \
+        kind of fault";
+    pub(super) const NULL: &str = "null is not a configuration; Go decodes it as an empty one";
+    pub(super) const NAME: &str = "a bad name is reported as a bad name, whatever its JSON type";
     pub(super) const NULL_VERSION: &str = "null is not a string; Go decodes it as an empty one";
-    pub(super) const SAME_FOR_ALL: &str = "the answer that ADD and DEL get, from the peers too";
-    pub(super) const KIND: &str = "the kind of fault is told; the peers' 999 stands for every fault \
-        that their library does not see";
-    pub(super) const NO_ADDRESS: &str = "a pod without an address needs nothing; sbr has nothing \
-        to work with";
-    pub(super) const CONVERTED: &str = "the result is converted; libcni does this before each \
-        plugin, other runtimes may not";
-    pub(super) const UNVERSIONED: &str = "such a result is of the configuration's version; sbr \
+    pub(super) const SAME_FOR_ALL: &str = "ADD and DEL get this answer, from the peers too";
+    pub(super) const KIND: &str = "symroute reports the kind of fault; the peers answer 999 for \
+        every fault that their library misses";
+    pub(super) const NO_ADDRESS: &str = "a pod without an address needs nothing; sbr has no \
+        address to work with";
+    pub(super) const CONVERTED: &str = "symroute converts the result; libcni does so before each \
+        plugin, but other runtimes may not";
+    pub(super) const UNVERSIONED: &str = "such a result has the configuration's version; sbr \
         misses the interfaces";
-    pub(super) const SETTING: &str = "a setting of symroute's; the peers have no such thing";
+    pub(super) const SETTING: &str = "only symroute has this setting";
 }
 
 use because::*;
