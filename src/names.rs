@@ -81,6 +81,10 @@ pub(crate) const TRACE_TABLE: &str = "symroute-trace-";
 pub(crate) const TRACE_INSTANCE: &str = "symroute-";
 /// Mount point of the kernel's tracefs.
 pub(crate) const TRACEFS: &str = "/sys/kernel/tracing";
+/// Files in which the kernel lists the tables of iptables-legacy, one name a line. They are those of the
+/// thread's network namespace, which may be another one than that of its process.
+pub(crate) const LEGACY_TABLES: PerFamily<&str> =
+    PerFamily("/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names");
 
 /// Option that selects the family in a command of `ip`, with the space behind it.
 pub(crate) const IP_OPTION: PerFamily<&str> = PerFamily("", "-6 ");

@@ -10,7 +10,8 @@ use super::{
 };
 use crate::backend::iptables::programs::Programs;
 use crate::config::Settings;
-use crate::model::{Family, FoundRule, MarkMatch, PerFamily, Variant};
+use crate::model::{Family, FoundRule, MarkMatch, Variant};
+use crate::names::LEGACY_TABLES;
 use crate::netlink::uapi::FIB_RULE_INVERT;
 use crate::netlink::wire::u32_at;
 use crate::netlink::{self, Socket, route};
@@ -72,8 +73,7 @@ fn not_read(what: &str, error: &netlink::Error) -> Unseen {
 
 /// Reads only tables that the kernel lists, because a request for another table would create it.
 fn legacy_tables(family: Family, found: &mut Ledger) {
-    let list = PerFamily("/proc/self/net/ip_tables_names", "/proc/self/net/ip6_tables_names");
-    let tables = fs::read_to_string(list.of(family)).unwrap_or_default();
+    let tables = fs::read_to_string(LEGACY_TABLES.of(family)).unwrap_or_default();
     if tables.trim().is_empty() {
         return;
     }

@@ -12,6 +12,7 @@ use crate::backend::nftables::encode::{compare, meta, named, payload};
 use crate::backend::nftables::rules::Side;
 use crate::backend::nftables::table::{batch_edge, kind};
 use crate::model::Family;
+use crate::names::LEGACY_TABLES;
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, find, string};
 use crate::netlink::{Error, Socket};
@@ -99,10 +100,9 @@ fn has_nat(socket: &mut Socket) -> Result<bool, Error> {
         (kind == "nat").then_some(())
     })?;
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let of_legacy =
-        ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"]
-            .iter()
-            .any(|path| read(path).lines().any(|table| table == "nat"));
+    let of_legacy = [Family::V4, Family::V6]
+        .iter()
+        .any(|family| read(LEGACY_TABLES.of(*family)).lines().any(|table| table == "nat"));
     // IPVS translates without such a chain, and tracks.
     let tracked = read("/proc/sys/net/netfilter/nf_conntrack_count");
     Ok(!nat.is_empty() || of_legacy || tracked.trim().parse().is_ok_and(|count: u64| count > 0))

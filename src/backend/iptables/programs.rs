@@ -267,10 +267,8 @@ fn is_locked() -> bool {
 
 /// Whether the table exists. For iptables-legacy the kernel lists its tables.
 fn has_table(variant: Variant, family: Family, table: &str) -> bool {
-    let list =
-        PerFamily("/proc/self/net/ip_tables_names", "/proc/self/net/ip6_tables_names").of(family);
-    variant == Variant::Nft
-        || fs::read_to_string(list).is_ok_and(|text| text.lines().any(|line| line == table))
+    let list = || fs::read_to_string(names::LEGACY_TABLES.of(family));
+    variant == Variant::Nft || list().is_ok_and(|text| text.lines().any(|line| line == table))
 }
 
 fn needed(variant: Variant, family: Family, suffix: &str) -> Result<PathBuf, Error> {

@@ -5,15 +5,12 @@ use std::fs;
 use crate::backend::iptables::table_size;
 use crate::doctor::Finding;
 use crate::doctor::legacy::{Tables, finding};
-use crate::model::{Family, PerFamily};
-use crate::names::HOOKS;
+use crate::model::Family;
+use crate::names::{HOOKS, LEGACY_TABLES};
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, find, string};
 use crate::netlink::{Error, Socket};
 
-/// Lists of the tables that the kernel has. A thread may be in another network namespace than its process.
-const TABLES: PerFamily<&str> =
-    PerFamily("/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names");
 /// Bytes of `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 
@@ -22,7 +19,7 @@ pub(super) fn findings(netfilter: &mut Socket) -> Option<Finding> {
     let mut legacy = Vec::new();
     for family in Family::ALL {
         // Without the file the kernel has no such tables.
-        for name in fs::read_to_string(TABLES.of(family)).unwrap_or_default().lines() {
+        for name in fs::read_to_string(LEGACY_TABLES.of(family)).unwrap_or_default().lines() {
             // A table that can't be read counts as empty.
             let rules = table_size::added(family, name).unwrap_or(0);
             legacy.extend((rules > 0).then(|| (format!("{name} ({family})"), rules)));
