@@ -48,6 +48,7 @@ fn base(table: &str, chain: &str) -> Option<Base> {
         ("mangle", _) => -150,
         ("nat", Hook::Postrouting | Hook::Input) => 100,
         ("nat", _) => -100,
+        ("security", _) => 50,
         _ => 0,
     };
     let reroutes = (table, hook) == ("mangle", Hook::Output);
@@ -297,6 +298,8 @@ mod tests {
         assert_eq!(tables[0].name, "iptables nat");
         let base = tables[0].chains["PREROUTING"].base.unwrap();
         assert!(base.is_nat && base.priority == -100 && base.hook == Hook::Prerouting);
+        let security = super::base("security", "INPUT").map(|base| base.priority);
+        assert_eq!(security, Some(50));
         let services = &tables[0].chains["KUBE-SERVICES"].rules;
         let is = |is: Match| Part::If(Condition { is, inverted: false });
         assert_eq!(
