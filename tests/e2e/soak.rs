@@ -240,8 +240,8 @@ const WHAT: [(&str, u64); 7] = [
     ("threads of the agent", 1),
     ("ip rules of the node", 0),
     ("routes of symroute's tables", 0),
-    ("words that nft and ipset print", 0),
-    ("files of the state without pods", 1),
+    ("words that `nft` and `ipset` print", 0),
+    ("files in `/run/symroute`, except those of pods", 1),
 ];
 
 /// One measurement of what must not grow.
@@ -282,7 +282,7 @@ fn assert_flat(samples: &[Sample]) {
     let third = samples.len() / 3;
     assert!(third > 0, "too few looks: {samples:?}");
     let mut grown = Vec::new();
-    println!("| of {} looks, at most | first third | last third |\n|---|---:|---:|", samples.len());
+    println!("| maximum of {} looks | first third | last third |\n|---|---:|---:|", samples.len());
     for (at, (name, allowed)) in WHAT.into_iter().enumerate() {
         let most = |part: &[Sample]| part.iter().map(|sample| sample.0[at]).max().unwrap_or(0);
         let (first, last) = (most(&samples[..third]), most(&samples[samples.len() - third..]));
