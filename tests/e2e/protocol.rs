@@ -1,7 +1,7 @@
-//! The protocol, compared with its reference. The same calls go to symroute and to three plugins of the
-//! CNI project, each on a node of its own: `tuning`, `portmap` and `sbr` as Debian ships them (release
-//! 1.1.1). `protocol/peers.txt` records the peers' answers. Where symroute differs, the case
-//! names the reason, and the table in `docs/cni.md` shows it.
+//! The protocol, compared with its reference: three plugins of the CNI project as Debian ships them
+//! (release 1.1.1), `tuning`, `portmap` and `sbr`. The same calls go to symroute and to each of them,
+//! on nodes of their own. `protocol/peers.txt` records the peers' answers. Where symroute differs, the
+//! case names the reason, and the table in `docs/cni.md` shows it.
 //!
 //! `SYMROUTE_BLESS=1` writes both files anew, to be looked at and committed.
 
