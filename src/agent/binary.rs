@@ -1,4 +1,4 @@
-//! The plugin's binary in the runtime's folder, as a copy of a given file.
+//! Keeps the plugin's binary in the runtime's directory of plugins, as a copy of a given file.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -12,30 +12,29 @@ use crate::atomic_file;
 use crate::names::PROGRAM;
 use crate::plain_file::{self, Links};
 
-/// No program of ours is longer.
+/// Maximum size of the binary in bytes.
 const LONGEST: u64 = 64 << 20;
 
-/// What a file looks like without reading it.
+/// Metadata of a file that change when its content changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Look {
     inode: u64,
     size: u64,
-    /// Time of the last change of content or mode, in seconds and nanoseconds.
+    /// Time of the last change of content or mode (ctime), in seconds and nanoseconds.
     changed: (i64, i64),
     mode: u32,
 }
 
-/// Copies `from` to `folder`, and keeps it there.
+/// A copy of the file `from` in the directory `folder`.
 #[derive(Debug)]
 pub(crate) struct Binary {
     from: PathBuf,
     folder: PathBuf,
-    /// Looks of the two files when their content was last found to be the same.
+    /// Metadata of source and copy when the agent last found their content equal.
     same: Option<(Look, Look)>,
 }
 
 impl Binary {
-    /// Keeps a copy of `from` in `folder`.
     pub(crate) fn new(from: PathBuf, folder: PathBuf) -> Self {
         Self { from, folder, same: None }
     }
@@ -54,7 +53,7 @@ impl ManagedFile for Binary {
     fn is_in_place(&mut self) -> Result<bool, String> {
         let from = look(&self.from).map_err(|error| at("look at", &self.from, &error))?;
         let Ok(to) = look(&self.to()) else { return Ok(false) };
-        // Content is read only where something about the files is new.
+        // Read the content only if the metadata changed.
         if self.same == Some((from, to)) {
             return Ok(true);
         }
@@ -66,8 +65,8 @@ impl ManagedFile for Binary {
     }
 
     fn put(&mut self) -> Result<(), String> {
-        // A binary that runs can't be written, and half of one must not be run: a new file in the
-        // same folder takes its place.
+        // The kernel refuses writes to a running binary, and the runtime must not start half of
+        // one. So a rename in the same directory replaces the file.
         let temporary = self.folder.join(format!(".{PROGRAM}.new"));
         let copy = |temporary: &Path| {
             let mut from = plain_file::open(&self.from, Links::Followed)?.take(LONGEST);
@@ -76,7 +75,7 @@ impl ManagedFile for Binary {
             to.set_permissions(fs::Permissions::from_mode(0o755))
         };
         atomic_file::replace(&self.to(), &temporary, copy).map_err(|error| {
-            let hint = "give the runtime's folder of plugins by --bin-dir, mounted writable";
+            let hint = "give the runtime's folder of plugins with --bin-dir, mounted writable";
             format!("{}; {hint}", at("install", &self.to(), &error))
         })
     }
@@ -86,7 +85,7 @@ impl ManagedFile for Binary {
     }
 }
 
-/// A program; none is longer.
+/// Reads a file of at most [`LONGEST`] bytes.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     plain_file::read(path, LONGEST, Links::Followed)
 }

@@ -1,4 +1,4 @@
-//! What may make a look at the node worth it, and where such causes wait for it.
+//! Reasons for a look at the node, and the place where they wait for the next turn.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -6,31 +6,33 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-/// Why the agent looks at the node.
+/// Reason for the agent to look at the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cause {
     Start,
-    /// It is time again.
+    /// The resync interval has passed.
     Resync,
+    /// The last turn failed.
     Retry,
+    /// The kernel dropped events, or a source of events was opened again.
     Lost,
-    /// An interface came, went or changed.
+    /// An interface was added, removed or changed.
     Links,
-    /// An interface that may lead to a pod is new, where a flowtable takes the packets of pods.
+    /// An interface that may lead to a pod changed, and a flowtable takes the packets of pods.
     Pods,
-    /// An address of an uplink, or of what may become one.
+    /// An address of an uplink or of a possible uplink changed.
     Addresses,
-    /// A route of an uplink, a default route, or one in our tables.
+    /// A route of an uplink, a default route, or a route in one of symroute's tables changed.
     Routes,
-    /// A rule of the routing policy database.
+    /// A rule of the routing policy database changed.
     Rules,
-    /// Somebody else changed our nftables table.
+    /// Another program changed symroute's nftables table.
     Nftables,
-    /// Rules of iptables, where those do the marking.
+    /// The rules of iptables changed, on a node where iptables marks.
     Iptables,
-    /// The folder of conflists.
+    /// The directory of conflists changed.
     Conflist,
-    /// The folder of plugins.
+    /// The plugin in the runtime's directory of plugins changed.
     Binary,
 }
 
@@ -51,7 +53,7 @@ impl Cause {
         Self::Binary,
     ];
 
-    /// Its name in metrics and logs.
+    /// Name of the cause in metrics and logs.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Start => "start",
@@ -70,22 +72,22 @@ impl Cause {
         }
     }
 
-    /// Whether everything is looked at, whatever it was that happened.
+    /// Whether the cause is no event, so that the turn also does the periodic work.
     pub(crate) fn is_general(self) -> bool {
         matches!(self, Self::Start | Self::Resync | Self::Retry)
     }
 
-    /// Whether what has to be done then is no damage by another program.
+    /// Whether a repair for this cause is no sign of damage by another program.
     pub(crate) fn is_ordinary(self) -> bool {
         self.is_general() || self == Self::Pods
     }
 
-    /// Whether it may change what the kernel takes for a route.
+    /// Whether the kernel may now accept a route that it refused before.
     pub(crate) fn is_of_routing(self) -> bool {
         matches!(self, Self::Lost | Self::Links | Self::Addresses | Self::Routes)
     }
 
-    /// Whether it is about the kernel's state.
+    /// Whether the cause asks for a look at the kernel's state.
     pub(crate) fn is_of_kernel(self) -> bool {
         !matches!(self, Self::Conflist | Self::Binary)
     }
@@ -99,7 +101,7 @@ impl fmt::Display for Cause {
 
 pub(crate) type Causes = BTreeSet<Cause>;
 
-/// Causes that wait for a look. A storm of events takes no more room than one event.
+/// Causes that wait for a turn. A set, so a storm of events needs no more memory than one event.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     causes: Mutex<Causes>,
@@ -118,12 +120,13 @@ impl Pending {
         self.added.notify_one();
     }
 
-    /// Takes what has come together.
+    /// Takes all causes that wait.
     pub(crate) fn take(&self) -> Causes {
         std::mem::take(&mut self.causes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until something was added since the last wait ended.
+    /// Waits for the next [`Self::add`] or [`Self::wake`]. Returns at once if one was called since
+    /// the last wait.
     pub(crate) async fn added(&self) {
         self.added.notified().await;
     }

@@ -1,4 +1,4 @@
-//! Our entry in the primary plugin's conflist.
+//! Keeps symroute's entry in the primary plugin's conflist.
 
 use super::cause::Cause;
 use super::events::files::Folder;
@@ -10,21 +10,21 @@ use crate::node::gate::{ThisNode, gate};
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) directory: Directory,
-    /// What this leaves open is kept as it was wanted last.
+    /// The wanted entry. Fields that are `None` keep the values that the operator gave last.
     pub(crate) wanted: Wanted,
-    /// The node that the settings have to work on.
+    /// The node, where the settings come into force before the entry names them.
     pub(crate) gate: Option<ThisNode>,
-    /// Whether the entry was refused when it was looked at last.
+    /// Whether the last check refused the entry.
     is_refused: bool,
 }
 
 impl Entry {
-    /// An entry for this node.
     pub(crate) fn new(directory: Directory, wanted: Wanted, gate: Option<ThisNode>) -> Self {
         Self { directory, wanted, gate, is_refused: false }
     }
 
-    /// Whether the entry is in place; the reason where nothing can be done about it.
+    /// Whether the entry is in place.
+    /// Error: why the agent can't put it in place now.
     fn judge(&mut self, state: &State) -> Result<bool, String> {
         self.is_refused = matches!(state, State::Refused(_));
         match state.reason() {
@@ -49,7 +49,7 @@ impl ManagedFile for Entry {
         let outcome = self.directory.add(&self.wanted, gate(&mut self.gate));
         let outcome = outcome.map_err(|error| text(&error))?;
         match outcome.now.map(|now| self.judge(&now.state)) {
-            Some(Ok(false)) => Err("the conflist changed again while it was put right".into()),
+            Some(Ok(false)) => Err("another program changed the conflist at the same time".into()),
             Some(Err(reason)) => Err(reason),
             Some(Ok(true)) | None => Ok(()),
         }
@@ -86,7 +86,7 @@ mod tests {
         fs::create_dir_all(&places.conf_dir).unwrap();
         let directory = Directory::at(places);
         let mut entry = Entry::new(directory, Wanted::default(), None);
-        assert!(entry.is_in_place().unwrap_err().contains("; "), "waited for, with a way out");
+        assert!(entry.is_in_place().unwrap_err().contains("; "), "waited for, with a remedy");
         for _ in 0..2 {
             fs::write(&file, primary).unwrap();
             assert_eq!(entry.is_in_place(), Ok(false));

@@ -1,5 +1,6 @@
-//! Which events of the kernel may matter. A node with many pods sees thousands of them a minute,
-//! for interfaces and routes of pods; a look for each of them would read everything.
+//! Decides which events of the kernel may matter. On a node with many pods the kernel reports
+//! thousands of events a minute for interfaces and routes of pods. A look for each of them would
+//! read the whole node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,34 +16,40 @@ use crate::names;
 use crate::netlink::uapi::{IFF_UP, RT_TABLE_LOCAL};
 use crate::plan::offload::leads_to_pods;
 
-/// Kinds of interface that `auto` never takes and of which a node has many.
+/// Kinds of interface that `auto` never takes as an uplink and of which a node has many.
 const OF_PODS: [&str; 3] = ["veth", "bridge", "dummy"];
 
-/// An event of rtnetlink, as far as it is looked at.
+/// Event of rtnetlink, reduced to the fields that the filter reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// An interface is new or has changed.
+    /// An interface was added or changed.
     Link(Link),
+    /// The interface with this index was removed.
     Gone(u32),
+    /// An address was added to or removed from the interface with this index.
     Address(u32),
+    /// A route was added or removed.
     Route {
         table: u32,
-        /// Length of its prefix.
+        /// Length of the destination prefix in bits.
         prefix: u8,
-        /// Interfaces that it goes through; none for blackholes and the like.
+        /// Indexes of the outgoing interfaces. Empty unless the route is unicast.
         links: Vec<u32>,
     },
+    /// A rule was added or removed.
     Rule {
         priority: u32,
         table: u32,
+        /// Whether the rule selects by packet mark.
         marked: bool,
-        /// Sources that it wants.
+        /// Source addresses that the rule selects.
         from: Option<IpNetwork>,
     },
+    /// The kernel dropped events.
     Lost,
 }
 
-/// What of an interface makes a difference.
+/// Properties of an interface whose change needs a look.
 #[derive(Debug, PartialEq, Eq)]
 struct Shape {
     name: String,
@@ -53,7 +60,7 @@ struct Shape {
 }
 
 impl Shape {
-    /// `offloads`: the MTU matters to the flowtable alone.
+    /// Only a flowtable depends on the MTU, so without `offloads` the MTU counts as 0.
     fn of(link: &Link, offloads: bool) -> Self {
         Self {
             name: link.name.clone(),
@@ -65,46 +72,49 @@ impl Shape {
     }
 }
 
-/// What the last look at the node found, as far as it tells events apart.
+/// Results of the last look at the node, used to judge later events.
 #[derive(Debug, Default)]
 pub(crate) struct Filter {
-    /// Rules of others beyond this place are no concern of ours.
+    /// Highest rule priority number that symroute uses. The kernel reads rules of other programs
+    /// with a higher number after symroute's rules.
     last_priority: u32,
+    /// Numbers of symroute's routing tables. `None` before the first look.
     tables: Option<RangeInclusive<u32>>,
+    /// The setting `uplinks`.
     names: Vec<Pattern>,
     uplinks: BTreeSet<u32>,
-    /// The uplinks' addresses: what rules say of them has a part in the uplinks' tables.
+    /// Addresses of the uplinks. Source rules for them name the tables with the uplinks' gateways.
     own: Vec<IpAddr>,
-    /// Interfaces that may matter.
+    /// Interfaces that may become uplinks or are uplinks, by index.
     known: BTreeMap<u32, Shape>,
-    /// Interfaces that lead to pods, and whether their packets come into the flowtable.
+    /// Interfaces of pods by index, and whether a flowtable would take packets from them.
     quiet: BTreeMap<u32, bool>,
     /// Whether a flowtable takes the packets of pods.
     pub(super) offloads: bool,
-    /// The variant of iptables that marks.
+    /// Variant of iptables that marks; `None` where nftables marks.
     pub(super) variant: Option<Variant>,
-    /// The sizes of the tables of iptables-legacy right before the last look; none if it repaired
-    /// something. Rules that another program removes before and after a repair leave the same sizes.
+    /// Table sizes of iptables-legacy right before the last look; `None` if that look repaired
+    /// something. If another program then undoes the repair, the sizes are the same as before it.
     pub(super) sizes: Option<Sizes>,
 }
 
 impl Filter {
-    /// Whether a change of table mangle by iptables-nft may matter.
+    /// Whether a change of a table mangle by iptables-nft may matter.
     pub(crate) fn minds_iptables_nft(&self) -> bool {
         self.tables.is_none() || self.variant == Some(Variant::Nft)
     }
 
-    /// Whether rules of iptables-legacy matter, of which the kernel reports no events.
+    /// Whether rules of iptables-legacy matter. The kernel reports no events for them.
     pub(crate) fn minds_iptables_legacy(&self) -> bool {
         self.variant == Some(Variant::Legacy)
     }
 
-    /// The cause for a look that these sizes are.
+    /// [`Cause::Iptables`] if these table sizes differ from those of the last look.
     pub(crate) fn judge_sizes(&self, found: Sizes) -> Option<Cause> {
         (self.sizes != Some(found)).then_some(Cause::Iptables)
     }
 
-    /// After a look: what was found is known now.
+    /// Takes over the results of a look.
     pub(crate) fn learn(&mut self, settings: &Settings, uplinks: BTreeSet<u32>, facts: &Facts) {
         self.last_priority = settings.priority + 3;
         self.tables = Some(settings.table(1)..=settings.table(settings.field.max_id()));
@@ -134,7 +144,7 @@ impl Filter {
         (of_pods || port) && !self.uplinks.contains(&link.index) && !named()
     }
 
-    /// The cause for a look that an event is, if it is one.
+    /// The cause for a look that this event gives; `None` if the event does not matter.
     pub(crate) fn judge(&mut self, event: Event) -> Option<Cause> {
         match event {
             Event::Lost => Some(Cause::Lost),
@@ -152,7 +162,7 @@ impl Filter {
                 let matters = table != RT_TABLE_LOCAL && (ours || wide || by_uplink);
                 matters.then_some(Cause::Routes)
             }
-            // Others have rules by the addresses of pods behind ours.
+            // Network plugins add rules by pod address with a higher priority number; ignore those.
             Event::Rule { priority, table, marked, from } => {
                 let ours = self.tables.as_ref().is_none_or(|tables| tables.contains(&table));
                 let by_own = from.is_some_and(|net| self.own.iter().any(|&ip| net.contains(ip)));
@@ -167,17 +177,17 @@ impl Filter {
             let now = leads_to_pods(link);
             let before = self.quiet.insert(link.index, now);
             let is_new = before.is_none();
-            // One that was taken for more until now, or the sign that kube-proxy begins to use IPVS.
+            // The interface might have been an uplink until now, or kube-proxy begins to use IPVS.
             let matters = self.known.remove(&link.index).is_some()
                 || is_new && link.name == names::OF_KUBE_PROXY;
-            // Before the first look it is not known whether there is a flowtable.
+            // Before the first look the agent does not know whether a flowtable exists.
             let offloads = self.offloads || self.tables.is_none();
             let feeds = offloads && before.unwrap_or(false) != now;
             return matters.then_some(Cause::Links).or(feeds.then_some(Cause::Pods));
         }
         self.quiet.remove(&link.index);
         let shape = Shape::of(link, self.offloads);
-        // The kernel also tells of statistics, queues and the like.
+        // The kernel also reports changes of statistics, queues and the like.
         if self.known.get(&link.index) == Some(&shape) {
             return None;
         }

@@ -1,4 +1,4 @@
-//! One turn of the agent: what is wanted, a look at the node, and what differs is put right.
+//! One turn of the agent: reads the settings, looks at the node, and repairs the differences.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -16,31 +16,35 @@ use crate::node::{Node, ended};
 use crate::plan::diff::Operation;
 use crate::state::Record;
 
-/// Name of the hold that the agent has on the node state. It stays when the agent stops.
+/// Name of the agent's hold on the node state. The hold stays when the agent stops.
 pub(crate) const HOLD: &str = "agent";
 
-/// What a turn works on. It blocks, so it has a thread of its own.
+/// Makes the turns. A turn blocks, so it runs on a thread of its own.
 #[derive(Debug)]
 pub(crate) struct Healer {
+    /// Opened by the first turn that needs the kernel.
     node: Option<Node>,
     source: SettingsSource,
     keepers: Vec<Keeper>,
+    /// The runtime's directory of cached CNI results.
     cache: PathBuf,
+    /// Settings that `source` had last.
     wanted: Option<NetworkConfig>,
-    /// Whether iptables-legacy marked when the node was last looked at.
+    /// Whether iptables-legacy marked at the last look.
     minds_legacy: bool,
-    /// Steps that were left after a reconcile: the kernel refuses them.
+    /// Steps that remained after a reconcile because the kernel refuses them.
     stuck: Vec<Operation>,
-    /// Whether the settings served pods alone when they were looked at last.
+    /// Whether the agent gave the node up because the settings serve pods alone.
     rested: bool,
-    /// What the log was last told.
+    /// Problems that are in the log already.
     noted: Vec<String>,
     pub(crate) repairs: Repairs,
     tally: Tally,
 }
 
 impl Healer {
-    /// Keeps the settings of `source` in force; while it has none, those that are.
+    /// A healer that keeps the settings of `source` in force. While `source` has none, it keeps the
+    /// settings that are in force.
     pub(crate) fn new(source: SettingsSource, keepers: Vec<Keeper>, cache: PathBuf) -> Self {
         Self {
             node: None,
@@ -57,14 +61,13 @@ impl Healer {
         }
     }
 
-    /// Looks at what the causes are about and puts it right. Goes on after a failure; what is
-    /// wrong is in the status.
+    /// Makes one turn for these causes. Goes on after a failure; the status has the problems.
     pub(crate) fn turn(&mut self, causes: &Causes) -> Status {
         let begin = Instant::now();
         let mut status = Status::default();
-        // The entry in the conflist comes before the settings are read from it.
+        // Before the settings are read: a keeper may write the conflist that they come from.
         for keeper in &mut self.keepers {
-            // Cheap where all is well, and each status has to tell its problem.
+            // In every turn, because each status has all problems. Cheap if the file is in place.
             let outcome = keeper.keep(Instant::now());
             status.say(Problem::of_file(keeper.cause()), outcome);
             self.tally.puts.insert(keeper.name(), keeper.puts);
@@ -72,7 +75,7 @@ impl Healer {
         let before = self.wanted.clone();
         match self.source.read(Reader::Agent) {
             Ok(Some(found)) => self.wanted = Some(found),
-            // Gone for a moment, or for good: what is in force stays.
+            // The file is gone, for a moment or for good: the settings in force stay.
             Ok(None) => {}
             Err(error) => status.say(Problem::Source, Err(error)),
         }
@@ -87,8 +90,8 @@ impl Healer {
         if !contested.is_empty() {
             let names: Vec<_> = contested.iter().map(|cause| cause.name()).collect();
             let text = format!(
-                "somebody undoes us again and again ({}), so repairs wait some seconds; find who \
-                 flushes or rewrites them",
+                "another program undoes symroute's changes again and again ({}), so repairs wait \
+                 some seconds; find the program that flushes or rewrites them",
                 names.join(", ")
             );
             status.say(Problem::Contested, Err(text));
@@ -108,8 +111,8 @@ impl Healer {
         status
     }
 
-    /// What is to be in force. None where that is the entry's business, which is refused, and where the
-    /// settings serve pods alone: then the node stays as it is.
+    /// Settings to bring into force. `None` if they serve pods alone, or if there are no settings
+    /// and the conflist entry is refused.
     fn target(&mut self) -> Result<Option<NetworkConfig>, Error> {
         let node = open(&mut self.node)?;
         if let Some(wanted) = &self.wanted {
@@ -126,14 +129,14 @@ impl Healer {
         })
     }
 
-    /// Gives up a node whose settings serve pods alone from now on.
+    /// Gives the node up if the settings serve pods alone. Otherwise changes nothing.
     fn let_go(&mut self, causes: &Causes, status: &mut Status) -> Result<(), Error> {
         let Some(wanted) = self.wanted.as_ref().filter(|wanted| !wanted.config.scope.host) else {
             return Ok(());
         };
         let (node, network) = (open(&mut self.node)?, wanted.network.clone());
         node.give_up(HOLD, &network)?;
-        // Pods that are attached need the node until they end.
+        // Attached pods need the node state until they end.
         if let Some(record) = node.state.record()?.filter(|_| !node.state.is_idle().unwrap_or(true))
         {
             return self.compare(&record.into(), causes, status);
@@ -142,6 +145,7 @@ impl Healer {
         Ok(())
     }
 
+    /// Brings the settings into force if they are not yet, then looks at the whole node.
     fn look(&mut self, causes: &Causes, status: &mut Status) -> Result<(), Error> {
         let Some(target) = self.target()? else { return self.let_go(causes, status) };
         let rested = std::mem::take(&mut self.rested);
@@ -149,8 +153,7 @@ impl Healer {
         let node = open(&mut self.node)?;
         let record = node.state.record()?;
         let settings = &target.config.settings;
-        // Former settings stand in the record until a change to others is complete: a call may have
-        // been killed before that.
+        // `previous` is not empty if a call was killed before it completed a change of settings.
         let is_settled =
             |r: &Record| r.settle(&target.network, settings) == r.settings && r.previous.is_empty();
         let in_force = record.as_ref().is_some_and(is_settled)
@@ -160,7 +163,8 @@ impl Healer {
                 .iter()
                 .any(|(name, network)| name == HOLD && *network == target.network);
         if !in_force {
-            // Another program has removed a record that vanished, unless this agent did.
+            // A missing record was removed by another program, unless this agent has just started
+            // or gave the node up itself.
             let repair = record.is_none() && !causes.contains(&Cause::Start) && !rested;
             let enforced = enforce(node, &target, causes);
             self.tally.reconciled(enforced.is_ok());
@@ -172,14 +176,14 @@ impl Healer {
                 status.say(Problem::Settings, Err(text(&error)));
             }
         }
-        // An agent that was killed may have left it out.
+        // In every look: a killed agent may not have written it.
         if let Some(path) = &target.conflist {
             open(&mut self.node)?.note_conflist(&target.network, path)?;
         }
         self.compare(&target, causes, status)
     }
 
-    /// Looks whether the node is as the settings in force want it, and puts right what is not.
+    /// Compares the node with the settings in force, and repairs the differences.
     fn compare(
         &mut self,
         target: &NetworkConfig,
@@ -187,14 +191,14 @@ impl Healer {
         status: &mut Status,
     ) -> Result<(), Error> {
         let node = open(&mut self.node)?;
-        // Read first: a change between the two makes the next poll differ. Where another backend
-        // marks, the question alone would make the tables.
+        // Before the view, so that the next poll notices a change between the two. Only where
+        // iptables-legacy marks: the kernel creates a table when a program asks for its size.
         let sizes = self.minds_legacy.then(table_size::sizes);
         let mut view = node.view(&target.config.settings)?;
         let refused = view.steps == self.stuck && !causes.iter().any(|cause| cause.is_of_routing());
         if !view.steps.is_empty() && !refused {
             let what: Vec<_> = view.steps.iter().map(|s| describe(s, &view.facts)).collect();
-            log::info!("off ({}): {}", names_of(causes), what.join("; "));
+            log::info!("the node differs ({}): {}", names_of(causes), what.join("; "));
             let record = node.record()?;
             let (network, settings) = match &record {
                 Some(record) => (record.network.clone(), record.settings.clone()),
@@ -210,7 +214,8 @@ impl Healer {
                 self.repairs.made(causes, Instant::now());
                 self.tally.repaired(causes);
             }
-            // Of what is left after that, the rest was done to us since; an event tells of it.
+            // The kernel may refuse routes alone. Other steps that remain are a newer change by
+            // another program, and the kernel reports an event for that.
             let refused = left.steps == view.steps && of_routes_alone(&left.steps);
             self.stuck = if refused { left.steps.clone() } else { Vec::new() };
             view = left;
@@ -222,7 +227,7 @@ impl Healer {
         }
         self.minds_legacy =
             view.plan.xtables.as_ref().is_some_and(|x| x.variant == Variant::Legacy);
-        // So that no ADD does what is done here.
+        // Otherwise the next ADD would look at the whole node itself.
         node.state.note_look()?;
         if !self.stuck.is_empty() {
             let what: Vec<_> = self.stuck.iter().map(|s| describe(s, &view.facts)).collect();
@@ -237,7 +242,7 @@ impl Healer {
         Ok(())
     }
 
-    /// Tells the log what is new about the status.
+    /// Logs the problems of the status that the last status did not have.
     fn note(&mut self, status: &Status) {
         let now: Vec<String> = status.problems.values().cloned().collect();
         for text in now.iter().filter(|text| !self.noted.contains(text)) {
@@ -254,8 +259,8 @@ fn open(node: &mut Option<Node>) -> Result<&mut Node, Error> {
     }
 }
 
-/// Brings the node to the settings and holds it. The hold changes hands first: else a network
-/// that takes over from another, or from no network, would disagree with our own hold.
+/// Brings the settings into force and holds the node state. The hold moves to the new network
+/// first: otherwise the reconcile would refuse that network because of the agent's own hold.
 fn enforce(node: &mut Node, target: &NetworkConfig, causes: &Causes) -> Result<(), Error> {
     log::info!("network \"{}\" comes into force ({})", target.network, names_of(causes));
     let lock = node.lock()?;
@@ -273,7 +278,7 @@ fn enforce(node: &mut Node, target: &NetworkConfig, causes: &Causes) -> Result<(
     outcome.map(drop)
 }
 
-/// Whether nothing differs but routes: those are what the kernel may refuse alone.
+/// Whether all steps add or replace routes. Only such steps can the kernel refuse one by one.
 fn of_routes_alone(steps: &[Operation]) -> bool {
     let route =
         |step: &Operation| matches!(step, Operation::AddRoute(_) | Operation::ReplaceRoute { .. });

@@ -1,4 +1,4 @@
-//! `/healthz`, `/readyz` and `/metrics` over HTTP, for the kubelet and Prometheus.
+//! HTTP server for `/healthz`, `/readyz` and `/metrics`, which the kubelet and Prometheus request.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -18,34 +18,36 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, spawn, yield_now};
 use tokio::time::{sleep, timeout};
 
-/// Connections at a time. One more ends the oldest: clients that open connections and send nothing
-/// must not keep the kubelet out.
+/// Maximum number of open connections. One more ends the oldest, so that clients that open
+/// connections and send nothing do not keep the kubelet out.
 const CONNECTIONS: usize = 64;
-/// How long one may take.
+/// Maximum duration of a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Pause after an accept that failed, for instance for want of file descriptors.
+/// Pause after a failed accept, for example when the process has no file descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// Whether all is well: 200, else 503.
+    /// Whether the status is 200; otherwise it is 503.
     pub(crate) well: bool,
     pub(crate) text: String,
 }
 
-/// An answer to come, none where nothing is.
+/// Future of an answer. `None` for a path that the agent does not serve (404).
 pub(crate) type Coming = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
 
-/// Who answers: a path to its answer.
+/// Function from the path of a request to its answer.
 pub(crate) type Answers = Arc<dyn Fn(&str) -> Coming + Send + Sync>;
 
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| {
-        format!("listen on {address}: {error}; choose another by --listen ADDRESS:PORT, or \"off\"")
+        format!(
+            "listen on {address}: {error}; choose another with --listen ADDRESS:PORT or \"off\""
+        )
     })
 }
 
-/// Answers requests for ever. `names`: the host names by which a client may ask, beside addresses.
+/// Answers requests for ever. `names` are the values of `Host` to accept beside addresses.
 pub(crate) async fn serve(listener: TcpListener, names: Vec<String>, answers: Answers) {
     let names = Arc::new(names);
     let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
@@ -59,7 +61,7 @@ pub(crate) async fn serve(listener: TcpListener, names: Vec<String>, answers: An
             open.pop_front().inspect(JoinHandle::abort);
         }
         open.push_back(spawn(connection(stream, Arc::clone(&names), Arc::clone(&answers))));
-        // A request that has come already is answered before the next connection.
+        // Lets the new task read a request that has arrived before the next accept may abort it.
         yield_now().await;
     }
 }
@@ -71,14 +73,14 @@ async fn connection(stream: TcpStream, names: Arc<Vec<String>>, answers: Answers
     });
     let mut server = http1::Builder::new();
     server.keep_alive(false).max_buf_size(8 * 1024);
-    // A client that breaks off is its own affair.
+    // A client that closes the connection early is no fault of the agent.
     let _ = timeout(PATIENCE, server.serve_connection(TokioIo::new(stream), service)).await;
 }
 
-/// Whether a client may ask by this `Host`. A web page could point its own domain at this address, and
-/// have a browser on the node read the answers.
+/// Whether the agent accepts this `Host` header. A web page could point its own domain at the
+/// agent's address, so that a browser on the node reads the answers for it (DNS rebinding).
 fn is_known(host: Option<&str>, names: &[String]) -> bool {
-    // HTTP/1.0 needs none, and no browser sends that.
+    // Only HTTP/1.0 allows a request without `Host`, and no browser sends HTTP/1.0.
     let Some(host) = host else { return true };
     if host.parse::<SocketAddr>().is_ok() {
         return true;

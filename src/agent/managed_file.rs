@@ -1,5 +1,5 @@
-//! Files on the node that the agent keeps in place, since others rewrite or remove them: the
-//! conflist with our entry, the plugin's binary.
+//! Files on the node that the agent keeps in place, because other programs rewrite or remove them:
+//! the conflist with symroute's entry, and the plugin's binary.
 
 use std::fmt::Debug;
 use std::time::Instant;
@@ -10,33 +10,33 @@ use super::pace::Rewrites;
 use crate::config::Config;
 
 pub(crate) trait ManagedFile: Debug + Send {
-    /// The folder to watch. The cause that a change in it is names the file in metrics and messages.
+    /// The directory to watch. The name of its cause names the file in metrics and messages.
     fn folder(&self) -> Folder;
 
-    /// Whether it is in place. Cheap: called at each event and each resync.
-    /// Error: it can't be told, or has to be waited for; nothing is put in place then.
+    /// Whether the file is in place. Must be cheap: every turn calls it.
+    /// Error: the agent can't find out, or has to wait; it then does not put the file in place.
     fn is_in_place(&mut self) -> Result<bool, String>;
 
-    /// Puts it in place.
-    /// Error: it could not be done; the text says what to do.
+    /// Puts the file in place.
+    /// Error: the failure, with its remedy.
     fn put(&mut self) -> Result<(), String>;
 
-    /// The settings that are to be in force as long as nothing names others; none where this file is not
-    /// about settings, or refuses those that it has.
+    /// Settings to use while neither the agent's source nor the node state has settings. `None` if
+    /// the file has no settings, or the agent refuses them.
     fn settings(&self) -> Option<Config> {
         None
     }
 
-    /// Who else may have changed it, as far as it can be told.
+    /// Advice for a message: how to find the program that rewrites the file.
     fn others(&self) -> String;
 }
 
-/// Keeps a file in place.
+/// Keeps one file in place.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     file: Box<dyn ManagedFile>,
     rewrites: Rewrites,
-    /// How often the file was put in place.
+    /// How often the agent put the file in place.
     pub(crate) puts: u64,
 }
 
@@ -62,16 +62,16 @@ impl Keeper {
         self.file.settings()
     }
 
-    /// Puts it in place unless it is there. A program that takes it away again and again has a
-    /// reason: then the error says so, and the file is left.
-    /// Error: it is not in place.
+    /// Puts the file in place unless it is. Stops for a while if another program rewrites the file
+    /// again and again.
+    /// Error: why the file is not in place.
     pub(crate) fn keep(&mut self, now: Instant) -> Result<(), String> {
         if self.file.is_in_place()? {
             return Ok(());
         }
         if !self.rewrites.allow(now) {
             return Err(format!(
-                "the {} is rewritten by somebody else again and again, so it is left as it is; {}",
+                "another program rewrites the {} again and again, so the agent leaves it alone; {}",
                 self.name(),
                 self.file.others()
             ));
@@ -102,7 +102,7 @@ mod tests {
             Ok(())
         }
         fn others(&self) -> String {
-            "somebody".into()
+            "find the program".into()
         }
     }
 
@@ -111,6 +111,6 @@ mod tests {
         let (mut keeper, now) = (Keeper::new(Contested), Instant::now());
         let puts = (0..50).filter(|_| keeper.keep(now).is_ok()).count();
         assert_eq!((puts, keeper.puts), (5, 5));
-        assert!(keeper.keep(now).unwrap_err().contains("somebody"));
+        assert!(keeper.keep(now).unwrap_err().contains("find the program"));
     }
 }

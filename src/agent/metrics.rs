@@ -1,5 +1,5 @@
-//! The metrics in Prometheus' text format (version 0.0.4). The format is lines of text; a crate
-//! for it would be larger than this file.
+//! Writes the metrics in Prometheus' text format (version 0.0.4). The format is lines of text; a
+//! crate for it would be larger than this file.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,12 +15,11 @@ use crate::netstat;
 use crate::node::counters;
 use crate::plan::Uplink;
 
-/// Writes families of metrics.
 #[derive(Debug, Default)]
 struct Page(String);
 
 impl Page {
-    /// One family: its name, kind and meaning, and its values by labels.
+    /// Writes one metric: its name, type and help text, and a value for each set of labels.
     fn family<L: AsRef<str>>(
         &mut self,
         (name, kind, help): (&str, &str, &str),
@@ -38,19 +37,19 @@ impl Page {
         }
     }
 
-    /// A family of one value.
+    /// Writes a metric without labels.
     fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
         self.family((name, kind, help), [("", value)]);
     }
 }
 
-/// One label; quotes, backslashes and line ends are escaped.
+/// `name="value"`, with quotes, backslashes and line ends escaped.
 fn label(name: &str, value: impl std::fmt::Display) -> String {
     let value = value.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     format!("{name}=\"{value}\"")
 }
 
-/// All metrics. Counters of more than 2^53 lose their last digits, as everywhere in Prometheus.
+/// The page of all metrics. Counters above 2^53 lose their last digits, as always in Prometheus.
 #[expect(clippy::cast_precision_loss, reason = "Prometheus knows floating point numbers only")]
 pub(crate) fn page(
     board: &Board,
@@ -60,39 +59,40 @@ pub(crate) fn page(
     let mut page = Page::default();
     let tally = &board.tally;
     let version = label("version", env!("CARGO_PKG_VERSION"));
-    page.family(("build_info", "gauge", "The release that runs."), [(version, 1.0)]);
+    page.family(("build_info", "gauge", "Version of the running agent."), [(version, 1.0)]);
     let ready = f64::from(u8::from(board.unready().is_empty()));
-    page.one("ready", "gauge", "1 if the node is as the settings want it.", ready);
+    page.one("ready", "gauge", "1 if /readyz answers 200, otherwise 0.", ready);
     let uplinks = board.uplinks.iter().map(|u| {
         let labels = [label("uplink", &u.name), label("id", u.id), label("table", u.table)];
         (labels.join(","), 1.0)
     });
-    page.family(("uplink_info", "gauge", "The uplinks in force."), uplinks);
-    page.one(
-        "notes",
-        "gauge",
-        "Things that are wrong, see symroutectl status.",
-        board.notes as f64,
-    );
+    page.family(("uplink_info", "gauge", "Uplinks of the active configuration."), uplinks);
+    let help = "Problems although the configuration is in place; symroutectl status lists them.";
+    page.one("notes", "gauge", help, board.notes as f64);
     page.one("pods", "gauge", "Attachments on this node.", tally.pods as f64);
     let outcomes = [("done", tally.reconciles), ("failed", tally.failures)];
     let outcomes = outcomes.map(|(outcome, n)| (label("outcome", outcome), n as f64));
-    page.family(("reconciles_total", "counter", "Reconciles made, not mere looks."), outcomes);
+    let help = "Reconciles, by outcome. A look that finds no difference is not a reconcile.";
+    page.family(("reconciles_total", "counter", help), outcomes);
     let by_cause = |value: &dyn Fn(Cause) -> f64| {
         Cause::ALL.map(|cause| (label("cause", cause), value(cause)))
     };
     let repairs = by_cause(&|cause| tally.repairs.get(&cause).copied().unwrap_or(0) as f64);
-    page.family(("repairs_total", "counter", "Repairs, by what told of the damage."), repairs);
+    let help = "Repairs, by the cause that led to them. One repair may have several causes.";
+    page.family(("repairs_total", "counter", help), repairs);
     let contested = by_cause(&|cause| f64::from(u8::from(tally.contested.contains(&cause))));
-    page.family(("contested", "gauge", "1 while somebody undoes us again and again."), contested);
+    let help = "1 while another program undoes symroute's changes again and again.";
+    page.family(("contested", "gauge", help), contested);
     page.one("looks_total", "counter", "Turns of the agent.", tally.turns as f64);
     let took = tally.last_turn.as_secs_f64();
-    page.one("last_look_seconds", "gauge", "How long the last turn took.", took);
+    page.one("last_look_seconds", "gauge", "Duration of the last turn in seconds.", took);
     page.one("events_total", "counter", "Events that led to a look.", board.events as f64);
     page.one("events_lost_total", "counter", "Times the kernel dropped events.", board.lost as f64);
     let puts = |name: &str| tally.puts.get(name).copied().unwrap_or(0) as f64;
-    page.one("conflist_rewrites_total", "counter", "Conflists put right.", puts("conflist"));
-    page.one("binary_installs_total", "counter", "Binaries put in place.", puts("binary"));
+    let help = "Times that the agent put its entry into a conflist.";
+    page.one("conflist_rewrites_total", "counter", help, puts("conflist"));
+    let help = "Times that the agent installed the plugin's binary.";
+    page.one("binary_installs_total", "counter", help, puts("binary"));
     if let Some(drops) = netstat::rp_filter_drops() {
         let help = "Packets that rp_filter of the node dropped (TcpExtIPReversePathFilter).";
         page.one("rp_filter_drops_total", "counter", help, drops as f64);
@@ -103,21 +103,21 @@ pub(crate) fn page(
         lines.collect::<Vec<_>>()
     };
     if let Some(offloaded) = offloaded {
-        let help = "Connections of the uplink that are in the flowtable and pass no rule.";
+        let help = "Connections of the uplink in the flowtable now; their packets pass no rule.";
         page.family(("connections_offloaded", "gauge", help), by_uplink(offloaded));
     }
     if let Some(counts) = counts {
-        let help = "Connections that were bound to the uplink they came in by.";
+        let help = "Connections that symroute bound to the uplink on which they arrived.";
         page.family(("connections_bound_total", "counter", help), by_uplink(&counts.bound));
-        let help = "Packets that were made to leave by the uplink.";
+        let help = "Packets that symroute made leave through the uplink.";
         page.family(("packets_steered_total", "counter", help), by_uplink(&counts.steered));
-        let help = "Packets whose mark was evidence for rp_filter only, and was taken off.";
+        let help = "Packets whose mark served only rp_filter, so that symroute removed the mark.";
         page.one("evidence_dropped_total", "counter", help, counts.cleared as f64);
     }
     page.0
 }
 
-/// What the data plane counts, and when it was read.
+/// Cache of the data plane's counters, with the time of each read.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     read: Option<(MarkedBy, Instant, Counts)>,
@@ -125,11 +125,12 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// Programs have to be run to read what iptables counts, and the kernel walks all connections to find those
-    /// that are offloaded. So neither is done more often.
+    /// Time for which a read is used again. To read counters of iptables, the agent runs programs;
+    /// to find offloaded connections, the kernel walks all connections.
     const FRESH: Duration = Duration::from_secs(10);
 
-    /// How many connections are offloaded, by the uplink's id; none where there is no flowtable.
+    /// Number of offloaded connections by the uplink's id. `None` without a flowtable, or if the
+    /// read fails.
     pub(crate) fn offloaded(&mut self, by: MarkedBy) -> Option<BTreeMap<u32, u64>> {
         let fresh = |(of, at, _): &&(MarkedBy, Instant, BTreeMap<u32, u64>)| {
             *of == by && at.elapsed() < Self::FRESH
@@ -143,7 +144,7 @@ impl Counters {
         Some(read)
     }
 
-    /// The counts; none where they can't be read.
+    /// Counts of the rules. `None` if the read fails.
     pub(crate) fn now(&mut self, by: MarkedBy) -> Option<Counts> {
         let fresh = |(of, at, _): &&(MarkedBy, Instant, Counts)| {
             *of == by && by.marker != Marker::Nftables && at.elapsed() < Self::FRESH
@@ -201,7 +202,7 @@ mod tests {
         }
     }
 
-    /// Names of metrics in a text.
+    /// Names of symroute's metrics in a text.
     fn named(text: &str) -> std::collections::BTreeSet<&str> {
         let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
         words.filter(|word| word.starts_with("symroute_")).collect()

@@ -1,8 +1,9 @@
-//! `symroutectl agent`: keeps what is in force in force when other programs change the node.
+//! `symroutectl agent`: runs as a daemon and restores the active configuration whenever another
+//! program changes it.
 //!
-//! [`events`] tell what happened; [`filter`] says whether it may matter; the [`cause`]s gather
-//! for a moment ([`pace`]); then one turn of [`heal`] looks at the node and puts it right. The
-//! plugin needs none of this.
+//! [`events`] report what happened, and [`filter`] decides whether an event may matter. The
+//! [`cause`]s gather for a moment ([`pace`]). Then one turn of [`heal`] looks at the node and
+//! repairs it. The plugin does not need the agent.
 
 pub(crate) mod binary;
 pub(crate) mod cause;
@@ -41,26 +42,26 @@ use metrics::Counters;
 use notify::Manager;
 use status::{Board, Status};
 
-/// The agent is taken for dead when its loop did not turn for this long.
+/// `/healthz` fails when the loop has not turned for this long.
 const DEAD: Duration = Duration::from_secs(60);
-/// How often the loop turns although nothing happens.
+/// Maximum time that the loop waits for an event.
 const BEAT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) source: SettingsSource,
-    /// The runtime's cache of results.
+    /// The runtime's directory of cached CNI results.
     pub(crate) cache: PathBuf,
-    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    /// Address that serves `/healthz`, `/readyz` and `/metrics`; `None` serves nothing.
     pub(crate) listen: Option<SocketAddr>,
-    /// Host names by which a client may ask, beside addresses, `localhost` and the machine's own.
+    /// Values of the HTTP `Host` header to accept beside addresses, `localhost` and the host name.
     pub(crate) hosts: Vec<String>,
-    /// How often everything is looked at although nothing was told.
+    /// Time between two looks at the whole node without an event.
     pub(crate) resync: Duration,
     pub(crate) keepers: Vec<Keeper>,
 }
 
-/// What the tasks share.
+/// State that all tasks of the agent share.
 #[derive(Debug)]
 struct Shared {
     pending: Pending,
@@ -74,22 +75,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs until a signal ends it. What is in force stays in force, and held.
-/// Error: what keeps the agent from starting.
+/// Runs the agent until SIGTERM or SIGINT. The active configuration and the agent's hold stay.
+/// Error: why the agent can't start, or that a turn panicked.
 pub(crate) fn run(options: Options) -> Result<(), String> {
     let _lock = only_agent()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
-        // By this name the kernel tells who changed nftables.
+        // The kernel reports this name with each change of nftables; see `events::nftables`.
         .thread_name(crate::names::PROGRAM)
-        // A turn, and a page of metrics or a poll meanwhile.
+        // One for a turn, one for a page of metrics at the same time.
         .max_blocking_threads(2)
         .build()
         .map_err(|error| format!("start: {error}"))?;
     runtime.block_on(serve(options))
 }
 
-/// The only agent of this node, for as long as the value lives.
+/// Takes the lock that keeps a second agent from running on this node.
+/// Error: another agent runs, or the lock can't be taken.
 fn only_agent() -> Result<AgentLock, String> {
     let state = State::new(crate::names::STATE_DIR);
     AgentLock::acquire(&state).map_err(|error| error.to_string())?.map_err(|pid| {
@@ -112,7 +114,7 @@ async fn serve(options: Options) -> Result<(), String> {
         let names = options.hosts.iter().cloned().chain(local).collect();
         tokio::spawn(http::serve(listener, names, answers(&shared)));
     }
-    // Sources before the first look: what happens from now on is told.
+    // Before the first look: the kernel then reports what changes during that look.
     sources::start(&shared, &options)?;
     let healer = Healer::new(options.source, options.keepers, options.cache);
     shared.pending.add(Cause::Start);
@@ -122,7 +124,7 @@ async fn serve(options: Options) -> Result<(), String> {
 fn answers(shared: &Arc<Shared>) -> Answers {
     let shared = Arc::clone(shared);
     let counters = Arc::new(Mutex::new(Counters::default()));
-    // A turn must find a thread, however many pages are asked for.
+    // One page at a time, so that requests never take the thread that a turn needs.
     let turnstile = Arc::new(Semaphore::new(1));
     Arc::new(move |path| {
         if path == "/metrics" {
@@ -130,7 +132,7 @@ fn answers(shared: &Arc<Shared>) -> Answers {
             let turnstile = Arc::clone(&turnstile);
             return Box::pin(async move {
                 let only = turnstile.acquire_owned().await.ok()?;
-                // Reading what iptables counts takes programs, and the loop must not wait for those.
+                // To read counters of iptables, the agent runs programs; the loop must not wait.
                 let page = spawn_blocking(move || {
                     let _only = only;
                     let marked_by = lock(&shared.board).marked_by;
@@ -145,7 +147,7 @@ fn answers(shared: &Arc<Shared>) -> Answers {
     })
 }
 
-/// What is answered without a look at anything.
+/// Answers `/healthz` and `/readyz` from memory. `None` for other paths.
 fn at_once(shared: &Shared, path: &str) -> Option<Answer> {
     match path {
         "/healthz" => {
@@ -163,7 +165,7 @@ fn at_once(shared: &Shared, path: &str) -> Option<Answer> {
     }
 }
 
-/// The loop: waits for causes, and has a turn made for them.
+/// The main loop: waits for causes and starts a turn for them.
 struct Loop {
     shared: Arc<Shared>,
     healer: Option<Healer>,
@@ -173,7 +175,7 @@ struct Loop {
     next_resync: Instant,
     next_retry: Option<Instant>,
     failures: u32,
-    /// Causes that have to wait, since somebody undoes us again and again.
+    /// Causes that wait until `until`, because another program undoes the repairs again and again.
     deferred: Causes,
     until: Option<Instant>,
     told_ready: bool,
@@ -220,7 +222,7 @@ impl Loop {
         }
     }
 
-    /// How long to wait for a cause.
+    /// Maximum time to wait for a cause: until the next resync, retry, deferred turn or beat.
     fn patience(&self) -> Duration {
         let dates = [Some(self.next_resync), self.next_retry, self.until];
         let now = Instant::now();
@@ -228,7 +230,7 @@ impl Loop {
         dates.into_iter().flatten().map(until).fold(self.beat, Duration::min)
     }
 
-    /// What a turn is to be made for now.
+    /// Takes the causes for a turn that starts now. Empty: no turn is due.
     fn due(&mut self) -> Causes {
         let now = Instant::now();
         let mut causes = self.shared.pending.take();
@@ -275,7 +277,7 @@ impl Loop {
             let before = std::mem::replace(&mut filter.offloads, plan.offloads());
             filter.learn(&found.settings, uplinks, &found.view.facts);
             if plan.offloads() && !before {
-                // What came since the look was not minded yet.
+                // The filter ignored interfaces of pods that appeared since the look.
                 self.shared.pending.add(Cause::Pods);
             }
             filter.variant = plan.xtables.as_ref().map(|xtables| xtables.variant);
@@ -284,7 +286,7 @@ impl Loop {
         let mut board = lock(&self.shared.board);
         board.update(status);
         if !self.told_ready {
-            // Also with wrong settings: a restart would not mend those.
+            // Also with invalid settings: a restart would not repair those.
             self.manager.tell("READY=1");
             self.told_ready = true;
         }
@@ -293,7 +295,7 @@ impl Loop {
     }
 }
 
-/// Lets events gather that belong together, but not for ever.
+/// Waits for further causes until none arrives for [`pace::QUIET`], at most [`pace::CEILING`].
 async fn settle(pending: &Pending) {
     let end = Instant::now() + pace::CEILING;
     loop {

@@ -1,4 +1,4 @@
-//! Tells systemd how we are (`sd_notify`): datagrams to the socket in `NOTIFY_SOCKET`.
+//! Reports the agent's state to systemd (`sd_notify`): datagrams to the socket in `NOTIFY_SOCKET`.
 
 use std::env;
 use std::os::linux::net::SocketAddrExt as _;
@@ -6,12 +6,12 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// The service manager, if there is one that listens.
+/// The service manager's socket. `None` if no service manager listens.
 #[derive(Debug)]
 pub(crate) struct Manager(Option<(UnixDatagram, SocketAddr)>);
 
 impl Manager {
-    /// The manager that the environment names. One that can't be reached is none.
+    /// The manager that `NOTIFY_SOCKET` names. An invalid name counts as no manager.
     pub(crate) fn of_environment() -> Self {
         let address = env::var_os("NOTIFY_SOCKET").and_then(|name| match name.as_bytes() {
             [b'@', name @ ..] => SocketAddr::from_abstract_name(name).ok(),
@@ -24,13 +24,14 @@ impl Manager {
     /// Sends lines like `READY=1`.
     pub(crate) fn tell(&self, text: &str) {
         if let Some((socket, address)) = &self.0 {
-            // The manager may have gone; that is its affair.
+            // The agent works without a manager, so a manager that has ended is no error.
             let _ = socket.send_to_addr(text.as_bytes(), address);
         }
     }
 }
 
-/// How long systemd waits for a sign of life, if it waits for one of this process.
+/// Time after which systemd kills the agent without a `WATCHDOG=1` (`WatchdogSec=`). `None` if
+/// systemd does not watch this process.
 pub(crate) fn watchdog() -> Option<Duration> {
     let of_us = env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
     let microseconds = env::var("WATCHDOG_USEC").ok()?.parse().ok()?;

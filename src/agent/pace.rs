@@ -1,39 +1,40 @@
-//! How fast the agent works: events are gathered for a moment, a storm does not put a look off,
-//! and whoever undoes us again and again gets an answer at a limited rate. Pure: time is given.
+//! Limits how fast the agent works. Events gather for a moment, but a storm of events does not
+//! delay a look for long. If another program undoes repairs again and again, the agent repairs at
+//! a limited rate. The functions here read no clock: callers pass the time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::cause::{Cause, Causes};
 
-/// A look is taken when no event came for this long …
+/// Time without an event after which a turn begins.
 pub(crate) const QUIET: Duration = Duration::from_millis(50);
-/// … or when the first one was this long ago.
+/// Maximum time from the first event to the turn.
 pub(crate) const CEILING: Duration = Duration::from_millis(200);
-/// After a look the agent rests for this many times as long as the look took.
+/// Length of the rest after a turn, as a multiple of the turn's duration.
 const REST: u32 = 10;
-/// The longest such rest: the node has to be healed within two seconds.
+/// Maximum rest after a turn: the agent has to repair the node within two seconds.
 const LONGEST_REST: Duration = Duration::from_millis(800);
-/// Repairs for one cause that are made at once …
+/// Maximum number of repairs for one cause within [`WINDOW`]. With more, the cause is contested.
 const REPAIRS: usize = 6;
-/// … within this time.
+/// Time for which a repair counts.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Pause between the repairs that come after them.
+/// Minimum time between two repairs for contested causes.
 const PAUSE: Duration = Duration::from_secs(5);
-/// First and longest pause after a failure.
+/// First and longest pause before a retry after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// How long to wait before the next retry after this many failures in a row.
+/// Pause before the next retry after this many failures in a row.
 pub(crate) fn retry_after(failures: u32) -> Duration {
     RETRY.0.saturating_mul(1 << failures.clamp(1, 6).saturating_sub(1)).min(RETRY.1)
 }
 
-/// The rest after a look that took this long.
+/// Rest after a turn that took `look`.
 pub(crate) fn rest_after(look: Duration) -> Duration {
     look.saturating_mul(REST).min(LONGEST_REST)
 }
 
-/// Repairs of the last minute by cause.
+/// Times of the repairs within [`WINDOW`], by cause.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs(BTreeMap<Cause, VecDeque<Instant>>);
 
@@ -42,14 +43,14 @@ impl Repairs {
         for &cause in causes.iter().filter(|cause| !cause.is_ordinary()) {
             let times = self.0.entry(cause).or_default();
             times.push_back(now);
-            // More than these say nothing new.
+            // This many are enough to see that the cause is contested.
             if times.len() > REPAIRS + 1 {
                 times.pop_front();
             }
         }
     }
 
-    /// Causes for which the node had to be repaired again and again.
+    /// Causes with more than [`REPAIRS`] repairs within [`WINDOW`].
     pub(crate) fn contested(&mut self, now: Instant) -> Causes {
         for times in self.0.values_mut() {
             times.retain(|&at| now.saturating_duration_since(at) < WINDOW);
@@ -58,7 +59,7 @@ impl Repairs {
         self.0.iter().filter(|(_, times)| times.len() > REPAIRS).map(|(&cause, _)| cause).collect()
     }
 
-    /// How long a look for these causes has to wait: not at all unless all of them are contested.
+    /// Time that a turn for these causes has to wait. `None` unless all of them are contested.
     pub(crate) fn wait(&mut self, causes: &Causes, now: Instant) -> Option<Duration> {
         let contested = self.contested(now);
         if causes.is_empty() || !causes.is_subset(&contested) {
@@ -70,23 +71,23 @@ impl Repairs {
     }
 }
 
-/// Counts what is done to a file of somebody else, and says when to stop.
+/// Counts how often the agent put a managed file in place, and says when to stop.
 #[derive(Debug, Default)]
 pub(crate) struct Rewrites(VecDeque<Instant>);
 
 impl Rewrites {
-    /// Rewrites that are made …
+    /// Maximum number of rewrites within [`Self::WITHIN`].
     const MOST: usize = 5;
-    /// … within this time. After as long without one it is tried again.
+    /// Time for which a rewrite counts.
     const WITHIN: Duration = Duration::from_secs(120);
 
-    /// Whether one more is allowed.
+    /// Whether the agent may rewrite the file now.
     pub(crate) fn allow(&mut self, now: Instant) -> bool {
         self.0.retain(|&at| now.saturating_duration_since(at) < Self::WITHIN);
         self.0.len() < Self::MOST
     }
 
-    /// One was made.
+    /// Notes that the agent rewrote the file.
     pub(crate) fn made(&mut self, now: Instant) {
         self.0.push_back(now);
     }

@@ -1,4 +1,4 @@
-//! Starts what tells the agent of causes: one task to a source.
+//! Starts the sources of events, one task for each source.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use super::{Options, Shared, lock};
 use crate::backend::iptables::table_size;
 use crate::config::source::SettingsSource;
 
-/// Pause before a source that failed is opened again.
+/// Pause before the agent opens a failed source again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often rules of iptables-legacy are looked for.
+/// Time between two reads of the table sizes of iptables-legacy.
 const POLL: Duration = Duration::from_secs(1);
 
 impl Shared {
-    /// An event that led to a look.
+    /// Counts an event that matters, and adds its cause.
     fn happened(&self, cause: Cause) {
         let mut board = lock(&self.board);
         board.events += 1;
@@ -33,7 +33,8 @@ impl Shared {
     }
 }
 
-/// Starts all sources; each is armed when this returns or soon after, and then asks for a look.
+/// Starts all sources. A netlink source that starts later asks for a look when it listens.
+/// Error: the kernel refuses a signal handler or an inotify instance.
 pub(super) fn start(shared: &Arc<Shared>, options: &Options) -> Result<(), String> {
     signals(shared)?;
     folders(shared, options)?;
@@ -64,13 +65,13 @@ fn folders(shared: &Arc<Shared>, options: &Options) -> Result<(), String> {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         if let Err(error) = watches.watch(|cause| shared.happened(cause)).await {
-            log::error!("agent: {error}; from now on files are looked at by the clock");
+            log::error!("agent: {error}; from now on the agent notices changed files at a resync");
         }
     });
     Ok(())
 }
 
-/// What is to be watched for changes of the settings.
+/// The directory to watch for changes of the settings.
 fn folder_of(source: &SettingsSource) -> Folder {
     let (path, names) = match source {
         SettingsSource::File(path) => {
@@ -85,7 +86,7 @@ fn folder_of(source: &SettingsSource) -> Folder {
 
 async fn rtnetlink(shared: Arc<Shared>) {
     loop {
-        // Whatever happened before the socket was there is found by the look that this asks for.
+        // The socket missed earlier events, so ask for a look at the whole node.
         let ready = || shared.pending.add(Cause::Lost);
         let take = |event: Event| {
             let cause = lock(&shared.filter).judge(event);
@@ -94,7 +95,7 @@ async fn rtnetlink(shared: Arc<Shared>) {
             }
         };
         if let Err(error) = route::watch(ready, take).await {
-            log::error!("agent: {error}; once more in a second");
+            log::error!("agent: {error}; trying again in a second");
         }
         sleep(PAUSE).await;
     }
@@ -112,13 +113,13 @@ async fn nf_tables(shared: Arc<Shared>) {
             });
         };
         if let Err(error) = nftables::watch(ready, take).await {
-            log::error!("agent: {error}; once more in a second");
+            log::error!("agent: {error}; trying again in a second");
         }
         sleep(PAUSE).await;
     }
 }
 
-/// The kernel reports no events of iptables-legacy, so the sizes of its tables are read once a second.
+/// Reads the table sizes of iptables-legacy once a second: the kernel reports no events for it.
 async fn iptables_legacy(shared: Arc<Shared>) {
     loop {
         sleep(POLL).await;

@@ -1,4 +1,4 @@
-//! What the agent knows of itself and of the node: the source of readiness and metrics.
+//! State that `/readyz` and `/metrics` report: results of the turns and of the last look.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,55 +11,54 @@ use crate::model::Field;
 use crate::node::View;
 use crate::plan::Uplink;
 
-/// Where something is wrong. Each makes the agent not ready.
+/// Area in which something is wrong. One is enough to make the agent not ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Problem {
-    /// The settings can't be read.
+    /// The agent can't read the settings.
     Source,
-    /// The settings can't be put in force.
+    /// The agent can't bring the settings into force.
     Settings,
-    /// The node could not be looked at or put right.
+    /// The agent could not look at the node or repair it.
     Node,
     /// The kernel refuses part of the plan.
     Kernel,
-    /// Somebody undoes us again and again.
+    /// Another program undoes symroute's changes again and again.
     Contested,
-    /// The entry in the conflist.
+    /// The conflist entry is not in place.
     Conflist,
-    /// The plugin's binary.
+    /// The plugin's binary is not in place.
     Binary,
 }
 
 impl Problem {
-    /// The problem that a managed file has.
+    /// The problem to report for the managed file with this cause.
     pub(crate) fn of_file(cause: Cause) -> Self {
         if cause == Cause::Binary { Self::Binary } else { Self::Conflist }
     }
 }
 
-/// What a look found; large, and not kept.
+/// Result of a look at the node. It is large, so [`Board`] keeps only parts of it.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) settings: Settings,
     pub(crate) view: View,
 }
 
-/// What was done since the beginning.
+/// Counts since the agent started.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tally {
-    /// Turns of the loop.
     pub(crate) turns: u64,
-    /// How long the last one took.
+    /// Duration of the last turn.
     pub(crate) last_turn: Duration,
-    /// Reconciles that changed the node.
+    /// Reconciles that succeeded.
     pub(crate) reconciles: u64,
     /// Reconciles that failed.
     pub(crate) failures: u64,
     pub(crate) repairs: BTreeMap<Cause, u64>,
     pub(crate) contested: Causes,
-    /// How often things on the disk were put in place.
+    /// How often the agent put a managed file in place, by the file's name.
     pub(crate) puts: BTreeMap<&'static str, u64>,
-    /// Attachments.
+    /// Attachments now.
     pub(crate) pods: usize,
 }
 
@@ -69,25 +68,25 @@ impl Tally {
     }
 
     pub(crate) fn repaired(&mut self, causes: &Causes) {
-        // A new pod is no damage.
+        // For a new pod the flowtable gets a device, which repairs no damage.
         for &cause in causes.iter().filter(|&&cause| cause != Cause::Pods) {
             *self.repairs.entry(cause).or_default() += 1;
         }
     }
 }
 
-/// What one turn leads to.
+/// Result of one turn.
 #[derive(Debug, Default)]
 pub(crate) struct Status {
-    /// What is wrong, by where.
+    /// Messages with their remedies.
     pub(crate) problems: BTreeMap<Problem, String>,
-    /// What was found, if the node was looked at.
+    /// What the look found; `None` if the turn did not look at the node, or the look failed.
     pub(crate) found: Option<Found>,
-    /// The sizes of the tables of iptables-legacy right before a look that repaired nothing.
+    /// Table sizes of iptables-legacy right before a look that repaired nothing.
     pub(crate) sizes: Option<Sizes>,
-    /// Whether the node was not looked at, so that what was wrong still is.
+    /// Whether the turn did not look at the node, so that the problems of the last look stay.
     pub(crate) keeps_last_look: bool,
-    /// Whether the settings serve pods alone: there is nothing to find on the node.
+    /// Whether the agent gave the node up because the settings serve pods alone.
     pub(crate) for_pods_alone: bool,
     pub(crate) tally: Tally,
 }
@@ -99,7 +98,7 @@ impl Status {
         }
     }
 
-    /// Whether the next look should come soon.
+    /// Whether the turn has a problem that a retry soon may solve.
     pub(crate) fn failed(&self) -> bool {
         self.problems.keys().any(|problem| {
             !matches!(problem, Problem::Contested | Problem::Conflist | Problem::Kernel)
@@ -107,26 +106,27 @@ impl Status {
     }
 }
 
-/// What marks, and by which bits.
+/// Backend that marks packets, and the bits that it uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MarkedBy {
     pub(crate) marker: Marker,
     pub(crate) field: Field,
-    /// Whether connections are put into a flowtable.
+    /// Whether rules put connections into a flowtable.
     pub(crate) offloads: bool,
 }
 
-/// What is kept between turns, for whoever asks.
+/// State between turns that the HTTP server reads.
 #[derive(Debug, Default)]
 pub(crate) struct Board {
     pub(crate) problems: BTreeMap<Problem, String>,
     pub(crate) uplinks: Vec<Uplink>,
-    /// How many things are off although all is in place.
+    /// Number of problems that remain although the configuration is in place.
     pub(crate) notes: usize,
     pub(crate) marked_by: Option<MarkedBy>,
     pub(crate) tally: Tally,
+    /// Whether a look has succeeded since the start.
     pub(crate) looked: bool,
-    /// Events that the kernel dropped.
+    /// How often the kernel dropped events.
     pub(crate) lost: u64,
     /// Events that led to a look.
     pub(crate) events: u64,
@@ -157,11 +157,11 @@ impl Board {
         }
     }
 
-    /// What keeps the agent from being ready; nothing when it is.
+    /// Reasons why the agent is not ready. Empty if it is ready.
     pub(crate) fn unready(&self) -> Vec<&str> {
         let mut reasons: Vec<_> = self.problems.values().map(String::as_str).collect();
         if !self.looked {
-            reasons.push("the node was not looked at yet");
+            reasons.push("the agent has not looked at the node yet");
         }
         reasons
     }

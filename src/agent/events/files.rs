@@ -1,4 +1,4 @@
-//! Events of folders: conflists, plugins, the runtime's cache.
+//! Events of directories (inotify): settings, conflists and plugins.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -12,21 +12,22 @@ use tokio::io::unix::AsyncFd;
 
 use crate::agent::cause::Cause;
 
-/// How often watches that could not be armed are tried again.
+/// Time without an event after which missing watches are tried again.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// A folder, and what a change in it is a cause of.
+/// A directory to watch, and the cause that a change in it gives.
 #[derive(Debug, Clone)]
 pub(crate) struct Folder {
-    /// Its path; it need not exist yet.
+    /// Path of the directory. It need not exist yet.
     pub(crate) path: PathBuf,
     pub(crate) cause: Cause,
-    /// The names that count; none for all of them.
+    /// Names of the entries that count; `None` for all.
     pub(crate) names: Option<Vec<OsString>>,
 }
 
 impl Folder {
-    /// Whether a change of this entry counts. Hidden ones are temporary files, of libcni and ours.
+    /// Whether a change of this entry counts. Hidden entries are temporary files of libcni or
+    /// symroute and do not count.
     fn concerns(&self, entry: Option<&OsStr>) -> bool {
         let Some(entry) = entry else { return true };
         let named = |names: &Vec<OsString>| names.iter().any(|name| name == entry);
@@ -34,11 +35,12 @@ impl Folder {
     }
 }
 
-/// What is watched in place of a folder that is not there: its parent.
 #[derive(Debug)]
 struct Watched {
     folder: Folder,
+    /// Watch on the directory. `None` if the directory does not exist.
     watch: Option<WatchDescriptor>,
+    /// Watch on the parent of a directory that does not exist.
     parent: Option<WatchDescriptor>,
 }
 
@@ -50,15 +52,15 @@ impl AsRawFd for Descriptor {
     }
 }
 
-/// Watches on folders. They are armed when this value is made, so a scan that comes after it
-/// misses nothing.
+/// Watches on directories. The kernel records events from [`Watches::on`] onwards, so a caller that
+/// reads the directories after it misses no change.
 pub(crate) struct Watches {
     inotify: AsyncFd<Descriptor>,
     folders: Vec<Watched>,
 }
 
 impl Watches {
-    /// Arms watches on the folders; on the parent of a folder that is not there.
+    /// Arms a watch on each directory, or on the parent of one that does not exist.
     /// Error: the kernel has no inotify instance left.
     pub(crate) fn on(folders: Vec<Folder>) -> Result<Self, String> {
         let fail = |error: io::Error| format!("watch folders: {error}");
@@ -75,10 +77,10 @@ impl Watches {
         Ok(watches)
     }
 
-    /// Arms what is not armed. A watch on a folder that was removed and made again is a new one.
-    /// Gives the causes of those that are there since now.
+    /// Arms the watches that are missing. Returns the causes of the directories that have a watch
+    /// from now on.
     fn arm(&mut self) -> Vec<Cause> {
-        // IN_MASK_ADD: two folders may have one parent, or be one and the same.
+        // IN_MASK_ADD: two watches may be on one directory, and the second must not end the first.
         let add = AddWatchFlags::from_bits_retain(libc::IN_MASK_ADD);
         let content = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_CLOSE_WRITE
@@ -105,11 +107,12 @@ impl Watches {
         armed
     }
 
-    /// Hands the causes to `take` until the watch fails.
+    /// Passes the causes to `take` until a read fails.
+    /// Error: the failed read.
     pub(crate) async fn watch(mut self, mut take: impl FnMut(Cause)) -> Result<(), String> {
         loop {
             let read = self.inotify.async_io(Interest::READABLE, |fd| Ok(fd.0.read_events()?));
-            // Of a folder whose parent is not there either nobody tells that it comes.
+            // If a directory and its parent do not exist, no watch reports when they are created.
             let Ok(read) = tokio::time::timeout(AGAIN, read).await else {
                 self.arm().into_iter().for_each(&mut take);
                 continue;

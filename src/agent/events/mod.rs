@@ -1,4 +1,4 @@
-//! The sources of causes: netlink and the file system.
+//! Sources of events: netlink and the file system.
 
 pub(crate) mod files;
 pub(crate) mod nftables;

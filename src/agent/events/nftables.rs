@@ -1,11 +1,12 @@
-//! Events of `nf_tables`: who changed our table.
+//! Events of `nf_tables`: which program changed symroute's table.
 //!
-//! The kernel tells each change of a transaction, and then, by `NFT_MSG_NEWGEN`, which program
-//! made it. So what an ADD or a DEL of ours does is told from what somebody else does without a
-//! look at the node. Few of these messages are about us: only their first attributes are read.
+//! The kernel reports each change of a transaction, and then the program that made it
+//! (`NFT_MSG_NEWGEN`). So the agent ignores the changes of the plugin's ADD or DEL without a look
+//! at the node. Few of these messages concern symroute, so the agent reads only the attributes
+//! with names.
 //!
-//! Where iptables-nft does the marking, our rules stand in its tables mangle. Our own changes are
-//! made by iptables-nft-restore there, as others' are, so each costs one more look.
+//! Where iptables-nft marks, symroute's rules are in its tables `mangle`. There the kernel reports
+//! `iptables-nft-restore` for every program. So each change by symroute costs one more look.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -22,29 +23,31 @@ use crate::names::{self, HOOKS};
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Message, attrs, find, messages, string};
 
-/// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h, as a bit.
+/// Multicast group `NFNLGRP_NFTABLES` of `linux/netfilter/nfnetlink.h`, as a bit.
 const GROUP: u32 = 1 << (7 - 1);
-/// Bytes of `struct nfgenmsg`.
+/// Size of `struct nfgenmsg` in bytes.
 const NFGENMSG: usize = 4;
-/// Room for events in the kernel: a whole ruleset of iptables comes at once.
+/// Receive buffer in bytes. iptables-nft-restore changes a whole ruleset at once.
 const BUFFER: usize = 1 << 20;
-/// Room for one datagram.
+/// Buffer for one datagram, in bytes.
 const DATAGRAM: usize = 32 * 1024;
 
-/// The kernel tells these names of a change of ours.
+/// Names that the kernel reports for changes by symroute.
 const OUR_PROGRAMS: [&str; 2] = [names::PROGRAM, names::TOOL];
 
-/// What a transaction means for us.
+/// Event that a transaction gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// Somebody else changed our table.
+    /// Another program changed symroute's table.
     Foreign,
-    /// Somebody changed what may be ours in a table mangle of iptables-nft.
+    /// A program changed a symroute chain or a built-in chain in a table `mangle` of iptables-nft.
     Mangle,
+    /// The kernel dropped events.
     Lost,
 }
 
-/// Hands every event to `take` until the socket fails; see [`super::route::watch`].
+/// Joins the group, calls `ready`, and then passes every event to `take` until the socket fails.
+/// Error: the socket can't be opened, or a read failed.
 pub(crate) async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<(), String> {
     let fail = |error: io::Error| format!("listen to nf_tables: {error}");
     let socket = open().map_err(|errno| fail(errno.into()))?;
@@ -66,7 +69,7 @@ pub(crate) async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> 
             Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => take(Event::Lost),
             Err(error) => return Err(fail(error)),
         }
-        // One task of several: a flood must not starve the others.
+        // A flood of events must not starve the other tasks.
         tokio::task::yield_now().await;
     }
 }
@@ -75,21 +78,23 @@ fn open() -> Result<OwnedFd, Errno> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let protocol = SockProtocol::NetlinkNetFilter;
     let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
-    // A smaller buffer loses events earlier, and a loss is noticed.
+    // With a smaller buffer the kernel drops events earlier, and the agent notices that.
     let _ = setsockopt(&fd, sockopt::RcvBufForce, &BUFFER);
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUP))?;
     Ok(fd)
 }
 
-/// The transaction whose changes are being told.
+/// The transaction that the kernel currently reports.
 #[derive(Debug, Default)]
 pub(crate) struct Transaction {
+    /// Whether it changes symroute's table.
     of_ours: bool,
+    /// Whether it changes symroute's chains or built-in chains in a table `mangle`.
     of_mangle: bool,
 }
 
 impl Transaction {
-    /// Takes a message; what it says of a transaction that it ends.
+    /// Takes a message. Returns the events of the transaction if the message ends it.
     pub(crate) fn take(&mut self, message: Message<'_>) -> Vec<Event> {
         let Some(attributes) = message.body.get(NFGENMSG..) else { return Vec::new() };
         if message.kind >> 8 != NFNL_SUBSYS_NFTABLES {
@@ -117,7 +122,8 @@ impl Transaction {
     }
 }
 
-/// Whether a change of a table mangle is about one of our chains, or about one that leads to ours.
+/// Whether a change of a table `mangle` is about a symroute chain, or a built-in chain that jumps
+/// to one.
 fn concerns_us(kind: u16, attributes: &[u8]) -> bool {
     let chain = match kind {
         NFT_MSG_NEWRULE | NFT_MSG_DELRULE => find(attributes, NFTA_RULE_CHAIN),

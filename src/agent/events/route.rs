@@ -16,17 +16,17 @@ use rtnetlink::proto::sys::AsyncSocket as _;
 use crate::agent::filter::Event;
 use crate::model::Link;
 
-/// Room for events in the kernel while they are not read; it gives what it may.
+/// Receive buffer to ask for, in bytes. The kernel may grant less.
 const BUFFER: usize = 1 << 20;
 
-/// Hands every event to `take` until the socket fails. Before the first one, the groups are
-/// joined and `ready` is called: what happens from then on is told.
+/// Joins the groups, calls `ready`, and then passes every event to `take` until the socket fails.
+/// The kernel reports all changes after `ready`.
 /// Error: the socket can't be opened, or was closed.
 pub(crate) async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> Result<(), String> {
     let groups = [Links, Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule];
     let (mut connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)
         .map_err(|error| format!("listen to rtnetlink: {error}"))?;
-    // A smaller buffer loses events earlier, and a loss is noticed.
+    // With a smaller buffer the kernel drops events earlier, and the agent notices that.
     let _ = connection.socket_mut().socket_mut().set_rx_buf_sz(BUFFER);
     let reading = tokio::spawn(connection);
     ready();
@@ -48,7 +48,7 @@ pub(crate) async fn watch(ready: impl FnOnce(), mut take: impl FnMut(Event)) -> 
 fn event(message: RouteNetlinkMessage) -> Option<Event> {
     use RouteNetlinkMessage as M;
     match message {
-        // The bridge tells of its ports by messages of its own.
+        // AF_BRIDGE: a bridge reports its ports in addition; the port itself sends AF_UNSPEC.
         M::NewLink(m) | M::DelLink(m) if m.header.interface_family != AddressFamily::Unspec => None,
         M::NewLink(m) => Some(Event::Link(link(m))),
         M::DelLink(m) => Some(Event::Gone(m.header.index)),
