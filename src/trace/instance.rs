@@ -1,8 +1,8 @@
-//! An instance of tracefs for one trace: buffers and switches of its own.
+//! A tracefs instance for one trace, with buffers and enabled events of its own.
 //!
-//! Instances are of the whole machine, so their names say which process made them. A [`Guard`] removes the
-//! instance of a trace that was killed; where that was killed too, the next trace does. An instance in use can't be
-//! removed: the kernel refuses while its `trace_pipe` is open (`instance_rmdir` of kernel/trace/trace.c).
+//! All network namespaces share the instances, so their names contain the process that created them. A [`Guard`]
+//! removes the instance of a killed trace. If the guard was killed too, the next trace removes it. The kernel
+//! refuses to remove an instance while its `trace_pipe` is open (`instance_rmdir` of kernel/trace/trace.c).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -17,19 +17,20 @@ use nix::sched::{CloneFlags, unshare};
 use super::guard::Guard;
 use crate::names::{TRACE_INSTANCE, TRACEFS};
 
-/// Room for events of all processors, in KiB; and the least for one.
+/// Size of the buffers of all processors together, in KiB.
 const BUFFER: usize = 32 * 1024;
+/// Minimum size of the buffer of one processor, in KiB.
 const BUFFER_LEAST: usize = 512;
-/// Reads of the pipe, one page each, in one turn.
+/// Maximum number of reads of the pipe in one call. The kernel returns at most a page for each.
 const READS: usize = 256;
 
-/// What `PID-START` is of this process.
+/// `PID-START` of this process: its id and its start time in ticks since the boot.
 pub(crate) fn own_suffix() -> String {
     let pid = process::id();
     format!("{pid}-{}", start_time(pid).unwrap_or(0))
 }
 
-/// When a process started, in ticks since the boot; none if there is no such process.
+/// Start time of a process in ticks since the boot. `None` if there is no such process.
 fn start_time(pid: u32) -> Option<u64> {
     start_of(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -39,7 +40,7 @@ fn start_of(stat: &str) -> Option<u64> {
     stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }
 
-/// Whether the name is one of a trace whose process has gone.
+/// Whether the name is that of a trace whose process has ended.
 fn is_leftover(name: &str, start_time: impl Fn(u32) -> Option<u64>) -> bool {
     let parse = || {
         let (pid, start) = name.strip_prefix(TRACE_INSTANCE)?.split_once('-')?;
@@ -48,8 +49,8 @@ fn is_leftover(name: &str, start_time: impl Fn(u32) -> Option<u64>) -> bool {
     parse().is_some_and(|(pid, start)| start_time(pid) != Some(start))
 }
 
-/// Makes tracefs visible to this process. Where it is not mounted, it is mounted in a mount namespace
-/// of this process alone, and goes with it.
+/// Path of tracefs. If tracefs is not mounted, mounts it in a new mount namespace of this process, which
+/// ends with the process.
 pub(crate) fn mounted() -> Result<&'static Path, String> {
     let root = Path::new(TRACEFS);
     if root.join("instances").is_dir() {
@@ -66,7 +67,7 @@ pub(crate) fn mounted() -> Result<&'static Path, String> {
     Ok(root)
 }
 
-/// Removes the instances of traces that were killed; how many.
+/// Removes the instances of killed traces. Returns their number.
 pub(crate) fn remove_leftovers(root: &Path) -> usize {
     let Ok(found) = fs::read_dir(root.join("instances")) else { return 0 };
     let left = found.flatten().filter(|entry| {
@@ -75,21 +76,21 @@ pub(crate) fn remove_leftovers(root: &Path) -> usize {
     left.filter(|entry| fs::remove_dir(entry.path()).is_ok()).count()
 }
 
-/// Removed when it is dropped.
+/// A tracefs instance. A drop removes it.
 #[derive(Debug)]
 pub(crate) struct Instance {
     path: PathBuf,
-    /// `trace_pipe`; none only while this is dropped.
+    /// `trace_pipe`. `None` only during the drop.
     pipe: Option<File>,
     _guard: Guard,
-    /// A line that has not come to its end.
+    /// Beginning of a line that is not complete yet.
     rest: Vec<u8>,
-    /// Whether all that was there was read.
+    /// Whether the last call of [`Self::lines`] read all lines.
     is_drained: bool,
 }
 
 impl Instance {
-    /// Makes an instance in which no event is switched on.
+    /// Creates an instance without enabled events.
     pub(crate) fn new(root: &Path) -> Result<Self, String> {
         let path = root.join("instances").join(format!("{TRACE_INSTANCE}{}", own_suffix()));
         fs::create_dir(&path).map_err(|error| format!("make {}: {error}", path.display()))?;
@@ -102,7 +103,7 @@ impl Instance {
         let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&pipe);
         instance.pipe = Some(open.map_err(|error| format!("open {}: {error}", pipe.display()))?);
         instance.write("trace_clock", "mono")?;
-        // A smaller buffer loses events earlier, and says so.
+        // With a smaller buffer the kernel drops events earlier, and reports that.
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let each = (BUFFER / processors).max(BUFFER_LEAST);
         let _ = instance.write("buffer_size_kb", &each.to_string());
@@ -117,12 +118,12 @@ impl Instance {
         written.map_err(|error| format!("write {text:?} to {}: {error}", path.display()))
     }
 
-    /// Reads a file of the instance; nothing where it is not there.
+    /// Reads a file of the instance. Empty if the kernel has no such file.
     pub(crate) fn read(&self, file: &str) -> String {
         fs::read_to_string(self.path.join(file)).unwrap_or_default()
     }
 
-    /// Switches an event on, with a filter if one is given.
+    /// Enables an event such as `skb/kfree_skb`.
     pub(crate) fn enable(&self, event: &str, filter: Option<&str>) -> Result<(), String> {
         if let Some(filter) = filter {
             self.write(&format!("events/{event}/filter"), filter)?;
@@ -130,22 +131,22 @@ impl Instance {
         self.write(&format!("events/{event}/enable"), "1")
     }
 
-    /// To wait for lines.
+    /// The pipe, for a caller that waits for lines.
     pub(crate) fn pipe(&self) -> Option<&File> {
         self.pipe.as_ref()
     }
 
-    /// Whether the last call of [`Self::lines`] has read all that was there.
+    /// Whether the last call of [`Self::lines`] read all lines.
     pub(crate) fn is_drained(&self) -> bool {
         self.is_drained
     }
 
-    /// The lines that are there now.
+    /// Reads the complete lines that the pipe has now.
     pub(crate) fn lines(&mut self) -> Result<Vec<String>, io::Error> {
         let Some(pipe) = &mut self.pipe else { return Ok(Vec::new()) };
         let mut buffer = vec![0; 64 * 1024];
         self.is_drained = false;
-        // In a flood the other sources have their turn, too.
+        // Limited, so that a flood of events does not starve the other sources.
         for _ in 0..READS {
             match pipe.read(&mut buffer) {
                 Ok(0) => {

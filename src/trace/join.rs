@@ -1,8 +1,9 @@
-//! Makes packets of events.
+//! Builds packets from events.
 //!
-//! A packet in the kernel stays on its processor while it passes a hook and is routed, so what
-//! happens on that processor between two of its trace messages is about it. Where several packets
-//! come in as a list (`ip_list_rcv`), all pass prerouting before the first is routed: these wait.
+//! A packet stays on its processor while it passes a hook and the kernel routes it. So events of
+//! that processor between two of its trace messages are about this packet. A driver may deliver
+//! several packets as a list (`ip_list_rcv`). Then all of them pass prerouting before the kernel
+//! routes the first, and the packets wait for their look-ups.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -12,75 +13,63 @@ use super::message::{Headers, Kind, Message};
 use super::ruleset::Point;
 use super::text::{Lookup, Stamp};
 
-/// For so long after its last event a packet may have another one.
+/// Time without an event after which a packet with an end is done.
 const SETTLED: Duration = Duration::from_millis(100);
-/// So old is the look-up for a packet of the node, at most, when the packet meets its first chain.
+/// Maximum time from the look-up for a packet of the node to the packet's first chain.
 const FRESH: Duration = Duration::from_millis(10);
-/// So long after its last event a packet is dropped, at most.
+/// Maximum time from the last event of a packet to its drop.
 const AT_ONCE: Duration = Duration::from_millis(10);
-/// Look-ups that are kept for a packet to come.
+/// Maximum number of look-ups on one processor that wait for a packet of the node.
 const PENDING: usize = 16;
 
 /// One packet on its way through this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Packet {
-    /// The first event.
+    /// Time of the first event, by the monotonic clock.
     pub(crate) at: Duration,
-    /// Sender and receiver, as it came.
+    /// Sender and receiver at the first event, before any NAT on this node.
     pub(crate) headers: Headers,
-    /// In order.
+    /// Steps in the order of time.
     pub(crate) steps: Vec<Step>,
     id: u32,
-    /// The last event.
+    /// Time of the last event.
     last: Duration,
-    /// Where it was seen last, by the trace's own chains.
+    /// The last of the trace's own chains that the packet passed.
     point: Point,
-    /// As it is now.
+    /// Sender and receiver after the last event.
     now: Headers,
-    /// Index of the interface that it leaves by, as far as it is known.
+    /// Index of the outgoing interface, if known.
     oif: Option<u32>,
+    /// Packet mark after the last event.
     pub(crate) mark: u32,
 }
 
+/// One thing that happened to a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// It came in by the interface of this index.
-    Came {
-        link: u32,
-        mark: u32,
-    },
-    /// The node itself sends it.
-    Sent {
-        mark: u32,
-    },
-    Marked {
-        from: u32,
-        to: u32,
-        by: By,
-    },
-    /// Its destination was changed.
+    /// The packet arrived on the interface with this index.
+    Came { link: u32, mark: u32 },
+    /// The node itself sends the packet.
+    Sent { mark: u32 },
+    /// The packet mark changed.
+    Marked { from: u32, to: u32, by: By },
+    /// The destination changed to this address and port.
     DestinationNat(SocketAddr),
-    /// Its source was changed.
+    /// The source changed to this address and port.
     SourceNat(SocketAddr),
-    Table {
-        asked: Asked,
-        lookup: Lookup,
-    },
-    /// The kernel has routed it to the node itself.
+    /// The kernel tried a routing table.
+    Table { asked: Asked, lookup: Lookup },
+    /// The kernel routed the packet to the node itself.
     Delivered,
-    /// The kernel has given it to the interface of this index.
-    Left {
-        link: u32,
-    },
-    /// For the reason that the kernel names.
-    Dropped {
-        reason: String,
-    },
-    /// A rule or the policy of a chain drops it.
+    /// The kernel passed the packet to the interface with this index.
+    Left { link: u32 },
+    /// The kernel dropped the packet and gave this reason.
+    Dropped { reason: String },
+    /// A rule or the policy of a chain dropped the packet.
     Denied(By),
 }
 
-/// What did something to a packet.
+/// What changed or dropped a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum By {
     Rule {
@@ -92,18 +81,18 @@ pub(crate) enum By {
         table: String,
         chain: String,
     },
-    /// Something that sends no trace message (iptables-legacy, BPF), before this place.
+    /// A part of the kernel that sends no trace messages (iptables-legacy, BPF), before this point.
     Unseen(Point),
 }
 
-/// Why a table was tried.
+/// Reason why the kernel tried a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// Where the packet goes.
+    /// The route of the packet.
     Route,
-    /// Where a packet to its source would go: what the reverse path filter asks.
+    /// The route back to the packet's source, for the reverse path filter.
     WayBack,
-    /// A rule of nftables has asked.
+    /// A look-up by a rule of nftables.
     Rule,
 }
 
@@ -116,20 +105,22 @@ impl Packet {
         matches!(self.steps.last(), Some(Step::Dropped { .. } | Step::Denied(_)))
     }
 
-    /// Whether it was not seen again behind prerouting, and nothing says why.
+    /// Whether the trace saw no end of the packet: no delivery to the node, departure or drop.
     pub(crate) fn is_lost(&self) -> bool {
         !self.is_over()
     }
 
-    /// Sender and receiver behind all translation.
+    /// Sender and receiver after the last event.
     pub(crate) fn now(&self) -> &Headers {
         &self.now
     }
 
+    /// Whether the look-up may be for the route of this packet.
     fn goes(&self, lookup: &Lookup) -> bool {
         lookup.to == self.now.to && (lookup.from == self.now.from || lookup.from.is_unspecified())
     }
 
+    /// Whether the look-up may be for the way back to the source of this packet.
     fn comes(&self, lookup: &Lookup) -> bool {
         lookup.to == self.now.from && lookup.from == self.now.to
     }
@@ -139,7 +130,7 @@ impl Packet {
         self.steps.push(Step::Table { asked, lookup });
     }
 
-    /// Whether the last table that was tried for this had no answer, so that the next is tried.
+    /// Whether the last table tried for this reason had no route, so that the kernel tries another.
     fn asks_on(&self, wanted: Asked) -> bool {
         let last = self.steps.iter().rev().find_map(|step| match step {
             Step::Table { asked, lookup } if *asked == wanted => Some(lookup.error != 0),
@@ -152,8 +143,9 @@ impl Packet {
         self.steps.iter().any(|step| matches!(step, Step::Table { asked, .. } if *asked == wanted))
     }
 
-    /// Where the look-up stands for which iptables-legacy has routed a packet of the node again. It has
-    /// changed the mark, which is not seen before the end of the hook.
+    /// Index of the first step of a second routing by iptables-legacy, for a packet of the node.
+    /// The trace sees the new mark only at the end of the hook, after these steps. Changes their
+    /// reason to [`Asked::Route`].
     fn again(&mut self) -> Option<usize> {
         let is_of_rule = |step: &Step, succeeded: bool| match step {
             Step::Table { asked: Asked::Rule, lookup } => (lookup.error == 0) == succeeded,
@@ -174,7 +166,7 @@ impl Packet {
         Some(first)
     }
 
-    /// Takes what a message says of headers and mark.
+    /// Adds steps for changes of headers and mark that this message shows.
     fn observe(&mut self, message: &Message, by: By) {
         if message.mark != self.mark {
             let at = if by == By::Unseen(Point::OutputLast) { self.again() } else { None };
@@ -193,27 +185,27 @@ impl Packet {
     }
 }
 
-/// What happens on one processor.
+/// State of one processor. Packets are named by their trace id.
 #[derive(Debug, Default)]
 struct Processor {
     /// The packet of the last message.
     current: Option<u32>,
-    /// Packets that have passed prerouting and are not routed yet.
+    /// Packets that have passed prerouting and that the kernel has not routed yet.
     waiting: VecDeque<u32>,
-    /// That one of them which was routed last.
+    /// The waiting packet of the last look-up.
     routing: Option<u32>,
-    /// Look-ups that belong to no packet yet.
+    /// Look-ups that belong to no packet yet, with their times.
     pending: VecDeque<(Duration, Lookup)>,
 }
 
-/// Makes packets of events. Events come in the order of the kernel.
+/// Builds packets from events. Expects the events in the kernel's order.
 #[derive(Debug)]
 pub(crate) struct Join {
-    /// The trace's table, with its family.
+    /// Family and name of the trace's table.
     table: String,
     packets: VecDeque<Packet>,
     processors: BTreeMap<u32, Processor>,
-    /// Whether messages were lost: what no end was seen of may have had one.
+    /// Whether the kernel dropped messages, so that a packet without an end is not counted as lost.
     has_gaps: bool,
 }
 
@@ -227,17 +219,17 @@ impl Join {
         }
     }
 
-    /// Messages were lost somewhere.
+    /// Notes that the kernel dropped messages.
     pub(crate) fn gap(&mut self) {
         self.has_gaps = true;
     }
 
-    /// Whether one of the packets that began until then is not done.
+    /// Whether a packet that began at `until` or earlier is not done.
     pub(crate) fn follows_one_of(&self, until: Duration) -> bool {
         self.packets.iter().any(|packet| packet.at <= until)
     }
 
-    /// Packets of which nothing more is to come at this time, in order.
+    /// Takes the packets that have no more events to expect at this time, in order.
     pub(crate) fn done(&mut self, now: Duration) -> Vec<Packet> {
         let mut done = Vec::new();
         while let Some(first) = self.packets.front() {
@@ -262,7 +254,7 @@ impl Join {
         self.packets.iter_mut().rev().find(|packet| packet.id == id)
     }
 
-    /// A trace message. `cpu`: the processor, where it is known.
+    /// Takes a trace message. `cpu` is the processor, if known.
     pub(crate) fn message(&mut self, at: Duration, cpu: Option<u32>, message: &Message) {
         let own = message.table == self.table;
         let point = own.then(|| Point::of(&message.chain)).flatten();
@@ -272,7 +264,7 @@ impl Join {
         }
         let Some(packet) = self.packet(message.id) else { return };
         packet.last = at;
-        // What was taken for its end was the end of another packet.
+        // The packet goes on, so the drop was that of another packet.
         if matches!(packet.steps.last(), Some(Step::Dropped { .. })) {
             packet.steps.pop();
         }
@@ -283,7 +275,7 @@ impl Join {
             (None, _) => By::Policy { table, chain },
         };
         packet.observe(message, by.clone());
-        // Only the first message of a chain has it.
+        // The kernel sends it only in the first message of a chain.
         packet.oif = message.oif.or(packet.oif);
         match (point, message.kind) {
             (_, Kind::Rule { drops: true, .. } | Kind::End { drops: true }) => {
@@ -304,14 +296,14 @@ impl Join {
         }
     }
 
-    /// A rule of the trace's table has found a packet.
+    /// Begins a packet that a rule of the trace's table matched, unless it has begun already.
     fn begin(&mut self, at: Duration, cpu: Option<u32>, point: Point, message: &Message) {
         let Some(headers) = message.headers else { return };
         let is_new = |packet: &Packet| {
             packet.is_over()
                 || packet.point.is_prerouting() != point.is_prerouting()
                 || {
-                    // The kernel has used the id again.
+                    // The first chain of a hook: the kernel uses the id for another packet.
                     matches!(point, Point::PreroutingFirst | Point::OutputFirst)
                 }
                 || packet.point == Point::PreroutingLast
@@ -346,9 +338,9 @@ impl Join {
         self.packets.push_back(packet);
     }
 
-    /// A routing table was tried.
+    /// Takes a look-up in one routing table.
     pub(crate) fn lookup(&mut self, stamp: Stamp, lookup: Lookup) {
-        // A question about the kind of an address.
+        // The kernel asks for the type of an address here, not for a route.
         if lookup.iif == 0 && lookup.from.is_unspecified() {
             return;
         }
@@ -365,7 +357,7 @@ impl Join {
         if let Some(packet) = current.and_then(|id| self.packet(id)).filter(|p| !p.is_over()) {
             let about = |ip: IpAddr| ip == packet.now.to || ip == packet.now.from;
             if about(lookup.to) {
-                // A packet of the node is routed again behind a chain that has changed its mark.
+                // The kernel routes a packet of the node again after a chain changed its mark.
                 let marked = packet.steps.iter().any(|s| matches!(s, Step::Marked { .. }));
                 let output = matches!(packet.point, Point::OutputFirst | Point::OutputTracked);
                 let again = marked && output && packet.goes(&lookup);
@@ -380,7 +372,7 @@ impl Join {
         }
     }
 
-    /// Which of the packets that wait a look-up is for.
+    /// The waiting packet that the look-up is for.
     fn asker(&mut self, waiting: &[u32], routing: Option<u32>, lookup: &Lookup) -> Option<u32> {
         let routing = routing.filter(|id| waiting.contains(id));
         if let Some(packet) = routing.and_then(|id| self.packet(id)) {
@@ -396,7 +388,7 @@ impl Join {
         next.copied().or(last)
     }
 
-    /// The kernel has dropped a packet.
+    /// Takes a drop. Ignores it if it may be that of another packet.
     pub(crate) fn dropped(&mut self, stamp: Stamp, reason: &str) {
         let Some(processor) = self.processors.get(&stamp.cpu) else { return };
         let routing = processor.routing.filter(|id| processor.waiting.contains(id));
@@ -419,11 +411,11 @@ impl Join {
     }
 }
 
-/// The reason of the reverse path filter (`include/net/dropreason-core.h`).
+/// Drop reason of the reverse path filter (`include/net/dropreason-core.h`).
 pub(crate) const RP_FILTER: &str = "IP_RPFILTER";
 
 impl Processor {
-    /// A message of this packet was sent here.
+    /// Notes a message of this packet on this processor.
     fn passed(&mut self, id: u32, point: Option<Point>, kind: Kind) {
         self.pending.clear();
         self.current = Some(id);
@@ -441,7 +433,7 @@ impl Processor {
         }
     }
 
-    /// The tables that were tried, last of all, for a packet of the node that begins now.
+    /// Takes the pending look-ups that found the route of a packet of the node that begins now.
     fn take_pending(&mut self, now: Duration, packet: &Packet) -> Vec<Lookup> {
         let mut found: Vec<Lookup> = Vec::new();
         while let Some((at, lookup)) = self.pending.pop_back() {

@@ -1,4 +1,4 @@
-//! Listens, and hands on packet by packet.
+//! Runs a trace: listens to the kernel and passes each packet to the caller.
 
 use std::collections::VecDeque;
 use std::fmt::Display;
@@ -30,26 +30,26 @@ use crate::netlink::wire::messages;
 use crate::node::observe::is_missing;
 use crate::process;
 
-/// Room for trace messages in the kernel.
+/// Receive buffer for trace messages, in bytes.
 const ROOM: usize = 32 << 20;
-/// How often packets are handed on although nothing happens.
+/// Maximum time between two calls that pass on packets.
 const BEAT: Duration = Duration::from_millis(50);
-/// How long a trace that ends follows the packets that are under way.
+/// Maximum time for which an ending trace follows packets that have not reached their end.
 const LAST: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
     pub(crate) flow: Flow,
-    /// For how long to listen.
+    /// Duration of the trace.
     pub(crate) time: Duration,
 }
 
-/// Why nothing could be traced.
+/// Message with the reason why the trace failed, and the remedy.
 #[derive(Debug)]
 pub(crate) struct Cannot(pub(crate) String);
 
-/// Hands each packet to `take` until the time is over, a signal comes or `take` says no. `ready` is
-/// called when it listens, with what can't be seen and why. Gives what was missed on the way.
+/// Passes each packet to `take` until the time is over, a signal arrives or `take` returns false.
+/// Calls `ready` when the trace listens, with what it can't see and why. Returns what it missed.
 pub(crate) fn run(
     options: Options,
     ready: impl FnOnce(&[String]),
@@ -74,32 +74,35 @@ pub(crate) fn run(
     Ok(trace.missed)
 }
 
-/// The name of an interface, or its number where it has gone.
+/// Name of an interface, or `#INDEX` if the interface no longer exists.
 pub(crate) fn link_name(link: u32) -> String {
     let name = if_indextoname(link).ok().and_then(|name| name.into_string().ok());
     name.unwrap_or_else(|| format!("#{link}"))
 }
 
-/// The clock of the tracepoints.
+/// Time of the monotonic clock, which the tracepoints use as well.
 fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
-/// Everything that is in place while it listens.
+/// A running trace.
 #[derive(Debug)]
 struct Trace {
     listener: Listener,
-    /// None where they can't be had.
+    /// `None` if the kernel has no usable tracepoints.
     tracepoints: Option<Tracepoints>,
-    /// Keeps the table.
+    /// Owns the table: the kernel removes the table when this socket closes.
     _owner: Socket,
     join: Join,
     routers: Routers,
-    /// Messages that no tracepoint has reported yet; none for one that is no trace message.
+    /// Datagrams whose tracepoint line has not arrived yet; `None` for one without a trace message.
     messages: VecDeque<Option<Message>>,
-    /// Events were lost, so messages and look-ups can't be put in order until it is quiet.
+    /// Whether events were lost. Until all queues are empty, the order of messages and look-ups is
+    /// unknown.
     is_adrift: bool,
+    /// What the trace can't see, and why.
     unseen: Vec<String>,
+    /// What the trace missed, and why.
     missed: Vec<String>,
 }
 
@@ -153,7 +156,7 @@ impl Trace {
         })
     }
 
-    /// Waits until there is something to read. Returns whether one of these signals has come.
+    /// Waits until there is something to read. Returns whether one of these signals arrived.
     fn wait(&self, signals: Option<&SignalFd>, time: Duration) -> Result<bool, Cannot> {
         let mut asked = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         if let Some(pipe) = self.tracepoints.as_ref().and_then(Tracepoints::pipe) {
@@ -169,13 +172,13 @@ impl Trace {
         Ok(last.and_then(PollFd::any).unwrap_or(false))
     }
 
-    /// Follows the packets that are under way to their end. Without that they would seem lost.
+    /// Follows the packets that began before now to their end. Otherwise they would count as lost.
     fn finish(&mut self, mut take: impl FnMut(&Packet) -> bool) -> Result<(), Cannot> {
         let end = now();
         loop {
             self.pump()?;
             let at = now();
-            // A packet that has no end by then is lost.
+            // After `LAST`, a packet without an end is lost.
             let at = if at < end + LAST { at } else { Duration::MAX };
             let done = self.join.done(at);
             if !done.iter().filter(|packet| packet.at <= end).all(&mut take)
@@ -187,9 +190,9 @@ impl Trace {
         }
     }
 
-    /// Reads what is there.
+    /// Reads all available lines and messages and passes them to the join.
     fn pump(&mut self) -> Result<(), Cannot> {
-        // A message is in its socket before the tracepoint tells of it.
+        // Lines first: the kernel queues a message in the socket before the tracepoint reports it.
         let lines = self.tracepoints.as_mut().map(Tracepoints::lines).transpose();
         let lines = lines.map_err(|error| Cannot(format!("read the tracepoints: {error}")))?;
         self.hear()?;
@@ -262,7 +265,7 @@ impl Trace {
     }
 }
 
-/// What no trace sees, where there are flowtables.
+/// Says that the trace can't see packets in flowtables, if there are flowtables.
 fn offloaded() -> Option<String> {
     let found = flowtables::all(&mut Socket::netfilter().ok()?).ok()?;
     let names: Vec<_> = found.iter().map(|f| format!("{} of table {}", f.name, f.table)).collect();

@@ -1,7 +1,8 @@
-//! Trace messages of `nf_tables`: what a rule or a chain made of a packet.
+//! Reads trace messages of `nf_tables`: the result of a rule or a chain for a packet.
 //!
-//! Layout: `enum nft_trace_attributes` of `linux/netfilter/nf_tables.h`, as `nft_trace_notify` of
-//! `net/netfilter/nf_tables_trace.c` fills it. Only the first message of a chain has the headers.
+//! Layout: `enum nft_trace_attributes` of `linux/netfilter/nf_tables.h`, filled by
+//! `nft_trace_notify` of `net/netfilter/nf_tables_trace.c`. Only the first message of a chain has
+//! the headers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,34 +10,34 @@ use crate::netlink::uapi::*;
 use crate::netlink::wire;
 use crate::netlink::wire::{be_i32_at, be32_at, find, string};
 
-/// Bytes of `struct nfgenmsg`.
+/// Size of `struct nfgenmsg` in bytes.
 const NFGENMSG: usize = 4;
 
-/// What a rule or a chain made of a packet.
+/// One trace message: the result of a rule or a chain for a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
-    /// The same for all messages of a packet; the kernel may use it for a later packet again.
+    /// Id of the packet, equal in all its messages. The kernel may reuse it for a later packet.
     pub(crate) id: u32,
-    /// Family and name, as nft writes them: "inet symroute".
+    /// Family and name as nft writes them, for example "inet symroute".
     pub(crate) table: String,
     pub(crate) chain: String,
     pub(crate) kind: Kind,
-    /// The mark behind the rule.
+    /// Packet mark after the rule.
     pub(crate) mark: u32,
-    /// Index of the interface that it came in by.
+    /// Index of the incoming interface.
     pub(crate) iif: Option<u32>,
-    /// Index of the interface that it leaves by.
+    /// Index of the outgoing interface.
     pub(crate) oif: Option<u32>,
     pub(crate) headers: Option<Headers>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A rule with this handle held for the packet. `drops`: its verdict.
+    /// The rule with this handle matched. `drops`: whether its verdict is drop.
     Rule { handle: u64, drops: bool },
-    /// The packet reached the end of a base chain.
+    /// The packet reached the end of a base chain. `drops`: whether the policy is drop.
     End { drops: bool },
-    /// Something that says nothing new.
+    /// A message without a new result.
     Other,
 }
 
@@ -45,27 +46,27 @@ pub(crate) enum Kind {
 pub(crate) struct Headers {
     pub(crate) from: IpAddr,
     pub(crate) to: IpAddr,
-    /// `IPPROTO_*`, or that of an extension header.
+    /// `IPPROTO_*`; with IPv6 possibly the number of an extension header.
     pub(crate) protocol: u8,
-    /// Source and destination, of TCP and UDP.
+    /// Source and destination port of TCP or UDP.
     pub(crate) ports: Option<(u16, u16)>,
-    /// The flags of TCP.
+    /// Flags of TCP.
     pub(crate) flags: Option<u8>,
 }
 
 impl Headers {
-    /// The sender, with the port or with 0.
+    /// Source address and port; port 0 if there is none.
     pub(crate) fn sender(&self) -> SocketAddr {
         SocketAddr::new(self.from, self.ports.map_or(0, |(from, _)| from))
     }
 
-    /// The receiver, with the port or with 0.
+    /// Destination address and port; port 0 if there is none.
     pub(crate) fn receiver(&self) -> SocketAddr {
         SocketAddr::new(self.to, self.ports.map_or(0, |(_, to)| to))
     }
 }
 
-/// Reads a netlink message; none where it is no trace message.
+/// Reads a netlink message. `None` if it is not a trace message or lacks an attribute.
 pub(crate) fn parse(message: wire::Message<'_>) -> Option<Message> {
     if message.kind != NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE {
         return None;
@@ -97,7 +98,7 @@ pub(crate) fn parse(message: wire::Message<'_>) -> Option<Message> {
     })
 }
 
-/// As nft calls the family of a table.
+/// nft's name for the family of a table.
 fn family(number: u8) -> &'static str {
     match number {
         NFPROTO_INET => "inet",
@@ -110,7 +111,7 @@ fn family(number: u8) -> &'static str {
     }
 }
 
-/// Layouts: `struct iphdr`, `struct ipv6hdr`, `struct tcphdr`, `struct udphdr`.
+/// Reads `struct iphdr` or `struct ipv6hdr`, and `struct tcphdr` or `struct udphdr`.
 fn headers(network: &[u8], transport: Option<&[u8]>) -> Option<Headers> {
     let (from, to, protocol): (IpAddr, IpAddr, u8) = match network.first()? >> 4 {
         4 => (
@@ -145,7 +146,7 @@ pub(super) mod tests {
             .collect()
     }
 
-    /// A message as 6.18 sends it: attributes with their bytes in hexadecimal.
+    /// A message as Linux 6.18 sends it, with the attributes' bytes in hexadecimal.
     fn sent(attributes: &[(u16, &str)]) -> Option<Message> {
         let mut w = Writer::default();
         w.message(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE, 0, &[1, 0, 0, 0]);

@@ -1,13 +1,13 @@
 //! `symroutectl trace`: follows the packets of one flow through this node, without BPF.
 //!
-//! Two sources of the kernel are joined. [`ruleset`] puts an nftables table of its own in place that
-//! does nothing but ask for trace messages of the flow's packets; [`message`] reads these. The
-//! tracepoints of an own tracefs [`instance`] have each routing table that was tried, and drops;
-//! [`text`] reads these.
+//! The trace has two sources. [`ruleset`] installs an nftables table that only asks the kernel for
+//! trace messages of the flow's packets; [`message`] reads them. The tracepoints of a separate
+//! tracefs [`instance`] report each routing table that the kernel tried, and drops; [`text`] reads
+//! them.
 //!
-//! The two are joined exactly where the kernel has the tracepoint `sock:sk_data_ready` (6.3): it
-//! fires for each trace message that reaches our socket, so it puts the messages in order with the
-//! look-ups of the same processor. [`join`] makes packets of that, and [`words`] tells of them.
+//! The tracepoint `sock:sk_data_ready` (Linux 6.3) fires for each trace message that reaches the
+//! trace's socket. So it gives the order of the messages and the look-ups of one processor.
+//! [`join`] builds packets from both, and [`words`] prints them.
 
 mod guard;
 mod instance;
@@ -28,15 +28,15 @@ pub(crate) use summary::Summary;
 
 use message::Headers;
 
-/// Which packets: those of a client's connections, and the replies.
+/// Packets to follow: those of a client's connections, and the replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Flow {
     pub(crate) from: IpAddr,
     pub(crate) from_port: Option<u16>,
-    /// What the client calls: the address before any DNAT.
+    /// Address to which the client sends, before any DNAT.
     pub(crate) to: IpAddr,
     pub(crate) to_port: Option<u16>,
-    /// `IPPROTO_*`; none for all. Always known where a port is.
+    /// `IPPROTO_*`; `None` for all protocols. Never `None` with a port.
     pub(crate) protocol: Option<u8>,
 }
 

@@ -1,7 +1,8 @@
-//! Which router an answer of a routing table names.
+//! Checks the next hop that the tracepoint of an IPv4 look-up reports.
 //!
-//! The tracepoint of IPv4 leaves the field of the router as it was where the route has none (6.18,
-//! `include/trace/events/fib.h`). So it is believed only where the table has such a route.
+//! If the route has no next hop, the tracepoint does not write the field, and old bytes remain
+//! there (Linux 6.18, `include/trace/events/fib.h`). So the trace uses the next hop only if the
+//! table has a route with it.
 
 use std::net::IpAddr;
 
@@ -10,11 +11,11 @@ use crate::error::Error;
 use crate::model::{Family, Route};
 use crate::netlink::{Socket, route};
 
-/// The routes of a node by way of a router, when the trace began.
+/// Routes and addresses of the node when the trace began.
 #[derive(Debug, Default)]
 pub(crate) struct Routers {
     routes: Vec<Route>,
-    /// The node's own addresses: no router leads there.
+    /// Addresses of the node. A route to one of them has no next hop.
     own: Vec<IpAddr>,
 }
 
@@ -26,7 +27,8 @@ impl Routers {
         Ok(Self { routes: routes.map_err(Error::kernel("list routes"))?, own })
     }
 
-    /// The router that the answer names, if the table has it. `name`: of an interface.
+    /// Next hop of the look-up, if the table has a route with it. `name` gives the name of an
+    /// interface by index.
     pub(crate) fn of(&self, lookup: &Lookup, name: impl Fn(u32) -> String) -> Option<IpAddr> {
         let router = lookup.router.filter(|_| !self.own.contains(&lookup.to))?;
         let fits = |route: &&Route| route.table == lookup.table && route.dst.contains(lookup.to);

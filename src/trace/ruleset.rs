@@ -1,8 +1,8 @@
-//! The nftables table of a trace. It sets nothing but `meta nftrace`, and its chains mark the places
-//! that a packet passes: the kernel sends a message at the end of each.
+//! The nftables table of a trace. Its rules set only `meta nftrace`. Its chains are the points that
+//! a packet passes: the kernel sends a message at the end of each chain.
 //!
-//! The table has the flag "owner": the kernel removes it with the socket that made it, also when the
-//! process is killed (`nft_rcv_nl_event` of `net/netfilter/nf_tables_api.c`, from 5.12 on).
+//! The table has the flag "owner": the kernel removes it with the socket that created it, also
+//! after SIGKILL (`nft_rcv_nl_event` of `net/netfilter/nf_tables_api.c`, Linux 5.12).
 
 use std::fs;
 use std::net::IpAddr;
@@ -17,32 +17,32 @@ use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, find, string};
 use crate::netlink::{Error, Socket};
 
-/// Bytes of `struct nfgenmsg`.
+/// Size of `struct nfgenmsg` in bytes.
 const NFGENMSG: usize = 4;
 /// `struct nfgenmsg` of a message about a table of family inet.
 const INET: [u8; NFGENMSG] = [NFPROTO_INET, 0, 0, 0];
 
-/// A place that a packet passes.
+/// Point of the node that a packet passes: one chain of the trace's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Point {
-    /// Before all else, for packets with the flow's addresses.
+    /// Before all other chains; its rules match packets with the flow's addresses.
     PreroutingFirst,
-    /// Behind conntrack, for packets of the flow's connections.
+    /// After conntrack; its rule matches packets of the flow's connections.
     PreroutingTracked,
-    /// Behind all DNAT and marks.
+    /// After all DNAT and marks.
     PreroutingLast,
-    /// Routed to the node itself.
+    /// After all input chains, for a packet to the node itself.
     InputLast,
-    /// Routed to another interface.
+    /// Before all forward chains, for a packet to another interface.
     Forward,
     OutputFirst,
     OutputTracked,
     OutputLast,
-    /// On the way to the interface.
+    /// After all chains, on the way to the interface.
     PostroutingLast,
 }
 
-/// All of them: name of the chain, hook, priority. Conntrack is at -200 (`NF_IP_PRI_CONNTRACK`).
+/// All points: name of the chain, hook, priority. Conntrack is at -200 (`NF_IP_PRI_CONNTRACK`).
 const POINTS: [(Point, &str, u32, i32); 9] = [
     (Point::PreroutingFirst, "prerouting-first", NF_INET_PRE_ROUTING, FIRST),
     (Point::PreroutingTracked, "prerouting-tracked", NF_INET_PRE_ROUTING, TRACKED),
@@ -59,17 +59,16 @@ const TRACKED: i32 = -199;
 const LAST: i32 = 1000;
 
 impl Point {
-    /// The place of this chain of a trace's table.
+    /// The point of this chain of a trace's table.
     pub(crate) fn of(chain: &str) -> Option<Self> {
         POINTS.iter().find(|(_, name, ..)| *name == chain).map(|(point, ..)| *point)
     }
 
-    /// Whether a rule of this chain asks for the messages of a packet.
+    /// Whether rules of this chain ask for the messages of a packet.
     pub(crate) fn asks(self) -> bool {
         self.is_first() || self.is_tracked()
     }
 
-    /// Whether the packet comes in here.
     pub(crate) fn is_prerouting(self) -> bool {
         matches!(self, Self::PreroutingFirst | Self::PreroutingTracked | Self::PreroutingLast)
     }
@@ -83,14 +82,14 @@ impl Point {
     }
 }
 
-/// Makes the table. It stays for as long as the socket.
+/// Creates the table. The kernel removes it when the socket closes.
 pub(crate) fn install(socket: &mut Socket, table: &str, flow: &Flow) -> Result<(), Error> {
     let has_nat = has_nat(socket)?;
     socket.batch(&mut batch(table, flow, has_nat))
 }
 
-/// Whether any address may be translated here. Only then a rule asks conntrack, since the kernel
-/// would start to track connections for that rule.
+/// Whether NAT may happen in this network namespace. Only then the table has rules with `ct`,
+/// because the kernel starts to track connections for such a rule.
 fn has_nat(socket: &mut Socket) -> Result<bool, Error> {
     let mut request = Writer::with_capacity(32);
     let flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -103,7 +102,7 @@ fn has_nat(socket: &mut Socket) -> Result<bool, Error> {
     let of_legacy = [Family::V4, Family::V6]
         .iter()
         .any(|family| read(LEGACY_TABLES.of(*family)).lines().any(|table| table == "nat"));
-    // IPVS translates without such a chain, and tracks.
+    // IPVS does NAT without a nat chain, but tracks connections.
     let tracked = read("/proc/sys/net/netfilter/nf_conntrack_count");
     Ok(!nat.is_empty() || of_legacy || tracked.trim().parse().is_ok_and(|count: u64| count > 0))
 }
@@ -177,7 +176,7 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The packet has the flow's addresses and ports, or in a reply the same the other way round.
+/// Matches a packet with the flow's addresses and ports. `reply` swaps source and destination.
 fn headers(w: &mut Writer, flow: &Flow, reply: bool) {
     let of = Family::of(flow.from);
     family(w, of);
@@ -203,7 +202,7 @@ fn headers(w: &mut Writer, flow: &Flow, reply: bool) {
     }
 }
 
-/// The packet's connection began with the flow's addresses and ports.
+/// Matches a packet whose connection began with the flow's addresses and ports.
 fn connection(w: &mut Writer, flow: &Flow) {
     let of = Family::of(flow.from);
     family(w, of);

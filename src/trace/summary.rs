@@ -1,4 +1,4 @@
-//! What all packets of a trace say together.
+//! Sums up all packets of a trace.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,32 +6,29 @@ use std::net::SocketAddr;
 use super::Flow;
 use super::join::{Asked, Packet, RP_FILTER, Step};
 
-/// How often something was seen.
 type Counts<T> = BTreeMap<T, u64>;
 
-/// What all packets of a trace say together. Interfaces are by name.
+/// Sums of all packets of a trace. Interfaces are names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
     pub(crate) packets: u64,
-    /// Requests, by the interface that they came in by.
+    /// Requests by incoming interface.
     pub(crate) came: Counts<String>,
-    /// Replies, by the interface that they left by and the table of the route; none where the
-    /// connection has kept its route.
+    /// Replies by outgoing interface and routing table; no table if the connection kept its route.
     pub(crate) left: Counts<(String, Option<u32>)>,
-    /// Replies that left by another interface than the request came in by.
+    /// Replies that left through another interface than the one on which the request arrived.
     pub(crate) elsewhere: u64,
-    /// Requests that the reverse path filter dropped, by interface.
+    /// Packets that the reverse path filter dropped, by incoming interface.
     pub(crate) rp_filter: Counts<String>,
-    /// Other drops.
+    /// Packets that the kernel dropped for another reason.
     pub(crate) dropped: u64,
-    /// Packets that were not seen again behind prerouting, and nothing says why.
+    /// Packets of which the trace saw no end: no delivery to the node, no departure and no drop.
     pub(crate) lost: u64,
-    /// By which interface the client's requests come.
+    /// Index of the interface on which the last request of each client address arrived.
     arrivals: BTreeMap<SocketAddr, u32>,
 }
 
 impl Summary {
-    /// Counts a packet.
     pub(crate) fn take(&mut self, flow: &Flow, packet: &Packet, name: &dyn Fn(u32) -> String) {
         self.packets += 1;
         let came = packet.steps.iter().find_map(|step| match step {
@@ -61,14 +58,14 @@ impl Summary {
         }
     }
 
-    /// Whether each packet went where it should.
+    /// Whether no packet was dropped or lost, and each reply left where its request arrived.
     pub(crate) fn is_well(&self) -> bool {
         self.elsewhere == 0 && self.rp_filter.is_empty() && self.dropped == 0 && self.lost == 0
     }
 }
 
 impl Packet {
-    /// The table of the last route that it was given.
+    /// Routing table of the packet's last route.
     pub(crate) fn table(&self) -> Option<u32> {
         self.steps.iter().rev().find_map(|step| match step {
             Step::Table { asked: Asked::Route, lookup } if lookup.error == 0 => Some(lookup.table),

@@ -1,49 +1,49 @@
-//! Lines of the kernel's `trace_pipe`.
+//! Reads lines of the kernel's `trace_pipe`.
 //!
 //! Formats: `include/trace/events/{fib,fib6,skb,sock}.h`, and `trace_print_lat_context` and
-//! `trace_print_context` of `kernel/trace/trace_output.c`. Whatever is not as expected is no event.
+//! `trace_print_context` of `kernel/trace/trace_output.c`. The reader ignores lines of other forms.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// What a line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Line {
     Event(Stamp, Event),
-    /// So many events did not fit into the kernel's buffer.
+    /// Number of events that the kernel dropped because its buffer was full.
     Lost(u64),
 }
 
-/// On which processor an event was, and when: time of the monotonic clock.
+/// Processor and time of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
     pub(crate) cpu: u32,
+    /// Time of the monotonic clock.
     pub(crate) at: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A routing table was tried.
+    /// The kernel tried a routing table.
     Lookup(Lookup),
-    /// A packet was dropped, for the reason that the kernel names.
+    /// The kernel dropped a packet and gave this reason.
     Dropped { reason: String },
-    /// A message reached our socket.
+    /// A message reached the trace's socket.
     Told,
 }
 
-/// What a routing table said.
+/// Answer of one routing table to a look-up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lookup {
     pub(crate) table: u32,
-    /// 0, or a negative error number: the table has no route, or one that denies.
+    /// 0, or a negative error number: the table has no route, or a route that denies.
     pub(crate) error: i32,
-    /// Index of the interface that the packet came in by; 1 or 0 for a packet of the node.
+    /// Index of the incoming interface; 1 (`lo`) or 0 for a packet of the node.
     pub(crate) iif: u32,
     pub(crate) from: IpAddr,
     pub(crate) to: IpAddr,
-    /// The interface of the route.
+    /// Name of the outgoing interface.
     pub(crate) nic: String,
-    /// The router. In IPv4 this may be anything where there is none, see [`super::routers`].
+    /// Next hop. With IPv4 an arbitrary value if the route has none; see [`super::routers`].
     pub(crate) router: Option<IpAddr>,
 }
 
@@ -67,8 +67,9 @@ pub(crate) fn parse(line: &str) -> Option<Line> {
     Some(Line::Event(stamp, event))
 }
 
-/// What stands before the event: name and id of the process, processor, flags, time. A process can
-/// have any name, but a name of 15 bytes is too short to look like all of this.
+/// Reads the fields before the event: name and id of the process, processor, flags, time. Returns
+/// the stamp and the rest of the line. A process name may have brackets and colons, but its 15
+/// bytes are too few to look like all these fields.
 fn context(line: &str) -> Option<(Stamp, &str)> {
     line.match_indices(" [").find_map(|(start, _)| {
         let (cpu, rest) = line[start + 2..].split_once("] ")?;
@@ -100,7 +101,7 @@ fn lookup(fields: &str) -> Option<Lookup> {
     let to = address(asked.get(arrow + 1))?;
     let said: Vec<&str> = said.split_whitespace().collect();
     let [nic, "gw", router, "err", error] = said[..] else { return None };
-    // IPv4: a router of this family, and one of IPv6 (RFC 5549). One of them is none.
+    // IPv4: `A/B`, a next hop of IPv4 and one of IPv6 (RFC 5549). One of the two is unspecified.
     let routers = router.split('/').filter_map(|ip| ip.parse().ok());
     let router = { routers }.find(|ip: &IpAddr| !ip.is_unspecified());
     Some(Lookup {
@@ -118,7 +119,7 @@ fn lookup(fields: &str) -> Option<Lookup> {
 mod tests {
     use super::*;
 
-    /// As 6.18 prints them.
+    /// Lines as Linux 6.18 prints them.
     const LINES: &str = "\
          python3-11106   [001] ..s1. 40033.176932: fib_table_lookup: table 255 oif 0 iif 0 proto 0 0.0.0.0/0 -> 203.0.113.9/0 tos 0 scope 0 flags 0 ==> dev eth0 gw 10.20.0.1/:: err 0
          python3-11106   [001] ..s1. 40033.176961: sk_data_ready: family=16 protocol=12 func=sock_def_readable

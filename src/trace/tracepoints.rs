@@ -1,4 +1,4 @@
-//! The tracepoints of a trace: what is switched on, and the order that they give.
+//! The tracepoints of a trace: enables them, and finds the trace's own socket in their lines.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -13,33 +13,34 @@ use crate::netlink::listener::{Heard, Listener};
 use crate::netlink::uapi::*;
 use crate::netlink::wire::Writer;
 
-/// The event of a message that reaches a socket.
+/// Event for each message that reaches a socket.
 const TOLD: &str = "sock/sk_data_ready";
-/// How often our own socket is looked for.
+/// Maximum number of attempts to find the trace's own socket.
 const TRIES: u32 = 8;
 
-/// Events of an instance of its own.
+/// The enabled tracepoints, in a tracefs instance of their own.
 #[derive(Debug)]
 pub(crate) struct Tracepoints {
     instance: Instance,
 }
 
 impl Tracepoints {
-    /// Switches on what this flow needs. The listener must be in no group yet. Error: why there are
-    /// none.
+    /// Enables the tracepoints that this flow needs. The listener must not have joined a group yet.
+    /// Error: why the trace has no tracepoints.
     pub(crate) fn arm(listener: &mut Listener, flow: &Flow) -> Result<Self, String> {
         let root = instance::mounted()?;
         instance::remove_leftovers(root);
         let mut this = Self { instance: Instance::new(root)? };
         let socket = this.find(listener)?;
         this.instance.enable(TOLD, Some(&format!("skaddr == {socket}")))?;
-        // What came before the filter.
+        // Drops the lines from before the filter.
         this.fresh()?;
         // `ETH_P_IP` and `ETH_P_IPV6`.
         let protocol = if flow.from.is_ipv4() { 0x0800 } else { 0x86dd };
         match flow.from {
             IpAddr::V4(client) => {
-                // The filter language has no addresses; four bytes are a number in host byte order.
+                // The filter language has no addresses, but compares four bytes as a number in host
+                // byte order.
                 let number = u32::from_ne_bytes(client.octets());
                 let filter = format!("src == {number} || dst == {number}");
                 this.instance.enable("fib/fib_table_lookup", Some(&filter))?;
@@ -55,7 +56,8 @@ impl Tracepoints {
         Ok(this)
     }
 
-    /// The kernel's address of the listener's socket. Messages are sent to it, and counted.
+    /// The kernel's address of the listener's socket, as text. Makes the kernel send messages to
+    /// the socket, and looks for the address that appears as often.
     fn find(&mut self, listener: &mut Listener) -> Result<String, String> {
         let old = "the kernel can't say which messages belong to which look-ups (6.4 can)";
         self.instance.write("options/fields", "1").map_err(|error| format!("{old}: {error}"))?;
@@ -65,7 +67,8 @@ impl Tracepoints {
         let mut found: Option<BTreeSet<String>> = None;
         for attempt in 0..TRIES {
             self.fresh()?;
-            // Another trace that begins now sends another number, at least in one of the tries.
+            // Another trace that begins now has another process id. So in at least one attempt it
+            // sends another number of messages.
             let count = 4 + (process::id() >> (4 * attempt) & 0xf);
             for _ in 0..count {
                 provoke(listener).map_err(|why| format!("ask nf_tables: {why}"))?;
@@ -79,10 +82,10 @@ impl Tracepoints {
             }
             found = Some(both);
         }
-        Err(format!("{old}: the own socket was not found"))
+        Err(format!("{old}: symroutectl did not find its own socket"))
     }
 
-    /// The lines since the last call, while nothing is followed yet.
+    /// Lines since the last call, before the trace follows packets.
     fn fresh(&mut self) -> Result<Vec<String>, String> {
         self.lines().map_err(|error| format!("read the tracepoints: {error}"))
     }
@@ -91,7 +94,7 @@ impl Tracepoints {
         self.instance.pipe()
     }
 
-    /// Whether the last call of [`Self::lines`] has read all that was there.
+    /// Whether the last call of [`Self::lines`] read all lines.
     pub(crate) fn is_drained(&self) -> bool {
         self.instance.is_drained()
     }
@@ -113,7 +116,7 @@ fn provoke(listener: &mut Listener) -> Result<(), &'static str> {
     }
 }
 
-/// The sockets that so many lines name.
+/// Addresses of the sockets that exactly `count` lines name.
 fn written_to(lines: &[String], count: u32) -> BTreeSet<String> {
     let mut seen: BTreeMap<&str, u32> = BTreeMap::new();
     for line in lines {
@@ -130,7 +133,7 @@ fn written_to(lines: &[String], count: u32) -> BTreeSet<String> {
     found.map(|(socket, _)| socket.to_owned()).collect()
 }
 
-/// The number of the reason that says nothing, in the format of `kfree_skb`.
+/// Number of the reason `NOT_SPECIFIED` in the format file of `kfree_skb`.
 fn unspecified(format: &str) -> Option<u32> {
     let (before, _) = format.split_once(", \"NOT_SPECIFIED\"")?;
     before.rsplit_once("{ ")?.1.parse().ok()

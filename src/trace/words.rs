@@ -1,4 +1,4 @@
-//! Packets and what they say together, in plain words and for programs.
+//! Writes packets and their summary as text and as JSON.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::summary::Summary;
 use super::text::Lookup;
 use crate::netlink::uapi::*;
 
-/// The name of an interface by its index.
+/// Function from the index of an interface to its name.
 type Names<'a> = &'a dyn Fn(u32) -> String;
 
 fn table_name(table: u32) -> String {
@@ -34,7 +34,7 @@ fn protocol_name(protocol: u8) -> String {
     }
 }
 
-/// The flags of a TCP header, from the lowest bit on.
+/// Names of the TCP flags that are set, from the lowest bit on.
 fn flags(headers: &Headers) -> String {
     let set = headers.flags.unwrap_or(0);
     let names = [" FIN", " SYN", " RST", " PSH", " ACK"].into_iter().enumerate();
@@ -46,7 +46,7 @@ fn end(headers: &Headers, sender: bool) -> String {
     if headers.ports.is_some() { end.to_string() } else { end.ip().to_string() }
 }
 
-/// What a table said.
+/// The answer of a routing table as text.
 fn answer(lookup: &Lookup) -> String {
     match (lookup.error, lookup.router) {
         (0, None) => lookup.nic.clone(),
@@ -157,7 +157,7 @@ impl Packet {
         })
     }
 
-    /// What happened to it, in lines. What rules have asked is left out.
+    /// The steps of the packet as lines of text, without look-ups by rules of nftables.
     fn story(&self, name: Names<'_>) -> Vec<String> {
         let by_rule = |s: &&Step| matches!(s, Step::Table { asked: Asked::Rule, .. });
         let steps = self.steps.iter().filter(|step| !by_rule(step));
@@ -170,7 +170,7 @@ impl Packet {
         lines
     }
 
-    /// For a person. `since`: how long after the begin of the trace.
+    /// The packet as text. `since` is its time since the trace began.
     pub(crate) fn to_text(&self, since: Duration, name: Names<'_>) -> String {
         let (headers, protocol) = (&self.headers, protocol_name(self.headers.protocol));
         let mut out = format!(
@@ -186,7 +186,6 @@ impl Packet {
         out
     }
 
-    /// For programs.
     pub(crate) fn to_json(&self, flow: &Flow, since: Duration, name: Names<'_>) -> Value {
         let reason = self.steps.iter().find_map(|step| match step {
             Step::Dropped { reason } => Some(reason.as_str()),
@@ -217,7 +216,7 @@ impl Packet {
 }
 
 impl Summary {
-    /// For a person. `missed`: what was not seen, and why.
+    /// The summary as text. `missed` lists what the trace did not see, and why.
     pub(crate) fn to_text(&self, missed: &[String]) -> String {
         let mut out = format!("{} packets seen\n", self.packets);
         let mut line = |text: String| {
@@ -244,7 +243,7 @@ impl Summary {
             line(format!("{} dropped for another reason", self.dropped));
         }
         if self.lost > 0 {
-            line(format!("{} not seen again behind their first place", self.lost));
+            line(format!("{} not seen again: dropped, or taken past netfilter", self.lost));
         }
         for what in missed {
             line(format!("not seen: {what}"));
@@ -255,7 +254,6 @@ impl Summary {
         out
     }
 
-    /// For programs.
     pub(crate) fn to_json(&self, version: u32, missed: &[String]) -> Value {
         let left = self.left.iter().map(
             |((nic, table), count)| json!({"interface": nic, "table": table, "packets": count}),

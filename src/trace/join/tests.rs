@@ -1,4 +1,4 @@
-//! Events as the kernel has them, and what is made of them.
+//! Tests with events in the order that the kernel sends them.
 
 use proptest::prelude::*;
 
@@ -23,7 +23,7 @@ fn lookup(table: u32, error: i32, iif: u32, from: &str, to: &str, nic: &str) -> 
     Lookup { table, error, iif, from, to, nic, router: None }
 }
 
-/// Events on processor 0, one each microsecond.
+/// Sends events on processor 0, one each microsecond.
 struct Events {
     join: Join,
     micros: u64,
@@ -55,7 +55,8 @@ impl Events {
         self.join.message(stamp.at, Some(stamp.cpu), &message);
     }
 
-    /// A packet passes a hook: it is found by the first chain, and reaches the end of the last.
+    /// A packet passes a hook: a rule of the first chain matches, and the packet reaches the end of
+    /// the last chain.
     fn pass(&mut self, id: u32, hook: &str, ends: [&str; 2]) {
         let rule = Kind::Rule { handle: 1, drops: false };
         self.send(id, &format!("{hook}-first"), rule, 0, Some(ends));
@@ -73,7 +74,7 @@ impl Events {
         self.join.lookup(stamp, lookup);
     }
 
-    /// What the reverse path filter asks.
+    /// Look-ups of a packet from outside: its route, and the way back for the reverse path filter.
     fn checked(&mut self, nic: &str) {
         self.tried(lookup(255, 0, 3, CLIENT, NODE, "eth1"));
         self.tried(lookup(255, -11, 1, NODE, CLIENT, "-"));
@@ -85,7 +86,7 @@ impl Events {
         self.join.dropped(stamp, reason);
     }
 
-    /// What became of each packet, in short.
+    /// The steps of each packet as short words.
     fn story(mut self) -> Vec<String> {
         let short = |step: &Step| match step {
             Step::Came { .. } => "came".to_owned(),
@@ -110,7 +111,7 @@ impl Events {
 #[test]
 fn a_request_is_dropped_and_another_answered() {
     let mut events = Events::new();
-    // Another namespace has routed it before it came here, and asked the way back.
+    // Another network namespace routed the packet before it arrived here, and asked the way back.
     events.tried(lookup(254, 0, 9, CLIENT, NODE, "eth1"));
     events.tried(lookup(254, 0, 1, NODE, CLIENT, "c0"));
     events.pass(1, "prerouting", [CLIENT, NODE]);
@@ -155,10 +156,10 @@ fn packets_of_one_list() {
 fn the_drop_of_another_packet() {
     let mut events = Events::new();
     events.pass(1, "prerouting", [CLIENT, NODE]);
-    // Nothing was asked for this one.
+    // No look-up of the way back: this drop is that of another packet.
     events.dropped(RP_FILTER);
     events.checked("eth1");
-    // This was the next one of a list, which is not of the flow.
+    // The dropped packet is the next one of a list and not one of the flow.
     events.dropped(RP_FILTER);
     events.end(1, "input-last", [CLIENT, NODE]);
     events.dropped("NO_SOCKET");
@@ -179,7 +180,7 @@ fn what_rules_do() {
     events.tried(lookup(254, 0, 3, CLIENT, pod, "enipod0"));
     let rule = Kind::Rule { handle: 9, drops: true };
     events.send(1, "filter", rule, 512, Some([CLIENT, pod]));
-    // A packet that no rule of the trace has found: that of another trace.
+    // No rule of this trace matched the packet; another trace asked for its messages.
     events.send(7, "prerouting-first", Kind::End { drops: false }, 0, Some([CLIENT, NODE]));
     let dnat = "dnat 10.20.0.50:8080";
     assert_eq!(events.story(), [format!("came, rule, mark 512, {dnat}, 254, denied")]);
@@ -189,7 +190,7 @@ fn what_rules_do() {
 fn a_packet_of_the_node_is_routed_again() {
     let mut events = Events::new();
     let rule = Kind::Rule { handle: 1, drops: false };
-    // An older look-up, which had its answer.
+    // An older look-up, which found a route.
     events.tried(lookup(254, 0, 1, NODE, CLIENT, "eth0"));
     events.tried(lookup(255, -11, 1, NODE, CLIENT, "-"));
     events.tried(lookup(254, 0, 1, NODE, CLIENT, "eth0"));
