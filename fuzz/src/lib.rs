@@ -1,5 +1,5 @@
-//! What all programs of `fuzz_targets` share: each gives bytes to the target of its name, and ends where that
-//! takes much memory.
+//! Shared code of all programs in `fuzz_targets`. Each passes bytes to the target with its name, and aborts if the
+//! target takes too much memory.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 pub use libfuzzer_sys;
 use symroute::fuzzing;
 
-/// Most that a target may hold at one time, in bytes. An input has some KiB.
+/// Maximum memory that a target may hold at one time, in bytes. An input has some KiB.
 const MOST: usize = 32 << 20;
 
-/// Makes a program of the target of this name.
+/// Defines the program for the target with this name.
 #[macro_export]
 macro_rules! target {
     ($name:literal) => {
@@ -18,7 +18,7 @@ macro_rules! target {
     };
 }
 
-/// Gives bytes to a target.
+/// Calls a target with these bytes.
 pub fn run(name: &str, bytes: &[u8]) {
     let target = fuzzing::target(name).expect("a name of fuzzing::TARGETS");
     LEAST.store(HELD.load(Relaxed), Relaxed);
@@ -26,8 +26,9 @@ pub fn run(name: &str, bytes: &[u8]) {
     LEAST.store(usize::MAX / 2, Relaxed);
 }
 
-/// Bytes that are held now, and that were held when the target began.
+/// Allocated bytes now.
 static HELD: AtomicUsize = AtomicUsize::new(0);
+/// Allocated bytes when the target began. Outside of a target, a value without effect.
 static LEAST: AtomicUsize = AtomicUsize::new(usize::MAX / 2);
 
 struct Limited;
@@ -39,23 +40,23 @@ impl Limited {
     fn take(size: usize) {
         let held = HELD.fetch_add(size, Relaxed).saturating_add(size);
         if held > LEAST.load(Relaxed).saturating_add(MOST) {
-            // Nothing that allocates, so no panic. The message comes from libFuzzer.
+            // Not a panic, which allocates. libFuzzer prints the message.
             std::process::abort();
         }
     }
 }
 
-// SAFETY: the system's allocator does all of the work; what is counted changes none of its answers.
+// SAFETY: the system's allocator does all the work, and the counters do not change its answers.
 unsafe impl GlobalAlloc for Limited {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         Self::take(layout.size());
-        // SAFETY: the caller keeps to the contract, which is that of the system's allocator.
+        // SAFETY: the caller keeps the contract of this function, which is that of the system's allocator.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
         HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: as above.
+        // SAFETY: see `alloc`.
         unsafe { System.dealloc(place, layout) }
     }
 }

@@ -1,4 +1,4 @@
-//! What a runtime hands to the plugin.
+//! Targets for the input that a runtime gives to the plugin.
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::cni::{self, Environment, Request, VERSIONS, annotations, result, version};
 use crate::config::{self, Masquerade};
 
-/// The verbs, and words that are none.
+/// CNI verbs, and two words that are not verbs.
 const VERBS: [&str; 8] = ["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION", "", "add"];
 
 fn environment(verb: &str) -> Environment {
@@ -18,7 +18,7 @@ fn environment(verb: &str) -> Environment {
     }
 }
 
-/// The first byte chooses the verb, the rest is the configuration on stdin.
+/// A call of the plugin. The first byte chooses the verb; the rest is the configuration on stdin.
 pub(super) fn stdin(bytes: &[u8]) {
     let Some((first, stdin)) = bytes.split_first() else { return };
     let environment = environment(VERBS[usize::from(*first) % VERBS.len()]);
@@ -41,7 +41,7 @@ pub(super) fn stdin(bytes: &[u8]) {
     }
 }
 
-/// A failure is told as a document that names its code.
+/// Asserts that the error document of a failure has its code, the version and a message.
 fn is_told(failure: &cni::Failure, version: &str) {
     let document: Value = serde_json::from_str(&failure.to_json(version)).expect("JSON");
     assert_eq!(document["code"], failure.code as u32);
@@ -49,7 +49,7 @@ fn is_told(failure: &cni::Failure, version: &str) {
     assert!(document["msg"].as_str().is_some_and(|text| !text.is_empty()));
 }
 
-/// A plugin object.
+/// A plugin object of a conflist.
 pub(super) fn settings(bytes: &[u8]) {
     let Ok(object) = serde_json::from_slice::<Map<String, Value>>(bytes) else { return };
     assert!(config::unknown(&object).all(|key| !key.to_string().is_empty()));
@@ -59,8 +59,8 @@ pub(super) fn settings(bytes: &[u8]) {
     }
 }
 
-/// Whether these settings could be in force. Of those that are asked for, a mask that the plugin is to choose may
-/// have bits that the settings need elsewhere; then it chooses another one.
+/// Whether these settings can be in force. Before that, the masquerade mark may share bits with the mark field,
+/// and the plugin then chooses another field.
 pub(super) fn could_be_in_force(settings: &config::Settings) -> bool {
     match &settings.masquerade {
         Masquerade::Mark { mark, .. } => !settings.field.has(mark.mask),
@@ -68,7 +68,7 @@ pub(super) fn could_be_in_force(settings: &config::Settings) -> bool {
     }
 }
 
-/// The record has settings in their own words.
+/// Asserts that settings written as JSON and read again are equal.
 fn is_kept(settings: &config::Settings) {
     if !could_be_in_force(settings) {
         return;
@@ -76,7 +76,7 @@ fn is_kept(settings: &config::Settings) {
     let words = settings.to_json();
     let again = match config::parse(&words) {
         Ok(config) => config.settings,
-        Err(invalid) => panic!("what was written can't be read: {invalid}"),
+        Err(invalid) => panic!("symroute can't read the settings that it wrote: {invalid}"),
     };
     let again = config::Settings { automatic: settings.automatic, ..again };
     assert_eq!(&again, settings);
@@ -84,7 +84,7 @@ fn is_kept(settings: &config::Settings) {
     assert!(settings.fulfilled(false).contains(&settings.fingerprint(false)));
 }
 
-/// A result of another plugin, as the answer in each version of the protocol.
+/// A prevResult of another plugin, answered in each version of the protocol.
 pub(super) fn prev_result(bytes: &[u8]) {
     let Ok(result) = serde_json::from_slice::<Box<RawValue>>(bytes) else { return };
     for version in VERSIONS {
@@ -92,6 +92,8 @@ pub(super) fn prev_result(bytes: &[u8]) {
     }
 }
 
+/// Asserts that the answer has the version and the addresses of the prevResult, and that a second
+/// conversion changes nothing.
 fn is_answered(result: &RawValue, version: &str) {
     let found = result::addresses(result);
     for (name, routers) in result::gateways(result, "eth0") {
@@ -103,15 +105,15 @@ fn is_answered(result: &RawValue, version: &str) {
         Err(error) => panic!("the answer is no JSON: {error}: {answer}"),
     };
     let document: Value = serde_json::from_str(answer.get()).unwrap_or_default();
-    // What a value of another plugin holds may be too large a number for us.
+    // A value of another plugin may hold a number that serde_json can't represent.
     if document.is_object() {
         assert_eq!(document["cniVersion"], version, "{answer}");
     }
     assert_eq!(version::answer(&answer, version).ok().as_deref(), Some(answer.get()));
-    let (Ok(found), Ok(told)) = (found, result::addresses(&answer)) else { return };
-    assert!(told.iter().all(|ip| found.contains(ip)), "{told:?} of {found:?}");
+    let (Ok(found), Ok(kept)) = (found, result::addresses(&answer)) else { return };
+    assert!(kept.iter().all(|ip| found.contains(ip)), "{kept:?} of {found:?}");
     // The oldest versions have room for one address of each family.
     if version::family(version).is_some_and(|family| family > version::Family::Single) {
-        assert_eq!(told, found, "{answer}");
+        assert_eq!(kept, found, "{answer}");
     }
 }

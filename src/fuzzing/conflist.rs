@@ -1,4 +1,4 @@
-//! Conflists, and the folder that they are in.
+//! Targets for conflists and the directory that holds them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ pub(super) fn text(bytes: &[u8]) {
         for (at, plugin) in network.plugins.iter().enumerate() {
             let own: Value = match serde_json::from_str(&text[plugin.place.clone()]) {
                 Ok(own) => own,
-                // A number that is too large for us.
+                // A number that serde_json can't represent.
                 Err(_) => continue,
             };
             assert_eq!(own["type"], plugin.kind);
@@ -43,7 +43,7 @@ pub(super) fn text(bytes: &[u8]) {
     }
 }
 
-/// To add our entry and to remove it again restores the bytes.
+/// Asserts that adding symroute's entry and removing it again restores the bytes.
 fn is_inverse(network: &Network<'_>, text: &str) {
     if !network.ours().is_empty() {
         return;
@@ -63,6 +63,7 @@ fn is_inverse(network: &Network<'_>, text: &str) {
     }
 }
 
+/// Asserts that a removal takes all of symroute's entries out and changes no other plugin.
 fn all_of_ours_go(network: &Network<'_>, text: &str) {
     let bare = without(LIST, text);
     match Network::parse(LIST, bare.as_bytes()) {
@@ -78,11 +79,11 @@ fn all_of_ours_go(network: &Network<'_>, text: &str) {
     }
 }
 
-/// Names of the files of a folder: one before our own file, our own, two behind it, and one set aside.
+/// Names of the files in the directory: one before symroute's own file, that file, and three after it.
 const FILES: [&str; 5] =
     ["00-multus.conf", names::OWN_CONFLIST, "10-any.conflist", "20-any.conf", "30-any.conflist"];
 
-/// A conf dir: the first byte says what is wanted, and a NUL stands between two files.
+/// A directory of conflists. The first byte chooses the wanted entry; NUL bytes separate the files.
 pub(super) fn folder(bytes: &[u8]) {
     let Some((wish, rest)) = bytes.split_first() else { return };
     let mode = [None, Some(Mode::InPlace), Some(Mode::OwnFile)][usize::from(wish % 3)];
@@ -124,14 +125,14 @@ fn apply(folder: &mut Folder, edits: &[Edit]) {
     }
 }
 
-/// What was done leaves nothing to do, but for what another program has to.
+/// Asserts that symroute's edits leave no further edit. The primary's conflist may still be missing.
 fn is_settled(folder: &Folder, wanted: &Wanted) {
     let view = decide(folder, wanted);
     let is_settled = matches!(view.state, State::Ready | State::WaitingForPrimary(_));
     assert!(is_settled && view.edits.is_empty(), "{view:?}");
 }
 
-/// A removal leaves no entry of ours but those that it names, and all files of a folder that had none.
+/// Asserts that a removal leaves only the entries that it names. Without entries before, it restores every file.
 fn is_taken_out(before: &Folder, mut changed: Folder) {
     let removal = removal(&changed, None, &BTreeMap::new());
     apply(&mut changed, &removal.edits);

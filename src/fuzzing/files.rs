@@ -1,4 +1,4 @@
-//! Files of the state, and of the runtime.
+//! Targets for files of the node state and of the runtime.
 
 use crate::backend::Marker;
 use crate::cli::result_cache as cache;
@@ -12,7 +12,7 @@ use super::cni::could_be_in_force;
 pub(super) fn record(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Some(mut record) = Record::from_json(text) else { return };
-    // What was chosen is of interest only of what is in force.
+    // The file names the automatic choices only for the settings in force.
     for settings in &mut record.previous {
         settings.automatic = Automatic::default();
     }

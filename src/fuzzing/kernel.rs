@@ -1,4 +1,4 @@
-//! A kernel that gives prepared answers: the other end of a socket of [`Socket`].
+//! A fake kernel with prepared answers: the other end of a [`Socket`].
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -8,16 +8,16 @@ use crate::netlink::Socket;
 use crate::netlink::uapi::{NLMSG_DONE, NLMSG_ERROR};
 use crate::netlink::wire::{HEADER, Writer, u16_at, u32_at};
 
-/// `linux/netlink.h`: more messages follow. Nothing else of symroute asks for it.
+/// Flag of `linux/netlink.h` for a message of a dump: more messages follow.
 const NLM_F_MULTI: u16 = 2;
-/// Room for a request.
+/// Maximum size of a request in bytes.
 const REQUEST: usize = 128 * 1024;
 
-/// The kernel's end.
+/// The kernel's end of the socket pair.
 #[derive(Debug)]
 pub(super) struct Kernel(OwnedFd);
 
-/// A socket, and a kernel that has nothing to say yet. Neither of them blocks.
+/// A socket, and a kernel without answers. Neither end blocks.
 fn pair() -> (Socket, Kernel) {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
@@ -25,15 +25,15 @@ fn pair() -> (Socket, Kernel) {
     (Socket::new(ours), Kernel(theirs))
 }
 
-/// What `ask` makes of a kernel that answers with these messages: one datagram for each request, up to the
-/// message that ends a dump or is no part of one. The numbers of the messages are put right, all else stays.
+/// Calls `ask` with a kernel that answers with these messages. Each request gets one datagram, up to the
+/// message that ends a dump or is not part of one. The kernel sets the sequence numbers and changes nothing else.
 pub(super) fn answered<T>(bytes: &[u8], ask: impl FnOnce(&mut Socket) -> T) -> T {
     let (mut socket, kernel) = pair();
     kernel.answer(bytes);
     ask(&mut socket)
 }
 
-/// The first datagram that `tell` sends to a kernel that does not answer.
+/// The first datagram that the given function sends to a kernel that does not answer.
 pub(super) fn told(tell: impl FnOnce(&mut Socket)) -> Vec<u8> {
     let (mut socket, kernel) = pair();
     tell(&mut socket);
@@ -43,7 +43,7 @@ pub(super) fn told(tell: impl FnOnce(&mut Socket)) -> Vec<u8> {
     buffer
 }
 
-/// The bodies of these messages as the answer to a dump.
+/// Messages of this type with these bodies, as the answer to a dump.
 pub(super) fn dump<'a>(kind: u16, bodies: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut writer = Writer::default();
     for body in bodies {
@@ -81,7 +81,7 @@ impl Kernel {
         }
     }
 
-    /// Where the socket is full, the rest is lost, as with the kernel's own.
+    /// Sends a datagram. Drops it if the socket is full, as the kernel does.
     fn send(&self, datagram: &[u8]) {
         let _ = send(self.0.as_raw_fd(), datagram, MsgFlags::empty());
     }

@@ -1,12 +1,12 @@
-//! What reads bytes that other programs and the kernel give: one function for each kind, that any bytes may be
-//! given to. They are in builds for tests and for fuzzing only (`fuzz/README.md`).
+//! Fuzz targets: one function for each kind of bytes that symroute reads from other programs or the kernel. Only
+//! builds for tests and for fuzzing have this module; see `fuzz/README.md`.
 //!
-//! A function panics where something does not hold. Besides, none may take long or much memory.
+//! A target accepts any bytes and panics if an assertion fails. A target must not take long or much memory.
 
 #![allow(
     clippy::expect_used,
     clippy::panic,
-    reason = "a panic is how a target says that something does not hold"
+    reason = "a target reports a failed assertion by a panic"
 )]
 
 mod cni;
@@ -17,12 +17,12 @@ mod netfilter;
 mod rtnetlink;
 mod text;
 
-/// A target: any bytes may be given to it.
+/// Function that reads any bytes and panics if an assertion fails.
 pub type Target = fn(&[u8]);
 
-/// All targets by name. Each has a program `fuzz/fuzz_targets/NAME.rs` and a folder `fuzz/corpus/NAME`.
+/// All targets by name. Each has a program `fuzz/fuzz_targets/NAME.rs` and a directory `fuzz/corpus/NAME`.
 pub const TARGETS: &[(&str, Target)] = &[
-    // What a runtime hands over.
+    // Input of the plugin from a runtime.
     ("stdin", cni::stdin),
     ("settings", cni::settings),
     ("prev_result", cni::prev_result),
@@ -33,7 +33,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("attachment", files::attachment),
     ("ready", files::ready),
     ("result_cache", files::result_cache),
-    // What the kernel answers by netlink.
+    // Netlink messages of the kernel.
     ("links", rtnetlink::links),
     ("addresses", rtnetlink::addresses),
     ("routes", rtnetlink::routes),
@@ -54,7 +54,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("packet", text::packet),
 ];
 
-/// The target of this name.
+/// The target with this name.
 #[must_use]
 pub fn target(name: &str) -> Option<Target> {
     TARGETS.iter().find(|(known, _)| *known == name).map(|(_, target)| *target)
@@ -78,7 +78,7 @@ mod tests {
         entries.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
     }
 
-    /// Also of what fuzzing has found: each input that once failed is in the corpus.
+    /// The corpus contains every input with which a target once failed.
     #[test]
     fn the_corpus_holds() {
         for (name, target) in TARGETS {
@@ -87,7 +87,7 @@ mod tests {
             for file in files {
                 let path = file.unwrap().path();
                 let bytes = fs::read(&path).unwrap();
-                // Half an input is one, too.
+                // A truncated input must not fail either.
                 for end in [bytes.len(), bytes.len() / 2, 0] {
                     let ran = catch_unwind(|| target(&bytes[..end]));
                     assert!(ran.is_ok(), "{}, {end} bytes of it: see above", path.display());

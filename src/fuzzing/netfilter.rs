@@ -1,4 +1,4 @@
-//! What the kernel answers about nftables, ipset and conntrack.
+//! Targets for the kernel's messages about nftables, ipset and conntrack.
 
 use std::net::IpAddr;
 
@@ -25,7 +25,7 @@ use super::kernel::{answered, dump, told};
 const HOOKS: [Hook; 5] =
     [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
 
-/// Symroute's own tables.
+/// Symroute's own nftables tables.
 pub(super) fn own(bytes: &[u8]) {
     for family in [TableFamily::Inet, TableFamily::Arp] {
         let found = answered(bytes, |socket| table::table(socket, family));
@@ -38,7 +38,7 @@ pub(super) fn own(bytes: &[u8]) {
     let _ = answered(bytes, counters::read);
 }
 
-/// Elements of a set. Those that are written are those that were read.
+/// Elements of a set. Elements written and read again are equal.
 pub(super) fn elements(bytes: &[u8]) {
     let found = answered(bytes, |socket| table::elements(socket, "any")).unwrap_or_default();
     let _ = Record::recover(&found, &found);
@@ -56,13 +56,13 @@ pub(super) fn elements(bytes: &[u8]) {
     assert_eq!(again, Ok::<Elements, _>(found));
 }
 
-/// Tables of other programs, and a packet that meets their rules.
+/// Tables of other programs, and packets that pass their rules.
 pub(super) fn others(bytes: &[u8]) {
     let tables = answered(bytes, |socket| nftables::tables(socket, |_, name| name == "leftout"));
     walk(&Ruleset { tables: tables.unwrap_or_default(), ..Ruleset::default() });
 }
 
-/// Leads packets through all hooks.
+/// Walks packets through all hooks of a ruleset. Each walk must have 1 to 64 outcomes.
 pub(super) fn walk(ruleset: &Ruleset) {
     let _ = (ruleset.ports(), ruleset.untracked_ports());
     for (from, to) in [("203.0.113.9", "10.21.0.10"), ("2001:db8::9", "2001:db8:21::10")] {
@@ -105,12 +105,12 @@ impl Local for Node {
     }
 }
 
-/// Rules that use marks.
+/// Rules of nftables that read or write marks.
 pub(super) fn marks(bytes: &[u8]) {
     super::rtnetlink::has_words(answered(bytes, ledger::nftables::read).unwrap_or_default());
 }
 
-/// What the kernel multicasts about nftables, and flowtables.
+/// Events of nftables (multicast messages), and flowtables.
 pub(super) fn events(bytes: &[u8]) {
     let mut transaction = Transaction::default();
     for one in messages(bytes) {
@@ -118,7 +118,7 @@ pub(super) fn events(bytes: &[u8]) {
         if let Some(message::Message { headers: Some(headers), .. }) = message::parse(one) {
             let _ = (headers.sender(), headers.receiver());
         }
-        // The attributes of attributes.
+        // Nested attributes.
         for (_, payload) in wire::attrs(one.body) {
             let _ = (wire::ip(payload), wire::string(payload), wire::attrs(payload).count());
         }
@@ -126,13 +126,13 @@ pub(super) fn events(bytes: &[u8]) {
     let _ = answered(bytes, flowtables::all);
 }
 
-/// A set of ipset. Members that are written are those that were read.
+/// A set of ipset. Members written and read again are equal.
 pub(super) fn ipset(bytes: &[u8]) {
     let _ =
         (answered(bytes, ipset::names), answered(bytes, |socket| ipset::references(socket, "a")));
     let Ok(Some(found)) = answered(bytes, |socket| ipset::set(socket, "a")) else { return };
     let _ = node_set::read(&found.members);
-    // More than these go into a message of their own.
+    // `told` returns one datagram only, and more members need a second one.
     let members: Vec<Member> = found.members.into_iter().take(256).collect();
     if members.is_empty() {
         return;
@@ -145,7 +145,7 @@ pub(super) fn ipset(bytes: &[u8]) {
     assert_eq!(again, members);
 }
 
-/// Connections that conntrack knows.
+/// Entries of conntrack.
 pub(super) fn conntrack(bytes: &[u8]) {
     let all = answered(bytes, |socket| ct::wanted(socket, |_| true)).unwrap_or_default();
     let Some(first) = all.first() else { return };

@@ -1,4 +1,4 @@
-//! What the kernel answers about interfaces, addresses, routes and rules.
+//! Targets for the kernel's answers about interfaces, addresses, routes and rules.
 
 use crate::ledger::{Ledger, tc, xfrm};
 use crate::model::{Action, Family, FoundRule, Link, Nexthop, Route};
@@ -8,7 +8,7 @@ use crate::netlink::wire::messages;
 
 use super::kernel::{answered, dump, told};
 
-/// How many of one input are written again.
+/// Maximum number of routes or rules of one input that a target writes again.
 const WRITTEN: usize = 4;
 
 pub(super) fn links(bytes: &[u8]) {
@@ -26,7 +26,7 @@ pub(super) fn addresses(bytes: &[u8]) {
     assert!(neighbours.unwrap_or_default().keys().all(|(link, _)| *link != 1));
 }
 
-/// Routes, and answers to look-ups. A route that is written is the one that was read.
+/// Routes, and answers to look-ups. A route written and read again is equal.
 pub(super) fn routes(bytes: &[u8]) {
     for family in Family::ALL {
         let routes = answered(bytes, |socket| route::routes(socket, family, |_| true));
@@ -46,12 +46,12 @@ pub(super) fn routes(bytes: &[u8]) {
     }
 }
 
-/// Whether the kernel could have such a route, and symroute would copy it.
+/// Whether the kernel can have such a route and symroute would copy it.
 fn is_plain(route: &Route) -> bool {
     !route.special && route.dst.ip() == route.dst.network()
 }
 
-/// A weight says nothing where there is one way only.
+/// The route as symroute writes it: without a weight if it has one next hop.
 fn as_written(mut route: Route) -> Route {
     if let [Nexthop { weight, .. }] = &mut route.nexthops[..] {
         *weight = 0;
@@ -59,7 +59,7 @@ fn as_written(mut route: Route) -> Route {
     route
 }
 
-/// Rules. One of ours that is written is the one that was read.
+/// Rules of the routing policy database. A rule of symroute written and read again is equal.
 pub(super) fn rules(bytes: &[u8]) {
     for family in Family::ALL {
         let rules = answered(bytes, |socket| route::rules(socket, family)).unwrap_or_default();
@@ -77,7 +77,7 @@ pub(super) fn rules(bytes: &[u8]) {
     }
 }
 
-/// Whether it asks for nothing that symroute's own rules never ask for.
+/// Whether the rule uses only selectors and actions that symroute's own rules use.
 fn is_of_ours(FoundRule { rule, .. }: &FoundRule) -> bool {
     let is_whole = rule.from.is_none() && rule.to.is_none() && !rule.other_selectors;
     is_whole && !matches!(rule.action, Action::Other(_))
@@ -91,7 +91,7 @@ pub(super) fn mark_users(bytes: &[u8]) {
     has_words(entries);
 }
 
-/// What is printed of a ledger.
+/// Asserts that `symroutectl marks` can print these entries.
 pub(super) fn has_words(mut entries: Vec<crate::ledger::Entry>) {
     entries.sort();
     let ledger = Ledger { entries, ..Ledger::default() };

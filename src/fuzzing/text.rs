@@ -1,4 +1,4 @@
-//! Text of other programs and of the kernel, and packets.
+//! Targets for text of other programs and the kernel, and for packets.
 
 use crate::backend::iptables::{counters, restore_script};
 use crate::bundle::pseudonym::Pseudonyms;
@@ -10,7 +10,7 @@ use crate::names;
 use crate::netfilter::{Ruleset, iptables, ipvs};
 use crate::trace::text;
 
-/// What `iptables-save` and `iptables -S` print.
+/// Output of `iptables-save` and `iptables -S`.
 pub(super) fn iptables_save(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let mut tables = iptables::parse("iptables", Family::V4, text);
@@ -41,21 +41,21 @@ pub(super) fn trace_pipe(bytes: &[u8]) {
     let _ = text.lines().filter_map(text::parse).count();
 }
 
-/// Any text of a bundle.
+/// Text of a bundle in which pseudonyms replace names and addresses.
 pub(super) fn pseudonyms(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let pseudonyms = Pseudonyms::new("node-7.example.com", &["1.2.3.4"]);
     let other = pseudonyms.text(text);
     assert_eq!(pseudonyms.text(text), other, "one text has one pseudonym");
     assert_eq!(text.lines().count(), other.lines().count());
-    // Whatever stands before an address and a name, they are found.
+    // The text before a name and an address must not hide them.
     let (known, behind) = ("node-7.example.com 172.31.4.5", " node-7.example.com 172.31.4.5");
     let changed = pseudonyms.text(known);
     assert!(!changed.contains("node-7"), "{changed}");
     assert_eq!(pseudonyms.text(&format!("{text}{behind}")), format!("{other} {changed}"));
 }
 
-/// A packet of any network.
+/// A captured packet.
 pub(super) fn packet(bytes: &[u8]) {
     let found = sample::parse(bytes, 1);
     assert!(found.is_none() || bytes.len() >= 20);
