@@ -1,3 +1,3 @@
-//! A static program that does nothing: what a call costs at the least, however little a plugin does.
+//! A static program that does nothing. Its time is the minimum time of any plugin call.
 
 fn main() {}

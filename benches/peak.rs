@@ -1,5 +1,5 @@
-//! Runs a program and prints the most memory that it had, in KiB. A program of its own, because the
-//! kernel counts the memory of whoever starts a process as that process's: this one is small.
+//! Runs a program and prints its peak memory in KiB. This is a separate, small program, because the
+//! kernel counts the memory of a parent in the peak of its child.
 
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "stops at the first surprise")]
 
@@ -13,7 +13,7 @@ fn main() {
     assert!(child.wait().expect("wait").success(), "the program failed");
     // SAFETY: rusage is plain numbers, for which zero is a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes one rusage where it is told to.
+    // SAFETY: the pointer is to one rusage, and the kernel writes no more than that.
     let status = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
     assert_eq!(status, 0, "getrusage");
     println!("{}", usage.ru_maxrss);

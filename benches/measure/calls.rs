@@ -1,4 +1,4 @@
-//! What one call costs as a whole process, beside the peers.
+//! Times one call as a whole process, for symroute and other plugins.
 
 use std::fs;
 
@@ -11,20 +11,20 @@ struct Candidate {
     label: &'static str,
     verb: &'static str,
     site: Site,
-    /// How often in a round.
+    /// Calls in a round.
     times: u32,
-    /// In each of how many rounds.
+    /// The candidate takes part in each `every`th round.
     every: u32,
 }
 
-/// What takes a tenth of a second needs no more.
+/// `every` of the other plugins. Their calls take up to a tenth of a second, so fewer samples do.
 const PEERS_EVERY: u32 = 8;
-/// sbr takes the pod's routes away.
+/// Restores the pod's routes, which the plugin sbr removes.
 const ROUTES: &str = "link set eth0 down\nlink set eth0 up\nroute replace default via 10.99.0.1\n";
 
-/// `peers` holds Debian's plugins.
+/// Measures all candidates. `peers` is the directory with copies of Debian's plugins.
 pub(crate) fn measure(rounds: u32, peers: &str) -> Vec<Measured> {
-    // All others are compared with it, so it is measured best.
+    // More samples than the others, because every ratio is to the no-op.
     let nothing = Site::new(Lab::new("noop", 1), noop(), "");
     let mut all =
         vec![Candidate { label: "static no-op", verb: "ADD", site: nothing, times: 4, every: 1 }];
@@ -88,7 +88,7 @@ fn interleave(all: &mut [Candidate], rounds: u32) -> Vec<Measured> {
     rows.map(|(one, samples)| Measured::of("calls", one.label, one.verb, "µs", samples)).collect()
 }
 
-/// A PATH where `iptables` is of one variant, `nft` or `legacy`.
+/// A `PATH` with `iptables` of one variant, `nft` or `legacy`.
 fn tools_of(variant: &str) -> String {
     let directory = std::env::temp_dir().join(format!("symbench{}-{variant}", std::process::id()));
     fs::create_dir_all(&directory).expect("make a directory");
@@ -102,7 +102,7 @@ fn tools_of(variant: &str) -> String {
     format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", directory.display())
 }
 
-/// Takes the directories of [`tools_of`] away.
+/// Removes the directories of [`tools_of`].
 pub(crate) fn clean_up() {
     for variant in ["nft", "legacy"] {
         let name = format!("symbench{}-{variant}", std::process::id());

@@ -1,5 +1,5 @@
-//! How many instructions a call takes, by valgrind: the same on every run, and nearly the same on
-//! every machine that builds with the same compiler.
+//! Counts the instructions of a call with valgrind. The count is equal in every run, and nearly
+//! equal on every machine with the same compiler.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -10,16 +10,17 @@ use serde_json::{Map, Value, json};
 
 use crate::lab::{Lab, Plugin, Release, noop, variable};
 
-/// The C library picks its string functions by the processor; this has it pick the plain ones.
+/// `GLIBC_TUNABLES` value that selects plain string functions. By default glibc selects them by the
+/// processor.
 const PLAIN: &str = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX2,-AVX,-ERMS,-FSRM,-BMI2,\
                      -SSE4_1,-SSE4_2,-SSSE3";
 const VALGRIND: [&str; 3] = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"];
-/// More of the baseline than this is a failure, in percent.
+/// Maximum growth over the baseline, in percent.
 const ALLOWED: f64 = 3.0;
-/// The same where another compiler built the program.
+/// Maximum growth over the baseline, in percent, if another compiler built the program.
 const ALLOWED_LOOSELY: f64 = 15.0;
 
-/// Counts every verb, in thousands of instructions.
+/// Instructions of each verb and of the no-op.
 pub(crate) fn count() -> Map<String, Value> {
     let lab = Lab::new("count", 2);
     let plugin = lab.symroute(&Release::now());
@@ -45,10 +46,10 @@ fn instructions(plugin: &Plugin, lab: &Lab, verb: &str) -> u64 {
     });
     let line = text.lines().find_map(|line| line.split_once("Collected :"));
     let number = line.and_then(|(_, number)| number.trim().parse().ok());
-    number.unwrap_or_else(|| panic!("valgrind told no count: {text}"))
+    number.unwrap_or_else(|| panic!("valgrind reports no count: {text}"))
 }
 
-/// The most memory that an ADD on a ready node has, in KiB.
+/// Peak memory of an ADD on a ready node, in KiB.
 pub(crate) fn peak() -> u64 {
     let lab = Lab::new("peak", 1);
     let plugin = lab.symroute(&Release::now());
@@ -63,7 +64,7 @@ pub(crate) fn peak() -> u64 {
     String::from_utf8_lossy(&output).trim().parse().expect("a number")
 }
 
-/// Compares with the baseline; false if more than allowed was added.
+/// Compares with the baseline. False if a count grew more than allowed, or has no baseline.
 pub(crate) fn check(file: &Path, rustc: &str) -> bool {
     let text = fs::read_to_string(file)
         .unwrap_or_else(|error| panic!("{}: {error}; see benches/run --help", file.display()));
@@ -83,19 +84,21 @@ pub(crate) fn check(file: &Path, rustc: &str) -> bool {
     for (verb, now) in count() {
         let (now, before) = (number(&now), number(&baseline["instructions"][&verb]));
         let change = (now / before - 1.0) * 100.0;
-        // Also without a baseline, where it is not a number.
+        // False without a baseline: `change` is then NaN.
         let fits = change <= allowed;
         good &= fits;
         let verdict = if fits { "" } else { "  TOO MUCH" };
         println!("{verb:<8} {before:>12} {now:>12} {change:>+7.2}%{verdict}");
     }
     if !good {
-        println!("more than {allowed} % were added. If that is wanted: ./benches/run --baseline");
+        println!(
+            "a count grew by more than {allowed} %. If that is wanted: benches/run --baseline"
+        );
     }
     good
 }
 
-/// Writes the baseline anew.
+/// Counts, and writes the baseline.
 pub(crate) fn write(file: &Path, rustc: &str) {
     let baseline = json!({"rustc": rustc, "instructions": count()});
     let text = serde_json::to_string_pretty(&baseline).expect("JSON") + "\n";

@@ -1,35 +1,38 @@
-//! One timed call, with the same before it for every program.
+//! Times a call under equal conditions for every program.
 //!
-//! A program that ran just now finds its code, the kernel's paths for it and their branches in the
-//! processor's caches. So another program runs before each timed call, whatever is timed, and no two
-//! timed calls are tied together: what a call needs is made after an earlier one, not before it.
+//! A program that has just run finds its code and the kernel's code for it in the processor's
+//! caches. So another program runs right before each timed call. A call's preparation, for example
+//! an ADD before a DEL, runs after an earlier timed call and not right before this one.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::lab::{Lab, Plugin, disturber, tool_here};
 
-/// The pod that every node has.
+/// Number of the pod that stays on every node.
 const KEPT: u32 = 0;
-/// The first pod that no node has.
+/// Lowest number of new pods. No node begins with a pod of this number or above.
 pub(crate) const NEW: u32 = 20_000;
-/// For so long after a DEL, a release that had pods in the kernel made the next calls wait with it
-/// for what `nf_tables` frees later. Nodes on which that happens are rare.
+/// Pause after a DEL before the next timed call. In a release that kept pods in nftables, a DEL
+/// delayed later calls for this long, because `nf_tables` frees elements later. That is rare on
+/// real nodes.
 pub(crate) const SETTLED: Duration = Duration::from_millis(60);
 
-/// A node, and the program that is called on it.
+/// A node, and the program to call on it.
 pub(crate) struct Site {
     pub(crate) lab: Lab,
     plugin: Plugin,
+    /// Program that runs before each timed call.
     disturber: Plugin,
-    /// `ip` commands for the pod that have to come before an ADD.
+    /// `ip` commands to run in the pod before an ADD.
     repair: &'static str,
-    /// The pod of the next ADD.
+    /// Number of the last new pod.
     next: u32,
-    /// A pod that is there for the next DEL.
+    /// Pod that an earlier turn added for the next DEL.
     spare: Option<u32>,
-    /// Pauses so long after a DEL, before the next timed call.
+    /// Minimum time from a DEL to the next timed call.
     pause: Duration,
+    /// Time of the last DEL.
     removed: Option<Instant>,
 }
 
@@ -47,8 +50,8 @@ impl Site {
         }
     }
 
-    /// A node of symroute with pods on it. There is always one more: the last pod would take the
-    /// node's state with it.
+    /// A node of symroute with `pods` pods and the pod [`KEPT`]. With it, no DEL removes the node
+    /// state.
     pub(crate) fn filled(lab: Lab, plugin: Plugin, pods: u32) -> Self {
         lab.node.run(|| {
             for pod in KEPT..=pods {
@@ -58,8 +61,8 @@ impl Site {
         Self { pause: SETTLED, ..Self::new(lab, plugin, "") }
     }
 
-    /// Microseconds of one call. ADD is of a new pod, DEL of one that is there, others of the pod
-    /// that stays.
+    /// Duration of one call in microseconds. An ADD is for a new pod, a DEL for an attached one,
+    /// any other verb for [`KEPT`].
     pub(crate) fn timed(&mut self, verb: &str) -> f64 {
         let pod = match verb {
             "ADD" => self.new_pod(),
@@ -88,7 +91,7 @@ impl Site {
         took
     }
 
-    /// Microseconds of one call of the tool.
+    /// Duration of one call of the tool in microseconds.
     pub(crate) fn timed_tool(&self, tool: &str, word: &str) -> f64 {
         let Self { lab, disturber, .. } = self;
         lab.node.run(|| {

@@ -1,4 +1,4 @@
-//! Nodes and pods in namespaces of their own, and calls of programs on them.
+//! Creates nodes and pods in namespaces, and calls programs on them.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -14,13 +14,13 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
 use nix::unistd::Pid;
 
-/// Where programs find others.
+/// `PATH` of the called programs.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// A network namespace with a file system view of its own: `/run/symroute` is a fresh tmpfs, the
-/// lock of iptables-legacy is nobody else's.
+/// A network namespace with a mount namespace, which has an empty `/run/symroute` and a separate
+/// lock of iptables-legacy.
 pub(crate) struct Netns {
     pub(crate) name: String,
     net: File,
@@ -43,7 +43,7 @@ impl Netns {
         format!("/run/netns/{}", self.name)
     }
 
-    /// Runs `work` on a thread inside; the processes that it starts are inside, too.
+    /// Runs `work` on a thread in both namespaces. Processes that it starts are in them, too.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         in_thread(|| {
             unshare(CloneFlags::CLONE_FS).expect("a file system view of its own");
@@ -53,7 +53,7 @@ impl Netns {
         })
     }
 
-    /// Lines of `ip` commands.
+    /// Runs lines of `ip` commands.
     pub(crate) fn ip(&self, batch: &str) {
         self.exec("ip", &["-batch", "-"], batch);
     }
@@ -62,7 +62,7 @@ impl Netns {
         self.run(|| run(program, words, input));
     }
 
-    /// Whether a command works here.
+    /// Whether a command succeeds here.
     pub(crate) fn can(&self, program: &str, words: &[&str]) -> bool {
         self.run(|| {
             let quiet = || Stdio::null();
@@ -84,14 +84,14 @@ impl Drop for Netns {
     }
 }
 
-/// Runs `work` on a thread, whose namespaces it may change; a panic there is a panic here.
+/// Runs `work` on a thread whose namespaces it may change. Passes on a panic.
 fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         scope.spawn(work).join().unwrap_or_else(|cause| panic::resume_unwind(cause))
     })
 }
 
-/// Moves the thread to mounts of its own, and hands out the key to them.
+/// Moves the thread to a new mount namespace, and returns a file of the namespace for `setns`.
 fn own_mounts() -> File {
     let nothing = None::<&str>;
     let slave = MsFlags::MS_REC | MsFlags::MS_SLAVE;
@@ -106,12 +106,12 @@ fn own_mounts() -> File {
     let own = directory.join("xtables.lock");
     File::create(&own).expect("a lock of its own");
     mount(Some(&own), &lock, nothing, MsFlags::MS_BIND, nothing).expect("mount the lock");
-    // The lock stays where it is mounted; /run/symroute begins empty.
+    // Empties /run/symroute. The bind mount keeps the lock file.
     fs::remove_file(&own).expect("unlink the lock");
     File::open("/proc/thread-self/ns/mnt").expect("the key to the mounts")
 }
 
-/// Runs a tool to its end; it has to succeed.
+/// Runs a tool to its end. Panics if it fails.
 pub(crate) fn run(program: &str, words: &[&str], input: &str) {
     let mut command = Command::new(program);
     command.args(words).stdin(Stdio::piped()).stdout(Stdio::null());
@@ -123,9 +123,9 @@ pub(crate) fn run(program: &str, words: &[&str], input: &str) {
     assert!(status.success(), "{program} {words:?}: {status}");
 }
 
-/// Puts the calling thread, and what it starts, on one core: the highest, since interrupts tend to
-/// go to the lowest. A runtime sleeps while it waits for a plugin, so both have room on one core,
-/// and no time goes into waking another one, which in virtual machines takes long and is uneven.
+/// Pins the calling thread and its later children to the highest core; the lowest tends to serve
+/// interrupts. One core is enough, because a runtime sleeps while it waits for a plugin. To wake
+/// another core takes long and varies in virtual machines.
 pub(crate) fn pin() {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let mut set = CpuSet::new();
@@ -143,7 +143,7 @@ pub(crate) struct Lab {
 impl Lab {
     pub(crate) fn new(role: &str, uplinks: u32) -> Self {
         let (node, pod) = (Netns::new(role), Netns::new("pod"));
-        // As on every node; without it the kernel answers "no route" to half of what an ADD asks.
+        // As on every node. Without it, half of the look-ups of an ADD would find no route.
         node.sysctl("ipv4/ip_forward", "1");
         node.sysctl("ipv4/conf/all/rp_filter", "1");
         let mut lines = format!(
@@ -168,7 +168,7 @@ impl Lab {
         Self { node, pod, uplinks }
     }
 
-    /// A release of symroute with the settings for this node.
+    /// The plugin of a release, with the settings for this node.
     pub(crate) fn symroute(&self, release: &Release) -> Plugin {
         let uplinks: Vec<String> = (0..self.uplinks).map(|n| format!("\"eth{n}\"")).collect();
         Plugin {
@@ -182,16 +182,16 @@ impl Lab {
 
 /// A release of symroute.
 pub(crate) struct Release {
-    /// What tables call it.
+    /// Name in the tables.
     pub(crate) label: &'static str,
-    /// The plugin.
+    /// Path of the plugin.
     pub(crate) program: String,
-    /// The tool beside it, or the plugin itself in releases where it is both.
+    /// Path of the tool in the same directory, or of the plugin in releases without a tool.
     pub(crate) tool: String,
 }
 
 impl Release {
-    /// The one that is measured.
+    /// The release to measure.
     pub(crate) fn now() -> Self {
         Self::of("symroute", variable("SYMROUTE_BIN"))
     }
@@ -202,14 +202,15 @@ impl Release {
         Self { label, program, tool }
     }
 
-    /// It, and the one it is compared with in the same run, if there is one.
+    /// The release to measure, and the one to compare with, if any.
     pub(crate) fn all() -> Vec<Self> {
         let before = std::env::var("SYMROUTE_BEFORE").ok().filter(|program| !program.is_empty());
         let before = before.map(|program| Self::of("symroute before", program));
         std::iter::once(Self::now()).chain(before).collect()
     }
 
-    /// What a call of it is named where the label is that of a node.
+    /// Name of a call in tables whose label is a node. For the release to compare with, it ends
+    /// with " before".
     pub(crate) fn call(&self, verb: &str) -> String {
         format!("{verb}{}", self.label.trim_start_matches("symroute"))
     }
@@ -221,7 +222,7 @@ pub(crate) struct Plugin {
     pub(crate) program: String,
     pub(crate) version: String,
     pub(crate) settings: String,
-    /// Where it finds the programs that it calls; none for the usual places.
+    /// `PATH` for the programs that it calls. `None` for the usual directories.
     pub(crate) path: Option<String>,
 }
 
@@ -241,7 +242,7 @@ impl Plugin {
         )
     }
 
-    /// Its call, ready to be started; `words` come before the program.
+    /// The command of a call, and its input on stdin. `words` come before the program.
     pub(crate) fn command(
         &self,
         words: &[&str],
@@ -271,8 +272,8 @@ impl Plugin {
         (command, self.input(lab, verb, pod))
     }
 
-    /// Calls it from the calling thread as a runtime does: starts it, writes its input, reads its
-    /// output to the end, waits. Gives the microseconds of all that.
+    /// Calls the plugin from this thread as a runtime does: starts it, writes its input, reads all
+    /// output, waits. Returns the duration in microseconds.
     pub(crate) fn call_here(&self, lab: &Lab, verb: &str, pod: u32) -> f64 {
         let (command, input) = self.command(&[], lab, verb, pod);
         let (took, status, output) = time(command, &input);
@@ -281,18 +282,18 @@ impl Plugin {
         took
     }
 
-    /// Calls it on the lab's node.
+    /// Calls the plugin on the lab's node. Returns the duration in microseconds.
     pub(crate) fn call(&self, lab: &Lab, verb: &str, pod: u32) -> f64 {
         lab.node.run(|| self.call_here(lab, verb, pod))
     }
 }
 
-/// Microseconds of a whole process, its end, and what it said.
+/// Runs a process to its end. Returns the duration in microseconds, the status and the output.
 fn time(mut command: Command, input: &str) -> (f64, ExitStatus, String) {
     let mut output = Vec::new();
     let begin = Instant::now();
     let mut child = command.spawn().expect("start the program");
-    // One that does not read its input may be gone by now.
+    // A program that does not read its input may have ended by now.
     let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
     child.stdout.take().expect("piped").read_to_end(&mut output).expect("read");
     let status = child.wait().expect("wait");
@@ -300,14 +301,14 @@ fn time(mut command: Command, input: &str) -> (f64, ExitStatus, String) {
     (took, status, String::from_utf8_lossy(&output).into_owned())
 }
 
-/// Calls the tool from the calling thread, as a person or a unit of systemd does. Gives the
+/// Calls the tool from this thread, as an operator or systemd does. Returns the duration in
 /// microseconds.
 pub(crate) fn tool_here(program: &str, word: &str) -> f64 {
     let mut command = Command::new(program);
     command.arg(word).env_clear().env("PATH", PATH);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let (took, status, output) = time(command, "");
-    // 4: in force, with something to say about the node.
+    // 4: in force, but the tool reports a problem of the node.
     assert!(matches!(status.code(), Some(0 | 4)), "{program} {word}: {status}: {output}");
     took
 }
@@ -322,8 +323,8 @@ pub(crate) fn noop() -> Plugin {
     }
 }
 
-/// What runs before each timed call: a plugin in Go, as most that a runtime calls before the next one
-/// in a chain. It enters the pod's namespace and asks the kernel about `lo`, and changes nothing.
+/// The program to run before each timed call: a plugin in Go, like most plugins before symroute in
+/// a chain. It enters the pod's namespace, reads the state of `lo`, and changes nothing.
 pub(crate) fn disturber() -> Plugin {
     Plugin {
         program: format!("{}/loopback", variable("SYMROUTE_PEERS")),
@@ -333,7 +334,7 @@ pub(crate) fn disturber() -> Plugin {
     }
 }
 
-/// What `benches/run` tells.
+/// Value of an environment variable that `benches/run` sets.
 pub(crate) fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name}: see benches/run"))
 }

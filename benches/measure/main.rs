@@ -25,12 +25,12 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Tells what goes on, apart from the results.
+/// Prints progress to stderr; results go to stdout.
 fn say(text: &str) {
     eprintln!("{text}");
 }
 
-/// How far a loop has come, for whoever waits.
+/// Prints the progress of a loop: on a terminal each percent, otherwise each quarter.
 fn progress(what: &str, done: u32, all: u32) {
     let step = if std::io::stderr().is_terminal() { (all / 100).max(1) } else { (all / 4).max(1) };
     if done % step == 0 {
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
                 results.set("instructions", counts::count().into());
                 results.set("peak_kib", counts::peak().into());
             }
-            // From here on, one core. Parallel calls come before, with all of them.
+            // Before `pin`: parallel calls use all cores.
             if wanted("parallel") {
                 results.add(scale::parallel(if short { 64 } else { 640 }));
             }
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
             if wanted("path") {
                 results.add(path::measure("path", if short { 80 } else { 400 }));
             }
-            // In the guest, which measures nothing else.
+            // Runs in the guest, which measures nothing else.
             if named("um") {
                 results.add(path::measure("um", if short { 80 } else { 400 }));
             }

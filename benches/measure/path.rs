@@ -1,4 +1,4 @@
-//! What a packet costs on its way through the node.
+//! Measures the cost of a packet on its path through the node.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::way::{Conntrack, POD, Way, without_node};
 
 const BACKENDS: [&str; 3] = ["nftables", "iptables-nft", "iptables-legacy"];
 
-/// What is measured, in which unit, and how; nothing comes of it where a way does not have it.
+/// Name of a measurement, its unit and its function, which returns `None` if a path lacks it.
 type Call = (&'static str, &'static str, fn(&mut Way) -> Option<f64>);
 
 const PACKETS: [Call; 3] = [
@@ -17,7 +17,7 @@ const PACKETS: [Call; 3] = [
     ("reply, 64 bytes", "ns", |way| Some(way.reply())),
     ("DNATed request, 64 bytes", "ns", |way| way.dnated_request()),
 ];
-/// What a flowtable is about, too.
+/// Further measurements where the kernel has flowtables.
 const OF_FLOWTABLES: [Call; 2] = [
     ("DNATed reply, 64 bytes", "ns", |way| way.dnated_reply()),
     ("short TCP connection", "µs", |way| Some(way.short_connection())),
@@ -27,8 +27,8 @@ const TCP: [Call; 2] = [
     ("TCP stream", "Gbit/s", |way| Some(way.throughput())),
 ];
 
-/// All candidates take their turns in each round. The rows with a flowtable are left out where the
-/// kernel has none.
+/// Measures all candidates in each round, in random order. Without flowtables in the kernel, the
+/// rows with a flowtable are missing.
 pub(crate) fn measure(section: &str, rounds: u32) -> Vec<Measured> {
     let probe = Netns::new("probe");
     let (legacy, offload) = (probe.can("iptables-legacy", &["-S"]), probe.can("nft", &[FLOWTABLE]));
@@ -67,11 +67,11 @@ pub(crate) fn measure(section: &str, rounds: u32) -> Vec<Measured> {
     measured
 }
 
-/// What fails where the kernel has no flowtables.
+/// `nft` commands that fail if the kernel has no flowtables.
 const FLOWTABLE: &str = "add table inet f; add flowtable inet f f { hook ingress priority 0; devices = { lo }; }; \
     add chain inet f f { type filter hook forward priority 0; }; add rule inet f f flow add @f";
 
-/// What nobody is faster than, without a flowtable.
+/// Paths without rules of a plugin: the lower bound of any plugin without a flowtable.
 fn without_rules() -> Vec<Way> {
     vec![
         Way::new("no plugin, no conntrack", Conntrack::Without, |_, _| {}),
@@ -95,7 +95,7 @@ fn aws(legacy: bool) -> Vec<Way> {
     variants.map(way).collect()
 }
 
-/// Has traffic both ways by all connections until the node's kernel knows them as established.
+/// Sends traffic in both directions until the node's kernel has all connections established.
 fn settle(ways: &mut [Way]) {
     let begin = Instant::now();
     loop {
@@ -107,7 +107,7 @@ fn settle(ways: &mut [Way]) {
     }
 }
 
-/// The samples of each call of each way.
+/// Takes the samples. Returns a list for each call of each path.
 fn take_turns(ways: &mut [Way], calls: &[Call], rounds: u32) -> Vec<Vec<Vec<f64>>> {
     let mut samples = vec![vec![Vec::new(); calls.len()]; ways.len()];
     let mut dice = Dice::new();
@@ -124,10 +124,10 @@ fn take_turns(ways: &mut [Way], calls: &[Call], rounds: u32) -> Vec<Vec<Vec<f64>
     samples
 }
 
-/// The ip rules that the AWS VPC CNI has for one pod and for its mark.
+/// The ip rules that the AWS VPC CNI adds for one pod and for its mark.
 const AWS_RULES: &str =
     "rule add pref 512 to 10.99.0.2 lookup main\nrule add pref 1024 fwmark 0x80/0x80 lookup main";
-/// What it writes with iptables, SNAT included.
+/// The iptables rules of the AWS VPC CNI, including SNAT.
 const AWS: &str = "*mangle
 -A PREROUTING -i eth0 -m addrtype --dst-type LOCAL --limit-iface-in -j CONNMARK --set-mark 0x80/0x80
 -A PREROUTING -i eni+ -j CONNMARK --restore-mark --mask 0x80
@@ -146,7 +146,7 @@ COMMIT
 COMMIT
 ";
 
-/// A pod of a node with symroute: ADD, as a runtime would call it.
+/// A path on a node with symroute, after an ADD for the pod.
 fn enrolled(label: &str, release: &Release, backend: &str, conntrack: Conntrack) -> Way {
     let offload = if conntrack == Conntrack::Offload { "\"offload\":true," } else { "" };
     let input = format!(

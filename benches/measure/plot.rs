@@ -1,4 +1,4 @@
-//! Bars as SVG: the median, and a line from the least to the 95th percentile.
+//! Draws bars as SVG: the median, and a line from the minimum to the 95th percentile.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ pub(crate) struct Bar {
     pub(crate) min: f64,
     pub(crate) median: f64,
     pub(crate) p95: f64,
-    /// One of ours.
+    /// Whether the bar is one of symroute.
     pub(crate) own: bool,
 }
 
@@ -18,7 +18,7 @@ const TOP: f64 = 44.0;
 
 pub(crate) fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
     let longest = bars.iter().map(|bar| bar.median).fold(1e-9, f64::max);
-    // A rare long wait must not make all bars short.
+    // Scaled to the medians, so that one high percentile does not make all bars short.
     let scale = |value: f64| LEFT + WIDTH * (value / (longest * 1.15)).min(1.0);
     let mut y = TOP;
     let mut svg = String::new();

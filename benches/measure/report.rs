@@ -1,4 +1,4 @@
-//! The figures as a file, as tables in a text, and as plots.
+//! Writes the figures: a JSON file, tables in a README, and plots.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,14 +13,18 @@ use crate::targets;
 const BEGIN: &str = "<!-- figures: written by benches/run -->\n";
 const END: &str = "<!-- end of figures -->\n";
 pub(crate) const NOOP: &str = "static no-op";
-/// What [`crate::lab::Release`] calls a release to compare with, as a label and behind a call.
+/// Label of the release to compare with, see [`crate::lab::Release`].
 const BEFORE: &str = "symroute before";
+/// End of a call's name for the release to compare with.
 const BEFORE_CALL: &str = " before";
 
-/// What a run has found; a section that it left out stays as an earlier run found it.
+/// Results of one run.
 pub(crate) struct Results {
+    /// Commit, date, machine and length of the run.
     taken: Value,
+    /// Single values by key.
     set: Map<String, Value>,
+    /// Rows of the tables.
     measured: Vec<Measured>,
 }
 
@@ -46,6 +50,7 @@ impl Results {
         self.measured.extend(measured);
     }
 
+    /// Writes `results.json`. Keeps the sections of earlier runs that this run did not measure.
     pub(crate) fn save(self, directory: &Path) {
         let file = directory.join("results.json");
         let text = fs::read_to_string(&file).unwrap_or_default();
@@ -83,7 +88,7 @@ impl Figures {
         self.find(section, label, call).map(|row| row.median)
     }
 
-    /// The same of the release that was measured to compare with.
+    /// The row of the release to compare with that belongs to this row.
     pub(crate) fn before(&self, row: &Measured) -> Option<&Measured> {
         let Measured { section, label, call, .. } = row;
         if label.starts_with(BEFORE) || call.ends_with(BEFORE_CALL) {
@@ -117,7 +122,7 @@ impl Figures {
     }
 }
 
-/// Writes tables and plots from the results in a directory.
+/// Writes tables and plots from `results.json` in a directory.
 pub(crate) fn render(directory: &Path) {
     let text = fs::read_to_string(directory.join("results.json")).expect("results.json");
     let all: Value = serde_json::from_str(&text).expect("JSON");
@@ -160,7 +165,7 @@ pub(crate) fn render(directory: &Path) {
 }
 
 fn table(figures: &Figures, section: &str) -> String {
-    // What the ratios are to.
+    // Heads of the ratio columns, and the labels of their denominators.
     let bases: [(&str, &str); 2] = match section {
         "calls" => [("no-op", NOOP), ("tuning", "tuning, empty configuration")],
         "scale" => [("no-op", NOOP), ("empty node", "empty node")],

@@ -1,4 +1,4 @@
-//! What a call costs on a full node, and when many pods start at once.
+//! Times calls on full nodes, and of many pods that start at once.
 
 use std::fmt::Write as _;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use crate::stats::{Dice, Measured};
 struct Node {
     label: String,
     site: Site,
-    /// The calls of it, as tables name them and for the runtime.
+    /// Measured calls: name in the tables, and CNI verb.
     calls: Vec<(String, &'static str)>,
 }
 
@@ -33,12 +33,12 @@ impl Node {
 
 const EMPTY: &str = "empty node";
 const VERBS: [&str; 4] = ["ADD", "CHECK", "STATUS", "DEL"];
-/// Of a release to compare with.
+/// Measured verbs of the release to compare with.
 const VERBS_BEFORE: [&str; 2] = ["ADD", "DEL"];
-/// What others are compared with is measured so much more often.
+/// Samples in a round of the no-op and the empty node, which ratios are to. Other calls have one.
 const BASE: usize = 3;
 
-/// The nodes of a release.
+/// The nodes on which to measure a release.
 fn nodes(release: &Release, short: bool) -> Vec<Node> {
     let pods: &[u32] = if short { &[100, 1000] } else { &[100, 1000, 5000] };
     let rules: &[u32] = if short { &[50_000] } else { &[10_000, 50_000] };
@@ -73,7 +73,7 @@ pub(crate) fn measure(rounds: u32, short: bool) -> Vec<Measured> {
     let calls = |(at, node): (usize, &Node)| (0..node.calls.len()).map(move |call| (at, call));
     let calls: Vec<_> = nodes.iter().enumerate().flat_map(calls).collect();
     let mut samples = vec![Vec::new(); calls.len() + 1];
-    // The last is the no-op's.
+    // The last index is the no-op.
     let often = |call: usize| calls.get(call).is_none_or(|(at, _)| nodes[*at].label == EMPTY);
     let turns: Vec<usize> = (0..samples.len())
         .flat_map(|call| std::iter::repeat_n(call, if often(call) { BASE } else { 1 }))
@@ -101,7 +101,7 @@ pub(crate) fn measure(rounds: u32, short: bool) -> Vec<Measured> {
     all
 }
 
-/// What the tool takes where there are few pods and many.
+/// Times the tool on nodes with few and with many pods.
 pub(crate) fn tool(rounds: u32, short: bool) -> Vec<Measured> {
     const WORDS: [&str; 2] = ["up", "status"];
     crate::say("tool: filling nodes");
@@ -112,7 +112,7 @@ pub(crate) fn tool(rounds: u32, short: bool) -> Vec<Measured> {
         .map(|(release, pods)| {
             let lab = Lab::new("tool", 1);
             let plugin = lab.symroute(release);
-            // One more is pod 0.
+            // `filled` adds one more pod.
             (release, pods, Site::filled(lab, plugin, pods - 1))
         })
         .collect();
@@ -136,7 +136,8 @@ pub(crate) fn tool(rounds: u32, short: bool) -> Vec<Measured> {
     all
 }
 
-/// Rules as kube-proxy's iptables mode has them: many chains, a jump to each, a DNAT in each.
+/// Adds rules like those of kube-proxy in iptables mode: many chains with a jump and a DNAT for
+/// each. Returns false if the kernel lacks this variant of iptables.
 fn foreign_rules(node: &Netns, variant: &str, count: u32) -> bool {
     let tool = format!("iptables-{variant}");
     if !node.can(&tool, &["-S"]) {
@@ -160,7 +161,7 @@ fn foreign_rules(node: &Netns, variant: &str, count: u32) -> bool {
     true
 }
 
-/// Rules by a pod's address, as AWS VPC CNI and others make them.
+/// `ip` commands for rules by pod address, like those of AWS VPC CNI and others.
 fn ip_rules(count: u32) -> String {
     (0..count).fold(String::new(), |mut text, n| {
         let _ = writeln!(
@@ -174,8 +175,8 @@ fn ip_rules(count: u32) -> String {
     })
 }
 
-/// Many calls at the same moment, on all cores; also while links are made and deleted without a
-/// pause, so that the kernel's lock of network configuration is always held.
+/// Times many calls at the same moment, on all cores. Measures again while another process adds and
+/// deletes links without a pause, so that the kernel's RTNL lock is always held.
 pub(crate) fn parallel(rounds: u32) -> Vec<Measured> {
     let (lab, floor) = (Lab::new("many", 1), Lab::new("noop", 1));
     let plugin = lab.symroute(&Release::now());
@@ -215,7 +216,7 @@ pub(crate) fn parallel(rounds: u32) -> Vec<Measured> {
     measured
 }
 
-/// The same program at the same moment. Before it, another one runs on each core.
+/// Starts `width` calls of a program at the same moment, after the disturber has run on each core.
 fn at_once(plugin: &Plugin, lab: &Lab, first: u32, width: u32) -> Vec<f64> {
     let barrier = Barrier::new(width as usize);
     let one = &|pod| {
@@ -237,7 +238,8 @@ fn at_once(plugin: &Plugin, lab: &Lab, first: u32, width: u32) -> Vec<f64> {
     })
 }
 
-/// Links that come and go in a namespace of their own; the kernel's lock is the same for all.
+/// Adds and deletes links in another network namespace until it is dropped. All namespaces share
+/// the RTNL lock.
 struct Churn {
     shell: std::process::Child,
     netns: Netns,
@@ -255,7 +257,7 @@ impl Churn {
             command.args(["-c", script]).arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
             command.spawn().expect("start sh")
         });
-        // The loop ends when it finds no file.
+        // The loop ends when the file is gone.
         Self { shell, netns }
     }
 }

@@ -1,13 +1,14 @@
-//! What is measured, and what is made of it.
+//! Sums up samples, and draws random orders.
 
 use serde_json::{Value, json};
 
-/// Samples of one thing, summed up. `section` is the table it belongs in.
+/// One row of a table: samples of one call, summed up.
 pub(crate) struct Measured {
+    /// Table of the row.
     pub(crate) section: String,
-    /// The candidate, or the node it ran on.
+    /// The candidate, or the node that it ran on.
     pub(crate) label: String,
-    /// What was done.
+    /// The measured call.
     pub(crate) call: String,
     pub(crate) unit: String,
     pub(crate) count: u64,
@@ -15,7 +16,7 @@ pub(crate) struct Measured {
     pub(crate) median: f64,
     pub(crate) p95: f64,
     pub(crate) p99: f64,
-    /// The median of other runs like this one is with 95 % certainty no further away, as a share.
+    /// Half the width of the median's 95 % confidence interval, as a share of the median.
     pub(crate) doubt: f64,
 }
 
@@ -30,7 +31,8 @@ impl Measured {
         assert!(!all.is_empty(), "no sample of {section}, {label}, {call}");
         all.sort_unstable_by(f64::total_cmp);
         let at = |percent: usize| all[((all.len() - 1) * percent).div_ceil(100)];
-        // The number of samples below the median is binomial, so that many ranks around it.
+        // The number of samples below the median is binomial with a standard deviation of half the
+        // root of the count. Two of those are 95 %.
         let (middle, ranks) = (all.len() / 2, all.len().isqrt());
         let (low, high) = (middle.saturating_sub(ranks), (middle + ranks).min(all.len() - 1));
         let doubt = (all[high] - all[low]) / 2.0 / at(50);
@@ -75,7 +77,7 @@ impl Measured {
     }
 }
 
-/// Numbers that differ enough to mix candidates (xorshift64).
+/// Random numbers that are good enough for the order of candidates (xorshift64).
 pub(crate) struct Dice(u64);
 
 impl Dice {

@@ -1,25 +1,25 @@
-//! What was set out for, and what came of it.
+//! Writes the table of targets and the measured values.
 
 use std::fmt::Write as _;
 
 use crate::report::{Figures, NOOP};
 use crate::stats::Measured;
 
-/// A figure, and how far it may be from that of other runs like this one.
+/// A value, and the half width of its 95 % confidence interval if known. `None`: not measured.
 type Found = Option<(f64, Option<f64>)>;
 
-/// Rows of a table: what it is, what it should be, and what was measured.
+/// The table under construction.
 struct Targets<'a> {
     figures: &'a Figures,
     text: String,
 }
 
-/// More than "before" by so much is what two runs of the same program may differ by.
+/// Maximum ratio to "before". Two runs of one program differ by up to 2 %.
 const NOISE: f64 = 1.02;
-/// The same of the largest of many ratios.
+/// Maximum ratio to "before" for the largest of many ratios.
 const NOISE_OF_MANY: f64 = 1.05;
 
-/// The table.
+/// The table of targets as Markdown.
 pub(crate) fn table(figures: &Figures) -> String {
     let text = "\n## Targets\n\n| what | target | measured | |\n|---|---:|---:|---|\n".to_owned();
     let mut targets = Targets { figures, text };
@@ -39,7 +39,7 @@ fn ratio(one: Option<&Measured>, two: Option<&Measured>) -> Found {
     Some((value, Some(value * one.doubt.hypot(two.doubt))))
 }
 
-/// What one takes more than the other, and how far that may be from other runs.
+/// Difference of two medians, and the half width of its confidence interval.
 fn difference(one: Option<&Measured>, two: Option<&Measured>) -> Option<(f64, f64)> {
     let (one, two) = (one?, two?);
     Some((one.median - two.median, (one.median * one.doubt).hypot(two.median * two.doubt)))
@@ -52,13 +52,13 @@ fn quotient(one: Option<(f64, f64)>, two: Option<(f64, f64)>) -> Found {
 }
 
 impl<'a> Targets<'a> {
-    /// It may be so much at most.
+    /// Writes a row whose value must not exceed `limit`.
     fn row(&mut self, what: &str, found: Found, limit: f64) {
         let met = found.map(|(value, _)| value <= limit);
         self.write(what, &format!("≤ {limit:.3}"), found, met);
     }
 
-    /// It has to be so much at least.
+    /// Writes a row whose value must reach `limit`.
     fn at_least(&mut self, what: &str, found: Found, limit: f64) {
         let met = found.map(|(value, _)| value >= limit);
         self.write(what, &format!("≥ {limit:.3}"), found, met);
@@ -84,7 +84,7 @@ impl<'a> Targets<'a> {
         self.row(what, size.map(|size| (size / unit, None)), limit);
     }
 
-    /// A row over the same of the release to compare with; nothing where there was none.
+    /// Writes the ratio to the release to compare with. Writes nothing without such a release.
     fn before(&mut self, what: &str, row: Option<&'a Measured>, limit: f64) {
         if let Some(before) = row.and_then(|row| self.figures.before(row)) {
             self.row(what, ratio(row, Some(before)), limit);
@@ -180,7 +180,7 @@ impl<'a> Targets<'a> {
                 }
             }
         }
-        // What is added to a node that does not track connections.
+        // Cost over a node that does not track connections.
         let added = |label: &str| {
             let bare = find("no plugin, no conntrack", "reply")?;
             Some(find(label, "reply")?.median - bare.median)
@@ -204,15 +204,15 @@ impl<'a> Targets<'a> {
         }
     }
 
-    /// What a flowtable brings, in the kernel that has one for certain.
+    /// Targets of a flowtable, measured in the user-mode kernel, which always has flowtables.
     fn offload(&mut self) {
         let figures = self.figures;
         let find = |label: &str, call: &str| figures.find("um", label, call);
         let own = "symroute, nftables, offload";
         let (bare, alone) = ("no plugin, no conntrack", "no plugin, conntrack");
-        // How many times as many by the one as by the other.
+        // Packets per second of `one` as a multiple of those of `other`.
         let times = |call: &str, one: &str, other: &str| ratio(find(other, call), find(one, call));
-        // The same without what client, router and pod take.
+        // The same multiple without the time of client, router and pod.
         let of_node = |call: &str, one: &str, other: &str| {
             let rest = find("no node", call);
             quotient(difference(find(other, call), rest), difference(find(one, call), rest))
@@ -247,7 +247,7 @@ impl<'a> Targets<'a> {
             format!("{short}s of the node alone per second with offload / without"),
             of_node(short, own, "symroute, nftables"),
         );
-        // More Gbit/s are better.
+        // Without Gbit/s, where more is better.
         for row in figures.section("um").filter(|row| row.unit != "Gbit/s") {
             let what = format!("{}, {}, user-mode kernel / before", row.call, row.label);
             self.before(&what, Some(row), NOISE);

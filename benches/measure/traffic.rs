@@ -1,4 +1,4 @@
-//! What goes between client and pod.
+//! Traffic between client and pod.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -13,13 +13,13 @@ use nix::errno::Errno;
 use crate::lab::Netns;
 use crate::way::{CLIENT, POD};
 
-/// A frame of 64 bytes: Ethernet's 14 and its checksum's 4, IPv4's 20, UDP's 8, and this.
+/// UDP payload of a frame of 64 bytes: 14 for Ethernet, 4 for its checksum, 20 for IPv4, 8 for UDP.
 pub(crate) const PAYLOAD: [u8; 18] = [0; 18];
-/// So few short connections at a time, because the kernel remembers each one for a while.
+/// Short connections in one sample. Few, because the kernel keeps each one for a while.
 const CONNECTIONS: u16 = 25;
 
-/// One flow of packets, seen in both directions. Neither end reads: both drop what does not fit, at a
-/// cost that is the same for all.
+/// Sockets of one UDP flow that has passed packets in both directions. Neither end reads later: the
+/// kernel drops packets that do not fit, at an equal cost for all candidates.
 pub(crate) fn udp(client: &Netns, pod: &Netns, port: u16, called: (&str, u16)) -> [UdpSocket; 2] {
     let near = client.run(|| UdpSocket::bind((CLIENT, port))).expect("bind");
     let far = pod.run(|| UdpSocket::bind((POD, port))).expect("bind");
@@ -33,8 +33,8 @@ pub(crate) fn udp(client: &Netns, pod: &Netns, port: u16, called: (&str, u16)) -
     [near, far]
 }
 
-/// A batch of packets; gives how many were sent: none where the queue is full, or where the kernel
-/// has an ICMP error of an earlier packet to report.
+/// Sends a batch of packets, and returns their number. 0 if the queue is full, or if the kernel
+/// reports an ICMP error for an earlier packet.
 pub(crate) fn send_many(socket: &UdpSocket) -> u64 {
     const COUNT: usize = 64;
     let mut payload = PAYLOAD;
@@ -61,7 +61,7 @@ pub(crate) fn received(netns: &Netns) -> u64 {
     number.expect("the counter of eth0")
 }
 
-/// A connection to the pod that lasts, and what the pod does with it.
+/// Opens a lasting connection to the pod. `serve` is the pod's end.
 pub(crate) fn tcp(
     client: &Netns,
     pod: &Netns,
@@ -81,7 +81,7 @@ pub(crate) fn echo(mut stream: TcpStream) {
     while stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).is_ok() {}
 }
 
-/// Counts the bytes that it reads.
+/// Reads and counts bytes until the connection ends.
 pub(crate) fn discard(mut stream: TcpStream, count: &AtomicU64) {
     let mut buffer = vec![0; 1 << 17];
     while let Ok(read @ 1..) = stream.read(&mut buffer) {
@@ -89,7 +89,7 @@ pub(crate) fn discard(mut stream: TcpStream, count: &AtomicU64) {
     }
 }
 
-/// Answers on a port of the pod: one byte, and the end of the connection.
+/// Serves short connections on a port of the pod: one byte as the answer to each.
 pub(crate) fn answer(pod: &Netns, port: u16) {
     let listener = pod.run(|| TcpListener::bind((POD, port))).expect("bind");
     thread::spawn(move || {
@@ -97,13 +97,13 @@ pub(crate) fn answer(pod: &Netns, port: u16) {
             let mut stream = stream.expect("accept");
             let mut byte = [0];
             stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).expect("answer");
-            // The client ends the connection, so the pod's port does not wait for late packets.
+            // Let the client close first: TIME_WAIT is then at the client and not at the pod.
             let _ = stream.read(&mut byte);
         }
     });
 }
 
-/// Microseconds of a connection with one request and one reply, from its first packet to its last.
+/// Mean duration in microseconds of a connection with one request and one reply.
 pub(crate) fn short_connections(client: &Netns, port: u16) -> f64 {
     let took = client.run(|| {
         let begin = Instant::now();

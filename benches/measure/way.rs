@@ -1,8 +1,8 @@
-//! A client and a pod with a router and the node between, and traffic both ways.
+//! A path from a client through a router and the node to a pod, with traffic in both directions.
 //!
 //! client 203.0.113.9 -- router -- eth0 node eni0 -- pod 10.99.0.2. All of it runs on one core: a
-//! veth hands each packet over in the context of its sender, so the time that a burst takes, by its
-//! packets, is what the whole way costs.
+//! veth passes each packet on in the context of its sender. So the time of a burst divided by its
+//! packets is the cost of the whole path.
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
@@ -20,23 +20,24 @@ pub(crate) const POD: &str = "10.99.0.2";
 pub(crate) const CLIENT: &str = "203.0.113.9";
 /// An address of a Service of type `LoadBalancer` whose one backend is the pod.
 const SERVICE: &str = "198.51.100.10";
-/// Many short ones: what disturbs them comes for longer than a burst, so long ones catch more of it.
+/// Minimum duration of a burst. Short, because other work on the machine lasts longer than a burst
+/// and so disturbs only some of them.
 const BURST: Duration = Duration::from_millis(10);
 /// The pod's port for short connections.
 const SHORT: u16 = 11;
 
-/// What the node's kernel does with connections.
+/// How the node's kernel treats connections.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Conntrack {
-    /// Does not follow them.
+    /// The kernel does not track connections.
     Without,
-    /// Follows them.
+    /// The kernel tracks connections.
     Alone,
-    /// Follows them, and has the established ones in a flowtable.
+    /// The kernel tracks connections and keeps established ones in a flowtable.
     Offload,
 }
 
-/// Has the router's link end at the pod, so that what is left costs what is not the node's.
+/// Connects the router directly to the pod. The path then costs what the node does not cause.
 pub(crate) fn without_node(node: &Netns, pod: &Netns) {
     node.ip(&format!("link del eni0\nlink set eth0 netns {}\n", pod.name));
     pod.ip(&format!(
@@ -45,28 +46,32 @@ pub(crate) fn without_node(node: &Netns, pod: &Netns) {
     ));
 }
 
+/// The path of one candidate, with its open connections.
 pub(crate) struct Way {
     pub(crate) label: String,
     conntrack: Conntrack,
-    /// Packets by UDP: from the client, and from the pod back.
+    /// UDP sockets of client and pod, for a flow to the pod's address.
     direct: [UdpSocket; 2],
-    /// The same of the Service's connection.
+    /// UDP sockets of client and pod, for a flow to the Service's address.
     service: Option<[UdpSocket; 2]>,
-    /// One byte there and back.
+    /// Client's end of a connection whose pod's end echoes each byte.
     talk: TcpStream,
+    /// Client's end of a connection whose pod's end counts and discards.
     bulk: TcpStream,
-    /// Bytes that went into `bulk`, and those that have come out of it.
+    /// Bytes that the client wrote to `bulk`.
     written: u64,
+    /// Bytes that the pod read from `bulk`.
     read: Arc<AtomicU64>,
     client: Netns,
     node: Netns,
     pod: Netns,
-    /// Alive as long as the way.
+    /// Exists as long as the path.
     _router: Netns,
 }
 
 impl Way {
-    /// With the rules of a kube-proxy, unless it is without conntrack.
+    /// Creates the path, with the rules of a kube-proxy unless it is without conntrack. `prepare`
+    /// gets node and pod.
     pub(crate) fn new(label: &str, conntrack: Conntrack, prepare: impl Fn(&Netns, &Netns)) -> Self {
         let tracked = conntrack != Conntrack::Without;
         let [client, router, node, pod] = ["client", "router", "node", "pod"].map(Netns::new);
@@ -104,7 +109,7 @@ impl Way {
         }
     }
 
-    /// A packet each way by each connection that lasts.
+    /// Sends a packet in each direction of each lasting connection.
     pub(crate) fn exchange(&mut self) {
         for socket in self.direct.iter().chain(self.service.iter().flatten()) {
             // A full queue at the other end does not matter.
@@ -114,8 +119,9 @@ impl Way {
         self.send_bulk(&[0]);
     }
 
-    /// Whether all connections that last have come as far as the node's kernel takes them; if not,
-    /// what its conntrack says. UDP is established two seconds after its first packet.
+    /// Whether all lasting connections are established, or in the flowtable. UDP is established two
+    /// seconds after its first packet.
+    /// Error: the entries of the node's conntrack.
     pub(crate) fn settled(&self) -> Result<(), String> {
         let mark = match self.conntrack {
             Conntrack::Without => return Ok(()),
@@ -132,33 +138,35 @@ impl Way {
         if list.lines().filter(wanted).count() == 4 {
             return Ok(());
         }
-        Err(format!("{}: not four connections are {mark}:\n{list}", self.label))
+        Err(format!("{}: the number of {mark} connections is not four:\n{list}", self.label))
     }
 
-    /// Nanoseconds per request that arrived.
+    /// Nanoseconds for each request that arrived.
     pub(crate) fn request(&self) -> f64 {
         self.burst(&self.direct[0], &self.pod)
     }
 
-    /// Nanoseconds per reply that arrived.
+    /// Nanoseconds for each reply that arrived.
     pub(crate) fn reply(&self) -> f64 {
         self.burst(&self.direct[1], &self.client)
     }
 
-    /// The same to the Service; nothing without conntrack, which DNAT needs.
+    /// Nanoseconds for each request to the Service that arrived. `None` without conntrack, which
+    /// DNAT needs.
     pub(crate) fn dnated_request(&self) -> Option<f64> {
         Some(self.burst(&self.service.as_ref()?[0], &self.pod))
     }
 
-    /// The same from the Service.
+    /// Nanoseconds for each reply from the Service that arrived. `None` without conntrack.
     pub(crate) fn dnated_reply(&self) -> Option<f64> {
         Some(self.burst(&self.service.as_ref()?[1], &self.client))
     }
 
+    /// Nanoseconds of a burst for each packet that arrived.
     fn burst(&self, from: &UdpSocket, to: &Netns) -> f64 {
         let (before, begin) = (traffic::received(to), Instant::now());
         let (mut sent, mut took) = (0, Duration::ZERO);
-        // Time may have passed before the first packet, if others had the core.
+        // At least one batch: another process may have had the core until now.
         while sent == 0 || took < BURST {
             sent += traffic::send_many(from);
             took = begin.elapsed();
@@ -174,7 +182,7 @@ impl Way {
         self.talk.read_exact(&mut byte).expect("read");
     }
 
-    /// Microseconds of one byte there and back.
+    /// Microseconds in which one byte goes to the pod and back.
     pub(crate) fn round_trip(&mut self) -> f64 {
         let (begin, mut turns) = (Instant::now(), 0);
         while turns == 0 || begin.elapsed() < BURST {
@@ -191,7 +199,7 @@ impl Way {
             self.send_bulk(&chunk);
         }
         let took = begin.elapsed();
-        // What is still on its way must not disturb what is measured next.
+        // Packets still under way must not disturb the next measurement.
         while self.read.load(Ordering::Relaxed) < self.written {
             thread::yield_now();
         }
@@ -203,7 +211,7 @@ impl Way {
         self.written += bytes.len() as u64;
     }
 
-    /// Microseconds of a connection that lasts for one request and one reply.
+    /// Microseconds of a connection with one request and one reply.
     pub(crate) fn short_connection(&self) -> f64 {
         traffic::short_connections(&self.client, SHORT)
     }
@@ -214,7 +222,7 @@ fn as_float(number: u64) -> f64 {
     number as f64
 }
 
-/// Links, addresses and routes.
+/// Creates links, addresses and routes.
 fn connect([client, router, node, pod]: [&Netns; 4]) {
     router.sysctl("ipv4/ip_forward", "1");
     node.sysctl("ipv4/ip_forward", "1");
@@ -240,8 +248,8 @@ fn connect([client, router, node, pod]: [&Netns; 4]) {
     ));
 }
 
-/// The least of a kube-proxy in nftables mode: it makes the kernel track connections, which empty
-/// chains do not, and DNATs what comes for the Service.
+/// Minimal rules of a kube-proxy in nftables mode. They DNAT packets to the Service and make the
+/// kernel track connections, which empty chains would not do.
 fn kube_proxy() -> String {
     format!(
         "table ip kube-proxy {{
@@ -257,7 +265,7 @@ fn kube_proxy() -> String {
     )
 }
 
-/// Makes all neighbours permanent: ARP is not what is measured.
+/// Makes all neighbour entries permanent, so that no ARP disturbs a burst.
 fn keep_neighbours(netns: &Netns) {
     let text = netns.run(|| {
         let output = Command::new("ip").args(["-4", "neigh", "show"]).output().expect("start ip");
