@@ -72,7 +72,7 @@ impl Cause {
         }
     }
 
-    /// Whether the cause is no event, so that the turn also does the periodic work.
+    /// Whether the cause is not an event. The turn then also does the periodic work.
     pub(crate) fn is_general(self) -> bool {
         matches!(self, Self::Start | Self::Resync | Self::Retry)
     }
