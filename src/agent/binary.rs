@@ -81,7 +81,8 @@ impl ManagedFile for Binary {
     }
 
     fn others(&self) -> String {
-        format!("find who writes {} (an installer or another release of ours)", self.to().display())
+        let to = self.to();
+        format!("find the program that writes {} (an installer or another release)", to.display())
     }
 }
 
