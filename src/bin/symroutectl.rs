@@ -1,4 +1,4 @@
-//! The `symroutectl` program: what a person, a systemd unit or the image does to a node.
+//! The `symroutectl` program. An operator, a systemd unit or the container image calls it.
 
 use std::process::ExitCode;
 

@@ -20,10 +20,10 @@ use crate::names;
 use crate::node::gate::ThisNode;
 
 const ABOUT: &str = "\
-It takes its settings from --config, or from the first conflist in --conf-dir that
-names symroute; where there is none it keeps what is in force, or else the defaults.
-It holds the node state, also when it ends: a signal stops the agent and removes
-nothing; \"symroutectl down\" does that afterwards.
+The agent takes its settings from --config, or from the first conflist in --conf-dir
+that names symroute. Without either, the settings in force stay; a node without any
+gets the defaults. The agent holds the node state. A signal stops the agent and
+removes nothing; run \"symroutectl down\" afterwards to remove the node state.
 
 ";
 
@@ -32,51 +32,51 @@ pub(super) fn tail() -> String {
     super::tail(ABOUT, &[(0, "ended by a signal")], &examples)
 }
 
-/// The agent's arguments.
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
-    /// A conflist or a plugin object with the settings
+    /// Read the settings from this conflist or plugin object
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The runtime's conflists
+    /// Directory of the runtime's conflists
     #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
     conf_dir: PathBuf,
-    /// The runtime's results (pods of before)
+    /// Directory of the runtime's ADD results
     #[arg(long, value_name = "DIR", default_value = names::CACHE_DIR)]
     cache_dir: PathBuf,
-    /// Keep our entry in the primary plugin's conflist in --conf-dir
+    /// Keep symroute's entry in the primary plugin's conflist in --conf-dir
     #[arg(long)]
     manage_conflist: bool,
-    /// The same, with the settings of this JSON object
+    /// Like --manage-conflist, with the JSON object in this file as the entry
     #[arg(long, value_name = "FILE")]
     entry: Option<PathBuf>,
-    /// What is known of that entry
+    /// Directory for saved copies of conflists and the journal
     #[arg(long, value_name = "DIR", default_value = names::LASTING_DIR)]
     state_dir: PathBuf,
-    /// Keep a copy of this file as the plugin in --bin-dir
+    /// Keep a copy of this program as the plugin in --bin-dir
     #[arg(long, value_name = "FILE")]
     install: Option<PathBuf>,
-    /// The runtime's plugins
+    /// Directory of the runtime's plugins
     #[arg(long, value_name = "DIR", default_value = names::BIN_DIR)]
     bin_dir: PathBuf,
-    /// With --install: go on where the primary's program is not in --bin-dir
+    /// Add the entry even if --bin-dir does not have the primary plugin
     #[arg(long)]
     trust_bin_dir: bool,
-    /// Of /healthz, /readyz, /metrics, or "off"
+    /// Serve /healthz, /readyz and /metrics, or "off"
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9617", value_parser = listen)]
     listen: Listen,
-    /// Another host name that a request may have
+    /// Accept HTTP requests for this host name too; repeatable
     #[arg(long = "allow-host", value_name = "NAME")]
     allow_hosts: Vec<String>,
-    /// Write the log to standard error, and not to a file
+    /// Write the log to standard error instead of a file
     #[arg(long)]
     log_to_stderr: bool,
-    /// Look at everything that often, whatever was told
+    /// Check the whole node this often, even without a change
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = resync)]
     resync: Duration,
 }
 
-/// None for nowhere. By its own name clap takes it for one value.
+/// Address of the HTTP server; `None` for "off". The alias keeps clap from reading `Option` as an
+/// optional argument.
 type Listen = Option<SocketAddr>;
 
 fn listen(text: &str) -> Result<Listen, &'static str> {
@@ -87,7 +87,7 @@ fn listen(text: &str) -> Result<Listen, &'static str> {
 }
 
 impl Words {
-    /// An agent that keeps a conflist or the plugin in place needs more than one that does not.
+    /// Capabilities of the agent: it needs more if it keeps a conflist entry or the plugin in place.
     pub(super) fn needs(&self) -> Capabilities {
         if self.manage_conflist || self.entry.is_some() || self.install.is_some() {
             Capabilities::CONFLIST
@@ -108,7 +108,7 @@ pub(super) fn run(words: Words) -> Result<(), Failure> {
         logging::start_on_stderr();
     }
     let mut keepers = Vec::new();
-    // First of all: a conflist must not name a program that is not there.
+    // Before the conflist keeper: a conflist must not name a program that does not exist.
     let mut plugins = None;
     if let Some(from) = words.install {
         plugins = Some(words.bin_dir.clone()).filter(|_| !words.trust_bin_dir);

@@ -1,4 +1,4 @@
-//! `symroutectl attachments`: the pods that need the program in its place, to be asked before it goes.
+//! `symroutectl attachments`: lists the pods that still need the plugin, to check before its removal.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,11 +18,11 @@ use crate::runtimes;
 use crate::runtimes::places::below;
 use crate::state::{Attachment, State};
 
-/// Raised when keys of the JSON report change their meaning or go away.
+/// Version of the JSON report, raised when a key changes its meaning or is removed.
 const VERSION: u32 = 2;
 
-/// Where Multus keeps the results of what it calls for the runtime, beside the runtime's own. At a pod's
-/// end it calls what it called at the start, whatever the runtime is.
+/// Multus's cache of ADD results, below the parent of the runtime's cache. At a pod's end Multus calls
+/// the plugins that it called at the start, with any runtime.
 const OF_MULTUS: &str = "multus/results";
 
 pub(super) fn tail() -> String {
@@ -30,16 +30,15 @@ pub(super) fn tail() -> String {
     super::tail("", &[(0, "there are none"), (EXIT_OFF, "there are some")], &examples)
 }
 
-/// Where to look.
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
-    /// Print one JSON object for programs
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// The runtime's results
+    /// Directory of the runtime's ADD results
     #[arg(long, value_name = "DIR", default_value = names::CACHE_DIR)]
     cache_dir: PathBuf,
-    /// Another node's file system, of which nothing runs
+    /// Root of another node's file system, on which nothing runs
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
 }
@@ -49,27 +48,27 @@ impl Words {
         below(&self.root, &self.cache_dir)
     }
 
-    /// The state of this boot; none where the file system is not that of a running node.
+    /// The state below `/run/symroute`; `None` with `--root`, because no node runs on that file system.
     fn state(&self) -> Option<State> {
         (self.root == Path::new("/")).then(|| State::new(names::STATE_DIR))
     }
 }
 
-/// Pods that are known to symroute.
+/// The pods that the runtime's cache or symroute's state knows.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// Files of the runtime's cache, and what they say of pods.
+    /// Files of the caches of the runtime and of Multus, with their contents.
     cache: Vec<(PathBuf, Entry)>,
     enrolled: Vec<Attachment>,
-    /// Where the cache should be and is not.
+    /// Path of the runtime's cache if it does not exist.
     missing: Option<PathBuf>,
-    /// The DEL of a pod of Kubernetes goes to the plugins that the conflist names by then.
+    /// At the DEL of a Kubernetes pod, the runtime calls the plugins that the conflist names at that time.
     by_conflist: bool,
 }
 
 impl Found {
-    /// Reads the runtime's cache and, if there is one, the state of this boot. `root` is the node's file
-    /// system, which has signs of the runtime.
+    /// Reads the caches of the runtime and of Multus and, if given, the state of this boot. `root` is the
+    /// node's file system, which shows what runtime the node has.
     pub(super) fn of(root: &Path, cache: &Path, state: Option<&State>) -> Result<Self, Failure> {
         let mut states = Vec::new();
         if let Some(state) = state {
@@ -79,7 +78,7 @@ impl Found {
         let mut enrolled: Vec<Attachment> = Vec::new();
         for state in states {
             for attachment in state.attachments()?.readable {
-                // A pod may be served on the node and by a data plane of its own.
+                // A pod may have an attachment on the node and one in its own data plane.
                 if enrolled.iter().all(|known| known.key != attachment.key) {
                     enrolled.push(attachment);
                 }
@@ -94,7 +93,7 @@ impl Found {
         Ok(Self { cache: entries, enrolled, missing, by_conflist })
     }
 
-    /// Pods whose DEL will call us whatever the conflist names by then, by the file of the cache.
+    /// Cache files of the pods whose DEL will call symroute even if the conflist no longer names it.
     fn cached(&self) -> impl Iterator<Item = &(PathBuf, Entry)> {
         let follows = |path: &Path, entry: &Entry| {
             self.by_conflist
@@ -106,13 +105,13 @@ impl Found {
         self.cache.iter().filter(calls)
     }
 
-    /// How Kubernetes names the pod of a container.
+    /// The pod of a container as `namespace/name`, if the cache knows it.
     fn pod(&self, container: &str) -> Option<&str> {
         let of = |(_, entry): &&(PathBuf, Entry)| entry.container == container;
         self.cache.iter().filter(of).find_map(|(_, entry)| entry.pod.as_deref())
     }
 
-    /// The addresses of a pod, by its name in Kubernetes or by how its container's id begins.
+    /// The addresses of a pod, found by `namespace/name` or by the beginning of its container id.
     pub(super) fn addresses_of(&self, pod: &str) -> Vec<IpAddr> {
         let is = |container: &str| container.len() >= pod.len() && container.starts_with(pod);
         let cached = self.cache.iter().map(|(_, entry)| entry);
@@ -129,14 +128,14 @@ impl Found {
         found
     }
 
-    /// Of those only the ones whose DEL will call us when the entry is out of the conflist.
+    /// Keeps only the pods whose DEL will call symroute after the entry is removed from the conflist.
     pub(super) fn that_call_us(mut self) -> Self {
         let unknown = self.unknown().is_some();
         self.enrolled.retain(|_| unknown);
         self
     }
 
-    /// The cache that is not there, though a pod is enrolled that the runtime called us for.
+    /// The missing cache, if pods are attached and only the cache could say whether their DEL calls symroute.
     fn unknown(&self) -> Option<&Path> {
         self.missing.as_deref().filter(|_| !self.by_conflist && !self.enrolled.is_empty())
     }
@@ -145,14 +144,14 @@ impl Found {
         self.cached().next().is_none() && self.enrolled.is_empty()
     }
 
-    /// One line for each: what names us, and how to get rid of it.
+    /// One line for each cache file and attachment.
     pub(super) fn to_text(&self) -> String {
         let mut text = String::new();
         if let Some(cache) = self.unknown() {
             let _ = writeln!(
                 text,
-                "{}: no such directory, so it can't be told whose DEL will call symroute; name the \
-                 runtime's cache by --cache-dir",
+                "{}: no such directory, so nothing shows which pods' DEL will call symroute; name \
+                                 the runtime's cache with --cache-dir",
                 cache.display()
             );
         }
@@ -166,7 +165,7 @@ impl Found {
                 self.pod(&key.container).map_or_else(String::new, |pod| format!("pod {pod}, "));
             let _ = writeln!(
                 text,
-                "enrolled: {pod}{} of container {}, network {}",
+                "attached: {pod}{} of container {}, network {}",
                 key.ifname, key.container, key.network
             );
         }
@@ -206,7 +205,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     Ok((text, code))
 }
 
-/// What the runtime's cache in this folder says of pods.
+/// Reads the cache files in this folder, sorted by path. Skips files that libcni did not write.
 fn entries_of(folder: &Path) -> Result<Vec<(PathBuf, Entry)>, Failure> {
     let fail = |error: io::Error| Failure::Failed(format!("read {}: {error}", folder.display()));
     let entries = absent_is_none(fs::read_dir(folder)).map_err(fail)?;
@@ -256,7 +255,7 @@ mod tests {
         assert!(need_us(&pod).is_empty(), "it is not in the cache");
     }
 
-    /// A file of the runtime's cache. Only a pod of Kubernetes has a name.
+    /// A file of the runtime's cache. Only a Kubernetes pod has a name.
     fn cached(plugin: &str, pod: Option<&str>) -> String {
         let config = json!({"name": "lab", "plugins": [{"type": "bridge"}, {"type": plugin}]});
         let arguments =

@@ -1,4 +1,4 @@
-//! `symroutectl bundle`: one file with what a report of a problem needs.
+//! `symroutectl bundle`: writes one file with everything that a bug report needs.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -20,11 +20,12 @@ use crate::plan::proof::OUTSIDE;
 use crate::process;
 
 const ABOUT: &str = "\
-The file is a tar: what status, doctor and explain say, rules, routes, links, neighbours of
-routers, sysctls, counters, our rules of nftables or iptables, the state in /run/symroute,
-conflists without what may be a secret, and the end of the plugin's log. It has no packets,
-keys, tokens or environment variables. missing.txt in it names what could not be read, and
-why. Nothing on the node is changed, and an existing file is not overwritten.
+The file is a tar archive. It has the output of status, doctor and explain, rules, routes,
+links, neighbour entries of routers, sysctls, counters, symroute's nftables or iptables rules,
+the state in /run/symroute, conflists without possible secrets, and the end of the plugin's
+log. It has no packets, keys, tokens or environment variables. missing.txt in the archive
+names what the tool could not read, and why. The tool changes nothing on the node and
+overwrites no file.
 
 ";
 
@@ -33,24 +34,23 @@ pub(super) fn tail() -> String {
     super::tail(ABOUT, &[(0, "written, also where parts are missing")], &examples)
 }
 
-/// So many addresses of a node are asked about.
+/// Maximum number of addresses that the bundle explains.
 const MANY: usize = 64;
 
-/// What to write, and where.
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
-    /// The file; "-" is standard output [default: symroute-bundle-HOST-TIME.tar]
+    /// The file to write, "-" for standard output [default: symroute-bundle-HOST-TIME.tar]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Put the same pseudonyms everywhere for addresses and the host's name
+    /// Replace addresses and the host name by pseudonyms, the same ones in all files
     #[arg(long)]
     anonymous: bool,
-    /// The runtime's conflists
+    /// Directory of the runtime's conflists
     #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
     conf_dir: PathBuf,
 }
 
-/// Runs the command: what it prints, and its exit code.
+/// Runs the command. Returns the text to print and the exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let time = SystemTime::now();
     let (host, release) = files::machine();
@@ -58,7 +58,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         words.anonymous.then(|| Pseudonyms::new(&host, &[&release, env!("CARGO_PKG_VERSION")]));
     let path = words.file.clone().unwrap_or_else(|| default_name(&host, words.anonymous, time));
     let is_stream = path == Path::new("-");
-    // Said before the work, which takes some seconds.
+    // Checked first: the work below takes some seconds.
     if !is_stream && path.symlink_metadata().is_ok() {
         let text = format!("{}: there is such a file already; name another FILE", path.display());
         return Err(Failure::Failed(text));
@@ -84,13 +84,13 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     Ok((text, 0))
 }
 
-/// Writes a new file that only its owner may read.
+/// Creates a file with mode 0600. An existing file is an error.
 fn write(path: &Path, archive: &[u8]) -> Result<(), Failure> {
     let failed = |error| Failure::Failed(format!("write {}: {error}", path.display()));
     let opened = File::options().write(true).create_new(true).mode(0o600).open(path);
     let mut file = opened.map_err(failed)?;
     file.write_all(archive).and_then(|()| file.sync_all()).map_err(|error| {
-        // Half an archive is of no use.
+        // Half an archive is useless.
         let _ = fs::remove_file(path);
         failed(error)
     })
@@ -133,8 +133,8 @@ fn gather(conf_dir: &Path, host: &str, release: &str, time: SystemTime) -> Bundl
     bundle
 }
 
-/// Adds what becomes of a request to each address of the node by each uplink. Where there are many, for
-/// instance those of Services with IPVS, only the uplinks' own addresses are asked for.
+/// Adds the explanation of a request to each address of the node, on each uplink. With more than [`MANY`]
+/// addresses, such as those of Services with IPVS, it explains only the uplinks' own addresses.
 fn explain(bundle: &mut Bundle, status: Option<&Value>, conf_dir: &str) {
     let addresses = Socket::route().and_then(|mut socket| route::addresses(&mut socket));
     let are_few = addresses.is_ok_and(|addresses| addresses.len() <= MANY);
@@ -153,7 +153,7 @@ fn explain(bundle: &mut Bundle, status: Option<&Value>, conf_dir: &str) {
     }
 }
 
-/// The addresses of the uplinks, as `status` says.
+/// The addresses of the uplinks, taken from the JSON report of `status`.
 fn own_addresses(status: Option<&Value>, family: Family) -> Vec<String> {
     let uplinks = status.and_then(|status| status["uplinks"].as_array()).into_iter().flatten();
     let texts = uplinks.flat_map(|uplink| uplink["addresses"].as_array().into_iter().flatten());
@@ -162,7 +162,7 @@ fn own_addresses(status: Option<&Value>, family: Family) -> Vec<String> {
     ips.filter(of_family).map(str::to_owned).collect()
 }
 
-/// What another command of this tool says, or why it says nothing.
+/// Runs another command of this tool and returns its JSON report, or the error text.
 fn said(words: &[&str]) -> Result<Value, String> {
     let words = [&[names::TOOL], words].concat();
     let line = CommandLine::try_parse_from(words).map_err(|error| error.to_string())?;
@@ -170,7 +170,7 @@ fn said(words: &[&str]) -> Result<Value, String> {
     serde_json::from_str(&text).map_err(|error| error.to_string())
 }
 
-/// The names of the interfaces in the order in which they were made: those of pods come late.
+/// The names of the interfaces by index, so that those of pods come last.
 fn interfaces() -> Vec<String> {
     let links = Socket::route().and_then(|mut socket| route::links(&mut socket));
     links.unwrap_or_default().into_iter().map(|link| link.name).collect()

@@ -1,5 +1,5 @@
-//! The command line tool, `symroutectl`. Its words are described to clap here and in the modules of
-//! the commands; help, completions and manual pages are made of that.
+//! The command line tool, `symroutectl`. This module and those of the commands declare the arguments
+//! to clap, which makes help, completions and manual pages from the declarations.
 
 mod agent;
 mod attachments;
@@ -34,21 +34,21 @@ use crate::node::{Node, ended, pods};
 use crate::process;
 use crate::state::{AgentLock, State};
 
-/// Name of the hold that `up` has on the node state.
+/// Name of the hold with which `up` keeps the node state.
 const HOLD: &str = "up";
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Something could not be done.
 const EXIT_FAILED: u8 = 1;
-/// The command line was wrong: what clap exits with.
+/// The command line is wrong. clap exits with this code.
 const EXIT_USAGE: u8 = 2;
-/// `status`: not in force.
+/// `status`: symroute is not in force. `conflist`: the entry or the primary's file is missing.
 const EXIT_NOT_IN_FORCE: u8 = 3;
-/// `status`: in force, but something is wrong.
+/// The command succeeded and found something that needs attention.
 const EXIT_OFF: u8 = 4;
 
-/// What stands below a command's options: codes of an exit beside those of every command, examples.
+/// Help below a command's options: what it does, its exit codes (`codes` and those of every command)
+/// and examples.
 fn tail(about: &str, codes: &[(u8, &str)], examples: &[&str]) -> String {
     let mut all = [&[(EXIT_FAILED, "failed"), (EXIT_USAGE, "wrong usage")], codes].concat();
     all.sort_unstable();
@@ -58,8 +58,8 @@ fn tail(about: &str, codes: &[(u8, &str)], examples: &[&str]) -> String {
 }
 
 fn whole_tail() -> String {
-    let about = "A container runtime runs the plugin, \"symroute\", by its type, listed in a conflist \
-                 behind\nthe primary plugin: {\"type\": \"symroute\", \"uplinks\": [\"auto\"]}\n\n";
+    let about = "The container runtime calls the plugin \"symroute\" for each pod if a conflist lists \
+                     it behind\nthe primary plugin: {\"type\": \"symroute\", \"uplinks\": [\"auto\"]}\n\n";
     let codes = [(0, "done"), (EXIT_NOT_IN_FORCE, "and 4: see COMMAND --help")];
     tail(
         about,
@@ -68,7 +68,7 @@ fn whole_tail() -> String {
     )
 }
 
-/// Replies leave this node by the NIC the request came in by
+/// Sends each reply out through the NIC on which its request arrived
 #[derive(Debug, Parser)]
 #[command(name = names::TOOL, bin_name = names::TOOL, version, after_help = whole_tail())]
 #[command(arg_required_else_help = false)]
@@ -77,48 +77,48 @@ struct CommandLine {
     command: Command,
 }
 
-/// What the command line asks for.
 #[derive(Debug, PartialEq, Eq, Subcommand)]
 enum Command {
-    /// Put rules, tables and marks in place now, without a pod, and hold them until "down"
+    /// Bring symroute into force on this node now, and keep it in force until "down"
     #[command(after_help = tail(
-        "Without --config and --conf-dir: the settings in force, or else the defaults.\n\n",
+        "Without --config and --conf-dir, the settings in force stay; a node without any gets \
+                 the defaults.\n\n",
         &[(0, "done")],
         &["up", "up --config /etc/cni/net.d/10-aws.conflist"]
     ))]
     Up {
-        /// A conflist or a plugin object with the settings
+        /// Read the settings from this conflist or plugin object
         #[arg(long, value_name = "FILE", conflicts_with = "conf_dir")]
         config: Option<PathBuf>,
-        /// A directory; its first conflist that names symroute has the settings
+        /// Read the settings from the first conflist in this directory that names symroute
         #[arg(long, value_name = "DIR")]
         conf_dir: Option<PathBuf>,
     },
-    /// End that hold, and the one of an agent that was stopped
+    /// End the hold of "up" or of a stopped agent, and remove what no pod needs
     #[command(after_help = tail(
-        "With no pod attached, everything is taken away.\n\n",
+        "Rules, tables and marks stay while a pod is attached; the last pod's DEL removes them.\n\n",
         &[(0, "done, or the node state stays for pods or an agent")],
         &["down", "down --force"]
     ))]
     #[command(args_override_self = true)]
     Down {
-        /// Also with pods attached; they are forgotten
+        /// Remove the node state although pods are attached, and forget those pods
         #[arg(long)]
         force: bool,
     },
-    /// Show uplinks, gateways, tables, attachments and what is wrong
+    /// Show uplinks, gateways, tables and attachments, and what is wrong with them
     #[command(after_help = status::tail(), args_override_self = true)]
     Status(status::Words),
-    /// Find what is wrong with replies on this node, with or without symroute
+    /// Find out why replies get lost on this node, with or without symroute
     #[command(after_help = doctor::tail(), args_override_self = true)]
     Doctor(doctor::Words),
-    /// Say where a request and its reply go on this node, and why
+    /// Explain which way a request and its reply take through this node, and why
     #[command(after_help = explain::tail(), args_override_self = true)]
     Explain(explain::Words),
-    /// List which program uses which bits of the marks, and what clashes with symroute's
+    /// List which program uses which bits of the marks, and what clashes with symroute's bits
     #[command(after_help = marks::tail(), args_override_self = true)]
     Marks(marks::Words),
-    /// Write one file with what a report of a problem needs
+    /// Write one file with everything that a bug report needs
     #[command(after_help = bundle::tail(), args_override_self = true)]
     Bundle(bundle::Words),
     /// Follow the packets of a client's connections through this node
@@ -127,38 +127,38 @@ enum Command {
     /// List the pods whose DEL will call symroute, and the attachments of this node
     #[command(after_help = attachments::tail(), args_override_self = true)]
     Attachments(attachments::Words),
-    /// Stay, and keep all this in place when other programs change the node
+    /// Run as a daemon and restore the node state whenever another program changes it
     #[command(after_help = agent::tail(), args_override_self = true)]
     Agent(agent::Words),
-    /// Put our entry into the primary plugin's conflist, or take it out
+    /// Add symroute's entry to the primary plugin's conflist, remove it or check it
     #[command(after_help = conflist::tail(), arg_required_else_help = false)]
     Conflist(conflist::Words),
-    /// Say where the runtime takes plugins and conflists from
+    /// Print the directories from which the runtime takes plugins and conflists
     #[command(after_help = places::tail(), args_override_self = true)]
     Places(places::Words),
-    /// Give a node without a shell back as it was
+    /// Remove symroute from a node that has no shell
     #[command(after_help = uninstall::tail(), args_override_self = true)]
     Uninstall(uninstall::Words),
-    /// Print what a shell needs to complete this tool's words
+    /// Print the script with which a shell completes this tool's arguments
     #[command(after_help = tail("", &[(0, "done")], &["completions bash >/etc/bash_completion.d/symroutectl"]))]
     Completions {
-        /// The shell
+        /// Name of the shell
         shell: pages::Shell,
     },
-    /// Print this tool's manual page, or write one page per command
+    /// Print the manual page of this tool, or write one page per command
     #[command(after_help = tail("", &[(0, "done")], &["man | man -l -", "man /usr/local/share/man/man1"]))]
     Man {
-        /// Write symroutectl.1, symroutectl-up.1 and so on into this directory
+        /// Write symroutectl.1, symroutectl-up.1 and the other pages into this directory
         #[arg(value_name = "DIR")]
         folder: Option<PathBuf>,
     },
 }
 
-/// Why a command was not carried out.
+/// Error of a command. The text names the cause and the remedy.
 #[derive(Debug)]
 enum Failure {
     Failed(String),
-    /// Pods need the program, so it stays.
+    /// `uninstall` stopped, because pods still need the plugin (exit code 4).
     Needed(String),
 }
 
@@ -177,7 +177,7 @@ impl From<crate::state::Error> for Failure {
     }
 }
 
-/// Runs the command that these words ask for; the first of them is the program's name.
+/// Runs the command of a command line, whose first word is the program's name. Returns the exit code.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> u8 {
     match CommandLine::try_parse_from(words) {
         Ok(line) => {
@@ -188,7 +188,7 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-/// Prints help, the version, or what is wrong with the command line.
+/// Prints help, the version or the error in the command line. Returns the exit code.
 fn answer_of_clap(answer: &clap::Error) -> u8 {
     if answer.use_stderr() {
         let (rendered, mut stderr) = (answer.render(), io::stderr().lock());
@@ -203,7 +203,7 @@ fn answer_of_clap(answer: &clap::Error) -> u8 {
 }
 
 impl Command {
-    /// What it prints, and its exit code.
+    /// Runs the command. Returns the text to print and the exit code.
     fn run(self) -> Result<(String, u8), Failure> {
         match self {
             Self::Up { config, conf_dir } => {
@@ -227,7 +227,7 @@ impl Command {
         }
     }
 
-    /// The capabilities that it needs.
+    /// Capabilities that the command needs. `run` drops all others.
     fn needs(&self) -> Capabilities {
         match self {
             Self::Status(status::Words { netns: Some(_), .. })
@@ -253,18 +253,18 @@ impl Command {
     }
 }
 
-/// The node to look at, or the pod with this network namespace.
+/// Opens the node for reading, or the data plane of the pod with this network namespace.
 fn node_of(netns: Option<&Path>) -> Result<Node, Error> {
     let Some(path) = netns else { return Node::to_look() };
     pods::enter(&State::new(names::STATE_DIR), &path.to_string_lossy())
 }
 
-/// What names of other programs' things may have in them does nothing to the terminal.
+/// Removes control characters from the text: another program may have put them into a name.
 fn harmless((text, code): (String, u8)) -> (String, u8) {
     (process::harmless(&text), code)
 }
 
-/// A time that is not longer than a day.
+/// Parses a duration of at most a day, such as `30s`.
 fn time(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if time > DAY { Err("wanted: a day at most".into()) } else { Ok(time) }
@@ -275,7 +275,7 @@ fn finish(outcome: Result<(String, u8), Failure>) -> u8 {
         Ok(done) => done,
         Err(failure) => return complain(&failure),
     };
-    // A reader that has gone away (status | head) is no failure.
+    // A reader that closes the pipe early (status | head) is not an error.
     let _ = process::print(text.as_bytes());
     code
 }
@@ -324,7 +324,7 @@ fn up(source: Option<&SettingsSource>) -> Result<(String, u8), Failure> {
 
 fn down(force: bool) -> Result<(String, u8), Failure> {
     let mut node = Node::open()?;
-    // Its file would be left.
+    // A dying agent still holds its lock file, which would keep the state directory from being removed.
     AgentLock::wait_for_dying(&node.state)?;
     let is_down = take_down(&mut node, force)?;
     let left = node.state.pods()?.len();
@@ -354,8 +354,8 @@ fn down(force: bool) -> Result<(String, u8), Failure> {
     Ok((text, 0))
 }
 
-/// Takes the node state away unless somebody else needs it still: whether it is gone. With `force`
-/// the pods are forgotten.
+/// Ends the holds of `up` and of the agent, and removes the node state unless a pod or another hold
+/// needs it. With `force`, forgets all pods and holds first. Returns whether the state is removed.
 fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
     if force {
         for pod in node.state.attachments()?.readable {
@@ -367,13 +367,13 @@ fn take_down(node: &mut Node, force: bool) -> Result<bool, Failure> {
     }
     let lock = node.lock()?;
     if force {
-        // What can't be read, by this release or at all, can't be removed one by one.
+        // Files that this release can't read can't be detached one by one.
         let unreadable = node.state.attachments()?.unreadable;
         State::sweep(&unreadable)?;
         node.state.release_all()?;
     }
     node.state.release(HOLD)?;
-    // It stays when the agent stops; one that runs takes it again.
+    // A stopped agent leaves its hold. A running agent takes the hold again.
     node.state.release(crate::agent::heal::HOLD)?;
     Ok(node.tear_down_if_idle(&lock)?)
 }
@@ -384,7 +384,7 @@ mod tests {
 
     use super::*;
 
-    /// The command of a line without the program's name.
+    /// Parses a command line without the program's name.
     pub(super) fn parsed(line: &str) -> Result<Command, String> {
         let words = [names::TOOL].into_iter().chain(line.split_whitespace());
         CommandLine::try_parse_from(words).map(|line| line.command).map_err(|e| e.to_string())
