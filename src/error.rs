@@ -1,4 +1,4 @@
-//! What can go wrong on a node, in words that name the operation, the object and the way out.
+//! Errors of work on a node. Each text names the operation, the object and the remedy.
 
 use std::fmt;
 use std::io;
@@ -12,19 +12,19 @@ use crate::state;
 /// Why something could not be done.
 #[derive(Debug)]
 pub(crate) enum Error {
-    /// A setting is wrong, or can't be kept on this node. Nothing was changed.
+    /// A setting is wrong or can't be kept on this node. Nothing has changed.
     Config(Invalid),
-    /// Another network has the node configured otherwise. Nothing was changed.
+    /// Another network is in force with a different setting. Nothing has changed.
     Disagreement {
         /// The key on which the two disagree.
         key: String,
-        /// The network that asks, and its value.
+        /// Name and value of the network that asks.
         asks: (String, String),
-        /// The network in force, and its value.
+        /// Name and value of the network in force.
         in_force: (String, String),
     },
     Kernel {
-        /// The operation and its object: "add rule 402: …".
+        /// The operation and its object: `add rule 402`.
         operation: String,
         source: netlink::Error,
     },
@@ -36,11 +36,11 @@ pub(crate) enum Error {
         operation: String,
         message: String,
     },
-    /// Somebody else holds the lock of iptables-legacy.
+    /// Another process holds the lock of iptables-legacy, `/run/xtables.lock`.
     XtablesLock {
-        /// Process id of the holder, if it can be known.
+        /// Process id of the holder, if known.
         holder: Option<u32>,
-        /// How long was waited.
+        /// Time spent waiting.
         seconds: u64,
     },
     /// The network namespace of a pod can't be opened or entered.
@@ -48,47 +48,47 @@ pub(crate) enum Error {
         path: String,
         source: io::Error,
     },
-    /// The folder of a pod's network namespace can't be seen.
+    /// The directory of a pod's network namespace does not exist here, as in a container without it.
     OutOfSight(String),
-    /// The namespace at this path is none of a pod.
+    /// The namespace at this path is not that of a pod.
     NoPod(String),
-    /// A pod has more of something than is looked at.
+    /// A pod has more objects of one kind than the limit.
     TooMany {
-        /// What there is too much of, in the plural.
+        /// Kind of the objects, in the plural.
         what: &'static str,
         count: usize,
         most: usize,
     },
-    /// A file of the state could not be read or written.
+    /// A file of the state can't be read or written.
     State(state::Error),
-    /// Somebody else is reconciling the node.
+    /// Another process reconciles the node.
     Busy {
-        /// Process id of the holder, if it can be known.
+        /// Process id of the holder, if known.
         holder: Option<u32>,
-        /// How long was waited.
+        /// Time spent waiting.
         seconds: u64,
     },
 }
 
 impl Error {
-    /// For `map_err`: the kernel refused `operation`.
+    /// Error constructor for `map_err`: the kernel refused `operation`.
     pub(crate) fn kernel(operation: impl Into<String>) -> impl FnOnce(netlink::Error) -> Self {
         let operation = operation.into();
         move |source| Self::Kernel { operation, source }
     }
 
-    /// For `map_err`: the network namespace at a path can't be opened or entered.
+    /// Error constructor for `map_err`: the network namespace at `path` can't be opened or entered.
     pub(crate) fn namespace(path: &str) -> impl Fn(io::Error) -> Self + '_ {
         move |source| Self::Namespace { path: path.into(), source }
     }
 
-    /// Whether the kernel was built without something that was asked for, or can't load it.
+    /// Whether the running kernel lacks a feature: it is not built in, and no module provides it.
     pub(crate) fn is_of_kernel(&self) -> bool {
         let Self::Kernel { source, .. } = self else { return false };
         matches!(source.errno, Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT)
     }
 
-    /// What a person can do about it, where that is not part of the message.
+    /// The remedy, unless the message already contains it.
     pub(crate) fn way_out(&self) -> Option<&'static str> {
         match self {
             Self::Kernel { source, .. } => match source.errno {
@@ -185,7 +185,7 @@ impl std::error::Error for Error {
     }
 }
 
-/// None for a file that is not there.
+/// Turns the error "not found" into `None`.
 pub(crate) fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),

@@ -170,7 +170,7 @@ fn said(words: &[&str]) -> Result<Value, String> {
     serde_json::from_str(&text).map_err(|error| error.to_string())
 }
 
-/// The names of the interfaces by index, so that those of pods come last.
+/// The names of the interfaces in the kernel's order, in which those of pods come late.
 fn interfaces() -> Vec<String> {
     let links = Socket::route().and_then(|mut socket| route::links(&mut socket));
     links.unwrap_or_default().into_iter().map(|link| link.name).collect()

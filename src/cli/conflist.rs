@@ -1,4 +1,4 @@
-//! `symroutectl conflist add|remove|check`: our entry in the list of plugins that the runtime calls.
+//! `symroutectl conflist add|remove|check`: manages our entry in the primary plugin's conflist.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -15,17 +15,19 @@ use crate::names;
 use crate::node::gate::{ThisNode, gate};
 use crate::plain_file::{self, Links};
 
-/// Raised when keys of the JSON report change their meaning or go away.
+/// Version of the JSON report, raised when a key changes its meaning or is removed.
 const VERSION: u32 = 1;
 
 const ABOUT: &str = "\
-in-place is the primary's own file; own-file is a copy, 05-symroute.conflist, that the
-runtime takes before it. Without --mode: where the entry is, else in-place. \"add\"
-remembers --mode, --config and --file until \"remove\". What fails or is refused
-changes nothing.
+With --mode in-place, the entry is in the primary's own file. With own-file, it is in
+a copy, 05-symroute.conflist, which the runtime takes instead of the primary's file.
+Without --mode, the entry stays in the mode that it has; a new one goes in place.
+\"add\" remembers --mode, --config and --file until \"remove\". A command that fails or
+refuses changes nothing.
 
 ";
-/// Of the command and of each of its verbs.
+
+/// The help below the options, for the command and for each of its verbs.
 pub(super) fn tail() -> String {
     let examples = [
         "conflist add --config /etc/symroute.json --dry-run",
@@ -33,14 +35,16 @@ pub(super) fn tail() -> String {
         "conflist remove --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d",
     ];
     let codes = [
-        (0, "done, or well"),
-        (EXIT_NOT_IN_FORCE, "not there: the entry (check), or the primary's file so far"),
-        (EXIT_OFF, "check: the entry is there, but something is wrong"),
+        (0, "done, or (check) the entry is right"),
+        (
+            EXIT_NOT_IN_FORCE,
+            "the entry is missing (check), or the primary's file does not exist yet",
+        ),
+        (EXIT_OFF, "check: the entry exists, but something is wrong"),
     ];
     super::tail(ABOUT, &codes, &examples)
 }
 
-/// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verb {
     Add,
@@ -48,7 +52,6 @@ enum Verb {
     Check,
 }
 
-/// The words behind "conflist".
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
     #[command(subcommand)]
@@ -57,52 +60,52 @@ pub(super) struct Words {
 
 #[derive(Debug, PartialEq, Eq, Subcommand)]
 enum Action {
-    /// Put the entry behind the primary plugin, once, or put it right
+    /// Add the entry behind the primary plugin, or correct an existing entry
     #[command(after_help = tail(), args_override_self = true)]
     Add(Wish),
-    /// Take it out: the files are byte for byte as they were
+    /// Remove the entry and restore the files byte for byte
     #[command(after_help = tail(), args_override_self = true)]
     Remove(Place),
-    /// Say how it stands; changes nothing
+    /// Report the state of the entry and change nothing
     #[command(after_help = tail(), args_override_self = true)]
     Check(Wish),
 }
 
-/// How the entry is to be.
+/// Arguments that describe the wanted entry.
 #[derive(Debug, PartialEq, Eq, Args)]
 struct Wish {
-    /// Whose file has the entry
+    /// File that has the entry
     #[arg(long)]
     mode: Option<Mode>,
-    /// The entry, a JSON object [default: as it is, else {"type": "symroute"}]
+    /// JSON object of the entry [default: unchanged, or {"type": "symroute"}]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// add: try the settings on this node, and do not bring them into force
+    /// With "add", only try the settings and do not bring them into force
     #[arg(long)]
     no_up: bool,
     #[command(flatten)]
     place: Place,
 }
 
-/// The arguments that say where the conflist is.
+/// Arguments that say where the conflist is and how to report.
 #[derive(Debug, PartialEq, Eq, Args)]
 struct Place {
-    /// The primary's file; by default the one that the runtime takes
+    /// Name of the primary's file [default: the one that the runtime takes]
     #[arg(long, value_name = "NAME")]
     file: Option<String>,
-    /// Where the runtime reads conflists
+    /// Directory of the runtime's conflists
     #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
     conf_dir: PathBuf,
-    /// Copies of files as found, and the journal
+    /// Directory for copies of files and the journal
     #[arg(long, value_name = "DIR", default_value = names::LASTING_DIR)]
     state_dir: PathBuf,
-    /// The node's file system; both directories are looked for there
+    /// Root of the node's file system, which contains both directories
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// Say what would be done, and do nothing
+    /// Report what the command would do, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON object for programs
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -120,7 +123,7 @@ impl ValueEnum for Mode {
     }
 }
 
-/// What is asked for, whatever the words were.
+/// One call of any verb. `remove` has a wish without mode and entry.
 #[derive(Debug)]
 struct Request {
     verb: Verb,
@@ -153,8 +156,8 @@ impl From<Error> for Failure {
 }
 
 impl Request {
-    /// The node that the entry's settings have to work on: this one, unless the conflist is of another
-    /// file system. Others than root can't look.
+    /// The node on which the entry's settings have to work. `None` with a `--root` of another node, and
+    /// for users other than root, who can't inspect the node.
     fn node(&self) -> Option<ThisNode> {
         let is_here = self.wish.place.root.as_deref().is_none_or(|root| root == Path::new("/"));
         let may_look = geteuid().is_root();
@@ -163,7 +166,7 @@ impl Request {
     }
 }
 
-/// Runs the command: what it prints, and its exit code.
+/// Runs the command. Returns the text to print and the exit code.
 pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
     let request = Request::from(words);
     let entry = request.wish.config.as_deref().map(entry).transpose()?;
@@ -197,7 +200,8 @@ pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
     Ok((report(&request, &outcome, exists), code))
 }
 
-/// Our plugin object in a file.
+/// Reads our plugin object from a file. Error: the file can't be read, has an unknown key or a wrong
+/// value.
 pub(super) fn entry(path: &Path) -> Result<Map<String, Value>, Failure> {
     let fail = |text: String| Failure::Failed(format!("{}: {text}", path.display()));
     let text = plain_file::read_text(path, plain_file::LONGEST, Links::Followed)
@@ -223,7 +227,7 @@ fn code(request: &Request, outcome: &Outcome, exists: bool) -> u8 {
         (State::WaitingForPrimary(_), _) | (State::Missing, Verb::Check) => EXIT_NOT_IN_FORCE,
         (_, Verb::Check) => EXIT_OFF,
         (State::Refused(_), _) => EXIT_FAILED,
-        // A dry run that would put it right; a real one leaves none of these behind.
+        // A dry run of `add` that would correct the entry. A real run leaves none of these states.
         (_, _) => 0,
     }
 }
@@ -285,7 +289,7 @@ fn view_file(view: Option<&View>) -> &str {
     view.and_then(|view| view.file.as_deref()).unwrap_or("the primary's")
 }
 
-/// The state in one line.
+/// Describes the state in one line.
 fn describe(view: &View, dir: &Path) -> String {
     let file = match view.mode {
         Mode::InPlace => view_file(Some(view)),

@@ -1,4 +1,4 @@
-//! `symroutectl doctor`: what is wrong with replies on this node.
+//! `symroutectl doctor`: finds out why replies get lost on this node.
 
 use std::cmp::Reverse;
 use std::path::PathBuf;
@@ -18,12 +18,12 @@ use crate::names;
 use crate::node::Node;
 use crate::state::AgentLock;
 
-/// Raised when keys of the JSON report change their meaning or go away.
+/// Version of the JSON report, raised when a key changes its meaning or is removed.
 const VERSION: u32 = 1;
 
 const ABOUT: &str = "\
-Needs no symroute on the node, and changes nothing without --fix. Each finding has an id, which
-docs/troubleshooting.md explains, the evidence, and the remedy.
+The node does not need symroute, and the tool changes nothing without --fix. Each finding has
+an id, the evidence and the remedy; docs/troubleshooting.md explains the ids.
 
 ";
 
@@ -34,27 +34,26 @@ pub(super) fn tail() -> String {
     super::tail(ABOUT, &codes, &examples)
 }
 
-/// How to look.
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
-    /// For how long to count what the reverse path filter drops
+    /// Count the drops of the reverse path filter for this long
     #[arg(long = "for", value_name = "TIME", default_value = "2s", value_parser = super::time)]
     watched: Duration,
-    /// Add the ip rule of each finding "tproxy", and say how to undo that
+    /// Add the ip rule that each "tproxy" finding asks for, and print how to undo it
     #[arg(long)]
     fix: bool,
-    /// Settings to plan by where symroute is not in force
+    /// Plan with the settings in this file if symroute is not in force
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where the runtime reads conflists
+    /// Directory of the runtime's conflists
     #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
     conf_dir: PathBuf,
-    /// Print one JSON object for programs
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Runs the command: what it prints, and its exit code.
+/// Runs the command. Returns the text to print and the exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let settings = super::explain::settings_in(words.config.as_deref(), &words.conf_dir)?;
     let looked = look(words, &settings);
@@ -90,12 +89,11 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     Ok((text, if is_well { 0 } else { EXIT_OFF }))
 }
 
-/// What was found and done.
 #[derive(Default)]
 struct Looked {
     found: Vec<Finding>,
     fixed: Vec<Fixed>,
-    /// What could not be seen, for programs and for people.
+    /// What the tool could not read, for the JSON report and for the text.
     unseen: (Option<String>, String),
 }
 
@@ -103,16 +101,16 @@ fn look(words: &Words, settings: &Settings) -> Result<Looked, Error> {
     let mut node = Node::to_look()?;
     let fixed = if words.fix { fix::fix(&mut node, settings)? } else { Vec::new() };
     let mut found = look::findings(&mut node, settings, words.watched)?;
-    // A folder that is not there, or can't be read, says nothing of the node.
+    // A directory that is missing or unreadable is no finding about the node.
     let view = Directory::open(&words.conf_dir).examine(&Wanted::default()).ok();
     let order = view.and_then(|view| conflist::finding(&view, &words.conf_dir));
     let asked = SettingsSource::Folder(words.conf_dir.clone()).read(Reader::Agent);
-    // What serves pods alone asks for nothing on the node.
+    // An entry with "scope": "pod" asks for nothing on the node.
     let asked = asked.map(|found| found.filter(|found| found.config.scope.host));
     let record = node.record()?;
     let agent_runs = AgentLock::is_held(&node.state);
     let settings = conflist::settings(&asked, record.as_ref(), &words.conf_dir, agent_runs);
-    // Of two entries it can't be said which one's settings count.
+    // With a duplicate entry, nothing says whose settings count.
     found.extend(settings.filter(|_| order.is_none() || asked.is_ok()));
     found.extend(order);
     Ok(Looked { found, fixed, unseen: (node.unseen.line(), node.unseen.text()) })

@@ -1,4 +1,4 @@
-//! `symroutectl explain`: where a request and its reply go on this node, and why.
+//! `symroutectl explain`: shows which way a request and its reply take through this node, and why.
 
 mod grids;
 
@@ -18,22 +18,22 @@ use crate::names;
 use crate::netfilter;
 use crate::netlink::uapi::IPPROTO_TCP;
 
-/// Raised when keys of the JSON report change their meaning or go away.
+/// Version of the JSON report, raised when a key changes its meaning or is removed.
 const VERSION: u32 = 1;
 
 const ABOUT: &str = "\
-Asks the kernel what it would do with a request from a client, and with the reply: on the
-node as it is, without symroute and with it. Needs no symroute on the node, and changes
-nothing. With a port it follows DNAT by the rules of nftables and iptables (NodePorts,
-load balancers). With --from an address of the node, it is what the node itself sends.
-It does not follow filters of input and forward: a firewall there may still drop a request.
+The tool asks the kernel what it would do with a client's request and with the reply: on the
+node as it is, without symroute, and with symroute. The node does not need symroute, and the
+tool changes nothing. If --to has a port, the tool follows DNAT by nftables and iptables
+(NodePorts, load balancers). If --from is an address of the node, the node itself sends the
+request. The tool ignores filters in input and forward, so a firewall may still drop it.
 
 ";
 
 pub(super) fn tail() -> String {
     let codes = [
-        (0, "each request is answered by the interface it came in by, or leaves the node"),
-        (EXIT_OFF, "one is lost, or its reply leaves elsewhere, as the node is now"),
+        (0, "each reply leaves through the NIC of its request, or the request leaves the node"),
+        (EXIT_OFF, "as the node is now, a request gets lost or its reply takes another NIC"),
     ];
     let examples = [
         "explain --from 203.0.113.9 --to 10.21.0.10",
@@ -47,45 +47,44 @@ pub(super) fn tail() -> String {
     super::tail(ABOUT, &codes, &examples)
 }
 
-/// Which requests.
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
-    /// The client
+    /// Address of the client
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = address, required_unless_present = "pods")]
     from: Option<End>,
-    /// What it asks: an address of the node, of a pod or of a Service
+    /// Address that the client calls: one of the node, a pod or a Service
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = address, required_unless_present_any = ["all", "pods"])]
     to: Option<End>,
-    /// Where it arrives [default: what leads to --from or has --to, or all]
+    /// NIC of arrival [default: found from --from and --to, or each uplink]
     #[arg(long = "in", value_name = "NIC")]
     link: Option<String>,
-    /// tcp, udp, icmp, sctp or a number [default: tcp where --to has a port]
+    /// tcp, udp, icmp, sctp or a number [default: tcp if --to has a port]
     #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
     proto: Option<u8>,
-    /// Settings to plan by where symroute is not in force
+    /// Plan with the settings in this file if symroute is not in force
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where the runtime reads conflists
+    /// Directory of the runtime's conflists
     #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
     conf_dir: PathBuf,
-    /// A pod's network namespace, to ask there instead of on the node
+    /// Ask in this network namespace of a pod instead of on the node
     #[arg(long, value_name = "PATH", conflicts_with = "pods")]
     pub(super) netns: Option<PathBuf>,
-    /// Each address of the node and each NodePort, by each uplink, in a table
+    /// Explain each address of the node and each NodePort, on each uplink
     #[arg(long, conflicts_with_all = ["to", "link", "proto"])]
     all: bool,
-    /// A pod: address, NAMESPACE/NAME or container id; twice to compare
+    /// Pod as address, NAMESPACE/NAME or container id; repeat to compare
     #[arg(long = "pod", value_name = "POD", conflicts_with_all = ["to", "all", "link", "proto"])]
     pods: Vec<String>,
-    /// The runtime's results, with pods' names
+    /// Directory of the runtime's ADD results
     #[arg(long, value_name = "DIR", default_value = names::CACHE_DIR)]
     cache_dir: PathBuf,
-    /// Print one JSON object for programs
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// An address, with or without a port.
+/// Address of a client or server, with or without a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct End {
     pub(super) ip: IpAddr,
@@ -105,10 +104,10 @@ pub(super) fn protocol(text: &str) -> Result<u8, &'static str> {
     netfilter::protocol(text).ok_or("wanted: tcp, udp, icmp, sctp or a number")
 }
 
-/// Runs the command: what it prints, and its exit code.
+/// Runs the command. Returns the text to print and the exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let mut node = super::node_of(words.netns.as_deref())?;
-    // Settings for a pod may be for pods alone.
+    // The settings of a pod may have "scope": "pod", which `Reader::Up` refuses.
     let reader = if node.is_pod() { Reader::Agent } else { Reader::Up };
     let mut settings = settings_by(reader, words.config.as_deref(), &words.conf_dir)?;
     if node.is_pod() {
@@ -164,17 +163,19 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     Ok((text, if is_well { 0 } else { EXIT_OFF }))
 }
 
-/// The settings to plan by: those of --config, else of the runtime's conflist, else the defaults.
+/// The settings to plan with: those of `config`, else of a conflist in [`names::CONF_DIR`], else the
+/// defaults.
 pub(super) fn settings(config: Option<&Path>) -> Result<Settings, Failure> {
     settings_in(config, Path::new(names::CONF_DIR))
 }
 
-/// The same, with another place of the runtime's conflists.
+/// The settings to plan with: those of `config`, else of a conflist in `conf_dir`, else the defaults.
 pub(super) fn settings_in(config: Option<&Path>, conf_dir: &Path) -> Result<Settings, Failure> {
     settings_by(Reader::Up, config, conf_dir)
 }
 
-/// The same, with the way in which a file is read.
+/// The settings to plan with. Reads `config` as `reader` does: `up` refuses unknown keys and a file that
+/// serves pods alone.
 fn settings_by(
     reader: Reader,
     config: Option<&Path>,
@@ -183,7 +184,7 @@ fn settings_by(
     let read = if let Some(file) = config {
         SettingsSource::File(file.into()).read(reader).map_err(Failure::Failed)?
     } else {
-        // A conflist that can't be read says nothing.
+        // A broken conflist counts as none.
         SettingsSource::Folder(conf_dir.into()).read(Reader::Agent).unwrap_or_default()
     };
     Ok(read.map(|found| found.config.settings).unwrap_or_default())

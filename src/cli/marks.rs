@@ -1,4 +1,4 @@
-//! `symroutectl marks`: which program uses which bits of the marks.
+//! `symroutectl marks`: lists which program uses which bits of the marks.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -12,16 +12,16 @@ use crate::error::Error;
 use crate::ledger::{self, Unseen};
 use crate::node::Node;
 
-/// Raised when keys of the JSON report change their meaning or go away.
+/// Version of the JSON report, raised when a key changes its meaning or is removed.
 const VERSION: u32 = 1;
 
 const ABOUT: &str = "\
-Reads the rules of nftables, iptables and ip rule, filters of tc, policies of IPsec,
-WireGuard devices and sysctls. Prints which program does what to which bits of the packet
-mark and of the connection mark, with hook and priority. Rows that differ by chain only are
-one. What clashes with symroute's bits comes below, as doctor prints it. What BPF programs do
-can't be read, and those attached by tcx are not listed. Needs no symroute on the node, and
-changes nothing.
+The tool reads the rules of nftables, iptables and ip rule, tc filters, IPsec policies,
+WireGuard devices and sysctls. It prints which program does what to which bits of the packet
+mark and of the conntrack mark, with hook and priority. Rows that differ only in the chain are
+merged. Below the table it prints what clashes with symroute's bits, like doctor. It can't
+read what BPF programs do, and does not list those attached with tcx. The node does not need
+symroute, and the tool changes nothing.
 
 ";
 
@@ -31,18 +31,17 @@ pub(super) fn tail() -> String {
     super::tail(ABOUT, &codes, &examples)
 }
 
-/// How to look.
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
-    /// Settings to judge by where symroute is not in force
+    /// Compare with the settings in this file if symroute is not in force
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print one JSON object for programs
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Runs the command: what it prints, and its exit code.
+/// Runs the command. Returns the text to print and the exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let settings = super::explain::settings(words.config.as_deref())?;
     let mut node = Node::open()?;
@@ -54,7 +53,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
             let field = in_force.unwrap_or(view.settings.field);
             (Some(field), marks::clashes(&ledger, &view, in_force))
         }
-        // doctor says what is wrong with the settings.
+        // doctor reports what is wrong with the settings.
         Err(Error::Config(_)) => (in_force, marks::without_plan(&ledger, in_force)),
         Err(other) => return Err(other.into()),
     };

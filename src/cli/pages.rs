@@ -1,4 +1,4 @@
-//! What is made of the description of the command line: completions and manual pages.
+//! Completions and manual pages, made from the clap declarations of the command line.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use clap_mangen::Man;
 use super::{CommandLine, Failure};
 use crate::names;
 
-/// The shells that there are completions for.
+/// The shells that completions are available for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Shell {
     Bash,
@@ -19,7 +19,7 @@ pub(super) enum Shell {
     Fish,
 }
 
-/// The text that the shell is to read.
+/// The completion script for a shell.
 pub(super) fn completions(shell: Shell) -> String {
     let (mut command, mut text) = (CommandLine::command(), Vec::new());
     match shell {
@@ -30,7 +30,7 @@ pub(super) fn completions(shell: Shell) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// The tool's page; or one page per command, written into a directory.
+/// The tool's manual page as text, or empty text after writing one page per command into `folder`.
 pub(super) fn manual(folder: Option<&Path>) -> Result<String, Failure> {
     let command = CommandLine::command();
     let Some(folder) = folder else {

@@ -1,4 +1,4 @@
-//! `symroutectl places`: where this node's runtime takes plugins and conflists from.
+//! `symroutectl places`: prints the directories from which the runtime takes plugins and conflists.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use crate::conflist::{Directory, Places, Reason};
 use crate::runtimes;
 use crate::runtimes::places::{Given, Place, below, conflists, plugins};
 
-/// Raised when keys of the JSON report change their meaning or go away.
+/// Version of the JSON report, raised when a key changes its meaning or is removed.
 const VERSION: u32 = 1;
 
 const ABOUT: &str = "\
-The configuration of containerd or CRI-O says it, and where it does not, the place of the
-primary plugin's program. Where these disagree, that is an error: a plugin that the runtime
-does not find keeps every pod from starting.
+The tool reads the configuration of containerd or CRI-O. If that names no directory, it looks
+for the primary plugin's program. It fails if the two disagree: while the runtime can't find a
+plugin, no pod starts.
 
 ";
 
@@ -26,30 +26,29 @@ pub(super) fn tail() -> String {
     super::tail(ABOUT, &[(0, "printed")], &examples)
 }
 
-/// What is known already.
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
-    /// The node's file system
+    /// Root of the node's file system
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
-    /// Where plugins go; an error if the runtime looks elsewhere
+    /// Directory of plugins; an error if the runtime uses another one
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
-    /// Where conflists are; an error if the runtime reads elsewhere
+    /// Directory of conflists; an error if the runtime uses another one
     #[arg(long, value_name = "DIR")]
     conf_dir: Option<PathBuf>,
-    /// Where plugins go if nothing says it
+    /// Directory of plugins if the configuration names none
     #[arg(long, value_name = "DIR")]
     likely_bin_dir: Option<PathBuf>,
-    /// Where conflists are if nothing says it
+    /// Directory of conflists if the configuration names none
     #[arg(long, value_name = "DIR")]
     likely_conf_dir: Option<PathBuf>,
-    /// Print one JSON object for programs
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Runs the command: what it prints, and its exit code.
+/// Runs the command. Returns the text to print and the exit code.
 pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
     let root = words.root;
     let given = Given {
@@ -77,7 +76,7 @@ pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
     Ok((out, 0))
 }
 
-/// The type of the primary plugin, where the runtime's first conflist names one.
+/// The type of the primary plugin in the conflist that the runtime takes, if one exists.
 fn primary(root: &Path, conf_dir: &Path) -> Option<String> {
     let places = Places { conf_dir: below(root, conf_dir), ..Places::default() };
     let folder = Directory::at(places).read().ok()?;

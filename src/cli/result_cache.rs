@@ -1,5 +1,5 @@
-//! The runtime's cache of ADD results, as libcni writes it (`cachedInfo` of libcni's api.go): it
-//! says which plugins ran for a pod, so which pods need the plugin at their end.
+//! The runtime's cache of ADD results, as libcni writes it (`cachedInfo` in libcni's api.go). The cache
+//! records the plugins that ran for a pod, and so the pods that need symroute at their end.
 
 use std::net::IpAddr;
 
@@ -10,28 +10,28 @@ use serde_json::Value;
 
 use crate::config::file;
 
-/// The only format there has been.
+/// The only cache format that libcni has written so far.
 const KIND: &str = "cniCacheV1";
 
-/// What a file of the cache says of a pod.
+/// Content of one cache file: an attachment of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) container: String,
-    /// `namespace/name`, where the runtime is one of Kubernetes.
+    /// `namespace/name` of a Kubernetes pod.
     pub(crate) pod: Option<String>,
-    /// The addresses that the plugins gave it.
+    /// Addresses in the result.
     pub(crate) addresses: Vec<IpAddr>,
-    /// Whether symroute was among the plugins that ran for it.
+    /// Whether symroute is among the plugins that ran for the pod.
     pub(crate) names_us: bool,
 }
 
-/// Reads a file of the cache. None for what is half-written or no file of libcni.
+/// Parses a cache file. `None` if the file is half-written or libcni did not write it.
 pub(crate) fn read(text: &str) -> Option<Entry> {
     let entry: Value = serde_json::from_str(text).ok()?;
     let word = |name: &str| entry.get(name)?.as_str();
     let config = word("config").filter(|_| word("kind") == Some(KIND))?;
     let network: Value = serde_json::from_slice(&STANDARD.decode(config).ok()?).ok()?;
-    // Pairs of a name and a value (`CNI_ARGS`).
+    // "cniArgs" is a list of pairs: [[NAME, VALUE], …].
     let argument = |name: &str| {
         let mut pairs = entry.get("cniArgs")?.as_array()?.iter();
         pairs.find_map(|pair| (pair.get(0)? == name).then(|| pair.get(1)?.as_str())?)
@@ -45,7 +45,7 @@ pub(crate) fn read(text: &str) -> Option<Entry> {
     })
 }
 
-/// Those of a result of CNI: `{"ips": [{"address": "10.244.1.5/24"}]}`.
+/// The addresses of a CNI result: `{"ips": [{"address": "10.244.1.5/24"}]}`.
 fn addresses(result: &Value) -> Vec<IpAddr> {
     let ips = result["ips"].as_array().into_iter().flatten();
     let texts = ips.filter_map(|ip| ip["address"].as_str());

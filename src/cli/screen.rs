@@ -1,4 +1,4 @@
-//! Standard output that is renewed again and again: a terminal's screen, or lines for a program.
+//! Output of `--watch`: a terminal's screen that is redrawn, or a stream of lines.
 
 use std::io::{self, IsTerminal as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -10,23 +10,22 @@ use nix::sys::signalfd::SignalFd;
 
 use crate::process;
 
-/// Another screen than that of the shell, without a cursor and without folded lines (xterm's
-/// "alternate screen buffer", DECTCEM, DECAWM).
+/// Switches to xterm's alternate screen buffer, without cursor (DECTCEM) and line wrap (DECAWM).
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
 const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
-/// To the first cell, and everything from there on empty.
+/// Moves to the first cell and erases the screen.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
-/// What ended a wait.
+/// Result of [`Screen::wait`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Waited {
-    /// The time is over.
+    /// The time has passed.
     Long,
-    /// A signal asks for the end.
+    /// A signal asks the tool to end.
     Ended,
 }
 
-/// The screen, and the signals that end what is shown on it. Dropped, it gives the terminal back.
+/// Standard output and the signals that end the watch. Dropping it restores the terminal.
 #[derive(Debug)]
 pub(super) struct Screen {
     signals: SignalFd,
@@ -47,17 +46,17 @@ impl Screen {
         self.is_terminal
     }
 
-    /// Shows a text, in the place of the one before where that can be.
+    /// Shows a text. On a terminal it replaces the previous text.
     pub(super) fn show(&self, text: &str) -> Result<(), Errno> {
         if !self.is_terminal {
             return process::print(text.as_bytes());
         }
-        // The last line has no end, or the screen would move up.
+        // A newline after the last line would scroll the screen.
         let lines: Vec<_> = text.lines().take(height()).collect();
         process::print(format!("{CLEAR}{}", lines.join("\r\n")).as_bytes())
     }
 
-    /// Waits this long, or until a signal asks for the end.
+    /// Waits this long, or until a signal asks the tool to end.
     pub(super) fn wait(&self, time: Duration) -> Waited {
         let mut asked = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
@@ -76,10 +75,10 @@ impl Drop for Screen {
     }
 }
 
-/// The lines of the terminal; as many as there may be where it does not say.
+/// Number of lines of the terminal; `usize::MAX` if it reports none.
 fn height() -> usize {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: TIOCGWINSZ writes a `struct winsize` to where the pointer leads, which outlives the call.
+    // SAFETY: TIOCGWINSZ writes a `struct winsize` through the pointer, and `size` outlives the call.
     let rc = unsafe { libc::ioctl(io::stdout().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
     if rc == 0 && size.ws_row > 0 { usize::from(size.ws_row) } else { usize::MAX }
 }

@@ -1,4 +1,4 @@
-//! `symroutectl status`: what is in force on this node, once or again and again.
+//! `symroutectl status`: shows what is in force on this node, once or with `--watch`.
 
 use std::env;
 use std::io::{self, IsTerminal as _};
@@ -16,16 +16,16 @@ use crate::node::Node;
 use crate::plan::Note;
 
 const ABOUT: &str = "\
-With --watch, rates are shown beside the counters; ^C or SIGTERM ends it with exit code 0.
+With --watch, the tool shows rates beside the counters; ^C or SIGTERM ends it with exit code 0.
 
 ";
 
-/// The shortest time between two looks.
+/// Shortest time between two reports.
 const BRISK: Duration = Duration::from_millis(100);
 
 pub(super) fn tail() -> String {
     let codes = [
-        (0, "in force and well; or --watch was ended"),
+        (0, "in force and healthy, or --watch has ended"),
         (EXIT_NOT_IN_FORCE, "not in force"),
         (EXIT_OFF, "in force, but something is wrong"),
     ];
@@ -38,22 +38,21 @@ pub(super) fn tail() -> String {
     super::tail(ABOUT, &codes, &examples)
 }
 
-/// What to show, and how often.
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
-    /// Print one JSON object for programs
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// The runtime's conflists, to find slips in
+    /// Check symroute's keys in the conflists of this directory
     #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
     conf_dir: PathBuf,
-    /// A pod's network namespace, to show what "scope": "pod" has made there
+    /// Show the data plane of "scope": "pod" in this network namespace of a pod
     #[arg(long, value_name = "PATH")]
     pub(super) netns: Option<PathBuf>,
-    /// Look again and again, and show rates; with --json one object to a line
+    /// Repeat the report and add rates; with --json, print one object per line
     #[arg(long)]
     watch: bool,
-    /// How often to look
+    /// Time between two reports of --watch
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = pace, requires = "watch")]
     every: Duration,
 }
@@ -63,7 +62,7 @@ fn pace(text: &str) -> Result<Duration, String> {
     if time < BRISK { Err("wanted: 100ms or more".into()) } else { Ok(time) }
 }
 
-/// Runs the command: what it prints, and its exit code.
+/// Runs the command. Returns the text to print and the exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let mut node = super::node_of(words.netns.as_deref())?;
     if words.watch {
@@ -76,7 +75,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     Ok((text(&report, words.json), code(&report)))
 }
 
-/// What `up` prints when it is done.
+/// The report that `up` prints at its end.
 pub(super) fn after_up(conf_dir: &Path) -> Result<String, Failure> {
     Ok(text(&look(&mut Node::open()?, conf_dir)?, false))
 }
@@ -102,21 +101,21 @@ fn style() -> Style {
 fn look(node: &mut Node, conf_dir: &Path) -> Result<Report, Failure> {
     node.look_again()?;
     let mut report = Report::of(node)?;
-    // A folder that is not there, or can't be read, says nothing of the node.
+    // A directory that is missing or unreadable is no fault of the node.
     let conflists = Directory::open(conf_dir).read().unwrap_or_default();
     let slips = conflists.unknown_keys();
     report.note(slips.map(|Reason { what, way_out }| Note { what, way_out }));
     Ok(report)
 }
 
-/// Shows one report after the other, until a signal ends it or the reader has gone.
+/// Shows reports until a signal arrives or the reader closes standard output.
 fn watch(node: &mut Node, words: &Words) -> Result<(String, u8), Failure> {
     let screen = Screen::open().map_err(|error| {
         Failure::Failed(format!("take over the signals that end --watch: {error}"))
     })?;
     let mut before: Option<Report> = None;
     loop {
-        // The first look says what can't be done here; a later one may do better the next time.
+        // An error of the first report ends the command. A later error may pass, so the watch goes on.
         let shown = match look(node, &words.conf_dir) {
             Ok(mut report) => {
                 if let Some(before) = &before {
@@ -127,7 +126,7 @@ fn watch(node: &mut Node, words: &Words) -> Result<(String, u8), Failure> {
                 text
             }
             Err(failure) if before.is_none() => return Err(failure),
-            // A message on standard error would go with the next screen.
+            // The next screen would erase a message on standard error.
             Err(failure) if screen.is_terminal() => format!("{}\n", super::text_of(failure)),
             Err(failure) => {
                 super::complain(&failure);
@@ -140,7 +139,7 @@ fn watch(node: &mut Node, words: &Words) -> Result<(String, u8), Failure> {
     }
 }
 
-/// What is shown of one look. Beside a terminal, a blank line is between two tables.
+/// The text of one report. Without a terminal, a blank line separates two tables.
 fn page(report: &Report, json: bool, screen: &Screen, is_first: bool) -> String {
     match (json, is_first || screen.is_terminal()) {
         (true, _) => format!("{}\n", report.to_json()),

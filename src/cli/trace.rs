@@ -1,4 +1,4 @@
-//! `symroutectl trace`: follows the packets of a flow through this node.
+//! `symroutectl trace`: follows the packets of a client's connections through this node.
 
 use std::io::{self, Write as _};
 use std::time::Duration;
@@ -13,29 +13,28 @@ use crate::netlink::uapi::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP};
 use crate::process;
 use crate::trace::{self, Cannot, Flow, Options, Summary, link_name};
 
-/// Raised when keys of the JSON report change their meaning or go away.
+/// Version of the JSON report, raised when a key changes its meaning or is removed.
 const VERSION: u32 = 1;
-/// `trace`: no packet of the flow was seen.
+/// `trace` saw no packet of the flow.
 const EXIT_NOTHING_SEEN: u8 = 5;
 
 const ABOUT: &str = "\
-Follows each packet of a client's connections, and the replies: by which NIC it came in, its
-marks and what sets them, DNAT, each routing table that was tried, a drop by rp_filter, by which
-NIC it left. Needs no symroute on the node and no BPF. It puts an nftables table of its own in
-place that asks for trace messages of these packets and changes none, and a tracefs instance;
-the kernel removes the table with the process, and a second process the instance if it is killed.
-\"ready\" on standard error says that it listens.
-With iptables-legacy the kernel may log these packets, too, as for the target TRACE.
-It takes root, nf_tables and Linux 5.12; to see routing tables and drops takes 6.4.
-
---to is what the client calls: the address before DNAT.
+For each packet of a client's connections and for the replies, the tool shows the NIC of
+arrival, the marks and what sets them, DNAT, each routing table that the kernel tries, a drop by
+rp_filter, and the NIC through which the packet leaves. The node needs neither symroute nor BPF.
+The tool adds an nftables table that asks for trace messages of these packets and changes none,
+and a tracefs instance. The kernel removes the table when the tool ends. If the tool is killed,
+a second process removes the instance.
+The tool prints \"ready\" to standard error when it listens.
+With iptables-legacy, the kernel may also log these packets, as for the target TRACE.
+The tool needs root, nf_tables and Linux 5.12, and Linux 6.4 to show routing tables and drops.
 
 ";
 
 pub(super) fn tail() -> String {
     let codes = [
-        (0, "packets were seen, and each reply left by the NIC its request came in by"),
-        (EXIT_OFF, "a packet was dropped, or a reply left elsewhere"),
+        (0, "packets were seen, and each reply left through the NIC of its request"),
+        (EXIT_OFF, "a packet was dropped, or a reply left through another NIC"),
         (EXIT_NOTHING_SEEN, "no packet was seen"),
     ];
     let examples = [
@@ -46,22 +45,21 @@ pub(super) fn tail() -> String {
     super::tail(ABOUT, &codes, &examples)
 }
 
-/// Which packets, and for how long.
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
-    /// The client
+    /// Address of the client
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = address)]
     from: End,
-    /// What it calls
+    /// Address that the client calls, before DNAT
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = address)]
     to: End,
     /// tcp, udp, icmp, sctp or a number [default: tcp with a port, else all]
     #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
     proto: Option<u8>,
-    /// For how long
+    /// Trace for this long
     #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = super::time)]
     time: Duration,
-    /// Print one JSON object per packet and line, then one that sums up
+    /// Print one JSON object per packet and line, then a summary object
     #[arg(long)]
     json: bool,
 }
@@ -87,7 +85,7 @@ impl Words {
     }
 }
 
-/// Runs the command: the end of what it prints, and its exit code.
+/// Runs the command and prints each packet. Returns the summary text and the exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let flow = words.flow()?;
     let (mut summary, mut begin) = (Summary::default(), None);

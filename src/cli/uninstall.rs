@@ -1,5 +1,5 @@
-//! `symroutectl uninstall`: takes away what the agent has put on a node, out of the same image, where
-//! no shell is. `install.sh uninstall` does it in the same order.
+//! `symroutectl uninstall`: removes symroute from a node without a shell. It comes in the agent's
+//! image and works in the same order as `install.sh uninstall`.
 
 use std::fs;
 use std::io;
@@ -19,53 +19,52 @@ use crate::node::Node;
 use crate::process;
 use crate::state::{AgentLock, State};
 
-/// After this, whoever puts our entry back has done so, and what the runtime had begun with it is
-/// in its cache.
+/// Time after which another program that restores our entry has done so, and a pod whose ADD had begun
+/// is in the runtime's cache.
 const SETTLED: Duration = Duration::from_secs(1);
 
 const ABOUT: &str = "\
-For nodes without a shell, out of the image that the agent came in; elsewhere
-\"install.sh uninstall\" also takes systemd's units and this tool away. In this
-order: our entry out of the conflist, the node state, our files, and the plugin
-last. While pods need the plugin (CRI-O, podman and Multus call it at their end) the
-entry is taken out and nothing else; restart those pods and run it again. containerd
-calls what the conflist names by then, so its pods of Kubernetes do not count. May be
-run at any time.
+For nodes without a shell, run from the agent's image. On other nodes, use
+\"install.sh uninstall\", which also removes the systemd units. The tool removes the
+conflist entry, the node state, symroute's files and last the plugin. While pods need
+the plugin, the tool removes only the entry; restart those pods, then run the tool
+again. CRI-O, podman and Multus call the plugin when a pod ends that started with it.
+containerd calls the plugins that the conflist names at that time, so Kubernetes pods
+on containerd do not need the plugin. You can run this command at any time.
 
 ";
 
 pub(super) fn tail() -> String {
     let examples = ["uninstall", "uninstall --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d"];
-    super::tail(ABOUT, &[(0, "done"), (EXIT_OFF, "pods need the plugin")], &examples)
+    super::tail(ABOUT, &[(0, "done"), (EXIT_OFF, "pods still need the plugin")], &examples)
 }
 
-/// Where to look, and how far to go.
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
-    /// The runtime's conflists
+    /// Directory of the runtime's conflists
     #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
     conf_dir: PathBuf,
-    /// The runtime's plugins
+    /// Directory of the runtime's plugins
     #[arg(long, value_name = "DIR", default_value = names::BIN_DIR)]
     bin_dir: PathBuf,
-    /// The runtime's results
+    /// Directory of the runtime's ADD results
     #[arg(long, value_name = "DIR", default_value = names::CACHE_DIR)]
     cache_dir: PathBuf,
-    /// What is known of the entry
+    /// Directory for saved copies of conflists and the journal
     #[arg(long, value_name = "DIR", default_value = names::LASTING_DIR)]
     state_dir: PathBuf,
-    /// The state of this boot
+    /// Directory of the node state
     #[arg(long, value_name = "DIR", default_value = names::STATE_DIR)]
     run_dir: PathBuf,
-    /// Go on although pods need the plugin, which hang at their end then
+    /// Remove everything although pods need the plugin; these pods hang when they end
     #[arg(long)]
     force: bool,
-    /// Only wait for a signal, as the last container of a pod has to
+    /// Only wait for a signal, for the last container of a DaemonSet pod
     #[arg(long)]
     stay: bool,
 }
 
-/// A kill at any point leaves a node that starts pods, and another run completes.
+/// Runs the command. If it is killed, the node still starts pods, and another run completes the work.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     if words.stay {
         stay()?;
@@ -76,7 +75,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     take_entry_out(words)?;
     refuse_while_needed(words, &state)?;
     let mut node = Node::of(state.clone())?;
-    // By force: the runtime will not call symroute at the end of the pods that are still attached.
+    // Forced: the runtime will not call symroute when the pods that are still attached end.
     if !take_down(&mut node, true)? {
         let holders: Vec<_> = state.holders()?.into_iter().map(|(name, _)| name).collect();
         return Err(Failure::Failed(format!(
@@ -89,7 +88,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         )));
     }
     say("the node state is not in force");
-    // What "install.sh upgrade" keeps is among them.
+    // Includes the files that "install.sh upgrade" keeps.
     let kept = ["conflist", "previous", "previous-tool", "upgrading"];
     for name in kept.into_iter().chain([names::PLACES_NOTE, names::CONFLIST_TEMPORARY]) {
         delete(&words.state_dir.join(name))?;
@@ -97,7 +96,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     delete_empty(&words.state_dir)?;
     delete(Path::new(names::LOG_FILE))?;
     delete(&words.bin_dir.join(names::CONFLIST_TEMPORARY))?;
-    // An ADD that was under way may have come to its end by now.
+    // An ADD that was running at the first check may have finished by now.
     if !words.force {
         refuse_while_needed(words, &state)?;
     }
@@ -110,7 +109,8 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     Ok(("Uninstalled.\n".into(), 0))
 }
 
-/// An agent would put back what is taken away. None starts while the returned value lives.
+/// Checks that no agent runs, since an agent would restore what this command removes. The returned lock
+/// keeps an agent from starting. `None` if the node state's directory does not exist.
 fn no_agent(state: &State) -> Result<Option<AgentLock>, Failure> {
     if !state.exists() {
         return Ok(None);
@@ -131,8 +131,8 @@ fn take_entry_out(words: &Words) -> Result<(), Failure> {
     let path = directory.path().display();
     if !directory.path().is_dir() && !words.force {
         return Err(Failure::Failed(format!(
-            "{path}: no such directory, so it can't be told whether a conflist names us; name the \
-             one that the runtime reads by --conf-dir, or go on by --force"
+            "{path}: no such directory, so nothing shows whether a conflist names symroute; name the \
+                         one that the runtime reads with --conf-dir, or continue with --force"
         )));
     }
     if let Some(left) = directory.examine_removal(None)?.left.first() {
@@ -147,14 +147,15 @@ fn take_entry_out(words: &Words) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Failed(format!(
-        "{path}: somebody puts our entry back; an agent that keeps its state elsewhere? stop it \
-         and run this again"
+        "{path}: another program restores our entry, perhaps an agent with another --state-dir; stop \
+                 it and run this again"
     )))
 }
 
-/// Pods that were started with us may need the program at their end: some runtimes call it for them.
+/// Error if pods that started with symroute still need the plugin at their end (see `attachments`).
+/// With `--force`, prints them and goes on.
 fn refuse_while_needed(words: &Words, state: &State) -> Result<(), Failure> {
-    // In a container the node's file system is elsewhere; the directory of this boot says where.
+    // In a container, the node's root is where --run-dir is mounted from: /host for /host/run/symroute.
     let root = words.run_dir.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
     let found = Found::of(root, &words.cache_dir, Some(state))?.that_call_us();
     if found.is_empty() {
@@ -184,7 +185,7 @@ fn delete(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Deletes a directory of ours, unless somebody else has put something into it, or mounts it.
+/// Deletes one of our directories, unless another program has put files into it or mounts it.
 fn delete_empty(path: &Path) -> Result<(), Failure> {
     use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
     match fs::remove_dir(path) {
@@ -203,14 +204,14 @@ fn failed(path: &Path, error: &io::Error) -> Failure {
     Failure::Failed(format!("{text}, be root, and run this again"))
 }
 
-/// At once: who looks on wants to know how far it got.
+/// Prints a line at once, so that the operator sees the progress.
 fn say(line: &str) {
     let _ = process::print(format!("{line}\n").as_bytes());
 }
 
 fn stay() -> Result<(), Failure> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    // The first process of a container has to block a signal that it means to take.
+    // A container's first process gets no default signal actions, so it must block a signal to wait for it.
     let waited = signals.thread_block().and_then(|()| signals.wait());
     waited.map(drop).map_err(|errno| Failure::Failed(format!("wait for a signal: {errno}")))
 }

@@ -1,4 +1,4 @@
-//! Many requests at once: `--all`, and pods compared by `--pod`.
+//! Tables of many requests: `--all`, and the comparison of pods with `--pod`.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ use crate::names;
 use crate::plan::proof::OUTSIDE;
 use crate::state::State;
 
-/// Each address of the node and each NodePort, by each uplink.
+/// Runs `--all`: explains each address of the node and each NodePort on each uplink.
 pub(super) fn all(
     asker: &mut Asker<'_>,
     words: &Words,
@@ -52,7 +52,8 @@ pub(super) fn all(
     print(asker, words, &grid, &head, tail)
 }
 
-/// Pods side by side: a client's requests by each uplink, and what they send to it.
+/// Runs `--pod`: compares pods by a client's requests on each uplink and by what the pods send to the
+/// client.
 pub(super) fn pods(asker: &mut Asker<'_>, words: &Words) -> Result<(String, u8), Failure> {
     let pods: Vec<_> = words
         .pods
@@ -142,7 +143,8 @@ fn print(
     Ok((text, if is_well { 0 } else { EXIT_OFF }))
 }
 
-/// The addresses of a pod by one of them, by its name in Kubernetes or by its container.
+/// The addresses of a pod, given as address, `namespace/name` or beginning of the container id. Error: the
+/// runtime's cache and symroute's state know no such pod.
 fn addresses_of(pod: &str, cache: &Path) -> Result<Vec<IpAddr>, Failure> {
     if let Ok(ip) = pod.parse() {
         return Ok(vec![ip]);

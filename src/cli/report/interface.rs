@@ -1,4 +1,4 @@
-//! What an uplink's interface has.
+//! State of the uplinks' interfaces for `status`: link, addresses, `rp_filter`, `src_valid_mark`.
 
 use std::net::IpAddr;
 
@@ -10,39 +10,38 @@ use crate::netlink::uapi::IFF_UP;
 use crate::node::sysctl;
 use crate::plan::Uplink;
 
-/// The interface of an uplink.
+/// State of the interface of an uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Interface {
-    /// Its index.
+    /// Index of the interface.
     pub(super) link: u32,
     pub(super) name: String,
-    /// Whether an administrator has it up.
+    /// Whether the interface is administratively up (`IFF_UP`).
     pub(super) is_up: bool,
-    /// Whether there is a signal.
     pub(super) carrier: bool,
-    /// The node's own addresses, without those of the link alone.
+    /// The node's own addresses on the interface, without link-local ones.
     pub(super) addresses: Vec<IpNetwork>,
     pub(super) rp_filter: Setting,
     pub(super) src_valid_mark: Setting,
 }
 
-/// An IPv4 setting of which the larger one of two values counts.
+/// An IPv4 sysctl that has two values, of which the larger one counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Setting {
-    /// That of `net.ipv4.conf.all`.
+    /// Value of `net.ipv4.conf.all`.
     pub(super) all: u32,
-    /// That of the interface.
+    /// Value of the interface.
     pub(super) own: u32,
 }
 
 impl Setting {
-    /// The value that the kernel goes by: `IN_DEV_MAXCONF` for `rp_filter`; `IN_DEV_ORCONF` for
-    /// `src_valid_mark`, which is 0 or not (linux/inetdevice.h).
+    /// The value that the kernel uses: `IN_DEV_MAXCONF` for `rp_filter`; `IN_DEV_ORCONF` for
+    /// `src_valid_mark`, of which only 0 or not matters (linux/inetdevice.h).
     pub(super) fn in_force(self) -> u32 {
         self.all.max(self.own)
     }
 
-    /// Which of the two values counts: "all", "both", or the interface's, by the name given here.
+    /// Names the value that counts: `"all"`, `"both"`, or `interface` for that of the interface.
     pub(super) fn decider(self, interface: &str) -> &str {
         match self.all.cmp(&self.own) {
             std::cmp::Ordering::Less => interface,
@@ -52,7 +51,7 @@ impl Setting {
     }
 }
 
-/// The interfaces of these uplinks. One that has gone meanwhile is left out.
+/// The interfaces of these uplinks. Leaves out an interface that no longer exists.
 pub(super) fn of_uplinks(uplinks: &[Uplink], facts: &Facts) -> Result<Vec<Interface>, Error> {
     let links = uplinks.iter().filter_map(|uplink| facts.link(uplink.link));
     links.map(|link| of_link(link, facts)).collect()
@@ -73,7 +72,7 @@ fn of_link(link: &Link, facts: &Facts) -> Result<Interface, Error> {
     })
 }
 
-/// The node's own address with the length of the prefix, as `ip address` prints it.
+/// An address of the node with its prefix length, as `ip address` prints it.
 fn with_prefix(ip: IpAddr, prefix: u8) -> Option<IpNetwork> {
     IpNetwork::new(ip, prefix).ok()
 }

@@ -1,4 +1,4 @@
-//! The report for programs.
+//! The JSON report of `status`.
 
 use std::collections::BTreeMap;
 
@@ -11,11 +11,11 @@ use crate::model::{PerFamily, mac_text};
 use crate::plan::routers::Router;
 use crate::plan::{Note, Uplink};
 
-/// Raised when keys of the JSON report change their meaning or go away.
+/// Version of the JSON report, raised when a key changes its meaning or is removed.
 const VERSION: u32 = 2;
 
 impl Report {
-    /// One JSON object.
+    /// The report as one JSON object.
     pub(in super::super) fn to_json(&self) -> Value {
         let uplinks: Vec<_> = self.uplinks.iter().map(|u| self.uplink_json(u)).collect();
         let held_by: Vec<_> = self.holders.iter().map(|(name, _)| name).collect();

@@ -1,12 +1,12 @@
-//! `status`: what is in force, what is wrong, and the remedy.
+//! The report of `status`: what is in force, what is wrong, and the remedy.
 //!
 //! ```text
 //! mod        reads the node
-//! interface  what an uplink's interface has: addresses, rp_filter, carrier
-//! offload    how many connections are in the flowtable
-//! rates      counters per second, from two looks (pure)
-//! table      the report for a person              (pure)
-//! json       the report for programs              (pure)
+//! interface  state of the uplinks' interfaces: addresses, rp_filter, carrier
+//! offload    number of connections in the flowtable
+//! rates      counters per second between two reports (pure)
+//! table      the report as text                      (pure)
+//! json       the report as JSON                      (pure)
 //! ```
 
 mod interface;
@@ -39,7 +39,7 @@ use offload::Offloaded;
 use rates::{Counters, Rates};
 pub(super) use table::Style;
 
-/// How a node fares.
+/// State of a node or pod, which decides the exit code of `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Health {
     NotInForce,
@@ -52,28 +52,29 @@ pub(super) struct Report {
     record: Option<Record>,
     settings: Settings,
     uplinks: Vec<Uplink>,
-    /// How many attachments hold the node state.
+    /// Number of attachments that hold the node state.
     attachments: usize,
-    /// How many pods have a data plane of their own; none where this is one of them.
+    /// Number of pods with a data plane of their own; `None` in the report of such a pod.
     pods: Option<usize>,
+    /// Name and network of each hold on the node state.
     holders: Vec<(String, String)>,
     notes: Vec<Note>,
     left_out: Vec<LeftOut>,
     unanswered: Vec<Note>,
     limits: Vec<String>,
     pending: Vec<String>,
-    /// Which backend marks.
+    /// Backend that sets the marks; `None` if symroute is not in force.
     backend: Option<String>,
-    /// The interfaces of the uplinks, in the same order.
+    /// The interfaces of `uplinks`, in the same order.
     interfaces: Vec<Interface>,
     counters: Counters,
-    /// Whether connections are put into a flowtable; none where that can't be seen.
+    /// Whether the rules put connections into a flowtable; `None` if the tool can't read the rules.
     offloads: Option<bool>,
-    /// None where there is no flowtable, or where it can't be read.
+    /// Offloaded connections; `None` without a flowtable, or if the tool can't read it.
     offloaded: Option<Offloaded>,
-    /// What was counted per second since an earlier look, if there was one.
+    /// Rates since an earlier report, if one exists.
     rates: Option<Rates>,
-    /// What could not be seen, and why.
+    /// What the tool could not read, and why.
     unseen: Vec<String>,
 }
 
@@ -136,7 +137,7 @@ impl Report {
                     pending = steps.map(|step| describe(step, &view.facts)).collect();
                 }
             }
-            // What can't be kept is the very thing to report.
+            // The report has to show settings that can't be kept, so they are not an error.
             Err(Error::Config(invalid)) => notes.push(Note {
                 what: format!("the settings can't be kept: {invalid}"),
                 way_out: "mend that, then: symroutectl up".into(),
@@ -177,7 +178,7 @@ impl Report {
         Ok(report)
     }
 
-    /// Takes out of the words what steers a terminal. A pod may have rules and interfaces with any names.
+    /// Removes control characters from the texts: a pod may give its rules and interfaces any names.
     fn clean(&mut self) {
         for Note { what, way_out } in self.notes.iter_mut().chain(&mut self.unanswered) {
             (*what, *way_out) = (process::harmless(what), process::harmless(way_out));
@@ -191,17 +192,17 @@ impl Report {
         }
     }
 
-    /// Adds what was counted per second since an earlier look.
+    /// Adds the rates since an earlier report.
     pub(super) fn compare_with(&mut self, before: &Self) {
         self.rates = Some(self.counters.since(&before.counters));
     }
 
-    /// Whether a part that decides on the node's health could not be seen.
+    /// Whether the tool could not read a part of the node that [`Self::health`] depends on.
     pub(super) fn is_blind(&self) -> bool {
         self.record.is_some() && !self.unseen.is_empty()
     }
 
-    /// Adds what is wrong beside the node itself.
+    /// Adds faults that are not of the node itself, such as unknown keys in a conflist.
     pub(super) fn note(&mut self, notes: impl IntoIterator<Item = Note>) {
         self.notes.extend(notes);
     }
@@ -214,7 +215,7 @@ impl Report {
         }
     }
 
-    /// The networks in whose name the node state is in force or held.
+    /// The network whose settings are in force, and those that hold the node state.
     fn networks(&self) -> BTreeSet<&str> {
         let holders = self.holders.iter().map(|(_, network)| network.as_str());
         let leader = self.record.iter().map(|record| record.network.as_str());
@@ -222,7 +223,7 @@ impl Report {
     }
 }
 
-/// The families in which a router leads another way than the uplink does, with its address.
+/// The families in which a router's table differs from the uplink's, each with its first next hop.
 fn own_gateways<'a>(
     uplink: &'a Uplink,
     router: &'a Router,
@@ -232,7 +233,7 @@ fn own_gateways<'a>(
     ways.filter_map(|(&family, way)| Some((family, way.gateways().next()?)))
 }
 
-/// The NICs that no address and no default route speaks for, but new connections do.
+/// The NICs without address and default route on which new connections from outside arrive.
 fn receiving<'a>(
     silent: impl Iterator<Item = &'a (u32, String)>,
     counts: &Counts,
@@ -246,8 +247,8 @@ fn receiving<'a>(
     })
 }
 
-/// What is wrong with files of the state. Only some attachments are read, so that this takes no
-/// longer on a full node.
+/// Reports a damaged file of an attachment. The caller checks only some attachments, so that `status`
+/// takes no longer on a full node.
 fn damaged(path: &Path) -> Note {
     Note {
         what: format!("{} is empty or damaged: that attachment counts as absent", path.display()),

@@ -1,4 +1,4 @@
-//! How many connections are in the flowtable.
+//! Number of connections in the flowtable.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use crate::plan::Uplink;
 
 #[derive(Debug)]
 pub(super) struct Offloaded {
-    /// Connections by the id of their uplink.
+    /// Number of connections by the id of their uplink or router.
     by_id: BTreeMap<u32, u64>,
-    /// Uplinks whose connections stay with the rules all the same.
+    /// Names of the uplinks whose connections are never offloaded.
     pub(super) without: Vec<String>,
 }
 
 impl Offloaded {
-    /// None where there is no flowtable.
+    /// Reads the number of offloaded connections. `None` without a flowtable.
     pub(super) fn of(view: &View) -> Result<Option<Self>, Error> {
         if !view.plan.offloads() {
             return Ok(None);
@@ -24,7 +24,7 @@ impl Offloaded {
         Ok(Some(Self { by_id, without: view.plan.not_offloaded.clone() }))
     }
 
-    /// Connections of an uplink, with its routers.
+    /// Number of offloaded connections of an uplink, including those of its routers.
     pub(super) fn by(&self, uplink: &Uplink) -> u64 {
         uplink.total(&self.by_id)
     }

@@ -1,4 +1,4 @@
-//! Counters, and what they are per second from one look to the next.
+//! Counters, and their growth per second between two reports.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 use crate::backend::counts::Counts;
 use crate::plan::Uplink;
 
-/// What is counted at one moment.
+/// The counters at one moment.
 #[derive(Debug, Clone)]
 pub(super) struct Counters {
     at: Instant,
-    /// Connections that were bound, by the uplink's id. Without the uplinks where it can't be read.
+    /// Connections that the rules bound, by the uplink's id. Empty if the tool can't read the counters.
     pub(super) bound: BTreeMap<u32, u64>,
-    /// Packets that were made to leave by the uplink, by its id.
+    /// Packets that the rules steered to the uplink, by its id. Empty if the tool can't read the counters.
     pub(super) steered: BTreeMap<u32, u64>,
     /// Packets that `rp_filter` has dropped on the whole node.
     pub(super) drops: Option<u64>,
 }
 
-/// What is counted per second.
+/// Growth of the counters per second.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Rates {
     pub(super) bound: BTreeMap<u32, f64>,
@@ -27,7 +27,7 @@ pub(super) struct Rates {
 }
 
 impl Counters {
-    /// Of these uplinks, each with its routers.
+    /// The counters of these uplinks; those of routers are added to their uplink's.
     pub(super) fn of(
         at: Instant,
         uplinks: &[Uplink],
@@ -42,7 +42,7 @@ impl Counters {
         Self { at, bound, steered, drops }
     }
 
-    /// What was counted per second since an earlier look.
+    /// The growth per second since an earlier report.
     pub(super) fn since(&self, before: &Self) -> Rates {
         let time = self.at.saturating_duration_since(before.at);
         let rates = |now: &BTreeMap<u32, u64>, before: &BTreeMap<u32, u64>| {
@@ -59,8 +59,8 @@ impl Counters {
     }
 }
 
-/// The growth of a counter per second; one that is smaller than before began again at 0. None for two
-/// looks at one moment.
+/// The growth of a counter per second. A counter that shrank was reset to 0 in between. `None` if no
+/// time has passed.
 #[expect(clippy::cast_precision_loss, reason = "a rate is a rounded number")]
 fn per_second(before: u64, now: u64, time: Duration) -> Option<f64> {
     let grown = now.checked_sub(before).unwrap_or(now);
@@ -81,7 +81,7 @@ mod tests {
             drops,
         };
         let before = counters(0, &[(1, 10), (2, 50)], Some(7));
-        // The second counter began again, and the third one is new.
+        // The second counter was reset, and the third one is new.
         let now = counters(2, &[(1, 15), (2, 4), (3, 9)], Some(7));
         let rates = now.since(&before);
         assert_eq!(rates.bound, [(1, 2.5), (2, 2.0)].into());

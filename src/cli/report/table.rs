@@ -1,4 +1,4 @@
-//! The report for a person.
+//! The report of `status` as text.
 
 use std::fmt::Write as _;
 
@@ -10,18 +10,19 @@ use crate::model::mac_text;
 use crate::plan::uplinks::LeftOut;
 use crate::plan::{GatewaySource, Note};
 
-/// How many addresses of an interface a row shows, and how many are shown in all.
+/// Number of addresses per row.
 const IN_A_ROW: usize = 2;
+/// Maximum number of addresses of an interface that the table shows.
 const SHOWN: usize = 6;
 
-/// Whether a reader sees colours.
+/// Whether the text has colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Style {
     Plain,
     Coloured,
 }
 
-/// What a part of the text is.
+/// Meaning of a part of the text, which decides its colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sense {
     Head,
@@ -31,7 +32,7 @@ enum Sense {
 }
 
 impl Style {
-    /// The text in the colour of its sense (ECMA-48, "select graphic rendition").
+    /// Colours the text by its meaning (ECMA-48, "select graphic rendition").
     fn paint(self, sense: Sense, text: &str) -> String {
         let number = match sense {
             _ if self == Self::Plain => return text.into(),
@@ -45,7 +46,7 @@ impl Style {
 }
 
 impl Report {
-    /// What a person reads.
+    /// The report as text.
     pub(in super::super) fn to_table(&self, style: Style) -> String {
         let mut out = self.first_line(style);
         out.push_str(&columns(style, &self.uplink_rows(), |_| None));
@@ -107,12 +108,12 @@ impl Report {
         )
     }
 
-    /// Whether this is about a pod.
+    /// Whether the report is about a pod's own data plane.
     fn is_pod(&self) -> bool {
         self.pods.is_none()
     }
 
-    /// What is different for pods.
+    /// Writes the number of pods with a data plane of their own or, in such a pod, that nothing is to do.
     fn write_pods(&self, out: &mut String) {
         match self.pods {
             // Writing to a string does not fail.
@@ -128,7 +129,7 @@ impl Report {
         }
     }
 
-    /// How many connections pass no rule, by uplink.
+    /// Writes the number of offloaded connections by uplink.
     fn write_offloaded(&self, out: &mut String) {
         let Some(offloaded) = &self.offloaded else { return };
         let each = self.uplinks.iter().map(|u| format!("{} by {}", offloaded.by(u), u.name));
@@ -166,7 +167,7 @@ impl Report {
         out.push_str(&columns(style, &rows, sense));
     }
 
-    /// The row of an interface, and more rows where it has many addresses.
+    /// The rows of an interface: more than one if it has many addresses.
     fn interface_rows(&self, interface: &Interface) -> Vec<Vec<String>> {
         let id = self.uplinks.iter().find(|u| u.link == interface.link).map_or(0, |u| u.id);
         let rates = self.rates.as_ref();
@@ -239,8 +240,8 @@ impl Report {
             let kind = if l.kind.is_empty() { "NIC" } else { &l.kind };
             vec![format!("  {}", l.name), kind.to_string(), l.why.clone()]
         };
-        // The rows have no heads.
         let rows: Vec<_> = self.left_out.iter().map(row).collect();
+        // These rows have no head, so the first one must not be painted as one.
         out.push_str(&columns(Style::Plain, &rows, |_| None));
     }
 
@@ -279,12 +280,12 @@ fn link_text(interface: &Interface) -> &'static str {
     }
 }
 
-/// The value that counts, and whose it is.
+/// The value that counts and its origin: `1 by all`.
 fn setting_text(setting: Setting, interface: &str) -> String {
     format!("{} by {}", setting.in_force(), setting.decider(interface))
 }
 
-/// A counter and its rate, as far as they are known.
+/// A counter and its rate: `7 (0.2/s)`, or `-` if the counter is not known.
 fn counted(number: Option<&u64>, rate: Option<f64>) -> String {
     match (number, rate) {
         (None, _) => "-".into(),
@@ -293,7 +294,7 @@ fn counted(number: Option<&u64>, rate: Option<f64>) -> String {
     }
 }
 
-/// Addresses, a few to a row. Of many the rest is counted.
+/// Rows of [`IN_A_ROW`] addresses. A last row has the number of those beyond [`SHOWN`].
 fn address_rows(addresses: &[IpNetwork]) -> Vec<String> {
     let shown = &addresses[..addresses.len().min(SHOWN)];
     let text =
@@ -304,7 +305,7 @@ fn address_rows(addresses: &[IpNetwork]) -> Vec<String> {
     rows
 }
 
-/// Rows as left-aligned columns; the first of them are the heads. `sense`: what a row is.
+/// Aligns rows as columns. The first row is the head; `sense` gives the meaning of each other row.
 fn columns(style: Style, rows: &[Vec<String>], sense: impl Fn(usize) -> Option<Sense>) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(String::len).max();
