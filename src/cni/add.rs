@@ -17,17 +17,16 @@ use crate::names;
 use crate::node::{Node, pods};
 use crate::state::{Attachment, State};
 
-/// What ADD and CHECK are about.
+/// Checked input of an ADD or CHECK.
 pub(super) struct Pod<'a> {
     pub(super) config: Config,
     pub(super) prev_result: &'a RawValue,
-    /// The attachment that ADD writes.
+    /// The attachment that ADD writes and CHECK expects.
     pub(super) attachment: Attachment,
 }
 
 impl<'a> Pod<'a> {
-    /// Looks at the namespace before anything else, then reads settings, annotations and the
-    /// previous plugin's result.
+    /// Checks the network namespace first, then reads the settings, the annotations and prevResult.
     pub(super) fn of(request: &'a Request<'_>, node: &Node) -> Result<Self, Failure> {
         own_namespace(request.netns, node)?;
         let config = config::parse(&request.config).map_err(Error::from)?;
@@ -44,7 +43,7 @@ impl<'a> Pod<'a> {
         let (key, left_out) = (request.key.clone(), !own.enabled);
         let hairpin = own.hairpin && !left_out;
         let netns = request.netns.to_string();
-        // Only a pod's own data plane asks for them.
+        // Only a pod's own data plane needs the routers.
         let gateways = if config.scope.pod {
             result::gateways(prev_result, &key.ifname)
         } else {
@@ -55,11 +54,11 @@ impl<'a> Pod<'a> {
     }
 }
 
-/// Attaches the pod and gives back `prevResult`. A failed ADD leaves nothing of its own behind.
+/// Attaches the pod and returns prevResult as the answer. A failed ADD leaves nothing behind.
 pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
     let mut node = Node::open()?;
     let pod = Pod::of(request, &node)?;
-    // Before anything is written: this may fail, too.
+    // Converts prevResult before anything is written, because the conversion may fail.
     let answer = version::answer(pod.prev_result, &request.version)?;
     let Config { settings, scope, .. } = &pod.config;
     let in_pod = scope.pod && !pod.attachment.left_out;
@@ -74,8 +73,8 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
     Ok(answer)
 }
 
-/// After an ADD has answered: where no agent looks at the node as a whole, it does that itself, once
-/// a minute at most. Another process that holds the lock looks in its place.
+/// Reconciles the whole node after an ADD has answered, unless the last full reconcile, by an agent or
+/// by an ADD, is less than a minute old. Skips it while another process reconciles the node.
 pub(super) fn look_if_overdue() {
     if !Node::is_overdue(&State::new(names::STATE_DIR)) {
         return;
@@ -87,18 +86,18 @@ pub(super) fn look_if_overdue() {
     }
 }
 
-/// The host scope leaves the pod's namespace alone; one that is the caller's own is a mistake of
-/// the runtime that must not be acted on.
+/// Checks that `CNI_NETNS` is a network namespace and not the node's own, which would be a mistake of
+/// the runtime.
 fn own_namespace(netns: &str, node: &Node) -> Result<(), Failure> {
     let fail = |msg: String| Failure::new(Code::NetworkNamespace, msg);
     let identity = |path: &str| fs::metadata(path).map(|m| (m.dev(), m.ino()));
     let open = |error: &dyn std::fmt::Display| format!("open network namespace {netns}: {error}");
     let theirs = identity(netns).map_err(|error| fail(open(&error)))?;
-    // The socket tells in a third of the time, where the kernel lets it.
+    // Asking the socket takes a third of the time, but not every kernel supports it.
     let own = (node.kernel.rtnetlink.namespace())
         .or_else(|_| identity("/proc/self/ns/net"))
         .map_err(|error| fail(format!("open own network namespace: {error}")))?;
-    // Namespaces lie on one device.
+    // All namespaces have the same device number.
     if theirs.0 != own.0 {
         let kind = statfs(netns).map_err(|error| fail(open(&error)))?.filesystem_type();
         if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {

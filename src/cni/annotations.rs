@@ -1,19 +1,19 @@
-//! What a pod's own annotations say, handed over by the runtime when the conflist entry has
+//! Annotations of the pod. The runtime passes them if the conflist entry has
 //! `"capabilities": {"io.kubernetes.cri.pod-annotations": true}`.
 
 use serde_json::{Map, Value};
 
 use crate::config::Invalid;
 
-/// The capability of the runtime, and the key of `runtimeConfig`.
+/// Name of the runtime's capability and key in `runtimeConfig`.
 pub(super) const CAPABILITY: &str = "io.kubernetes.cri.pod-annotations";
 const PREFIX: &str = "symroute.io/";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Annotations {
-    /// `symroute.io/enabled`: whether the pod is enrolled.
+    /// `symroute.io/enabled`: whether symroute serves the pod.
     pub(crate) enabled: bool,
-    /// `symroute.io/hairpin`: whether a local pod's address is accepted as a source for this pod.
+    /// `symroute.io/hairpin`: whether a request to this pod may have a local pod's address as its source.
     pub(crate) hairpin: bool,
 }
 

@@ -1,4 +1,4 @@
-//! CHECK: is the pod served as ADD left it?
+//! CHECK: proves that the node still serves the pod as ADD left it.
 
 use super::add::Pod;
 use super::{Code, Failure, Request};
@@ -8,8 +8,8 @@ use crate::node::proof::{self, Surprise};
 use crate::node::{Node, pods};
 use crate::state::{Attachment, State};
 
-/// Looks for the attachment's file, and proves that the node serves it. It holds right after ADD
-/// and goes on to hold when later plugins or a VPN change the pod's routes.
+/// Compares the attachment's file with the request and proves that the node serves the pod. Later
+/// plugins or a VPN may change the pod's routes without failing the check.
 pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
     let mut node = Node::open()?;
     let pod = Pod::of(request, &node)?;
@@ -47,7 +47,7 @@ pub(super) fn check(request: &Request<'_>) -> Result<(), Failure> {
     if wanted.left_out {
         return Ok(());
     }
-    // IPVS may have come since: the next ADD sees to that, and this pod is none the worse.
+    // Accepts the ruleset with and without IPVS: if kube-proxy switched since, the next ADD adapts it.
     let forms = settings.fingerprints();
     let Node { state, kernel, .. } = &mut node;
     let mut prove = || {

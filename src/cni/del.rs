@@ -1,5 +1,5 @@
-//! DEL: detach a pod. A DEL that fails stops the chain and leaks the primary plugin's address, so
-//! nothing that goes wrong here is reported to the runtime.
+//! DEL: detach a pod. A failing DEL would stop the chain and leak the primary plugin's address, so the
+//! plugin logs errors and reports none to the runtime.
 
 use super::{Request, log_failures, settle_capabilities};
 use crate::config::{self, Log};
@@ -8,8 +8,8 @@ use crate::names;
 use crate::node::{pods, teardown};
 use crate::state::State;
 
-/// Removes this attachment, and only that: its file, and what its interface had in the pod's namespace. The
-/// configuration is not needed for it and may be any.
+/// Removes the file of this attachment and the rules of its interface in the pod's namespace. The
+/// configuration may be invalid: DEL does not need it.
 pub(super) fn del(request: &Request<'_>) {
     let start_log = || {
         let log = config::parse(&request.config).map_or_else(|_| Log::default(), |c| c.log);

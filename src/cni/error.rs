@@ -1,5 +1,5 @@
-//! CNI errors: `{cniVersion, code, msg, details}` on stdout. A user sees `msg; details` in the
-//! pod's events and nothing else, so the cause and the way out are in there.
+//! CNI errors: `{cniVersion, code, msg, details}` on stdout. A user sees only `msg; details` in the
+//! pod's events, so the two contain the cause and the remedy.
 
 use std::fmt;
 
@@ -8,32 +8,33 @@ use serde_json::json;
 use crate::error::Error;
 use crate::process::cut;
 
-/// No part of an answer is longer, whatever the runtime or a pod has passed: it ends up in events.
+/// Maximum length of `msg` and of `details` in bytes: both end up in events, and the runtime or a pod
+/// controls parts of them.
 const MOST: usize = 2048;
 
-/// Error codes. Source: CNI specification 1.1.0, section "Error"; 8 is libcni's
-/// `ErrInvalidNetNS`; 100 and above are ours.
+/// Error codes of the CNI specification 1.1.0, section "Error"; 8 is libcni's `ErrInvalidNetNS`, and
+/// those from 100 on are symroute's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
-    /// The version of the protocol is not one of ours.
+    /// The plugin does not support the version of the protocol.
     IncompatibleVersion = 1,
-    /// A necessary variable is missing or wrong.
+    /// A required variable is missing or wrong.
     Environment = 4,
-    /// Reading or writing failed.
+    /// Reading stdin or writing stdout failed.
     Io = 5,
-    /// The content can't be decoded.
+    /// The configuration can't be decoded.
     Decode = 6,
     Config = 7,
     /// The network namespace is not the pod's.
     NetworkNamespace = 8,
-    /// Something passing is in the way.
+    /// Another process holds a lock.
     TryAgain = 11,
-    /// No ADD could succeed (answer to STATUS).
+    /// No ADD can succeed (answer to STATUS).
     Unavailable = 50,
     Kernel = 100,
-    /// A file of ours could not be read or written.
+    /// A file of the node state can't be read or written.
     State = 101,
-    /// The pod is not served as ADD left it (answer to CHECK).
+    /// The node does not serve the pod as ADD left it (answer to CHECK).
     NotAsAdded = 102,
 }
 
@@ -41,7 +42,7 @@ pub(crate) enum Code {
 pub(crate) struct Failure {
     pub(crate) code: Code,
     pub(crate) msg: String,
-    /// The way out, or more about the cause.
+    /// The remedy, or more about the cause.
     pub(crate) details: String,
 }
 
@@ -50,12 +51,12 @@ impl Failure {
         Self { code, msg: cut(msg, MOST), details: String::new() }
     }
 
-    /// The same with details.
+    /// Sets `details`, cut to the maximum length.
     pub(crate) fn with(self, details: impl Into<String>) -> Self {
         Self { details: cut(details, MOST), ..self }
     }
 
-    /// The document for stdout.
+    /// The error document for stdout.
     pub(crate) fn to_json(&self, version: &str) -> String {
         json!({
             "cniVersion": version,

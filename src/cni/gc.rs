@@ -1,4 +1,4 @@
-//! GC: detach what the runtime does not know any more.
+//! GC: detach pods that the runtime no longer knows.
 
 use serde_json::Value;
 
@@ -8,11 +8,11 @@ use crate::names;
 use crate::node::{pods, teardown};
 use crate::state::{Key, State};
 
-/// Where the runtime lists what is still valid; the second is the name of older libraries.
+/// Keys with the runtime's list of valid attachments; older libraries use the second.
 pub(super) const LISTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
-/// Removes attachments of this network that are not in the list. Without a list nothing is known,
-/// and nothing removed. Goes on after an error and tells all at the end.
+/// Removes attachments of this network that are not in the list; without a list, removes none. Goes on
+/// after an error and reports all errors at the end.
 pub(super) fn gc(request: &Request<'_>) -> Result<(), Failure> {
     let Some(list) = LISTS.iter().find_map(|key| request.config.get(*key)) else { return Ok(()) };
     let network = &request.key.network;
@@ -37,7 +37,7 @@ pub(super) fn gc(request: &Request<'_>) -> Result<(), Failure> {
     Err(Failure::new(Code::Kernel, "symroute: not all could be removed").with(failures.join("; ")))
 }
 
-/// The attachments in the list. `null` is a list of none.
+/// The attachments in the list; `null` counts as an empty list.
 fn valid(list: &Value, network: &str) -> Result<Vec<Key>, Failure> {
     let wrong = |at: &Value| {
         Failure::new(Code::Decode, format!("decode the list of valid attachments: {at}"))

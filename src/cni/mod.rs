@@ -1,5 +1,5 @@
-//! The CNI protocol, seen from the runtime: environment and stdin in, one document on stdout and
-//! an exit code out. Specification: CNI 1.1.0; the order of checks is in docs/cni.md.
+//! The CNI protocol, specification 1.1.0: reads environment and stdin, writes one document to stdout and
+//! returns an exit code. docs/cni.md has the order of the checks.
 
 mod add;
 pub(crate) mod annotations;
@@ -23,13 +23,13 @@ use crate::capabilities::{self, Capabilities};
 use crate::process;
 use version::LATEST;
 
-/// Most that is read from stdin.
+/// Maximum length of stdin in bytes.
 const STDIN_MAX: u64 = 16 * 1024 * 1024;
 
-/// Answers one call of a runtime; gives the exit code.
+/// Answers one call of a runtime and returns the exit code.
 #[must_use]
 pub fn run(environment: &Environment) -> u8 {
-    // Only the settings say whether the call enters the pod's namespace.
+    // The settings, which are read later, decide whether the call enters the pod's namespace.
     capabilities::keep_in_reserve(Capabilities::POD, Capabilities::NAMESPACES);
     let answer = read_stdin().and_then(|stdin| answer(environment, &stdin));
     let (text, code) = match answer {
@@ -40,7 +40,7 @@ pub fn run(environment: &Environment) -> u8 {
         }
     };
     if let Err(error) = process::print(text.as_bytes()) {
-        // A runtime that has gone away reads nothing, and must not take the call for done.
+        // The runtime has not got the answer, so it must not take the call for done.
         log::error!("{}: write the answer: {error}", environment.command);
         return 1;
     }
@@ -50,19 +50,19 @@ pub fn run(environment: &Environment) -> u8 {
     code
 }
 
-/// Takes up what it takes to enter a pod's network namespace, or gives it up for good.
+/// Keeps the capabilities to enter a pod's network namespace, or drops them for good.
 fn settle_capabilities(enters: bool) {
     capabilities::keep(if enters { Capabilities::NAMESPACES } else { Capabilities::POD });
 }
 
-/// For what must not, or can't, be told to the runtime.
+/// Logs errors that must not fail the call.
 fn log_failures(request: &Request<'_>, failures: &[crate::error::Error]) {
     for error in failures {
         log::error!("{} ({}): {error}", request.key.container, request.key.ifname);
     }
 }
 
-/// A failure with the version in which it is to be told.
+/// The `cniVersion` of an error document, and the failure.
 type Versioned = (String, Failure);
 
 fn read_stdin() -> Result<Vec<u8>, Versioned> {
@@ -104,8 +104,8 @@ fn answer(environment: &Environment, stdin: &[u8]) -> Result<String, Versioned> 
     outcome.map_err(with_version)
 }
 
-/// The answer to VERSION: the version asked for, and all that we speak. Looks at nothing else and
-/// takes an empty stdin.
+/// The answer to VERSION: the `cniVersion` of the request and all versions that the plugin supports.
+/// Accepts an empty or invalid stdin.
 fn versions(stdin: &[u8]) -> String {
     let asked = serde_json::from_slice::<serde_json::Value>(stdin)
         .ok()

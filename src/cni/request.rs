@@ -1,5 +1,4 @@
-//! A call of a runtime: its environment and its configuration, checked in the order in which
-//! libcni's own plugins check.
+//! A call of a runtime: environment and configuration, checked in the order of libcni's own plugins.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,10 +12,10 @@ use super::{Code, Failure, VERSIONS, gc};
 use crate::config;
 use crate::state::Key;
 
-/// The version that a configuration without `cniVersion` has.
+/// Version of a configuration without `cniVersion`.
 const OLDEST: &str = "0.1.0";
 
-/// The verbs that come with a configuration.
+/// The values of `CNI_COMMAND` that have a configuration: all except `VERSION`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
     Add,
@@ -47,7 +46,7 @@ impl Command {
         matches!(self, Self::Add | Self::Del | Self::Check)
     }
 
-    /// The version that brought it.
+    /// The first version of the protocol that has the verb.
     fn since(self) -> &'static str {
         match self {
             Self::Add | Self::Del => OLDEST,
@@ -57,7 +56,7 @@ impl Command {
     }
 }
 
-/// The variables of a call; empty where unset. Not `CNI_PATH`: the plugin calls no other plugin.
+/// The variables of a call, empty if unset. `CNI_PATH` is missing, because the plugin calls no other one.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     /// `CNI_COMMAND`
@@ -71,7 +70,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// The variables of this process; none without `CNI_COMMAND`.
+    /// The variables of this process; `None` without `CNI_COMMAND`.
     #[must_use]
     pub fn of_process() -> Option<Self> {
         let read = |name| env::var_os(name).unwrap_or_default().to_string_lossy().into_owned();
@@ -84,8 +83,8 @@ impl Environment {
         })
     }
 
-    /// Finds variables that are missing, all of them at once. An unknown verb needs none: the error
-    /// about it comes when the configuration has been read.
+    /// Error: the names of all missing variables. Accepts an unknown verb, which [`Request::parse`] reports
+    /// after it has decoded the configuration.
     pub(super) fn check_presence(&self) -> Result<(), Failure> {
         let Some(command) = Command::named(&self.command) else { return Ok(()) };
         let pod = command.is_about_pod();
@@ -138,25 +137,25 @@ pub(crate) struct Request<'a> {
     pub(crate) version: String,
     /// `CNI_COMMAND`
     command: Command,
-    /// Which attachment it is about; of GC and STATUS only the network counts.
+    /// The attachment; GC and STATUS use only its network.
     pub(crate) key: Key,
     /// Path of the pod's network namespace; may be empty for DEL.
     pub(crate) netns: &'a str,
-    /// The plugin's configuration, `prevResult` left out.
+    /// Our keys and the protocol's keys of the configuration, without `prevResult`.
     pub(crate) config: Map<String, Value>,
     /// `prevResult` byte for byte.
     pub(crate) prev_result: Option<Box<RawValue>>,
 }
 
 impl<'a> Request<'a> {
-    /// Decodes the configuration and finds wrong values of the environment.
+    /// Decodes the configuration and checks the values of the environment.
     pub(crate) fn parse(environment: &'a Environment, stdin: &[u8]) -> Result<Self, Failure> {
         let decode = |error: String| {
             Failure::new(Code::Decode, format!("decode the configuration on stdin: {error}"))
         };
         let text = match std::str::from_utf8(stdin) {
             Ok(text) => Cow::Borrowed(text),
-            // Of a DEL only the names matter, and those are ASCII.
+            // A DEL uses only names, which are ASCII.
             Err(_) if environment.command == "DEL" => String::from_utf8_lossy(stdin),
             Err(error) => return Err(decode(error.to_string())),
         };
@@ -165,7 +164,7 @@ impl<'a> Request<'a> {
         let prev_result = raw.remove("prevResult").filter(|raw| raw.get() != "null");
         let prev_result = prev_result.map(ToOwned::to_owned);
         let mut config = Map::new();
-        // Keys of others are not looked into: they may hold what we can't read.
+        // Other plugins' keys may have values that serde_json can't read, such as 1e400.
         raw.retain(|key, _| PROTOCOL.contains(&&**key) || config::KEYS.contains(&&**key));
         for (key, value) in raw {
             let value = serde_json::from_str(value.get()).map_err(|e| decode(e.to_string()))?;
@@ -183,7 +182,7 @@ impl<'a> Request<'a> {
         Ok(Self { version, command, key, netns: &environment.netns, config, prev_result })
     }
 
-    /// The verb, if the version has it.
+    /// The verb. Error: the request's version of the protocol does not have the verb.
     pub(crate) fn command(&self) -> Result<Command, Failure> {
         let since = self.command.since();
         if at_least(&self.version, since) {
@@ -198,7 +197,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Keys that the protocol itself puts into a configuration.
+/// Keys of the protocol that the plugin reads.
 const PROTOCOL: [&str; 5] = ["name", "cniVersion", "runtimeConfig", gc::LISTS[0], gc::LISTS[1]];
 
 fn name(config: &Map<String, Value>) -> Result<String, Failure> {

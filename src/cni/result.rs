@@ -1,5 +1,5 @@
-//! What is read from `prevResult`: the pod's addresses. The document itself is passed on as it
-//! came, since other plugins put things into it that only they understand.
+//! Reads the pod's addresses and routers from `prevResult`. The plugin passes on the document unchanged,
+//! because other plugins put keys into it that only they understand.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::{Code, Failure};
 use crate::config;
 
-/// Keys of an object with their values unread.
+/// Keys of a JSON object with their undecoded values.
 pub(super) type Fields<'a> = BTreeMap<String, &'a RawValue>;
 
 fn wrong(what: &str) -> Failure {
@@ -19,15 +19,14 @@ fn wrong(what: &str) -> Failure {
         .with("the plugin before this one in the chain has to give a valid result")
 }
 
-/// The keys of a result. Only what is needed is read: other keys may hold what only other plugins
-/// understand.
+/// Splits a result into its keys without decoding the values, which serde_json may not be able to read.
 pub(super) fn fields(result: &RawValue) -> Result<Fields<'_>, Failure> {
     serde_json::from_str(result.get())
         .map_err(|_| wrong(&format!("not an object: {}", result.get())))
 }
 
-/// The addresses of a result of any version (`ips[].address`, `ip4.ip`, `ip6.ip`), each once.
-/// Addresses that no packet from outside can have are left out.
+/// The addresses of a result of any version (`ips[].address`, `ip4.ip`, `ip6.ip`), each once. Leaves out
+/// link-local, loopback, multicast and unspecified addresses, to which no request from outside is sent.
 pub(crate) fn addresses(result: &RawValue) -> Result<Vec<IpAddr>, Failure> {
     let all = fields(result)?;
     let mut found = Vec::new();
@@ -36,10 +35,10 @@ pub(crate) fn addresses(result: &RawValue) -> Result<Vec<IpAddr>, Failure> {
         let net: IpNetwork = text
             .and_then(|mut entry| entry.remove(key))
             .and_then(|raw| serde_json::from_str::<String>(raw.get()).ok())
-            // A prefix is part of it: without one, libraries refuse the result as we pass it on.
+            // Requires a prefix: libraries refuse a result without one, which the plugin would pass on.
             .and_then(|text| text.contains('/').then(|| text.parse().ok())?)
             .ok_or_else(|| wrong(&format!("{name}.{key} is no address: {entry}")))?;
-        // An IPv4 address in IPv6's clothes is one on the wire all the same.
+        // Packets of an IPv4-mapped IPv6 address are IPv4.
         let ip = net.ip().to_canonical();
         if is_reachable(ip) && !found.contains(&ip) {
             found.push(ip);
@@ -48,9 +47,9 @@ pub(crate) fn addresses(result: &RawValue) -> Result<Vec<IpAddr>, Failure> {
     Ok(found)
 }
 
-/// The routers that a result names (`ips[].gateway`, `ip4.gateway`, `ip6.gateway`), by the interface whose address
-/// they stand beside. Where it names no interface that is the one of the call. What can't be read is left out: no
-/// more than a way is lost by it.
+/// The routers of a result (`ips[].gateway`, `ip4.gateway`, `ip6.gateway`) by the interface of their address. An
+/// address without interface counts as `ifname`, the interface of the call. Leaves out unreadable entries, since
+/// the pod only lacks that router then.
 pub(crate) fn gateways(result: &RawValue, ifname: &str) -> BTreeMap<String, Vec<IpAddr>> {
     let mut found = BTreeMap::<String, Vec<IpAddr>>::new();
     let Ok(all) = fields(result) else { return found };
@@ -67,7 +66,7 @@ pub(crate) fn gateways(result: &RawValue, ifname: &str) -> BTreeMap<String, Vec<
             Some(at) => usize::try_from(at).ok().and_then(|at| names.get(at)),
             None => None,
         };
-        // One on the node's side has no sandbox.
+        // An interface on the node has no sandbox.
         let name = name.filter(|named| !named.sandbox.is_empty());
         let name = name.map_or(ifname, |named| &named.name);
         let usable = !(router.is_unspecified() || router.is_loopback() || router.is_multicast());
@@ -78,7 +77,7 @@ pub(crate) fn gateways(result: &RawValue, ifname: &str) -> BTreeMap<String, Vec<
     found
 }
 
-/// An interface of a result.
+/// An entry of `interfaces` in a result.
 #[derive(Deserialize)]
 struct Named {
     #[serde(default)]
@@ -88,15 +87,15 @@ struct Named {
     sandbox: String,
 }
 
-/// What stands beside an address.
+/// The keys beside an address in a result.
 #[derive(Deserialize)]
 struct Beside {
     gateway: Option<String>,
-    /// Index of its interface. Some plugins write a negative one for none.
+    /// Index in `interfaces`. Some plugins write a negative index for none.
     interface: Option<i64>,
 }
 
-/// Where a result has addresses: the place's name, what stands there, and the key in it.
+/// The objects of a result that have an address: name of the place, object, and key of the address in it.
 fn entries<'a>(all: &Fields<'a>) -> Result<Vec<(String, &'a RawValue, &'static str)>, Failure> {
     let mut entries = Vec::new();
     if let Some(list) = all.get("ips") {
@@ -126,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// Interface and routers, one line each.
+    /// Formats interface and routers, one line each.
     fn routers(result: &str) -> String {
         let result = RawValue::from_string(result.into()).unwrap();
         let found = gateways(&result, "net1").into_iter();
@@ -148,7 +147,7 @@ mod tests {
                 {"address": "10.0.6.5/24"}
             ]
         }"#;
-        // One on the node's side, or of no interface, is that of the call.
+        // An address of an interface on the node, or without one, counts as the call's.
         let of_call = "net1 [10.0.1.1, 10.0.2.1, 10.0.3.1, 2001:db8::1]\n";
         assert_eq!(routers(result), format!("{of_call}net2 [10.0.0.1]\n"));
     }

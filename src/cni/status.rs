@@ -1,4 +1,5 @@
-//! STATUS: could an ADD succeed? Asked every few seconds, so it is one look and takes no lock.
+//! STATUS: checks whether an ADD can succeed. The runtime calls it every few seconds, so the check makes
+//! few requests to the kernel and takes no lock.
 
 use super::{Code, Failure, Request};
 use crate::backend::iptables::ipset;
@@ -12,8 +13,8 @@ use crate::names;
 use crate::netlink::Socket;
 use crate::node::observe;
 
-/// Succeeds if the settings can be read, and the kernel has `nf_tables`, or else `ip_set` beside an
-/// iptables that is installed, and we may use it.
+/// Succeeds if the settings are valid and the plugin may use a backend: the kernel's `nf_tables`, or
+/// `ip_set` together with an installed iptables.
 pub(super) fn status(request: &Request<'_>) -> Result<(), Failure> {
     let unavailable = |error: Error| {
         let way_out = error.way_out().unwrap_or_default();

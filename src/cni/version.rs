@@ -1,4 +1,4 @@
-//! Versions of the protocol and the shapes of results that they have.
+//! Versions of the protocol and the shapes of their results.
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -6,24 +6,24 @@ use serde_json::{Map, Value, json};
 use super::result::{Fields, fields};
 use super::{Code, Failure};
 
-/// Versions of the protocol that we speak, oldest first.
+/// Versions of the protocol that the plugin supports, oldest first.
 pub(crate) const VERSIONS: [&str; 7] =
     ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-/// The version of an answer to a request whose own version is not known.
+/// Version of an answer to a request whose own version is not known.
 pub(super) const LATEST: &str = "1.1.0";
 
-/// Results of one family look alike and are passed on as they came.
+/// Versions whose results have the same shape. The plugin passes on results unchanged inside a family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Family {
-    /// `ip4` and `ip6`: 0.1.0 and 0.2.0.
+    /// Results with `ip4` and `ip6`: 0.1.0 and 0.2.0.
     Single,
-    /// `ips` that say their IP version: 0.3.0 to 0.4.0.
+    /// Results with `ips` that have a key `version`: 0.3.0 to 0.4.0.
     Listed,
-    /// `ips` that don't: 1.0.0 on.
+    /// Results with `ips` without a key `version`: from 1.0.0 on.
     Current,
 }
 
-/// The family of a version; none for a version that we don't speak.
+/// The family of a version; `None` for a version that the plugin does not support.
 pub(crate) fn family(version: &str) -> Option<Family> {
     let at = VERSIONS.iter().position(|known| *known == version)?;
     Some(match at {
@@ -33,19 +33,19 @@ pub(crate) fn family(version: &str) -> Option<Family> {
     })
 }
 
-/// Whether `version` is one of ours and not older than `least`.
+/// Whether the plugin supports `version` and it is not older than `least`.
 pub(super) fn at_least(version: &str, least: &str) -> bool {
     let place = |wanted: &str| VERSIONS.iter().position(|known| *known == wanted);
     place(version).zip(place(least)).is_some_and(|(version, least)| version >= least)
 }
 
-/// `prevResult` as the answer to a request of this version: byte for byte inside a family, where at
-/// most `cniVersion` is adjusted; converted between families.
+/// The answer to a request of this version: prevResult byte for byte inside a family, where only
+/// `cniVersion` may change; converted between families.
 pub(crate) fn answer(result: &RawValue, version: &str) -> Result<String, Failure> {
     let text = result.get();
     let all = fields(result)?;
     let Some(raw) = all.get("cniVersion") else {
-        // Libraries take a result without one for the oldest, and would lose its addresses.
+        // Libraries take a result without "cniVersion" for the oldest version and lose its addresses.
         let rest = text.trim_start().strip_prefix('{').unwrap_or(text);
         let comma = if all.is_empty() { "" } else { "," };
         return Ok(format!("{{\"cniVersion\":\"{version}\"{comma}{rest}"));
@@ -55,12 +55,12 @@ pub(crate) fn answer(result: &RawValue, version: &str) -> Result<String, Failure
         return Ok(text.to_string());
     }
     let Some(from) = family(&own) else {
-        let msg = format!("\"prevResult\": \"cniVersion\" is {}, which nobody knows", raw.get());
+        let msg = format!("\"prevResult\": \"cniVersion\" is {}, an unknown version", raw.get());
         return Err(Failure::new(Code::IncompatibleVersion, msg)
             .with(format!("supported: {}", VERSIONS.join(", "))));
     };
     if Some(from) == family(version) {
-        // The raw value is a part of the text, so its place in memory is its place there.
+        // The raw value borrows from the text, so the difference of the pointers is its offset.
         let at = raw.get().as_ptr() as usize - text.as_ptr() as usize;
         let rest = &text[at + raw.get().len()..];
         return Ok(format!("{}\"{version}\"{rest}", &text[..at]));
@@ -69,7 +69,7 @@ pub(crate) fn answer(result: &RawValue, version: &str) -> Result<String, Failure
     convert(&all, to, version).map(|value| value.to_string())
 }
 
-/// What all families can say of an address.
+/// An address of a result in any family.
 struct Address {
     net: Value,
     gateway: Option<Value>,
@@ -77,7 +77,7 @@ struct Address {
     v6: bool,
 }
 
-/// The value of a key, none where it is absent or null.
+/// The value of a key; `None` if the key is absent or null.
 fn value(all: &Fields<'_>, key: &str) -> Result<Option<Value>, Failure> {
     let Some(raw) = all.get(key).filter(|raw| raw.get() != "null") else { return Ok(None) };
     serde_json::from_str(raw.get()).map(Some).map_err(|error| wrong(key, &error.to_string()))
@@ -96,8 +96,8 @@ fn list(all: &Fields<'_>, key: &str) -> Result<Vec<Value>, Failure> {
     }
 }
 
-/// A result in the shape of another family. A plugin may name one version and use the keys of another: all
-/// addresses count, as in [`super::result::addresses`].
+/// Converts a result to the shape of a family. A plugin may name one version and use the keys of another, so
+/// the result gets the addresses of all keys, as in [`super::result::addresses`].
 fn convert(all: &Fields<'_>, to: Family, version: &str) -> Result<Value, Failure> {
     let (mut addresses, mut routes) = listed(all)?;
     let (more, their_routes) = single(all)?;

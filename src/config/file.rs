@@ -1,4 +1,4 @@
-//! Our configuration in a file: a conflist that names us, or a plugin object of ours.
+//! Reads our configuration from a file: a conflist that names symroute, or our plugin object.
 
 use std::path::Path;
 
@@ -8,19 +8,17 @@ use super::{Config, parse, unknown};
 use crate::names::PLUGIN_TYPE as TYPE;
 use crate::plain_file::{self, Links};
 
-/// What a file says.
+/// Content of a configuration file.
 #[derive(Debug)]
 pub(crate) struct Content {
-    /// The network that it names, if it names one.
+    /// `name` of the network, if the file has one.
     pub(crate) network: Option<String>,
-    /// Our configuration for it.
     pub(crate) config: Config,
-    /// Whether it is a list of plugins, as runtimes read it, and no plugin object.
+    /// Whether the file is a list of plugins, as runtimes read it, and not a plugin object.
     pub(crate) is_list: bool,
 }
 
-/// Reads a file. `strictly`: a key that nothing knows is refused.
-/// Error: what is wrong, with the path in front.
+/// Reads a file. With `strictly`, an unknown key is an error. Error: the fault, with the path in front.
 pub(crate) fn read(path: &Path, strictly: bool) -> Result<Content, String> {
     let fail = |text: String| format!("{}: {text}", path.display());
     let text = plain_file::read_text(path, plain_file::LONGEST, Links::Followed)
@@ -36,14 +34,15 @@ pub(crate) fn read(path: &Path, strictly: bool) -> Result<Content, String> {
     Ok(Content { network, config, is_list: object.contains_key("plugins") })
 }
 
-/// Whether this is a network whose plugins we are one of.
+/// Whether a network lists symroute among its plugins.
 pub(crate) fn names_us(network: &Value) -> bool {
     let ours = |plugin: &Value| plugin.get("type").is_some_and(|kind| kind == TYPE);
     let plugins = network.get("plugins").and_then(Value::as_array);
     ours(network) || plugins.is_some_and(|plugins| plugins.iter().any(ours))
 }
 
-/// The one entry of ours in a conflist, or the object itself where it is a plugin object.
+/// Our only entry in a conflist, or `object` itself if it is a plugin object. Error: no entry, more than
+/// one, or another plugin's object.
 fn plugin(object: &Map<String, Value>) -> Result<&Map<String, Value>, String> {
     let ours = |plugin: &&Map<String, Value>| plugin.get("type").is_none_or(|t| t == TYPE);
     let Some(plugins) = object.get("plugins") else {

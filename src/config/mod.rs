@@ -28,7 +28,7 @@ const MARK_MASK: &str = "markMask";
 const RULE_PRIORITY: &str = "rulePriority";
 pub(crate) const OFFLOAD: &str = "offload";
 
-/// The keys of the plugin object that are ours.
+/// symroute's own keys of the plugin object.
 pub(crate) const KEYS: [&str; 13] = [
     "uplinks",
     "gateways",
@@ -48,14 +48,14 @@ pub(crate) const KEYS: [&str; 13] = [
 /// A wrong configuration value: CNI error 7.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Invalid {
-    /// The key, with its place: `gateways.eth1`.
+    /// The key with its place, such as `gateways.eth1`.
     pub(crate) key: String,
     pub(crate) value: String,
     pub(crate) hint: String,
 }
 
 impl Invalid {
-    /// A wrong value with what is allowed in its place.
+    /// An error that names the key, its value and the allowed values (`hint`).
     pub(crate) fn new(key: impl Into<String>, value: &Value, hint: impl Into<String>) -> Self {
         let key = cut(key, VALUE_MOST);
         Self { key, value: cut(value.to_string(), VALUE_MOST), hint: hint.into() }
@@ -81,12 +81,12 @@ impl From<Settings> for Config {
     }
 }
 
-/// Where the data plane is built: in at least one of the two.
+/// Network namespaces in which symroute builds its data plane; at least one of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Scope {
-    /// In the network namespace of the node.
+    /// The network namespace of the node.
     pub(crate) host: bool,
-    /// In the network namespace of each pod.
+    /// The network namespace of each pod.
     pub(crate) pod: bool,
 }
 
@@ -96,7 +96,7 @@ impl Scope {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Log {
-    /// Least level that is written.
+    /// Lowest severity that the plugin writes.
     pub(crate) level: log::LevelFilter,
     pub(crate) file: PathBuf,
 }
@@ -107,12 +107,12 @@ impl Default for Log {
     }
 }
 
-/// What is set for an uplink in `gateways`.
+/// Value of an uplink in `gateways`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Gateways {
-    /// There is no router: every client is on the link.
+    /// The uplink has no router: every client is on the link.
     OnLink,
-    /// Its routers, those that are used where nothing else says which one first.
+    /// Routers of the uplink. The default routers come first.
     Routers(Vec<IpAddr>),
 }
 
@@ -125,67 +125,67 @@ impl Gateways {
     }
 }
 
-/// The word for [`Gateways::OnLink`].
+/// Configuration value of [`Gateways::OnLink`].
 const ON_LINK: &str = "onlink";
 
 /// Which packets of a pod are steered to the uplink whose address they will be masqueraded with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Masquerade {
-    /// Where an uplink has no address of its own.
+    /// Packets of uplinks without an address of their own.
     Auto,
-    /// Nowhere.
+    /// No packets.
     Off,
-    /// Packets with this mark, whatever uplink they would leave by.
+    /// Packets with this mark, on any uplink.
     Mark {
         mark: MarkMatch,
-        /// Name of the uplink to leave by; none for that of main's default route.
+        /// Name of the uplink to steer to; `None` for that of the default route in table main.
         via: Option<String>,
     },
 }
 
-/// Who does the marking.
+/// Packet filter that sets the marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Backend {
-    /// nftables where the kernel has it.
+    /// nftables if the kernel has it, otherwise iptables.
     Auto,
     /// nftables, over netlink.
     Nftables,
-    /// iptables, in the variant that the node's other rules are in.
+    /// iptables, in the variant of the node's other rules.
     Iptables,
-    /// iptables, in this variant.
+    /// iptables in a given variant.
     Variant(Variant),
 }
 
-/// Which numbers the plugin chooses by what is on the node. [`Settings`] has the ones that it chose.
+/// Numbers that the plugin chooses to fit the node. [`Settings`] has the chosen numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Automatic {
     pub(crate) mark: bool,
     pub(crate) priority: bool,
 }
 
-/// The word for a number of [`Automatic`].
+/// Configuration value of a number that the plugin chooses.
 pub(crate) const AUTO: &str = "auto";
 
-/// The settings that hold for a node as a whole: two networks on it have to agree on them.
+/// Settings of the whole node. All networks on a node have to agree on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(crate) uplinks: Vec<Pattern>,
-    /// Gateways by uplink name, where they can't be found.
+    /// Routers by uplink name, for uplinks whose routers the plugin can't find.
     pub(crate) gateways: BTreeMap<String, Gateways>,
-    /// Connections to these destinations are never bound, since their replies are meant to take
-    /// another way: direct server return, anycast.
+    /// Destinations whose connections symroute never binds, because their replies have to take another way:
+    /// direct server return, anycast.
     pub(crate) exclude: Vec<IpNetwork>,
-    /// Whether the node's own sockets and `NodePort`s with remote backends are served too.
+    /// Whether symroute also serves the node's own sockets and `NodePort`s with remote backends.
     pub(crate) host: bool,
-    /// Whether a local pod's address is accepted as a source on an uplink.
+    /// Whether an uplink accepts a local pod's address as a source.
     pub(crate) hairpin: bool,
     pub(crate) masquerade: Masquerade,
     pub(crate) backend: Backend,
     pub(crate) field: Field,
     pub(crate) priority: u32,
-    /// Uplink `id` has table `table_base + id`.
+    /// Base of the table numbers: uplink `id` has table `table_base + id`.
     pub(crate) table_base: u32,
-    /// Whether bound connections are put into a flowtable.
+    /// Whether symroute puts bound connections into a flowtable.
     pub(crate) offload: bool,
     pub(crate) automatic: Automatic,
 }
@@ -212,25 +212,25 @@ impl Default for Settings {
 }
 
 impl Automatic {
-    /// The keys whose numbers are chosen.
+    /// The configuration keys whose numbers the plugin chooses.
     pub(crate) fn keys(self) -> Vec<&'static str> {
         let all = [(self.mark, MARK_MASK), (self.priority, RULE_PRIORITY)];
         all.iter().filter_map(|&(is, key)| is.then_some(key)).collect()
     }
 
-    /// The choices that these keys stand for.
+    /// Inverse of [`Self::keys`].
     pub(crate) fn of(keys: &[&str]) -> Self {
         Self { mark: keys.contains(&MARK_MASK), priority: keys.contains(&RULE_PRIORITY) }
     }
 
-    /// Every set of choices.
+    /// All combinations.
     fn all() -> [Self; 4] {
         [(false, false), (false, true), (true, false), (true, true)]
             .map(|(mark, priority)| Self { mark, priority })
     }
 }
 
-/// What is asked for: a number that the plugin chooses is none of it.
+/// Hashes the requested settings, without the numbers that the plugin chooses.
 impl Hash for Settings {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self { uplinks, gateways, exclude, host, hairpin, masquerade, backend, .. } = self;
@@ -239,27 +239,26 @@ impl Hash for Settings {
         let field = (!automatic.mark).then_some(field);
         (uplinks, gateways, exclude, host, hairpin, masquerade, backend).hash(state);
         (field, priority, table_base).hash(state);
-        // Without it the number is that of releases that do not know it.
+        // Hashed only if set, so that the hash without it equals that of releases that do not know the key.
         offload.then_some(OFFLOAD).into_iter().for_each(|word| word.hash(state));
     }
 }
 
 impl Settings {
-    /// These settings with the numbers of those in force, where the plugin has the choice.
+    /// These settings with the numbers of `in_force` where the plugin may choose.
     pub(crate) fn with_choices_of(&self, in_force: &Self) -> Self {
         let priority = if self.automatic.priority { in_force.priority } else { self.priority };
         let field = if self.automatic.mark { in_force.field } else { self.field };
         Self { field, priority, ..self.clone() }
     }
 
-    /// Whether these settings, which are in force, are those that are asked for. A number may be asked
-    /// for or left to the plugin, and be the same.
+    /// Whether these settings, which are in force, meet the `asked` ones. A number meets both a request for
+    /// this number and `"auto"`.
     pub(crate) fn fulfil(&self, asked: &Self) -> bool {
         Self { automatic: self.automatic, ..asked.with_choices_of(self) } == *self
     }
 
-    /// The settings in the words of the public contract, all keys present, with the numbers that were
-    /// chosen.
+    /// The settings as a plugin object with all keys and with the chosen numbers.
     pub(crate) fn to_json(&self) -> Map<String, Value> {
         let masquerade = match &self.masquerade {
             Masquerade::Auto => json!("auto"),
@@ -291,7 +290,7 @@ impl Settings {
         all.map(|(key, value)| (key.to_string(), value)).into_iter().collect()
     }
 
-    /// The first key whose value is not the one in force: its name, the value here and the one in force.
+    /// The first key whose value differs from `in_force`: key, own value, value in force.
     pub(crate) fn differing(&self, in_force: &Self) -> Option<(String, Value, Value)> {
         if in_force.fulfil(self) {
             return None;
@@ -303,33 +302,32 @@ impl Settings {
         Some((key, value, other))
     }
 
-    /// A number that stands for these settings, the version of the ruleset, and whether it is one
-    /// for a node with IPVS. It lies in the table as one element, so that an ADD sees in one look
-    /// whether all of that is in force.
+    /// Hash of the settings, the version of the ruleset and whether the node has IPVS. The nftables table
+    /// has it as one element, so that an ADD checks with one request whether all of that is in force.
     pub(crate) fn fingerprint(&self, ipvs: bool) -> u32 {
         let mut hasher = Fnv::default();
         (names::RULESET_VERSION, self, ipvs).hash(&mut hasher);
         hasher.folded()
     }
 
-    /// The fingerprints of all settings that these fulfil; see [`Settings::fulfil`].
+    /// The fingerprints of all settings that these settings meet; see [`Settings::fulfil`].
     pub(crate) fn fulfilled(&self, ipvs: bool) -> Vec<u32> {
         let form = |automatic| Self { automatic, ..self.clone() }.fingerprint(ipvs);
         Automatic::all().map(form).into()
     }
 
-    /// Both numbers, without IPVS and with it.
+    /// The fingerprints without and with IPVS.
     pub(crate) fn fingerprints(&self) -> [u32; 2] {
         [false, true].map(|ipvs| self.fingerprint(ipvs))
     }
 
-    /// The same for the namespace of a pod: its own sockets are what is asked, nothing in it is masqueraded by
-    /// kube-proxy, and it forwards too little to be worth a flowtable.
+    /// These settings for the network namespace of a pod. Requests go to the pod's own sockets, kube-proxy
+    /// masquerades nothing there, and a flowtable is not worth it, since a pod forwards little.
     pub(crate) fn for_pod(&self) -> Self {
         Self { host: true, masquerade: Masquerade::Off, offload: false, ..self.clone() }
     }
 
-    /// Where our rules stand.
+    /// The priorities of our rules.
     pub(crate) fn rules(&self) -> RulePriorities {
         let first = self.priority;
         RulePriorities {
@@ -349,24 +347,24 @@ impl Settings {
     }
 }
 
-/// Priorities of our rules. Those from `skip` to `end` have to be ours alone.
+/// Priorities of our rules. No other program may have a rule from `skip` to `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RulePriorities {
     /// A look-up that asks main for routes to single addresses (iptables).
     pub(crate) ask_alone: u32,
-    /// A look-up that asks main alone; behind `ask_alone` its end.
+    /// A look-up that asks only table main, or that ends the look-up of `ask_alone`.
     pub(crate) ask: u32,
-    /// Unmarked packets go on at `end`.
+    /// Sends unmarked packets on to `end`.
     pub(crate) skip: u32,
-    /// Requests go on at `end`.
+    /// Sends requests on to `end`.
     pub(crate) request: u32,
-    /// Everything else that is marked is looked up in an uplink's table.
+    /// Looks up all other marked packets in an uplink's table.
     pub(crate) bound: u32,
-    /// Does nothing. In a pod, what leads to a network behind an uplink goes on at `source` here.
+    /// Does nothing. In a pod, sends packets to a network behind an uplink on to `source`.
     pub(crate) end: u32,
-    /// Only in a pod: from an uplink's address, main's routes to what lies inside.
+    /// Only in a pod: for packets from an uplink's address, main's routes to destinations inside.
     pub(crate) inside: u32,
-    /// Only in a pod: from an uplink's address, the uplink's table.
+    /// Only in a pod: for packets from an uplink's address, the uplink's table.
     pub(crate) source: u32,
 }
 

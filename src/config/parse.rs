@@ -1,5 +1,5 @@
-//! From JSON to [`Config`]: unknown keys are ignored, a known key with a wrong value is an error
-//! that names the key, the value and what is allowed.
+//! Parses a plugin object into [`Config`]. Unknown keys are ignored. A wrong value is an error that names
+//! the key, the value and the allowed values.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,17 +15,16 @@ use super::{
 use crate::model::{Field, MarkMatch, Variant};
 use crate::names;
 
-/// Longest interface name: `IFNAMSIZ` less the terminating zero.
+/// Maximum length of an interface name in bytes: `IFNAMSIZ` without the terminating zero.
 const NAME_MAX: usize = 15;
-/// Rule priorities that leave room for P to P+3 between `local` (0) and `main` (32766).
+/// Allowed rule priorities P: P to P+3 have to lie between the rules of `local` (0) and `main` (32766).
 const PRIORITIES: std::ops::RangeInclusive<u64> = 1..=32762;
-/// The same where pods have P+4 and P+5 as well.
+/// Allowed rule priorities P in a pod, which also has P+4 and P+5.
 const PRIORITIES_IN_PODS: std::ops::RangeInclusive<u64> = 1..=32760;
-/// The tables `default`, `main` and `local` lie at 253 to 255.
+/// The tables `default`, `main` and `local` have the numbers 253 to 255.
 const LAST_SYSTEM_TABLE: u64 = 255;
 
-/// Reads the keys of the plugin object that are ours.
-/// Error: the first key with a wrong value.
+/// Parses symroute's own keys of the plugin object. Error: the first key with a wrong value.
 pub(crate) fn parse(object: &Map<String, Value>) -> Result<Config, Invalid> {
     let default = Settings::default();
     let is_auto = |key: &str| object.get(key).is_some_and(|value| value == AUTO);
@@ -68,7 +67,7 @@ fn boolean(object: &Map<String, Value>, key: &str, default: bool) -> Result<bool
     }
 }
 
-/// Adds to what is allowed that the plugin may choose.
+/// Adds `"auto"` to the allowed values of an error.
 fn or_auto(invalid: Invalid) -> Invalid {
     Invalid { hint: format!("{}, or \"{AUTO}\"", invalid.hint), ..invalid }
 }
@@ -99,17 +98,17 @@ fn field(object: &Map<String, Value>) -> Result<Field, Invalid> {
     })
 }
 
-/// A number of 32 bits, hexadecimal with `0x` or decimal.
+/// Parses a number of 32 bits, hexadecimal with `0x` or decimal.
 fn hex(text: &str) -> Option<u32> {
     match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        // from_str_radix takes a sign, which no mark has.
+        // from_str_radix accepts a sign, which a mark must not have.
         Some(digits) if !digits.starts_with('+') => u32::from_str_radix(digits, 16).ok(),
         None if !text.starts_with('+') => text.parse().ok(),
         _ => None,
     }
 }
 
-/// Whether the kernel would take a name for an interface (`dev_valid_name`, net/core/dev.c).
+/// Whether the kernel accepts an interface name (`dev_valid_name`, net/core/dev.c).
 pub(crate) fn is_interface_name(name: &str) -> bool {
     (1..=NAME_MAX).contains(&name.len())
         && name != "."
@@ -182,7 +181,7 @@ fn exclude(object: &Map<String, Value>) -> Result<Vec<IpNetwork>, Invalid> {
     for item in value.as_array().ok_or_else(|| wrong(value))? {
         let net: Option<IpNetwork> = item.as_str().and_then(|text| text.parse().ok());
         let net = net.ok_or_else(|| wrong(item))?;
-        // The network that an address with a prefix lies in.
+        // Clears the host bits, so that an address with a prefix becomes its network.
         found.extend(IpNetwork::new(net.network(), net.prefix()));
     }
     Ok(found)
@@ -217,7 +216,7 @@ fn masquerade(object: &Map<String, Value>, field: Option<Field>) -> Result<Masqu
             if object.keys().any(|key| key != "mark" && key != "via") {
                 return Err(wrong(whole));
             }
-            // A mask that the plugin chooses evades this mark.
+            // The plugin chooses an automatic mask that leaves out this mark, so only a given mask can clash.
             if let Some(field) = field.filter(|field| field.has(mark.mask)) {
                 let hint = format!("\"mark\" must lie outside of markMask {field}");
                 return Err(Invalid::new(key, whole, hint));
@@ -228,7 +227,7 @@ fn masquerade(object: &Map<String, Value>, field: Option<Field>) -> Result<Masqu
     }
 }
 
-/// `value/mask` with bits of the value inside the mask; a bare value is its own mask.
+/// Parses `value/mask`, where the value has no bits outside the mask. Without `/mask`, the value is the mask.
 fn mark_and_mask(text: &str) -> Option<MarkMatch> {
     let (value, mask) = text.split_once('/').unwrap_or((text, text));
     let (value, mask) = (hex(value)?, hex(mask)?);

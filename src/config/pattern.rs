@@ -4,19 +4,19 @@ use std::fmt;
 
 use wildmatch::WildMatch;
 
-/// One entry of `uplinks`.
+/// One entry of `uplinks`: a pattern of interface names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Pattern {
-    /// The interfaces that lead outside, by what the node looks like.
+    /// The interfaces that the plugin finds to lead outside.
     Auto,
-    /// Interfaces of this name, or matching this glob (`*` and `?`).
+    /// Interfaces with this name, or that match this glob (`*` and `?`).
     Name(String),
-    /// Leave these out, whatever else names them.
+    /// Interfaces to leave out, even if another entry names them.
     Not(String),
 }
 
 impl Pattern {
-    /// Whether a name fits a name or glob.
+    /// Whether an interface name matches a name or glob.
     pub(crate) fn fits(glob: &str, name: &str) -> bool {
         WildMatch::new(glob).matches(name)
     }

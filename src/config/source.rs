@@ -1,4 +1,4 @@
-//! Where settings come from: a file, or the conflist of a folder that names symroute.
+//! Sources of settings: a file, or the first file of a folder that names symroute.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use super::{Config, Settings, file};
 use crate::plain_file::{self, Links};
 
-/// Names that libcni reads (`ConfFiles` of libcni's conf.go).
+/// File name extensions that libcni reads (`ConfFiles` in libcni's conf.go).
 const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SettingsSource {
     File(PathBuf),
-    /// In the first file of this folder that names us.
+    /// The first file of this folder that names symroute.
     Folder(PathBuf),
 }
 
@@ -23,17 +23,17 @@ pub(crate) enum Reader {
     Agent,
 }
 
-/// Settings, and the network that brings them.
+/// A configuration and the network that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NetworkConfig {
     pub(crate) network: String,
     pub(crate) config: Config,
-    /// The conflist that they are in; none for a plugin object.
+    /// Path of the conflist; `None` for a plugin object.
     pub(crate) conflist: Option<PathBuf>,
 }
 
 impl Reader {
-    /// The network that the command acts for where no file names one.
+    /// The network name that the command uses if the file has none.
     fn network(self) -> String {
         match self {
             Self::Up => "symroute up".into(),
@@ -41,7 +41,7 @@ impl Reader {
         }
     }
 
-    /// The settings where neither a file nor the node has any.
+    /// The configuration if neither a file nor the node has settings.
     pub(crate) fn default_config(self) -> NetworkConfig {
         let config = Settings::default().into();
         NetworkConfig { network: self.network(), config, conflist: None }
@@ -49,10 +49,10 @@ impl Reader {
 }
 
 impl SettingsSource {
-    /// The settings, or none where no file of a folder names us (yet). What a person names to `up`
-    /// is held to known keys. A folder is read at each boot, too, and a slip there must not keep the
-    /// node from its state.
-    /// Error: the file can't be read, or has settings that can't be taken.
+    /// Reads the settings; `None` if no file of a folder names symroute (yet). `up` refuses unknown keys in
+    /// a file that the operator names. In a folder, which the node reads at each boot, it ignores them, because
+    /// a typing error must not keep the node without its state.
+    /// Error: the file can't be read, or a value is wrong.
     pub(crate) fn read(&self, reader: Reader) -> Result<Option<NetworkConfig>, String> {
         let (path, strictly) = match self {
             Self::File(path) => (path.clone(), reader == Reader::Up),
@@ -62,7 +62,7 @@ impl SettingsSource {
             },
         };
         let file::Content { network, config, is_list } = file::read(&path, strictly)?;
-        // What lies in a folder may serve pods alone, and a boot goes on.
+        // A conflist in a folder may serve only pods, which must not fail a boot.
         if !config.scope.host && strictly {
             return Err(format!(
                 "{}: \"scope\": \"pod\": this command serves the node; a pod's own data plane is \
@@ -76,8 +76,8 @@ impl SettingsSource {
     }
 }
 
-/// The lexically first file with a plugin of ours, one that serves the node before those that serve pods alone. One
-/// that is no JSON is half-written: the runtime skips it too.
+/// The first file by name that names symroute, preferably one that serves the node and not only pods. Skips
+/// half-written files, which are not JSON, as the runtime does.
 fn names_us(folder: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
     let mut files: Vec<_> = entries
@@ -89,7 +89,7 @@ fn names_us(folder: &Path) -> Option<PathBuf> {
         serde_json::from_slice(&text.unwrap_or_default())
             .is_ok_and(|network| file::names_us(&network))
     });
-    // What is wrong with a file is for its reader to say.
+    // A faulty file counts as serving the node, so that its reader reports the fault.
     let for_node = |path: &PathBuf| file::read(path, false).map_or(true, |f| f.config.scope.host);
     let first = files.iter().position(for_node).unwrap_or(0);
     files.into_iter().nth(first)

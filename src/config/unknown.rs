@@ -1,5 +1,5 @@
-//! Keys of our own object that mean nothing. An ADD ignores them, as is the custom of CNI; where a
-//! person hands the object over, a slip in a key must not pass for a setting.
+//! Finds unknown keys in our plugin object. An ADD ignores them, as is usual in CNI. If an operator passes
+//! the object to the tool, a misspelt key must not pass for a setting.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::process::{VALUE_MOST, cut};
 
 /// Keys of `log`.
 const OF_LOG: [&str; 2] = ["level", "file"];
-/// What the specification and runtimes put into a plugin's object.
+/// Keys that the CNI specification and runtimes put into a plugin object.
 const OF_CNI: [&str; 13] = [
     "type",
     "name",
@@ -27,10 +27,10 @@ const OF_CNI: [&str; 13] = [
     "prevResult",
 ];
 
-/// A key that nothing knows.
+/// An unknown key. The text names the known keys and the nearest one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unknown {
-    /// The object that it is in, with a dot behind; nothing for our own.
+    /// Prefix of the object that has the key, such as `log.`; empty for the plugin object.
     place: &'static str,
     key: String,
     known: &'static [&'static str],
@@ -47,7 +47,7 @@ impl fmt::Display for Unknown {
     }
 }
 
-/// The keys of our object that are neither ours, nor CNI's, nor another tool's.
+/// The keys of our plugin object that belong neither to symroute nor to CNI nor to another tool.
 pub(crate) fn unknown(object: &Map<String, Value>) -> impl Iterator<Item = Unknown> {
     let not_of_cni = object.keys().filter(|key| !OF_CNI.contains(&key.as_str()));
     let log = object.get("log").and_then(Value::as_object).into_iter().flat_map(Map::keys);
@@ -63,12 +63,12 @@ fn among<'a>(
     unknown.map(move |key| Unknown { place, key: cut(key, VALUE_MOST), known })
 }
 
-/// Whether a key is a comment, or has the name of the tool in it that it is for.
+/// Whether a key is a comment (`_…`, `//…`) or another tool's key, which has a `/`.
 fn is_of_others(key: &str) -> bool {
     key.contains('/') || key.starts_with('_')
 }
 
-/// The known key that was meant, if one is close.
+/// The known key with the smallest edit distance, if it is close enough to be meant.
 fn nearest(key: &str, known: &[&'static str]) -> Option<&'static str> {
     let distance =
         |near: &str| strsim::damerau_levenshtein(&key.to_lowercase(), &near.to_lowercase());

@@ -84,7 +84,7 @@ fn the_scope_is_one_or_both() {
     let both = Scope { host: true, pod: true };
     assert_eq!(scope(json!(["host", "pod"])), Ok(both));
     assert_eq!(scope(json!(["pod", "host", "pod"])), Ok(both));
-    // Rules of pods go further, and have to come before main.
+    // A pod has two more rules, which also have to come before main.
     assert!(parsed(json!({"rulePriority": 32762})).is_ok());
     let refused = parsed(json!({"rulePriority": 32761, "scope": ["host", "pod"]})).unwrap_err();
     assert_eq!(refused.key, "rulePriority");
