@@ -350,9 +350,9 @@ impl Settings {
 /// Priorities of our rules. No other program may have a rule from `skip` to `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RulePriorities {
-    /// A look-up that asks main for routes to single addresses (iptables).
+    /// iptables: a look-up in table main for routes to single addresses.
     pub(crate) ask_alone: u32,
-    /// A look-up that asks only table main, or that ends the look-up of `ask_alone`.
+    /// nftables: a look-up in table main alone. iptables: the end of the look-up that `ask_alone` begins.
     pub(crate) ask: u32,
     /// Sends unmarked packets on to `end`.
     pub(crate) skip: u32,

@@ -1,4 +1,4 @@
-//! From the folder as found and what is wanted to a state, and to the edits that mend it.
+//! Derives the state of our entry and the edits that correct it from the folder and the wish.
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ use super::network::Network;
 use super::{Mode, Wanted, splice};
 use crate::names;
 
-/// What is the matter, and what a person can do about it.
+/// A fault and its remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Reason {
-    /// What is the matter, with the file's path.
+    /// The fault, with the file's path.
     pub(crate) what: String,
     pub(crate) way_out: String,
 }
@@ -29,31 +29,31 @@ impl fmt::Display for Reason {
     }
 }
 
-/// How it stands with our entry.
+/// State of our entry in the conf dir.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum State {
-    /// There, once, behind the primary plugin, with the wanted settings.
+    /// The entry exists once, behind the primary plugin, with the wanted settings.
     Ready,
-    /// Not there.
+    /// The file has no entry of ours.
     Missing,
-    /// There more than once.
+    /// The file has more than one entry of ours.
     Duplicate,
-    /// In front of the primary plugin.
+    /// Our entry is in front of the primary plugin.
     Misplaced,
-    /// There with other settings.
+    /// Our entry has other settings than wanted.
     Differs,
-    /// Our own file is no longer what the primary's makes.
+    /// Our own file is not a copy of the primary's current file.
     Stale,
-    /// In the place of the other mode too.
+    /// The file of the other mode has an entry, too.
     OtherMode,
-    /// Whoever writes the primary's file has not done so yet: look again after the next change.
+    /// The primary plugin has not written its file yet; check again after the next change.
     WaitingForPrimary(Reason),
-    /// Not done, since it would do no good or harm; a person has to decide.
+    /// Adding the entry would be useless or harmful; the operator has to decide.
     Refused(Reason),
 }
 
 impl State {
-    /// The state in one word, for programs.
+    /// The state in one word, as the JSON report has it.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -68,7 +68,7 @@ impl State {
         }
     }
 
-    /// Why nothing can be done now.
+    /// The reason of a state in which `add` can do nothing.
     pub(crate) fn reason(&self) -> Option<&Reason> {
         match self {
             Self::WaitingForPrimary(reason) | Self::Refused(reason) => Some(reason),
@@ -80,10 +80,10 @@ impl State {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Edit {
     Write {
-        /// Name of the file; one beside it where it is a symbolic link.
+        /// Name of the file; for a symbolic link inside the conf dir, that of its target.
         file: String,
         text: String,
-        /// The file whose mode, owner and label a new file gets.
+        /// File from which the new file gets mode, owner and security label.
         like: String,
     },
     Delete {
@@ -99,33 +99,33 @@ impl Edit {
     }
 }
 
-/// How it stands with our entry, where, and what would mend it.
+/// State and place of our entry, and the edits that correct it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct View {
     pub(crate) state: State,
-    /// Where our entry is kept or is to be kept.
+    /// The wanted mode.
     pub(crate) mode: Mode,
-    /// Name of the primary's file, once it is known.
+    /// Name of the primary's file, once known.
     pub(crate) file: Option<String>,
-    /// Name of our own file, where it is kept in one.
+    /// Name of our own file, used with [`Mode::OwnFile`].
     pub(crate) own: &'static str,
     pub(crate) is_cilium: bool,
-    /// What a person should know besides.
+    /// Further facts that the operator should know.
     pub(crate) notes: Vec<String>,
-    /// What `add` does: nothing where the state is ready, waiting or refused, but for an own file
-    /// whose original has gone.
+    /// Edits that `add` applies. Empty if the state is ready, waiting or refused, except that `add` deletes
+    /// an own file whose original no longer exists.
     pub(crate) edits: Vec<Edit>,
 }
 
 impl View {
-    /// Nothing is to be done, for this reason.
+    /// Sets the state to refused and drops the edits.
     pub(super) fn refuse(&mut self, reason: Reason) {
         self.state = State::Refused(reason);
         self.edits.clear();
     }
 }
 
-/// Looks how it stands with our entry, and what would mend it.
+/// Derives the state of our entry and the edits that correct it.
 pub(crate) fn decide(folder: &Folder, wanted: &Wanted) -> View {
     let in_use = folder.own().next().map(|_| Mode::OwnFile).or(folder.last.mode);
     let mode = wanted.mode.or(in_use).unwrap_or_default();
@@ -150,7 +150,7 @@ pub(crate) fn decide(folder: &Folder, wanted: &Wanted) -> View {
                 None => folder.others().all(spare),
             };
             if mode == Mode::OwnFile && gone {
-                // A copy must not outlive its original: it would be a network of our own.
+                // A copy must not outlive its original: the runtime would use a network without its primary.
                 view.edits.extend(folder.own().map(|(own, _)| delete(own)));
             }
             return View { state, ..view };
@@ -181,7 +181,7 @@ pub(crate) fn decide(folder: &Folder, wanted: &Wanted) -> View {
     view
 }
 
-/// The primary's file; or why it is not known.
+/// Finds the primary's file. Error: the state if no file is known or usable.
 fn primary<'a>(folder: &'a Folder, wanted: &'a Wanted) -> Result<(&'a str, Network<'a>), State> {
     let path = |file: &str| folder.path.join(file).display().to_string();
     if !folder.exists {
@@ -193,7 +193,7 @@ fn primary<'a>(folder: &'a Folder, wanted: &'a Wanted) -> Result<(&'a str, Netwo
     if let Some(file) = &wanted.file {
         if !is_read(file) || file.contains('/') || is_own(file) {
             return Err(State::Refused(Reason::new(
-                format!("{}: no name of a primary's file", path(file)),
+                format!("{}: not a name of a primary's file", path(file)),
                 "give --file the name, without a path, of a .conflist, .conf or .json",
             )));
         }
@@ -236,7 +236,7 @@ fn primary<'a>(folder: &'a Folder, wanted: &'a Wanted) -> Result<(&'a str, Netwo
     )))
 }
 
-/// The network of a file that our entry can stand in, as far as one can tell from the file alone.
+/// The network of a file, if the file itself allows our entry. Error: the state if it does not.
 fn usable<'a>(folder: &'a Folder, file: &str) -> Result<Network<'a>, State> {
     let path = folder.path.join(file).display().to_string();
     if let Some(Content::Elsewhere(target, _)) = folder.files.get(file) {
@@ -248,8 +248,8 @@ fn usable<'a>(folder: &'a Folder, file: &str) -> Result<Network<'a>, State> {
     let network = folder.network(file).map_err(|why| {
         State::WaitingForPrimary(Reason::new(
             format!("{path}: {why}"),
-            "whoever writes it may be at it; if it stays so, repair or remove it, or name the \
-             primary's file with --file",
+            "another program may be writing it; if it stays so, repair or remove it, or name the \
+                         primary's file with --file",
         ))
     })?;
     if network.is_multus() {
@@ -309,7 +309,7 @@ fn in_place(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
     }
 }
 
-/// State of our entry in a list, and the text that mends it.
+/// State of our entry in a list, and the text that corrects it.
 fn mended(
     network: &Network<'_>,
     file: &str,
@@ -338,7 +338,7 @@ fn mended(
     }
 }
 
-/// Ready, unless a Multus in front calls a copy of this list that it made before.
+/// Ready, or waiting if a Multus file that comes first has an older copy of this list without our entry.
 fn delegated(folder: &Folder, file: &str, network: &Network<'_>) -> State {
     let stale = folder.in_force().filter(|first| *first != file).filter(|first| {
         folder
@@ -358,7 +358,7 @@ fn delegated(folder: &Folder, file: &str, network: &Network<'_>) -> State {
 }
 
 fn own_file(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>, view: &mut View) {
-    // A list that comes first can have our entry itself.
+    // Only a single plugin needs a copy that comes before it; a list with such a name can have our entry itself.
     let is_before = !network.is_list && file < names::OWN_CONFLIST;
     let own = if is_before { names::OWN_CONFLIST_FIRST } else { names::OWN_CONFLIST };
     view.own = own;
@@ -413,7 +413,7 @@ fn own_file(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
     }
 }
 
-/// Whether this file is a Multus's that names our own file: it is not in the way.
+/// Whether this is Multus's file and names our own file. Such a file may come first.
 fn names_ours(folder: &Folder, file: &str) -> bool {
     folder.own().any(|(own, _)| folder.multus_that_names(own) == Some(file))
 }
@@ -422,7 +422,7 @@ fn delete(file: &str) -> Edit {
     Edit::Delete { file: file.into() }
 }
 
-/// Why a file of our own by this name would do no good here.
+/// Why the runtime would not use our own file with this name.
 fn no_own_file(folder: &Folder, own: &str, network: &Network<'_>) -> Option<Reason> {
     let path = folder.path.join(own);
     let path = path.display();
@@ -430,7 +430,7 @@ fn no_own_file(folder: &Folder, own: &str, network: &Network<'_>) -> Option<Reas
         let what = format!("{path}: a link, or can't be read");
         return Some(Reason::new(what, "remove it, then add again"));
     }
-    // A runtime whose configuration names a network takes the first one of that name.
+    // A runtime whose configuration names a network takes the first file with that name.
     let is_named = folder.network.as_ref() == Some(&network.name);
     if let Some((config, setting)) = folder.not_first.as_ref().filter(|_| !is_named) {
         return Some(Reason::new(
@@ -461,7 +461,7 @@ fn no_own_file(folder: &Folder, own: &str, network: &Network<'_>) -> Option<Reas
     })
 }
 
-/// The file itself, where a name may be a symbolic link to one beside it.
+/// Resolves a name that is a symbolic link inside the conf dir to its target.
 pub(super) fn target<'a>(folder: &'a Folder, file: &'a str) -> &'a str {
     match folder.files.get(file) {
         Some(Content::Bytes(_, Some(target))) => target,

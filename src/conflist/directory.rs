@@ -1,4 +1,4 @@
-//! The conf dir itself: reading it, and carrying edits out.
+//! Reads the conf dir and applies edits to it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,21 +19,22 @@ use crate::error::absent_is_none;
 use crate::names;
 use crate::runtimes::{self, places::below};
 
-/// How often a change is tried while somebody else writes.
+/// Maximum number of attempts at a change while another program writes the file.
 const TRIES: usize = 5;
-/// That many times within [`WINDOW`] our entry may have to be put back; one more is a fight.
+/// Maximum number of times within [`WINDOW`] that `add` restores our entry. After that it refuses, because
+/// another program keeps removing the entry.
 const ADDITIONS: usize = 5;
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// The directories that are worked with.
+/// Directories that the conflist commands use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Places {
     pub(crate) conf_dir: PathBuf,
-    /// Where copies and the journal are kept.
+    /// Directory of the original files and the journal.
     pub(crate) state_dir: PathBuf,
-    /// Where the node's file system begins; the runtime's own configuration is looked for there.
+    /// Root of the node's file system, which has the runtime's configuration.
     pub(crate) root: PathBuf,
-    /// Where the agent puts the plugin, as it sees that directory.
+    /// Directory into which the agent installs the plugin, as a path in the agent's container.
     pub(crate) plugins: Option<PathBuf>,
 }
 
@@ -49,7 +50,7 @@ impl Default for Places {
 }
 
 impl Places {
-    /// The same places below another root.
+    /// Moves the directories below another root.
     pub(crate) fn under(self, root: &Path) -> Self {
         Self {
             conf_dir: below(root, &self.conf_dir),
@@ -60,22 +61,22 @@ impl Places {
     }
 }
 
-/// What `add` or `remove` did.
+/// Result of `add` or `remove`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    /// How it stood before; none for `remove`.
+    /// State before; `None` for `remove`.
     pub(crate) found: Option<View>,
-    /// How it stands now; none for `remove`.
+    /// State after; `None` for `remove`.
     pub(crate) now: Option<View>,
-    /// The changes, none where nothing had to be or could be done.
+    /// The applied edits.
     pub(crate) changes: Vec<Edit>,
-    /// What `remove` had to leave.
+    /// Entries that `remove` could not remove.
     pub(crate) left: Vec<Reason>,
-    /// What a person should know of a removal besides.
+    /// Further facts about a removal that the operator should know.
     pub(crate) notes: Vec<String>,
 }
 
-/// The conf dir. All calls of it serialise on the state dir.
+/// The conf dir. Changes take a lock on the state dir.
 #[derive(Debug, Clone)]
 pub(crate) struct Directory {
     places: Places,
@@ -83,12 +84,12 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// A conf dir, copies and journal in the default place. Nothing is touched yet.
+    /// A conf dir with the default state dir. Reads and writes nothing yet.
     pub(crate) fn open(conf_dir: impl Into<PathBuf>) -> Self {
         Self::at(Places { conf_dir: conf_dir.into(), ..Places::default() })
     }
 
-    /// A conf dir at these places. Nothing is touched yet.
+    /// A conf dir at these places. Reads and writes nothing yet.
     pub(crate) fn at(places: Places) -> Self {
         let store = Store::new(&places.state_dir);
         Self { places, store }
@@ -111,7 +112,7 @@ impl Directory {
         let home = path.canonicalize().map_err(Error::at("read", path))?;
         for entry in entries {
             let entry = entry.map_err(Error::at("read", path))?;
-            // Runtimes take such a name too, but none of their plugins' writers makes one.
+            // Runtimes also read names that are not UTF-8, but no primary plugin writes one.
             let Ok(name) = entry.file_name().into_string() else { continue };
             if is_set_aside(&name) {
                 folder.set_aside.push(name);
@@ -123,19 +124,19 @@ impl Directory {
         Ok(folder)
     }
 
-    /// The settings of the entry that is to come; those of an entry without settings where nothing says
-    /// more. None where no ADD would take them.
+    /// The settings of the entry that `add` would write; the defaults if no wish names settings. `None` if an
+    /// ADD would refuse them, or if they serve only pods.
     pub(crate) fn settings_to_come(&self, wanted: &Wanted) -> Option<Config> {
         let entry = wanted.or(&self.store.wanted()).entry.unwrap_or_default();
         config::parse(&entry).ok().filter(|config| config.scope.host)
     }
 
-    /// How it stands with our entry. Changes nothing.
+    /// The state of our entry. Changes nothing.
     pub(crate) fn examine(&self, wanted: &Wanted) -> Result<View, Error> {
         Ok(decide(&self.read()?, wanted))
     }
 
-    /// How it would be if our entry were put in or right now. Changes nothing.
+    /// The state and the edits that [`Self::add`] would find now. Changes nothing.
     pub(crate) fn try_out(
         &self,
         wanted: &Wanted,
@@ -147,14 +148,14 @@ impl Directory {
         Ok(view)
     }
 
-    /// Puts our entry in, or right. Where the state is waiting or refused the conf dir stays as
-    /// it is, and the outcome says why. What the gate does not let through is refused.
+    /// Adds our entry or corrects it. If the state is waiting or refused, the conf dir stays as it is, and
+    /// the outcome has the reason. Refuses settings that the gate refuses.
     pub(crate) fn add(
         &self,
         wanted: &Wanted,
         mut gate: Option<&mut (dyn Gate + '_)>,
     ) -> Result<Outcome, Error> {
-        // Without anything to do there is nothing to lock, and no state directory to make.
+        // Without changes, neither a lock nor a state directory is needed.
         let folder = self.read()?;
         let (found, last) = (decide(&folder, wanted), folder.last);
         let is_known = wanted.or(&last) == last || found.state.reason().is_some();
@@ -190,14 +191,14 @@ impl Directory {
         Ok(Outcome { found: Some(found), now: Some(now), changes, ..Outcome::default() })
     }
 
-    /// What [`Self::remove`] would do. Changes nothing.
+    /// The edits that [`Self::remove`] would apply. Changes nothing.
     pub(crate) fn examine_removal(&self, only: Option<&str>) -> Result<Outcome, Error> {
         let removal = removal(&self.read()?, only, &self.store.originals());
         let Removal { edits: changes, left, notes } = removal;
         Ok(Outcome { changes, left, notes, ..Outcome::default() })
     }
 
-    /// Takes our entries out of all files, or out of one, and deletes our own file.
+    /// Removes our entries from all files, or only from the file `only`, and deletes our own file.
     pub(crate) fn remove(&self, only: Option<&str>) -> Result<Outcome, Error> {
         let found = self.examine_removal(only)?;
         let remembers = only.is_none() && self.store.remembers();
@@ -217,7 +218,7 @@ impl Directory {
         Ok(Outcome { changes, left: found.left, notes: found.notes, ..Outcome::default() })
     }
 
-    /// Refuses what a check of the programs has a reason against.
+    /// Sets the state to refused if a check of the programs fails.
     fn check(&self, view: &mut View, check: fn(&Places, &View) -> Result<(), Reason>) {
         if let Err(reason) = check(&self.places, view) {
             view.refuse(reason);
@@ -228,8 +229,8 @@ impl Directory {
         self.path().join(names::CONFLIST_TEMPORARY).symlink_metadata().is_ok()
     }
 
-    /// Carries edits out until there are none left to do; tells which those were, and how the
-    /// directory is then. `why` goes to the journal: "remove", or the state that was found.
+    /// Applies edits and plans again until no edit is left. Returns the applied edits and the directory after
+    /// them. `why` is for the journal: `"remove"`, or the state found before.
     fn carry_out(
         &self,
         mut folder: Folder,
@@ -273,7 +274,7 @@ impl Directory {
                 self.store.keep(file, old)?;
             }
         }
-        // Before the change, so that none is missing; what failed is told after.
+        // Written before the change, so that the journal has every change. A failure gets a second line.
         let source = match edit {
             Edit::Write { file, like, .. } => Some(like.as_str()).filter(|like| like != file),
             Edit::Delete { .. } => None,
@@ -288,14 +289,14 @@ impl Directory {
         match &done {
             Ok(Done::Replaced) => {}
             Ok(Done::Outrun) => {
-                self.store.note(store::OUTRUN, &path, "somebody else wrote it", None)?;
+                self.store.note(store::OUTRUN, &path, "another program wrote it", None)?;
             }
             Err(error) => self.store.note(store::FAILED, &path, &error.to_string(), None)?,
         }
         done
     }
 
-    /// Whether our entry was put back too often of late.
+    /// The refusal if `add` has restored our entry too often of late.
     fn fight(&self, view: &View) -> Option<Reason> {
         let [Edit::Write { file, .. }, ..] = view.edits.as_slice() else { return None };
         let path = self.path().join(file);
@@ -303,10 +304,10 @@ impl Directory {
         let times = self.store.recent_additions(&path, WINDOW);
         (missing && times >= ADDITIONS).then(|| {
             let way_out = if view.is_cilium || is_own(file) {
-                "set cni.exclusive=false in Cilium's Helm values, or have whoever else writes it \
-                 keep other plugins"
+                "set cni.exclusive=false in Cilium's Helm values, or set up the program that \
+                                 writes it to keep other plugins"
             } else {
-                "have whoever else writes it keep other plugins"
+                "set up the program that writes it to keep other plugins"
             };
             Reason {
                 what: format!(
@@ -319,7 +320,7 @@ impl Directory {
     }
 }
 
-/// Asks the gate, if there is one, and takes over what it says.
+/// Asks the gate, if one is given, and refuses what it refuses.
 fn pass(
     view: &mut View,
     dir: &Path,
@@ -337,7 +338,7 @@ fn pass(
     }
 }
 
-/// The bytes of a file as they were read, by its name or by that of a link to it.
+/// The bytes of `file` as read, under its own name or through a symbolic link to it.
 fn bytes_of<'a>(folder: &'a Folder, file: &str) -> Option<&'a [u8]> {
     let files: &BTreeMap<String, Content> = &folder.files;
     files.iter().find_map(|(name, content)| match content {
@@ -348,10 +349,10 @@ fn bytes_of<'a>(folder: &'a Folder, file: &str) -> Option<&'a [u8]> {
     })
 }
 
-/// What is in the file at `path`, which lies in the directory `home`.
+/// Reads the file at `path`, whose directory has the canonical path `home`.
 fn content(home: &Path, path: &Path) -> Result<Content, Error> {
     let unreadable = |error: io::Error| match error.kind() {
-        // Nothing that waiting mends.
+        // Waiting does not correct missing permissions.
         io::ErrorKind::PermissionDenied => Err(Error::at("read", path)(error)),
         io::ErrorKind::NotFound if !path.is_symlink() => Ok(Content::Unreadable("gone".into())),
         _ => Ok(Content::Unreadable(error.to_string())),

@@ -1,4 +1,4 @@
-//! What can go wrong with the conf dir, in words that name the operation, the file and the way out.
+//! Errors of work on the conf dir. Each text names the operation, the file and the remedy.
 
 use std::fmt;
 use std::io;
@@ -6,29 +6,29 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-/// Why the conf dir could not be read or changed. It is as it was, or as it is to be.
+/// Why the conf dir could not be read or changed. Each of its files is the old or the new one, whole.
 #[derive(Debug)]
 pub(crate) enum Error {
-    /// A file could not be read or written.
+    /// A file can't be read or written.
     Io { operation: &'static str, path: PathBuf, source: io::Error },
-    /// Another call of ours is changing the directory and does not end.
+    /// Another process of symroute changes the directory and does not end.
     Busy {
         path: PathBuf,
-        /// How long was waited.
+        /// Time spent waiting.
         seconds: u64,
     },
-    /// Somebody else undoes the change again and again.
+    /// Another program keeps undoing the change.
     Contended { path: PathBuf },
 }
 
 impl Error {
-    /// For `map_err`.
+    /// Error constructor for `map_err`.
     pub(super) fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { operation, path, source }
     }
 
-    /// What a person can do about it.
+    /// The remedy.
     pub(crate) fn way_out(&self) -> &'static str {
         match self {
             Self::Io { source, .. } => match source.raw_os_error() {
@@ -42,7 +42,7 @@ impl Error {
             },
             Self::Busy { .. } => "try again; if it stays so, look for a symroute that hangs",
             Self::Contended { .. } => {
-                "see who that is, have it keep other plugins, or try again later"
+                "find that program and set it up to keep other plugins, or try again later"
             }
         }
     }
@@ -58,7 +58,7 @@ impl fmt::Display for Error {
                 write!(f, "lock {}: taken for more than {seconds} s", path.display())
             }
             Self::Contended { path } => {
-                write!(f, "{}: a change does not stay, somebody else writes it", path.display())
+                write!(f, "{}: a change does not stay, another program writes it", path.display())
             }
         }
     }

@@ -7,40 +7,40 @@ use super::{Network, Reason, Wanted};
 use crate::config::unknown;
 use crate::names;
 
-/// What the names of files end in that runtimes read.
+/// File name extensions that runtimes read.
 const SUFFIXES: [&str; 3] = [".conf", ".conflist", ".json"];
-/// What Cilium puts behind the names of files that it sets aside.
+/// Extension that Cilium appends to the names of files that it sets aside.
 const SET_ASIDE: &str = ".cilium_bak";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// Its bytes, and the file itself where the name is a symbolic link to one beside it.
+    /// The bytes, and the target's name if the file is a symbolic link inside the conf dir.
     Bytes(Vec<u8>, Option<String>),
-    /// It is a symbolic link to somewhere else; whether our name occurs there.
+    /// A symbolic link to a path outside the conf dir; whether our name occurs in the target.
     Elsewhere(PathBuf, bool),
-    /// It could not be read; why.
+    /// The error of an unreadable file.
     Unreadable(String),
 }
 
-/// The conf dir as it was found.
+/// The conf dir as read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Folder {
-    /// Its path, for messages.
+    /// Path of the conf dir, for messages.
     pub(crate) path: PathBuf,
     pub(crate) exists: bool,
-    /// The files that runtimes read, in the order in which they do: by the bytes of the name.
+    /// The files that runtimes read, in the runtimes' order: by the bytes of the name.
     pub(crate) files: BTreeMap<String, Content>,
+    /// Names of the files that Cilium has set aside.
     pub(crate) set_aside: Vec<String>,
-    /// What in the runtime's own configuration makes it take other networks than the first: the
-    /// file and the setting.
+    /// Setting that makes the runtime take other networks than the first: its file and its text.
     pub(crate) not_first: Option<(PathBuf, String)>,
-    /// The name of the one network that the runtime takes, where its configuration has one.
+    /// Name of the network that the runtime takes, if its configuration names one.
     pub(crate) network: Option<String>,
-    /// What was wanted last.
+    /// The last wish that `add` has remembered.
     pub(crate) last: Wanted,
 }
 
-/// Whether runtimes read files of this name: by what Go calls the name's extension.
+/// Whether runtimes read files with this name, judged by its extension (Go's `filepath.Ext`).
 pub(super) fn is_read(name: &str) -> bool {
     name.rfind('.').is_some_and(|dot| SUFFIXES.contains(&&name[dot..]))
 }
@@ -49,16 +49,16 @@ pub(super) fn is_set_aside(name: &str) -> bool {
     name.ends_with(SET_ASIDE)
 }
 
-/// Names that our own file may have.
+/// Possible names of our own file.
 const OWN: [&str; 2] = [names::OWN_CONFLIST, names::OWN_CONFLIST_FIRST];
 
-/// Whether this is a name of our own file.
+/// Whether our own file may have this name.
 pub(crate) fn is_own(file: &str) -> bool {
     OWN.contains(&file)
 }
 
 impl Folder {
-    /// A file as runtimes read it; or why they don't.
+    /// Parses a file as runtimes do. Error: why they don't read it.
     pub(crate) fn network(&self, file: &str) -> Result<Network<'_>, String> {
         match self.files.get(file) {
             None => Err("not there".into()),
@@ -68,15 +68,14 @@ impl Folder {
         }
     }
 
-    /// The file that the runtime takes: the first by name that describes a network, or the network
-    /// that it is to take. (containerd takes none when one that it can't read comes first, CRI-O and
-    /// podman go on to the next.)
+    /// The file that the runtime takes: the first by name that has a network or, if the configuration names a
+    /// network, that one. (If an unreadable file comes first, containerd takes none; CRI-O and podman go on.)
     pub(crate) fn in_force(&self) -> Option<&str> {
         let wanted = |found: Network<'_>| self.network.as_ref().is_none_or(|n| *n == found.name);
         self.files.keys().map(String::as_str).find(|file| self.network(file).is_ok_and(wanted))
     }
 
-    /// Keys in entries of ours that nothing knows: what a slip was to set is not set.
+    /// Unknown keys in our entries. A misspelt key sets nothing.
     pub(crate) fn unknown_keys(&self) -> impl Iterator<Item = Reason> {
         self.files.keys().flat_map(|file| {
             let network = self.network(file).ok();
@@ -94,23 +93,23 @@ impl Folder {
         })
     }
 
-    /// The files of others, in order.
+    /// Names of all files except our own, in order.
     pub(super) fn others(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str).filter(|file| !is_own(file))
     }
 
-    /// Our own files that are there, by name. There is one, unless its name has changed.
+    /// Our own files that exist, by name: at most one, unless its name has changed.
     pub(super) fn own(&self) -> impl Iterator<Item = (&'static str, &Content)> {
         OWN.into_iter().filter_map(|name| Some((name, self.files.get(name)?)))
     }
 
-    /// Our own files that Cilium has set aside, by the names that they have now.
+    /// Current names of our own files that Cilium has set aside.
     pub(super) fn own_set_aside(&self) -> impl Iterator<Item = String> {
         let aside = OWN.map(|name| format!("{name}{SET_ASIDE}"));
         aside.into_iter().filter(|name| self.set_aside.contains(name))
     }
 
-    /// The file of a Multus that names this file: without it no pod starts.
+    /// Multus's file, if it names this file. Multus starts no pod without the file that it names.
     pub(super) fn multus_that_names(&self, file: &str) -> Option<&str> {
         self.others().find(|other| self.network(other).is_ok_and(|n| n.is_multus_that_names(file)))
     }

@@ -1,5 +1,5 @@
-//! What has to hold before our entry comes into a conflist: its settings work on the node. A conflist
-//! with settings that can't work keeps every new pod from starting.
+//! Checks that the settings of an entry work on the node before the entry is added to a conflist. With
+//! settings that can't work, no new pod starts.
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -11,21 +11,19 @@ use crate::config::source::NetworkConfig;
 
 /// The node whose runtime reads the conflist.
 pub(crate) trait Gate: Debug + Send {
-    /// Whether these settings would work there. Changes nothing.
-    /// Error: why not, and the remedy.
+    /// Checks that these settings would work on the node. Changes nothing. Error: why not, and the remedy.
     fn fits(&mut self, network: &NetworkConfig) -> Result<(), Reason>;
 
-    /// Brings them into force, before the entry comes in.
+    /// Brings settings into force before the entry is added.
     fn open(&mut self, network: &NetworkConfig) -> Result<(), Reason>;
 
-    /// Takes back what [`Gate::open`] has done: the entry did not come in.
+    /// Undoes [`Gate::open`], because the entry could not be added.
     fn close(&mut self);
 }
 
 impl View {
-    /// The settings that a runtime would read once the edits are carried out, if these put an entry of
-    /// ours in or change it.
-    /// Error: settings that no ADD takes.
+    /// The settings of the entry that the edits add or change; `None` if they add none, or if the settings
+    /// serve only pods. Error: settings that an ADD would refuse.
     pub(super) fn promises(&self, dir: &Path) -> Result<Option<NetworkConfig>, Reason> {
         let entry = self.edits.iter().find_map(|edit| {
             let Edit::Write { file, text, .. } = edit else { return None };
@@ -40,7 +38,7 @@ impl View {
         };
         let config = config::parse(&entry).map_err(|invalid| refused(invalid.to_string()))?;
         if !config.scope.host {
-            // Nothing of the node comes into force by it.
+            // Such an entry brings nothing into force on the node.
             return Ok(None);
         }
         Ok(Some(NetworkConfig { network, config, conflist: Some(path) }))

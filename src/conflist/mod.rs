@@ -1,17 +1,18 @@
-//! Our entry in the primary plugin's conflist: put in, kept, taken out.
+//! Adds our entry to the primary plugin's conflist, keeps it there and removes it.
 //!
 //! ```text
-//! network    one file as a runtime reads it: a network's name, its plugins, where each stands
-//! splice     one entry into a text or out of it; every other byte stays
+//! network    parses a file as a runtime does: the network's name and its plugins with their places
+//! splice     adds an entry to a text or removes it; every other byte stays
 //! folder     the files of the conf dir, and which of them the runtime takes
-//! decide     folder and wish -> state, and the edits that lead to it
-//! gate       what has to hold on the node before our entry comes in
-//! removal    folder -> the edits that take our entry out                  (pure up to here)
-//! directory  reads the conf dir, carries edits out under a lock
-//! replace    one file is replaced as a whole, or not at all
-//! store      the copy of a file as found, the journal, outside of the conf dir
+//! decide     folder and wish -> state, and the edits that correct it
+//! gate       checks that the settings work on the node before the entry is added
+//! removal    folder -> the edits that remove our entry                    (pure up to here)
+//! program    checks that the runtime finds the programs that a conflist names
+//! directory  reads the conf dir, applies edits under a lock
+//! replace    replaces a file atomically
+//! store      the original files and the journal, outside of the conf dir
 //! ```
-//! docs/conflist.md has the states and what each means to a person.
+//! docs/conflist.md explains the states to operators.
 
 pub(crate) mod decide;
 mod directory;
@@ -40,16 +41,16 @@ pub use splice::{insert, same_meaning, without};
 use crate::config::{self, Invalid};
 use crate::names;
 
-/// Raised when what is remembered of a wish changes so that older releases misread it.
+/// Version of `wanted.json`, raised when older releases would misread it.
 const VERSION: u64 = 1;
 
-/// Where our entry is kept.
+/// File that has our entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Mode {
-    /// In the primary's own conflist.
+    /// The primary's own conflist.
     #[default]
     InPlace,
-    /// In a copy of it, [`names::OWN_CONFLIST`], that the runtime takes before the primary's.
+    /// A copy of the primary's conflist, [`names::OWN_CONFLIST`], which the runtime takes first.
     OwnFile,
 }
 
@@ -62,19 +63,19 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What is to be true of the conf dir. What is left open here is as it was wanted last.
+/// Wish for our entry in the conf dir. A part that is `None` stays as it was wanted last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    /// Where our entry is kept; by default where it is kept already, or else in place.
+    /// Mode; by default that of an existing entry, or in place for a new one.
     pub(crate) mode: Option<Mode>,
-    /// Our entry. By default one that is there is right as it is, and a new one has no settings.
+    /// Our plugin object. By default an existing entry stays as it is, and a new one has no settings.
     pub(crate) entry: Option<Map<String, Value>>,
-    /// Name of the primary's file; by default the one that the runtime takes.
+    /// Name of the primary's file; by default the file that the runtime takes.
     pub(crate) file: Option<String>,
 }
 
 impl Wanted {
-    /// An entry with these settings, checked as an ADD would.
+    /// Makes an entry of these settings. Error: settings that an ADD would refuse.
     pub(crate) fn entry(mut settings: Map<String, Value>) -> Result<Map<String, Value>, Invalid> {
         match settings.get("type") {
             None => {
@@ -91,7 +92,7 @@ impl Wanted {
         Ok(settings)
     }
 
-    /// This, where something is left open as `last` has it.
+    /// This wish, completed by the parts of `last`.
     fn or(&self, last: &Self) -> Self {
         Self {
             mode: self.mode.or(last.mode),
@@ -105,7 +106,7 @@ impl Wanted {
         json!({"version": VERSION, "mode": mode, "entry": self.entry, "file": self.file})
     }
 
-    /// What was written by [`Self::to_json`], of this version.
+    /// Inverse of [`Self::to_json`]. `None` for another version.
     fn from_json(value: &Value) -> Option<Self> {
         (value.get("version")?.as_u64()? == VERSION).then_some(())?;
         let modes = [Mode::InPlace, Mode::OwnFile];

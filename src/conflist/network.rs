@@ -1,4 +1,4 @@
-//! One file of the conf dir as a runtime reads it (libcni's `ConfListFromBytes`, `ConfFromBytes`).
+//! Parses one file of the conf dir as a runtime does (libcni's `ConfListFromBytes`, `ConfFromBytes`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,35 +8,35 @@ use serde_json::{Map, Value};
 
 use crate::names;
 
-/// Plugins that call the primary's list themselves: an entry behind them would be called for
-/// networks that are not the node's.
+/// Types of Multus, which calls the primary's list itself. An entry behind Multus would also serve networks
+/// that are not the node's.
 const MULTUS: [&str; 3] = ["multus", "multus-cni", "multus-shim"];
-/// Plugins that may stand in a file of their own, but make no pod network.
+/// Types of plugins that may have a file of their own but make no pod network.
 const NO_PRIMARY: [&str; 3] = ["loopback", "istio-cni", "linkerd-cni"];
 
-/// A JSON object whose values are not looked into yet.
+/// A JSON object with undecoded values.
 type Object<'a> = BTreeMap<String, &'a RawValue>;
 
-/// The network that a file describes.
+/// The network of a file.
 #[derive(Debug, Clone)]
 pub struct Network<'a> {
     pub(crate) text: &'a str,
-    /// Its `name`.
+    /// `name` of the network, not empty.
     pub(crate) name: String,
-    /// Its `cniVersion`, if it has one.
+    /// `cniVersion` of the network, if present.
     pub(crate) version: Option<String>,
-    /// Whether it is a list; a single plugin otherwise.
+    /// Whether the file is a list of plugins and not a single plugin.
     pub(crate) is_list: bool,
-    /// The plugins in order: at least one.
+    /// The plugins in order, at least one.
     pub plugins: Vec<Plugin>,
 }
 
 /// One plugin of a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plugin {
-    /// Its `type`.
+    /// `type` of the plugin.
     pub kind: String,
-    /// Where its object stands in the text, in bytes.
+    /// Byte range of the plugin object in the text.
     pub place: Range<usize>,
 }
 
@@ -47,7 +47,7 @@ impl Plugin {
 }
 
 impl<'a> Network<'a> {
-    /// Reads a file of this name. The error says in a few words why no runtime takes it.
+    /// Parses a file with this name. Error: why no runtime takes it, in a few words.
     pub fn parse(file: &str, content: &'a [u8]) -> Result<Self, String> {
         if content.iter().all(u8::is_ascii_whitespace) {
             return Err("empty".into());
@@ -69,14 +69,14 @@ impl<'a> Network<'a> {
         Ok(Self { text, name, version, is_list, plugins })
     }
 
-    /// Places of our entries among the plugins, from 0 on.
+    /// Indexes of our entries in [`Self::plugins`].
     #[must_use]
     pub fn ours(&self) -> Vec<usize> {
         let ours = self.plugins.iter().enumerate().filter(|(_, plugin)| plugin.is_ours());
         ours.map(|(place, _)| place).collect()
     }
 
-    /// The settings of the plugin at this place.
+    /// The plugin object at an index of [`Self::plugins`].
     #[must_use]
     pub fn settings(&self, place: usize) -> Map<String, Value> {
         let text = self.plugins.get(place).and_then(|plugin| self.text.get(plugin.place.clone()));
@@ -87,7 +87,7 @@ impl<'a> Network<'a> {
         self.plugins.iter().any(|plugin| MULTUS.contains(&plugin.kind.as_str()))
     }
 
-    /// Whether no plugin of it makes a pod's network.
+    /// Whether none of the plugins makes a pod network.
     pub(crate) fn is_no_primary(&self) -> bool {
         self.plugins.iter().all(|plugin| NO_PRIMARY.contains(&plugin.kind.as_str()))
     }
@@ -96,18 +96,18 @@ impl<'a> Network<'a> {
         self.plugins.iter().all(Plugin::is_ours)
     }
 
-    /// Whether Cilium writes it: alone, or chained behind another primary (`chaining-mode`).
+    /// Whether Cilium is among the plugins, alone or chained behind another primary (`chaining-mode`).
     pub(crate) fn is_cilium(&self) -> bool {
         self.plugins.iter().any(|plugin| plugin.kind == "cilium-cni")
     }
 
-    /// Whether this is Multus's and names a file: as its `clusterNetwork`, or as the one that it waits
+    /// Whether this is Multus's file and names `file`, as `clusterNetwork` or as the file that Multus waits
     /// for (`readinessindicatorfile`).
     pub(crate) fn is_multus_that_names(&self, file: &str) -> bool {
         self.is_multus() && self.text.contains(file)
     }
 
-    /// Whether this is Multus's and calls a copy of the network `name` that lacks our entry.
+    /// Whether this is Multus's file and has a copy of the network `name` without our entry.
     pub(crate) fn delegates_without_us(&self, name: &str) -> bool {
         let settings: Value = serde_json::from_str(self.text).unwrap_or_default();
         let own = settings.get("plugins").and_then(Value::as_array).into_iter().flatten();
@@ -140,7 +140,7 @@ fn plugins(text: &str, object: &Object<'_>) -> Result<Vec<Plugin>, String> {
     let plugin = |(number, raw): (usize, &&RawValue)| {
         let at = |why: &str| format!("plugin {}: {why}", number + 1);
         let object: Object<'_> = serde_json::from_str(raw.get()).map_err(|_| at("no object"))?;
-        // A raw value is a part of the text that it was read from.
+        // The raw value borrows from the text, so the difference of the pointers is its offset.
         let start = raw.get().as_ptr().addr() - text.as_ptr().addr();
         let kind = kind(&object).map_err(|why| at(&why))?;
         Ok(Plugin { kind, place: start..start + raw.get().len() })

@@ -1,5 +1,5 @@
-//! Whether the runtime will find the programs that a conflist names. One that it does not find keeps every
-//! new pod from starting.
+//! Checks that the runtime will find the programs that a conflist names. If it misses one, no new pod
+//! starts.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +13,7 @@ use crate::plain_file::{self, Links};
 use crate::runtimes;
 use crate::runtimes::places::{Given, below, conflists, is_same, plugins};
 
-/// The type of the primary plugin, if the edits put an entry of ours into a list.
+/// The type of the primary plugin, if the edits add or change an entry of ours.
 fn primary_of(view: &View) -> Option<String> {
     view.edits.iter().find_map(|edit| {
         let Edit::Write { file, text, .. } = edit else { return None };
@@ -23,12 +23,12 @@ fn primary_of(view: &View) -> Option<String> {
     })
 }
 
-/// Whether the runtime looks for the primary where symroute's program goes.
-/// Error: it looks elsewhere, and what to correct.
+/// Checks that the runtime looks for the primary plugin in the directory of symroute's program. Error: the
+/// runtime looks elsewhere, and the remedy.
 pub(super) fn goes_where_the_runtime_looks(places: &Places, view: &View) -> Result<(), Reason> {
     let Some(primary) = primary_of(view) else { return Ok(()) };
     let Some(dir) = &places.plugins else { return directories(places, &primary).map(drop) };
-    // A link may lead to a place that a container does not see.
+    // Not followed: a link may lead to a path outside of the agent's container.
     if dir.join(&primary).symlink_metadata().is_ok() {
         return Ok(());
     }
@@ -44,8 +44,8 @@ pub(super) fn goes_where_the_runtime_looks(places: &Places, view: &View) -> Resu
     })
 }
 
-/// Whether symroute's program is where the runtime looks.
-/// Error: it is not, and how to put it there.
+/// Checks that symroute's program is in a directory in which the runtime looks. Error: the program is
+/// missing or can't be run, and the remedy.
 pub(super) fn is_in_place(places: &Places, view: &View) -> Result<(), Reason> {
     let Some(primary) = primary_of(view) else { return Ok(()) };
     let dirs = directories(places, &primary)?;
@@ -67,8 +67,8 @@ pub(super) fn is_in_place(places: &Places, view: &View) -> Result<(), Reason> {
     })
 }
 
-/// Where the runtime that reads these conflists looks for plugins, the likeliest first. None where no runtime
-/// reads them, or it can't be told, as far as this file system says.
+/// The directories in which the runtime looks for plugins, the most likely first. Empty if this file system
+/// does not show that a runtime reads these conflists, or which one.
 fn directories(places: &Places, primary: &str) -> Result<Vec<PathBuf>, Reason> {
     if let Some(dir) = &places.plugins {
         return Ok(vec![dir.clone()]);
@@ -81,7 +81,7 @@ fn directories(places: &Places, primary: &str) -> Result<Vec<PathBuf>, Reason> {
     if !read.is_ok_and(|read| is_same(&places.root, &read.value, &conf_dir)) {
         return Ok(Vec::new());
     }
-    // Which of two runtimes it is, only the operator knows.
+    // Only the operator knows which of two runtimes is in use.
     if given.plugins.is_none() && runtimes.len() > 1 {
         return Ok(Vec::new());
     }
@@ -92,7 +92,7 @@ fn directories(places: &Places, primary: &str) -> Result<Vec<PathBuf>, Reason> {
     Ok(all.map(|dir| below(&places.root, &dir)).collect())
 }
 
-/// The directory that install.sh has put the plugin into: it notes that beside the state of the conflist.
+/// The directory into which install.sh has put the plugin, as noted in the state directory.
 fn noted(state_dir: &Path) -> Option<PathBuf> {
     let text = plain_file::read_text(
         &state_dir.join(names::PLACES_NOTE),

@@ -1,4 +1,4 @@
-//! From the folder as found to the edits that take our entry out.
+//! Derives the edits that remove our entry from the folder as found.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +8,19 @@ use super::network::Network;
 use super::splice;
 use crate::names;
 
-/// What `remove` does.
+/// Plan of `remove`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Removal {
     pub(crate) edits: Vec<Edit>,
-    /// Where an entry of ours is, or may be, that can't be taken out.
+    /// Files with an entry of ours, or perhaps with one, that `remove` can't edit.
     pub(crate) left: Vec<Reason>,
-    /// What a person should know besides.
+    /// Further facts that the operator should know.
     pub(crate) notes: Vec<String>,
 }
 
-/// How to take our entry out of one file, or out of all. `originals` are the files as they were
-/// found before the first entry: one that differs from what is left in nothing but blanks is put
-/// back as it was.
+/// Plans the removal of our entry from the file `only`, or from all files. `originals` has the texts from
+/// before the first entry. An original replaces the text without our entry if both differ only in white
+/// space.
 pub(crate) fn removal(
     folder: &Folder,
     only: Option<&str>,
@@ -58,14 +58,14 @@ pub(crate) fn removal(
             Ok(network) if network.ours().is_empty() => {}
             Ok(network) if network.is_ours_alone() => removal.left.push(Reason::new(
                 format!("{path}: names no plugin but {}", names::PLUGIN_TYPE),
-                "remove the file if nobody needs it",
+                "remove the file if no program needs it",
             )),
             Ok(network) => {
                 let bare = splice::without(file, network.text);
                 let original = originals.get(target(folder, file));
                 let original = original.filter(|text| splice::same_meaning(text, &bare)).cloned();
                 let edit = write(folder, file, original.unwrap_or(bare));
-                // Two names may lead to one file.
+                // A file and a link to it make the same edit.
                 if !removal.edits.iter().any(|other| other.file() == edit.file()) {
                     removal.edits.push(edit);
                 }
@@ -84,8 +84,8 @@ pub(crate) fn removal(
     removal
 }
 
-/// Our own file goes, unless Multus names it: a node whose Multus lacks its network starts no pods.
-/// Then it stays without our entry, a copy of the primary's.
+/// Plans the removal of our own file. If Multus names the file, Multus would start no pod without it, so the
+/// file stays as a copy of the primary's file without our entry.
 fn remove_own(folder: &Folder, file: &str, removal: &mut Removal) {
     let delete = || Edit::Delete { file: file.into() };
     let Some(multus) = folder.multus_that_names(file) else {

@@ -1,4 +1,4 @@
-//! A file of the conf dir is replaced as a whole, or not at all.
+//! Replaces a file of the conf dir as a whole or not at all.
 
 use std::ffi::CStr;
 use std::fs::{self, File};
@@ -14,27 +14,27 @@ use crate::error::absent_is_none;
 use crate::names;
 use crate::plain_file::{self, Links};
 
-/// The attribute that holds a file's security label.
+/// Extended attribute with a file's SELinux label.
 const LABEL: &CStr = c"security.selinux";
-/// Longest label that is kept; the kernel's limit is a page.
+/// Maximum length of a label in bytes.
 const LABEL_MAX: usize = 4096;
 
-/// What became of a replacement.
+/// Result of a replacement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Done {
-    /// The file is the new one.
+    /// The file has the new text.
     Replaced,
-    /// Somebody else has written it meanwhile; nothing was changed.
+    /// Another program has written the file meanwhile, and its text stays.
     Outrun,
 }
 
-/// Reads a file. A pipe or a device is an error instead of a wait.
+/// Reads a file. A pipe or a device is an error, so that the call does not wait.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     plain_file::read(path, plain_file::LONGEST, Links::Followed)
 }
 
-/// Gives a file a new text, if it still has the `old` one (none: is not there). Mode, owner and
-/// security label are those of `like`.
+/// Replaces the text of a file if the file still has the `old` text (`None`: does not exist). The new file
+/// gets mode, owner and security label of the file `like`.
 pub(super) fn replace(
     dir: &Path,
     file: &str,
@@ -68,7 +68,7 @@ pub(super) fn replace(
     done
 }
 
-/// Removes a file; one that has gone already is no error.
+/// Removes a file, if it exists.
 pub(super) fn delete(dir: &Path, file: &str) -> Result<(), Error> {
     let path = dir.join(file);
     match absent_is_none(fs::remove_file(&path)).map_err(Error::at("remove", &path))? {
@@ -77,7 +77,7 @@ pub(super) fn delete(dir: &Path, file: &str) -> Result<(), Error> {
     }
 }
 
-/// Removes what a killed call may have left.
+/// Removes the temporary file that a killed call may have left.
 pub(super) fn clean(dir: &Path) -> Result<(), Error> {
     let path = dir.join(names::CONFLIST_TEMPORARY);
     if path.symlink_metadata().is_err() {
@@ -110,11 +110,11 @@ fn write(path: &Path, text: &[u8], model: &File) -> Result<(), Error> {
     file.sync_all().map_err(Error::at("sync", path))
 }
 
-/// A file's security label, where it has one.
+/// The SELinux label of a file, if it has one.
 fn label(file: &File) -> Option<Vec<u8>> {
     let mut value = vec![0; LABEL_MAX];
     // SAFETY: the name ends in zero, and the kernel writes no more than the given length.
-    // JUSTIFICATION: neither std nor nix knows extended attributes.
+    // JUSTIFICATION: neither std nor nix has a call for extended attributes.
     let length = unsafe {
         libc::fgetxattr(file.as_raw_fd(), LABEL.as_ptr(), value.as_mut_ptr().cast(), value.len())
     };

@@ -1,11 +1,11 @@
-//! One entry into a conflist's text, or out of it: in the file's own layout, and every other byte
+//! Adds an entry to the text of a conflist or removes it, in the file's own layout. Every other byte
 //! stays.
 
 use serde_json::{Map, Value};
 
 use super::Network;
 
-/// The text with an entry behind the last plugin. [`without`] is its exact inverse.
+/// The text with an entry behind the last plugin. [`without`] is the exact inverse.
 #[must_use]
 pub fn insert(network: &Network<'_>, entry: &Map<String, Value>) -> String {
     let text = network.text;
@@ -15,7 +15,7 @@ pub fn insert(network: &Network<'_>, entry: &Map<String, Value>) -> String {
     format!("{}{separator}{entry}{}", &text[..last.place.end], &text[last.place.end..])
 }
 
-/// The text with another entry at this place.
+/// The text with `entry` instead of the plugin at index `at`.
 pub(super) fn replace(network: &Network<'_>, at: usize, entry: &Map<String, Value>) -> String {
     let Some(plugin) = network.plugins.get(at) else { return network.text.to_string() };
     let place = plugin.place.clone();
@@ -23,7 +23,7 @@ pub(super) fn replace(network: &Network<'_>, at: usize, entry: &Map<String, Valu
     format!("{}{entry}{}", &network.text[..place.start], &network.text[place.end..])
 }
 
-/// The text without the entry at this place. The only plugin of a list stays.
+/// The text without the plugin at index `at`. The only plugin of a list stays.
 pub(super) fn remove(network: &Network<'_>, at: usize) -> String {
     let places: Vec<_> = network.plugins.iter().map(|plugin| plugin.place.clone()).collect();
     let gap = match (at, places.len()) {
@@ -34,7 +34,7 @@ pub(super) fn remove(network: &Network<'_>, at: usize) -> String {
     format!("{}{}", &network.text[..gap.start], &network.text[gap.end..])
 }
 
-/// The text of a list without any entry of ours. A list of nothing else stays as it is.
+/// The text of a list without our entries. A list that has only our entries stays as it is.
 #[must_use]
 pub fn without(file: &str, text: &str) -> String {
     let mut text = text.to_string();
@@ -45,7 +45,7 @@ pub fn without(file: &str, text: &str) -> String {
     text
 }
 
-/// A list of one plugin, made of a file that is a single plugin, as libcni's `ConfListFromConf`.
+/// Makes a list of a file that is a single plugin, like libcni's `ConfListFromConf`.
 pub(super) fn list_of(network: &Network<'_>) -> String {
     let version = network.version.iter().map(|v| format!("  \"cniVersion\": {},\n", quoted(v)));
     let version: String = version.collect();
@@ -54,7 +54,7 @@ pub(super) fn list_of(network: &Network<'_>) -> String {
     format!("{{\n{version}  \"name\": {name},\n  \"plugins\": [\n    {plugin}\n  ]\n}}\n")
 }
 
-/// Whether two texts differ in nothing but blanks between tokens.
+/// Whether two JSON texts differ only in white space between tokens.
 #[must_use]
 pub fn same_meaning(one: &str, other: &str) -> bool {
     tokens(one).eq(tokens(other))
@@ -76,8 +76,8 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// What goes between the last plugin and ours: what stands between the last two, or else a comma
-/// and what stands before the only one.
+/// The text between the last plugin and ours: that between the last two plugins, or a comma and the white
+/// space before the only plugin.
 fn separator(network: &Network<'_>) -> String {
     let (text, plugins) = (network.text, &network.plugins);
     if let [.., one, two] = plugins.as_slice() {
@@ -92,12 +92,12 @@ fn separator(network: &Network<'_>) -> String {
     }
 }
 
-/// Whether blanks follow colons.
+/// Whether the text has a space after colons.
 fn is_airy(text: &str) -> bool {
     text.contains("\": ") || text.contains("\" : ")
 }
 
-/// An entry in the layout of the plugin `like`, which starts at `start`.
+/// Formats an entry in the layout of the plugin object `like`, which begins at byte `start`.
 fn layout(network: &Network<'_>, like: &str, start: usize, entry: &Map<String, Value>) -> String {
     if !like.contains('\n') {
         let (colon, comma) = if is_airy(network.text) { (": ", ", ") } else { (":", ",") };

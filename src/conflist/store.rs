@@ -1,11 +1,11 @@
-//! What we remember of the conf dir, outside of it.
+//! Files in the state directory about the conf dir.
 //!
 //! ```text
-//! conflist/originals/FILE   the file as it was before our entry came in
-//! conflist/wanted.json      what was wanted last, where it is not the default
-//! conflist/journal          one JSON object per line: what was done, when, to which file
+//! conflist/originals/FILE   the file from before our entry was added
+//! conflist/wanted.json      the last wish, if it is not the default
+//! conflist/journal          one JSON object per line: time, action, file, reason
 //! ```
-//! The directory itself is the lock.
+//! Calls that change the conf dir hold a lock on the directory `conflist`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
@@ -22,30 +22,30 @@ use crate::error::absent_is_none;
 use crate::flock::{self, Held};
 use crate::plain_file::{self, Links};
 
-/// What the journal says when our entry goes into a file.
+/// Action in the journal: our entry is added to a file.
 pub(super) const PUT_IN: &str = "put in";
-/// What it says when a change failed.
+/// Action in the journal: a change failed.
 pub(super) const FAILED: &str = "failed";
-/// What it says when a change was given up because somebody else wrote the file.
+/// Action in the journal: a change was dropped, because another program wrote the file.
 pub(super) const OUTRUN: &str = "outrun";
 
 const FOLDER: &str = "conflist";
 const JOURNAL: &str = "journal";
 const WANTED: &str = "wanted.json";
 const ORIGINALS: &str = "originals";
-/// Hidden, so no copy of a conflist has this name.
+/// Temporary file name. No copy of a conflist has this name, because it begins with a dot.
 const TEMPORARY: &str = ".new";
-/// The older half of a journal that has grown to this many bytes is dropped.
+/// Size in bytes above which the older half of the journal is dropped.
 const JOURNAL_LIMIT: usize = 128 * 1024;
-/// How long another call is waited for.
+/// Time to wait for the lock of another call.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A file of the store; none is longer than a conflist may be.
+/// Reads a file of the store, which may be as long as a conflist.
 fn read(path: &Path) -> io::Result<String> {
     plain_file::read_text(path, plain_file::LONGEST, Links::Refused)
 }
 
-/// The folder with all that.
+/// The directory `conflist` in the state directory.
 #[derive(Debug, Clone)]
 pub(super) struct Store {
     dir: PathBuf,
@@ -56,7 +56,7 @@ impl Store {
         Self { dir: state_dir.join(FOLDER) }
     }
 
-    /// Makes the folder where it is missing and locks it until the guard is dropped.
+    /// Creates the directory if necessary and locks it until the guard is dropped.
     pub(super) fn lock(&self) -> Result<Held, Error> {
         let originals = self.dir.join(ORIGINALS);
         // A conflist may hold tokens.
@@ -83,7 +83,7 @@ impl Store {
         self.dir.join(WANTED).exists() || !self.originals().is_empty()
     }
 
-    /// The copies, by the file's name.
+    /// The original texts by file name.
     pub(super) fn originals(&self) -> BTreeMap<String, String> {
         let entries = fs::read_dir(self.dir.join(ORIGINALS)).into_iter().flatten().flatten();
         let copies = entries.filter_map(|entry| {
@@ -103,7 +103,7 @@ impl Store {
         Self::write(&self.dir, WANTED, format!("{}\n", wanted.to_json()).as_bytes())
     }
 
-    /// Drops all copies, and what was wanted.
+    /// Removes the originals and the last wish.
     pub(super) fn forget(&self) -> Result<(), Error> {
         let path = self.dir.join(WANTED);
         absent_is_none(plain_file::remove(&path)).map_err(Error::at("remove", &path))?;
@@ -113,7 +113,7 @@ impl Store {
 
     fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let path = folder.join(name);
-        // A folder in the place of a file of ours can't be read, and makes room.
+        // A directory with the name of our file is useless and would keep the rename from working.
         if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
             fs::remove_dir_all(&path).map_err(Error::at("remove", &path))?;
         }
@@ -122,8 +122,8 @@ impl Store {
         written.map_err(Error::at("write", &path))
     }
 
-    /// Writes down what is about to be done to a file, or that it failed; and why. `source` is the
-    /// file that it is made of, where that is another one.
+    /// Adds a line to the journal: a change that is about to begin, or its failure, and the reason. `source` is
+    /// the file of which `file` is a copy.
     pub(super) fn note(
         &self,
         action: &str,
@@ -139,7 +139,7 @@ impl Store {
         }
         let old = match absent_is_none(read(&path)) {
             Ok(text) => text.unwrap_or_default(),
-            // Damaged: it is for people, and no change hangs on it.
+            // A damaged journal must not prevent a change.
             Err(error) if plain_file::is_damaged(&error) => String::new(),
             Err(error) => return Err(Error::at("read", &path)(error)),
         };
@@ -150,8 +150,8 @@ impl Store {
         Self::write(&self.dir, JOURNAL, text.as_bytes())
     }
 
-    /// How often since `age` ago our entry was put into this file where it was missing, without
-    /// one of us having taken it out.
+    /// How often within the last `age` our entry was added to this file because it was missing, since symroute
+    /// itself last removed it.
     pub(super) fn recent_additions(&self, file: &Path, age: Duration) -> usize {
         let text = read(&self.dir.join(JOURNAL)).unwrap_or_default();
         let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());

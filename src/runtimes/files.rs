@@ -1,4 +1,4 @@
-//! The files of a runtime's configuration, the later before the earlier.
+//! The files of a runtime's configuration. A later file overrides an earlier one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,15 +9,15 @@ use wildmatch::WildMatch;
 use super::Said;
 use crate::plain_file::{self, Links};
 
-/// What is set, by file. The last file that sets a key counts.
+/// The configuration files in order. The last file that sets a key counts.
 #[derive(Debug, Default)]
 pub(super) struct Settings {
-    /// Each file as the node names it.
+    /// Absolute path of each file on the node, and its content.
     files: Vec<(PathBuf, Table)>,
 }
 
-/// containerd's: a main file, what that imports, and the fragments that later releases import by
-/// default.
+/// Reads containerd's configuration: the main file, its imports, and the fragments that newer releases
+/// import by default.
 pub(super) fn of_containerd(root: &Path, main: Option<&str>, fragments: &str) -> Settings {
     let mut settings = Settings::default();
     let mut patterns: Vec<PathBuf> = vec![Path::new(fragments).join("*.toml")];
@@ -27,7 +27,7 @@ pub(super) fn of_containerd(root: &Path, main: Option<&str>, fragments: &str) ->
             settings.files.iter().filter_map(|(_, table)| table.get("imports")?.as_array());
         let imports: Vec<&str> = imports.flatten().filter_map(Value::as_str).collect();
         let folder = Path::new(main).parent().unwrap_or(Path::new(""));
-        // An import of a relative path begins at the main file.
+        // A relative import starts at the directory of the main file.
         patterns.extend(imports.iter().map(|text| match text.strip_prefix('/') {
             Some(rest) => PathBuf::from(rest),
             None => folder.join(text),
@@ -39,7 +39,7 @@ pub(super) fn of_containerd(root: &Path, main: Option<&str>, fragments: &str) ->
     settings
 }
 
-/// CRI-O's: a main file and fragments, by name.
+/// Reads CRI-O's configuration: the main file and the fragments in the order of their names.
 pub(super) fn of_crio(root: &Path, main: &str, fragments: &str) -> Settings {
     let mut settings = Settings::default();
     settings.add(root, Path::new(main));
@@ -52,7 +52,7 @@ impl Settings {
         self.files.is_empty()
     }
 
-    /// Adds a file, if it is there and can be read: a runtime does not start with another one.
+    /// Adds a file, if it can be read and parsed. A runtime would not start with a faulty file.
     fn add(&mut self, root: &Path, file: &Path) {
         let path = root.join(file);
         if self.files.iter().any(|(name, _)| *name == Path::new("/").join(file)) {
@@ -67,7 +67,7 @@ impl Settings {
         }
     }
 
-    /// Adds the files of a folder whose names fit.
+    /// Adds the files of a folder whose names match the last part of the pattern, in the order of their names.
     fn add_all(&mut self, root: &Path, pattern: &Path) {
         let (Some(folder), Some(name)) = (pattern.parent(), pattern.file_name()) else { return };
         let fits = WildMatch::new(&name.to_string_lossy());
@@ -82,7 +82,7 @@ impl Settings {
         }
     }
 
-    /// The last file that sets the key in one of the tables, and the value.
+    /// The last file that sets the key in one of the tables, with the value.
     fn find(&self, tables: &[&[&str]], key: &str) -> Option<(&Path, &Value)> {
         self.files.iter().rev().find_map(|(file, root)| {
             let found = tables.iter().find_map(|path| {

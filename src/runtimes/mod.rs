@@ -1,5 +1,5 @@
-//! The container runtimes of a node: what their own configuration says of plugins and conflists, and
-//! where symroute goes by that.
+//! The container runtimes of a node: the directories of plugins and conflists in their configuration, and
+//! the directories for symroute that follow from these.
 //!
 //! containerd: `bin_dir`, `bin_dirs`, `conf_dir`, `max_conf_num` (docs/cri/config.md of containerd).
 //! CRI-O: `plugin_dirs`, `network_dir`, `cni_default_network` (docs/crio.conf.5.md of CRI-O).
@@ -15,7 +15,7 @@ use crate::plain_file::{self, Links};
 
 const CONTAINERD: &str = "containerd";
 const CRIO: &str = "CRI-O";
-/// Where containerd is configured. Distributions of Kubernetes carry one of their own.
+/// Main files of containerd: those of Kubernetes distributions with their own containerd come first.
 const CONTAINERD_FILES: [&str; 4] = [
     "var/snap/microk8s/current/args/containerd.toml",
     "var/lib/rancher/k3s/agent/etc/containerd/config.toml",
@@ -25,15 +25,15 @@ const CONTAINERD_FILES: [&str; 4] = [
 const CONTAINERD_FRAGMENTS: &str = "etc/containerd/conf.d";
 const CRIO_FILE: &str = "etc/crio/crio.conf";
 const CRIO_FRAGMENTS: &str = "etc/crio/crio.conf.d";
-/// The table of CNI in containerd's configuration, of version 3, 2 and 1.
+/// Tables of CNI in containerd's configuration, for the versions 3, 2 and 1 of its format.
 const CONTAINERD_TABLES: [&[&str]; 3] = [
     &["plugins", "io.containerd.cri.v1.runtime", "cni"],
     &["plugins", "io.containerd.grpc.v1.cri", "cni"],
     &["plugins", "cri", "cni"],
 ];
 const CRIO_TABLES: [&[&str]; 1] = [&["crio", "network"]];
-/// Files that say which runtime the kubelet calls. The first that says it counts: the last words of the
-/// kubelet's command line come from the first two.
+/// Files that name the runtime that the kubelet calls. The first file with a name counts, because the first
+/// two files make the last arguments of the kubelet's command line.
 const OF_KUBELET: [&str; 5] = [
     "etc/default/kubelet",
     "etc/sysconfig/kubelet",
@@ -42,7 +42,7 @@ const OF_KUBELET: [&str; 5] = [
     "var/lib/kubelet/config.yaml",
 ];
 
-/// Sockets of running runtimes. Distributions of Kubernetes have one of their own.
+/// Sockets of running runtimes, including those of Kubernetes distributions.
 const SOCKETS: [(&str, &str); 5] = [
     ("run/containerd/containerd.sock", CONTAINERD),
     ("run/k3s/containerd/containerd.sock", CONTAINERD),
@@ -51,29 +51,29 @@ const SOCKETS: [(&str, &str); 5] = [
     ("run/crio/crio.sock", CRIO),
 ];
 
-/// A value, and the file with the key that it is from: `bin_dir of /etc/containerd/config.toml`.
+/// A value and its source, such as `bin_dir of /etc/containerd/config.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Said<T> {
     pub(crate) value: T,
     pub(crate) by: String,
 }
 
-/// What a runtime's configuration says.
+/// Settings of CNI in a runtime's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Runtime {
     pub(crate) name: &'static str,
-    /// Where it looks for plugins.
+    /// Directories in which the runtime looks for plugins.
     pub(crate) plugins: Option<Said<Vec<String>>>,
-    /// Where it reads conflists.
+    /// Directory from which the runtime reads conflists.
     pub(crate) conflists: Option<Said<String>>,
-    /// The setting by which it takes other networks than the first, and the file it is in.
+    /// Setting that makes the runtime take other networks than the first: its file and its text.
     pub(crate) not_first: Option<(PathBuf, String)>,
-    /// The name of the one network that it takes.
+    /// Name of the only network that the runtime takes.
     pub(crate) network: Option<String>,
 }
 
-/// The runtimes that a node's file system has a configuration of. Where it says which of them the
-/// kubelet calls, that one alone.
+/// Reads the configurations of the runtimes in a node's file system. If the file system shows which of them
+/// the kubelet calls, returns only that one.
 pub(crate) fn read(root: &Path) -> Vec<Runtime> {
     let containerd = CONTAINERD_FILES.iter().find(|file| root.join(file).exists());
     let containerd = files::of_containerd(root, containerd.copied(), CONTAINERD_FRAGMENTS);
@@ -117,9 +117,9 @@ fn runtime(name: &'static str, settings: &Settings, tables: &[&[&str]]) -> Optio
     })
 }
 
-/// Whether the DEL of a pod of Kubernetes goes to the plugins that the conflist names by then, and not
-/// to those of the pod's ADD. So it is with containerd; CRI-O keeps the conflist of the ADD with its result.
-/// `false` where CRI-O runs or nothing says which of them the kubelet calls: a wait too long is the lesser harm.
+/// Whether the runtime sends the DEL of a Kubernetes pod to the plugins that the conflist names at that time.
+/// containerd does; CRI-O calls the plugins of the ADD, whose conflist it keeps with the result.
+/// `false` if CRI-O runs or the runtime is not known: the removal then waits for pods, perhaps needlessly.
 pub(crate) fn dels_follow_the_conflist(root: &Path) -> bool {
     let running =
         |name: &str| SOCKETS.iter().any(|(file, of)| *of == name && root.join(file).exists());

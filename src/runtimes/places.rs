@@ -1,45 +1,47 @@
-//! Where the plugin and its entry go: where the runtime looks, or else beside the primary's program.
+//! Chooses the directories for the plugin and its entry: those of the runtime's configuration, or that of
+//! the primary plugin's program.
 
 use std::path::{Path, PathBuf};
 
 use super::{Runtime, Said};
 use crate::conflist::Reason;
 
-/// Where distributions keep plugins. The first is what runtimes look in by default.
+/// Directories of plugins in distributions. The first is the runtimes' default.
 const USUAL: [&str; 3] = ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"];
 
-/// What the operator or the installer says.
+/// Directories from the command line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Given {
-    /// Directories that the operator names.
+    /// Directory that the operator names (`--bin-dir`).
     pub(crate) plugins: Option<PathBuf>,
+    /// Directory that the operator names (`--conf-dir`).
     pub(crate) conflists: Option<PathBuf>,
-    /// Directories that the platform has, as far as its signs tell.
+    /// Directory of the Kubernetes distribution that the installer has recognised (`--likely-bin-dir`).
     pub(crate) likely_plugins: Option<PathBuf>,
+    /// Directory of the Kubernetes distribution that the installer has recognised (`--likely-conf-dir`).
     pub(crate) likely_conflists: Option<PathBuf>,
 }
 
-/// A directory, and why it is the one.
+/// A directory, and the reason for its choice.
 pub(crate) type Place = Said<PathBuf>;
 
 fn place(path: impl Into<PathBuf>, by: impl Into<String>) -> Place {
     Said { value: path.into(), by: by.into() }
 }
 
-/// Where a path of the node is below the root of its file system.
+/// Maps a path of the node to the path below `root`, the root of the node's file system.
 pub(crate) fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// Whether two paths of the node are one directory, also by links.
+/// Whether two paths of the node lead to the same directory, perhaps through links.
 pub(crate) fn is_same(root: &Path, one: &Path, other: &Path) -> bool {
     let real = |path: &Path| below(root, path).canonicalize().unwrap_or_else(|_| below(root, path));
     real(one) == real(other)
 }
 
-/// Where conflists are read.
-/// Error: the operator names another directory than the runtime's configuration does, or two runtimes
-/// disagree.
+/// The directory from which the runtime reads conflists. Error: the operator names another directory than
+/// the runtime's configuration, or two runtimes disagree.
 pub(crate) fn conflists(root: &Path, runtimes: &[Runtime], given: &Given) -> Result<Place, Reason> {
     let mut said = runtimes.iter().filter_map(|runtime| runtime.conflists.as_ref());
     let (first, second) = (said.next(), said.next());
@@ -63,7 +65,7 @@ pub(crate) fn conflists(root: &Path, runtimes: &[Runtime], given: &Given) -> Res
     }
 }
 
-/// Where plugins are called from. `primary` is the primary plugin's type, where a conflist names it.
+/// The directory from which the runtime calls plugins. `primary` is the type of the primary plugin, if known.
 /// Error: the runtime's configuration, the operator and the place of the primary's program disagree.
 pub(crate) fn plugins(
     root: &Path,
@@ -95,7 +97,6 @@ pub(crate) fn plugins(
     let likely_dir = given.likely_plugins.as_deref();
     let usual = || likely_dir.into_iter().chain(USUAL.iter().map(Path::new));
     let Some(said) = said.first() else {
-        // A directory that two names lead to counts once.
         let beside = primary.and_then(|name| Some((usual().find(|dir| holds(dir))?, name)));
         return Ok(match beside {
             Some((dir, name)) => place(dir, format!("the program {name} is there")),
@@ -122,8 +123,8 @@ pub(crate) fn plugins(
     Ok(place(spelled(root, chosen, likely_dir), &said.by))
 }
 
-/// A directory in the platform's words, where those name the same one: a path of this release of the
-/// distribution goes with its next one, and its link "current" stays.
+/// Prefers the platform's path if both paths lead to the same directory: a path of the distribution's current
+/// release vanishes with the next release, while its link `current` stays.
 fn spelled<'a>(root: &Path, dir: &'a Path, platform: Option<&'a Path>) -> &'a Path {
     platform.filter(|platform| is_same(root, dir, platform)).unwrap_or(dir)
 }

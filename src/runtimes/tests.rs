@@ -86,7 +86,7 @@ fn of_several_directories_the_primarys_is_taken() {
         found,
         Said { value: "/nets".into(), by: "network_dir of /etc/crio/crio.conf".into() }
     );
-    // Without a word of the runtime's, the primary's program says it.
+    // Without a configuration, the primary's program decides.
     let root = node(&[("usr/libexec/cni/flannel", "")]);
     let found = plugins_of(&root, &Given::default(), Some("flannel"));
     assert_eq!(found.as_deref(), Ok("/usr/libexec/cni"));
@@ -108,14 +108,14 @@ fn disagreement_is_refused_with_both_sides() {
     let given = Given { conflists: Some("/etc/cni/net.d".into()), ..Given::default() };
     let said = conflists(&root, &read(&root), &given).unwrap_err().to_string();
     assert!(said.contains("--conf-dir /etc/cni/net.d") && said.contains("/nets"), "{said}");
-    // Two runtimes, and nothing says which of them the kubelet calls; or something does.
+    // Two runtimes: an error, unless a file names the one that the kubelet calls.
     let both = [(CONTAINERD, here.as_str()), ("etc/crio/crio.conf", crio)];
     let said = plugins_of(&node(&both), &Given::default(), None).unwrap_err();
     assert!(said.contains("bin_dir of") && said.contains("plugin_dirs of"), "{said}");
     let kubelet = ("var/lib/kubelet/kubeadm-flags.env", "--endpoint=unix:///run/crio/crio.sock");
     let root = node(&[both[0], both[1], kubelet]);
     assert_eq!(plugins_of(&root, &Given::default(), None).as_deref(), Ok("/opt/cni/bin"));
-    // A distribution's own path of this release is named by its link that stays.
+    // The distribution's link replaces the path of its current release.
     let text = V2.to_owned() + "bin_dir = \"/snap/7/bin\"\nconf_dir = \"/snap/7/nets\"\n";
     let root = node(&[(CONTAINERD, &text), ("snap/7/bin/flannel", ""), ("snap/7/nets/x", "")]);
     std::os::unix::fs::symlink("7", root.join("snap/current")).unwrap();
@@ -125,7 +125,7 @@ fn disagreement_is_refused_with_both_sides() {
     assert_eq!(plugins_of(&root, &given, Some("flannel")).as_deref(), Ok("/snap/current/bin"));
     let found = conflists(&root, &read(&root), &given).unwrap();
     assert_eq!(found.value, Path::new("/snap/current/nets"));
-    // A link to the right directory is right.
+    // A link to the right directory counts as this directory.
     let root = node(&[(CONTAINERD, &here), ("opt/cni/bin/flannel", "")]);
     fs::create_dir_all(root.join("usr/lib")).unwrap();
     std::os::unix::fs::symlink(root.join("opt/cni/bin"), root.join("usr/lib/cni")).unwrap();
