@@ -12,7 +12,7 @@ cd "$(dirname "$0")"
 
 usage() {
     cat <<'TEXT'
-symroute: replies leave this node by the NIC the request came in by
+symroute: sends each reply out through the NIC on which its request arrived
 
 Usage: ./install.sh build
        sudo ./install.sh install | upgrade | uninstall [OPTION]... [--dry-run]
@@ -20,49 +20,49 @@ Usage: ./install.sh build
        sudo ./install.sh --demo
        ./install.sh --help
 
-  build      build two static programs in target/release: the plugin symroute, and the command
+  build      build two static programs in target/release: the plugin symroute and the command
              line tool symroutectl
-  install    put the plugin where the runtime takes plugins from and the tool into --tool-dir,
-             list the plugin in the conflist behind the primary plugin, and bring node state
-             into force, also at each boot where there is systemd; may be run again at any time
-  upgrade    replace both programs; connections go on. The old ones are kept:
-             "upgrade --rollback" puts them back
-  uninstall  the node is as it was before; refused while pods need the plugin
-  status     what is installed, and whether it is well
-  --demo     lay out a node with two NICs in network namespaces of its own, show what fails
-             without symroute and works with it, and take everything away again; installs the
-             Debian or Ubuntu packages it needs; nothing else of this machine is changed
+  install    copy the plugin into the runtime's directory of plugins and the tool into --tool-dir,
+             add the plugin to the conflist behind the primary plugin, and bring node state into
+             force, with systemd also at each boot; you can run it again at any time
+  upgrade    replace both programs without breaking connections; "upgrade --rollback" restores
+             the old programs
+  uninstall  restore the node as it was before; refused while pods need the plugin
+  status     show what is installed and what is wrong with it
+  --demo     set up a node with two NICs in separate network namespaces, show what fails without
+             symroute and works with it, and remove everything again; this installs the required
+             Debian or Ubuntu packages and changes nothing else on this machine
   --help     print this text
 
 Options:
-  --dry-run         say what would be done, and do nothing
-  --binary FILE     take this plugin; otherwise both programs are built, or without a Rust that
-                    is new enough those in target/release are taken; in a release, those beside
-                    this script
-  --tool FILE       take this tool (symroutectl beside the plugin); none goes with a --binary
-                    of an older release, which is plugin and tool in one
-  --bin-dir DIR     where the runtime takes plugins from (by platform, /opt/cni/bin)
-  --tool-dir DIR    where the tool goes (/usr/local/bin; GKE: as --bin-dir)
-  --conf-dir DIR    where it reads conflists (by platform, /etc/cni/net.d)
-  --cache-dir DIR   where it keeps results (/var/lib/cni/results)
-  --state-dir DIR   what was done, to be undone (/var/lib/symroute)
-  --unit-dir DIR    systemd's units (/etc/systemd/system)
-  --root DIR        a node's file system that does not run here; nothing is started
+  --dry-run         print what the command would do, and do nothing
+  --binary FILE     install this plugin. Without it, a release installs the programs beside this
+                    script. A repository builds both programs, or installs those in
+                    target/release if no sufficiently new Rust is installed
+  --tool FILE       install this tool (symroutectl beside the plugin). Leave it out if --binary is
+                    of an older release, in which one program is plugin and tool
+  --bin-dir DIR     the runtime's directory of plugins (by platform, /opt/cni/bin)
+  --tool-dir DIR    directory of the tool (/usr/local/bin; GKE: as --bin-dir)
+  --conf-dir DIR    the runtime's directory of conflists (by platform, /etc/cni/net.d)
+  --cache-dir DIR   the runtime's directory of ADD results (/var/lib/cni/results)
+  --state-dir DIR   directory with what uninstall needs (/var/lib/symroute)
+  --unit-dir DIR    directory of systemd units (/etc/systemd/system)
+  --root DIR        file system of a node that does not run here; starts nothing
   --mode, --config, --file WORD
-                    install: for "symroutectl conflist add", see docs/conflist.md
-  --before-primary  install: go on where the primary plugin has written no conflist yet
-  --no-systemd      leave systemd alone
-  --no-agent        units that act at boot and when a conflist changes, but no agent
-  --no-up           install: no node state before the first pod, or the next boot
-  --force           uninstall: also while pods need the plugin
-  --json            status: print one JSON object for programs, see docs/operations.md
-The commands after "install" use its directories, --no-agent and --no-systemd where none are given.
+                    install: options for "symroutectl conflist add", see docs/conflist.md
+  --before-primary  install: continue if the primary plugin has written no conflist yet
+  --no-systemd      do not use systemd
+  --no-agent        install units that act at boot and when a conflist changes, but no agent
+  --no-up           install: bring no node state into force before the first pod or the next boot
+  --force           uninstall: continue although pods need the plugin
+  --json            status: print one JSON object, see docs/operations.md
+  Later commands use the directories, --no-agent and --no-systemd of "install" unless you give others.
 
-Environment:
-  CARGO_TARGET_DIR  where to build instead of target/
+  Environment:
+  CARGO_TARGET_DIR  directory to build in instead of target/
 
-Exit codes: 0 done (--demo: everything was as it should be), 1 failed, 2 wrong usage,
-3 status: not installed, 4 status: installed, but something is wrong.
+  Exit codes: 0 done (--demo: everything was as expected), 1 failed, 2 wrong usage,
+  3 status: not installed, 4 status: installed, but something is wrong.
 
 Examples:
   ./install.sh build && sudo ./install.sh install --binary target/release/symroute
@@ -79,10 +79,10 @@ wrong_usage() {
 }
 
 TARGET=${CARGO_TARGET_DIR:-target}
-# Where the two programs are: a release has them beside this script, and no sources.
+# Directory of the two programs: a release has them beside this script and has no sources.
 if [ -e Cargo.toml ]; then PROGRAMS=$TARGET/release; else PROGRAMS=$PWD; fi
 
-# The two static programs in $TARGET/release.
+# Builds the two static programs in $TARGET/release.
 build() {
     [ -e Cargo.toml ] || die "there are no sources here, only the programs of a release" \
         "Leave \"build\" out; to build, take the sources of the repository."
@@ -91,7 +91,7 @@ build() {
     need_cargo
     triple=$(as_owner rustc -vV | sed -n 's/^host: //p')
     (
-        # Flags of the environment would replace those of the configuration.
+        # Flags in the environment would replace those of the configuration.
         unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
         as_owner cargo build --release --locked --bins --config conf/cargo-static.toml \
             --target "$triple" --target-dir "$TARGET"
@@ -99,7 +99,7 @@ build() {
     as_owner mkdir -p "$TARGET/release"
     for program in symroute symroutectl; do
         program=$TARGET/release/$program
-        # By rename in the same directory: a program that runs can't be written to.
+        # Renamed within the directory, because the kernel refuses writes to a running program.
         as_owner cp "$TARGET/$triple/release/${program##*/}" "$program.new.$$"
         as_owner mv -f "$program.new.$$" "$program"
         is_static "$program" || die "$program is not static" "Is there a static C library (libc6-dev)?"
@@ -107,7 +107,7 @@ build() {
     done
 }
 
-# Whether the program works without a dynamic linker and libraries of the system.
+# is_static PROGRAM: succeeds if the program needs no dynamic linker and no libraries of the system.
 is_static() {
     case $(LC_ALL=C ldd "$1" 2>&1) in
         *"statically linked"* | *"not a dynamic executable"*) ;;
@@ -129,12 +129,12 @@ demo() {
     exec demo/two-nics.sh "$PROGRAMS:$cni_bin"
 }
 
-# A path as it was meant where this was called.
+# absolute PATH: prints the path, relative to the directory in which the operator called this script.
 absolute() {
     case $1 in '' | /*) echo "$1" ;; *) echo "$CALLED_FROM/$1" ;; esac
 }
 
-# option NAME VALUE: one that has a value.
+# option NAME VALUE: sets the variable of an option that has a value.
 option() {
     case $1 in
         --binary) BINARY=$2 ;;

@@ -1,11 +1,12 @@
 # shellcheck shell=sh
-# Runs a chain of CNI plugins as a container runtime does: ADD in order, each with the result of
-# the one before as prevResult; DEL in reverse order, with the result of the ADD. To be sourced.
+# Runs a chain of CNI plugins like a container runtime. For ADD, it calls the plugins in order and passes
+# each the previous result as prevResult. For DEL, it calls them in reverse order with the result of the
+# ADD. To be sourced.
 #
 # Needs: CONFLIST, CNI_PATH, WORK (a directory), NODE (the node's network namespace).
 
-# Runs a command on the node. What plugins write outside of the kernel goes to directories of the
-# node's own, so that this machine's runtime and symroute are not touched.
+# on_node COMMAND...: runs a command in the node's network namespace. Mounts directories in $WORK over
+# /run, /var/lib and /var/log, so that the plugins do not touch this machine's runtime and symroute.
 on_node() {
     mkdir -p "$WORK/run/netns" "$WORK/lib" "$WORK/log"
     # shellcheck disable=SC2016 # for the inner shell
@@ -14,8 +15,8 @@ on_node() {
             mount --bind "$0/log" /var/log && mount --rbind "$0/run" /run && exec "$@"' "$WORK" "$@"
 }
 
-# chain ADD|DEL POD LAST: runs the plugins of the conflist up to the one of type LAST for the pod
-# whose network namespace has the name POD. The result of ADD is kept in $WORK/POD.result.
+# chain ADD|DEL POD LAST: runs the plugins of the conflist up to the one of type LAST for the pod with the
+# network namespace POD. ADD writes its result to $WORK/POD.result.
 chain() {
     verb=$1 pod=$2 last=$3
     result=$WORK/$pod.result
@@ -27,13 +28,13 @@ chain() {
         mv "$WORK/reversed" "$WORK/plugins"
     fi
     while read -r object; do
-        # The first "type" is the plugin's; that of its IPAM comes later.
+        # The first "type" is that of the plugin, a later one that of its IPAM.
         type=$(printf '%s\n' "$object" | sed 's/^[^:]*"type": *"\([^"]*\)".*/\1/')
         call_plugin "$verb" "$pod" "$type" "$object" </dev/null || return 1
     done <"$WORK/plugins"
 }
 
-# One call of one plugin.
+# call_plugin ADD|DEL POD TYPE OBJECT: calls one plugin.
 call_plugin() {
     program=$(PATH=$CNI_PATH command -v "$3") || die "no CNI plugin \"$3\" in $CNI_PATH"
     prev_result=''
@@ -48,7 +49,7 @@ call_plugin() {
     [ "$1" != ADD ] || mv "$WORK/answer" "$result"
 }
 
-# A text of the conflist's own.
+# top_level KEY: prints a text value of the conflist itself.
 top_level() {
     sed -n "s/^ *\"$1\": *\"\(.*\)\",*$/\1/p" "$CONFLIST" | head -n 1
 }

@@ -1,4 +1,4 @@
-# Prints each object of the list "plugins" of a conflist on a line of its own.
+# Prints each object of the list "plugins" of a conflist on a separate line.
 { text = text " " $0 }
 END {
     start = match(text, /"plugins"[ \t]*:[ \t]*\[/)

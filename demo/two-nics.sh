@@ -24,7 +24,7 @@ for applet in httpd wget; do
     busybox --list | grep -qx "$applet" || die "this busybox has no $applet" "Install the package busybox-static."
 done
 
-# Directories with symroute, its tool beside it, and the plugins before it.
+# The directories with symroute and symroutectl, and with the plugins that the chain calls before symroute.
 CNI_PATH=$(cd "${1%%:*}" && pwd):${1#*:}
 CONFLIST=conf/demo.conflist
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/symroute-demo.XXXXXX")
@@ -33,7 +33,7 @@ NODE=$NAME-node ROUTER=$NAME-router CLIENT=$NAME-client POD_A=$NAME-pod-a POD_B=
 ALL="$NODE $ROUTER $CLIENT $POD_A $POD_B"
 PODS="$POD_A $POD_B"
 
-# What differed from what has to be.
+# Deviations from the expected results, one per line.
 FAULTS=$WORK/faults
 fault() {
     paint 31 "  NOT AS EXPECTED: $1"
@@ -56,12 +56,13 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# in_ns NAMESPACE COMMAND...
+# in_ns NAMESPACE COMMAND...: runs a command in a network namespace.
 in_ns() {
     ip netns exec "$@"
 }
 
-# A network namespace that neither waits for duplicate addresses nor repeats itself for long.
+# namespace NAME RP_FILTER: makes a network namespace without duplicate address detection and without
+# repeated SYN-ACKs.
 namespace() {
     ip netns add "$1" || die "can't make a network namespace" "In a container, the demo needs --privileged."
     # shellcheck disable=SC2016 # for the inner shell
@@ -78,7 +79,7 @@ namespace() {
         ip link set lo up' "$2"
 }
 
-# plug PORT NAMESPACE NUMBER: a cable from the router's PORT to eth0 or eth1 of NAMESPACE.
+# plug PORT NAMESPACE NUMBER: connects the router's PORT with eth0 or eth1 of NAMESPACE.
 plug() {
     ifname=eth0
     [ "$1" != eth1 ] || ifname=eth1
@@ -88,7 +89,7 @@ plug() {
     ip -n "$2" link set "$ifname" up
 }
 
-# The router knows without asking who is where, as a cloud does.
+# behind PORT ADDRESS NUMBER: makes a permanent neighbour entry, as a cloud knows addresses without ARP.
 behind() {
     ip -n "$ROUTER" neigh add "$2" dev "$1" lladdr "02:00:00:00:01:0$3" nud permanent
 }
@@ -122,7 +123,7 @@ lay_out() {
     ip -n "$CLIENT" addr add 2001:db8:9::9/64 dev eth0 nodad
     ip -n "$CLIENT" route add default via 203.0.113.1
     ip -n "$CLIENT" route add default via 2001:db8:9::1
-    # As kube-proxy carries out a Service of type NodePort.
+    # The DNAT that kube-proxy makes for a Service of type NodePort.
     in_ns "$NODE" nft -f - <<'NFT'
 table inet node_port {
     chain prerouting {
@@ -137,14 +138,14 @@ NFT
     serve "$POD_B" pod-b 8080
 }
 
-# serve NAMESPACE WHO PORT: a web server that says who it is. It listens when this returns.
+# serve NAMESPACE NAME PORT: starts a web server that answers with NAME. It listens when this returns.
 serve() {
     mkdir "$WORK/$2"
     printf '%s\n' "$2" >"$WORK/$2/index.html"
     in_ns "$1" busybox httpd -p "$3" -h "$WORK/$2"
 }
 
-# The flows, one a line: what, the NIC the request comes in by, address, port, who has to answer.
+# The flows, one per line: target, NIC on which the request arrives, address, port, server that answers.
 FLOWS='host       eth0  10.20.0.10       10250  host
 host       eth1  10.21.0.10       10250  host
 pod-a      eth0  10.20.0.50       8080   pod-a
@@ -158,7 +159,7 @@ pod-b      eth1  2001:db8:21::50  8080   pod-b
 NodePort   eth0  2001:db8:20::10  30080  pod-a
 NodePort   eth1  2001:db8:21::10  30080  pod-a'
 
-# The cloud: for each flow and NIC a counter of requests and of replies, then the source check.
+# Makes the cloud's rules: counters of requests and replies for each flow and NIC, and the source check.
 cloud() {
     printf '%s\n' "$FLOWS" | awk '
         {
@@ -184,28 +185,28 @@ cloud() {
         }' | in_ns "$ROUTER" nft -f -
 }
 
-# One "NAME PACKETS" a line.
+# Prints lines "NAME PACKETS".
 counters() {
     in_ns "$ROUTER" nft list counters table inet cloud |
         awk '$1 == "counter" { name = $2 } $1 == "packets" { print name, $2 }'
 }
 
-# Packets that strict rp_filter has dropped on the node.
+# Prints the number of packets that strict rp_filter has dropped on the node.
 rp_filter_drops() {
     in_ns "$NODE" cat /proc/net/netstat | awk '
         $1 == "TcpExt:" && at { print $at; exit }
         $1 == "TcpExt:" { for (i = 2; i <= NF; i++) if ($i == "IPReversePathFilter") at = i }'
 }
 
-# nic_of DIRECTION NUMBER: by which NICs the packets of that flow went.
+# nic_of requests|replies NUMBER: prints the NICs that the packets of this flow took.
 nic_of() {
     counters | awk -v prefix="$1_$2_" '
         index($1, prefix) == 1 && $2 > 0 { nics = nics sep substr($1, length(prefix) + 1); sep = "+" }
         END { print (nics == "") ? "-" : nics }'
 }
 
-# ask_all before|after: sends every request, says what became of it and by which NIC the reply left,
-# and compares that with what has to be: before, all that comes in by eth1 is lost; after, nothing.
+# ask_all before|after: sends every request, prints its outcome and the NIC of the reply, and compares both
+# with the expectation. Before, all requests on eth1 get lost; after, none.
 ask_all() {
     cloud
     printf '  %-10s %-23s %-10s %-8s %s\n' REQUEST TO 'CAME IN BY' 'LEFT BY' OUTCOME
@@ -253,7 +254,7 @@ ask() {
     fi
 }
 
-# What symroute or anybody else could have changed on the node.
+# Prints everything on the node that symroute could have changed.
 node_state() {
     for family in -4 -6; do
         ip -n "$NODE" "$family" rule

@@ -2,13 +2,13 @@
 # Builds for aarch64 on x86-64. To be sourced after debian.sh.
 
 readonly AARCH64=aarch64-unknown-linux-gnu
-# Where a rustup has no standard library of that target, one of Debian's compilers is unpacked.
+# If rustup has no standard library for this target, the script unpacks a compiler of Debian here.
 readonly RUST_SUITE=bookworm RUST_ROOT=$DEBIAN/rust
 
-# Sees to a linker and to a compiler; aarch64_cargo needs both.
+# Installs the linker and the compiler that aarch64_cargo needs.
 need_aarch64() {
     local needed=(aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu) library=/usr/aarch64-linux-gnu/lib/libc.a
-    # A file that is no program, so the usual look for a command does not find it.
+    # install_packages looks for programs, and this file is none.
     [[ -e $library ]] || needed+=("$library=libc6-dev-arm64-cross")
     install_packages "${needed[@]}"
     need_cargo
@@ -24,7 +24,7 @@ fetch_rust() {
     echo "    downloading a Rust compiler with a library for aarch64 (Debian $RUST_SUITE)"
     as_owner rm -rf "$new"
     debian_lists "$RUST_SUITE" || return 1
-    # The machine's own C library is the one to use.
+    # The machine's own C library has to be used.
     files=$(debian_closure "$RUST_SUITE" amd64 libstd-rust-web-dev | grep -v '^libc6$') || return 1
     # shellcheck disable=SC2086 # one word per package
     debian_unpack "$RUST_SUITE" amd64 "$new" rustc-web libstd-rust-web-dev:arm64 $files || return 1
@@ -38,14 +38,14 @@ TEXT
     as_owner mv "$new" "$RUST_ROOT"
 }
 
-# The two static programs, in $AARCH64_TARGET/$AARCH64/release.
+# Builds the two static programs in $AARCH64_TARGET/$AARCH64/release.
 build_aarch64() {
     need_aarch64
     aarch64_cargo build --release --bins --config conf/cargo-static.toml
 }
 
-# aarch64_cargo ARGUMENT...: cargo with the compiler and the linker of that target. What it builds is below
-# $AARCH64_TARGET/$AARCH64, since artefacts of two compilers do not mix.
+# aarch64_cargo ARGUMENT...: runs cargo with the compiler and the linker for aarch64. The files are below
+# $AARCH64_TARGET/$AARCH64, because files of two compilers must not be mixed.
 AARCH64_TARGET=$(realpath -m "${CARGO_TARGET_DIR:-target}/aarch64")
 readonly AARCH64_TARGET
 aarch64_cargo() (

@@ -1,24 +1,24 @@
 # shellcheck shell=sh
-# What install.sh, the demo and tests/run share: messages, packages, cargo. POSIX sh, to be sourced
-# with the repository as working directory.
+# Functions that install.sh, the demo and tests/run share: messages, packages, cargo. POSIX sh, to be
+# sourced with the repository as working directory.
 
-# Administration tools are outside the PATH of an ordinary login, rustup's outside that of root.
+# An ordinary user's PATH lacks administration tools, and root's PATH lacks those of rustup.
 PATH=$PATH:/usr/sbin:/sbin:${HOME:-/root}/.cargo/bin
 export PATH
 
-# paint COLOUR TEXT: a line, in colour on a terminal.
+# paint COLOUR TEXT: prints a line, in colour on a terminal.
 paint() {
     if [ -t 1 ]; then printf '\033[%sm%s\033[0m\n' "$1" "$2"; else printf '%s\n' "$2"; fi
 }
 
-# step TEXT: announces what is done next. The count goes on in a program that is called.
+# step TEXT: announces the next step. A called program goes on with the count.
 step() {
     STEP=$((${STEP:-0} + 1))
     export STEP
     paint 1 "[$STEP${STEPS:+/$STEPS}] $1"
 }
 
-# die WHAT WAY_OUT...: a line that says what is wrong, and lines that say what to do.
+# die FAULT REMEDY...: prints the fault, then the remedies one per line, and exits with code 1.
 die() {
     paint 31 "error: $1" >&2
     shift
@@ -30,7 +30,7 @@ is_root() {
     [ "$(id -u)" -eq 0 ]
 }
 
-# missing_packages COMMAND=PACKAGE...: the Debian packages of those commands that are not there.
+# missing_packages COMMAND=PACKAGE...: prints the Debian packages of the commands that are missing.
 # A command with a slash is a file.
 missing_packages() {
     for pair in "$@"; do
@@ -38,7 +38,7 @@ missing_packages() {
     done | sort -u
 }
 
-# install_packages COMMAND=PACKAGE...: installs what missing_packages tells.
+# install_packages COMMAND=PACKAGE...: installs the packages of the commands that are missing.
 install_packages() {
     packages=$(missing_packages "$@" | tr '\n' ' ')
     [ -n "$packages" ] || return 0
@@ -52,7 +52,7 @@ install_packages() {
         die "apt-get could not install $packages" "Install by hand what it names above."
 }
 
-# apt ARGUMENTS...: apt-get that asks nothing, waits for others, and speaks up on failure only.
+# apt ARGUMENT...: runs apt-get, which asks nothing, waits for the lock and prints only failures.
 apt() {
     log=$(mktemp)
     status=0
@@ -62,13 +62,13 @@ apt() {
     return "$status"
 }
 
-# Version of a package that apt would install; empty if none.
+# apt_candidate PACKAGE: prints the version that apt would install, or nothing.
 apt_candidate() {
     LC_ALL=C apt-cache policy "$1" 2>/dev/null |
         sed -n 's/^ *Candidate: *\([0-9].*\)$/\1/p'
 }
 
-# at_least VERSION MINIMUM: compares the first two numbers.
+# at_least VERSION MINIMUM: succeeds if the first two numbers are not lower than the minimum.
 at_least() {
     a_major=${1%%.*} a_rest=${1#*.}
     b_major=${2%%.*} b_rest=${2#*.}
@@ -76,8 +76,8 @@ at_least() {
     [ "$a_major" -gt "$b_major" ] || { [ "$a_major" -eq "$b_major" ] && [ "$a_minor" -ge "$b_minor" ]; }
 }
 
-# as_owner COMMAND...: under sudo, as the user who called it, if the checkout is theirs: their
-# toolchain is the one to use, and no file of root's is left in their target directory.
+# as_owner COMMAND...: runs the command; under sudo, runs it as the calling user if that user owns the
+# checkout. So the user's toolchain builds, and root leaves no files in the target directory.
 as_owner() {
     if is_root && [ -n "${SUDO_USER:-}" ] && [ "$SUDO_USER" != root ] &&
         [ "$(stat -c %u .)" = "${SUDO_UID:-}" ]; then
@@ -88,17 +88,17 @@ as_owner() {
     fi
 }
 
-# The version of the crate, and of everything that is made of it.
+# Prints the version of the crate, which all files of a release have.
 crate_version() {
     sed -n '/^\[package\]$/,/^\[/ s/^version = "\(.*\)"$/\1/p' Cargo.toml
 }
 
-# The oldest Rust that builds this.
+# Prints the oldest version of Rust that builds the crate.
 wanted_rust() {
     sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml
 }
 
-# Succeeds if there is a cargo that is new enough; tells its version.
+# Prints the version of cargo. Succeeds if it is new enough.
 cargo_version() {
     version=$(as_owner cargo --version 2>/dev/null) || return 1
     version=${version#cargo }
@@ -106,7 +106,7 @@ cargo_version() {
     at_least "$version" "$(wanted_rust)"
 }
 
-# Sees to a cargo that is new enough.
+# Installs Rust if cargo is missing or too old.
 need_cargo() {
     found=$(cargo_version) && return 0
     wanted=$(wanted_rust)

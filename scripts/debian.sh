@@ -1,26 +1,26 @@
 # shellcheck shell=bash
-# Debian's packages: daemons that only tests start, and packages in folders, without an installation (other
-# kernels, files of another architecture). To be sourced after common.sh.
+# Debian packages: installs daemons that only tests start, and unpacks packages into folders (other kernels,
+# files of another architecture). To be sourced after common.sh.
 
 DEBIAN=$(realpath -m "${CARGO_TARGET_DIR:-target}/debian")
 readonly DEBIAN
 readonly KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
-# install_daemons COMMAND=PACKAGE...: as install_packages. The service of the same name does not run on this
-# machine, now or after a boot: the tests start the program themselves.
+# install_daemons COMMAND=PACKAGE...: like install_packages, but keeps the service of the same name from
+# running, now and after a boot: the tests start the program themselves.
 install_daemons() {
     local pair unit
     for pair in "$@"; do
         ! command -v "${pair%%=*}" >/dev/null || continue
         unit=${pair%%=*}.service
-        # Masked, it is not started by its own installation. A kill leaves the mask until the next boot.
+        # The mask keeps the package from starting the service. After a kill, it stays until the next boot.
         [[ ! -d /run/systemd/system ]] || systemctl mask --quiet --runtime "$unit"
         install_packages "$pair"
         [[ ! -d /run/systemd/system ]] || { systemctl unmask --quiet --runtime "$unit" && systemctl disable --quiet "$unit"; }
     done
 }
 
-# The mirror that this machine's own packages are from; DEBIAN_MIRROR names another.
+# Prints the mirror of this machine's own packages, or DEBIAN_MIRROR.
 debian_mirror() {
     local site=${DEBIAN_MIRROR-}
     # shellcheck disable=SC2016 # apt-get's own words
@@ -29,8 +29,8 @@ debian_mirror() {
     printf '%s\n' "${site%/}"
 }
 
-# apt_of PROGRAM SUITE ARCHITECTURE ARGUMENT...: apt-get or apt-cache that knows this suite only, as on a
-# machine of this architecture that has no package yet. This machine's own lists are not read or changed.
+# apt_of PROGRAM SUITE ARCHITECTURE ARGUMENT...: runs apt-get or apt-cache with only this suite, as on a
+# machine of this architecture without packages. Neither reads nor changes this machine's own lists.
 apt_of() {
     local program=$1 suite=$2 arch=$3
     shift 3
@@ -42,7 +42,7 @@ apt_of() {
         -o Dir::Cache="$DEBIAN/$suite/cache" -o Debug::NoLocking=1 "$@"
 }
 
-# or_log COMMAND...: what it prints is of interest on failure only.
+# or_log COMMAND...: runs the command and prints its output only if it fails.
 or_log() {
     local log status=0
     log=$(mktemp)
@@ -64,7 +64,7 @@ debian_lists() {
     or_log apt_of apt-get "$suite" amd64 update
 }
 
-# debian_unpack SUITE ARCHITECTURE DIR PACKAGE...: unpacks these packages into DIR, and none that they need.
+# debian_unpack SUITE ARCHITECTURE DIR PACKAGE...: unpacks these packages into DIR without dependencies.
 debian_unpack() {
     local suite=$1 arch=$2 dir=$3 work=$3.debs deb
     shift 3
@@ -76,7 +76,7 @@ debian_unpack() {
     as_owner rm -r "$work"
 }
 
-# debian_closure SUITE ARCHITECTURE PACKAGE...: the names of these packages and of all that they need.
+# debian_closure SUITE ARCHITECTURE PACKAGE...: prints the names of these packages and all dependencies.
 debian_closure() {
     apt_of apt-get "$1" "$2" install --simulate --no-install-recommends "${@:3}" |
         sed -n 's/^Inst \([^ ]*\) .*/\1/p'

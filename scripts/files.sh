@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # Changes of files that a kill can't leave half done. POSIX sh, to be sourced after common.sh.
 
-# act TEXT COMMAND...: says what is done and does it; with --dry-run says it only.
+# act TEXT COMMAND...: prints the text and runs the command; with --dry-run only prints.
 act() {
     if [ -n "$DRY_RUN" ]; then
         printf 'would %s\n' "$1"
@@ -12,8 +12,8 @@ act() {
     "$@"
 }
 
-# replace TO MODE COMMAND...: TO becomes what the command prints; whoever opens it, or runs it, gets
-# the old or the new one whole.
+# replace TO MODE COMMAND...: replaces TO by the output of the command. A program that opens or runs TO
+# gets the whole old file or the whole new one.
 replace() {
     to=$1 mode=$2
     temporary=$(dirname "$to")/.symroute.new
@@ -24,8 +24,8 @@ replace() {
     mv -f "$temporary" "$to"
 }
 
-# writable DIRECTORY WHAT OPTION: dies where nothing can be put. root may write by its rights even
-# where the file system says no, so it is tried.
+# writable DIRECTORY WHAT OPTION: dies if no file can be created there. Tries it, because for root "-w" may
+# succeed on a read-only file system.
 writable() {
     [ -d "$1" ] || die "$1: no such directory; $2" \
         "If it is elsewhere, name it by $3. $(other_directory)" "Nothing was changed."
@@ -38,14 +38,14 @@ writable() {
         "Run this as root; if it is elsewhere, name it by $3. $(other_directory)" "Nothing was changed."
 }
 
-# existing PATH: it, or the nearest directory above it that is there.
+# existing PATH: prints the path or the nearest directory above it that exists.
 existing() {
     path=$1
     while [ ! -e "$path" ]; do path=$(dirname "$path"); done
     printf '%s\n' "$path"
 }
 
-# delete FILE...: those of them that are there.
+# delete FILE...: deletes the files and directories that exist.
 delete() {
     for file in "$@"; do
         if [ -e "$file" ] || [ -L "$file" ]; then act "delete $file" rm -rf "$file"; fi

@@ -1,7 +1,7 @@
 #!/bin/sh
-# first-release.sh [NAME]: builds the program of an old release, which upgrades have to start from, out of
-# this repository's history; prints its path. tests/NAME has the commit: first-release, or one-program,
-# the last release in which one program was plugin and tool.
+# first-release.sh [NAME]: builds an old release from this repository's history, for tests of upgrades, and
+# prints the program's path. tests/NAME has the commit: first-release, or one-program, the last release in
+# which one program was plugin and tool.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh
@@ -10,7 +10,7 @@ name=${1:-first-release}
 commit=$(cat "tests/$name")
 target=${CARGO_TARGET_DIR:-$PWD/target}/$name
 program=$target/build/debug/symroute
-# The program tells nothing of its commit, so a file beside it does.
+# The program does not report its commit, so a file beside it records the commit.
 if [ "$(cat "$target/commit" 2>/dev/null)" != "$commit" ] || [ ! -x "$program" ]; then
     repository() { git -c safe.directory='*' "$@"; }
     repository cat-file -e "$commit^{commit}" 2>/dev/null ||

@@ -1,14 +1,14 @@
 # shellcheck shell=sh
-# symroute on a node: install, upgrade, uninstall. POSIX sh, to be sourced after units.sh.
+# Installs, upgrades and uninstalls symroute on a node. POSIX sh, to be sourced after units.sh.
 #
-# The order is the point. A conflist never names a plugin that is not there, and a plugin stays as
-# long as the runtime will call it; so a kill at any point leaves a node that starts pods, and the
-# same command again completes. JSON is the tool's business: "symroutectl conflist".
+# The order of the steps matters. A conflist never names a missing plugin, and the plugin stays as long as
+# the runtime will call it. So a node starts pods after a kill at any point, and the same command
+# completes the work. "symroutectl conflist" edits JSON, not this script.
 #
-# Older releases were one program, plugin and tool in one. Such a program may be what is installed, what
-# is to be installed, and what was kept; there is no file of the tool then.
+# In older releases, one program is plugin and tool. The installed, the new and the kept program may be
+# such a program. Then there is no file of the tool.
 
-# Paths below $ROOT, as all of this uses them.
+# Sets the paths, all of them below $ROOT.
 places() {
     recall_places
     CACHE_DIR=${CACHE_DIR:-/var/lib/cni/results} UNIT_DIR=${UNIT_DIR:-/etc/systemd/system}
@@ -21,7 +21,7 @@ places() {
         "${PLATFORM:-unknown}" "$ROOT$BIN_DIR" "$ROOT$TOOL_DIR" "$CONFS"
 }
 
-# What install noted, where another command was not given other directories.
+# Takes the directories that install has noted, unless the command line names others.
 recall_places() {
     [ "$COMMAND" != install ] && [ -r "$ROOT$STATE_DIR/places" ] || return 0
     while IFS='|' read -r name value; do
@@ -42,26 +42,26 @@ note_places() {
         no-agent "$NO_AGENT" no-systemd "$NO_SYSTEMD"
 }
 
-# conflist VERB [OPTION...]: by the program $TOOL.
+# conflist VERB [OPTION...]: runs "$TOOL conflist".
 conflist() {
     verb=$1
     shift
     "$TOOL" conflist "$verb" "$@" ${JSON:+--json} --root "${ROOT:-/}" --conf-dir "$CONF_DIR" --state-dir "$STATE_DIR"
 }
 
-# conflist_as_wished VERB [OPTION...]: with what was given to this script.
+# conflist_as_wished VERB [OPTION...]: adds the options that this script was given.
 conflist_as_wished() {
     verb=$1
     shift
     [ -z "$FILE" ] || set -- --file "$FILE" "$@"
     [ -z "$CONFIG" ] || set -- --config "$CONFIG" "$@"
     [ -z "$MODE" ] || set -- --mode "$MODE" "$@"
-    # Older releases have no such word, and bring nothing into force here.
+    # Older releases lack this option and bring nothing into force here.
     [ -z "$NO_UP" ] || is_both "$TOOL" || set -- --no-up "$@"
     conflist "$verb" "$@"
 }
 
-# How the running node is: 0 well, 3 not in force, 4 something is wrong.
+# Prints the node's status. Exit codes: 0 healthy, 3 not in force, 4 something is wrong.
 node_status() {
     [ -z "$ROOT" ] || return 3
     is_both "$TOOL" || set -- --conf-dir "$CONF_DIR"
@@ -72,13 +72,13 @@ attachments() {
     "$TOOL" attachments --root "${ROOT:-/}" --cache-dir "$CACHE_DIR" ${JSON:+--json}
 }
 
-# Whether a program is of an older release: plugin and tool in one.
+# is_both PROGRAM: succeeds if the program is of an older release, plugin and tool in one.
 is_both() {
     "$1" --help 2>/dev/null | grep -q '^Usage: symroute '
 }
 
-# Sets SOURCE and TOOL_SOURCE, the programs to put in place, VERSION and TOOL. Without TOOL_SOURCE one
-# program is both.
+# Sets SOURCE and TOOL_SOURCE, the programs to install, VERSION and TOOL. Without TOOL_SOURCE, SOURCE is
+# plugin and tool in one.
 find_source() {
     SOURCE=$BINARY TOOL_SOURCE=$TOOL_FILE
     if [ -z "$SOURCE" ]; then
@@ -100,7 +100,7 @@ find_source() {
     TOOL_VERSION=$(checked "$TOOL" symroutectl --tool)
 }
 
-# checked FILE NAME OPTION: prints the version of this program, which has to run.
+# checked FILE NAME OPTION: prints the version of the program. Dies if the program does not run.
 checked() {
     [ -f "$1" ] || die "$1: no such file" "Give a $2 program by $3 FILE." "Nothing was changed."
     said=$("$1" --version 2>/dev/null) || said=''
@@ -111,7 +111,7 @@ checked() {
     esac
 }
 
-# put FROM TO VERSION
+# put FROM TO VERSION: installs a program.
 put() {
     if cmp -s "$1" "$2" && [ -x "$2" ]; then
         printf '%s is %s already\n' "$2" "$3"
@@ -120,8 +120,8 @@ put() {
     act "put $3 in place as $2" replace "$2" 755 cat "$1"
 }
 
-# Puts the programs in place. The plugin may need the tool, never the other way round: so the tool
-# comes first, and where one program is both, goes last.
+# Installs the programs. The plugin may need the tool but not the reverse. So the script installs the tool
+# first and, if one program is both, deletes the old tool last.
 put_programs() {
     [ -z "$TOOL_SOURCE" ] || put "$TOOL_SOURCE" "$CTL" "$TOOL_VERSION"
     put "$SOURCE" "$BIN" "$VERSION"
@@ -142,7 +142,7 @@ check_conflist() {
     esac
 }
 
-# All that install needs, before anything is changed.
+# Checks everything that install needs, before the first change.
 check_install() {
     is_root || [ -n "$ROOT" ] || die "the node's directories and network: only root may" "Run: sudo ./install.sh $COMMAND"
     writable "$ROOT$BIN_DIR" "the runtime takes plugins from there" --bin-dir
@@ -189,7 +189,7 @@ node_up() {
         die "the node state could not be made" "See above. Pods start all the same once that is put right; run this again."
 }
 
-# quietly COMMAND...: what it prints is of interest on failure only, and that goes to stderr.
+# quietly COMMAND...: runs the command and prints only its standard error.
 quietly() {
     "$@" >/dev/null
 }
@@ -219,13 +219,13 @@ is_in_place() {
     if [ -n "$TOOL_SOURCE" ]; then cmp -s "$TOOL_SOURCE" "$CTL"; else [ ! -e "$CTL" ]; fi
 }
 
-# Whether an upgrade was killed before both programs were those that it was to bring. What it has kept
-# is what a rollback has to bring back, and not the mixture that is there now.
+# Succeeds if an upgrade was killed before both programs were new. A rollback then has to restore the
+# programs that this upgrade has kept, not the present mixture.
 is_under_way() {
     [ -e "$UPGRADING" ] && [ "$(cat "$UPGRADING")" != "$(hash_of "$BIN" "$CTL")" ]
 }
 
-# Keeps both programs. Of a kill in the middle nothing is left that a rollback would take.
+# Keeps both programs for a rollback. A kill in the middle leaves nothing that a rollback would use.
 keep_previous() {
     [ -d "$STATE" ] || act "make $STATE" mkdir -p "$STATE"
     delete "$PREVIOUS" "$PREVIOUS_TOOL"
@@ -236,8 +236,8 @@ keep_previous() {
     [ -n "$DRY_RUN" ] || replace "$UPGRADING" 644 hash_of "$SOURCE" ${TOOL_SOURCE:+"$TOOL_SOURCE"}
 }
 
-# What runs, and what is in force, becomes that of the new program. Connections go on: only what
-# differs is changed.
+# Restarts the agent and updates the node state with the new program. It changes only what differs, so
+# connections go on.
 refresh_node() {
     [ -z "$ROOT" ] || return 0
     if has_systemd && [ -e "$UNITS/symroute-agent.service" ]; then
@@ -248,7 +248,7 @@ refresh_node() {
     [ "$code" -eq 3 ] || act "bring what is in force up to date" quietly "$TOOL" up
 }
 
-# Sets TOOL: the program that is installed, or else another that knows how.
+# Sets TOOL to the installed program, or else to another one that has the required commands.
 find_tool() {
     beside=${BINARY:+${BINARY%/*}/symroutectl}
     for TOOL in "$CTL" "$BIN" "$TOOL_FILE" "$beside" "$BINARY" "$PROGRAMS/symroutectl"; do
@@ -276,33 +276,34 @@ uninstall_node() {
     if [ -n "$DRY_RUN" ]; then conflist remove --dry-run || [ $? -eq 3 ]; else remove_entry; fi
     node_down
     remove_units
-    # Before the note of where it is.
+    # Deleted before the note that says where it is.
     [ ! -e "$CTL" ] || delete "$BIN"
-    # What symroute itself has written; a directory that has something else in it stays.
+    # Files that symroute has written. A directory with other files stays.
     delete "$STATE/conflist" "$STATE/places" "$PREVIOUS" "$PREVIOUS_TOOL" "$UPGRADING" "$STATE/.symroute.new"
     [ ! -d "$STATE" ] || [ -n "$(ls -A "$STATE")" ] || act "delete $STATE" rmdir "$STATE"
     delete "$ROOT/var/log/symroute.log" "$ROOT$BIN_DIR/.symroute.new" "$ROOT$TOOL_DIR/.symroute.new" \
         "$UNITS/.symroute.new"
-    # The tool last: with it this can be run again.
+    # The tool is last, because a repeated uninstall needs it.
     delete "$BIN" "$CTL"
     [ -n "$DRY_RUN" ] || echo "Uninstalled."
 }
 
-# Whether our entry can be taken out at all, before anything is changed.
+# Dies if our entry can't be removed, before the first change.
 check_removal() {
     code=0
     said=$(conflist remove --dry-run 2>&1) || code=$?
     [ "$code" -eq 0 ] || [ "$code" -eq 3 ] || die "$said" "Nothing was changed."
 }
 
-# CRI-O and podman keep the list of plugins per pod and call symroute at the pod's end: such pods need the
-# plugin. Pods that are only attached don't: containerd calls what the conflist names by then, so after
-# "conflist remove" it does not call symroute for them. The tool knows which runtime it is.
+# Dies if pods need the plugin. CRI-O and podman keep the list of plugins per pod and call symroute at the
+# pod's end. containerd calls the plugins that the conflist names at that time, so after "conflist remove"
+# its attached pods do not need the plugin. The tool finds out which runtime the node has.
 refuse_while_needed() {
     code=0
     pods=$(attachments) || code=$?
-    [ "$code" -eq 0 ] || [ "$code" -eq 4 ] || die "could not tell which pods need symroute" "See above." "$1"
-    pods=$(printf '%s\n' "$pods" | grep -v '^enrolled: ') || true # none
+    [ "$code" -eq 0 ] || [ "$code" -eq 4 ] || die "could not find out which pods need symroute" "See above." "$1"
+        # Older releases print "enrolled". grep fails if no line is left.
+        pods=$(printf '%s\n' "$pods" | grep -vE '^(attached|enrolled): ') || true
     [ -n "$pods" ] || return 0
     if [ -n "$FORCE" ]; then
         printf 'note: %s\n' "forced: these pods will not end cleanly while the plugin is missing" "$pods"
@@ -314,19 +315,19 @@ $pods" \
         "restart these pods or drain the node; then run this again. --force goes on all the same." "$1"
 }
 
-# Takes our entry out, and sees to it that it stays out and that no pod came in between.
+# Removes our entry, and checks that it stays removed and that no pod has started with it meanwhile.
 remove_entry() {
     conflist remove || [ $? -eq 3 ] || die "our entry could not be taken out" \
         "See above. The plugin stays: the runtime calls it."
     sleep 1
     case $(conflist remove --dry-run 2>&1) in
-        *"would be "*) die "$CONFS: somebody puts our entry back" \
-            "An agent that runs elsewhere, as a DaemonSet? Stop it and run this again." ;;
+        *"would be "*) die "$CONFS: another program restores our entry" \
+                    "Perhaps an agent of a DaemonSet: stop it and run this again." ;;
     esac
     refuse_while_needed "A pod has started meanwhile. The conflist names us no longer; the plugin stays until then."
 }
 
-# By force: it has been seen to that no pod needs us, or a person has said not to mind.
+# Forced, because no pod needs the plugin, or because the operator has given --force.
 node_down() {
     [ -z "$ROOT" ] || return 0
     act "take the node state away" quietly "$TOOL" down --force ||

@@ -1,8 +1,8 @@
 # shellcheck shell=sh
-# Where a node keeps its CNI plugins and conflists. POSIX sh, to be sourced after common.sh.
+# Finds a node's directories of CNI plugins and conflists. POSIX sh, to be sourced after common.sh.
 
-# NAME|SIGN|PLUGINS|CONFLISTS: the first row whose SIGN exists below $ROOT. Rows of one distribution
-# stand together; those at the end are what is left when none of the others has been found.
+# Prints rows NAME|SIGN|PLUGINS|CONFLISTS. A row applies if the path SIGN exists below $ROOT. Rows of one
+# distribution are adjacent, and the first one applies. Rows after "-" apply if no other row does.
 platforms() {
     cat <<'TEXT'
 microk8s|/var/snap/microk8s|/var/snap/microk8s/current/opt/cni/bin|/var/snap/microk8s/current/args/cni-network
@@ -18,8 +18,8 @@ packages of Fedora|/usr/libexec/cni|/usr/libexec/cni|/etc/cni/net.d
 TEXT
 }
 
-# Asks the tool where the runtime's own configuration says that it looks: BIN_DIR and CONF_DIR are the
-# answer. Older releases have no such command.
+# Sets BIN_DIR and CONF_DIR to the directories in the runtime's configuration, as the tool finds them. Older
+# releases lack this command.
 ask_runtime() {
     [ "$COMMAND" = install ] && "$TOOL" places --help >/dev/null 2>&1 || return 0
     set -- --root "${ROOT:-/}" --likely-bin-dir "$BIN_DIR" --likely-conf-dir "$CONF_DIR"
@@ -34,7 +34,7 @@ given_both() {
     [ -n "$BIN_DIR" ] && [ -n "$CONF_DIR" ]
 }
 
-# Sets PLATFORM, and BIN_DIR, CONF_DIR and TOOL_DIR where they were not given.
+# Sets PLATFORM, and BIN_DIR, CONF_DIR and TOOL_DIR unless the command line names them.
 detect_platform() {
     PLATFORM='' found_bin='' found_conf=''
     while IFS='|' read -r name sign plugins conflists; do
@@ -46,7 +46,7 @@ detect_platform() {
         [ -z "$PLATFORM" ] || given_both ||
             die "this looks like $PLATFORM and like $name" "Say which: give --bin-dir and --conf-dir." "Nothing was changed."
         PLATFORM=$name found_bin=$plugins found_conf=$conflists
-        # Of the rest one is enough.
+        # The first of the rows after "-" is enough.
         case $name in kubeadm* | packages*) break ;; esac
     done <<TEXT
 $(platforms)
@@ -64,7 +64,7 @@ TEXT
     [ -n "$TOOL_DIR" ] || case $PLATFORM in GKE) TOOL_DIR=$BIN_DIR ;; *) TOOL_DIR=/usr/local/bin ;; esac
 }
 
-# What to do where the directory of plugins can't be written, for this platform.
+# Prints the platform's remedy for a directory of plugins that can't be written.
 other_directory() {
     case $PLATFORM in
         Bottlerocket | Talos)

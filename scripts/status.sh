@@ -1,16 +1,16 @@
 # shellcheck shell=sh
-# What is installed on a node and how it fares, for people and for programs. POSIX sh, to be sourced
-# after node.sh.
+# Reports what is installed on a node and what is wrong with it, as text and as JSON. POSIX sh, to be
+# sourced after node.sh.
 
-# Raised when keys of the JSON report change their meaning or go away.
+# Version of the JSON report, raised when a key changes its meaning or is removed.
 STATUS_VERSION=1
 
-# One row: NAME, and the lines of TEXT.
+# row NAME TEXT: prints a row whose text may have several lines.
 row() {
     printf '%s\n' "$2" | sed "1s/^/$(printf '%-10s' "$1")/;2,\$s/^/          /"
 }
 
-# Exit code 0 where all is well, 3 where symroute is not installed, 4 where something is wrong.
+# Exit codes: 0 healthy, 3 not installed, 4 something is wrong.
 status_node() {
     result=0 OFF=''
     if [ -n "$JSON" ]; then places >/dev/null; else places; fi
@@ -25,18 +25,18 @@ status_node() {
     return "$result"
 }
 
-# off PART: something is wrong with it. Where there is no program, that is all there is to say.
+# off PART: notes that something is wrong with a part. The exit code 3 (not installed) stays.
 off() {
     OFF="$OFF $1"
     [ "$result" -eq 3 ] || result=4
 }
 
-# Sets BIN_VERSION, BIN_HASH, and OTHER: the program that would be put in its place.
+# Sets BIN_VERSION, BIN_HASH and OTHER, the plugin that an upgrade would install.
 look_at_binary() {
     BIN_VERSION='' BIN_HASH='' OTHER=''
     [ -e "$BIN" ] || { result=3; return; }
     BIN_HASH=$(hash_of "$BIN")
-    # A shell takes an empty file for a program that does nothing.
+    # A shell runs an empty file without an error, so the version counts.
     BIN_VERSION=$("$BIN" --version 2>/dev/null) || BIN_VERSION=''
     [ -n "$BIN_VERSION" ] || off binary
     for other in "$BINARY" "$PROGRAMS/symroute"; do
@@ -44,7 +44,8 @@ look_at_binary() {
     done
 }
 
-# Sets CTL_VERSION, CTL_HASH, OTHER_TOOL likewise, and TOOL_STATE: what is wrong, or that nothing is.
+# Sets CTL_VERSION, CTL_HASH, OTHER_TOOL (the tool that an upgrade would install) and TOOL_STATE: "well" or
+# the fault.
 look_at_tool() {
     CTL_VERSION='' CTL_HASH='' OTHER_TOOL='' TOOL_STATE=well
     [ -n "$BIN_HASH" ] || [ -e "$CTL" ] || return 0
@@ -66,8 +67,8 @@ look_at_tool() {
     [ "$TOOL_STATE" = well ] || off tool
 }
 
-# said COMMAND [ARGUMENT...]: sets SAID to what it prints, and code. With --json, what is no report
-# becomes {"error": ...}.
+# said COMMAND [ARGUMENT...]: runs the command and sets SAID to its output and code to its exit code. With
+# --json, output that is not a report becomes {"error": ...}.
 said() {
     code=0
     if [ -z "$JSON" ]; then
@@ -89,7 +90,7 @@ look_at_conflist() {
     [ -n "$TOOL" ] || return 0
     said conflist check
     CONFLIST=$SAID
-    # An entry without a program: no pod starts.
+    # With an entry but without the plugin, no pod starts.
     case $code:$result in
         0:3) result=4 OFF="$OFF binary" ;;
         0:* | 3:3) ;;
@@ -101,7 +102,7 @@ look_at_units() {
     UNITS_SEEN=$(show_units)
     for name in $ALL_UNITS; do
         [ -e "$UNITS/$name" ] || continue
-        # One of them runs only when a conflist has changed.
+        # symroute-conflist.service runs only after a change of a conflist.
         case $name:$(unit_active "$name") in
             *:failed) off units ;;
             symroute-conflist.service:*) ;;
@@ -128,7 +129,7 @@ look_at_pods() {
     [ "$code" -eq 0 ] || [ "$code" -eq 4 ] || off pods
 }
 
-# described FILE VERSION HASH OTHER: one line about a program that is there.
+# described FILE VERSION HASH OTHER: prints one line about an installed program.
 described() {
     text="$1: ${2:-does not run}, sha256 $(printf '%.16s' "$3")..."
     if [ -n "$4" ]; then
@@ -156,7 +157,7 @@ $TOOL_STATE"
     row pods "${PODS:-none}"
 }
 
-# For sed: control characters but the newline become \u00XX. JSON wants that.
+# Prints a sed script that escapes control characters except newline as \u00XX, as JSON requires.
 control_characters() {
     i=1
     while [ "$i" -lt 32 ]; do
@@ -165,18 +166,18 @@ control_characters() {
     done
 }
 
-# json_string TEXT: it as a string of JSON.
+# json_string TEXT: prints the text as a JSON string.
 json_string() {
     printf '%s\n' "$1" | LC_ALL=C sed -e ':a' -e '$!N' -e '$!ba' -e 's/[\\"]/\\&/g' \
         -e "$(control_characters)" -e 's/\n/\\n/g' -e 's/^/"/' -e 's/$/"/'
 }
 
-# The same, or null where there is nothing.
+# json_or_null TEXT: prints the text as a JSON string, or null if it is empty.
 json_or_null() {
     if [ -n "$1" ]; then json_string "$1"; else printf null; fi
 }
 
-# json_words WORD...: a list.
+# json_words WORD...: prints the words as a JSON list.
 json_words() {
     separator=''
     printf '['
@@ -199,7 +200,7 @@ json_units() {
     printf ']'
 }
 
-# json_program FILE VERSION HASH KEPT OTHER: an object about a program, or null where it is not there.
+# json_program FILE VERSION HASH KEPT OTHER: prints a JSON object about a program, or null without HASH.
 json_program() {
     [ -n "$3" ] || { printf null; return; }
     printf '{"version": %s, "sha256": "%s", "previous": %s' "$(json_or_null "$2")" \

@@ -1,11 +1,11 @@
 # shellcheck shell=sh
-# symroute's systemd units on a node. POSIX sh, to be sourced after files.sh.
+# Installs and removes symroute's systemd units. POSIX sh, to be sourced after files.sh.
 
-# In the order in which they are stopped: the path would start its service again, and the service
-# restarts what holds node state.
+# All units in the order in which uninstall stops them: the path would start its service again, and the
+# service restarts symroute-up.service.
 ALL_UNITS="symroute-conflist.path symroute-conflist.service symroute-agent.service symroute-up.service"
 
-# The units that are wanted.
+# Prints the units to install.
 units() {
     if [ -n "$NO_AGENT" ]; then
         echo symroute-up.service symroute-conflist.service symroute-conflist.path
@@ -14,7 +14,7 @@ units() {
     fi
 }
 
-# Those of them that a boot starts by itself.
+# Prints the units to enable: all except the service that the path unit starts.
 enabled_units() {
     units | sed 's/symroute-conflist.service //'
 }
@@ -28,13 +28,13 @@ has_systemd() {
     fi
 }
 
-# systemctl of this node, or on the files of another.
+# systemd ARGUMENT...: runs systemctl on this node, or on the files below $ROOT.
 systemd() {
     systemctl ${ROOT:+"--root=$ROOT"} "$@"
 }
 
-# unit NAME: its text with the directories of this node. Units call the plugin, which becomes the tool:
-# so they are right before and after an upgrade from one program to two, and a rollback.
+# unit NAME: prints the unit with the directories of this node. Units call the plugin, which runs the tool. So
+# they stay valid through an upgrade from one program to two, and through its rollback.
 unit() {
     case $STATE_DIR in
         /var/lib/*) state=StateDirectory=${STATE_DIR#/var/lib/} ;;
@@ -45,7 +45,7 @@ unit() {
         -e "s|^StateDirectory=symroute$|$state|" "conf/systemd/$1" | at_tool | at_home
 }
 
-# Where the tool is where the plugin would not look for it.
+# Adds --tool-dir to the unit's PATH, if the plugin would not look there.
 at_tool() {
     case $TOOL_DIR in
         /usr/local/bin | "$BIN_DIR") cat ;;
@@ -54,7 +54,7 @@ Environment=PATH=$TOOL_DIR:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
     esac
 }
 
-# A program below /home can't be run by a unit that doesn't see it.
+# Makes /home or /root visible to the unit if a program is there.
 at_home() {
     case $BIN_DIR:$TOOL_DIR in
         /home/* | *:/home/* | /root/* | *:/root/*) sed 's|^ProtectHome=yes$|ProtectHome=read-only|' ;;
@@ -62,7 +62,7 @@ at_home() {
     esac
 }
 
-# Brings the unit files up to date. NEW_UNITS tells whether one has changed.
+# Updates the unit files. NEW_UNITS is "yes" if one has changed.
 put_units() {
     NEW_UNITS=''
     for name in $(units); do
@@ -73,7 +73,7 @@ put_units() {
     [ -z "$NEW_UNITS" ] || [ -n "$ROOT" ] || act "have systemd read them" systemd daemon-reload
 }
 
-# Starts them with each boot, and now unless another node's files are worked on.
+# Enables the units, and starts them unless --root or --no-up is given.
 enable_units() {
     for name in $(enabled_units); do
         if [ -n "$ROOT" ] || [ -n "$NO_UP" ]; then
@@ -100,7 +100,7 @@ remove_units() {
     for name in $ALL_UNITS; do
         [ -e "$UNITS/$name" ] || continue
         gone=yes
-        # One that failed once, or was ended while it ran, would be remembered.
+        # systemd would remember a unit that has failed or was stopped while it ran.
         [ -n "$DRY_RUN$ROOT" ] || systemd reset-failed "$name" 2>/dev/null || true
         delete "$UNITS/$name"
     done
@@ -111,12 +111,12 @@ unit_enabled() {
     systemd is-enabled "$1" 2>/dev/null || true
 }
 
-# Empty on a node that does not run here.
+# Prints nothing with --root.
 unit_active() {
     [ -n "$ROOT" ] || systemd is-active "$1" 2>/dev/null || true
 }
 
-# One line for each unit that is there, for people.
+# Prints one line for each installed unit.
 show_units() {
     for name in $ALL_UNITS; do
         [ -e "$UNITS/$name" ] || continue

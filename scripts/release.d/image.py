@@ -1,6 +1,7 @@
-"""image.py OUT VERSION REVISION ARCHITECTURE=DIR...: an archive with an image for each architecture and the
-index of them, as the OCI image layout specification has it. It holds what conf/kubernetes/Containerfile says: the
-two programs, of which symroutectl is the entry point. All times are SOURCE_DATE_EPOCH."""
+"""image.py OUT VERSION REVISION ARCHITECTURE=DIR...: writes an archive with an image per architecture and their
+index, in the format of the OCI image layout specification. An image has the same content as that of
+conf/kubernetes/Containerfile: the two programs, with symroutectl as entry point. All times are
+SOURCE_DATE_EPOCH."""
 
 import datetime
 import gzip
@@ -35,7 +36,7 @@ def digest(data):
 
 
 def blob(kind, data, **more):
-    """Keeps the data, and describes it."""
+    """Stores the data as a blob and returns its OCI descriptor."""
     if isinstance(data, dict):
         data = json.dumps(data, separators=(",", ":")).encode()
     blobs[digest(data)] = data

@@ -1,5 +1,5 @@
-"""materials.py TREE LOCK REVISION: the crates that the programs are made of, as CycloneDX 1.5 JSON, out of what
-"cargo tree" prints as DEPTH|NAME vVERSION|LICENCE, and the hashes of Cargo.lock."""
+"""materials.py TREE LOCK REVISION: prints the crates of the programs as CycloneDX 1.5 JSON. TREE is output of
+"cargo tree" with lines DEPTH|NAME vVERSION|LICENCE, and LOCK is Cargo.lock, which has the hashes."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import uuid
 
 
 def read_tree(lines):
-    """The licence of each crate, by name and version, and the crates that each needs; the first is the root."""
+    """Returns two dicts by (name, version), the root first: the licence of a crate, and the crates it needs."""
     licences, needs, above = {}, {}, []
     for line in lines:
         depth, crate, licence = line.rstrip("\n").split("|")

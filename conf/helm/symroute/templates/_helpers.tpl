@@ -1,4 +1,4 @@
-{{/* What each object gets from the release: its namespace, and labels that no selector uses. */}}
+{{/* Adds the namespace of the release to an object, and labels that no selector uses. */}}
 {{- define "symroute.stamp" -}}
 {{- $labels := dict "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_")
     "app.kubernetes.io/managed-by" .root.Release.Service
@@ -21,7 +21,7 @@
 {{- end }}
 {{- end }}
 
-{{/* The node's directories, as a map. */}}
+{{/* The node's directories of plugins and conflists, as a map. */}}
 {{- define "symroute.directories" -}}
 {{- $known := .Files.Get "files/platforms.yaml" | fromYaml }}
 {{- $platform := .Values.platform | default "kubeadm" }}
@@ -47,12 +47,12 @@
 {{- end }}
 {{- end }}
 
-{{/* The name has the content's hash in it, so the agents start anew with changed settings, node after node. */}}
+{{/* The name contains a hash of the settings, so changed settings restart the agents, node after node. */}}
 {{- define "symroute.settingsName" -}}
 symroute-{{ include "symroute.settings" . | sha256sum | trunc 10 }}
 {{- end }}
 
-{{/* Arguments: one of "more" replaces the option of that name, if there is one, or comes last. */}}
+{{/* Merges arguments: an option of "more" replaces the option with the same name, or is added at the end. */}}
 {{- define "symroute.arguments" -}}
 {{- $result := list }}
 {{- $new := .more }}
@@ -69,7 +69,7 @@ symroute-{{ include "symroute.settings" . | sha256sum | trunc 10 }}
 {{- concat $result $new | toYaml }}
 {{- end }}
 
-{{/* Changes a DaemonSet's template as the values say. "worker" is the container that works on the node. */}}
+{{/* Applies the values to a DaemonSet's template. "worker" is the container that works on the node. */}}
 {{- define "symroute.changeTemplate" -}}
 {{- $values := .root.Values }}
 {{- $metadata := .daemonset.spec.template.metadata }}
