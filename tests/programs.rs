@@ -1,5 +1,5 @@
-//! The two programs side by side: the plugin that becomes the tool, and what the tool prints of
-//! itself. Needs no root.
+//! Runs the two programs side by side: the plugin that runs the tool, and the tool's help, pages and
+//! completions. Needs no root.
 
 #![expect(
     clippy::expect_used,
@@ -21,7 +21,7 @@ const TOOL: &str = env!("CARGO_BIN_EXE_symroutectl");
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// Gone on drop.
+/// A temporary folder. Dropping it deletes it.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -36,14 +36,14 @@ impl Folder {
         folder
     }
 
-    /// A folder with the plugin in it, under this name.
+    /// A folder with a copy of the plugin under this name.
     fn with_plugin(name: &str) -> Self {
         let folder = Self::new();
         fs::copy(PLUGIN, folder.0.join(name)).expect("copy the plugin");
         folder
     }
 
-    /// Puts a tool here that says where it lies and what it was given.
+    /// Writes a tool into the folder that prints its path and its arguments.
     fn put_tool(&self) -> &Self {
         let tool = self.0.join("symroutectl");
         fs::write(&tool, "#!/bin/sh\necho \"$0:$*\"\nexit 7\n").expect("write a tool");
@@ -69,8 +69,8 @@ impl Drop for Folder {
 }
 
 fn run(command: &mut Command) -> Output {
-    // A child that another test starts has each file open for a moment that this one has just
-    // written, and the kernel runs no such file.
+    // A child process of another test inherits a descriptor of a file that this test has just written,
+    // for a moment. Meanwhile the kernel refuses to run the file.
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         match command.output() {
@@ -88,7 +88,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// What the tool prints, which it has to do without a failure.
+/// The output of the tool, which has to succeed.
 fn printed(words: &[&str]) -> String {
     let output = run(Command::new(TOOL).args(words));
     assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
@@ -117,9 +117,9 @@ fn without_a_tool_the_plugin_says_what_to_do() {
     }
     let (node, here) = (Folder::with_plugin("symroute"), Folder::new());
     here.put_tool();
-    // The tool's own name must not make the plugin call itself for ever.
+    // A plugin with the tool's name must not call itself forever.
     let misnamed = Folder::with_plugin("symroutectl");
-    // An entry of PATH that depends on where the caller stands is no place to run a program from.
+    // The plugin must not run a tool from a relative entry of PATH, which depends on the caller's directory.
     let mut relative = node.command("symroute");
     relative.arg("status").env("PATH", ".:").current_dir(&here.0);
     let no_words = node.command("symroute");
@@ -187,8 +187,8 @@ fn there_is_a_manual_page_for_each_command() {
     assert_eq!(said.status.code(), Some(1));
 }
 
-/// `kubectl symroute` with a kubectl that knows three nodes: one has findings, one has none, and one does
-/// not answer.
+/// Runs `kubectl symroute` with a kubectl of three nodes: one has findings, one has none, and one does not
+/// answer.
 #[test]
 fn nodes_of_a_cluster_in_one_table() {
     const KUBECTL: &str = r#"#!/bin/sh

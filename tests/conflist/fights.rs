@@ -1,11 +1,11 @@
-//! Others write the same files.
+//! Other programs write the same files.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use crate::node::{FLANNEL, Node, files};
 
-/// The primary writes its file anew at each of its starts.
+/// The primary plugin writes its file again at each start.
 #[test]
 fn after_a_rewrite_the_new_file_is_the_original() {
     let node = Node::with_flannel();
@@ -18,7 +18,7 @@ fn after_a_rewrite_the_new_file_is_the_original() {
     assert_eq!(fs::read_to_string(node.primary()).expect("read"), newer);
 }
 
-/// Somebody reformats the file with our entry in it: removing gives back the bytes as found.
+/// Another program reformats the file with our entry. The removal restores the original bytes.
 #[test]
 fn a_new_layout_is_undone() {
     let node = Node::with_flannel();
@@ -31,7 +31,7 @@ fn a_new_layout_is_undone() {
     assert_eq!(fs::read_to_string(node.primary()).expect("read"), FLANNEL);
 }
 
-/// Somebody changes another plugin: that stays.
+/// Another program changes another plugin's object. The removal keeps this change.
 #[test]
 fn a_new_meaning_stays() {
     let node = Node::with_flannel();
@@ -57,7 +57,7 @@ fn too_many_rewrites_are_a_fight() {
     assert_eq!(fs::read_to_string(node.primary()).expect("read"), FLANNEL);
 }
 
-/// Adding and removing by hand, as often as one likes, is none.
+/// An operator may add and remove the entry any number of times.
 #[test]
 fn our_own_removals_are_no_fight() {
     let node = Node::with_flannel();
@@ -86,7 +86,7 @@ fn mode_and_litter() {
     assert!(!node.files().contains_key(".symroute.new"));
 }
 
-/// Many at once: one entry.
+/// Eight processes add the entry at the same time, and the file gets one entry.
 #[test]
 fn all_at_once() {
     let node = Node::with_flannel();
@@ -99,7 +99,7 @@ fn all_at_once() {
     assert_eq!(text.matches("\"symroute\"").count(), 1);
 }
 
-/// Somebody writes the file all the time; whatever happens, it is one of the two, whole.
+/// Another program writes the file all the time. The file always is one of the two texts, whole.
 #[test]
 fn a_writer_that_never_rests() {
     let node = Node::with_flannel();
@@ -124,7 +124,7 @@ fn a_writer_that_never_rests() {
     assert!(!node.files().contains_key(".symroute.new"));
 }
 
-/// Settings, mode and file are given once.
+/// The operator gives settings, mode and file only once.
 #[test]
 fn a_plain_add_puts_back_what_was_wanted() {
     let node = Node::with_flannel();
@@ -151,7 +151,7 @@ fn a_plain_add_puts_back_what_was_wanted() {
     assert!(text.contains("\"symroute\"") && !text.contains("eth7"), "{text}");
 }
 
-/// Multus comes first; the primary's file is named once.
+/// Multus's file comes first, and the operator names the primary's file only once.
 #[test]
 fn a_file_that_was_named_is_remembered() {
     let node = Node::with_flannel();

@@ -1,13 +1,13 @@
-//! Conf dirs before and after, as files: one folder per case below `cases/`.
+//! Conf dirs before and after a command, as files: one folder per case below `cases/`.
 //!
 //! ```text
-//! case         the words behind "symroute"; "exit CODE"; "says TEXT" for parts of what is printed
-//! before/      the conf dir; none where it is missing
-//! after/       the conf dir afterwards; none where nothing changes
+//! case         the arguments of "symroutectl"; "exit CODE"; "says TEXT" for parts of the output
+//! before/      the conf dir; absent if the conf dir does not exist
+//! after/       the conf dir afterwards; absent if it does not change
 //! root/        other files of the node
-//! entry.json   what @entry stands for among the words
+//! entry.json   the file that @entry in the arguments stands for
 //! ```
-//! `SYMROUTE_BLESS=1` writes `after/` anew, to be looked at and committed.
+//! With `SYMROUTE_BLESS=1`, the test writes `after/` again, for a review and a commit.
 
 use std::env;
 use std::fs;
@@ -51,7 +51,7 @@ impl Case {
         self.folder.file_name().expect("a name").to_string_lossy().into_owned()
     }
 
-    /// What is not as it should be.
+    /// The deviations from the expected result.
     fn findings(&self) -> Vec<String> {
         let mut findings = Vec::new();
         let node = Node::new();
@@ -89,7 +89,8 @@ impl Case {
         findings
     }
 
-    /// What was added is well, adding it again changes nothing, and removing gives back the bytes.
+    /// Checks that the added entry is healthy, that another `add` changes nothing, and that `remove` restores
+    /// the bytes.
     fn again_and_back(&self, node: &Node, findings: &mut Vec<String>) {
         let now = files(&node.root);
         for words in [self.words.replacen("add", "check", 1), self.words.clone()] {

@@ -1,5 +1,5 @@
-//! The program is killed before each of its system calls that change something: the conf dir has
-//! the old or the new file whole, and the next run completes and leaves nothing behind.
+//! Kills the program before each system call that changes something. The conf dir then has the whole
+//! old or the whole new file, and the next run completes and leaves nothing behind.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::node::{FLANNEL, Files, Node, PRIMARY, PROGRAM, files};
 
-/// A system call that changes something, and which one of its name it is.
+/// A system call that changes something: its name, and its number among the calls of this name.
 type Step = (String, usize);
 
 fn steps(trace: &Path) -> Vec<Step> {
@@ -30,7 +30,7 @@ fn steps(trace: &Path) -> Vec<Step> {
     steps
 }
 
-/// Runs `words` under strace; killed at a step, or to its end.
+/// Runs `words` under strace: kills the program at a step, or lets it end.
 fn traced(node: &Node, words: &str, at: Option<&Step>) {
     let trace = node.root.join("trace");
     let trace = trace.to_str().expect("UTF-8");
@@ -48,7 +48,7 @@ fn traced(node: &Node, words: &str, at: Option<&Step>) {
     }
 }
 
-/// Kills `words` at each step, on nodes made by `make`, then runs it again.
+/// Kills `words` at each step on a new node, then runs it again. `wholes` checks the files after a kill.
 fn kill_everywhere(make: impl Fn() -> Node, words: &str, wholes: &dyn Fn(&Files) -> bool) {
     let node = make();
     traced(&node, words, None);
@@ -59,7 +59,7 @@ fn kill_everywhere(make: impl Fn() -> Node, words: &str, wholes: &dyn Fn(&Files)
         let node = make();
         traced(&node, words, Some(step));
         let mut left = node.files();
-        // What no runtime reads; its text may be any.
+        // No runtime reads this file, so it may be half-written.
         left.remove(".symroute.new");
         assert!(wholes(&left), "{words}, killed at {step:?}: {left:?}");
         node.run(words).assert_code(0, &format!("{words} after a kill at {step:?}"));
@@ -73,7 +73,7 @@ fn kill_everywhere(make: impl Fn() -> Node, words: &str, wholes: &dyn Fn(&Files)
     println!("points walked: {} ({words})", steps.len());
 }
 
-/// Every file has all of the plugins that it is about.
+/// Whether every file is a list with at least the two plugins of the primary's list.
 fn whole(files: &Files) -> bool {
     files.values().all(|text| {
         serde_json::from_slice::<serde_json::Value>(text)

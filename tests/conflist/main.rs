@@ -1,4 +1,4 @@
-//! `symroutectl conflist`, the real program on files of its own. Needs no root.
+//! Runs `symroutectl conflist`, the real program, on files in temporary folders. Needs no root.
 
 #![expect(
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! A node's file system below a folder of its own, and the tool on it.
+//! A node's file system in a temporary folder, and the tool that runs on it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,19 +13,19 @@ pub(crate) const FLANNEL: &str = include_str!("cases/flannel/before/10-flannel.c
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// Gone on drop.
+/// A node's file system. Dropping it deletes the folder.
 pub(crate) struct Node {
     pub(crate) root: PathBuf,
 }
 
-/// What a run said, and how it ended.
+/// Output and exit code of a run.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
     pub(crate) said: String,
 }
 
-/// Files by path, links by "-> target".
+/// Contents of files by path; those of links are "-> target".
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
 impl Node {
@@ -57,7 +57,7 @@ impl Node {
         self.conf_dir().join(PRIMARY)
     }
 
-    /// Writes flannel's conflist, as its owner does.
+    /// Writes flannel's conflist in place, as flannel does.
     pub(crate) fn write(&self, text: &str) {
         fs::write(self.primary(), text).expect("write the primary's conflist");
     }
@@ -66,12 +66,12 @@ impl Node {
         files(&self.conf_dir())
     }
 
-    /// `symroutectl conflist WORDS`.
+    /// Runs `symroutectl conflist WORDS`.
     pub(crate) fn run(&self, words: &str) -> Ran {
         ran(&self.command(&[PROGRAM], words).output().expect("run the program"))
     }
 
-    /// The same below other programs.
+    /// A command `ARGV conflist WORDS`, where `argv` ends with the program and may begin with strace.
     pub(crate) fn command(&self, argv: &[&str], words: &str) -> Command {
         let mut command = Command::new(argv[0]);
         command.args(&argv[1..]).arg("conflist").args(words.split_whitespace());
@@ -97,7 +97,7 @@ pub(crate) fn ran(output: &Output) -> Ran {
     Ran { code: output.status.code(), said: text(&output.stdout) + &text(&output.stderr) }
 }
 
-/// All files below a folder.
+/// Reads all files below a folder.
 pub(crate) fn files(folder: &Path) -> Files {
     let mut found = Files::new();
     let mut folders = vec![folder.to_path_buf()];

@@ -1,4 +1,4 @@
-//! Anything in the place of what the tool remembers of the conf dir: calls go on, and none waits.
+//! Damages the files in the state directory in many ways: the tool still works, and no call hangs.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -12,7 +12,7 @@ use crate::node::{FLANNEL, Files, Node, PRIMARY};
 const KINDS: [&str; 6] =
     ["bytes", "a folder", "a link to itself", "zeros", "a pipe", "a long file"];
 
-/// Puts something of this kind where a file or a folder is.
+/// Replaces a file or folder by something of this kind.
 fn put(kind: &str, path: &Path) {
     if path.is_dir() {
         fs::remove_dir_all(path).expect("remove the folder");

@@ -1,4 +1,4 @@
-//! Lists of any shape and layout.
+//! Property tests with conflists of any shape and layout.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -7,7 +7,7 @@ use symroute::conflist::{Network, insert, same_meaning, without};
 
 const FILE: &str = "10-any.conflist";
 
-/// A JSON value with text between its tokens; so many blanks that it takes them by turns.
+/// Writes a JSON value with the next text of `blanks` between its tokens.
 fn render(value: &Value, blanks: &mut impl Iterator<Item = String>, out: &mut String) {
     let mut blank = |out: &mut String| out.push_str(&blanks.next().unwrap_or_default());
     match value {
@@ -72,7 +72,7 @@ fn any_object(kind: &'static str) -> impl Strategy<Value = Value> {
     })
 }
 
-/// The text of a conflist without us.
+/// The text of a conflist without our entry.
 fn any_list() -> impl Strategy<Value = String> {
     let plugins = prop::collection::vec(any_object("other"), 1..5);
     let more = prop::collection::vec(("[A-Z]{1,4}", any_value()), 0..3);
@@ -112,7 +112,7 @@ proptest! {
         prop_assert_eq!(without(FILE, &added), text);
     }
 
-    /// Several entries of ours, one of them first: the others stay, in their order.
+    /// A list with three entries of ours, one of them first. The other plugins stay in their order.
     #[test]
     fn all_of_ours_go(text in any_list(), entry in any_entry()) {
         let network = Network::parse(FILE, text.as_bytes()).expect("a list");

@@ -1,4 +1,4 @@
-//! The conflists in `conf/`, as an operator would copy them. `tests/runtimes` loads them by libcni.
+//! Checks the conflists in `conf/`, which operators copy. `tests/runtimes` loads them with libcni.
 
 use std::fs;
 use std::path::Path;

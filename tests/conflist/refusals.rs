@@ -1,5 +1,5 @@
-//! What the operating system refuses: an error that names the file and the way out, and nothing
-//! is changed.
+//! The operating system refuses an operation: the error names the file and the remedy, and nothing
+//! changes.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -16,12 +16,12 @@ fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod");
 }
 
-/// A run by somebody who is not root.
+/// Runs the tool as a user other than root.
 fn as_nobody(node: &Node, words: &str) -> Ran {
-    // The program may lie where nobody else may look.
+    // Other users may have no access to the program's directory.
     let copy = node.root.join("symroute");
     if !copy.exists() {
-        // By another program: this one's threads would keep it open for writing while they fork.
+        // Copied by another process: a fork of this process could inherit the descriptor open for writing.
         let done = Command::new("cp").arg(PROGRAM).arg(&copy).status();
         assert!(done.expect("run cp").success(), "copy the program");
     }
@@ -57,7 +57,7 @@ fn a_state_directory_that_is_read_only() {
     ran.assert_code(1, "add");
     assert!(ran.said.contains("/state/conflist: Permission denied"), "{}", ran.said);
     assert_eq!(fs::read_to_string(node.primary()).expect("read"), FLANNEL);
-    // Without anything to do, nothing is needed.
+    // A check writes nothing, so it does not need the state directory.
     as_nobody(&node, "check --state-dir /state").assert_code(3, "check");
 }
 
@@ -79,7 +79,7 @@ fn a_directory_that_is_a_file() {
     assert!(ran.said.contains("10-flannel.conflist: Not a directory"), "{}", ran.said);
 }
 
-/// A pipe with nobody at its other end.
+/// The conflist is a pipe that no process writes to.
 #[test]
 fn a_file_that_is_none() {
     let node = Node::new();
@@ -119,7 +119,7 @@ fn wrong_words() {
     assert!(ran.said.contains("/nowhere.json: No such file"), "{}", ran.said);
 }
 
-/// A runtime that does not find a program starts no pod.
+/// A runtime that does not find a program starts no pod, so `add` refuses.
 #[test]
 fn a_program_that_the_runtime_would_not_find() {
     let node = Node::with_flannel();
@@ -150,7 +150,7 @@ fn a_program_that_the_runtime_would_not_find() {
     fs::write(node.root.join("etc/containerd/config.toml"), text).expect("configure containerd");
     refused(["program flannel is in /opt/cni/bin", "bin_dir of /etc/containerd/config.toml"]);
     node.run("add --dry-run").assert_code(1, "a dry run says it, too");
-    // It looks elsewhere, and finds the primary: symroute's program has to be there, too.
+    // The runtime looks elsewhere and finds the primary: symroute's program has to be there, too.
     place("usr/lib/cni", "flannel");
     refused(["/usr/lib/cni/symroute: is not there", "install.sh install"]);
     place("usr/lib/cni", "symroute");
@@ -158,7 +158,7 @@ fn a_program_that_the_runtime_would_not_find() {
     node.run("check").assert_code(0, "check");
 }
 
-/// Of several directories of one runtime, any will do; and of two runtimes, the operator knows which it is.
+/// The program may be in any directory of the runtime. With two runtimes, only the operator knows which one counts.
 #[test]
 fn a_program_in_another_directory_of_the_runtime() {
     let node = Node::with_flannel();
@@ -174,13 +174,13 @@ fn a_program_in_another_directory_of_the_runtime() {
     write("opt/cni/bin/symroute", "");
     node.run("add").assert_code(0, "CRI-O finds both");
     node.run("remove").assert_code(0, "remove");
-    // containerd is there, too, and looks elsewhere.
+    // The node also has containerd, which looks elsewhere.
     write("usr/lib/cni/bridge", "");
     let table = "[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\n";
     write("etc/containerd/config.toml", &format!("version = 2\n{table}"));
     node.run("add").assert_code(0, "nothing says which of the two it is");
     node.run("remove").assert_code(0, "remove");
-    // As install.sh notes what the operator said.
+    // install.sh notes the operator's directories in this file.
     write("var/lib/symroute/places", "bin|/usr/lib/cni\nconf|/etc/cni/net.d\n");
     let ran = node.run("add");
     ran.assert_code(1, "add");
