@@ -56,7 +56,7 @@ Options:
   --no-up           install: bring no node state into force before the first pod or the next boot
   --force           uninstall: continue although pods need the plugin
   --json            status: print one JSON object, see docs/operations.md
-  Later commands use the directories, --no-agent and --no-systemd of "install" unless you give others.
+  Later commands use the directories, --no-agent and --no-systemd of "install" as defaults.
 
   Environment:
   CARGO_TARGET_DIR  directory to build in instead of target/

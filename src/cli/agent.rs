@@ -49,7 +49,7 @@ pub(super) struct Words {
     /// Like --manage-conflist, with the JSON object in this file as the entry
     #[arg(long, value_name = "FILE")]
     entry: Option<PathBuf>,
-    /// Directory for saved copies of conflists and the journal
+    /// Directory of saved conflists and journal
     #[arg(long, value_name = "DIR", default_value = names::LASTING_DIR)]
     state_dir: PathBuf,
     /// Keep a copy of this program as the plugin in --bin-dir

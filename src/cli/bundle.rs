@@ -42,7 +42,7 @@ pub(super) struct Words {
     /// The file to write, "-" for standard output [default: symroute-bundle-HOST-TIME.tar]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Replace addresses and the host name by pseudonyms, the same ones in all files
+    /// Replace addresses and the host name by pseudonyms, the same in all files
     #[arg(long)]
     anonymous: bool,
     /// Directory of the runtime's conflists

@@ -96,7 +96,7 @@ struct Place {
     /// Directory of the runtime's conflists
     #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
     conf_dir: PathBuf,
-    /// Directory for copies of files and the journal
+    /// Directory of saved conflists and journal
     #[arg(long, value_name = "DIR", default_value = names::LASTING_DIR)]
     state_dir: PathBuf,
     /// Root of the node's file system, which contains both directories

@@ -39,7 +39,7 @@ pub(super) struct Words {
     /// Count the drops of the reverse path filter for this long
     #[arg(long = "for", value_name = "TIME", default_value = "2s", value_parser = super::time)]
     watched: Duration,
-    /// Add the ip rule that each "tproxy" finding asks for, and print how to undo it
+    /// Add the ip rule of each "tproxy" finding, and print how to undo that
     #[arg(long)]
     fix: bool,
     /// Plan with the settings in this file if symroute is not in force

@@ -90,7 +90,7 @@ enum Command {
         /// Read the settings from this conflist or plugin object
         #[arg(long, value_name = "FILE", conflicts_with = "conf_dir")]
         config: Option<PathBuf>,
-        /// Read the settings from the first conflist in this directory that names symroute
+        /// Read the settings from the first conflist in DIR that names symroute
         #[arg(long, value_name = "DIR")]
         conf_dir: Option<PathBuf>,
     },
@@ -115,7 +115,7 @@ enum Command {
     /// Explain which way a request and its reply take through this node, and why
     #[command(after_help = explain::tail(), args_override_self = true)]
     Explain(explain::Words),
-    /// List which program uses which bits of the marks, and what clashes with symroute's bits
+    /// List which program uses which bits of the marks, and clashes with symroute's bits
     #[command(after_help = marks::tail(), args_override_self = true)]
     Marks(marks::Words),
     /// Write one file with everything that a bug report needs

@@ -43,7 +43,7 @@ pub(super) struct Words {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Check symroute's keys in the conflists of this directory
+    /// Directory of conflists, to check symroute's keys
     #[arg(long, value_name = "DIR", default_value = names::CONF_DIR)]
     conf_dir: PathBuf,
     /// Show the data plane of "scope": "pod" in this network namespace of a pod

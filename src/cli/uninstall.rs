@@ -50,13 +50,13 @@ pub(super) struct Words {
     /// Directory of the runtime's ADD results
     #[arg(long, value_name = "DIR", default_value = names::CACHE_DIR)]
     cache_dir: PathBuf,
-    /// Directory for saved copies of conflists and the journal
+    /// Directory of saved conflists and journal
     #[arg(long, value_name = "DIR", default_value = names::LASTING_DIR)]
     state_dir: PathBuf,
     /// Directory of the node state
     #[arg(long, value_name = "DIR", default_value = names::STATE_DIR)]
     run_dir: PathBuf,
-    /// Remove everything although pods need the plugin; these pods hang when they end
+    /// Remove everything even if pods need the plugin; they hang when they end
     #[arg(long)]
     force: bool,
     /// Only wait for a signal, for the last container of a DaemonSet pod
