@@ -9,7 +9,7 @@ use crate::config::Invalid;
 use crate::netlink;
 use crate::state;
 
-/// Why something could not be done.
+/// Error of work on a node or in a pod's network namespace.
 #[derive(Debug)]
 pub(crate) enum Error {
     /// A setting is wrong or can't be kept on this node. Nothing has changed.

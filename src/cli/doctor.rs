@@ -77,7 +77,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     } else {
         let mut text: String = fixed.iter().map(Fixed::to_text).collect();
         if words.fix && fixed.is_empty() {
-            text.push_str("fixed: nothing, there is nothing that --fix can heal\n");
+            text.push_str("fixed: nothing, no finding is one that --fix can correct\n");
         }
         if found.is_empty() {
             text.push_str("ok: replies leave by the interface that their requests came in by\n");

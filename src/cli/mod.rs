@@ -301,7 +301,7 @@ fn up(source: Option<&SettingsSource>) -> Result<(String, u8), Failure> {
     let mut node = Node::open()?;
     if let Some(given) = given.as_ref().filter(|given| !given.config.scope.host) {
         node.give_up(HOLD, &given.network)?;
-        let text = "the conflist serves pods alone, so there is nothing to do on the node\n";
+        let text = "the conflist serves only pods, so there is nothing to do on the node\n";
         return Ok((text.into(), 0));
     }
     let lock = node.lock()?;
@@ -350,7 +350,7 @@ fn down(force: bool) -> Result<(String, u8), Failure> {
         text.push_str(", held by ");
         text.push_str(&holders.join(", "));
     }
-    text.push_str("; the last of them takes it away\n");
+    text.push_str("; the last of them removes it\n");
     Ok((text, 0))
 }
 

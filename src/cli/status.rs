@@ -70,7 +70,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     }
     let report = look(&mut node, &words.conf_dir)?;
     if report.is_blind() {
-        super::complain(&Failure::Failed("whether all is well can't be seen: run as root".into()));
+        super::complain(&Failure::Failed("can't check everything: run as root".into()));
     }
     Ok((text(&report, words.json), code(&report)))
 }

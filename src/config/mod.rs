@@ -128,7 +128,7 @@ impl Gateways {
 /// Configuration value of [`Gateways::OnLink`].
 const ON_LINK: &str = "onlink";
 
-/// Which packets of a pod are steered to the uplink whose address they will be masqueraded with.
+/// Packets of pods that symroute steers to the uplink with whose address the node masquerades them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Masquerade {
     /// Packets of uplinks without an address of their own.

@@ -78,7 +78,7 @@ impl Store {
         Self::write(&originals, file, bytes)
     }
 
-    /// Whether there is anything to forget.
+    /// Whether [`Self::forget`] has anything to remove.
     pub(super) fn remembers(&self) -> bool {
         self.dir.join(WANTED).exists() || !self.originals().is_empty()
     }

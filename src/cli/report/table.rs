@@ -247,7 +247,7 @@ impl Report {
 
     fn write_wrong(&self, style: Style, out: &mut String) {
         if !self.pending.is_empty() {
-            let head = "Not as it should be; \"symroutectl up\" or the next pod mends it:";
+            let head = "Differs from the plan; \"symroutectl up\" or the next pod corrects it:";
             let _ = writeln!(out, "\n{}", style.paint(Sense::Wrong, head));
             for step in &self.pending {
                 let _ = writeln!(out, "  {step}");
