@@ -302,8 +302,8 @@ refuse_while_needed() {
     code=0
     pods=$(attachments) || code=$?
     [ "$code" -eq 0 ] || [ "$code" -eq 4 ] || die "could not find out which pods need symroute" "See above." "$1"
-        # Older releases print another word for attached pods. grep fails if no line is left.
-        pods=$(printf '%s\n' "$pods" | grep -vE '^(attached|enrolled): ') || true
+    # grep fails if no line is left.
+    pods=$(printf '%s\n' "$pods" | grep -v '^enrolled: ') || true
     [ -n "$pods" ] || return 0
     if [ -n "$FORCE" ]; then
         printf 'note: %s\n' "forced: these pods will not end cleanly while the plugin is missing" "$pods"

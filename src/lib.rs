@@ -1,17 +1,19 @@
 //! symroute: replies leave a Kubernetes node by the NIC the request came in by.
 //!
-//! Two programs are made of it: the plugin (`src/main.rs`, all of it below [`cni`]) and the tool
-//! (`src/bin/symroutectl.rs`, below [`cli`]); [`handover`] leads from the one to the other.
+//! This library makes two programs. The plugin is `src/main.rs` and begins in [`cni`]. The tool is
+//! `src/bin/symroutectl.rs` and begins in [`cli`]. [`handover`] turns a plugin that is called with the
+//! tool's words into the tool. ARCHITECTURE.md shows all rooms.
 //!
-//! How a call flows: [`cni`] or [`cli`] take it in, `node` holds the one reconcile: it observes
-//! the node as `model::Facts`, `plan` makes the desired state and the steps towards it (pure), and
-//! `node` applies them through `netlink` and `backend`. What an ADD does on a node where everything
-//! is in place is in `node::attach` and `node::proof`. `agent` calls the reconcile when another
-//! program has changed the node; [`conflist`] keeps our entry in the list of plugins that the
-//! runtime calls. `explain` asks the kernel about one request, and `doctor` about the whole node; `trace`
-//! follows packets. `netfilter` reads the rules of other programs for `explain`, and `ledger` reads which
-//! program uses which bits of the marks. `bundle` gathers what they say in one file. None of them changes
-//! anything.
+//! [`cni`] and [`cli`] take calls in. `node` holds the one reconcile: it observes the node as
+//! `model::Facts`. `plan` makes the desired state and the steps towards it, without side effects.
+//! `node` then applies the steps through `netlink` and `backend`. `node::attach` and `node::proof`
+//! are what an ADD does on a ready node. `agent` calls the reconcile when another program has changed
+//! the node. [`conflist`] keeps symroute's entry in the list of plugins that the runtime calls.
+//!
+//! `doctor`, `explain` and `trace` find out what is wrong: on the node, with one request, with real
+//! packets. `netfilter` reads the rules of other programs, `ledger` the programs that use each bit of
+//! the marks, and `bundle` gathers their reports in one file. None of these changes the node, except
+//! `doctor --fix`.
 //!
 //! Public is what the two programs and the tests use. All else is `pub(crate)`, so that the
 //! compiler reports what nothing uses.

@@ -54,12 +54,15 @@ impl Words {
     }
 }
 
+/// Key and first word of the lists of attached pods. The install.sh of each release reads it.
+const ATTACHED: &str = "enrolled";
+
 /// The pods that the runtime's cache or symroute's state knows.
 #[derive(Debug)]
 pub(super) struct Found {
     /// Files of the caches of the runtime and of Multus, with their contents.
     cache: Vec<(PathBuf, Entry)>,
-    enrolled: Vec<Attachment>,
+    attached: Vec<Attachment>,
     /// Path of the runtime's cache if it does not exist.
     missing: Option<PathBuf>,
     /// At the DEL of a Kubernetes pod, the runtime calls the plugins that the conflist names at that time.
@@ -75,12 +78,12 @@ impl Found {
             states.push(state.clone());
             states.extend(state.pods()?);
         }
-        let mut enrolled: Vec<Attachment> = Vec::new();
+        let mut attached: Vec<Attachment> = Vec::new();
         for state in states {
             for attachment in state.attachments()?.readable {
                 // A pod may have an attachment on the node and one in its own data plane.
-                if enrolled.iter().all(|known| known.key != attachment.key) {
-                    enrolled.push(attachment);
+                if attached.iter().all(|known| known.key != attachment.key) {
+                    attached.push(attachment);
                 }
             }
         }
@@ -90,7 +93,7 @@ impl Found {
         }
         let missing = (!cache.is_dir()).then(|| cache.to_path_buf());
         let by_conflist = runtimes::dels_follow_the_conflist(root);
-        Ok(Self { cache: entries, enrolled, missing, by_conflist })
+        Ok(Self { cache: entries, attached, missing, by_conflist })
     }
 
     /// Cache files of the pods whose DEL will call symroute even if the conflist no longer names it.
@@ -117,9 +120,9 @@ impl Found {
         let cached = self.cache.iter().map(|(_, entry)| entry);
         let cached = cached.filter(|e| e.pod.as_deref() == Some(pod) || is(&e.container));
         let named = |container: &str| self.pod(container) == Some(pod) || is(container);
-        let enrolled = self.enrolled.iter().filter(|a| named(&a.key.container));
+        let attached = self.attached.iter().filter(|a| named(&a.key.container));
         let mut found: Vec<IpAddr> = Vec::new();
-        let all = cached.flat_map(|e| &e.addresses).chain(enrolled.flat_map(|a| &a.addresses));
+        let all = cached.flat_map(|e| &e.addresses).chain(attached.flat_map(|a| &a.addresses));
         for ip in all {
             if !found.contains(ip) {
                 found.push(*ip);
@@ -131,17 +134,17 @@ impl Found {
     /// Keeps only the pods whose DEL will call symroute after the entry is removed from the conflist.
     pub(super) fn that_call_us(mut self) -> Self {
         let unknown = self.unknown().is_some();
-        self.enrolled.retain(|_| unknown);
+        self.attached.retain(|_| unknown);
         self
     }
 
     /// The missing cache, if pods are attached and only the cache could say whether their DEL calls symroute.
     fn unknown(&self) -> Option<&Path> {
-        self.missing.as_deref().filter(|_| !self.by_conflist && !self.enrolled.is_empty())
+        self.missing.as_deref().filter(|_| !self.by_conflist && !self.attached.is_empty())
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.cached().next().is_none() && self.enrolled.is_empty()
+        self.cached().next().is_none() && self.attached.is_empty()
     }
 
     /// One line for each cache file and attachment.
@@ -160,12 +163,12 @@ impl Found {
                 entry.pod.as_deref().map_or_else(|| "a pod".into(), |pod| format!("pod {pod}"));
             let _ = writeln!(text, "{}: {pod} whose DEL will call symroute", path.display());
         }
-        for Attachment { key, .. } in &self.enrolled {
+        for Attachment { key, .. } in &self.attached {
             let pod =
                 self.pod(&key.container).map_or_else(String::new, |pod| format!("pod {pod}, "));
             let _ = writeln!(
                 text,
-                "attached: {pod}{} of container {}, network {}",
+                "{ATTACHED}: {pod}{} of container {}, network {}",
                 key.ifname, key.container, key.network
             );
         }
@@ -177,7 +180,7 @@ impl Found {
         let pods = self.cached().map(|(path, entry)| {
             json!({"file": path.to_string_lossy(), "container": entry.container, "pod": entry.pod})
         });
-        let enrolled = self.enrolled.iter().map(|pod| {
+        let attached = self.attached.iter().map(|pod| {
             json!({
                 "network": pod.key.network,
                 "pod": self.pod(&pod.key.container),
@@ -192,7 +195,7 @@ impl Found {
             "version": VERSION,
             "cached": cached.collect::<Vec<_>>(),
             "cachedPods": pods.collect::<Vec<_>>(),
-            "enrolled": enrolled.collect::<Vec<_>>(),
+            ATTACHED: attached.collect::<Vec<_>>(),
         });
         format!("{report:#}\n")
     }
@@ -231,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_cache_who_is_enrolled_may_need_us() {
+    fn without_a_cache_who_is_attached_may_need_us() {
         let root = TempDir::new();
         let (cache, state) = (root.join("results"), State::new(root.join("run")));
         let key = Key { network: "lab".into(), container: "c1".into(), ifname: "eth0".into() };

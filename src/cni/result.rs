@@ -19,7 +19,7 @@ fn wrong(what: &str) -> Failure {
         .with("the plugin before this one in the chain has to give a valid result")
 }
 
-/// Splits a result into its keys without decoding the values, which serde_json may not be able to read.
+/// Splits a result into its keys without decoding the values, which `serde_json` may not be able to read.
 pub(super) fn fields(result: &RawValue) -> Result<Fields<'_>, Failure> {
     serde_json::from_str(result.get())
         .map_err(|_| wrong(&format!("not an object: {}", result.get())))
