@@ -26,11 +26,11 @@ pub(crate) struct Uplink {
     /// MTU in bytes.
     pub(crate) mtu: u32,
     /// Families in which the uplink's table has a default route.
-    pub(crate) ways: BTreeSet<Family>,
+    pub(crate) default_route_in: BTreeSet<Family>,
     /// Hardware address and id of each router, if the uplink has several.
     pub(crate) routers: Vec<(Mac, u32)>,
     /// Whether this entry stands for one router of an uplink with several, with that router's id.
-    pub(crate) router: bool,
+    pub(crate) is_router: bool,
 }
 
 /// Which connections the flowtable takes.
@@ -89,22 +89,22 @@ pub(crate) struct Spec<'a> {
 impl Spec<'_> {
     /// The uplinks without the entries of their routers.
     pub(crate) fn interfaces(&self) -> impl Iterator<Item = &Uplink> {
-        self.uplinks.iter().filter(|uplink| !uplink.router)
+        self.uplinks.iter().filter(|uplink| !uplink.is_router)
     }
 
     /// The conntrack mark of a connection that is bound to an uplink.
-    pub(crate) fn bound(&self, id: u32) -> u32 {
+    pub(crate) fn bound_mark(&self, id: u32) -> u32 {
         self.field.of(id)
     }
 
     /// The conntrack mark of a connection that turns round: its requests leave through the uplink
     /// on which they arrive. It is also the packet mark that sends such packets out.
-    pub(crate) fn turned(&self, id: u32) -> u32 {
+    pub(crate) fn turned_mark(&self, id: u32) -> u32 {
         self.field.of(id) | self.field.d()
     }
 
     /// Whether the set has an address of this family.
-    pub(crate) fn any(set: &BTreeSet<IpAddr>, family: Family) -> bool {
+    pub(crate) fn has_family(set: &BTreeSet<IpAddr>, family: Family) -> bool {
         set.iter().any(|&ip| Family::of(ip) == family)
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn status(request: &Request<'_>) -> Result<(), Failure> {
             Ok(_) => return Ok(()),
         }
     }
-    ipset::is_there(&mut socket).map_err(Error::kernel("ask ip_set")).map_err(unavailable)?;
+    ipset::require(&mut socket).map_err(Error::kernel("ask ip_set")).map_err(unavailable)?;
     let installed = Programs::installed();
     let does = match backend {
         Backend::Variant(variant) => installed.contains(&variant),

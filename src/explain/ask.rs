@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::{Chosen, Packet, Side, Translated, rules};
 use crate::backend::Marker;
+use crate::backend::iptables::chains::MANGLE;
 use crate::backend::nftables::base_chains;
 use crate::config::Settings;
 use crate::error::Error;
@@ -215,13 +216,13 @@ impl<'a> Asker<'a> {
 fn foreseen_table(marker: Marker) -> Table {
     let by_nftables = [
         (Hook::Prerouting, base_chains::PREROUTING),
-        (Hook::Output, base_chains::MANGLE),
+        (Hook::Output, base_chains::OUTPUT),
         (Hook::Postrouting, base_chains::POSTROUTING),
     ];
     // The iptables backend has the first rule in each chain of mangle.
     let by_iptables =
         [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting]
-            .map(|hook| (hook, base_chains::MANGLE));
+            .map(|hook| (hook, MANGLE));
     match marker {
         Marker::Nftables => Table::of_symroute(&by_nftables),
         Marker::Iptables(_) => Table::of_symroute(&by_iptables),

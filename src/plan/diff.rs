@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::Plan;
 use crate::backend::iptables::restore_script::{Script, script};
 use crate::backend::iptables::rules::{Ipset, Xtables};
-use crate::backend::iptables::set_diff::{SetChange, fill};
+use crate::backend::iptables::set_diff::{SetChange, set_changes};
 use crate::backend::nftables::rules::TableFamily;
 use crate::backend::nftables::table_diff::{self, TableChange};
 use crate::model::{Action, Facts, Family, FoundRule, Mangle, Route, Rule, Variant};
@@ -115,11 +115,11 @@ fn marking(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
     let of_node = |set: &&Ipset| set.name == names::NODE_SET;
     let wanted = plan.xtables.as_ref();
     let sets = || wanted.into_iter().flat_map(|x| &x.sets);
-    new.push(Operation::Sets(fill(&ours.ipsets, sets().filter(|set| !of_node(set)))));
+    new.push(Operation::Sets(set_changes(&ours.ipsets, sets().filter(|set| !of_node(set)))));
     let (kept, gone) = scripts(&ours.mangle, wanted);
     new.push(Operation::Mangle(kept));
     // For an ADD, the node set proves that everything is in place. So it is filled last and destroyed first.
-    new.push(Operation::Sets(fill(&ours.ipsets, sets().filter(of_node))));
+    new.push(Operation::Sets(set_changes(&ours.ipsets, sets().filter(of_node))));
     let change = |changes| Operation::Table(TableFamily::Inet, changes);
     if plan.ruleset.is_some() { &mut new } else { &mut stale }.push(change(table));
     let arp = table_diff::changes(ours.arp.as_ref(), plan.arp.as_ref());

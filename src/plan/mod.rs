@@ -265,14 +265,17 @@ fn mark(
         backend::check_names(facts, &outside)?;
         plan.notes.extend(backend::without_steering(settings, variant, &mut steering)?);
     }
-    let unit = |u: &Uplink, routers: Vec<(Mac, u32)>, router| spec::Uplink {
+    let with_hops = |u: &Uplink| {
+        u.ways.iter().filter(|(_, way)| !way.hops.is_empty()).map(|(f, _)| *f).collect()
+    };
+    let unit = |u: &Uplink, routers: Vec<(Mac, u32)>, is_router| spec::Uplink {
         id: u.id,
         link: u.link,
         name: u.name.clone(),
         mtu: facts.link(u.link).map_or(0, |link| link.mtu),
-        ways: u.ways.iter().filter(|(_, way)| !way.hops.is_empty()).map(|(f, _)| *f).collect(),
+        default_route_in: with_hops(u),
         routers,
-        router,
+        is_router,
     };
     let all = |u: &Uplink| -> Vec<_> {
         let mut routers: Vec<_> = u.routers.iter().map(|r| (r.mac, r.by_it.id)).collect();
@@ -331,7 +334,7 @@ fn arp(
     own: &BTreeSet<(u32, IpAddr)>,
 ) -> Option<Ruleset> {
     let strict =
-        uplinks.iter().filter(|u| !u.router).filter(|u| gateways::is_strict(facts, u.link));
+        uplinks.iter().filter(|u| !u.is_router).filter(|u| gateways::is_strict(facts, u.link));
     nftables::arp::build(field, strict, own).filter(|_| facts.tooling.nftables)
 }
 

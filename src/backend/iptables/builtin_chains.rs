@@ -57,12 +57,12 @@ pub(crate) fn remove_empty(
     chains: &BTreeSet<String>,
 ) -> Result<(), Error> {
     for chain in chains {
-        refused_is_well(change(socket, NFT_MSG_DELCHAIN, family, |w| {
+        ignore_refusal(change(socket, NFT_MSG_DELCHAIN, family, |w| {
             w.str(NFTA_CHAIN_TABLE, TABLE);
             w.str(NFTA_CHAIN_NAME, chain);
         }))?;
     }
-    refused_is_well(change(socket, NFT_MSG_DELTABLE, family, |w| w.str(NFTA_TABLE_NAME, TABLE)))
+    ignore_refusal(change(socket, NFT_MSG_DELTABLE, family, |w| w.str(NFTA_TABLE_NAME, TABLE)))
 }
 
 fn change(
@@ -79,7 +79,7 @@ fn change(
     socket.batch(&mut batch)
 }
 
-fn refused_is_well(result: Result<(), Error>) -> Result<(), Error> {
+fn ignore_refusal(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(error) if matches!(error.errno, Errno::EBUSY | Errno::ENOENT) => Ok(()),
         other => other,

@@ -14,6 +14,9 @@ use crate::backend::spec::{Spec, Uplink};
 use crate::model::{Family, Field, Mac, Member, PerFamily, Variant, mac_text, whole};
 use crate::names;
 
+/// Priority of table mangle, in whose chains all rules of this backend are.
+pub(crate) const MANGLE: i32 = -150;
+
 /// Builds the desired chains and sets. `prefixes`: see [`super::inside`]. `made`: built-in chains
 /// that exist because of symroute.
 pub(crate) fn build(
@@ -64,7 +67,7 @@ fn sets(spec: &Spec<'_>, family: Family, prefixes: Prefixes) -> Vec<Ipset> {
         (names::HAIRPIN_SET.of(family), spec.hairpins),
         (names::LEFT_OUT_SET.of(family), spec.left_out),
     ];
-    for (name, pods) in pods.into_iter().filter(|(_, pods)| Spec::any(pods, family)) {
+    for (name, pods) in pods.into_iter().filter(|(_, pods)| Spec::has_family(pods, family)) {
         let of_family = pods.iter().filter(|&&ip| Family::of(ip) == family);
         sets.push(set(name, Kind::Addresses, of_family.map(|&ip| member(ip)).collect()));
     }
@@ -81,7 +84,7 @@ fn named(chain: &str) -> String {
 }
 
 /// Name of a chain of the uplink with this id.
-fn of(chain: &str, id: u32) -> String {
+fn named_of(chain: &str, id: u32) -> String {
     format!("{}{chain}-{id}", names::CHAIN_PREFIX)
 }
 
@@ -90,7 +93,7 @@ fn goto(chain: &str) -> String {
 }
 
 fn goto_of(chain: &str, id: u32) -> String {
-    format!("-g {}", of(chain, id))
+    format!("-g {}", named_of(chain, id))
 }
 
 fn in_set(set: &str, side: &str) -> String {
@@ -130,7 +133,7 @@ impl Builder<'_> {
         let mut forwarded = vec![unmarked()];
         // A bound request keeps its mark only without IPVS, which would route by it.
         if !self.spec.ipvs {
-            forwarded.extend(uplinks.iter().map(|u| self.done(u.id)));
+            forwarded.extend(uplinks.iter().map(|u| self.bound_already(u.id)));
         }
         forwarded.extend(self.forget("request"));
         chain(named("forwarded"), forwarded);
@@ -142,17 +145,17 @@ impl Builder<'_> {
     fn of_uplink(&self, uplink: &Uplink) -> Vec<Chain> {
         let id = uplink.id;
         let chain = |name, rules| Chain { name, hook: None, rules };
-        let (mark, turned) = (self.spec.bound(id), self.spec.turned(id));
+        let (mark, turned) = (self.spec.bound_mark(id), self.spec.turned_mark(id));
         vec![
-            chain(of("via", id), vec![self.set_mark("leaves by this uplink", mark)]),
-            chain(of("uturn", id), vec![self.set_mark("turns round on this uplink", turned)]),
-            chain(of("source", id), self.source(id)),
-            chain(of("offer", id), self.offer(id)),
-            chain(of("moved", id), self.moved(id)),
-            chain(of("stays", id), self.stays(uplink)),
-            chain(of("answered", id), self.answered(id)),
-            chain(of("reply", id), self.reply(uplink)),
-            chain(of("in", id), self.arrive(uplink)),
+            chain(named_of("via", id), vec![self.set_mark("leaves by this uplink", mark)]),
+            chain(named_of("uturn", id), vec![self.set_mark("turns round on this uplink", turned)]),
+            chain(named_of("source", id), self.source(id)),
+            chain(named_of("offer", id), self.offer(id)),
+            chain(named_of("moved", id), self.moved(id)),
+            chain(named_of("stays", id), self.stays(uplink)),
+            chain(named_of("answered", id), self.answered(id)),
+            chain(named_of("reply", id), self.reply(uplink)),
+            chain(named_of("in", id), self.arrive(uplink)),
         ]
     }
 
@@ -218,15 +221,15 @@ impl Builder<'_> {
     }
 
     /// Rule that leaves a packet alone whose connection is already bound to the uplink of its mark.
-    fn done(&self, id: u32) -> Rule {
-        let mark = self.spec.bound(id);
+    fn bound_already(&self, id: u32) -> Rule {
+        let mark = self.spec.bound_mark(id);
         let matches = format!("{} {}", self.mark(mark), self.connection(mark));
         rule(matches, "bound already", RETURN)
     }
 
     /// Rule that counts packets with the mark of an uplink.
     fn count(&self, id: u32, why: &'static str) -> Rule {
-        rule(self.mark(self.spec.bound(id)), why, RETURN)
+        rule(self.mark(self.spec.bound_mark(id)), why, RETURN)
     }
 
     fn restore(&self) -> Rule {
@@ -244,7 +247,7 @@ impl Builder<'_> {
     }
 
     /// Matches of the destination, one for each of the uplink's own addresses.
-    fn own(&self, uplink: &Uplink) -> impl Iterator<Item = String> {
+    fn to_own_addresses(&self, uplink: &Uplink) -> impl Iterator<Item = String> {
         let of_uplink =
             |(link, ip): &&(u32, IpAddr)| *link == uplink.link && Family::of(*ip) == self.family;
         self.spec.own.iter().filter(of_uplink).map(|(_, ip)| format!("-d {ip}/{}", whole(*ip)))
@@ -255,18 +258,18 @@ impl Builder<'_> {
         let id = uplink.id;
         let why = "a reply by the uplink of its own request";
         let mut rules = vec![
-            rule(self.connection(self.spec.bound(id)), why, RETURN),
-            rule(self.connection(self.spec.turned(id)), "turns round", goto_of("uturn", id)),
+            rule(self.connection(self.spec.bound_mark(id)), why, RETURN),
+            rule(self.connection(self.spec.turned_mark(id)), "turns round", goto_of("uturn", id)),
         ];
         for (_, router) in Self::other_routers(uplink) {
-            let turned = self.connection(self.spec.turned(router));
-            rules.push(rule(self.connection(self.spec.bound(router)), why, RETURN));
+            let turned = self.connection(self.spec.turned_mark(router));
+            rules.push(rule(self.connection(self.spec.bound_mark(router)), why, RETURN));
             rules.push(rule(turned, "turns round", goto_of("uturn", router)));
         }
         let elsewhere = "leaves by the uplink of the request";
         rules.push(rule(self.has_id("!"), elsewhere, goto("restore")));
         let why = "an answer to the address that the request was sent with";
-        for to in self.own(uplink) {
+        for to in self.to_own_addresses(uplink) {
             let answer = format!("{to} -m conntrack --ctstate SNAT");
             // Any host can be the source of an ICMP error, so the source is judged.
             if !self.spec.hairpin {
@@ -281,8 +284,8 @@ impl Builder<'_> {
     /// Rules for packets that arrive on this uplink. The most frequent case comes first.
     fn arrive(&self, uplink: &Uplink) -> Vec<Rule> {
         let id = uplink.id;
-        let own = format!("{} {ORIGINAL}", self.connection(self.spec.bound(id)));
-        let turned = format!("{} {ORIGINAL}", self.connection(self.spec.turned(id)));
+        let own = format!("{} {ORIGINAL}", self.connection(self.spec.bound_mark(id)));
+        let turned = format!("{} {ORIGINAL}", self.connection(self.spec.turned_mark(id)));
         let answered = format!("{} {ANSWERED}", self.has_id("!"));
         let error = if self.spec.hairpin { "via" } else { "source" };
         let usual = format!("! -p {} {own}", self.icmp());
@@ -294,8 +297,8 @@ impl Builder<'_> {
             rule(turned, "turns round", goto_of("uturn", id)),
         ];
         for (_, router) in Self::other_routers(uplink) {
-            let own = format!("{} {ORIGINAL}", self.connection(self.spec.bound(router)));
-            let turned = format!("{} {ORIGINAL}", self.connection(self.spec.turned(router)));
+            let own = format!("{} {ORIGINAL}", self.connection(self.spec.bound_mark(router)));
+            let turned = format!("{} {ORIGINAL}", self.connection(self.spec.turned_mark(router)));
             rules.push(rule(own, "bound to a router of this uplink", goto_of("via", router)));
             rules.push(rule(turned, "turns round", goto_of("uturn", router)));
         }
@@ -313,7 +316,7 @@ impl Builder<'_> {
     /// Hardware address and id of an uplink's routers, except its usual one.
     fn other_routers(uplink: &Uplink) -> impl Iterator<Item = (Mac, u32)> {
         let routers = uplink.routers.iter().copied();
-        routers.filter(|(_, router)| !uplink.router && *router != uplink.id)
+        routers.filter(|(_, router)| !uplink.is_router && *router != uplink.id)
     }
 
     /// Rules for packets of an answered connection that is bound to another uplink.
@@ -331,8 +334,10 @@ impl Builder<'_> {
     /// client called has moved here.
     fn stays(&self, uplink: &Uplink) -> Vec<Rule> {
         let moved = goto_of("moved", uplink.id);
-        let mut rules: Vec<Rule> =
-            self.own(uplink).map(|to| rule(to, "the address has moved", moved.clone())).collect();
+        let mut rules: Vec<Rule> = self
+            .to_own_addresses(uplink)
+            .map(|to| rule(to, "the address has moved", moved.clone()))
+            .collect();
         rules.push(rule("", "answered", goto_of("via", uplink.id)));
         rules
     }
@@ -362,7 +367,7 @@ impl Builder<'_> {
             let called = format!("-m conntrack --ctorigdst {net}");
             rule(called, "a destination that is never bound", RETURN)
         }));
-        if Spec::any(self.spec.left_out, self.family) {
+        if Spec::has_family(self.spec.left_out, self.family) {
             let to = in_set(names::LEFT_OUT_SET.of(self.family), "dst");
             rules.push(rule(to, "a pod that is left out", RETURN));
         }
@@ -370,7 +375,7 @@ impl Builder<'_> {
             rules.push(rule("", "hairpin", goto_of("via", id)));
             return rules;
         }
-        if Spec::any(self.spec.hairpins, self.family) {
+        if Spec::has_family(self.spec.hairpins, self.family) {
             let to = in_set(names::HAIRPIN_SET.of(self.family), "dst");
             rules.push(rule(to, "a pod that accepts hairpin", goto_of("via", id)));
         }
@@ -424,7 +429,7 @@ impl Builder<'_> {
     /// inside.
     fn request(&self) -> Vec<Rule> {
         let mut rules = self.passed_over();
-        if Spec::any(self.spec.left_out, self.family) {
+        if Spec::has_family(self.spec.left_out, self.family) {
             let to = in_set(names::LEFT_OUT_SET.of(self.family), "dst");
             rules.push(rule(to, "a pod that is left out", goto("clear")));
         }
@@ -446,11 +451,11 @@ impl Builder<'_> {
     fn turn(&self) -> Vec<Rule> {
         let mut rules = vec![rule("", "bound", format!("-j {}", named("take")))];
         rules.extend(self.spec.uplinks.iter().map(|u| {
-            let by_itself = format!("{} -o {}", self.mark(self.spec.bound(u.id)), u.name);
+            let by_itself = format!("{} -o {}", self.mark(self.spec.bound_mark(u.id)), u.name);
             self.set_connection(
                 by_itself,
                 "to a backend behind this uplink",
-                self.spec.turned(u.id),
+                self.spec.turned_mark(u.id),
             )
         }));
         rules.push(rule("", "a request needs its mark no more", goto("clear")));

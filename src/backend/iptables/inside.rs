@@ -11,19 +11,20 @@ use ipnetwork::IpNetwork;
 use super::chains::{Prefixes, member};
 use crate::model::{Facts, Family, Member, Route, is_link_local, whole};
 use crate::netlink::uapi::RT_TABLE_MAIN;
-use crate::plan::prefixes::Prefixes as Wide;
+use crate::plan::prefixes::Prefixes as PrefixMap;
 
 /// Where main leads prefixes and single addresses of a family. `outside`: the interfaces that lead
 /// outside.
 pub(crate) fn prefixes(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -> Prefixes {
-    let leads = leads(facts, outside, family);
+    let inside_by_prefix = inside_by_prefix(facts, outside, family);
     // A blackhole, unreachable or prohibit route does not come and go with a pod, so it is listed.
     let is_single =
         |net: &IpNetwork| net.prefix() == whole(net.ip()) && !facts.nowhere.contains(net);
-    let hosts = leads.iter().filter(|(net, inside)| is_single(net) && !**inside);
+    let hosts = inside_by_prefix.iter().filter(|(net, inside)| is_single(net) && !**inside);
     let hosts = hosts.map(|(net, _)| member(net.ip())).collect();
-    let listed: BTreeMap<_, _> = leads.into_iter().filter(|(net, _)| !is_single(net)).collect();
-    let is_inside: Wide<()> =
+    let listed: BTreeMap<_, _> =
+        inside_by_prefix.into_iter().filter(|(net, _)| !is_single(net)).collect();
+    let is_inside: PrefixMap<()> =
         listed.iter().filter(|(_, inside)| **inside).map(|(net, _)| *net).collect();
     let within =
         |net: &IpNetwork| is_inside.around(net.ip()).any(|(wide, ())| wide.prefix() < net.prefix());
@@ -40,19 +41,23 @@ pub(crate) fn prefixes(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -
 
 /// Maps each prefix in main to whether it lies inside. Of several routes to one prefix the one with
 /// the lowest metric counts.
-fn leads(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -> BTreeMap<IpNetwork, bool> {
+fn inside_by_prefix(
+    facts: &Facts,
+    outside: &BTreeSet<u32>,
+    family: Family,
+) -> BTreeMap<IpNetwork, bool> {
     let listed = |net: &IpNetwork| Family::of(net.ip()) == family && !is_link_local(net.ip());
     let of_main = |r: &&Route| r.table == RT_TABLE_MAIN && !r.is_wide() && listed(&r.dst);
-    let mut leads: BTreeMap<IpNetwork, (u32, bool)> = BTreeMap::new();
+    let mut found: BTreeMap<IpNetwork, (u32, bool)> = BTreeMap::new();
     for route in facts.routes.iter().filter(of_main) {
         let inside = !route.nexthops.iter().any(|hop| outside.contains(&hop.link));
-        let entry = leads.entry(route.dst).or_insert((route.metric, inside));
+        let entry = found.entry(route.dst).or_insert((route.metric, inside));
         if route.metric < entry.0 {
             *entry = (route.metric, inside);
         }
     }
     for net in facts.nowhere.iter().filter(|net| listed(net) && net.prefix() > 1) {
-        leads.entry(*net).or_insert((0, true));
+        found.entry(*net).or_insert((0, true));
     }
-    leads.into_iter().map(|(net, (_, inside))| (net, inside)).collect()
+    found.into_iter().map(|(net, (_, inside))| (net, inside)).collect()
 }

@@ -35,7 +35,7 @@ fn request(command: u16, flags: u16, set: Option<&str>) -> Writer {
 }
 
 /// Returns an error if the kernel has no ipset.
-pub(crate) fn is_there(socket: &mut Socket) -> Result<(), Error> {
+pub(crate) fn require(socket: &mut Socket) -> Result<(), Error> {
     socket.query(&mut request(IPSET_CMD_PROTOCOL, 0, None), |_| Some(()))
 }
 

@@ -126,7 +126,7 @@ impl Programs {
     }
 
     fn list_nft(family: Family, table: &str) -> Result<Vec<String>, Error> {
-        let program = needed(Variant::Nft, family, "")?;
+        let program = require_program(Variant::Nft, family, "")?;
         let operation = format!("{} -t {table} -S", program.display());
         let failed = |message: String| Error::Iptables { operation, message };
         // The crate wants a `'static` name. Only two names exist.
@@ -151,7 +151,7 @@ impl Programs {
 
     /// Runs `iptables-save` and returns its output.
     fn save(variant: Variant, family: Family, arguments: &[&str]) -> Result<String, Error> {
-        let program = needed(variant, family, "-save")?;
+        let program = require_program(variant, family, "-save")?;
         let operation = format!("{} {}", program.display(), arguments.join(" "));
         let output = Command::new(&program).args(arguments).stdin(Stdio::null()).output();
         let failed = |message: String| Error::Iptables { operation, message };
@@ -185,7 +185,7 @@ impl Programs {
     /// Runs one script of a transaction. `lock`: the lock of iptables-legacy, if this process holds
     /// it.
     fn change(&self, script: &Script, text: &str, lock: &mut Option<Held>) -> Result<(), Error> {
-        let program = needed(script.variant, script.family, "-restore")?;
+        let program = require_program(script.variant, script.family, "-restore")?;
         // A long list of changes must not hide the error.
         let what = cut(script.what.join(", "), VALUE_MOST);
         let operation = format!("{}: {what}", program.display());
@@ -271,7 +271,7 @@ fn has_table(variant: Variant, family: Family, table: &str) -> bool {
     variant == Variant::Nft || list().is_ok_and(|text| text.lines().any(|line| line == table))
 }
 
-fn needed(variant: Variant, family: Family, suffix: &str) -> Result<PathBuf, Error> {
+fn require_program(variant: Variant, family: Family, suffix: &str) -> Result<PathBuf, Error> {
     capabilities::limit_programs();
     program(variant, family, suffix).ok_or_else(|| Error::Iptables {
         operation: format!("find {}{suffix}", name(variant, family)),

@@ -107,7 +107,7 @@ pub(crate) fn script(
     for hook in HOOKS {
         let lines = found.builtin.get(hook).map_or(&[][..], Vec::as_slice);
         let chain = wanted.iter().find(|chain| chain.hook == Some(hook));
-        what.extend(hooked(hook, lines, chain, &mut change, &mut undo));
+        what.extend(set_jump(hook, lines, chain, &mut change, &mut undo));
     }
     (!what.is_empty()).then(|| Script {
         variant,
@@ -121,7 +121,7 @@ pub(crate) fn script(
 /// Makes the jump to `wanted` the first rule of a built-in chain, and symroute's only rule there.
 /// Deletes rules by their text, never by their number, because other programs may change the chain
 /// meanwhile.
-fn hooked(
+fn set_jump(
     hook: &str,
     lines: &[String],
     wanted: Option<&Chain>,
@@ -130,11 +130,11 @@ fn hooked(
 ) -> Option<String> {
     let ours: Vec<&String> = lines.iter().filter(|line| leads_to(line).is_some()).collect();
     let jump = wanted.map(|chain| format!("-j {}", chain.name));
-    let well = match &jump {
+    let is_in_place = match &jump {
         Some(jump) => ours.len() == 1 && lines.first() == Some(&format!("-A {hook} {jump}")),
         None => ours.is_empty(),
     };
-    if well {
+    if is_in_place {
         return None;
     }
     let without_command = |line: &String| line.strip_prefix("-A ").unwrap_or(line).to_string();

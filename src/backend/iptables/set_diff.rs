@@ -40,7 +40,7 @@ impl SetChange {
 }
 
 /// The changes that turn the present sets into the desired ones.
-pub(crate) fn fill<'a>(
+pub(crate) fn set_changes<'a>(
     found: &BTreeMap<String, FoundIpset>,
     wanted: impl IntoIterator<Item = &'a Ipset>,
 ) -> Vec<SetChange> {

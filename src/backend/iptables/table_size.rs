@@ -37,7 +37,7 @@ pub(crate) fn sizes() -> Sizes {
 
 /// Number of rules and chains that a table has besides its built-in chains. The question makes the
 /// kernel create the table.
-pub(crate) fn added(family: Family, table: &str) -> io::Result<u32> {
+pub(crate) fn entries_added(family: Family, table: &str) -> io::Result<u32> {
     let info = info(family, table)?;
     // Each built-in chain ends with an entry for its policy, and the table with an entry of its
     // own.

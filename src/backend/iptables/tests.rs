@@ -9,7 +9,7 @@ use super::chains::member;
 use super::node_set as notes;
 use super::restore_script::{parse, script};
 use super::rules::{Chain, Ipset, Kind, Rule};
-use super::set_diff::{SetChange, fill};
+use super::set_diff::{SetChange, set_changes};
 use crate::model::{Family, FoundIpset, Mangle, Member, Variant};
 use crate::names::HOOKS;
 
@@ -169,11 +169,11 @@ proptest! {
     fn sets_are_filled(first: Vec<u8>, second: Vec<u8>) {
         let mut sets = BTreeMap::new();
         for wanted in [set(&first), set(&second)] {
-            for change in fill(&sets, [&wanted]) {
+            for change in set_changes(&sets, [&wanted]) {
                 change_set(&mut sets, &change);
             }
             prop_assert_eq!(&sets["symroute-hosts4"].members, &wanted.members);
-            prop_assert_eq!(fill(&sets, [&wanted]), vec![]);
+            prop_assert_eq!(set_changes(&sets, [&wanted]), vec![]);
         }
     }
 }

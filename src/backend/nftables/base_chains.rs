@@ -20,11 +20,11 @@ use crate::netlink::uapi::*;
 pub(crate) const PREROUTING: i32 = -80;
 /// Priority of output: that of `mangle`, at which the kernel routes the node's own packets again by
 /// their mark.
-pub(crate) const MANGLE: i32 = -150;
+pub(crate) const OUTPUT: i32 = -150;
 /// Priority of input and forward. It is before IPVS (98 to 100), which routes again by the mark,
 /// and just after the mangle of iptables, which binds there. A request may arrive before the node
 /// moves from iptables to nftables. It must keep its mark until iptables has bound it.
-const EARLY: i32 = -149;
+const INPUT_AND_FORWARD: i32 = -149;
 /// Name of the base chain of prerouting.
 pub(super) const FIRST_CHAIN: &str = "prerouting";
 /// Priority of postrouting: just before `srcnat` (100), where other programs compare whole marks.
@@ -47,16 +47,16 @@ pub(super) fn base_chains(spec: &Spec<'_>) -> Vec<Chain> {
     let mut chains = vec![
         chain(FORGET.into(), forget(field)),
         chain(LEAVE.into(), leave(spec)),
-        chain("turned".into(), turned(spec)),
+        chain("turned".into(), find_turned(spec)),
         hook(FIRST_CHAIN, "filter", NF_INET_PRE_ROUTING, PREROUTING, prerouting(spec)),
-        hook("input", "filter", NF_INET_LOCAL_IN, EARLY, forgetting()),
+        hook("input", "filter", NF_INET_LOCAL_IN, INPUT_AND_FORWARD, forgetting()),
     ];
     if spec.ipvs {
-        chains.push(hook("forward", "filter", NF_INET_FORWARD, EARLY, forgetting()));
+        chains.push(hook("forward", "filter", NF_INET_FORWARD, INPUT_AND_FORWARD, forgetting()));
     }
     chains.extend([
         // In a chain of type filter the kernel would not route again.
-        hook("output", "route", NF_INET_LOCAL_OUT, MANGLE, output(spec)),
+        hook("output", "route", NF_INET_LOCAL_OUT, OUTPUT, output(spec)),
         hook("postrouting", "filter", NF_INET_POST_ROUTING, POSTROUTING, leaving),
     ]);
     chains
@@ -71,7 +71,7 @@ fn prerouting(spec: &Spec<'_>) -> Vec<Rule> {
         vec![bound(&[VerdictMap(names::BOUND)])]
     } else {
         let each = spec.uplinks.iter();
-        each.map(|u| bound(&[equals(spec.bound(u.id)), goto(BOUND, u.id)])).collect()
+        each.map(|u| bound(&[equals(spec.bound_mark(u.id)), goto(BOUND, u.id)])).collect()
     };
     let has_d = [ConntrackMark, Bits { mask: field.d(), xor: 0 }, Differs(vec![0; 4])];
     rules.push(plain([&has_d[..], &[Goto("turned".into())]].concat()));
@@ -84,18 +84,18 @@ fn prerouting(spec: &Spec<'_>) -> Vec<Rule> {
 
 /// Rules for connections that turn round on an uplink, and for those that masquerade steering sends
 /// out.
-fn turned(spec: &Spec<'_>) -> Vec<Rule> {
+fn find_turned(spec: &Spec<'_>) -> Vec<Rule> {
     let mut rules = vec![
         plain([ConntrackMark, ours(spec.field), VerdictMap(names::TURNED)]),
         plain([Iif, VerdictMap(names::ARRIVE)]),
     ];
-    rules.extend(sent(spec, &[]));
+    rules.extend(send_masqueraded(spec, &[]));
     rules
 }
 
 /// Rules that send a packet of a masquerade-steered connection out through the uplink of its
 /// family.
-fn sent(spec: &Spec<'_>, first: &[Expression]) -> Vec<Rule> {
+fn send_masqueraded(spec: &Spec<'_>, first: &[Expression]) -> Vec<Rule> {
     let is_sent = [ConntrackMark, ours(spec.field), equals(spec.field.d())];
     let each = spec.steering.iter().map(|(&family, steering)| {
         let via = goto(VIA, steering.via);
@@ -113,7 +113,7 @@ fn output(spec: &Spec<'_>) -> Vec<Rule> {
         let by_others = [&unbound_reply(spec.field, 0)[..], &set_packet(spec.field, mark)];
         rules.push(rule("a reply that is not bound goes by the others' rules", by_others.concat()));
     }
-    rules.extend(sent(spec, &[DirectionIs { reply: false }]));
+    rules.extend(send_masqueraded(spec, &[DirectionIs { reply: false }]));
     // IPVS sends pods' packets through output, and clients' requests, which are bound already.
     let is_uplink = Bits { mask: spec.field.mask() & !spec.field.d(), xor: 0 };
     let of_pod =
@@ -177,7 +177,7 @@ fn steer(spec: &Spec<'_>, of_pod: &[Expression], out: &Expression) -> Vec<Rule> 
         let MarkMatch { value, mask } = steering.mark;
         let marked = [PacketMark, Bits { mask, xor: 0 }, equals(value)];
         let mut test = [&marked[..], of_pod, &[FamilyIs(family)]].concat();
-        if Spec::any(spec.left_out, family) {
+        if Spec::has_family(spec.left_out, family) {
             let set = InSetOf(names::LEFT_OUT.of(family), true);
             test.extend(address_in(family, Side::Source, set, &[]).expressions);
         }

@@ -132,7 +132,7 @@ fn set_connection(field: Field, mark: u32) -> [Expression; 3] {
 /// The chains of one uplink, each after the chains that it goes to.
 fn uplink_chains(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Chain> {
     let (field, id) = (spec.field, uplink.id);
-    let (mark, turned) = (spec.bound(id), spec.turned(id));
+    let (mark, turned) = (spec.bound_mark(id), spec.turned_mark(id));
     let set_packet = |mark| set_packet(field, mark);
     let mut chains = vec![
         // No counter: a packet that arrived on the uplink and leaves elsewhere does not count as
@@ -147,7 +147,7 @@ fn uplink_chains(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Chain> {
         chain(named("in", id), [by_router(uplink), arrive(spec, id)].concat()),
         chain(named("answered", id), answered(id)),
         chain(named(BOUND, id), bound(spec, uplink)),
-        chain(named("turned", id), turn(spec, uplink)),
+        chain(named("turned", id), turned_of_uplink(spec, uplink)),
     ];
     if !uplink.routers.is_empty() {
         let reroute = [&set_connection(field, mark)[..], &set_packet(mark), &[Accept]].concat();
@@ -177,7 +177,7 @@ fn silent() -> Vec<Rule> {
 /// Sends a first packet to the chain of the router that it came from, if that router has an id of
 /// its own.
 fn by_router(uplink: &Uplink) -> Vec<Rule> {
-    let has_some = !uplink.router && !uplink.routers.is_empty();
+    let has_some = !uplink.is_router && !uplink.routers.is_empty();
     let rule = rule("came from a router of its own", [Iif, SourceMac, VerdictMap(names::ROUTERS)]);
     has_some.then_some(rule).into_iter().collect()
 }
@@ -185,7 +185,7 @@ fn by_router(uplink: &Uplink) -> Vec<Rule> {
 /// Rules for packets of a connection that is bound to this uplink. Almost all packets are, so the
 /// usual ones come first and end here.
 fn bound(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
-    let mark = set_packet(spec.field, spec.bound(uplink.id));
+    let mark = set_packet(spec.field, spec.bound_mark(uplink.id));
     let here = [Iif, equals(uplink.link)];
     let elsewhere = [DirectionIs { reply: true }, Iif, Differs(number_key(uplink.link)), Counter];
     let request = |more: &[Expression]| {
@@ -215,10 +215,10 @@ fn bound(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
 }
 
 /// Rules for packets of a connection that turns round on this uplink.
-fn turn(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
+fn turned_of_uplink(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     let id = uplink.id;
     let mut rules = Vec::new();
-    for family in judged(spec) {
+    for family in families_with_default_route(spec).filter(|_| !spec.hairpin) {
         rules.push(plain(icmp_error(family, from_inside())));
     }
     let original = || [DirectionIs { reply: false }];
@@ -241,10 +241,10 @@ fn turn(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     rules
 }
 
-/// Families in which a source without a route is not let in: those with a default route in main.
-/// None with `hairpin`, which lets any source in.
-fn judged(spec: &Spec<'_>) -> impl Iterator<Item = Family> {
-    Family::ALL.into_iter().filter(|family| !spec.hairpin && !spec.routeless.contains(family))
+/// Families with a default route in main. In these a source without a route is not let in, unless
+/// `hairpin` lets any source in.
+fn families_with_default_route(spec: &Spec<'_>) -> impl Iterator<Item = Family> {
+    Family::ALL.into_iter().filter(|family| !spec.routeless.contains(family))
 }
 
 /// Accepts a packet unmarked if the node does not route its source to an interface that leads
@@ -288,9 +288,9 @@ fn bind(spec: &Spec<'_>, uplink: &Uplink) -> Vec<Rule> {
     vec![
         rule(
             "to a backend behind this uplink",
-            [&turns[..], &remember(spec.turned(id)), &[goto(UTURN, id)]].concat(),
+            [&turns[..], &remember(spec.turned_mark(id)), &[goto(UTURN, id)]].concat(),
         ),
-        plain(remember(spec.bound(id))),
+        plain(remember(spec.bound_mark(id))),
         plain([goto("from", id)]),
     ]
 }
@@ -323,7 +323,7 @@ fn arrive(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
         let inside = [AddressBits(address_key(net.mask())), Equals(address_key(net.network()))];
         rule("a destination that is never bound", [&called[..], &inside, &[Accept]].concat())
     }));
-    for family in Family::ALL.into_iter().filter(|&f| Spec::any(spec.left_out, f)) {
+    for family in Family::ALL.into_iter().filter(|&f| Spec::has_family(spec.left_out, f)) {
         let set = InSetOf(names::LEFT_OUT.of(family), false);
         rules.push(address_in(family, Side::Destination, set, &[Accept]));
     }
@@ -358,7 +358,7 @@ fn offer(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
         rules.push(plain([goto(BIND, id)]));
         return rules;
     }
-    for family in Family::ALL.into_iter().filter(|&f| Spec::any(spec.hairpins, f)) {
+    for family in Family::ALL.into_iter().filter(|&f| Spec::has_family(spec.hairpins, f)) {
         let set = InSetOf(names::HAIRPIN.of(family), false);
         rules.push(address_in(family, Side::Destination, set, &[goto(BIND, id)]));
     }
@@ -440,7 +440,7 @@ fn error(spec: &Spec<'_>, id: u32) -> Vec<Rule> {
     if spec.hairpin {
         return vec![plain([goto("from", id)])];
     }
-    let mut rules: Vec<Rule> = judged(spec)
+    let mut rules: Vec<Rule> = families_with_default_route(spec)
         .map(|family| plain([&[FamilyIs(family)][..], &from_inside()].concat()))
         .collect();
     rules.push(marked_by_others(spec, Accept));

@@ -1,7 +1,7 @@
 //! Reads the counters of the nftables table.
 
 use super::chains::{BIND, BOUND, FORGET, LEAVE, SILENT, UTURN, VIA};
-use super::table::{NFGENMSG, get, ours};
+use super::table::{NFGENMSG, get, is_ours};
 use crate::backend::counts::Counted;
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{attrs, find, string};
@@ -12,10 +12,10 @@ pub(crate) fn read(socket: &mut Socket) -> Result<Vec<(Counted, u64)>, Error> {
     let mut request = get(NFT_MSG_GETRULE, NLM_F_DUMP, NFTA_RULE_TABLE);
     socket.dump(&mut request, |body| {
         let attributes = body.get(NFGENMSG..)?;
-        if !ours(body, attributes, NFTA_RULE_TABLE) {
+        if !is_ours(body, attributes, NFTA_RULE_TABLE) {
             return None;
         }
-        let counted = counts(&find(attributes, NFTA_RULE_CHAIN).map(string)?)?;
+        let counted = counted_by(&find(attributes, NFTA_RULE_CHAIN).map(string)?)?;
         let packets =
             attrs(find(attributes, NFTA_RULE_EXPRESSIONS)?).filter_map(|(_, e)| packets(e));
         packets.reduce(|all, some| all + some).map(|packets| (counted, packets))
@@ -23,7 +23,7 @@ pub(crate) fn read(socket: &mut Socket) -> Result<Vec<(Counted, u64)>, Error> {
 }
 
 /// What the rules of a chain count; `None` if they have no counter that matters.
-fn counts(chain: &str) -> Option<Counted> {
+fn counted_by(chain: &str) -> Option<Counted> {
     if [FORGET, LEAVE].contains(&chain) {
         return Some(Counted::Cleared);
     }

@@ -108,9 +108,9 @@ fn write_expression(w: &mut Writer, expression: &Expression) {
             meta(w, NFT_META_L4PROTO);
             compare(w, NFT_CMP_EQ, &[protocol]);
         }
-        Expression::Related => state(w, NF_CT_STATE_RELATED, NFT_CMP_NEQ),
-        Expression::NotRelated => state(w, NF_CT_STATE_RELATED, NFT_CMP_EQ),
-        Expression::NoConnection => state(w, NF_CT_STATE_NONE, NFT_CMP_NEQ),
+        Expression::Related => compare_state(w, NF_CT_STATE_RELATED, NFT_CMP_NEQ),
+        Expression::NotRelated => compare_state(w, NF_CT_STATE_RELATED, NFT_CMP_EQ),
+        Expression::NoConnection => compare_state(w, NF_CT_STATE_NONE, NFT_CMP_NEQ),
         Expression::FamilyIs(family) => {
             let number = if *family == Family::V4 { NFPROTO_IPV4 } else { NFPROTO_IPV6 };
             meta(w, NFT_META_NFPROTO);
@@ -214,7 +214,7 @@ fn conntrack_address(w: &mut Writer, register: u32, family: Family, reply: bool)
 }
 
 /// Compares these bits of the connection's state with 0.
-fn state(w: &mut Writer, bits: u32, comparison: u32) {
+fn compare_state(w: &mut Writer, bits: u32, comparison: u32) {
     ct(w, NFT_CT_STATE);
     bitwise(w, &bits.to_ne_bytes(), &[0; 4]);
     compare(w, comparison, &[0; 4]);

@@ -18,9 +18,9 @@ use crate::netlink::uapi::*;
 
 /// One request in this number puts its connection into the flowtable. Short connections would pay
 /// for that and gain nothing, and conntrack knows less of their end.
-const SOME: u32 = 16;
+const ONE_REQUEST_IN: u32 = 16;
 /// After all filters: symroute does not offload what another program drops in forward.
-const LAST: i32 = i32::MAX;
+const LAST_PRIORITY: i32 = i32::MAX;
 
 /// Builds the table of a node with the iptables backend: the flowtable and its rules only. `None`
 /// if nothing is offloaded.
@@ -52,7 +52,7 @@ pub(super) fn add(spec: &Spec<'_>, ruleset: &mut Ruleset) {
 /// The flowtable with the devices of these names.
 pub(crate) fn flowtable(devices: impl IntoIterator<Item = String>) -> Flowtable {
     let devices = devices.into_iter().collect();
-    Flowtable { name: names::OFFLOAD, priority: LAST, devices }
+    Flowtable { name: names::OFFLOAD, priority: LAST_PRIORITY, devices }
 }
 
 /// Whether a chain has a rule that puts connections into the flowtable.
@@ -61,21 +61,21 @@ pub(super) fn offloads(chain: &Chain) -> bool {
     chain.rules.iter().any(does)
 }
 
-/// The base chain: one in [`SOME`] requests of assured connections. A connection of a few packets
-/// would pay for the flowtable and gain nothing.
+/// The base chain: one in [`ONE_REQUEST_IN`] requests of assured connections.
 fn base() -> Chain {
     let request = [DirectionIs { reply: false }];
-    let chance = has_status(IPS_ASSURED, OneIn(SOME));
+    let chance = has_status(IPS_ASSURED, OneIn(ONE_REQUEST_IN));
     let kept_up = [&request[..], &chance, &[Iif, VerdictMap(names::OFFLOAD_BY)]];
-    let hook = Hook { kind: "filter", number: NF_INET_FORWARD, priority: LAST };
+    let hook = Hook { kind: "filter", number: NF_INET_FORWARD, priority: LAST_PRIORITY };
     Chain { name: names::OFFLOAD.into(), hook: Some(hook), rules: vec![plain(kept_up.concat())] }
 }
 
 /// Rules for a request that arrived on this uplink. Requests on another uplink than the
 /// connection's are let in, but with them the kernel would send the replies there.
 fn of_uplink(spec: &Spec<'_>, uplink: &Uplink, udp: bool) -> Vec<Rule> {
-    let bound = spec.bound(uplink.id);
-    let without_way = Family::ALL.into_iter().filter(|family| !uplink.ways.contains(family));
+    let bound = spec.bound_mark(uplink.id);
+    let without_way =
+        Family::ALL.into_iter().filter(|family| !uplink.default_route_in.contains(family));
     let moved = |family| {
         let called = [FamilyIs(family), CalledAddress(family)];
         let by_another = [

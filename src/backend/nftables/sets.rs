@@ -53,11 +53,11 @@ fn goto(key: u32, chain: &str, id: u32) -> Element {
 
 /// Maximum number of uplinks with whose marks prerouting compares a connection's mark one by one.
 /// With more, it looks the mark up. A comparison takes about a fifth of the time of a look-up.
-const FEW: usize = 4;
+const COMPARED_MOST: usize = 4;
 
 /// Whether the node has so many uplinks that a look-up is faster than comparisons.
 pub(super) fn has_many(spec: &Spec<'_>) -> bool {
-    spec.uplinks.len() > FEW
+    spec.uplinks.len() > COMPARED_MOST
 }
 
 /// Builds all sets and maps with their elements.
@@ -92,7 +92,7 @@ fn records(spec: &Spec<'_>) -> [Set; 4] {
         (names::LAYOUT_PRIORITY, spec.priority),
         (names::LAYOUT_TABLES, spec.table_base),
     ];
-    let ids = spec.interfaces().map(|uplink| value(uplink.link, spec.bound(uplink.id)));
+    let ids = spec.interfaces().map(|uplink| value(uplink.link, spec.bound_mark(uplink.id)));
     let restore = spec.restore.iter().map(|&link| member(number_key(link)));
     [
         set(names::IN_FORCE, mark, None, [member(number_key(spec.fingerprint))]),
@@ -112,9 +112,9 @@ fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
     let by_link = |chain: &'static str| -> Vec<Element> {
         spec.interfaces().map(|u| goto(u.link, chain, u.id)).collect()
     };
-    let bound = |chain: &'static str| each(&|u| goto(spec.bound(u.id), chain, u.id));
-    let turned = each(&|u| goto(spec.turned(u.id), "turned", u.id));
-    let marks = spec.uplinks.iter().flat_map(|u| [spec.bound(u.id), spec.turned(u.id)]);
+    let bound = |chain: &'static str| each(&|u| goto(spec.bound_mark(u.id), chain, u.id));
+    let turned = each(&|u| goto(spec.turned_mark(u.id), "turned", u.id));
+    let marks = spec.uplinks.iter().flat_map(|u| [spec.bound_mark(u.id), spec.turned_mark(u.id)]);
     let marks: Vec<_> = marks.map(|mark| member(number_key(mark))).collect();
     let silent = spec.silent.iter().map(|&(link, _)| goto(link, SILENT, link));
     let arriving = by_link("in").into_iter().chain(silent);
@@ -166,6 +166,6 @@ pub(super) fn own_addresses(own: &BTreeSet<(u32, IpAddr)>, family: Family) -> Se
 fn of_pods(name: &str, pods: &BTreeSet<IpAddr>, family: Family) -> Option<Set> {
     let key = PerFamily(Type::Ipv4, Type::Ipv6).of(family);
     let of_family = pods.iter().filter(|&&ip| Family::of(ip) == family);
-    Spec::any(pods, family)
+    Spec::has_family(pods, family)
         .then(|| set(name, key, None, of_family.map(|&ip| member(address_key(ip)))))
 }

@@ -53,7 +53,7 @@ fn write_get(request: &mut Writer, family: TableFamily, message: u16, flags: u16
 /// Reads everything in symroute's table of this family; `None` if it does not exist.
 pub(crate) fn table(socket: &mut Socket, family: TableFamily) -> Result<Option<Table>, Error> {
     let get = |message, flags, attr| get_in(family, message, flags, attr);
-    let ours = |body: &[u8], attrs: &[u8], attr| is_ours(family, body, attrs, attr);
+    let is_ours = |body: &[u8], attrs: &[u8], attr| is_ours_in(family, body, attrs, attr);
     let flags = socket.query(&mut get(NFT_MSG_GETTABLE, 0, NFTA_TABLE_NAME), |message| {
         be32_at(find(message.body.get(NFGENMSG..)?, NFTA_TABLE_FLAGS)?, 0)
     });
@@ -65,7 +65,7 @@ pub(crate) fn table(socket: &mut Socket, family: TableFamily) -> Result<Option<T
     for (name, chain) in
         socket.dump(&mut get(NFT_MSG_GETCHAIN, NLM_F_DUMP, NFTA_CHAIN_TABLE), |b| {
             let attrs = b.get(NFGENMSG..)?;
-            ours(b, attrs, NFTA_CHAIN_TABLE).then(|| parse_chain(attrs))
+            is_ours(b, attrs, NFTA_CHAIN_TABLE).then(|| parse_chain(attrs))
         })?
     {
         found.chains.insert(name, chain);
@@ -74,14 +74,14 @@ pub(crate) fn table(socket: &mut Socket, family: TableFamily) -> Result<Option<T
         let attrs = b.get(NFGENMSG..)?;
         let chain = find(attrs, NFTA_RULE_CHAIN).map(string)?;
         let print = find(attrs, NFTA_RULE_USERDATA).and_then(fingerprint::of_userdata);
-        ours(b, attrs, NFTA_RULE_TABLE).then_some((chain, print))
+        is_ours(b, attrs, NFTA_RULE_TABLE).then_some((chain, print))
     })?;
     for (chain, print) in rules {
         found.chains.entry(chain).or_default().rules.push(print);
     }
     let sets = socket.dump(&mut get(NFT_MSG_GETSET, NLM_F_DUMP, NFTA_SET_TABLE), |b| {
         let attrs = b.get(NFGENMSG..)?;
-        ours(b, attrs, NFTA_SET_TABLE).then(|| parse_set(attrs))
+        is_ours(b, attrs, NFTA_SET_TABLE).then(|| parse_set(attrs))
     })?;
     // An anonymous set belongs to its rule, and the kernel deletes it with the rule.
     for (name, mut set) in sets.into_iter().filter(|(_, s)| s.flags & NFT_SET_ANONYMOUS == 0) {
@@ -91,7 +91,7 @@ pub(crate) fn table(socket: &mut Socket, family: TableFamily) -> Result<Option<T
     let flowtables =
         socket.dump(&mut get(NFT_MSG_GETFLOWTABLE, NLM_F_DUMP, NFTA_FLOWTABLE_TABLE), |b| {
             let attrs = b.get(NFGENMSG..)?;
-            ours(b, attrs, NFTA_FLOWTABLE_TABLE).then(|| parse_flowtable(attrs))
+            is_ours(b, attrs, NFTA_FLOWTABLE_TABLE).then(|| parse_flowtable(attrs))
         })?;
     found.flowtables.extend(flowtables);
     Ok(Some(found))
@@ -113,11 +113,11 @@ pub(crate) fn has_rules(socket: &mut Socket) -> Result<bool, Error> {
 
 /// Whether a dumped message is about the table `inet symroute`. Older kernels ignore the filter in
 /// the request.
-pub(super) fn ours(body: &[u8], attrs: &[u8], attr: u16) -> bool {
-    is_ours(Inet, body, attrs, attr)
+pub(super) fn is_ours(body: &[u8], attrs: &[u8], attr: u16) -> bool {
+    is_ours_in(Inet, body, attrs, attr)
 }
 
-fn is_ours(family: TableFamily, body: &[u8], attrs: &[u8], attr: u16) -> bool {
+fn is_ours_in(family: TableFamily, body: &[u8], attrs: &[u8], attr: u16) -> bool {
     let of_family = body.first() == Some(&family.number());
     of_family && find(attrs, attr).map(string).as_deref() == Some(TABLE)
 }

@@ -47,7 +47,7 @@ pub(crate) fn changes(present: Option<&Table>, wanted: Option<&Ruleset>) -> Vec<
         return present.map(|_| TableChange::DeleteTable).into_iter().collect();
     };
     match present {
-        Some(present) if !reshaped(present, wanted) => contents(present, wanted),
+        Some(present) if !needs_rewrite(present, wanted) => contents(present, wanted),
         // Avoid this: packets that wait in a queue of a deleted base chain are lost. Only a release
         // with another layout needs it.
         Some(_) => [vec![TableChange::DeleteTable], new(wanted)].concat(),
@@ -65,7 +65,7 @@ fn new(wanted: &Ruleset) -> Vec<TableChange> {
 ///   one of its name.
 /// - Another program has added a kind of set that symroute can't read.
 /// - The table is dormant.
-fn reshaped(present: &Table, wanted: &Ruleset) -> bool {
+fn needs_rewrite(present: &Table, wanted: &Ruleset) -> bool {
     let simple = |set: &FoundSet| set.flags & !NFT_SET_MAP == 0;
     if present.dormant || !present.sets.values().all(simple) {
         return true;
@@ -93,16 +93,16 @@ fn reshaped(present: &Table, wanted: &Ruleset) -> bool {
 }
 
 fn contents(present: &Table, wanted: &Ruleset) -> Vec<TableChange> {
-    let (mut off, mut on, mut stale) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut removals, mut additions, mut stale) = (Vec::new(), Vec::new(), Vec::new());
     for set in &wanted.sets {
         let empty = FoundSet::default();
         let found = present.sets.get(&set.name).unwrap_or_else(|| {
-            on.push(TableChange::NewSet(set.clone()));
+            additions.push(TableChange::NewSet(set.clone()));
             &empty
         });
         let gone: Elements = found.elements.difference(&set.elements).cloned().collect();
         if !gone.is_empty() {
-            off.push(TableChange::DeleteElements(set.name.clone(), gone));
+            removals.push(TableChange::DeleteElements(set.name.clone(), gone));
         }
     }
     let prints = |chain: &Chain| -> Vec<_> {
@@ -113,14 +113,14 @@ fn contents(present: &Table, wanted: &Ruleset) -> Vec<TableChange> {
     for chain in &wanted.chains {
         match present.chains.get(&chain.name) {
             Some(found) if found.rules == prints(chain) => continue,
-            Some(_) => off.push(TableChange::FlushChain(chain.name.clone())),
-            None => on.push(TableChange::NewChain(chain.clone())),
+            Some(_) => removals.push(TableChange::FlushChain(chain.name.clone())),
+            None => additions.push(TableChange::NewChain(chain.clone())),
         }
         rewritten.push(chain);
     }
     for chain in rewritten {
         let rules = chain.rules.iter().cloned();
-        on.extend(rules.map(|rule| TableChange::AppendRule(chain.name.clone(), rule)));
+        additions.extend(rules.map(|rule| TableChange::AppendRule(chain.name.clone(), rule)));
     }
     for set in &wanted.sets {
         let present = present.sets.get(&set.name).map(|found| &found.elements);
@@ -131,23 +131,23 @@ fn contents(present: &Table, wanted: &Ruleset) -> Vec<TableChange> {
             .cloned()
             .collect();
         if !new.is_empty() {
-            on.push(TableChange::AddElements(set.name.clone(), new));
+            additions.push(TableChange::AddElements(set.name.clone(), new));
         }
     }
     let gone: Vec<&String> = present.chains.keys().filter(|n| wanted.chain(n).is_none()).collect();
-    off.extend(gone.iter().map(|&name| TableChange::FlushChain(name.clone())));
+    removals.extend(gone.iter().map(|&name| TableChange::FlushChain(name.clone())));
     stale.extend(gone.iter().map(|&name| TableChange::DeleteChain(name.clone())));
     let gone = present.sets.iter().filter(|(name, _)| wanted.set(name).is_none());
     for (name, found) in gone {
         // The kernel deletes no chain to which an element of a verdict map leads.
         if !found.elements.is_empty() {
-            off.push(TableChange::DeleteElements(name.clone(), found.elements.clone()));
+            removals.push(TableChange::DeleteElements(name.clone(), found.elements.clone()));
         }
         stale.push(TableChange::DeleteSet(name.clone()));
     }
     let (flows, gone) = flowtables(present, wanted);
     stale.extend(gone);
-    [off, flows, on, stale].concat()
+    [removals, flows, additions, stale].concat()
 }
 
 /// The changes that make the flowtable, which come before the rules that use it, and those that

@@ -21,7 +21,7 @@ pub(super) fn findings(netfilter: &mut Socket) -> Option<Finding> {
         // Without the file the kernel has no such tables.
         for name in fs::read_to_string(LEGACY_TABLES.of(family)).unwrap_or_default().lines() {
             // A table that can't be read counts as empty.
-            let rules = table_size::added(family, name).unwrap_or(0);
+            let rules = table_size::entries_added(family, name).unwrap_or(0);
             legacy.extend((rules > 0).then(|| (format!("{name} ({family})"), rules)));
         }
     }
