@@ -5,14 +5,11 @@
 //! the request's mark, and with the request's incoming interface as the outgoing one
 //! (`nft_flow_route`, `net/netfilter/nft_flow_offload.c`). So replies leave through the uplink.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
-
 use super::chains::{chain, equals, has_status, named, ours, plain, rule, set_packet};
-use super::rules::{Chain, Expression::*, Flowtable, Hook, Rule, Ruleset, Set, Type};
-use super::sets::{address_key, member, number_key, own_addresses, set, value};
+use super::rules::{Chain, Expression::*, Flowtable, Hook, Rule, Ruleset, Type};
+use super::sets::{address_set, number_key, own_addresses, set, value};
 use crate::backend::spec::{Spec, Uplink};
-use crate::model::{ElementData, Family, PerFamily};
+use crate::model::{ElementData, Family};
 use crate::names;
 use crate::netlink::uapi::*;
 
@@ -45,7 +42,9 @@ pub(super) fn add(spec: &Spec<'_>, ruleset: &mut Ruleset) {
     ruleset.sets.push(by);
     let mtus = spec.interfaces().map(|uplink| value(uplink.link, uplink.mtu));
     ruleset.sets.push(set(names::MTUS, Type::Interface, Some(Type::Mark), mtus));
-    ruleset.sets.extend(Family::ALL.map(|family| owned(spec.own, family)));
+    let owned = || spec.own.iter().map(|&(_, ip)| ip);
+    let owned = |family| address_set(names::OWNED.of(family), family, owned());
+    ruleset.sets.extend(Family::ALL.map(owned));
     ruleset.chains.push(base());
 }
 
@@ -107,12 +106,4 @@ fn of_uplink(spec: &Spec<'_>, uplink: &Uplink, udp: bool) -> Vec<Rule> {
     rules.push(into(IPPROTO_TCP));
     rules.extend(udp.then(|| into(IPPROTO_UDP)));
     rules
-}
-
-/// The set of the uplinks' own addresses, without the interface.
-fn owned(own: &BTreeSet<(u32, IpAddr)>, family: Family) -> Set {
-    let key = PerFamily(Type::Ipv4, Type::Ipv6).of(family);
-    let of_family = own.iter().filter(|(_, ip)| Family::of(*ip) == family);
-    let elements = of_family.map(|&(_, ip)| member(address_key(ip)));
-    set(names::OWNED.of(family), key, None, elements)
 }

@@ -39,7 +39,7 @@ pub(super) fn set(
     Set { name: name.into(), key, data, size: None, elements: elements.into_iter().collect() }
 }
 
-pub(super) fn member(key: Vec<u8>) -> Element {
+fn member(key: Vec<u8>) -> Element {
     (key, ElementData::None)
 }
 
@@ -78,8 +78,10 @@ pub(super) fn sets(spec: &Spec<'_>) -> Vec<Set> {
         sets.push(own_addresses(spec.own, family));
     }
     for family in Family::ALL {
-        sets.extend(of_pods(names::HAIRPIN.of(family), spec.hairpins, family));
-        sets.extend(of_pods(names::LEFT_OUT.of(family), spec.left_out, family));
+        let pods = [(names::HAIRPIN, spec.hairpins), (names::LEFT_OUT, spec.left_out)];
+        for (name, pods) in pods.into_iter().filter(|(_, pods)| Spec::has_family(pods, family)) {
+            sets.push(address_set(name.of(family), family, pods.iter().copied()));
+        }
     }
     sets
 }
@@ -162,10 +164,13 @@ pub(super) fn own_addresses(own: &BTreeSet<(u32, IpAddr)>, family: Family) -> Se
     set(names::OWN.of(family), key, None, elements)
 }
 
-/// Builds a set of pods' addresses; `None` if it has no element.
-fn of_pods(name: &str, pods: &BTreeSet<IpAddr>, family: Family) -> Option<Set> {
+/// Builds a set of those addresses that are of this family.
+pub(super) fn address_set(
+    name: &str,
+    family: Family,
+    addresses: impl Iterator<Item = IpAddr>,
+) -> Set {
     let key = PerFamily(Type::Ipv4, Type::Ipv6).of(family);
-    let of_family = pods.iter().filter(|&&ip| Family::of(ip) == family);
-    Spec::has_family(pods, family)
-        .then(|| set(name, key, None, of_family.map(|&ip| member(address_key(ip)))))
+    let of_family = addresses.filter(|&ip| Family::of(ip) == family);
+    set(name, key, None, of_family.map(|ip| member(address_key(ip))))
 }
