@@ -162,7 +162,7 @@ impl<'a> Asker<'a> {
         if packet.port.is_none() {
             return Vec::new();
         }
-        let found = conntrack::between(&mut self.kernel.netfilter, packet.from, packet.to);
+        let found = conntrack::list_between(&mut self.kernel.netfilter, packet.from, packet.to);
         // Without conntrack there are no connections.
         let mut found = found.unwrap_or_default();
         found.retain(|one| {

@@ -147,9 +147,9 @@ pub(super) fn ipset(bytes: &[u8]) {
 
 /// Entries of conntrack.
 pub(super) fn conntrack(bytes: &[u8]) {
-    let all = answered(bytes, |socket| ct::wanted(socket, |_| true)).unwrap_or_default();
+    let all = answered(bytes, |socket| ct::list(socket, |_| true)).unwrap_or_default();
     let Some(first) = all.first() else { return };
     let (from, to) = (first.original.from.ip(), first.original.to.ip());
-    let between = answered(bytes, |socket| ct::between(socket, from, to)).unwrap_or_default();
+    let between = answered(bytes, |socket| ct::list_between(socket, from, to)).unwrap_or_default();
     assert!(between.contains(first) && between.iter().all(|one| all.contains(one)));
 }

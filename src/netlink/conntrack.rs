@@ -35,7 +35,7 @@ pub(crate) struct Connection {
 
 /// Lists the connections from one address to another. Kernels before 5.8 return all connections of
 /// the family, so this function filters them, too.
-pub(crate) fn between(
+pub(crate) fn list_between(
     socket: &mut Socket,
     from: IpAddr,
     to: IpAddr,
@@ -64,7 +64,7 @@ pub(crate) fn between(
 
 /// Lists the connections of both families for which `is_wanted` holds. The others are not kept,
 /// because a busy node has a million.
-pub(crate) fn wanted(
+pub(crate) fn list(
     socket: &mut Socket,
     is_wanted: impl Fn(&Connection) -> bool,
 ) -> Result<Vec<Connection>, Error> {

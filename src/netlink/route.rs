@@ -285,7 +285,7 @@ fn change_route(
     route: &Route,
     kind: u16,
     flags: u16,
-    fine: &[Errno],
+    tolerated: &[Errno],
 ) -> Result<(), Error> {
     let mut body = [0; RTMSG];
     body[0] = route.family().number();
@@ -318,7 +318,7 @@ fn change_route(
         }
         None => request.attr(RTA_MULTIPATH, &multipath(route)),
     }
-    forgive(socket.acknowledged(&mut request), fine)
+    tolerate(socket.acknowledged(&mut request), tolerated)
 }
 
 /// The payload of `RTA_MULTIPATH`: a `struct rtnexthop` for each next hop, with the router after
@@ -360,7 +360,7 @@ pub(crate) fn add_rule(socket: &mut Socket, rule: &Rule) -> Result<(), Error> {
     let mut request = Writer::default();
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
     request.message(RTM_NEWRULE, flags, &rule_message(rule));
-    forgive(socket.acknowledged(&mut request), &[Errno::EEXIST])
+    tolerate(socket.acknowledged(&mut request), &[Errno::EEXIST])
 }
 
 /// Body of the message that adds or deletes exactly this rule.
@@ -411,12 +411,12 @@ pub(crate) fn delete_rule(socket: &mut Socket, found: &FoundRule) -> Result<(), 
     }
     let mut request = Writer::default();
     request.message(RTM_DELRULE, NLM_F_REQUEST | NLM_F_ACK, &body);
-    forgive(socket.acknowledged(&mut request), &[Errno::ENOENT])
+    tolerate(socket.acknowledged(&mut request), &[Errno::ENOENT])
 }
 
-fn forgive(result: Result<(), Error>, fine: &[Errno]) -> Result<(), Error> {
+fn tolerate(result: Result<(), Error>, tolerated: &[Errno]) -> Result<(), Error> {
     match result {
-        Err(error) if fine.contains(&error.errno) => Ok(()),
+        Err(error) if tolerated.contains(&error.errno) => Ok(()),
         other => other,
     }
 }

@@ -21,13 +21,13 @@ use super::uapi::*;
 use super::wire::{HEADER, Message, Writer, find, messages, string};
 
 /// Bytes of buffer for the reply to a single request.
-const REPLY: usize = 2 * 1024;
+const REPLY_BUFFER: usize = 2 * 1024;
 /// Bytes of buffer for one datagram of a dump. The kernel fills at most 32 KiB.
-const DUMP: usize = 64 * 1024;
+const DUMP_BUFFER: usize = 64 * 1024;
 /// Maximum number of attempts to read a dump that changes meanwhile.
 const DUMP_TRIES: u32 = 16;
 /// Requests above this size need a larger send buffer (`wmem_default` is about 208 KiB).
-const LARGE: usize = 96 * 1024;
+const LARGE_REQUEST: usize = 96 * 1024;
 
 /// An error that the kernel returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +60,8 @@ pub(crate) struct Socket {
     fd: OwnedFd,
     seq: u32,
     buf: Vec<u8>,
-    /// Whether [`Self::be_thorough`] has run.
-    thorough: bool,
+    /// Whether [`Self::enable_strict_checks`] has run.
+    has_strict_checks: bool,
     /// Time at which a dump ends with an error, because a pod's namespace may hold any number of
     /// objects.
     deadline: Option<Instant>,
@@ -101,7 +101,7 @@ impl Socket {
 
     pub(crate) fn new(fd: OwnedFd) -> Self {
         // The first message makes the kernel bind the socket.
-        Self { fd, seq: 1, buf: vec![0; REPLY], thorough: false, deadline: None }
+        Self { fd, seq: 1, buf: vec![0; REPLY_BUFFER], has_strict_checks: false, deadline: None }
     }
 
     /// Prepares for a namespace whose owner symroute does not trust. The kernel then refuses
@@ -130,9 +130,9 @@ impl Socket {
 
     /// Asks the kernel to check requests strictly and to explain its errors. The few look-ups of a
     /// fast path do not need this.
-    fn be_thorough(&mut self) {
-        if !self.thorough {
-            self.thorough = true;
+    fn enable_strict_checks(&mut self) {
+        if !self.has_strict_checks {
+            self.has_strict_checks = true;
             // symroute works without these options: kernels before 4.20 lack some.
             for option in [NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK] {
                 let _ = self.enable(option);
@@ -162,10 +162,10 @@ impl Socket {
     }
 
     fn send(&mut self, request: &mut Writer) -> Result<u32, Error> {
-        let last = request.number(self.seq);
+        let last = request.number_messages(self.seq);
         self.seq = last.wrapping_add(1);
         let bytes = request.as_bytes();
-        if bytes.len() > LARGE {
+        if bytes.len() > LARGE_REQUEST {
             setsockopt(&self.fd, sockopt::SndBufForce, &(bytes.len() * 2))?;
         }
         loop {
@@ -184,7 +184,7 @@ impl Socket {
         loop {
             match recv(self.fd.as_fd().as_raw_fd(), &mut self.buf, flags) {
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Err(lost()),
+                Err(Errno::EAGAIN) => return Err(lost_answer()),
                 Err(errno) => return Err(errno.into()),
                 Ok(len) if len > self.buf.len() => return Err(Errno::EMSGSIZE.into()),
                 Ok(len) => return Ok(len),
@@ -194,7 +194,7 @@ impl Socket {
 
     /// Sends one message that asks for an acknowledgement, and reads it.
     pub(crate) fn acknowledged(&mut self, request: &mut Writer) -> Result<(), Error> {
-        self.be_thorough();
+        self.enable_strict_checks();
         let last = self.send(request)?;
         self.wait(last, last)
     }
@@ -268,8 +268,8 @@ impl Socket {
         request: &mut Writer,
         parse: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>, Error> {
-        self.be_thorough();
-        self.buf.resize(DUMP, 0);
+        self.enable_strict_checks();
+        self.buf.resize(DUMP_BUFFER, 0);
         for _ in 0..DUMP_TRIES {
             if let Some(found) = self.dump_once(request, &parse)? {
                 return Ok(found);
@@ -310,7 +310,7 @@ impl Socket {
     }
 }
 
-fn lost() -> Error {
+fn lost_answer() -> Error {
     let text = "an answer of the kernel was lost: the socket's buffer is full";
     Error { errno: Errno::ENOBUFS, text: Some(text.into()) }
 }
@@ -330,12 +330,12 @@ fn outcome(message: Message<'_>) -> Result<(), Error> {
         .and_then(|attrs| find(attrs, NLMSGERR_ATTR_MSG))
         .map(string);
     // `i32::MIN` has no positive counterpart.
-    Err(numbered(number.saturating_neg(), text))
+    Err(error_of_number(number.saturating_neg(), text))
 }
 
 /// Makes an error from an errno, or from one of ipset's own numbers, which are larger than any
 /// errno.
-fn numbered(number: i32, text: Option<String>) -> Error {
+fn error_of_number(number: i32, text: Option<String>) -> Error {
     let errno = match number {
         IPSET_ERR_EXIST => Errno::EEXIST,
         IPSET_ERR_BUSY | IPSET_ERR_REFERENCED => Errno::EBUSY,

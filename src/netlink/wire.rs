@@ -110,7 +110,7 @@ impl Writer {
 
     /// Writes the sequence numbers `first`, `first + 1` and so on into the messages, and returns
     /// the last one.
-    pub(crate) fn number(&mut self, first: u32) -> u32 {
+    pub(crate) fn number_messages(&mut self, first: u32) -> u32 {
         let (mut at, mut next) = (0, first);
         while at + HEADER <= self.buf.len() {
             self.buf[at + 8..at + 12].copy_from_slice(&next.to_ne_bytes());
@@ -211,7 +211,7 @@ mod tests {
         w.u32(4, 7);
         w.nest(8, |w| w.str(1, "eth0"));
         w.message(16, 0, &[]);
-        assert_eq!(w.number(5), 6);
+        assert_eq!(w.number_messages(5), 6);
         let got: Vec<_> = messages(w.as_bytes()).collect();
         assert_eq!(got.len(), 2);
         assert_eq!((got[0].kind, got[0].flags, got[0].seq), (26, 1, 5));

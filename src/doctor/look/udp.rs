@@ -22,7 +22,7 @@ pub(super) fn findings(netfilter: &mut Socket, facts: &Facts) -> Vec<Finding> {
 fn unreplied(netfilter: &mut Socket) -> Result<Vec<Unreplied>, Error> {
     let is_unreplied =
         |one: &Connection| one.original.protocol == IPPROTO_UDP && one.status & IPS_SEEN_REPLY == 0;
-    let found = conntrack::wanted(netfilter, is_unreplied)?.into_iter();
+    let found = conntrack::list(netfilter, is_unreplied)?.into_iter();
     Ok(found.map(|one| Unreplied { from: one.original.from, to: one.original.to }).collect())
 }
 
