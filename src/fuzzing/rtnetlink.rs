@@ -48,7 +48,7 @@ pub(super) fn routes(bytes: &[u8]) {
 
 /// Whether the kernel can have such a route and symroute would copy it.
 fn is_plain(route: &Route) -> bool {
-    !route.special && route.dst.ip() == route.dst.network()
+    !route.is_special && route.dst.ip() == route.dst.network()
 }
 
 /// The route as symroute writes it: without a weight if it has one next hop.

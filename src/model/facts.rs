@@ -13,7 +13,7 @@ use super::{FoundIpset, Mangle, MarkMatch, Table, Tooling, Variant};
 use crate::netlink::uapi::{FR_ACT_PROHIBIT, IFF_NOARP, IFF_POINTOPOINT};
 
 /// Length of a prefix that holds a single address of this family: 32 or 128.
-pub(crate) fn whole(ip: IpAddr) -> u8 {
+pub(crate) fn host_length(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }
 }
 
@@ -180,7 +180,7 @@ pub(crate) struct Route {
     pub(crate) metrics: Vec<u8>,
     /// Whether the route is for some packets only (TOS, source prefix) or also encapsulates. The
     /// plan neither copies such a route nor takes a gateway from it.
-    pub(crate) special: bool,
+    pub(crate) is_special: bool,
 }
 
 impl Route {
@@ -191,7 +191,7 @@ impl Route {
 
     /// Whether the route matches every destination of every packet.
     pub(crate) fn is_default(&self) -> bool {
-        self.dst.prefix() == 0 && !self.special
+        self.dst.prefix() == 0 && !self.is_special
     }
 
     /// Whether the route is a default route, or one of the two half-length routes that VPNs use in
@@ -357,7 +357,7 @@ pub(crate) struct Facts {
     /// Indexes of the interfaces whose `src_valid_mark` was 0 before symroute set it.
     pub(crate) restore: BTreeSet<u32>,
     /// Built-in chains that exist because symroute used iptables-nft.
-    pub(crate) made: BTreeSet<(Family, String)>,
+    pub(crate) made_chains: BTreeSet<(Family, String)>,
     /// Addresses of the pods that accept a local pod's address as a source.
     pub(crate) hairpins: BTreeSet<IpAddr>,
     /// Addresses of the pods that an annotation leaves out.
@@ -374,7 +374,7 @@ pub(crate) struct PodFacts {
     /// Name of the interface whose DEL is running: another plugin removes it next.
     pub(crate) leaving: Option<String>,
     /// Whether the pod has no attachment left, so that its data plane has to be removed.
-    pub(crate) ends: bool,
+    pub(crate) is_ending: bool,
 }
 
 /// IPv4 reverse path filter of an interface.

@@ -37,13 +37,13 @@ impl Field {
 
     /// Packet mark of the look-up that asks main for a route to a single address (iptables). The
     /// look-up has `iif lo`; a packet with this mark that arrives on an uplink turns round there.
-    pub(crate) fn ask(self) -> u32 {
+    pub(crate) fn ask_mark(self) -> u32 {
         self.d() | self.of(1)
     }
 
     /// Packet mark of a pod's reply that is not bound: all bits of the field. No rule of symroute
     /// matches it, because no uplink of a pod has the largest id.
-    pub(crate) fn unbound(self) -> u32 {
+    pub(crate) fn unbound_mark(self) -> u32 {
         self.0
     }
 

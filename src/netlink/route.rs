@@ -168,7 +168,7 @@ fn parse_route(body: &[u8], kinds: &[u8]) -> Option<Route> {
         nexthops: Vec::new(),
         metrics: Vec::new(),
         // Source prefix or TOS.
-        special: body.get(2..4)? != [0; 2],
+        is_special: body.get(2..4)? != [0; 2],
     };
     let onlink = u32_at(body, 8)? & RTNH_F_ONLINK != 0;
     let (mut link, mut gateway) = (None, None);
@@ -181,8 +181,8 @@ fn parse_route(body: &[u8], kinds: &[u8]) -> Option<Route> {
             RTA_OIF => link = u32_at(payload, 0),
             RTA_GATEWAY => gateway = ip(payload),
             RTA_VIA => gateway = ip(payload.get(2..)?),
-            RTA_MULTIPATH => route.nexthops = parse_nexthops(payload, &mut route.special),
-            RTA_ENCAP_TYPE => route.special = true,
+            RTA_MULTIPATH => route.nexthops = parse_nexthops(payload, &mut route.is_special),
+            RTA_ENCAP_TYPE => route.is_special = true,
             _ => {}
         }
     }
@@ -192,12 +192,12 @@ fn parse_route(body: &[u8], kinds: &[u8]) -> Option<Route> {
     Some(route)
 }
 
-fn parse_nexthops(mut payload: &[u8], special: &mut bool) -> Vec<Nexthop> {
+fn parse_nexthops(mut payload: &[u8], is_special: &mut bool) -> Vec<Nexthop> {
     let mut found = Vec::new();
     while let (Some(len), Some(link)) = (u16_at(payload, 0), u32_at(payload, 4)) {
         let len = usize::from(len);
         let Some(rest) = payload.get(RTNEXTHOP..len) else { break };
-        *special |= find(rest, RTA_ENCAP_TYPE).is_some();
+        *is_special |= find(rest, RTA_ENCAP_TYPE).is_some();
         let gateway = attrs(rest).find_map(|(kind, payload)| match kind {
             RTA_GATEWAY => ip(payload),
             RTA_VIA => payload.get(2..).and_then(ip),

@@ -181,7 +181,7 @@ impl Node {
         let Self { kernel, unseen, .. } = &mut *self;
         let mut facts = observe::facts(kernel, owned, by_iptables, unseen, pod)?;
         facts.restore = record.map_or_else(BTreeSet::new, |r| r.src_valid_mark.clone());
-        facts.made = record.map_or_else(BTreeSet::new, |r| r.made.clone());
+        facts.made_chains = record.map_or_else(BTreeSet::new, |r| r.made_chains.clone());
         let own = self.state.with_own_settings()?;
         for path in &own.unreadable {
             log::warn!("{}: empty or damaged; the attachment is taken as absent", path.display());
@@ -201,7 +201,7 @@ impl Node {
                 gateways.entry(name).or_default().extend(routers);
             }
         }
-        Ok(PodFacts { gateways, leaving: self.leaving.clone(), ends: self.state.is_idle()? })
+        Ok(PodFacts { gateways, leaving: self.leaving.clone(), is_ending: self.state.is_idle()? })
     }
 
     /// Observes the node and plans by the settings in force, or by `fallback` if there are none. Changes

@@ -112,7 +112,7 @@ pub(crate) fn facts(
     }
     facts.src_valid_mark = sysctl::src_valid_mark(&facts.links)?;
     // A pod that ends needs no plan, and so no routers.
-    let ends = facts.pod.as_ref().is_some_and(|pod| pod.ends);
+    let ends = facts.pod.as_ref().is_some_and(|pod| pod.is_ending);
     if let Some(settings) = owned.first().filter(|_| !ends) {
         facts.neighbours = routers(&mut kernel.rtnetlink, &facts, settings)?;
     }
@@ -127,7 +127,7 @@ fn bounded(
     most: usize,
 ) -> Result<(), Error> {
     match pod {
-        Some(pod) if !pod.ends && count > most => Err(Error::TooMany { what, count, most }),
+        Some(pod) if !pod.is_ending && count > most => Err(Error::TooMany { what, count, most }),
         _ => Ok(()),
     }
 }

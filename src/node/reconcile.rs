@@ -96,7 +96,7 @@ impl Node {
             conflist: from.and_then(|r| r.conflist.clone()),
             previous: others_of(record.as_ref(), settings),
             src_valid_mark: facts.restore.union(&plan.restore).copied().collect(),
-            made: facts.made.union(&plan.made).cloned().collect(),
+            made_chains: facts.made_chains.union(&plan.made_chains).cloned().collect(),
         };
         // Written before the kernel changes, so that a later call can clean up after a kill at any point.
         if !steps.is_empty() {
@@ -128,7 +128,7 @@ impl Node {
         self.state.set_marker(plan.marker())?;
         next.previous.clear();
         next.src_valid_mark.clone_from(&plan.restore);
-        next.made.clone_from(&plan.made);
+        next.made_chains.clone_from(&plan.made_chains);
         if self.state.record()?.as_ref() == Some(&next) {
             self.state.note_look()?;
         } else {

@@ -62,7 +62,7 @@ fn variant(facts: &Facts) -> Option<Variant> {
 
 /// Built-in chains that exist only because of symroute: iptables-nft creates them on first use. The kernel
 /// keeps those of iptables-legacy in any case.
-pub(super) fn made(
+pub(super) fn made_chains(
     facts: &Facts,
     variant: Variant,
     families: &BTreeSet<Family>,
@@ -75,7 +75,7 @@ pub(super) fn made(
     let each = families.iter().flat_map(|&family| HOOKS.map(|hook| (family, hook.to_string())));
     each.filter(|chain| {
         let (family, hook) = chain;
-        variant == Variant::Nft && (!existing(*family, hook) || facts.made.contains(chain))
+        variant == Variant::Nft && (!existing(*family, hook) || facts.made_chains.contains(chain))
     })
     .collect()
 }

@@ -105,7 +105,7 @@ fn networks(facts: &Facts, uplinks: &BTreeSet<u32>) -> Vec<IpNetwork> {
     let inward: BTreeSet<(IpAddr, u8)> =
         inward.iter().map(|r| (r.dst.network(), r.dst.prefix())).collect();
     let has_inside = |net: &IpNetwork| any_within(&inward, *net);
-    let all = outward.iter().filter(|r| !r.special).map(|r| r.dst);
+    let all = outward.iter().filter(|r| !r.is_special).map(|r| r.dst);
     let mut all: Vec<IpNetwork> = all.filter(|net| !has_inside(net)).collect();
     all.sort_by_key(IpNetwork::prefix);
     let mut kept: Vec<IpNetwork> = Vec::new();

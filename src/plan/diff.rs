@@ -146,7 +146,7 @@ fn marking(facts: &Facts, plan: &Plan) -> (Vec<Operation>, Vec<Operation>) {
 /// Removes the built-in chains that exist only because of symroute, and the table if it has no others.
 fn remove_empty(facts: &Facts, plan: &Plan, family: Family) -> Option<Operation> {
     let existing = facts.ours.mangle.get(&(Variant::Nft, family))?.existing.as_ref()?;
-    let gone = facts.made.difference(&plan.made).filter(|(of, _)| *of == family);
+    let gone = facts.made_chains.difference(&plan.made_chains).filter(|(of, _)| *of == family);
     let gone: Vec<&String> = gone.map(|(_, chain)| chain).collect();
     let present: BTreeSet<String> =
         gone.iter().filter(|chain| existing.contains(**chain)).copied().cloned().collect();

@@ -10,7 +10,9 @@ use super::prefixes::any_in;
 use super::uplinks::has_address;
 use super::{GatewaySource, Note, Uplink, Way};
 use crate::config::{Gateways, Settings};
-use crate::model::{Action, Address, Facts, Family, Link, Nexthop, Route, is_link_local, whole};
+use crate::model::{
+    Action, Address, Facts, Family, Link, Nexthop, Route, host_length, is_link_local,
+};
 use crate::names;
 use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_LOCAL, RT_TABLE_MAIN};
 
@@ -104,9 +106,10 @@ fn named_by_result(facts: &Facts, link: &Link, family: Family) -> Option<IpAddr>
 fn peer(facts: &Facts, link: &Link, family: Family) -> Option<IpAddr> {
     let of_main = |r: &&Route| r.table == RT_TABLE_MAIN && r.family() == family && r.is_on_link();
     let through = |r: &&Route| r.nexthops.iter().any(|hop| hop.link == link.index);
-    let single = |r: &&Route| r.dst.prefix() == whole(r.dst.ip()) && !is_link_local(r.dst.ip());
+    let single =
+        |r: &&Route| r.dst.prefix() == host_length(r.dst.ip()) && !is_link_local(r.dst.ip());
     let mut routes = facts.routes.iter().filter(of_main).filter(through).filter(single);
-    routes.find(|r| !r.special).map(|r| r.dst.ip())
+    routes.find(|r| !r.is_special).map(|r| r.dst.ip())
 }
 
 /// Whether the interface has strict `rp_filter`: the kernel drops packets whose source is routed elsewhere.
@@ -186,7 +189,7 @@ fn carries(facts: &Facts, link: &Link, family: Family) -> bool {
     has_address(facts, link.index, family)
         || facts.routes.iter().any(|r| {
             r.family() == family
-                && !r.special
+                && !r.is_special
                 && !is_link_local(r.dst.ip())
                 && r.nexthops.iter().any(|hop| hop.link == link.index)
         })
@@ -227,7 +230,7 @@ fn own_address(link: &Link, ip: IpAddr) -> Note {
 fn outside_subnets(facts: &Facts, link: &Link, ip: IpAddr) -> Option<Note> {
     let of_subnet = |a: &&Address| {
         let of_family = Family::of(a.ip) == Family::of(ip) && a.scope == 0;
-        a.link == link.index && of_family && a.net.prefix() < whole(a.ip)
+        a.link == link.index && of_family && a.net.prefix() < host_length(a.ip)
     };
     let subnets: Vec<_> =
         facts.addresses.iter().filter(of_subnet).map(|a| a.net.to_string()).collect();

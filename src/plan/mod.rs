@@ -58,7 +58,7 @@ pub(crate) struct Plan {
     /// Chains and ipsets of the iptables backend.
     pub(crate) xtables: Option<Xtables>,
     /// Built-in chains of iptables-nft that exist only because of symroute. Removal deletes them.
-    pub(crate) made: BTreeSet<(Family, String)>,
+    pub(crate) made_chains: BTreeSet<(Family, String)>,
     /// Masquerade steering, for each family that needs it.
     pub(crate) steering: BTreeMap<Family, Steering>,
     /// Look-ups by which an ADD proves that the node is in this state.
@@ -298,7 +298,7 @@ fn mark(
         own: &own,
         host: settings.host,
         hairpin: settings.hairpin,
-        unbound: facts.pod.as_ref().map(|_| settings.field.unbound()),
+        unbound: facts.pod.as_ref().map(|_| settings.field.unbound_mark()),
         steering,
         routeless: &routeless(facts),
         hairpins: &facts.hairpins,
@@ -319,8 +319,8 @@ fn mark(
     plan.ruleset = nftables::offload::alone(&spec);
     let prefixes = |family| inside::prefixes(facts, &outside, family);
     let families = plan.families.iter().copied();
-    plan.made = backend::made(facts, variant, &plan.families);
-    let xtables = iptables::chains::build(&spec, variant, families, prefixes, &plan.made);
+    plan.made_chains = backend::made_chains(facts, variant, &plan.families);
+    let xtables = iptables::chains::build(&spec, variant, families, prefixes, &plan.made_chains);
     backend::check_sets(facts, &xtables)?;
     plan.xtables = Some(xtables);
     Ok(())

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 use super::prefixes::Prefixes;
-use crate::model::{Address, Facts, Nexthop, Route, is_link_local, whole};
+use crate::model::{Address, Facts, Nexthop, Route, host_length, is_link_local};
 use crate::netlink::uapi::{IFF_POINTOPOINT, RT_TABLE_MAIN};
 
 /// Prefixes whose hosts an interface reaches without a router.
@@ -23,14 +23,15 @@ impl Network {
     /// subnet of the interface contains the address. Another interface may lead to a wider network (a VPN to
     /// 10.0.0.0/8), which shows nothing about this link.
     pub(super) fn of(facts: &Facts, link: u32, routers: impl Iterator<Item = IpAddr>) -> Self {
-        let on_link = |r: &&Route| !r.is_wide() && !r.special && r.is_on_link();
+        let on_link = |r: &&Route| !r.is_wide() && !r.is_special && r.is_on_link();
         let through = |r: &&Route| r.nexthops.iter().any(|hop| hop.link == link);
         let is_own = |a: &&Address| a.link == link && a.scope == 0;
         let addresses = || facts.addresses.iter().filter(is_own);
         let own_routes = facts.routes.iter().filter(on_link).filter(through).map(|r| r.dst);
         let mut prefixes: BTreeSet<_> = addresses().filter_map(subnet).chain(own_routes).collect();
         let shown: Prefixes<()> = prefixes.iter().copied().collect();
-        let is_shown = |ip: &IpAddr| shown.around(*ip).any(|(net, ())| net.prefix() < whole(*ip));
+        let is_shown =
+            |ip: &IpAddr| shown.around(*ip).any(|(net, ())| net.prefix() < host_length(*ip));
         let alone: Vec<IpAddr> =
             addresses().map(|a| a.ip).chain(routers).filter(|ip| !is_shown(ip)).collect();
         if !alone.is_empty() {
@@ -66,7 +67,7 @@ fn subnets(facts: &Facts) -> Prefixes<()> {
     let leads = |r: &&Route| {
         r.table == RT_TABLE_MAIN
             && !r.is_wide()
-            && !r.special
+            && !r.is_special
             && r.is_on_link()
             && r.nexthops.iter().all(|hop| lan.contains(&hop.link))
     };
@@ -77,6 +78,6 @@ fn subnets(facts: &Facts) -> Prefixes<()> {
 /// The subnet of a global address; none for an address with a full-length prefix.
 fn subnet(address: &Address) -> Option<IpNetwork> {
     let Address { net, ip, scope, .. } = address;
-    let several = *scope == 0 && net.prefix() < whole(*ip);
+    let several = *scope == 0 && net.prefix() < host_length(*ip);
     several.then(|| IpNetwork::new(net.network(), net.prefix()).ok()).flatten()
 }

@@ -12,7 +12,7 @@ use super::unanswered::Main;
 use super::{Note, Plan, Uplink, Way, uplinks};
 use crate::backend::Marker;
 use crate::config::Settings;
-use crate::model::{Action, Facts, Family, Route, Rule, whole};
+use crate::model::{Action, Facts, Family, Route, Rule, host_length};
 use crate::names::LOOPBACK;
 use crate::netlink::uapi::RT_TABLE_LOCAL;
 
@@ -174,7 +174,7 @@ impl<'a> Judge<'a> {
     /// Whether the rule matches a single address of an uplink, and its table has all routes of the uplink's
     /// table.
     fn says_the_same(&mut self, rule: &Rule, table: u32) -> bool {
-        let Some(from) = rule.from.filter(|from| from.prefix() == whole(from.ip())) else {
+        let Some(from) = rule.from.filter(|from| from.prefix() == host_length(from.ip())) else {
             return false;
         };
         let owner = self.owners.get(&from.ip());
@@ -200,7 +200,8 @@ fn is_harmless(plan: &Plan) -> bool {
 fn of_uplink(plan: &Plan, uplink: &Uplink, family: Family) -> BTreeSet<Leads> {
     let gateways: BTreeSet<IpAddr> = uplink.ways.values().flat_map(Way::gateways).collect();
     let ours = plan.routes.iter().filter(|r| {
-        let to_gateway = r.dst.prefix() == whole(r.dst.ip()) && gateways.contains(&r.dst.ip());
+        let to_gateway =
+            r.dst.prefix() == host_length(r.dst.ip()) && gateways.contains(&r.dst.ip());
         (r.table, r.family()) == (uplink.table, family) && !to_gateway
     });
     ours.map(leads).collect()
@@ -237,7 +238,7 @@ mod tests {
             metric: 0,
             nexthops: Vec::new(),
             metrics: Vec::new(),
-            special: false,
+            is_special: false,
         };
         facts.routes.push(route);
         facts

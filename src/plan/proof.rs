@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Plan, Uplink};
 use crate::config::Settings;
-use crate::model::{Facts, Family, PerFamily, Route, is_link_local, whole};
+use crate::model::{Facts, Family, PerFamily, Route, host_length, is_link_local};
 use crate::netlink::uapi::{IFF_LOOPBACK, IFF_UP, RT_TABLE_MAIN};
 
 /// Addresses outside every cluster (RFC 5737, RFC 3849).
@@ -70,7 +70,7 @@ fn outside(facts: &Facts, plan: &Plan, uplink: &Uplink, family: Family) -> Optio
         net.iter().take(8).find(|&ip| !own(ip) && !edge(ip))
     };
     routes.find_map(|route| {
-        if route.dst.prefix() == whole(route.dst.ip()) {
+        if route.dst.prefix() == host_length(route.dst.ip()) {
             return Some(route.dst.ip()).filter(|&ip| !own(ip));
         }
         usable(route.dst)

@@ -58,7 +58,7 @@ fn route(uplink: &Uplink, dst: IpNetwork, hops: &[Nexthop], metrics: &[u8]) -> R
         metric: if v4 { 0 } else { IPV6_METRIC },
         nexthops: hops.to_vec(),
         metrics: metrics.to_vec(),
-        special: false,
+        is_special: false,
     }
 }
 
@@ -97,7 +97,7 @@ fn copies(facts: &Facts, uplink: &Uplink, family: Family, way: &Way) -> Vec<Rout
         by_table.entry(route.table).or_default().push(route);
     }
     let of_table = |table: u32| by_table.get(&table).into_iter().flatten().copied();
-    let copied = |r: &&Route| r.dst.prefix() != 0 && !r.special && !is_link_local(r.dst.ip());
+    let copied = |r: &&Route| r.dst.prefix() != 0 && !r.is_special && !is_link_local(r.dst.ip());
     let through = |r: &Route| {
         let hops = r.hops_through(uplink.link);
         let copy = || Route { metric: r.metric, ..route(uplink, r.dst, &hops, &r.metrics) };
@@ -159,7 +159,7 @@ pub(crate) fn rules(
 }
 
 /// Matches the whole mark. Such a rule clashes with no other program, and older releases of symroute accept it.
-fn whole(value: u32) -> MarkMatch {
+fn whole_mark(value: u32) -> MarkMatch {
     MarkMatch { value, mask: u32::MAX }
 }
 
@@ -173,10 +173,13 @@ fn asking(
 ) -> Vec<Rule> {
     let main = Action::Lookup(RT_TABLE_MAIN);
     if marker == Marker::Nftables {
-        return vec![Rule { mark: Some(whole(field.d())), ..rule(at.ask, main) }];
+        return vec![Rule { mark: Some(whole_mark(field.d())), ..rule(at.ask, main) }];
     }
-    let asked =
-        |rule: Rule| Rule { mark: Some(whole(field.ask())), iif: Some(LOOPBACK.into()), ..rule };
+    let asked = |rule: Rule| Rule {
+        mark: Some(whole_mark(field.ask_mark())),
+        iif: Some(LOOPBACK.into()),
+        ..rule
+    };
     let end = asked(rule(at.ask, Action::Other(FR_ACT_PROHIBIT)));
     let alone = asked(rule(at.ask_alone, main));
     let shorter = if alone.family == Family::V4 { 31 } else { 127 };

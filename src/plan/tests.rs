@@ -256,7 +256,7 @@ fn route(table: u32, dst: IpNetwork, link: u32, gateway: Option<IpAddr>) -> Rout
     let nexthops = vec![Nexthop { link, gateway, onlink: false, weight: 0 }];
     let scope = if gateway.is_none() && dst.is_ipv4() { 253 } else { 0 };
     let metrics = Vec::new();
-    Route { table, dst, kind: 1, scope, protocol: 3, metric, nexthops, metrics, special: false }
+    Route { table, dst, kind: 1, scope, protocol: 3, metric, nexthops, metrics, is_special: false }
 }
 
 prop_compose! {

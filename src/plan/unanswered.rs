@@ -12,7 +12,7 @@ use super::prefixes::Prefixes;
 use super::uplinks::outside;
 use super::{Note, Plan};
 use crate::config::Settings;
-use crate::model::{Action, Facts, Family, Link, Route, Rule, whole};
+use crate::model::{Action, Facts, Family, Link, Route, Rule, host_length};
 use crate::names;
 use crate::netlink::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN};
 
@@ -28,7 +28,7 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<Note>
     let by_address: Vec<(&Rule, IpAddr, u32)> = all(facts)
         .filter_map(|rule| {
             let Action::Lookup(table) = rule.action else { return None };
-            let address = rule.from.filter(|from| from.prefix() == whole(from.ip()))?.ip();
+            let address = rule.from.filter(|from| from.prefix() == host_length(from.ip()))?.ip();
             let by_us = [RT_TABLE_LOCAL, RT_TABLE_MAIN].contains(&table) || rule.mark.is_some();
             (own.contains(&address) && !by_us).then_some((rule, address, table))
         })
@@ -110,9 +110,9 @@ fn is_behind(facts: &Facts, outside: &BTreeSet<u32>, route: &Route) -> bool {
             .iter()
             .all(|hop| hop.gateway.is_none() && facts.link(hop.link).is_some_and(holds))
     };
-    let several = route.dst.prefix() < whole(route.dst.ip()) && !route.is_wide();
+    let several = route.dst.prefix() < host_length(route.dst.ip()) && !route.is_wide();
     let global = !crate::model::is_link_local(route.dst.ip());
-    route.table == RT_TABLE_MAIN && several && global && !route.special && on_link(route)
+    route.table == RT_TABLE_MAIN && several && global && !route.is_special && on_link(route)
 }
 
 /// Priority of the first rule that looks the network up in main. Later rules do no harm.

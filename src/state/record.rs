@@ -40,7 +40,7 @@ pub(crate) struct Record {
     /// Indexes of the interfaces whose `src_valid_mark` was 0 before symroute.
     pub(crate) src_valid_mark: BTreeSet<u32>,
     /// Built-in chains of iptables-nft that exist only because of symroute.
-    pub(crate) made: BTreeSet<(Family, String)>,
+    pub(crate) made_chains: BTreeSet<(Family, String)>,
 }
 
 impl Record {
@@ -67,7 +67,7 @@ impl Record {
             "conflist": self.conflist,
             "previous": self.previous.iter().map(Settings::to_json).collect::<Vec<_>>(),
             "srcValidMark": self.src_valid_mark,
-            "madeChains": self.made.iter().map(|(f, chain)| (f.number(), chain)).collect::<Vec<_>>(),
+            "madeChains": self.made_chains.iter().map(|(f, chain)| (f.number(), chain)).collect::<Vec<_>>(),
         })
         .to_string()
     }
@@ -96,7 +96,7 @@ impl Record {
             conflist: value.get("conflist").and_then(Value::as_str).map(PathBuf::from),
             previous: previous.iter().filter_map(settings).collect(),
             src_valid_mark: indexes.iter().filter_map(|n| n.as_u64()?.try_into().ok()).collect(),
-            made: made.iter().filter_map(chain).collect(),
+            made_chains: made.iter().filter_map(chain).collect(),
         })
     }
 
@@ -122,7 +122,7 @@ impl Record {
     /// Recovers a record from the ipset of a node that iptables marks.
     pub(crate) fn recover_noted(notes: Notes) -> Option<Self> {
         let recovered = Self::recovered(notes.layout?, Backend::Iptables, notes.restore)?;
-        Some(Self { made: notes.made, ..recovered })
+        Some(Self { made_chains: notes.made_chains, ..recovered })
     }
 
     fn recovered(
@@ -138,7 +138,7 @@ impl Record {
             conflist: None,
             previous: Vec::new(),
             src_valid_mark,
-            made: BTreeSet::new(),
+            made_chains: BTreeSet::new(),
         })
     }
 }

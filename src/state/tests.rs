@@ -140,7 +140,7 @@ fn the_record_survives_a_round_trip() {
         // The plugin no longer needs to know whether it chose these numbers.
         previous: vec![Settings { automatic: Automatic::default(), ..Settings::default() }],
         src_valid_mark: [3, 7].into(),
-        made: [(Family::V6, "INPUT".into())].into(),
+        made_chains: [(Family::V6, "INPUT".into())].into(),
     };
     state.set_record(&record).unwrap();
     assert_eq!(state.record().unwrap(), Some(record));

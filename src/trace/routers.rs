@@ -60,7 +60,7 @@ mod tests {
             metric: 0,
             nexthops: vec![hop],
             metrics: Vec::new(),
-            special: false,
+            is_special: false,
         }
     }
 

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use super::node_set;
 use super::rules::{Chain, Ipset, Kind, Rule, Xtables};
 use crate::backend::spec::{Spec, Uplink};
-use crate::model::{Family, Field, Mac, Member, PerFamily, Variant, mac_text, whole};
+use crate::model::{Family, Field, Mac, Member, PerFamily, Variant, host_length, mac_text};
 use crate::names;
 
 /// Priority of table mangle, in whose chains all rules of this backend are.
@@ -51,7 +51,7 @@ pub(crate) struct Prefixes {
 
 /// Makes an address a member of a set of addresses.
 pub(crate) fn member(address: IpAddr) -> Member {
-    Member { address, prefix: whole(address), nomatch: false, comment: None }
+    Member { address, prefix: host_length(address), nomatch: false, comment: None }
 }
 
 fn sets(spec: &Spec<'_>, family: Family, prefixes: Prefixes) -> Vec<Ipset> {
@@ -250,7 +250,8 @@ impl Builder<'_> {
     fn to_own_addresses(&self, uplink: &Uplink) -> impl Iterator<Item = String> {
         let of_uplink =
             |(link, ip): &&(u32, IpAddr)| *link == uplink.link && Family::of(*ip) == self.family;
-        self.spec.own.iter().filter(of_uplink).map(|(_, ip)| format!("-d {ip}/{}", whole(*ip)))
+        let own = self.spec.own.iter().filter(of_uplink);
+        own.map(|(_, ip)| format!("-d {ip}/{}", host_length(*ip)))
     }
 
     /// Rules for packets in the reply direction that arrive on this uplink.
@@ -384,8 +385,8 @@ impl Builder<'_> {
     }
 
     /// Rules that mark packets whose source lies outside. A local pod's source shows by its
-    /// single-address route in main: an ip rule sends a look-up with the mark [`Field::ask`] to
-    /// main, for such routes only.
+    /// single-address route in main: an ip rule sends a look-up with the mark [`Field::ask_mark`]
+    /// to main, for such routes only.
     fn source(&self, id: u32) -> Vec<Rule> {
         let inside = in_set(names::INSIDE.of(self.family), "src");
         let pod = format!(
@@ -394,7 +395,7 @@ impl Builder<'_> {
         );
         // The ip rule compares the whole mark.
         let others = format!("-m mark ! --mark 0x0/{:#x}", !self.field().mask());
-        let ask = format!("-j MARK --set-xmark {:#x}/0xffffffff", self.field().ask());
+        let ask = format!("-j MARK --set-xmark {:#x}/0xffffffff", self.field().ask_mark());
         vec![
             rule(inside, "source lies inside", RETURN),
             rule(others, "a mark of another program", goto_of("via", id)),

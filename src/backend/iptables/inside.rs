@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnetwork::IpNetwork;
 
 use super::chains::{Prefixes, member};
-use crate::model::{Facts, Family, Member, Route, is_link_local, whole};
+use crate::model::{Facts, Family, Member, Route, host_length, is_link_local};
 use crate::netlink::uapi::RT_TABLE_MAIN;
 use crate::plan::prefixes::Prefixes as PrefixMap;
 
@@ -19,7 +19,7 @@ pub(crate) fn prefixes(facts: &Facts, outside: &BTreeSet<u32>, family: Family) -
     let inside_by_prefix = inside_by_prefix(facts, outside, family);
     // A blackhole, unreachable or prohibit route does not come and go with a pod, so it is listed.
     let is_single =
-        |net: &IpNetwork| net.prefix() == whole(net.ip()) && !facts.nowhere.contains(net);
+        |net: &IpNetwork| net.prefix() == host_length(net.ip()) && !facts.nowhere.contains(net);
     let hosts = inside_by_prefix.iter().filter(|(net, inside)| is_single(net) && !**inside);
     let hosts = hosts.map(|(net, _)| member(net.ip())).collect();
     let listed: BTreeMap<_, _> =

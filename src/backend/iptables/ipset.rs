@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 
 use super::rules::{Ipset, Kind};
-use crate::model::{FoundIpset, Member, whole};
+use crate::model::{FoundIpset, Member, host_length};
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, attrs, be32_at, find, ip, string};
 use crate::netlink::{Error, Socket};
@@ -94,7 +94,7 @@ fn parse_member(data: &[u8]) -> Option<Member> {
     let flags = find(data, IPSET_ATTR_CADT_FLAGS).and_then(|p| be32_at(p, 0)).unwrap_or(0);
     Some(Member {
         address,
-        prefix: prefix.unwrap_or(whole(address)),
+        prefix: prefix.unwrap_or(host_length(address)),
         nomatch: flags & IPSET_FLAG_NOMATCH != 0,
         comment: find(data, IPSET_ATTR_COMMENT).map(string),
     })
@@ -178,7 +178,7 @@ fn write_member(w: &mut Writer, member: &Member) {
         };
         w.ip(kind | NLA_F_NET_BYTEORDER, member.address);
     });
-    if member.prefix != whole(member.address) {
+    if member.prefix != host_length(member.address) {
         w.attr(IPSET_ATTR_CIDR, &[member.prefix]);
     }
     if member.nomatch {

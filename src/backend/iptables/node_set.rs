@@ -35,7 +35,7 @@ pub(crate) struct Notes {
     /// Indexes of the interfaces whose `src_valid_mark` was 0 before symroute set it.
     pub(crate) restore: BTreeSet<u32>,
     /// Built-in chains that exist because symroute used iptables-nft.
-    pub(crate) made: BTreeSet<(Family, String)>,
+    pub(crate) made_chains: BTreeSet<(Family, String)>,
 }
 
 fn note(key: u32, comment: String) -> Member {
@@ -85,7 +85,7 @@ pub(crate) fn read(members: &BTreeSet<Member>) -> Notes {
         let (Some(key), Some(comment)) = (key(member), &member.comment) else { continue };
         if let (4 | 6, Some((_, chains))) = (key ^ MADE, comment.split_once(": ")) {
             let family = if key ^ MADE == 4 { Family::V4 } else { Family::V6 };
-            notes.made.extend(chains.split(' ').map(|chain| (family, chain.to_string())));
+            notes.made_chains.extend(chains.split(' ').map(|chain| (family, chain.to_string())));
             continue;
         }
         let words = comment.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty());

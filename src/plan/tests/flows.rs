@@ -464,7 +464,7 @@ fn hold_on_random_nodes(is_pod: bool) {
             // In a pod with symroute's rules, the output hook marks a reply that is not bound.
             let by_others = is_pod && !plan.rules.is_empty();
             let works =
-                with.works(&flow, mark, if by_others { settings.field.unbound() } else { 0 });
+                with.works(&flow, mark, if by_others { settings.field.unbound_mark() } else { 0 });
             if without.works(&flow, 0, 0) {
                 prop_assert!(works, "{}", words(&world, &plan, &flow));
                 worked.set(worked.get() + 1);
