@@ -22,11 +22,11 @@ fn rules(facts: &Facts) -> impl Iterator<Item = &Rule> {
 /// The settings with new values for `rulePriority` and `markMask` if these are automatic and clash.
 pub(crate) fn avoid(facts: &Facts, settings: &Settings) -> Settings {
     let mut settings = settings.clone();
-    if settings.automatic.priority && priorities(facts, &settings).is_err() {
+    if settings.automatic.priority && check_priorities(facts, &settings).is_err() {
         settings.priority = free_priorities(facts, &settings);
     }
-    if settings.automatic.mark && marks(facts, &settings).is_err() {
-        let free = free_mask(facts, &settings, uplinks(facts, &settings));
+    if settings.automatic.mark && check_marks(facts, &settings).is_err() {
+        let free = free_field(facts, &settings, ids_needed(facts, &settings));
         settings.field = free.unwrap_or(settings.field);
     }
     settings
@@ -35,14 +35,14 @@ pub(crate) fn avoid(facts: &Facts, settings: &Settings) -> Settings {
 /// Checks the settings against the state of other programs.
 /// Error: the first setting that clashes.
 pub(crate) fn check(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
-    priorities(facts, settings)?;
-    local_first(facts, settings)?;
-    tables(facts, settings)?;
-    marks(facts, settings)
+    check_priorities(facts, settings)?;
+    check_local_first(facts, settings)?;
+    check_tables(facts, settings)?;
+    check_marks(facts, settings)
 }
 
-fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
-    let (p, last) = (settings.rules().skip, settings.priority + last_of_ours(facts));
+fn check_priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
+    let (p, last) = (settings.rules().skip, settings.priority + span_of_ours(facts));
     match rules(facts).find(|r| (p..=last).contains(&r.priority)) {
         None => Ok(()),
         Some(rule) => {
@@ -60,20 +60,20 @@ fn priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 
 /// Distance between the first and the last priority that symroute must have for itself. A pod has two more, for
 /// rules by address: a rule of another program must not come between.
-pub(super) fn last_of_ours(facts: &Facts) -> u32 {
+pub(super) fn span_of_ours(facts: &Facts) -> u32 {
     if facts.pod.is_some() { 5 } else { 3 }
 }
 
 /// First priority of a free block, searched from 499 down to 300, then from 3 up to 299.
 fn free_priorities(facts: &Facts, settings: &Settings) -> u32 {
     let taken: BTreeSet<u32> = rules(facts).map(|r| r.priority).collect();
-    let is_free = |p: &u32| taken.range(*p..=*p + last_of_ours(facts)).next().is_none();
+    let is_free = |p: &u32| taken.range(*p..=*p + span_of_ours(facts)).next().is_none();
     (300..500).rev().chain(3..300).find(is_free).unwrap_or(settings.priority)
 }
 
 /// Checks that the look-up of table `local` comes before symroute's rules. Otherwise the node would lose its
 /// own addresses.
-fn local_first(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
+fn check_local_first(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     for family in Family::ALL {
         let of_family = || rules(facts).filter(move |r| r.family == family);
         if of_family().next().is_none() {
@@ -96,7 +96,7 @@ fn local_first(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
+fn check_tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     let rule = rules(facts).find_map(|r| match r.action {
         Action::Lookup(table) if is_table(settings, table) => {
             Some((table, format!("the rule at {} looks it up", r.priority)))
@@ -126,9 +126,9 @@ fn tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 /// Checks that no rule of another program compares part of the mark with bits of the field, and that the mark
 /// of `masquerade` lies outside the field. A rule that compares the whole mark is no conflict: symroute's bits
 /// only keep packets from matching it.
-fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
+fn check_marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     let field = settings.field;
-    if field.has(of_masquerade(settings)) {
+    if field.has(masquerade_mask(settings)) {
         let hint = format!("its \"mark\" must lie outside of markMask {field}");
         return Err(Invalid::new("masquerade", &settings.to_json()["masquerade"], hint));
     }
@@ -140,8 +140,8 @@ fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     let whose =
         mark_users::owner(rule).map_or("another program's".into(), |name| format!("{name}'s"));
     let remedy = match (
-        free_mask(facts, settings, uplinks(facts, settings)),
-        free_mask(facts, settings, 1),
+        free_field(facts, settings, ids_needed(facts, settings)),
+        free_field(facts, settings, 1),
     ) {
         (Some(free), _) => format!("set markMask to free bits, for instance {free}"),
         (None, Some(free)) => format!(
@@ -158,7 +158,7 @@ fn marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 }
 
 /// Mask of the mark in the setting `masquerade`; 0 if it has none.
-fn of_masquerade(settings: &Settings) -> u32 {
+fn masquerade_mask(settings: &Settings) -> u32 {
     match &settings.masquerade {
         Masquerade::Mark { mark, .. } => mark.mask,
         Masquerade::Auto | Masquerade::Off => 0,
@@ -166,7 +166,7 @@ fn of_masquerade(settings: &Settings) -> u32 {
 }
 
 /// Number of ids that the uplinks need.
-fn uplinks(facts: &Facts, settings: &Settings) -> u32 {
+fn ids_needed(facts: &Facts, settings: &Settings) -> u32 {
     let chosen = uplinks::choose(facts, settings).unwrap_or_default().len();
     // A pod needs one more, for replies that are not bound.
     u32::try_from(chosen).unwrap_or(u32::MAX).saturating_add(facts.pod.is_some().into())
@@ -176,19 +176,19 @@ fn uplinks(facts: &Facts, settings: &Settings) -> u32 {
 /// the bits of known programs.
 pub(crate) fn free_beside(facts: &Facts, settings: &Settings, used: u32) -> Option<Field> {
     let used = used | settings.field.mask();
-    free(facts, settings, uplinks(facts, settings), used)
+    free_field_without(facts, settings, ids_needed(facts, settings), used)
 }
 
 /// A field with at least `count` ids that no program on the node is known to use.
-fn free_mask(facts: &Facts, settings: &Settings, count: u32) -> Option<Field> {
-    free(facts, settings, count, 0)
+fn free_field(facts: &Facts, settings: &Settings, count: u32) -> Option<Field> {
+    free_field_without(facts, settings, count, 0)
 }
 
-fn free(facts: &Facts, settings: &Settings, count: u32, used: u32) -> Option<Field> {
+fn free_field_without(facts: &Facts, settings: &Settings, count: u32, used: u32) -> Option<Field> {
     let used = rules(facts)
         .filter_map(|r| r.mark.map(|mark| mark.mask))
         .filter(|&mask| mask != u32::MAX)
-        .fold(used | mark_users::bits(facts) | of_masquerade(settings), |used, mask| used | mask);
+        .fold(used | mark_users::bits(facts) | masquerade_mask(settings), |used, mask| used | mask);
     let free = MASKS.into_iter().filter(|mask| mask & used == 0).filter_map(Field::new);
     free.into_iter().find(|field| field.max_id() >= count)
 }

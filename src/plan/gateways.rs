@@ -28,18 +28,18 @@ pub(crate) fn ways(
 ) -> (BTreeMap<Family, Way>, Vec<Note>) {
     let (mut ways, mut notes) = (BTreeMap::new(), Vec::new());
     for family in Family::ALL {
-        let configured = configured(settings, &link.name, family);
+        let configured = configured_routers(settings, &link.name, family);
         let (own, usable): (Vec<_>, Vec<_>) =
             configured.into_iter().partition(|&ip| is_own(facts, ip));
-        notes.extend(own.into_iter().map(|ip| own_address(link, ip)));
-        notes.extend(usable.iter().filter_map(|&ip| outside_subnets(facts, link, ip)));
+        notes.extend(own.into_iter().map(|ip| note_own_address(link, ip)));
+        notes.extend(usable.iter().filter_map(|&ip| note_outside_subnets(facts, link, ip)));
         let way = match usable.first() {
             Some(&ip) => Some(Way {
                 hops: vec![hop(link, Some(ip))],
                 source: GatewaySource::Configured,
                 metrics: Vec::new(),
             }),
-            None => found(facts, settings, link, family),
+            None => find_way(facts, settings, link, family),
         };
         ways.extend(way.map(|way| (family, way)));
     }
@@ -51,7 +51,7 @@ fn hop(link: &Link, gateway: Option<IpAddr>) -> Nexthop {
 }
 
 /// How an uplink leads outside by the node's own state, without `gateways`.
-fn found(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> Option<Way> {
+fn find_way(facts: &Facts, settings: &Settings, link: &Link, family: Family) -> Option<Way> {
     if !carries(facts, link, family) {
         return None;
     }
@@ -117,7 +117,7 @@ pub(super) fn is_strict(facts: &Facts, link: u32) -> bool {
     facts.rp_filter.get(&link) == Some(&STRICT)
 }
 
-fn configured(settings: &Settings, name: &str, family: Family) -> Vec<IpAddr> {
+fn configured_routers(settings: &Settings, name: &str, family: Family) -> Vec<IpAddr> {
     match settings.gateways.get(name) {
         Some(Gateways::Routers(all)) => {
             all.iter().copied().filter(|&ip| Family::of(ip) == family).collect()
@@ -128,13 +128,13 @@ fn configured(settings: &Settings, name: &str, family: Family) -> Vec<IpAddr> {
 
 /// Known routers of the uplink: those of `gateways`. If there are none, those of default routes in the uplink's
 /// network, its own first.
-pub(crate) fn known(
+pub(crate) fn known_routers(
     facts: &Facts,
     settings: &Settings,
     link: &Link,
     family: Family,
 ) -> Vec<IpAddr> {
-    let mut routers = configured(settings, &link.name, family);
+    let mut routers = configured_routers(settings, &link.name, family);
     routers.retain(|&ip| !is_own(facts, ip));
     if routers.is_empty() && settings.gateways.get(&link.name) != Some(&Gateways::OnLink) {
         let all: Vec<_> = defaults(facts, link.index, family);
@@ -214,7 +214,7 @@ fn is_own(facts: &Facts, ip: IpAddr) -> bool {
     facts.addresses.iter().any(|a| a.ip == ip || edge(a.net))
 }
 
-fn own_address(link: &Link, ip: IpAddr) -> Note {
+fn note_own_address(link: &Link, ip: IpAddr) -> Note {
     Note {
         what: format!(
             "gateways.{}: {ip} is an address of the node itself, or one of all hosts, so it is not \
@@ -227,7 +227,7 @@ fn own_address(link: &Link, ip: IpAddr) -> Note {
 
 /// A note if a configured gateway lies in no subnet of its uplink: most likely a mistake. An address with a
 /// full-length prefix shows no subnet.
-fn outside_subnets(facts: &Facts, link: &Link, ip: IpAddr) -> Option<Note> {
+fn note_outside_subnets(facts: &Facts, link: &Link, ip: IpAddr) -> Option<Note> {
     let of_subnet = |a: &&Address| {
         let of_family = Family::of(a.ip) == Family::of(ip) && a.scope == 0;
         a.link == link.index && of_family && a.net.prefix() < host_length(a.ip)

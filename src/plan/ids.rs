@@ -19,7 +19,7 @@ pub(crate) fn assign<'a>(
     settings: &Settings,
     chosen: &[&'a Link],
 ) -> Result<BTreeMap<u32, &'a Link>, Invalid> {
-    let max = largest(facts, settings);
+    let max = largest_id(facts, settings);
     if chosen.len() > max as usize {
         let names: Vec<_> = chosen.iter().map(|l| l.name.as_str()).collect();
         let hint = format!(
@@ -43,8 +43,8 @@ pub(crate) fn assign<'a>(
         }
     }
     // Connections of an uplink that has just gone still carry its id.
-    let stale = recorded(facts, settings);
-    let by_router: BTreeSet<u32> = routers(facts).into_iter().map(|(_, id)| id).collect();
+    let stale = recorded_ids(facts, settings);
+    let by_router: BTreeSet<u32> = recorded_routers(facts).into_iter().map(|(_, id)| id).collect();
     for link in without {
         let free = |id: &u32| !ids.contains_key(id);
         let fresh = (1..=max).find(|id| free(id) && !stale.contains(id));
@@ -58,7 +58,7 @@ pub(crate) fn assign<'a>(
 }
 
 /// The largest id to assign. A pod uses the very largest for the mark of replies that are not bound.
-fn largest(facts: &Facts, settings: &Settings) -> u32 {
+fn largest_id(facts: &Facts, settings: &Settings) -> u32 {
     settings.field.max_id() - u32::from(facts.pod.is_some())
 }
 
@@ -72,10 +72,10 @@ pub(crate) fn of_router(
     gateways: &BTreeMap<Family, IpAddr>,
     taken: &BTreeSet<u32>,
 ) -> Option<u32> {
-    let max = largest(facts, settings);
-    let recorded = routers(facts);
+    let max = largest_id(facts, settings);
+    let routers = recorded_routers(facts);
     let by_mac =
-        recorded.iter().find_map(|(key, id)| (*key == router_key(link, mac)).then_some(*id));
+        routers.iter().find_map(|(key, id)| (*key == router_key(link, mac)).then_some(*id));
     let leads = |route: &&Route| {
         let gateway = gateways.get(&route.family()).copied();
         let by_it =
@@ -84,14 +84,14 @@ pub(crate) fn of_router(
     };
     let free = |id: &u32| (1..=max).contains(id) && !taken.contains(id);
     let by_table = facts.ours.routes.iter().filter(leads).map(|r| r.table - settings.table_base);
-    let stale = self::recorded(facts, settings);
+    let stale = recorded_ids(facts, settings);
     // A recorded id may belong to a router of another uplink, and connections carry it.
     let fresh = || (1..=max).find(|id| free(id) && !stale.contains(id));
     by_mac.into_iter().chain(by_table).find(free).or_else(fresh)
 }
 
 /// Key (interface and hardware address) and id of each router in the nftables map.
-fn routers(facts: &Facts) -> Vec<(Vec<u8>, u32)> {
+fn recorded_routers(facts: &Facts) -> Vec<(Vec<u8>, u32)> {
     // This map has all routers, those with the uplink's own id included.
     let maps = facts.ours.table.iter().filter_map(|t| t.sets.get(names::REROUTED));
     let element = |(key, data): &(Vec<u8>, ElementData)| match data {
@@ -102,7 +102,7 @@ fn routers(facts: &Facts) -> Vec<(Vec<u8>, u32)> {
 }
 
 /// Interface index and id of each uplink, as recorded in the nftables table or the ipset.
-fn written(facts: &Facts, settings: &Settings) -> Vec<(u32, u32)> {
+fn recorded_uplinks(facts: &Facts, settings: &Settings) -> Vec<(u32, u32)> {
     let maps = facts.ours.table.iter().filter_map(|t| t.sets.get(names::IDS));
     let in_table = maps.flat_map(|set| &set.elements).filter_map(|(key, data)| {
         Some((u32::from_ne_bytes(key.as_slice().try_into().ok()?), id_of(data, settings)?))
@@ -120,30 +120,35 @@ fn id_of(data: &ElementData, settings: &Settings) -> Option<u32> {
 }
 
 /// All recorded ids, including those of uplinks and routers that have gone.
-fn recorded(facts: &Facts, settings: &Settings) -> BTreeSet<u32> {
+fn recorded_ids(facts: &Facts, settings: &Settings) -> BTreeSet<u32> {
     let tables = facts.ours.routes.iter().map(|route| route.table);
     let by_table = tables.filter(|&table| super::ours::is_table(settings, table));
-    let all = written(facts, settings).into_iter().map(|(_, id)| id);
-    let all = all.chain(routers(facts).into_iter().map(|(_, id)| id));
+    let all = recorded_uplinks(facts, settings).into_iter().map(|(_, id)| id);
+    let all = all.chain(recorded_routers(facts).into_iter().map(|(_, id)| id));
     all.chain(by_table.map(|table| table - settings.table_base)).collect()
 }
 
 /// Hardware address, from the nftables map, of a router with an id of its own.
-pub(crate) fn remembered(facts: &Facts, settings: &Settings, link: u32, ip: IpAddr) -> Option<Mac> {
+pub(crate) fn remembered_mac(
+    facts: &Facts,
+    settings: &Settings,
+    link: u32,
+    ip: IpAddr,
+) -> Option<Mac> {
     let leads = |id: u32| {
         let only = |r: &Route| matches!(&r.nexthops[..], [hop] if (hop.link, hop.gateway) == (link, Some(ip)));
         let mut of_table = facts.ours.routes.iter().filter(|r| r.table == settings.table(id));
         of_table.any(|route| route.is_default() && only(route))
     };
-    routers(facts).into_iter().find_map(|(key, id)| {
+    recorded_routers(facts).into_iter().find_map(|(key, id)| {
         let mac: Mac = key.get(4..10)?.try_into().ok()?;
         (key == router_key(link, mac) && leads(id)).then_some(mac)
     })
 }
 
 fn from_map(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {
-    let written = written(facts, settings);
-    written.into_iter().find_map(|(index, id)| (index == link.index).then_some(id))
+    let uplinks = recorded_uplinks(facts, settings);
+    uplinks.into_iter().find_map(|(index, id)| (index == link.index).then_some(id))
 }
 
 fn from_rules(facts: &Facts, settings: &Settings, link: &Link) -> Option<u32> {

@@ -110,7 +110,7 @@ impl Uplink {
 
     /// The uplink itself, followed by its variant for each router with an id.
     pub(crate) fn units(&self) -> impl Iterator<Item = &Self> {
-        std::iter::once(self).chain(self.routers.iter().map(|router| &router.by_it))
+        std::iter::once(self).chain(self.routers.iter().map(|router| &router.uplink_via))
     }
 }
 
@@ -224,7 +224,8 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
             routers: Vec::new(),
             usual_macs: Vec::new(),
         };
-        let uplink = routers::of(facts, settings, link, uplink, &mut taken, &mut plan.notes);
+        let uplink =
+            routers::with_routers(facts, settings, link, uplink, &mut taken, &mut plan.notes);
         plan.notes.extend(routing::notes(facts, &uplink));
         plan.uplinks.push(uplink);
     }
@@ -244,7 +245,7 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
     let zero = |link: &u32| facts.src_valid_mark.get(link) == Some(&0);
     let restore = |link: &&u32| zero(link) || facts.restore.contains(link);
     plan.restore = plan.src_valid_mark.iter().filter(restore).copied().collect();
-    mark(facts, settings, marker, &mut plan)?;
+    add_marking(facts, settings, marker, &mut plan)?;
     plan.proof = proof::questions(facts, settings, &plan);
     plan.unanswered = unanswered::find(facts, settings, &plan);
     plan.stray = precedence::find(facts, settings, &plan);
@@ -253,7 +254,7 @@ pub(crate) fn plan(facts: &Facts, settings: &Settings) -> Result<Plan, Invalid> 
 }
 
 /// Adds the marking to the plan: a table of nftables, or chains of iptables.
-fn mark(
+fn add_marking(
     facts: &Facts,
     settings: &Settings,
     marker: Marker,
@@ -278,11 +279,11 @@ fn mark(
         is_router,
     };
     let all = |u: &Uplink| -> Vec<_> {
-        let mut routers: Vec<_> = u.routers.iter().map(|r| (r.mac, r.by_it.id)).collect();
+        let mut routers: Vec<_> = u.routers.iter().map(|r| (r.mac, r.uplink_via.id)).collect();
         if !routers.is_empty() {
             routers.extend(u.usual_macs.iter().map(|&mac| (mac, u.id)));
         }
-        let by_router = u.routers.iter().map(|r| unit(&r.by_it, routers.clone(), true));
+        let by_router = u.routers.iter().map(|r| unit(&r.uplink_via, routers.clone(), true));
         [unit(u, routers.clone(), false)].into_iter().chain(by_router).collect()
     };
     let offload = offload::decide(facts, settings, plan)?;

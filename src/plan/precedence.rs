@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::conflicts::last_of_ours;
+use super::conflicts::span_of_ours;
 use super::unanswered::Main;
 use super::{Note, Plan, Uplink, Way, uplinks};
 use crate::backend::Marker;
@@ -17,9 +17,9 @@ use crate::names::LOOPBACK;
 use crate::netlink::uapi::RT_TABLE_LOCAL;
 
 /// Number of priorities that symroute uses before the first one; see [`crate::config::RulePriorities`].
-const BEFORE: u32 = 2;
+const PRIORITIES_BEFORE_FIRST: u32 = 2;
 /// Maximum number of rules that a note names.
-const NAMED: usize = 32;
+const NAMED_MOST: usize = 32;
 
 /// Rules before symroute's that send replies elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(crate) struct Stray {
     /// A denying rule that symroute would bypass at `place`. Only an operator may decide that.
     denies: Option<String>,
     /// Distance between the first and the last priority of symroute's rules.
-    behind: u32,
+    span: u32,
 }
 
 impl Stray {
@@ -54,7 +54,7 @@ impl Stray {
                     "set \"rulePriority\": {place} or \"auto\", which comes first, or move them"
                 )
             }
-            (None, _) => format!("move them behind {}", settings.priority + self.behind),
+            (None, _) => format!("move them behind {}", settings.priority + self.span),
         };
         Note { what, way_out }
     }
@@ -68,9 +68,9 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<St
     let mut judge = Judge::of(facts, plan);
     let stray: Vec<&Rule> = before.filter(|rule| judge.steers(rule)).collect();
     let first = stray.iter().map(|rule| rule.priority).min()?;
-    let mut listed: Vec<_> = stray.iter().take(NAMED).map(ToString::to_string).collect();
-    if stray.len() > NAMED {
-        listed.push(format!("and {} more", stray.len() - NAMED));
+    let mut listed: Vec<_> = stray.iter().take(NAMED_MOST).map(ToString::to_string).collect();
+    if stray.len() > NAMED_MOST {
+        listed.push(format!("and {} more", stray.len() - NAMED_MOST));
     }
     let taken: BTreeSet<u32> = all().map(|rule| rule.priority).collect();
     // The look-up of table local has to stay first, in both families.
@@ -80,15 +80,15 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<St
         local.map(|rule| rule.priority).min()
     };
     let local = Family::ALL.into_iter().filter_map(local).max().unwrap_or(0);
-    let behind = last_of_ours(facts);
-    let free = |p: &u32| (p - BEFORE..=p + behind).all(|p| !taken.contains(&p));
-    let last = first.saturating_sub(behind);
-    let place = (local.saturating_add(BEFORE + 1)..last).rev().find(free);
+    let span = span_of_ours(facts);
+    let free = |p: &u32| (p - PRIORITIES_BEFORE_FIRST..=p + span).all(|p| !taken.contains(&p));
+    let last = first.saturating_sub(span);
+    let place = (local.saturating_add(PRIORITIES_BEFORE_FIRST + 1)..last).rev().find(free);
     let between =
         |rule: &&Rule| place.is_some_and(|place| (place..first_of_ours).contains(&rule.priority));
     let denies = all().filter(between).find(|rule| matches!(rule.action, Action::Other(_)));
     let denies = denies.map(ToString::to_string);
-    Some(Stray { rules: listed.join(", "), place, denies, behind })
+    Some(Stray { rules: listed.join(", "), place, denies, span })
 }
 
 /// Destination and hops of a route: interface and gateway of each.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::gateways::known;
+use super::gateways::known_routers;
 use super::{Note, Uplink, Way, ids};
 use crate::config::Settings;
 use crate::model::{Facts, Family, Link, Mac, Nexthop};
@@ -14,7 +14,7 @@ use crate::model::{Facts, Family, Link, Mac, Nexthop};
 pub(crate) struct Router {
     pub(crate) mac: Mac,
     /// The uplink with this router's id, table and default route.
-    pub(crate) by_it: Uplink,
+    pub(crate) uplink_via: Uplink,
 }
 
 /// Interface and address of each router whose hardware address the plan needs to distinguish routers.
@@ -24,7 +24,7 @@ pub(crate) fn candidates<'a>(
     links: impl Iterator<Item = &'a Link> + 'a,
 ) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
     links.flat_map(|link| {
-        let each = Family::ALL.map(|family| known(facts, settings, link, family));
+        let each = Family::ALL.map(|family| known_routers(facts, settings, link, family));
         // With a single router per family there is nothing to distinguish.
         let several = each.iter().any(|routers| routers.len() > 1);
         let all = each.into_iter().flatten().filter(move |_| several);
@@ -34,7 +34,7 @@ pub(crate) fn candidates<'a>(
 
 /// Gives ids to the routers of an uplink, as long as ids are left. A router that alone is the uplink's usual
 /// next hop uses the id of the uplink.
-pub(crate) fn of(
+pub(crate) fn with_routers(
     facts: &Facts,
     settings: &Settings,
     link: &Link,
@@ -64,8 +64,9 @@ pub(crate) fn of(
             continue;
         };
         taken.insert(id);
-        let by_it = Uplink { id, table: settings.table(id), ..led_by(&uplink, &gateways) };
-        routers.push(Router { mac, by_it });
+        let uplink_via =
+            Uplink { id, table: settings.table(id), ..with_gateways(&uplink, &gateways) };
+        routers.push(Router { mac, uplink_via });
     }
     Uplink { routers, usual_macs, ..uplink }
 }
@@ -88,11 +89,11 @@ fn by_mac(
 /// Hardware address of a router: from the kernel's neighbour table, or the last known one.
 fn mac_of(facts: &Facts, settings: &Settings, link: u32, ip: IpAddr) -> Option<Mac> {
     let known = facts.neighbours.get(&(link, ip)).copied();
-    known.or_else(|| ids::remembered(facts, settings, link, ip))
+    known.or_else(|| ids::remembered_mac(facts, settings, link, ip))
 }
 
 /// The uplink with these routers instead of its usual ones.
-fn led_by(uplink: &Uplink, gateways: &BTreeMap<Family, IpAddr>) -> Uplink {
+fn with_gateways(uplink: &Uplink, gateways: &BTreeMap<Family, IpAddr>) -> Uplink {
     let mut uplink = uplink.clone();
     for (family, &ip) in gateways {
         let hop = Nexthop { link: uplink.link, gateway: Some(ip), onlink: false, weight: 0 };

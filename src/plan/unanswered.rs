@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::conflicts::last_of_ours;
+use super::conflicts::span_of_ours;
 use super::prefixes::Prefixes;
 use super::uplinks::outside;
 use super::{Note, Plan};
@@ -38,7 +38,7 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<Note>
     }
     let tables = Tables::of(facts, &by_address.iter().map(|&(.., table)| table).collect());
     let first = settings.rules().ask_alone;
-    let ours = first..=settings.priority + last_of_ours(facts);
+    let ours = first..=settings.priority + span_of_ours(facts);
     let taken: BTreeSet<u32> = all(facts).map(|rule| rule.priority).chain(ours).collect();
     let outside = outside(facts, &plan.src_valid_mark);
     let behind = facts.routes.iter().filter(|r| is_behind(facts, &outside, r)).take(MOST);

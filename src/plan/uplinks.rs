@@ -35,7 +35,7 @@ pub(crate) fn choose<'a>(facts: &'a Facts, settings: &Settings) -> Result<Vec<&'
         };
         // The interfaces of a pod are created one by one.
         if found.is_empty() && facts.pod.is_none() {
-            return Err(nothing(facts, &signs, pattern));
+            return Err(no_match(facts, &signs, pattern));
         }
         chosen.extend(found.iter().filter(|l| !is_left_out(settings, &l.name)).map(|l| l.index));
     }
@@ -58,7 +58,7 @@ fn may_be_of_pod(pod: &PodFacts, link: &Link) -> bool {
     is_plain && pod.leaving.as_ref() != Some(&link.name)
 }
 
-fn nothing(facts: &Facts, signs: &Signs, pattern: &Pattern) -> Invalid {
+fn no_match(facts: &Facts, signs: &Signs, pattern: &Pattern) -> Invalid {
     let hint = if *pattern == Pattern::Auto {
         let carriers: Vec<_> = facts
             .links

@@ -65,7 +65,7 @@ impl Report {
             });
         }
         let router = |r: &Router| {
-            let (id, table) = (r.by_it.id, r.by_it.table);
+            let (id, table) = (r.uplink_via.id, r.uplink_via.table);
             let gateways: Vec<_> = own_gateways(uplink, r).map(|(_, ip)| ip).collect();
             json!({"id": id, "table": table, "hardwareAddress": mac_text(r.mac), "gateways": gateways})
         };

@@ -229,7 +229,7 @@ fn own_gateways<'a>(
     router: &'a Router,
 ) -> impl Iterator<Item = (Family, IpAddr)> + 'a {
     let ways =
-        router.by_it.ways.iter().filter(|(family, way)| uplink.ways.get(family) != Some(way));
+        router.uplink_via.ways.iter().filter(|(family, way)| uplink.ways.get(family) != Some(way));
     ways.filter_map(|(&family, way)| Some((family, way.gateways().next()?)))
 }
 

@@ -218,7 +218,7 @@ impl Report {
                 rows.push([&lead[..], &tail].concat());
             }
             for router in &uplink.routers {
-                let unit = &router.by_it;
+                let unit = &router.uplink_via;
                 let mark = format!("{:#x}", self.settings.field.of(unit.id));
                 let lead = [uplink.name.clone(), unit.id.to_string(), mark, unit.table.to_string()];
                 for (family, ip) in own_gateways(uplink, router) {

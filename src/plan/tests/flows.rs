@@ -407,7 +407,7 @@ fn mark_of(world: &World, settings: &Settings, plan: &Plan, flow: &Flow) -> u32 
         return 0;
     }
     let by_router = uplink.routers.iter().find(|router| Some(router.mac) == flow.mac);
-    settings.field.of(by_router.map_or(uplink.id, |router| router.by_it.id))
+    settings.field.of(by_router.map_or(uplink.id, |router| router.uplink_via.id))
 }
 
 /// A flow and its node as text for a failed test.

@@ -131,7 +131,10 @@ fn default_routes_by_many_routers_and_addresses_that_are_alone() {
     facts.routes.extend((0..RULES).map(|n| route(RT_TABLE_MAIN, numbered(16, 24, n), 3, None)));
     let settings = Settings::default().for_pod();
     let eth0 = facts.link(2).unwrap();
-    assert_eq!(gateways::known(&facts, &settings, eth0, Family::V4).len(), names::ROUTERS_OF_POD);
+    assert_eq!(
+        gateways::known_routers(&facts, &settings, eth0, Family::V4).len(),
+        names::ROUTERS_OF_POD
+    );
     assert_eq!(planned(&facts).uplinks.len(), 2);
 }
 
