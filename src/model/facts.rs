@@ -409,6 +409,11 @@ impl RpFilter {
 }
 
 impl Facts {
+    /// Other programs' rules of both families, in order.
+    pub(crate) fn foreign_rules(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().map(|found| &found.rule)
+    }
+
     pub(crate) fn link(&self, index: u32) -> Option<&Link> {
         self.links.iter().find(|l| l.index == index)
     }

@@ -69,21 +69,21 @@ fn addresses(
     uplinks: &[Uplink],
     links: &BTreeSet<u32>,
 ) -> BTreeSet<(u32, IpAddr)> {
-    let others = || facts.rules.iter().map(|found| &found.rule);
     // Packets that leave through an uplink without an address have that of another uplink.
     let borrows = |family| {
         let is_unnumbered = |u: &Uplink| !has_address(facts, u.link, family);
         uplinks.iter().any(|u| u.ways.contains_key(&family) && is_unnumbered(u))
     };
     // An inverted rule is that of a VPN that takes all packets except its own. Sockets must not bypass the VPN.
-    let has_vpn = |family| others().any(|rule| rule.family == family && rule.is_inverted);
+    let has_vpn =
+        |family| facts.foreign_rules().any(|rule| rule.family == family && rule.is_inverted);
     let left_out = Family::ALL.map(|family| (family, borrows(family) || has_vpn(family)));
     let mut own = own_addresses(facts, links);
     own.retain(|(_, ip)| !left_out.contains(&(Family::of(*ip), true)));
     // symroute leaves excluded destinations to the pod's own routing.
     own.retain(|(_, ip)| !settings.exclude.iter().any(|net| net.contains(*ip)));
     // A rule of another program already decides where such packets go.
-    let to_a_table = others().filter(|rule| matches!(rule.action, Action::Lookup(_)));
+    let to_a_table = facts.foreign_rules().filter(|rule| matches!(rule.action, Action::Lookup(_)));
     let settled: Prefixes<()> = to_a_table.filter_map(|rule| rule.from).collect();
     own.retain(|(_, ip)| !settled.has(*ip));
     own

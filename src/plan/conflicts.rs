@@ -7,17 +7,12 @@ use serde_json::json;
 use super::ours::is_table;
 use super::{mark_users, uplinks};
 use crate::config::{AUTO, Invalid, Masquerade, Settings};
-use crate::model::Field;
-use crate::model::{Action, Facts, Family, Rule};
+use crate::model::{Action, Facts, Family, Field};
 use crate::netlink::uapi::RT_TABLE_LOCAL;
 
 /// Candidates for an automatic `markMask`. Each avoids the bits of some widespread programs. The last has only
 /// one id, but is free beside Cilium.
 const MASKS: [u32; 5] = [0x1f00, 0x1f_0000, 0x0f_0000, 0xf800_0000, 0x3000];
-
-fn rules(facts: &Facts) -> impl Iterator<Item = &Rule> {
-    facts.rules.iter().map(|found| &found.rule)
-}
 
 /// The settings with new values for `rulePriority` and `markMask` if these are automatic and clash.
 pub(crate) fn avoid(facts: &Facts, settings: &Settings) -> Settings {
@@ -43,7 +38,7 @@ pub(crate) fn check(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
 
 fn check_priorities(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     let (p, last) = (settings.rules().skip, settings.priority + span_of_ours(facts));
-    match rules(facts).find(|r| (p..=last).contains(&r.priority)) {
+    match facts.foreign_rules().find(|r| (p..=last).contains(&r.priority)) {
         None => Ok(()),
         Some(rule) => {
             let free = free_priorities(facts, settings);
@@ -66,7 +61,7 @@ pub(super) fn span_of_ours(facts: &Facts) -> u32 {
 
 /// First priority of a free block, searched from 499 down to 300, then from 3 up to 299.
 fn free_priorities(facts: &Facts, settings: &Settings) -> u32 {
-    let taken: BTreeSet<u32> = rules(facts).map(|r| r.priority).collect();
+    let taken: BTreeSet<u32> = facts.foreign_rules().map(|r| r.priority).collect();
     let is_free = |p: &u32| taken.range(*p..=*p + span_of_ours(facts)).next().is_none();
     (300..500).rev().chain(3..300).find(is_free).unwrap_or(settings.priority)
 }
@@ -75,7 +70,7 @@ fn free_priorities(facts: &Facts, settings: &Settings) -> u32 {
 /// own addresses.
 fn check_local_first(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
     for family in Family::ALL {
-        let of_family = || rules(facts).filter(move |r| r.family == family);
+        let of_family = || facts.foreign_rules().filter(move |r| r.family == family);
         if of_family().next().is_none() {
             continue;
         }
@@ -97,7 +92,7 @@ fn check_local_first(facts: &Facts, settings: &Settings) -> Result<(), Invalid> 
 }
 
 fn check_tables(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
-    let rule = rules(facts).find_map(|r| match r.action {
+    let rule = facts.foreign_rules().find_map(|r| match r.action {
         Action::Lookup(table) if is_table(settings, table) => {
             Some((table, format!("the rule at {} looks it up", r.priority)))
         }
@@ -132,7 +127,7 @@ fn check_marks(facts: &Facts, settings: &Settings) -> Result<(), Invalid> {
         let hint = format!("its \"mark\" must lie outside of markMask {field}");
         return Err(Invalid::new("masquerade", &settings.to_json()["masquerade"], hint));
     }
-    let clash = rules(facts).find_map(|r| {
+    let clash = facts.foreign_rules().find_map(|r| {
         let mask = r.mark?.mask;
         (mask != u32::MAX && mask & field.mask() != 0).then_some((r, mask))
     });
@@ -185,7 +180,8 @@ fn free_field(facts: &Facts, settings: &Settings, count: u32) -> Option<Field> {
 }
 
 fn free_field_without(facts: &Facts, settings: &Settings, count: u32, used: u32) -> Option<Field> {
-    let used = rules(facts)
+    let used = facts
+        .foreign_rules()
         .filter_map(|r| r.mark.map(|mark| mark.mask))
         .filter(|&mask| mask != u32::MAX)
         .fold(used | mark_users::bits(facts) | masquerade_mask(settings), |used, mask| used | mask);

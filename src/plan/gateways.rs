@@ -171,7 +171,7 @@ fn defaults(facts: &Facts, link: u32, family: Family) -> Vec<&Route> {
 pub(super) fn own_tables(facts: &Facts, link: Option<u32>, family: Family) -> Vec<u32> {
     let of_link = |a: &&Address| link.is_none_or(|link| a.link == link);
     let own: BTreeSet<IpAddr> = facts.addresses.iter().filter(of_link).map(|a| a.ip).collect();
-    let by_source = facts.rules.iter().map(|found| &found.rule).filter_map(|rule| {
+    let by_source = facts.foreign_rules().filter_map(|rule| {
         let from = rule.from.filter(|_| rule.family == family && rule.mark.is_none())?;
         match rule.action {
             Action::Lookup(table) if any_in(&own, from) => Some((rule.priority, table)),

@@ -41,10 +41,9 @@ pub(crate) fn owner(rule: &Rule) -> Option<&'static str> {
 
 /// Mark bits of all known programs that are on the node, and those of Kubernetes.
 pub(super) fn bits(facts: &Facts) -> u32 {
-    let rules = || facts.rules.iter().map(|found| &found.rule);
     let is_here = |user: &&User| {
         facts.links.iter().any(|link| link.name.starts_with(user.interface))
-            || rules().any(|rule| owner(rule) == Some(user.name))
+            || facts.foreign_rules().any(|rule| owner(rule) == Some(user.name))
     };
     USERS.iter().filter(is_here).fold(OF_KUBERNETES, |all, user| all | user.bits)
 }

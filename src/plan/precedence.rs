@@ -63,8 +63,7 @@ impl Stray {
 /// Finds the rules before symroute's that send replies elsewhere.
 pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<Stray> {
     let first_of_ours = settings.rules().skip;
-    let all = || facts.rules.iter().map(|found| &found.rule);
-    let before = all().filter(|rule| rule.priority < first_of_ours);
+    let before = facts.foreign_rules().filter(|rule| rule.priority < first_of_ours);
     let mut judge = Judge::of(facts, plan);
     let stray: Vec<&Rule> = before.filter(|rule| judge.steers(rule)).collect();
     let first = stray.iter().map(|rule| rule.priority).min()?;
@@ -72,10 +71,10 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<St
     if stray.len() > NAMED_MOST {
         listed.push(format!("and {} more", stray.len() - NAMED_MOST));
     }
-    let taken: BTreeSet<u32> = all().map(|rule| rule.priority).collect();
+    let taken: BTreeSet<u32> = facts.foreign_rules().map(|rule| rule.priority).collect();
     // The look-up of table local has to stay first, in both families.
     let local = |family: Family| {
-        let of_family = all().filter(move |rule| rule.family == family);
+        let of_family = facts.foreign_rules().filter(move |rule| rule.family == family);
         let local = of_family.filter(|rule| rule.action == Action::Lookup(RT_TABLE_LOCAL));
         local.map(|rule| rule.priority).min()
     };
@@ -86,7 +85,8 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Option<St
     let place = (local.saturating_add(PRIORITIES_BEFORE_FIRST + 1)..last).rev().find(free);
     let between =
         |rule: &&Rule| place.is_some_and(|place| (place..first_of_ours).contains(&rule.priority));
-    let denies = all().filter(between).find(|rule| matches!(rule.action, Action::Other(_)));
+    let denies =
+        facts.foreign_rules().filter(between).find(|rule| matches!(rule.action, Action::Other(_)));
     let denies = denies.map(ToString::to_string);
     Some(Stray { rules: listed.join(", "), place, denies, span })
 }

@@ -25,7 +25,8 @@ const OF_PODS: [&str; 2] = ["veth", "dummy"];
 pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<Note> {
     let of_uplinks = facts.addresses.iter().filter(|a| is_uplink(plan, a.link));
     let own: BTreeSet<IpAddr> = of_uplinks.map(|a| a.ip).collect();
-    let by_address: Vec<(&Rule, IpAddr, u32)> = all(facts)
+    let by_address: Vec<(&Rule, IpAddr, u32)> = facts
+        .foreign_rules()
         .filter_map(|rule| {
             let Action::Lookup(table) = rule.action else { return None };
             let address = rule.from.filter(|from| from.prefix() == host_length(from.ip()))?.ip();
@@ -39,7 +40,8 @@ pub(crate) fn find(facts: &Facts, settings: &Settings, plan: &Plan) -> Vec<Note>
     let tables = Tables::of(facts, &by_address.iter().map(|&(.., table)| table).collect());
     let first = settings.rules().ask_alone;
     let ours = first..=settings.priority + span_of_ours(facts);
-    let taken: BTreeSet<u32> = all(facts).map(|rule| rule.priority).chain(ours).collect();
+    let taken: BTreeSet<u32> =
+        facts.foreign_rules().map(|rule| rule.priority).chain(ours).collect();
     let outside = outside(facts, &plan.src_valid_mark);
     let behind = facts.routes.iter().filter(|r| is_behind(facts, &outside, r)).take(MOST);
     let unanswered = behind.flat_map(|route| {
@@ -73,10 +75,6 @@ impl<'a> Tables<'a> {
         let best = self.0.get(&table).and_then(|all| all.around(route.dst.ip()).next());
         best.is_none_or(|(_, r)| r.nexthops.iter().any(|hop| hops.contains(&hop.link)))
     }
-}
-
-fn all(facts: &Facts) -> impl Iterator<Item = &Rule> {
-    facts.rules.iter().map(|found| &found.rule)
 }
 
 fn is_uplink(plan: &Plan, link: u32) -> bool {
@@ -124,7 +122,7 @@ fn exempt_from(facts: &Facts, route: &Route) -> Option<u32> {
             && rule.action == Action::Lookup(RT_TABLE_MAIN)
             && rule.to.is_some_and(within)
     };
-    all(facts).filter(exempts).map(|rule| rule.priority).min()
+    facts.foreign_rules().filter(exempts).map(|rule| rule.priority).min()
 }
 
 /// The note about one network. `taken`: priorities that are in use.

@@ -333,7 +333,7 @@ struct Kernel<'a> {
 
 impl<'a> Kernel<'a> {
     fn new(world: &'a World, plan: &'a Plan) -> Self {
-        let others = world.facts.rules.iter().map(|found| &found.rule);
+        let others = world.facts.foreign_rules();
         let mut rules: Vec<_> = others.chain(&plan.rules).collect();
         rules.retain(|rule| rule.family == world.family);
         rules.sort_by_key(|rule| rule.priority);
@@ -416,7 +416,7 @@ fn words(world: &World, plan: &Plan, flow: &Flow) -> String {
     for a in &world.facts.addresses {
         let _ = writeln!(text, "address {} on {}", a.net, a.link);
     }
-    let others = world.facts.rules.iter().map(|found| &found.rule);
+    let others = world.facts.foreign_rules();
     for rule in others.chain(&plan.rules).filter(|rule| rule.family == world.family) {
         let _ = writeln!(text, "rule {rule}");
     }
