@@ -74,7 +74,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let agent_lock = no_agent(&state)?;
     take_entry_out(words)?;
     refuse_while_needed(words, &state)?;
-    let mut node = Node::of(state.clone())?;
+    let mut node = Node::with_state(state.clone())?;
     // Forced: the runtime will not call symroute when the pods that are still attached end.
     if !take_down(&mut node, true)? {
         let holders: Vec<_> = state.holders()?.into_iter().map(|(name, _)| name).collect();

@@ -79,7 +79,7 @@ pub(super) fn look_if_overdue() {
     if !Node::is_overdue(&State::new(names::STATE_DIR)) {
         return;
     }
-    match Node::open().and_then(|mut node| node.look()) {
+    match Node::open().and_then(|mut node| node.reconcile_if_used()) {
         Ok(()) => {}
         Err(error @ Error::Busy { .. }) => log::debug!("no look at the node: {error}"),
         Err(error) => log::warn!("a look at the node: {error}"),

@@ -32,7 +32,7 @@ pub(super) fn own(bytes: &[u8]) {
         let Ok(Some(found)) = found else { continue };
         let set = |name: &str| found.sets.get(name).map(|set| set.elements.clone());
         if let (Some(layout), Some(restore)) = (set("layout"), set("restore")) {
-            let _ = Record::recover(&layout, &restore);
+            let _ = Record::recover_from_table(&layout, &restore);
         }
     }
     let _ = answered(bytes, counters::read);
@@ -41,7 +41,7 @@ pub(super) fn own(bytes: &[u8]) {
 /// Elements of a set. Elements written and read again are equal.
 pub(super) fn elements(bytes: &[u8]) {
     let found = answered(bytes, |socket| table::elements(socket, "any")).unwrap_or_default();
-    let _ = Record::recover(&found, &found);
+    let _ = Record::recover_from_table(&found, &found);
     let keys: Vec<_> = found.iter().map(|(key, _)| ("any", key.as_slice())).collect();
     let _ = answered(bytes, |socket| table::look_up(socket, &keys));
     if found.is_empty() {

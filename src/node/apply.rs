@@ -22,7 +22,7 @@ use crate::process::{VALUE_MOST, cut};
 /// Maximum time that a call waits for locks of other processes, in total.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Maximum time that the kernel may keep a set busy after the rules that refer to it were deleted.
-const FREED: Duration = Duration::from_secs(2);
+const FREED_WITHIN: Duration = Duration::from_secs(2);
 /// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -150,7 +150,7 @@ impl Kernel {
             SetChange::Destroy(set) => {
                 // nf_tables frees deleted rules, and what they refer to, some time later
                 // (`nf_tables_trans_destroy_work`).
-                let deadline = Instant::now() + FREED;
+                let deadline = Instant::now() + FREED_WITHIN;
                 loop {
                     match ipset::destroy(socket, set) {
                         Err(error) if error.errno == Errno::EBUSY && Instant::now() < deadline => {

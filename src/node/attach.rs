@@ -63,7 +63,8 @@ impl Node {
     fn is_ready(&mut self, settings: &Settings, attachment: &Attachment) -> bool {
         let form = settings.fingerprint(has_ipvs());
         let proven = proof::prove(&self.state, &mut self.kernel, &[form]);
-        let unchanged = |ready: Ready| proof::unchanged(&mut self.kernel, &ready).map(|()| ready);
+        let unchanged =
+            |ready: Ready| proof::check_ordinary_ways(&mut self.kernel, &ready).map(|()| ready);
         match proven.and_then(unchanged) {
             Ok(ready) => {
                 self.offload(&ready, attachment);
@@ -87,7 +88,7 @@ impl Node {
     }
 
     fn feed_flowtable(&mut self, pod: &[IpAddr]) -> Result<(), netlink::Error> {
-        let ways = proof::to(&mut self.kernel, pod)?.into_iter().flatten();
+        let ways = proof::ways_to(&mut self.kernel, pod)?.into_iter().flatten();
         let forwarded = ways.filter(|way| way.kind == RTN_UNICAST).map(|way| way.link);
         let name = |link: u32| if_indextoname(link).ok()?.into_string().ok();
         let devices: Vec<_> = forwarded.filter_map(name).collect();

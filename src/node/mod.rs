@@ -71,18 +71,18 @@ pub(crate) struct View {
 impl Node {
     /// Opens the node of this thread's network namespace.
     pub(crate) fn open() -> Result<Self, Error> {
-        Self::of(State::new(names::STATE_DIR))
+        Self::with_state(State::new(names::STATE_DIR))
     }
 
     /// Opens the node with another state directory, as a container needs.
-    pub(crate) fn of(state: State) -> Result<Self, Error> {
+    pub(crate) fn with_state(state: State) -> Result<Self, Error> {
         let (kernel, unseen) = (Kernel::open()?, Unseen::default());
         Ok(Self { state, kernel, unseen, is_pod: false, leaving: None })
     }
 
     /// Opens the pod whose network namespace this thread is in. The pod may be hostile.
     pub(crate) fn of_pod(state: State, leaving: Option<String>) -> Result<Self, Error> {
-        let mut node = Self { is_pod: true, leaving, ..Self::of(state)? };
+        let mut node = Self { is_pod: true, leaving, ..Self::with_state(state)? };
         node.kernel.distrust()?;
         node.kernel.iptables = Programs::patient(PATIENCE, Some(node.state.record_file()));
         Ok(node)
@@ -127,7 +127,7 @@ impl Node {
 
     /// Reconciles a node that is in use, and removes attachments of pods that ended without a DEL.
     /// Fails at once if another process has the lock.
-    pub(crate) fn look(&mut self) -> Result<(), Error> {
+    pub(crate) fn reconcile_if_used(&mut self) -> Result<(), Error> {
         let lock = self.lock_within(Duration::ZERO)?;
         // The last pod may have gone, and other settings may be in force.
         match self.state.record()? {
@@ -148,12 +148,12 @@ impl Node {
         if record.is_some() || self.is_pod {
             return Ok(record);
         }
-        let recovered = self.recovered();
+        let recovered = self.recover_record();
         self.unseen.rules(recovered)
     }
 
     /// The record as recovered from the nftables table or the ipset.
-    fn recovered(&mut self) -> Result<Option<Record>, Error> {
+    fn recover_record(&mut self) -> Result<Option<Record>, Error> {
         let socket = &mut self.kernel.netfilter;
         let mut read = |set| match table::elements(socket, set) {
             Err(error) if observe::is_missing(&error) || error.errno == Errno::ENOENT => {
@@ -161,13 +161,13 @@ impl Node {
             }
             other => other.map_err(Error::kernel(format!("read {set} of table inet symroute"))),
         };
-        let recovered = Record::recover(&read(names::LAYOUT)?, &read(names::RESTORE)?);
+        let recovered = Record::recover_from_table(&read(names::LAYOUT)?, &read(names::RESTORE)?);
         if recovered.is_some() {
             return Ok(recovered);
         }
         let notes = ipset::set(socket, names::NODE_SET)
             .map_err(Error::kernel(format!("read ipset {}", names::NODE_SET)))?;
-        Ok(notes.and_then(|set| Record::recover_noted(node_set::read(&set.members))))
+        Ok(notes.and_then(|set| Record::recover_from_ipset(node_set::read(&set.members))))
     }
 
     /// Observes the facts, with the settings of single pods. Also returns the unreadable files of such pods.

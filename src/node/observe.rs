@@ -28,7 +28,7 @@ use crate::plan::{ours, routers, uplinks};
 use crate::process;
 
 /// Seconds that conntrack must keep a UDP connection after it leaves a flowtable.
-const LEFT: u32 = 10;
+const UDP_SECONDS: u32 = 10;
 
 /// Reads all facts that a reconcile uses. `owned`: the wanted settings, then earlier ones; they identify
 /// symroute's state. `by_iptables`: whether iptables marks at present. `unseen`: notes or refuses what the
@@ -42,37 +42,38 @@ pub(crate) fn facts(
 ) -> Result<Facts, Error> {
     let Kernel { rtnetlink, netfilter, .. } = &mut *kernel;
     let links = route::links(rtnetlink).map_err(Error::kernel("list interfaces"))?;
-    bounded(pod.as_ref(), "interfaces", links.len(), names::LINKS_OF_POD)?;
+    check_bound(pod.as_ref(), "interfaces", links.len(), names::LINKS_OF_POD)?;
     let addresses = route::addresses(rtnetlink).map_err(Error::kernel("list addresses"))?;
-    bounded(pod.as_ref(), "addresses", addresses.len(), names::ADDRESSES_OF_POD)?;
+    check_bound(pod.as_ref(), "addresses", addresses.len(), names::ADDRESSES_OF_POD)?;
     let mut facts = Facts { links, pod, addresses, ipvs: has_ipvs(), ..Facts::default() };
     let has_ipv4 = facts.addresses.iter().filter(|a| a.scope == 0 && a.ip.is_ipv4());
     let has_ipv4: BTreeSet<u32> = has_ipv4.map(|a| a.link).collect();
     let ipv4 = |l: &&Link| l.flags & IFF_LOOPBACK == 0 && has_ipv4.contains(&l.index);
     facts.rp_filter = sysctl::rp_filter(facts.links.iter().filter(ipv4))?;
     for family in Family::ALL {
-        let rules = supported(route::rules(rtnetlink, family), family)
+        let rules = empty_if_unsupported(route::rules(rtnetlink, family), family)
             .map_err(Error::kernel(format!("list {family} rules")))?;
         // Tables of rules by the node's own addresses. During the dump, each table with a default route is
         // added.
-        let tables = RefCell::new(by_source(&rules, &facts.addresses));
+        let tables = RefCell::new(tables_by_source(&rules, &facts.addresses));
         let missed = RefCell::new(BTreeSet::new());
         let keep = |r: &Route| {
             if r.is_default() && r.table != RT_TABLE_LOCAL {
                 tables.borrow_mut().insert(r.table);
             }
-            let kept = matters(r, owned) || tables.borrow().contains(&r.table);
+            let kept = is_needed(r, owned) || tables.borrow().contains(&r.table);
             if !kept {
                 missed.borrow_mut().insert(r.table);
             }
             kept
         };
         let failed = || Error::kernel(format!("list {family} routes"));
-        let mut routes =
-            supported(route::routes(rtnetlink, family, keep), family).map_err(failed())?;
+        let mut routes = empty_if_unsupported(route::routes(rtnetlink, family, keep), family)
+            .map_err(failed())?;
         // IPv6 dumps a table's default route last, after routes that were not kept.
         if !tables.borrow().is_disjoint(&missed.borrow()) {
-            routes = supported(route::routes(rtnetlink, family, keep), family).map_err(failed())?;
+            routes = empty_if_unsupported(route::routes(rtnetlink, family, keep), family)
+                .map_err(failed())?;
         }
         let (forward, nowhere): (Vec<Route>, _) =
             routes.into_iter().partition(|r| r.kind == RTN_UNICAST);
@@ -84,9 +85,9 @@ pub(crate) fn facts(
     facts.ours =
         ours::take(owned, &facts.links, facts.pod.is_some(), &mut facts.routes, &mut facts.rules);
     // Rules that look like symroute's do not count: the plugin removes them.
-    bounded(facts.pod.as_ref(), "rules", facts.rules.len(), names::RULES_OF_POD)?;
+    check_bound(facts.pod.as_ref(), "rules", facts.rules.len(), names::RULES_OF_POD)?;
     let hops = facts.routes.iter().map(|route| route.nexthops.len().max(1)).sum();
-    bounded(facts.pod.as_ref(), "routes", hops, names::ROUTES_OF_POD)?;
+    check_bound(facts.pod.as_ref(), "routes", hops, names::ROUTES_OF_POD)?;
     match table::table(netfilter, TableFamily::Inet) {
         Err(error) if is_missing(&error) => facts.tooling.nftables = false,
         other => {
@@ -98,11 +99,11 @@ pub(crate) fn facts(
         }
     }
     if facts.tooling.nftables && owned.first().is_some_and(|settings| settings.offload) {
-        facts.tooling.flowtables = flowtables(netfilter, &facts, unseen)?;
+        facts.tooling.flowtables = probe_flowtables(netfilter, &facts, unseen)?;
         facts.tooling.keeps_udp = keeps_udp();
     }
     if by_iptables || owned.iter().any(|s| may_use_iptables(s, &facts)) {
-        let read = iptables(kernel, owned, &mut facts);
+        let read = read_iptables(kernel, owned, &mut facts);
         unseen.rules(read)?;
         if unseen.hides_rules() {
             // Any user can see which programs are installed.
@@ -120,7 +121,7 @@ pub(crate) fn facts(
 }
 
 /// Error: the pod has more of something than the plugin reads. The end of a pod is never refused.
-fn bounded(
+fn check_bound(
     pod: Option<&PodFacts>,
     what: &'static str,
     count: usize,
@@ -138,11 +139,11 @@ fn keeps_udp() -> bool {
     let seconds = |name: &str| sysctl::value(&format!("netfilter/{name}"));
     let stream = seconds("nf_conntrack_udp_timeout_stream");
     let flow = seconds("nf_flowtable_udp_timeout");
-    stream.zip(flow).is_none_or(|(stream, flow)| stream >= flow.saturating_add(LEFT))
+    stream.zip(flow).is_none_or(|(stream, flow)| stream >= flow.saturating_add(UDP_SECONDS))
 }
 
 /// Whether the kernel's flowtables are usable. An existing one of symroute's proves that the kernel has them.
-fn flowtables(
+fn probe_flowtables(
     netfilter: &mut netlink::Socket,
     facts: &Facts,
     unseen: &Unseen,
@@ -194,7 +195,7 @@ fn may_use_iptables(settings: &Settings, facts: &Facts) -> bool {
 }
 
 /// Reads symroute's state in iptables and ipsets, and how the variants are used.
-fn iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Result<(), Error> {
+fn read_iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Result<(), Error> {
     let netfilter = &mut kernel.netfilter;
     let sets = ipset::names(netfilter).map_err(Error::kernel("list ipsets"))?;
     let ours = |name: &String| name == names::NODE_SET || name.starts_with(names::CHAIN_PREFIX);
@@ -233,7 +234,7 @@ fn iptables(kernel: &mut Kernel, owned: &[&Settings], facts: &mut Facts) -> Resu
 }
 
 /// An empty list if the kernel has no IPv6.
-fn supported<T>(
+fn empty_if_unsupported<T>(
     found: Result<Vec<T>, netlink::Error>,
     family: Family,
 ) -> Result<Vec<T>, netlink::Error> {
@@ -249,7 +250,7 @@ fn supported<T>(
 }
 
 /// Tables that rules look up for an address of the node.
-fn by_source(rules: &[FoundRule], addresses: &[Address]) -> BTreeSet<u32> {
+fn tables_by_source(rules: &[FoundRule], addresses: &[Address]) -> BTreeSet<u32> {
     let own: BTreeSet<IpAddr> = addresses.iter().map(|a| a.ip).collect();
     let table = |found: &FoundRule| match found.rule.action {
         Action::Lookup(RT_TABLE_LOCAL) => None,
@@ -263,7 +264,7 @@ fn by_source(rules: &[FoundRule], addresses: &[Address]) -> BTreeSet<u32> {
 
 /// Whether the facts need a route: default routes, on-link routes, and all routes of main and of symroute's
 /// tables. Other routes of a large routing table are dropped.
-fn matters(route: &Route, owned: &[&Settings]) -> bool {
+fn is_needed(route: &Route, owned: &[&Settings]) -> bool {
     let ours = || owned.iter().any(|settings| ours::is_table(settings, route.table));
     let on_link = || route.nexthops.iter().any(|hop| hop.gateway.is_none());
     route.table != RT_TABLE_LOCAL

@@ -19,7 +19,7 @@ use crate::process::CpuLimit;
 use crate::state::{Attachment, Identity, Key, Lock, Namespace, State};
 
 /// Number of pods that one call checks.
-const SOME: usize = 16;
+const PODS_AT_ONCE: usize = 16;
 
 /// Attaches an interface of a pod, and returns whether it was attached before. After a failure, an attachment
 /// that did not exist before leaves nothing behind.
@@ -169,12 +169,12 @@ pub(crate) fn settle_rest(node: &State) -> Vec<Error> {
     }
 }
 
-/// Up to [`SOME`] pods, from a random place on: checking all takes longer the more there are.
+/// Up to [`PODS_AT_ONCE`] pods, from a random place on: checking all takes longer the more there are.
 fn some_pods(node: &State) -> Result<Vec<State>, crate::state::Error> {
     let pods = node.pods()?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let begin = usize::try_from(now.as_nanos() % 1_000_003).unwrap_or(0) % pods.len().max(1);
-    Ok(pods.iter().cycle().skip(begin).take(pods.len().min(SOME)).cloned().collect())
+    Ok(pods.iter().cycle().skip(begin).take(pods.len().min(PODS_AT_ONCE)).cloned().collect())
 }
 
 /// Removes leftovers of some pods: attachments of pods that ended without a DEL, and the state of pods that

@@ -38,8 +38,8 @@ pub(crate) fn prove(state: &State, kernel: &mut Kernel, forms: &[u32]) -> Result
     if !ready.fulfils.iter().any(|form| forms.contains(form)) {
         return Err(Surprise("other settings are in force".into()));
     }
-    is_in_force(&mut kernel.netfilter, &ready)?;
-    hold(kernel, ready.questions.iter())?;
+    check_in_force(&mut kernel.netfilter, &ready)?;
+    check_answers(kernel, ready.questions.iter())?;
     Ok(ready)
 }
 
@@ -63,28 +63,28 @@ pub(crate) fn prove_of_pod<'a>(
         // The pod has no second interface that a reply could leave by.
         return Ok(());
     }
-    is_in_force(&mut kernel.netfilter, &ready)?;
+    check_in_force(&mut kernel.netfilter, &ready)?;
     if ready.marker == Marker::Nftables && !table::has_rules(&mut kernel.netfilter)? {
         return Err(Surprise("the rules of table inet symroute are gone".into()));
     }
-    hold(kernel, ready.questions.iter().filter(|question| links.contains(&question.link)))
+    check_answers(kernel, ready.questions.iter().filter(|question| links.contains(&question.link)))
 }
 
 /// Does the look-ups of these questions, and fails at the first wrong answer.
-fn hold<'a>(
+fn check_answers<'a>(
     kernel: &mut Kernel,
     questions: impl Iterator<Item = &'a Question>,
 ) -> Result<(), Surprise> {
     let mut lookups = Vec::with_capacity(questions.size_hint().0);
     for question in questions {
-        lookups.push((question, reply(question)));
-        lookups.extend(question.local.map(|to| (question, request(question, to))));
+        lookups.push((question, reply_lookup(question)));
+        lookups.extend(question.local.map(|to| (question, request_lookup(question, to))));
     }
     for chunk in lookups.chunks(AT_ONCE) {
         let asked: Vec<Lookup> = chunk.iter().map(|(_, lookup)| *lookup).collect();
         for ((question, lookup), way) in chunk.iter().zip(ways(&mut kernel.rtnetlink, &asked)?) {
             if !is_right(question, lookup, way.as_ref()) {
-                return Err(Surprise(words(question, lookup, way.as_ref())));
+                return Err(Surprise(describe_answer(question, lookup, way.as_ref())));
             }
         }
     }
@@ -92,7 +92,7 @@ fn hold<'a>(
 }
 
 /// Where the node sends packets without a mark. Later proofs compare their answers with these.
-pub(crate) fn ordinary(kernel: &mut Kernel, facts: &Facts) -> Result<Vec<Ordinary>, Error> {
+pub(crate) fn ordinary_ways(kernel: &mut Kernel, facts: &Facts) -> Result<Vec<Ordinary>, Error> {
     let outside: Vec<_> = with_one_way(facts).map(|family| OUTSIDE.of(family)).collect();
     let ways = ways(&mut kernel.rtnetlink, &unmarked(outside.iter().copied()))?;
     let each = outside.into_iter().zip(ways).filter_map(|(to, way)| {
@@ -104,7 +104,7 @@ pub(crate) fn ordinary(kernel: &mut Kernel, facts: &Facts) -> Result<Vec<Ordinar
 
 /// Proves that the node's own way outside is still the one that the uplinks' tables were made for. A different
 /// way harms no pod, but the node needs a reconcile.
-pub(crate) fn unchanged(kernel: &mut Kernel, ready: &Ready) -> Result<(), Surprise> {
+pub(crate) fn check_ordinary_ways(kernel: &mut Kernel, ready: &Ready) -> Result<(), Surprise> {
     let asked = unmarked(ready.ordinary.iter().map(|known| known.to));
     for (known, way) in ready.ordinary.iter().zip(ways(&mut kernel.rtnetlink, &asked)?) {
         let now = way.map(|way| (way.link, way.table, way.gateway));
@@ -116,7 +116,10 @@ pub(crate) fn unchanged(kernel: &mut Kernel, ready: &Ready) -> Result<(), Surpri
 }
 
 /// Where the node sends packets to these addresses.
-pub(crate) fn to(kernel: &mut Kernel, addresses: &[IpAddr]) -> Result<Vec<Option<Way>>, Error> {
+pub(crate) fn ways_to(
+    kernel: &mut Kernel,
+    addresses: &[IpAddr],
+) -> Result<Vec<Option<Way>>, Error> {
     ways(&mut kernel.rtnetlink, &unmarked(addresses.iter().copied()))
 }
 
@@ -125,18 +128,18 @@ fn unmarked(to: impl Iterator<Item = IpAddr>) -> Vec<Lookup> {
 }
 
 /// The look-up of a reply that is bound to the uplink.
-fn reply(question: &Question) -> Lookup {
+fn reply_lookup(question: &Question) -> Lookup {
     Lookup { to: question.outside, from: None, iif: None, mark: question.mark }
 }
 
 /// The look-up of a request that arrives on the uplink. The kernel checks the way back too, as strict
 /// `rp_filter` would.
-fn request(question: &Question, to: IpAddr) -> Lookup {
+fn request_lookup(question: &Question, to: IpAddr) -> Lookup {
     Lookup { to, from: Some(question.outside), iif: Some(question.link), mark: question.mark }
 }
 
 /// The wrong answer as text for a message.
-fn words(question: &Question, lookup: &Lookup, way: Option<&Way>) -> String {
+fn describe_answer(question: &Question, lookup: &Lookup, way: Option<&Way>) -> String {
     let name = |link: u32| {
         let name = if_indextoname(link).ok().and_then(|name| name.into_string().ok());
         name.unwrap_or_else(|| format!("#{link}"))
@@ -160,7 +163,7 @@ fn is_right(question: &Question, lookup: &Lookup, way: Option<&Way>) -> bool {
 }
 
 /// Checks the kernel's own record of what is in force, and that the rules still exist.
-fn is_in_force(socket: &mut Socket, ready: &Ready) -> Result<(), Surprise> {
+fn check_in_force(socket: &mut Socket, ready: &Ready) -> Result<(), Surprise> {
     let number = ready.fingerprint;
     let found = match ready.marker {
         Marker::Nftables => {
@@ -177,12 +180,12 @@ fn is_in_force(socket: &mut Socket, ready: &Ready) -> Result<(), Surprise> {
     }
     let is_used =
         |family: &Family| ready.questions.iter().any(|q| Family::of(q.outside) == *family);
-    Family::ALL.into_iter().filter(is_used).try_for_each(|family| has_rules(socket, family))
+    Family::ALL.into_iter().filter(is_used).try_for_each(|family| check_rules(socket, family))
 }
 
 /// Checks that iptables rules of the family refer to symroute's ipset. If another program has flushed the
 /// table, the set remains without a reference.
-fn has_rules(socket: &mut Socket, family: Family) -> Result<(), Surprise> {
+fn check_rules(socket: &mut Socket, family: Family) -> Result<(), Surprise> {
     match ipset::references(socket, names::INSIDE.of(family))? {
         Some(1..) => Ok(()),
         Some(0) | None => Err(Surprise(format!("the {family} rules of iptables are gone"))),
@@ -199,10 +202,10 @@ pub(crate) fn reaches(ready: &Ready, kernel: &mut Kernel, pod: &[IpAddr]) -> Res
             let of_family =
                 |q: &&Question| Family::of(q.outside) == Family::of(side.to) && q.link != way.link;
             for question in ready.questions.iter().filter(of_family) {
-                let request = request(question, side.to);
+                let request = request_lookup(question, side.to);
                 let found = ways(&mut kernel.rtnetlink, &[request])?.into_iter().next().flatten();
                 if found.is_none_or(|found| found.link != way.link) {
-                    return Err(Surprise(words(question, &request, found.as_ref())));
+                    return Err(Surprise(describe_answer(question, &request, found.as_ref())));
                 }
             }
         }

@@ -20,7 +20,7 @@ use crate::state::{Lock, Ready, Record, State};
 /// Maximum number of rounds, if the node keeps changing.
 const ROUNDS: u32 = 8;
 /// Maximum time for routers to answer. A router on the same network answers far sooner.
-const RESOLVED: Duration = Duration::from_millis(200);
+const RESOLVED_WITHIN: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(5);
 
 impl Node {
@@ -52,7 +52,7 @@ impl Node {
                 Ok(Round::Changed(_)) => {}
                 Err(Interrupted::Passing(error)) if last => return Err(error),
                 Err(Interrupted::Passing(error)) => log::info!("another round: {error}"),
-                Err(Interrupted::For(error)) => return Err(error),
+                Err(Interrupted::Final(error)) => return Err(error),
             }
         }
     }
@@ -120,7 +120,7 @@ impl Node {
                         // The record stays, so that a later call can clean up.
                         log::error!("undo: {also}");
                     }
-                    return Err(Interrupted::by(error));
+                    return Err(Interrupted::classify(error));
                 }
             }
         }
@@ -134,7 +134,7 @@ impl Node {
         } else {
             self.state.set_record(&next)?;
         }
-        let ordinary = proof::ordinary(&mut self.kernel, &facts);
+        let ordinary = proof::ordinary_ways(&mut self.kernel, &facts);
         self.state.set_ready(&Ready {
             marker: plan.marker(),
             fingerprint: settings.fingerprint(facts.ipvs),
@@ -160,7 +160,7 @@ impl Node {
             // An error means, for example, that the interface is down, which `status` reports.
             let _ = route::resolve(socket, link, ip);
         }
-        let deadline = Instant::now() + RESOLVED;
+        let deadline = Instant::now() + RESOLVED_WITHIN;
         let missing = |facts: &Facts| unknown.iter().any(|key| !facts.neighbours.contains_key(key));
         while missing(facts) && Instant::now() < deadline {
             thread::sleep(PAUSE);
@@ -195,7 +195,7 @@ impl Node {
             return Ok(());
         };
         let is_listed =
-            || record.conflist.as_deref().is_some_and(|path| is_of(path, &record.network));
+            || record.conflist.as_deref().is_some_and(|path| is_conflist_of(path, &record.network));
         if !is_listed() && !self.state.has_attachment_of(&record.network)? {
             log::info!("network \"{}\" is no longer in use", record.network);
             return Ok(());
@@ -229,7 +229,7 @@ fn others_of(record: Option<&Record>, settings: &Settings) -> Vec<Settings> {
 }
 
 /// Whether the conflist still belongs to this network and names symroute.
-fn is_of(path: &Path, network: &str) -> bool {
+fn is_conflist_of(path: &Path, network: &str) -> bool {
     file::read(path, false).is_ok_and(|file| file.network.as_deref() == Some(network))
 }
 
@@ -244,22 +244,22 @@ enum Round {
 enum Interrupted {
     /// The node changed between observation and steps: another round may succeed.
     Passing(Error),
-    For(Error),
+    Final(Error),
 }
 
 impl<E: Into<Error>> From<E> for Interrupted {
     fn from(error: E) -> Self {
-        Self::For(error.into())
+        Self::Final(error.into())
     }
 }
 
 impl Interrupted {
-    fn by(error: Error) -> Self {
-        let Error::Kernel { source, .. } = &error else { return Self::For(error) };
+    fn classify(error: Error) -> Self {
+        let Error::Kernel { source, .. } = &error else { return Self::Final(error) };
         // An interface was removed or set down.
         match source.errno {
             Errno::ENETDOWN | Errno::ENODEV | Errno::ENETUNREACH => Self::Passing(error),
-            _ => Self::For(error),
+            _ => Self::Final(error),
         }
     }
 }

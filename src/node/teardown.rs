@@ -106,7 +106,7 @@ pub(crate) fn settle_rest(state: &State) -> Result<(), Error> {
 
 /// Brings the kernel to the state for the remaining attachments.
 fn settle(state: &State, idle: bool, patience: Duration) -> Result<(), Error> {
-    let mut node = Node::of(state.clone())?;
+    let mut node = Node::with_state(state.clone())?;
     let lock = node.lock_within(patience)?;
     if idle && node.tear_down_if_idle(&lock)? {
         return Ok(());

@@ -32,7 +32,7 @@ pub(super) const OWN_SETTINGS: &str = ".own-";
 pub(super) const OLD_FOLDERS: [&str; 2] = ["gone", "owners"];
 
 /// Maximum number of attachments that one call checks: this takes no longer than the rest of a reconcile.
-const SOME: usize = 16;
+const ATTACHMENTS_AT_ONCE: usize = 16;
 /// File that says where the next check of some attachments begins. Older releases remove hidden files with the
 /// node state.
 const NEXT: &str = ".next";
@@ -280,7 +280,7 @@ impl State {
     pub(crate) fn some_attachments(&self) -> Result<Slice, Error> {
         let place = Self::read(&self.path(&[NEXT]))?.and_then(|text| text.parse().ok());
         let (path, place) = (self.path(&[PODS]), place.unwrap_or(0));
-        let slice = no_folder_is_none(folder::slice(&path, place, SOME));
+        let slice = no_folder_is_none(folder::slice(&path, place, ATTACHMENTS_AT_ONCE));
         let (names, next) = slice.map_err(Error::at("list", &path))?.unwrap_or_default();
         let found = Self::attachments_of(names.iter().map(|name| path.join(name)))?;
         Ok(Slice { found, place, next })

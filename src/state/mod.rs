@@ -44,7 +44,7 @@ pub(crate) use ready::{Ordinary, Ready};
 pub(crate) use record::Record;
 
 /// Maximum length of a state file in bytes.
-const LONGEST: u64 = 4 << 20;
+const FILE_MOST: u64 = 4 << 20;
 
 /// A failed operation on a file of the state.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl State {
 
     /// Writes a file so that a reader sees all of it or nothing.
     fn write(&self, folder: &str, name: &str, content: &str) -> Result<(), Error> {
-        self.place(folder, name, |temporary, path| {
+        self.rename_into_place(folder, name, |temporary, path| {
             plain_file::write_new(temporary, content.as_bytes())?;
             plain_file::put(temporary, path)
         })
@@ -104,14 +104,14 @@ impl State {
 
     /// Writes a file like [`Self::write`], and returns the previous content if there was a file.
     fn replace(&self, folder: &str, name: &str, content: &str) -> Result<Option<String>, Error> {
-        self.place(folder, name, |temporary, path| {
+        self.rename_into_place(folder, name, |temporary, path| {
             plain_file::write_new(temporary, content.as_bytes())?;
             match renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {
                 Ok(()) => Ok(None),
                 // Some file systems do not support `RENAME_NOREPLACE`.
                 Err(Errno::EEXIST | Errno::EINVAL) => {
                     // An unreadable file was no attachment.
-                    let before = plain_file::read_text(path, LONGEST, Links::Refused);
+                    let before = plain_file::read_text(path, FILE_MOST, Links::Refused);
                     plain_file::put(temporary, path)?;
                     Ok(Some(before.unwrap_or_default()))
                 }
@@ -122,7 +122,7 @@ impl State {
 
     /// Calls `make` with a temporary path and the final path, which it should rename to. Creates the folder on
     /// demand.
-    fn place<T>(
+    fn rename_into_place<T>(
         &self,
         folder: &str,
         name: &str,
@@ -171,7 +171,7 @@ impl State {
 
     /// Reads a file; none if it does not exist. A damaged one counts as empty.
     fn read(path: &Path) -> Result<Option<String>, Error> {
-        match plain_file::read_text(path, LONGEST, Links::Refused) {
+        match plain_file::read_text(path, FILE_MOST, Links::Refused) {
             // If the folder is not a folder, it has no files.
             Err(error) if plain_file::is_damaged(&error) && !is_there(path) => Ok(None),
             Err(error) if plain_file::is_damaged(&error) => Ok(Some(String::new())),

@@ -102,7 +102,7 @@ impl Record {
 
     /// Recovers a record from the nftables table, after a loss of the file: the numbers that identify
     /// symroute's state, and the sysctls. The network and the other settings stay unknown.
-    pub(crate) fn recover(layout: &Elements, restore: &Elements) -> Option<Self> {
+    pub(crate) fn recover_from_table(layout: &Elements, restore: &Elements) -> Option<Self> {
         let number = |bytes: &Vec<u8>| bytes.as_slice().try_into().ok().map(u32::from_ne_bytes);
         let value = |wanted: u32| {
             layout.iter().find_map(|(key, data)| match data {
@@ -120,7 +120,7 @@ impl Record {
     }
 
     /// Recovers a record from the ipset of a node that iptables marks.
-    pub(crate) fn recover_noted(notes: Notes) -> Option<Self> {
+    pub(crate) fn recover_from_ipset(notes: Notes) -> Option<Self> {
         let recovered = Self::recovered(notes.layout?, Backend::Iptables, notes.restore)?;
         Some(Self { made_chains: notes.made_chains, ..recovered })
     }
@@ -186,7 +186,7 @@ impl State {
         if fs::read_link(self.path(&[MARKING])).is_ok_and(|found| found == Path::new(word)) {
             return Ok(());
         }
-        self.place("", MARKING, |temporary, path| {
+        self.rename_into_place("", MARKING, |temporary, path| {
             plain_file::with_room(temporary, |temporary| symlink(word, temporary))?;
             plain_file::put(temporary, path)
         })
