@@ -338,7 +338,7 @@ impl Ours {
 pub(crate) struct Facts {
     pub(crate) links: Vec<Link>,
     pub(crate) addresses: Vec<Address>,
-    /// Other programs' unicast routes, of all tables except `local`.
+    /// Other programs' unicast routes, of all tables except `local`, as far as the plan needs them.
     pub(crate) routes: Vec<Route>,
     /// Prefixes that have a blackhole, unreachable or prohibit route in main.
     pub(crate) nowhere: BTreeSet<IpNetwork>,

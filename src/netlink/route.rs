@@ -1,8 +1,8 @@
 //! Messages of rtnetlink: dumps of links, addresses, neighbours, routes and rules; changes of
-//! routes and rules; route look-ups.
+//! routes and rules; look-ups of routes and neighbours.
 //!
-//! Layouts: `struct ifinfomsg`, `ifaddrmsg`, `rtmsg`, `rtnexthop` (`linux/rtnetlink.h`,
-//! `linux/if_addr.h`) and `struct fib_rule_hdr` (`linux/fib_rules.h`).
+//! Layouts: `struct ifinfomsg`, `rtmsg`, `rtnexthop` (`linux/rtnetlink.h`), `ifaddrmsg`
+//! (`linux/if_addr.h`), `ndmsg` (`linux/neighbour.h`) and `fib_rule_hdr` (`linux/fib_rules.h`).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ const KINDS: [u8; 4] = [RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBI
 const IFINFOMSG: usize = 16;
 const IFADDRMSG: usize = 8;
 const RTMSG: usize = 12;
-/// Bytes of `struct ndmsg` (`linux/neighbour.h`).
+/// Bytes of `struct ndmsg`.
 const NDMSG: usize = 12;
 const FIB_RULE_HDR: usize = 12;
 /// Bytes of `struct rtnexthop`.

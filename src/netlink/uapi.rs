@@ -2,9 +2,9 @@
 //!
 //! Sources:
 //! `include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour,sockios,fib_rules,xfrm}.h`,
-//! `include/uapi/linux/{pkt_sched,pkt_cls,genetlink,wireguard}.h` and
-//! `include/uapi/linux/netfilter/{nfnetlink,nf_tables,ipset/ip_set}.h`. The crate libc has only
-//! part of these numbers, in several integer types.
+//! `include/uapi/linux/{pkt_sched,pkt_cls,tc_act/tc_skbedit,bpf,genetlink,wireguard}.h` and
+//! `include/uapi/linux/netfilter/{nfnetlink,nfnetlink_conntrack,nf_tables,ipset/ip_set}.h`. The
+//! crate libc has only part of these numbers, in several integer types.
 
 /// Defines constants by type, with a line for each of the kernel's enumerations.
 macro_rules! numbers {

@@ -40,8 +40,8 @@ use unseen::Unseen;
 
 /// How long a call waits for the lock if a later call can do the work. A DEL must not delay the end of a pod.
 const IMPATIENCE: Duration = Duration::from_secs(1);
-/// Maximum age of the last full reconcile before an ADD starts one. The agent's default interval is half of
-/// that.
+/// Maximum age of the last look at the whole node before an ADD reconciles. The agent's default interval is half
+/// of that.
 const OVERDUE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]

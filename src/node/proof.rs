@@ -162,7 +162,7 @@ fn is_right(question: &Question, lookup: &Lookup, way: Option<&Way>) -> bool {
     }
 }
 
-/// Checks the kernel's own record of what is in force, and that the rules still exist.
+/// Checks the kernel's own record of what is in force, and with iptables that the rules still exist.
 fn check_in_force(socket: &mut Socket, ready: &Ready) -> Result<(), Surprise> {
     let number = ready.fingerprint;
     let found = match ready.marker {

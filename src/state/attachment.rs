@@ -167,7 +167,7 @@ pub(crate) struct Slice {
     next: u64,
 }
 
-/// All attachments, and the files that can't be read as one.
+/// Attachments, and the files that can't be read as one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Attachments {
     pub(crate) readable: Vec<Attachment>,

@@ -156,12 +156,13 @@ impl State {
         Ok(Self::read(&self.path(&[FILE]))?.and_then(|text| Record::from_json(&text)))
     }
 
-    /// Time of the last full reconcile: the time of the record's file. None if there is no file.
+    /// When a reconcile or the agent last looked at the whole node: the time of the record's file. None if
+    /// there is no file.
     pub(crate) fn last_look(&self) -> Option<SystemTime> {
         fs::symlink_metadata(self.path(&[FILE])).and_then(|file| file.modified()).ok()
     }
 
-    /// Sets the time of the last full reconcile to now.
+    /// Sets the time of [`Self::last_look`] to now.
     pub(crate) fn note_look(&self) -> Result<(), Error> {
         let path = self.path(&[FILE]);
         let open = plain_file::open(&path, Links::Refused);

@@ -1,9 +1,9 @@
 //! The iptables backend. It sets the marks by rules in the tables mangle of iptables and ip6tables,
 //! and keeps in ipsets what changes. docs/design.md says what differs from nftables and why.
 //!
-//! [`chains`] builds the desired rules, and [`node_set`] the record in the node's ipset.
-//! [`restore_script`] and [`set_diff`] compute the changes. These four are pure. [`programs`] runs
-//! the programs, [`ipset`] and [`builtin_chains`] use netlink.
+//! [`chains`] builds the desired rules, [`inside`] the sets of prefixes, and [`node_set`] the
+//! record in the node's ipset. [`restore_script`] and [`set_diff`] compute the changes. These five
+//! are pure. [`programs`] runs the programs, [`ipset`] and [`builtin_chains`] use netlink.
 
 pub(crate) mod builtin_chains;
 pub(crate) mod chains;

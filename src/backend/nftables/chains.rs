@@ -1,7 +1,8 @@
 //! The rules that mark packets. docs/design.md says why each part exists.
 //!
-//! No rule changes while pods come and go. Sets and maps hold what differs from node to node. Each
-//! uplink has chains of its own, because older kernels can merge only constants into a mark.
+//! No rule changes while pods without annotations come and go. Sets and maps hold what differs from
+//! node to node. Each uplink has chains of its own, because older kernels can merge only constants
+//! into a mark.
 
 use super::base_chains::base_chains;
 use super::offload;

@@ -1,7 +1,8 @@
 //! The nftables backend: the content of the table, and its netlink messages.
 //!
 //! [`chains`] and [`base_chains`] build the rules from a [`super::spec::Spec`], [`sets`] the sets
-//! and maps, [`offload`] the flowtable. [`rules`] defines their types.
+//! and maps, [`offload`] the flowtable, and [`arp`] the table of family arp. [`rules`] defines
+//! their types.
 //!
 //! [`encode`] writes them as netlink attributes. [`table`] reads the table and commits the changes
 //! of [`table_diff`] in one transaction. [`counters`] reads the counters.

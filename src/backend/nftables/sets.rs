@@ -60,7 +60,7 @@ pub(super) fn has_many(spec: &Spec<'_>) -> bool {
     spec.uplinks.len() > COMPARED_MOST
 }
 
-/// Builds all sets and maps with their elements.
+/// Builds all sets and maps with their elements, except those of [`super::offload`].
 pub(super) fn sets(spec: &Spec<'_>) -> Vec<Set> {
     let mut sets = records(spec).to_vec();
     sets.extend(looked_up(spec));
@@ -105,8 +105,7 @@ fn records(spec: &Spec<'_>) -> [Set; 4] {
 }
 
 /// Sets used per packet. They get a fixed size: the kernel then picks a hash that does not resize.
-/// Twice the maximum number of elements, because a batch may add elements before it deletes old
-/// ones.
+/// Twice the maximum number of elements, so that old and new elements have room at the same time.
 fn looked_up(spec: &Spec<'_>) -> Vec<Set> {
     let each = |element: &dyn Fn(&Uplink) -> Element| -> Vec<Element> {
         spec.uplinks.iter().map(element).collect()
