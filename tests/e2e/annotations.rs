@@ -172,7 +172,7 @@ fn a_pod_stays_left_out() {
     scene.assert_pod101_is_left_out();
     node.up(&settings());
     scene.assert_pod101_is_left_out();
-    node.lose_all_rules();
+    node.flush_all_rules();
     node.up(&settings());
     scene.assert_pod101_is_left_out();
     node.down();
@@ -215,7 +215,7 @@ fn a_pod_that_local_pods_may_call() {
     assert_only_these_fail(&scene.balanced_calls(), &BALANCED);
     node.add(&hairpin(), &scene.pod101);
     assert_only_these_fail(&scene.balanced_calls(), &BALANCED[2..]);
-    node.lose_all_rules();
+    node.flush_all_rules();
     node.up(&settings());
     assert_only_these_fail(&scene.balanced_calls(), &BALANCED[2..]);
     // Repeats the ADD without and with the annotation, and ends with a DEL.

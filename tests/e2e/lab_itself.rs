@@ -35,10 +35,10 @@ fn a_wrong_verdict_is_noticed() {
     let layout = two_nics();
     layout.node.up(&json!({ "uplinks": NICS }));
     let to = format!("{}:10250", NODE[1]).parse().expect("an address");
-    sweep::begin();
+    sweep::begin_recording();
     ask(&layout.client, Proto::Tcp, to, PATIENT).expect("an answer");
     layout.node.ns.ip("rule del pref 402 fwmark 0x200/0xf00");
-    sweep::hold(&[layout.flow_to_host()], &[]);
+    sweep::assert_explain_is_right(&[layout.flow_to_host()], &[]);
 }
 
 #[test]

@@ -60,14 +60,14 @@ fn packets_of_offloaded_connections_pass_no_rule_and_leave_by_their_uplink() {
     let proof = Proof::begin(node, &layout.router);
     node.add(&json!({"uplinks": NICS}), &layout.pods[1]);
     for talk in &mut talks(&layout.client, &layout.pods[1].ns) {
-        forwarded.assert_seen(talk, "without offload");
+        forwarded.assert_passes_rules(talk, "without offload");
         assert!(!is_offloaded(&node.ns, talk));
     }
     node.del(&json!({"uplinks": NICS}), &layout.pods[1]);
     node.add(&settings(), &layout.pods[1]);
     let mut all = offloaded(&layout);
     for talk in &mut all {
-        forwarded.assert_passed_by(talk, "offloaded");
+        forwarded.assert_bypasses_rules(talk, "offloaded");
     }
     assert_by_eth1(&layout, &mut all, "offloaded");
     proof.assert_nothing_dropped();

@@ -267,7 +267,7 @@ fn the_second_network_does_not_take_over() {
     let node = &layout.node;
     let other = json!({"uplinks": NICS, "hairpin": true});
     assert_eq!(add_in(node, "one", "a", &settings()), Some(0));
-    node.lose_all_rules();
+    node.flush_all_rules();
     assert_eq!(add_in(node, "two", "b", &settings()), Some(0));
     assert_eq!(add_in(node, "two", "c", &other), Some(1), "the second can't change settings");
     assert_eq!(add_in(node, "one", "d", &settings()), Some(0), "the first goes on");

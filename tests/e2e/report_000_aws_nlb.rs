@@ -76,7 +76,7 @@ fn baseline(layout: &Layout) -> usize {
     assert!(strict >= broken.len() as u64, "strict rp_filter dropped only {strict} packets");
     assert!(source >= BROKEN6.len() as u64, "the source check dropped only {source} packets");
     if layout.snat == Snat::NoRules {
-        layout.node.assert_explained("report_000", &settings(), &Layout::asked());
+        layout.node.assert_explained("report_000", &settings(), &Layout::requests());
     }
     of4 - broken.len()
 }
@@ -141,12 +141,12 @@ fn verdicts(snat: Snat) {
         flows.extend(layout.flows6());
         flows
     };
-    layout.node.hold_verdicts(&format!("report 000, {name}"), &settings(), &flows(), &broken);
+    layout.node.assert_verdicts(&format!("report 000, {name}"), &settings(), &flows(), &broken);
     for pod in &layout.pods {
         layout.node.add(&settings(), pod);
     }
     let what = format!("report 000, {name}, with symroute");
-    layout.node.hold_verdicts(&what, &settings(), &flows(), &[]);
+    layout.node.assert_verdicts(&what, &settings(), &flows(), &[]);
     for pod in &layout.pods {
         layout.node.del(&settings(), pod);
     }

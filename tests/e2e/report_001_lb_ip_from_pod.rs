@@ -213,10 +213,10 @@ fn verdicts(kube_proxy: Flavour, name: &str) {
     let Layout { node, pod, .. } = &layout(kube_proxy, true);
     let broken = ["pod to load balancer address"];
     let what = format!("report 001, kube-proxy in {name}");
-    node.hold_verdicts(&what, &settings(), &flows(pod), &broken);
+    node.assert_verdicts(&what, &settings(), &flows(pod), &broken);
     node.add(&settings(), pod);
     let broken = if Backend::of_run().is_iptables() { &broken[..] } else { &[] };
-    node.hold_verdicts(&format!("{what}, with symroute"), &settings(), &flows(pod), broken);
+    node.assert_verdicts(&format!("{what}, with symroute"), &settings(), &flows(pod), broken);
     node.del(&settings(), pod);
 }
 

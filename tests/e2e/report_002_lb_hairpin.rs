@@ -215,10 +215,10 @@ fn verdicts() {
         let names: Vec<&str> = flows.iter().map(|flow| flow.name.as_str()).collect();
         let what = format!("report 002, policy {name}");
         let settings = settings(true);
-        layout.node.hold_verdicts(&what, &settings, &flows, &names);
+        layout.node.assert_verdicts(&what, &settings, &flows, &names);
         layout.pods.iter().for_each(|pod| layout.node.add(&settings, pod));
         let what = format!("{what}, with symroute");
-        layout.node.hold_verdicts(&what, &settings, &flows, &[]);
+        layout.node.assert_verdicts(&what, &settings, &flows, &[]);
         layout.pods.iter().for_each(|pod| layout.node.del(&settings, pod));
     }
 }

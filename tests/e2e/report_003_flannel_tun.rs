@@ -137,9 +137,9 @@ fn verdicts() {
     let Layout { a, b, pod, .. } = &layout();
     let settings = json!({"uplinks": ["eth0", "flannel0"]});
     let broken = ["node to Service over TCP", "node to Service over UDP"];
-    b.hold_verdicts("report 003", &settings, &flows(a), &broken);
+    b.assert_verdicts("report 003", &settings, &flows(a), &broken);
     b.add(&settings, pod);
-    b.hold_verdicts("report 003, with symroute", &settings, &flows(a), &[]);
+    b.assert_verdicts("report 003, with symroute", &settings, &flows(a), &[]);
     b.del(&settings, pod);
 }
 

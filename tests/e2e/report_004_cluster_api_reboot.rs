@@ -118,8 +118,8 @@ fn verdicts() {
     let layout = layout();
     let (node, settings) = (&layout.node, json!({"uplinks": NICS}));
     let broken = ["client to eth0", "client to eth0, IPv6", "peer to eth0", "peer to eth0, IPv6"];
-    node.hold_verdicts("report 004", &settings, &flows(&layout), &broken);
+    node.assert_verdicts("report 004", &settings, &flows(&layout), &broken);
     node.up(&settings);
-    node.hold_verdicts("report 004, with symroute", &settings, &flows(&layout), &[]);
+    node.assert_verdicts("report 004, with symroute", &settings, &flows(&layout), &[]);
     node.down();
 }

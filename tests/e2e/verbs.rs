@@ -43,7 +43,7 @@ fn check_holds_after_add_and_sees_what_is_missing() {
     check(node, &settings(), pod).assert_success("CHECK after others changed routes");
     let in_force = if Backend::of_run().is_iptables() { "are gone" } else { "not in force" };
     let damages: [(&str, &str, &dyn Fn()); 4] = [
-        ("all rules lost", in_force, &|| node.lose_all_rules()),
+        ("all rules lost", in_force, &|| node.flush_all_rules()),
         ("the table of eth1", "uplink", &|| node.ns.ip("route flush table 47002")),
         ("rule 402", "uplink", &|| node.ns.ip("rule del pref 402 fwmark 0x200/0xf00")),
         ("rule 401", "uplink", &|| node.ns.ip("rule del pref 401 iif eth1")),

@@ -112,7 +112,7 @@ fn who_undoes_us_again_and_again_is_told_of_and_answered_slowly() {
     let mut times = 0;
     until("contested", || {
         if stands() {
-            layout.node.lose_all_rules();
+            layout.node.flush_all_rules();
             times += 1;
         }
         of_cause("contested") > 0

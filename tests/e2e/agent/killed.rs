@@ -341,7 +341,7 @@ fn a_change_of_settings_is_completed() {
     let reconciles = || agent.metric("symroute_reconciles_total{outcome=\"done\"}");
     let made = reconciles();
     node.ns.ip("route add 198.51.100.0/24 dev eth0 table 48001 proto kernel");
-    node.lose_all_rules();
+    node.flush_all_rules();
     until("repaired", || reconciles() > made);
     let routes = node.ns.exec(&["ip", "route", "show", "table", "48001"], "");
     assert!(routes.contains("198.51.100.0/24"), "{routes:?}");

@@ -102,7 +102,7 @@ impl Netns {
 
 impl Node {
     /// Deletes all rules of the run's kind, those of symroute and of other programs.
-    pub(crate) fn lose_all_rules(&self) {
+    pub(crate) fn flush_all_rules(&self) {
         match Backend::of_run() {
             Backend::Nftables | Backend::IptablesNft => self.ns.nft("flush ruleset"),
             Backend::IptablesLegacy => {
@@ -116,7 +116,7 @@ impl Node {
     }
 
     /// Empties symroute's chain of prerouting.
-    pub(crate) fn lose_a_chain(&self) {
+    pub(crate) fn flush_a_chain(&self) {
         match Backend::of_run() {
             Backend::Nftables => self.ns.nft("flush chain inet symroute prerouting"),
             variant => self.ns.iptables(variant, "-t mangle -F symroute-prerouting"),

@@ -78,23 +78,23 @@ impl<'a> Fates<'a> {
 
     /// Sends packets through an interface and returns the fate of each, in the same order. `nics`
     /// are the interfaces that lead outside.
-    pub(crate) fn of(&self, port: &Port<'_>, nics: &[&str], packets: &[Vec<u8>]) -> Vec<Fate> {
-        packets.chunks(AT_ONCE).flat_map(|some| self.of_some(port, nics, some)).collect()
+    pub(crate) fn send(&self, port: &Port<'_>, nics: &[&str], packets: &[Vec<u8>]) -> Vec<Fate> {
+        packets.chunks(AT_ONCE).flat_map(|some| self.send_chunk(port, nics, some)).collect()
     }
 
     /// Sends groups of packets through an interface and returns the worst fate in each group.
-    pub(crate) fn of_groups(
+    pub(crate) fn send_groups(
         &self,
         port: &Port<'_>,
         nics: &[&str],
         groups: &[Vec<Vec<u8>>],
     ) -> Vec<Fate> {
-        let mut fates = self.of(port, nics, &groups.concat()).into_iter();
+        let mut fates = self.send(port, nics, &groups.concat()).into_iter();
         let worst = |group: &Vec<_>| fates.by_ref().take(group.len()).max().expect("a packet");
         groups.iter().map(worst).collect()
     }
 
-    fn of_some(&self, port: &Port<'_>, nics: &[&str], packets: &[Vec<u8>]) -> Vec<Fate> {
+    fn send_chunk(&self, port: &Port<'_>, nics: &[&str], packets: &[Vec<u8>]) -> Vec<Fate> {
         self.node.ns.nft(
             "flush set inet fates out4
              flush set inet fates out6

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::netns::Netns;
 use super::sweep;
 use super::traffic::{Answer, Proto, ask};
-use super::verdicts::Asked;
+use super::verdicts::Recorded;
 
 /// How long a flow may take that is expected to fail: one SYN and one retransmission.
 pub(crate) const BASELINE: Duration = Duration::from_millis(1500);
@@ -46,11 +46,11 @@ impl<'a> Flow<'a> {
     }
 
     /// Whether a request that a node got belongs to this flow.
-    pub(super) fn is(&self, one: &Asked) -> bool {
+    pub(super) fn has_request(&self, one: &Recorded) -> bool {
         let from = one.from.parse().expect("an address");
         let to = (self.to.ip().to_string(), u64::from(self.to.port()));
         (&to.0, to.1, self.proto.word()) == (&one.to, one.port, &one.protocol)
-            && self.from.has(from)
+            && self.from.has_address(from)
     }
 
     /// Why the flow did not get its answer; `None` if it did.
@@ -66,9 +66,9 @@ impl<'a> Flow<'a> {
 
 /// Runs all flows at once. Asserts that those named in `broken`, and only those, fail.
 pub(crate) fn assert_only_these_fail(flows: &[Flow<'_>], broken: &[&str]) {
-    sweep::begin();
+    sweep::begin_recording();
     assert_only_these_fail_in_pods(flows, broken);
-    sweep::hold(flows, broken);
+    sweep::assert_explain_is_right(flows, broken);
 }
 
 /// Like [`assert_only_these_fail`], but does not ask `explain`: here pods make flows fail that

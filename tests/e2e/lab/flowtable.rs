@@ -58,7 +58,7 @@ impl<'a> Forwarded<'a> {
     }
 
     /// Asserts that both ends hear each other and that none of their packets passes forward.
-    pub(crate) fn assert_passed_by(&self, talk: &mut Talk, what: &str) {
+    pub(crate) fn assert_bypasses_rules(&self, talk: &mut Talk, what: &str) {
         let before = self.packets();
         for _ in 0..5 {
             talk.assert_goes_on(what);
@@ -67,7 +67,7 @@ impl<'a> Forwarded<'a> {
     }
 
     /// Asserts that both ends hear each other and that their packets pass forward.
-    pub(crate) fn assert_seen(&self, talk: &mut Talk, what: &str) {
+    pub(crate) fn assert_passes_rules(&self, talk: &mut Talk, what: &str) {
         let before = self.packets();
         talk.assert_goes_on(what);
         assert!(self.packets() - before >= 2, "{what}: packets that pass forward");

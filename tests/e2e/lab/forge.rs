@@ -55,7 +55,7 @@ fn numbered_tcp(from: SocketAddr, to: SocketAddr, flags: u8, numbers: [u32; 2]) 
     let mut segment = ports(from, to);
     segment.extend(numbers.into_iter().flat_map(u32::to_be_bytes));
     segment.extend_from_slice(&[0x50, flags, 0xfa, 0, 0, 0, 0, 0]);
-    summed(&mut segment, 16, &pseudo_header(from.ip(), to.ip(), TCP, 20));
+    fill_checksum(&mut segment, 16, &pseudo_header(from.ip(), to.ip(), TCP, 20));
     packet(from.ip(), to.ip(), TCP, &segment)
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn udp(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
     datagram.extend_from_slice(&[0, 0]);
     datagram.extend_from_slice(data);
     let bytes = datagram.len();
-    summed(&mut datagram, 6, &pseudo_header(from.ip(), to.ip(), UDP, bytes));
+    fill_checksum(&mut datagram, 6, &pseudo_header(from.ip(), to.ip(), UDP, bytes));
     packet(from.ip(), to.ip(), UDP, &datagram)
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn marker() -> Vec<u8> {
     let end = SocketAddr::from(([192, 0, 2, 1], 9));
     let mut marker = udp(end, end, b"marker");
     marker[8] = MARKER;
-    header_sum(&mut marker);
+    fill_header_checksum(&mut marker);
     marker
 }
 
@@ -83,7 +83,7 @@ pub(crate) fn stamp(packet: &mut [u8], number: u16) {
     let bytes = number.to_be_bytes();
     if packet[0] >> 4 == 4 {
         packet[4..6].copy_from_slice(&bytes);
-        header_sum(packet);
+        fill_header_checksum(packet);
     } else {
         packet[2..4].copy_from_slice(&bytes);
     }
@@ -101,7 +101,7 @@ pub(crate) fn fragment(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     let mut first = whole[..36].to_vec();
     first[2..4].copy_from_slice(&length(36));
     first[6] = 0x20;
-    header_sum(&mut first);
+    fill_header_checksum(&mut first);
     first
 }
 
@@ -122,7 +122,7 @@ pub(crate) fn icmp_error(from: IpAddr, complaint: Complaint, about: &[u8]) -> Ve
     } else {
         (ICMPV6, pseudo_header(from, to, ICMPV6, error.len()))
     };
-    summed(&mut error, 2, &pseudo);
+    fill_checksum(&mut error, 2, &pseudo);
     packet(from, to, protocol, &error)
 }
 
@@ -161,16 +161,16 @@ fn packet(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     header.extend_from_slice(&octets(from));
     header.extend_from_slice(&octets(to));
     if from.is_ipv4() {
-        summed(&mut header, 10, &[]);
+        fill_checksum(&mut header, 10, &[]);
     }
     header.extend_from_slice(payload);
     header
 }
 
 /// Fills in the checksum of an IPv4 header.
-fn header_sum(packet: &mut [u8]) {
+fn fill_header_checksum(packet: &mut [u8]) {
     packet[10..12].copy_from_slice(&[0, 0]);
-    summed(&mut packet[..20], 10, &[]);
+    fill_checksum(&mut packet[..20], 10, &[]);
 }
 
 /// The pseudo header that TCP, UDP and `ICMPv6` add to their checksum.
@@ -180,7 +180,7 @@ fn pseudo_header(from: IpAddr, to: IpAddr, protocol: u8, bytes: usize) -> Vec<u8
 }
 
 /// Fills in the checksum at offset `at`, where the bytes are still zero.
-fn summed(bytes: &mut [u8], at: usize, pseudo: &[u8]) {
+fn fill_checksum(bytes: &mut [u8], at: usize, pseudo: &[u8]) {
     let sum = checksum(&[pseudo, bytes].concat());
     bytes[at..at + 2].copy_from_slice(&sum);
 }

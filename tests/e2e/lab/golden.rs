@@ -15,12 +15,12 @@ const DROPS: &str = "[rp-filter-drops]";
 
 /// A request: the NIC that it arrives on (empty if the node itself sends it), the client, and the
 /// destination.
-pub(crate) type Asked<'a> = (&'a str, &'a str, &'a str);
+pub(crate) type Request<'a> = (&'a str, &'a str, &'a str);
 
 impl Node {
     /// Asserts that `doctor` and `explain` print what the file of this name contains.
     /// `SYMROUTE_BLESS=1` writes the file.
-    pub(crate) fn assert_explained(&self, name: &str, settings: &Value, requests: &[Asked<'_>]) {
+    pub(crate) fn assert_explained(&self, name: &str, settings: &Value, requests: &[Request<'_>]) {
         let config = plugin_object(self, settings);
         let mut text = String::new();
         // The server of a failed flow repeats its answer for a minute, at growing intervals.

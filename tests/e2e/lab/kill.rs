@@ -87,7 +87,7 @@ fn trace(
     let mut gate = child.stdin.take().expect("stdin was piped");
     gate.write_all(b"\n").expect("open the gate");
     let begun = BTreeMap::new();
-    let mut tracer = Tracer { pid, strike_at, counts: false, begun, run: Run::default() };
+    let mut tracer = Tracer { pid, strike_at, has_begun: false, begun, run: Run::default() };
     while tracer.turn(program) {}
     tracer.run
 }
@@ -96,7 +96,7 @@ struct Tracer {
     pid: Pid,
     strike_at: Option<usize>,
     /// Whether the program itself runs by now, instead of [`GATE`].
-    counts: bool,
+    has_begun: bool,
     /// Changes that threads are making: the thread, and the change's number.
     begun: BTreeMap<Pid, usize>,
     run: Run,
@@ -114,7 +114,7 @@ impl Tracer {
             Ok(WaitStatus::PtraceEvent(thread, _, event)) => {
                 if event == libc::PTRACE_EVENT_EXEC {
                     let now = fs::read_link(format!("/proc/{thread}/exe"));
-                    self.counts = now.is_ok_and(|now| now == program);
+                    self.has_begun = now.is_ok_and(|now| now == program);
                 }
                 (thread, None)
             }
@@ -139,7 +139,9 @@ impl Tracer {
             if let Some(at) = self.begun.remove(&thread) {
                 self.run.changes[at].made = !failed;
             }
-        } else if info.op == libc::PTRACE_SYSCALL_INFO_ENTRY && self.counts && !self.run.was_struck
+        } else if info.op == libc::PTRACE_SYSCALL_INFO_ENTRY
+            && self.has_begun
+            && !self.run.was_struck
         {
             // SAFETY: `op` says that the kernel has filled this part of the union.
             let entry = unsafe { info.u.entry };

@@ -20,7 +20,7 @@ pub(crate) fn unique() -> u32 {
 }
 
 /// Whether `SYMROUTE_KEEP=1` asks to keep namespaces and files after the test.
-pub(crate) fn keep() -> bool {
+pub(crate) fn has_to_keep() -> bool {
     env::var_os("SYMROUTE_KEEP").is_some_and(|value| value == "1")
 }
 
@@ -96,7 +96,7 @@ impl Netns {
     }
 
     /// Whether the namespace has this address.
-    pub(crate) fn has(&self, address: IpAddr) -> bool {
+    pub(crate) fn has_address(&self, address: IpAddr) -> bool {
         self.run(|| UdpSocket::bind((address, 0))).is_ok()
     }
 
@@ -171,7 +171,7 @@ impl Drop for Netns {
         if !self.is_owner {
             return;
         }
-        if keep() {
+        if has_to_keep() {
             println!("kept: ip netns exec {} sh", self.name);
             return;
         }

@@ -8,7 +8,7 @@ use std::{env, process, thread};
 use serde_json::json;
 
 use super::backend::Backend;
-use super::netns::{Netns, keep, unique};
+use super::netns::{Netns, has_to_keep, unique};
 use super::sweep;
 
 pub(crate) struct Node {
@@ -126,7 +126,7 @@ impl Drop for Node {
             let log = fs::read_to_string(self.log()).unwrap_or_else(|error| format!("({error})"));
             println!("---- log of symroute on {} ----\n{log}----", self.ns.name());
         }
-        if keep() {
+        if has_to_keep() {
             println!("kept: {}", self.dir.display());
         } else {
             let _ = fs::remove_dir_all(&self.dir);

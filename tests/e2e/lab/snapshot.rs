@@ -96,9 +96,9 @@ impl Snapshot {
 /// policy.
 fn without_empty_tables(text: &str) -> String {
     let tables = text.split_inclusive("COMMIT\n");
-    let is_of_anybody = |line: &str| line.starts_with('-') || !line.ends_with(" ACCEPT");
+    let is_added = |line: &str| line.starts_with('-') || !line.ends_with(" ACCEPT");
     let of_kernel = |line: &str| line.starts_with('*') || line == "COMMIT";
-    tables.filter(|table| table.lines().any(|l| !of_kernel(l) && is_of_anybody(l))).collect()
+    tables.filter(|table| table.lines().any(|l| !of_kernel(l) && is_added(l))).collect()
 }
 
 /// Output without what changes by itself: comments with the time, counters, ages of IPv6 routes,

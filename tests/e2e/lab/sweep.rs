@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::flows::Flow;
 use super::node::Node;
-use super::verdicts::{Asked, each_once, is_same};
+use super::verdicts::{Recorded, each_once, is_same};
 use crate::agent::plugin_object;
 
 thread_local! {
@@ -18,7 +18,7 @@ thread_local! {
 
 /// Outcome of a request, according to the test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum Outcome {
     Works,
     Fails,
     /// The request is not one of the test's flows: a tunnel's packet, or one that a server on the
@@ -40,42 +40,43 @@ pub(super) fn forget(node: &Node) {
 }
 
 /// Makes all nodes of the test record their requests.
-pub(crate) fn begin() {
-    NODES.with_borrow(|nodes| nodes.iter().for_each(Node::note_requests));
+pub(crate) fn begin_recording() {
+    NODES.with_borrow(|nodes| nodes.iter().for_each(Node::record_requests));
 }
 
-/// Asserts that `explain` is right about the requests since [`begin`]. `broken` names the flows
-/// that fail.
-pub(crate) fn hold(flows: &[Flow<'_>], broken: &[&str]) {
+/// Asserts that `explain` is right about the requests since [`begin_recording`]. `broken` names the
+/// flows that fail.
+pub(crate) fn assert_explain_is_right(flows: &[Flow<'_>], broken: &[&str]) {
     let (mut count, mut wrong) = (0, Vec::new());
     NODES.with_borrow(|nodes| {
-        let noted: Vec<_> = nodes.iter().map(|node| (node.asked(), node.left())).collect();
+        let noted: Vec<_> =
+            nodes.iter().map(|node| (node.recorded_requests(), node.recorded_answers())).collect();
         for (node, (asked, left)) in nodes.iter().zip(noted) {
-            node.end_noting_requests();
+            node.stop_recording();
             let config = plugin_object(node, &json!({"uplinks": ["eth*"]}));
             let fails = |flow: &Flow<'_>| broken.contains(&flow.name.as_str());
             // A node on the path may have changed the destination of a request to that of another
             // flow.
-            let is_turned = |flow: &&Flow<'_>| !asked.iter().any(|one| flow.is(one));
+            let is_turned = |flow: &&Flow<'_>| !asked.iter().any(|one| flow.has_request(one));
             let is_unclear = flows.iter().filter(is_turned).any(fails);
             for one in each_once(&asked) {
-                let own: Vec<_> = flows.iter().filter(|flow| flow.is(one)).collect();
-                let fate = if own.iter().any(|flow| fails(flow)) {
-                    Fate::Fails
+                let own: Vec<_> = flows.iter().filter(|flow| flow.has_request(one)).collect();
+                let outcome = if own.iter().any(|flow| fails(flow)) {
+                    Outcome::Fails
                 } else if own.is_empty() || is_unclear {
-                    Fate::Unknown
+                    Outcome::Unknown
                 } else {
-                    Fate::Works
+                    Outcome::Works
                 };
                 let ports: Vec<_> = asked.iter().filter(|other| is_same(other, one)).collect();
-                let is_answer = |answer: &&Asked| {
-                    is_same(&Asked { nic: one.nic.clone(), ..(*answer).clone() }, one)
+                let is_answer = |answer: &&Recorded| {
+                    is_same(&Recorded { nic: one.nic.clone(), ..(*answer).clone() }, one)
                         && ports.iter().any(|port| port.client_port == answer.client_port)
                 };
                 let by = left.iter().filter(is_answer).map(|answer| answer.nic.as_str());
                 let by: BTreeSet<&str> = by.collect();
                 count += 1;
-                wrong.extend(judge(node, &config, one, &by, fate));
+                wrong.extend(judge(node, &config, one, &by, outcome));
             }
         }
     });
@@ -88,9 +89,9 @@ pub(crate) fn hold(flows: &[Flow<'_>], broken: &[&str]) {
 fn judge(
     node: &Node,
     config: &str,
-    one: &Asked,
+    one: &Recorded,
     by: &BTreeSet<&str>,
-    fate: Fate,
+    outcome: Outcome,
 ) -> Option<String> {
     let ran = node.explained(config, one, &["--json"]);
     let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
@@ -98,13 +99,13 @@ fn judge(
     // One result for each backend that DNAT may choose.
     let sides: Vec<_> = requests.iter().map(now).collect();
     let is_right = if by.is_empty() {
-        sides.iter().any(|side| has_no_answer(side, fate))
+        sides.iter().any(|side| has_no_answer(side, outcome))
     } else {
         by.iter().all(|nic| sides.iter().any(|side| is_answered_by(side, nic)))
     };
     (!is_right).then(|| {
         let text = node.explained(config, one, &[]).stdout;
-        format!("{one}: {fate:?}, answers left by {by:?}\n{text}")
+        format!("{one}: {outcome:?}, answers left by {by:?}\n{text}")
     })
 }
 
@@ -127,20 +128,20 @@ fn is_answered_by(side: &Value, nic: &str) -> bool {
 }
 
 /// Whether this part agrees with the absence of answers on the node.
-fn has_no_answer(side: &Value, fate: Fate) -> bool {
+fn has_no_answer(side: &Value, outcome: Outcome) -> bool {
     let is_lost_later = !side["departure"]["answerIsDroppedAt"].is_null();
     match side["ending"].as_str().expect("a word") {
-        "answered" if is_lost_later => fate != Fate::Works,
-        "answered" => match fate {
-            Fate::Works => false,
+        "answered" if is_lost_later => outcome != Outcome::Works,
+        "answered" => match outcome {
+            Outcome::Works => false,
             // A backend on another host may not answer.
-            Fate::Fails => !side["departure"].is_null(),
+            Outcome::Fails => !side["departure"].is_null(),
             // A tunnel's packet may expect no answer.
-            Fate::Unknown => true,
+            Outcome::Unknown => true,
         },
         // Other hosts decide what happens to the request.
-        "leaves" => !(fate == Fate::Works && is_lost_later),
+        "leaves" => !(outcome == Outcome::Works && is_lost_later),
         "passes-through" => true,
-        _ => fate != Fate::Works,
+        _ => outcome != Outcome::Works,
     }
 }

@@ -136,7 +136,7 @@ impl Talk {
     }
 
     /// Replaces the server's UDP socket by another one at the same address.
-    pub(crate) fn is_served_by(&mut self, server: Listening) {
+    pub(crate) fn replace_server(&mut self, server: Listening) {
         let Listening::Udp(socket) = server else { panic!("a stream has one server") };
         socket.connect(self.client_as_seen()).expect("connect to the client");
         socket.set_read_timeout(Some(PATIENT)).expect("set a deadline");

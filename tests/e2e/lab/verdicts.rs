@@ -73,7 +73,7 @@ const PROTOCOLS: [&str; 2] = ["tcp", "udp"];
 /// A request or an answer, with NIC, client, server, protocol and ports. For a request, `nic` is
 /// where its first packet arrived, or empty if the node sent it. For an answer it is where it left.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Asked {
+pub(crate) struct Recorded {
     pub(super) nic: String,
     pub(crate) from: String,
     pub(crate) to: String,
@@ -83,7 +83,7 @@ pub(crate) struct Asked {
     pub(super) client_port: u64,
 }
 
-impl fmt::Display for Asked {
+impl fmt::Display for Recorded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { nic, from, to, protocol, port, .. } = self;
         write!(f, "{from} to {to} {protocol} {port} by {nic:?}")
@@ -91,14 +91,14 @@ impl fmt::Display for Asked {
 }
 
 /// Whether two requests are equal except for the client's port.
-pub(super) fn is_same(a: &Asked, b: &Asked) -> bool {
-    Asked { client_port: b.client_port, ..a.clone() } == *b
+pub(super) fn is_same(a: &Recorded, b: &Recorded) -> bool {
+    Recorded { client_port: b.client_port, ..a.clone() } == *b
 }
 
 /// The requests without those that differ only in the client's port, which `explain` does not ask
 /// for.
-pub(crate) fn each_once(asked: &[Asked]) -> Vec<&Asked> {
-    let mut found: Vec<&Asked> = Vec::new();
+pub(crate) fn each_once(asked: &[Recorded]) -> Vec<&Recorded> {
+    let mut found: Vec<&Recorded> = Vec::new();
     for one in asked {
         if !found.iter().any(|known| is_same(known, one)) {
             found.push(one);
@@ -120,7 +120,7 @@ pub(crate) struct Verdicts {
 impl Node {
     /// Runs these flows one after the other and explains each request that the node gets. A flow
     /// has to work exactly if `explain` finds no fault in any of its requests.
-    pub(crate) fn hold_verdicts(
+    pub(crate) fn assert_verdicts(
         &self,
         what: &str,
         settings: &Value,
@@ -128,7 +128,7 @@ impl Node {
         broken: &[&str],
     ) -> Verdicts {
         let config = plugin_object(self, settings);
-        self.note_requests();
+        self.record_requests();
         let mut counts = Verdicts::default();
         let mut wrong = Vec::new();
         for flow in flows {
@@ -139,7 +139,7 @@ impl Node {
             }
             let deadline = if broken.contains(&flow.name.as_str()) { SHORT } else { PATIENT };
             let works = flow.failure(deadline).is_none();
-            let asked = self.asked();
+            let asked = self.recorded_requests();
             assert!(!asked.is_empty(), "{what}: {}: the node got no request", flow.name);
             let mut is_well = true;
             let mut said = String::new();
@@ -155,7 +155,7 @@ impl Node {
             *count += 1;
             counts.requests += asked.len();
         }
-        self.end_noting_requests();
+        self.stop_recording();
         let Verdicts { worked, failed, requests } = counts;
         println!("explain, {what}: {worked} flows worked and {failed} failed, {requests} requests");
         assert!(wrong.is_empty(), "{what}: {} wrong:\n{}", wrong.len(), wrong.join("\n"));
@@ -163,18 +163,22 @@ impl Node {
     }
 
     /// Makes the node record the first packets of connections.
-    pub(crate) fn note_requests(&self) {
+    pub(crate) fn record_requests(&self) {
         self.ns.nft(&probe());
     }
 
-    pub(crate) fn end_noting_requests(&self) {
+    pub(crate) fn stop_recording(&self) {
         self.ns.nft("delete table inet probe-explain");
     }
 
     /// Whether `explain` says that the request is answered now, through any interface; and its
     /// report.
-    pub(crate) fn is_answered(&self, config: &str, asked: &Asked) -> (bool, Value) {
-        let ran = self.explained(config, asked, &["--json"]);
+    pub(crate) fn is_explained_as_answered(
+        &self,
+        config: &str,
+        request: &Recorded,
+    ) -> (bool, Value) {
+        let ran = self.explained(config, request, &["--json"]);
         let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
         let is_now = |request: &Value| {
             let is_with = request["inForce"] == true && !request["with"].is_null();
@@ -185,32 +189,33 @@ impl Node {
     }
 
     /// Whether `explain` finds no fault in the request now; and its text.
-    fn verdict(&self, config: &str, asked: &Asked) -> (bool, String) {
-        let ran = self.explained(config, asked, &[]);
+    fn verdict(&self, config: &str, request: &Recorded) -> (bool, String) {
+        let ran = self.explained(config, request, &[]);
         (ran.code == Some(0), ran.stdout)
     }
 
-    pub(super) fn explained(&self, config: &str, asked: &Asked, more: &[&str]) -> Ran {
-        let to = if asked.to.contains(':') { format!("[{}]", asked.to) } else { asked.to.clone() };
-        let to = format!("{to}:{}", asked.port);
-        let words = ["explain", "--from", &asked.from, "--to", &to, "--proto", &asked.protocol];
-        let place = if asked.nic.is_empty() { &[][..] } else { &["--in", &asked.nic] };
+    pub(super) fn explained(&self, config: &str, request: &Recorded, more: &[&str]) -> Ran {
+        let to =
+            if request.to.contains(':') { format!("[{}]", request.to) } else { request.to.clone() };
+        let to = format!("{to}:{}", request.port);
+        let words = ["explain", "--from", &request.from, "--to", &to, "--proto", &request.protocol];
+        let place = if request.nic.is_empty() { &[][..] } else { &["--in", &request.nic] };
         let ran = self.symroute(&[&words[..], &["--config", config], place, more].concat());
-        assert!(matches!(ran.code, Some(0 | 4)), "{asked}: {}", ran.stderr);
+        assert!(matches!(ran.code, Some(0 | 4)), "{request}: {}", ran.stderr);
         ran
     }
 
     /// The recorded requests.
-    pub(crate) fn asked(&self) -> Vec<Asked> {
-        self.noted("asked")
+    pub(crate) fn recorded_requests(&self) -> Vec<Recorded> {
+        self.recorded("asked")
     }
 
     /// The recorded answers.
-    pub(super) fn left(&self) -> Vec<Asked> {
-        self.noted("left")
+    pub(super) fn recorded_answers(&self) -> Vec<Recorded> {
+        self.recorded("left")
     }
 
-    fn noted(&self, word: &str) -> Vec<Asked> {
+    fn recorded(&self, word: &str) -> Vec<Recorded> {
         let text = self.ns.exec(&["nft", "-j", "list", "table", "inet", "probe-explain"], "");
         let report: Value = serde_json::from_str(&text).expect("JSON of nft");
         let mut found = Vec::new();
@@ -225,7 +230,7 @@ impl Node {
                 let concat = concat.or(element["concat"].as_array()).expect("a concatenation");
                 let text = |at: usize| concat[at].as_str().unwrap_or_default().to_owned();
                 let number = |at: usize| concat[at].as_u64().expect("a port");
-                found.push(Asked {
+                found.push(Recorded {
                     nic: text(0),
                     from: text(1),
                     to: text(2),

@@ -14,13 +14,13 @@ const HIDDEN: [Damage; 3] = [
     ("src_valid_mark of eth1 reset", |layout| {
         layout.node.ns.sysctl("ipv4/conf/eth1/src_valid_mark", "0");
     }),
-    ("a chain flushed", |layout| layout.node.lose_a_chain()),
+    ("a chain flushed", |layout| layout.node.flush_a_chain()),
     ("a set changed", |layout| layout.node.spoil_a_set()),
 ];
 
 /// Damages of state that every ADD needs.
 const SHARED: [Damage; 2] = [
-    ("all rules flushed", |layout| layout.node.lose_all_rules()),
+    ("all rules flushed", |layout| layout.node.flush_all_rules()),
     ("ip rule flush, and the rules of others made again", |layout| {
         layout.node.ns.ip(&format!(
             "rule flush

@@ -56,9 +56,9 @@ fn count_by(packets: &[Packet], ports: &[&str]) -> usize {
 }
 
 /// Asserts that no word of either end passes a rule.
-fn assert_pass_by(forwarded: &Forwarded<'_>, talks: &mut [Talk], what: &str) {
+fn assert_all_bypass_rules(forwarded: &Forwarded<'_>, talks: &mut [Talk], what: &str) {
     for talk in talks {
-        forwarded.assert_passed_by(talk, what);
+        forwarded.assert_bypasses_rules(talk, what);
     }
 }
 

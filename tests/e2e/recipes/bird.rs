@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::{env, process};
 
-use crate::lab::netns::{Netns, keep, unique};
+use crate::lab::netns::{Netns, has_to_keep, unique};
 
 /// A BIRD that runs until this value is dropped. That ends its sessions.
 pub(super) struct Bird {
@@ -68,7 +68,7 @@ impl Drop for Bird {
         // `ip` has become bird, so the process is the same.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if keep() {
+        if has_to_keep() {
             println!("kept: {}", self.dir.display());
         } else {
             let _ = fs::remove_dir_all(&self.dir);

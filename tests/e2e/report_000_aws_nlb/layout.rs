@@ -2,7 +2,7 @@
 
 use crate::lab::aws::{self, Snat};
 use crate::lab::flows::Flow;
-use crate::lab::golden::Asked;
+use crate::lab::golden::Request;
 use crate::lab::kubeproxy::{self, Frontend, Policy, Service};
 use crate::lab::netns::Netns;
 use crate::lab::node::{Node, Pod};
@@ -33,7 +33,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Requests to explain: by each NIC to the address of the node there, and to the pod behind it.
-    pub(super) fn asked() -> Vec<Asked<'static>> {
+    pub(super) fn requests() -> Vec<Request<'static>> {
         let to = |device: usize| [NODE[device], POD[device]].map(|to| (NICS[device], CLIENT, to));
         (0..3).flat_map(to).chain([(NICS[2], CLIENT6, POD6[2])]).collect()
     }

@@ -16,7 +16,7 @@ use crate::lab::netns::Netns;
 use crate::lab::node::Node;
 use crate::lab::traffic::{Proto, Server, ask};
 use crate::lab::tun::Tunnel;
-use crate::lab::verdicts::{Asked, each_once};
+use crate::lab::verdicts::{Recorded, each_once};
 
 /// Seed of the layouts, unless the environment names another one.
 const SEED: u64 = 5000;
@@ -362,7 +362,7 @@ impl World {
 
     /// Asserts that `explain` says of each answered request that it works. A request without answer may
     /// have been lost elsewhere.
-    fn hold_verdicts(
+    fn assert_verdicts(
         &self,
         settings: &Value,
         probes: &[Probe<'_>],
@@ -370,19 +370,19 @@ impl World {
         words: &str,
     ) -> usize {
         let config = plugin_object(&self.node, settings);
-        let asked = self.node.asked();
+        let asked = self.node.recorded_requests();
         let once = each_once(&asked);
         let mut count = 0;
         for (probe, _) in probes.iter().zip(outcome).filter(|(_, works)| **works) {
             let to = (probe.to.ip().to_string(), u64::from(probe.to.port()));
-            let of_probe = |one: &&&Asked| {
+            let of_probe = |one: &&&Recorded| {
                 let from = one.from.parse().expect("an address");
-                probe.from.has(from) && (&one.to, one.port) == (&to.0, to.1)
+                probe.from.has_address(from) && (&one.to, one.port) == (&to.0, to.1)
             };
             let found: Vec<_> = once.iter().filter(of_probe).collect();
             assert!(!found.is_empty(), "{} to {}: the node got no request", probe.name, probe.to);
             for one in found {
-                let (is_answered, report) = self.node.is_answered(&config, one);
+                let (is_answered, report) = self.node.is_explained_as_answered(&config, one);
                 assert!(is_answered, "{one} was answered, and explain says: {report:#}\n{words}");
                 count += 1;
             }
@@ -442,20 +442,20 @@ fn hold(world: &World, seed: u64, is_explained: bool, tally: &mut Tally) {
     let probes = world.flows();
     let settings = json!({ "uplinks": uplinks });
     if is_explained {
-        world.node.note_requests();
+        world.node.record_requests();
     }
     world.node.ns.nft(STRICT);
     let before = work(&probes, BASELINE);
     world.node.ns.nft("delete table ip6 strict");
     if is_explained {
-        tally.explained += world.hold_verdicts(&settings, &probes, &before, &words);
+        tally.explained += world.assert_verdicts(&settings, &probes, &before, &words);
     }
     world.forget();
     world.node.up(&settings);
     let with: Vec<bool> = work(&probes, BASELINE);
     if is_explained {
-        tally.explained += world.hold_verdicts(&settings, &probes, &with, &words);
-        world.node.end_noting_requests();
+        tally.explained += world.assert_verdicts(&settings, &probes, &with, &words);
+        world.node.stop_recording();
     }
     // Busy processors may have delayed it.
     let lost = (0..probes.len()).filter(|&at| before[at] && !with[at]);

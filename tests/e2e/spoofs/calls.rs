@@ -62,7 +62,7 @@ pub(super) fn fates(scene: &Scene) -> Vec<(Cell, Fate)> {
     for (by, port) in scene.ports() {
         let both = [0, 1].into_iter().flat_map(|family| forged(family, &by));
         let (cells, packets): (Vec<_>, Vec<_>) = both.unzip();
-        fates.extend(cells.into_iter().zip(probe.of(&port, &ALL_NICS, &packets)));
+        fates.extend(cells.into_iter().zip(probe.send(&port, &ALL_NICS, &packets)));
         // Packets by the next interface have the same ports.
         scene.layout.node.ns.exec(&["conntrack", "-F"], "");
     }

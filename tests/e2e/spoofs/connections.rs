@@ -124,7 +124,7 @@ pub(super) fn fates(scene: &Scene) -> Vec<(Cell, Fate)> {
     for (by, port) in scene.ports() {
         let packets = all.iter().flat_map(|(known, _)| forged(known, &by));
         let (cells, packets): (Vec<_>, Vec<_>) = packets.unzip();
-        fates.extend(cells.into_iter().zip(probe.of_groups(&port, &ALL_NICS, &packets)));
+        fates.extend(cells.into_iter().zip(probe.send_groups(&port, &ALL_NICS, &packets)));
         for (Known { name, proto, talk, .. }, mark) in &mut all {
             let what = format!("{name}, {proto:?}, after what came by {by}");
             talk.assert_goes_on(&what);

@@ -112,7 +112,7 @@ fn serve_in(pod: &Pod, talks: &mut [Talk]) {
     for talk in talks {
         let at = talk.server();
         let server = Listening::at(&pod.ns, Proto::Udp, &at.ip().to_string(), at.port());
-        talk.is_served_by(server);
+        talk.replace_server(server);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::lab::proof::Proof;
 use crate::lab::two_nics::{BRIDGED, NICS, POD, POD6, TwoNics, two_nics};
 
 use super::super::{assert_by_eth1, settings};
-use super::{assert_pass_by, begin, offload_all};
+use super::{assert_all_bypass_rules, begin, offload_all};
 
 /// Changes the pod's hardware address and makes the node forget the old one.
 fn change_address(layout: &TwoNics, pod: &Netns, device: &str) {
@@ -45,12 +45,12 @@ fn pods_at_a_bridge(filtered: bool) {
     node.up(&settings());
     let mut all = begin(&layout.client, &pod, &BRIDGED);
     offload_all(node, &mut all);
-    assert_pass_by(&forwarded, &mut all, "at a bridge");
+    assert_all_bypass_rules(&forwarded, &mut all, "at a bridge");
     assert_by_eth1(&layout, &mut all, "at a bridge");
     change_address(&layout, &pod, "cni0");
     assert_by_eth1(&layout, &mut all, "another hardware address");
     offload_all(node, &mut all);
-    assert_pass_by(&forwarded, &mut all, "another hardware address");
+    assert_all_bypass_rules(&forwarded, &mut all, "another hardware address");
     proof.assert_nothing_dropped();
     node.down();
     proof.assert_as_before();
@@ -87,6 +87,6 @@ fn another_hardware_address_behind_a_veth() {
     }
     assert_by_eth1(&layout, &mut all, "another hardware address");
     offload_all(node, &mut all);
-    assert_pass_by(&forwarded, &mut all, "another hardware address");
+    assert_all_bypass_rules(&forwarded, &mut all, "another hardware address");
     node.down();
 }

@@ -26,7 +26,7 @@ use crate::lab::proof::Proof;
 use crate::lab::router::Router;
 use crate::lab::talk::Talk;
 
-use super::{assert_pass_by, begin, count_by, offload_all};
+use super::{assert_all_bypass_rules, begin, count_by, offload_all};
 
 const CLIENT: [&str; 2] = ["203.0.113.9", "2001:db8:9::9"];
 const POD1: [&str; 2] = ["10.21.0.50", "2001:db8:21::50"];
@@ -107,7 +107,7 @@ fn assert_offloaded(layout: &Layout, uplinks: &[&str], port: &str) {
 /// Asserts that the words of these connections pass no rule, and use this port of the router alone.
 fn assert_by(layout: &Layout, port: &str, forwarded: &Forwarded<'_>, talks: &mut [Talk]) {
     let capture = Capture::start(&layout.router.ns);
-    assert_pass_by(forwarded, talks, port);
+    assert_all_bypass_rules(forwarded, talks, port);
     let packets = capture.stop();
     assert_eq!(assert_replies_symmetric(&packets, &[port], true), talks.len(), "by {port}");
     assert_eq!(count_by(&packets, &["eth0"]), 0, "packets by eth0");
@@ -178,7 +178,7 @@ fn a_vlan_beside_the_interface_below_it() {
     offload_all(node, &mut tagged);
     offload_all(node, &mut untagged);
     let capture = Capture::start(&router.ns);
-    assert_pass_by(&forwarded, &mut untagged, "untagged");
+    assert_all_bypass_rules(&forwarded, &mut untagged, "untagged");
     let packets = capture.stop();
     assert_eq!(assert_replies_symmetric(&packets, &["eth1"], true), untagged.len());
     assert_eq!(count_by(&packets, &["eth0", "tag100"]), 0, "packets by another NIC");
@@ -227,7 +227,7 @@ fn a_wireguard_tunnel() {
     let mut talks = begin(&far, &pod.ns, &POD1);
     offload_all(node, &mut talks);
     let capture = Capture::start(&far);
-    assert_pass_by(&forwarded, &mut talks, "by the tunnel");
+    assert_all_bypass_rules(&forwarded, &mut talks, "by the tunnel");
     assert_eq!(assert_replies_symmetric(&capture.stop(), &["tunnel"], true), talks.len());
     proof.assert_nothing_dropped();
     drop(talks);

@@ -11,7 +11,7 @@ use crate::lab::talk::Talk;
 use crate::lab::two_nics::{POD, POD6, two_nics};
 
 use super::super::settings;
-use super::{assert_pass_by, begin, offload_all};
+use super::{assert_all_bypass_rules, begin, offload_all};
 
 const PATIENT: Duration = Duration::from_secs(12);
 const POD1: [&str; 2] = [POD[1], POD6[1]];
@@ -109,7 +109,7 @@ fn what_rests_goes_back_to_the_rules_and_comes_again() {
         assert!(!is_offloaded(node, talk), "at rest");
         offload(node, talk);
     }
-    assert_pass_by(&forwarded, &mut talks, "after a rest");
+    assert_all_bypass_rules(&forwarded, &mut talks, "after a rest");
     layout.node.down();
 }
 
@@ -135,7 +135,7 @@ fn conntrack_counts_its_packets() {
     offload_all(&layout.node, &mut talks);
     for talk in &mut talks {
         let before = counted(node, talk);
-        forwarded.assert_passed_by(talk, "counted");
+        forwarded.assert_bypasses_rules(talk, "counted");
         let after = counted(node, talk);
         for (before, after) in before.into_iter().zip(after) {
             assert!(after >= before + 5, "{before} packets, then {after}");

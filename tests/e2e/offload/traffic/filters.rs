@@ -14,7 +14,7 @@ use crate::lab::traffic::Proto;
 use crate::lab::two_nics::{POD, POD6, two_nics};
 
 use super::super::{PROTOS, settings};
-use super::{assert_pass_by, begin, offload_all};
+use super::{assert_all_bypass_rules, begin, offload_all};
 
 const POD1: [&str; 2] = [POD[1], POD6[1]];
 
@@ -84,7 +84,7 @@ fn filters_at_an_interface_see_all_packets() {
     };
     let before = seen();
     assert_eq!(before.len(), 6, "two chains and a filter at each interface");
-    assert_pass_by(&forwarded, &mut talks, "seen at the interface");
+    assert_all_bypass_rules(&forwarded, &mut talks, "seen at the interface");
     for (before, after) in before.into_iter().zip(seen()) {
         // Each of four connections sends five words in each direction.
         assert!(after >= before + 20, "{before} packets, then {after}");

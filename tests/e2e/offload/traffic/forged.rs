@@ -16,7 +16,7 @@ use crate::lab::traffic::{Connection, Proto};
 use crate::lab::two_nics::{NICS, POD, POD6, TwoNics, two_nics};
 
 use super::super::{assert_by_eth1, settings};
-use super::{assert_pass_by, begin, offload_all};
+use super::{assert_all_bypass_rules, begin, offload_all};
 
 const POD1: [&str; 2] = [POD[1], POD6[1]];
 /// How long a connection attempt may take that is expected to fail.
@@ -97,7 +97,7 @@ fn became(offload: bool) -> Became {
                 let arrived =
                     || [pod, &layout.router.ns].map(|ns| ns.counter("arrivals", "forged"));
                 let before = arrived();
-                let fates = fates.of(port, &NICS, &packets);
+                let fates = fates.send(port, &NICS, &packets);
                 let now = arrived();
                 let what = format!("{kind} {proto:?} IPv4 {} by port {at}", client.is_ipv4());
                 became.push((what, fates, now[0] - before[0], now[1] - before[1]));
@@ -147,7 +147,7 @@ fn it_outlives_blind_rsts() {
     let fates = Fates::new(&layout.router, &layout.node);
     for port in &ports(&layout) {
         for talk in &talks {
-            fates.of(port, &NICS, &forged(Proto::Tcp, talk.client(), talk.server(), RST));
+            fates.send(port, &NICS, &forged(Proto::Tcp, talk.client(), talk.server(), RST));
         }
         assert_by_eth1(&layout, &mut talks, "blind RSTs");
     }
@@ -196,7 +196,7 @@ fn dropped_by_a_filter(priority: &str) {
             talk.assert_goes_on("a word");
         }
     }
-    assert_pass_by(&forwarded, &mut control, "what no filter drops");
+    assert_all_bypass_rules(&forwarded, &mut control, "what no filter drops");
     let dropped = node.ns.counter("guard", "dropped");
     assert!(dropped >= 2, "{dropped} dropped");
     for talk in &guarded {

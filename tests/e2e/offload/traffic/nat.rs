@@ -13,7 +13,7 @@ use crate::lab::talk::Talk;
 use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 
 use super::super::{PROTOS, settings};
-use super::{assert_never, assert_pass_by, begin, count_by, offload_all, through};
+use super::{assert_all_bypass_rules, assert_never, begin, count_by, offload_all, through};
 
 /// Ports of the node's Services, and of their backends.
 const LOCAL: u16 = 30000;
@@ -90,7 +90,7 @@ fn offloaded_both_ways(flavour: Flavour) {
     offload_all(&layout.node, &mut all);
 
     let capture = Capture::start(&layout.router.ns);
-    assert_pass_by(&forwarded, &mut all, "behind kube-proxy");
+    assert_all_bypass_rules(&forwarded, &mut all, "behind kube-proxy");
     let packets = capture.stop();
     // A request that leaves through the other uplink crosses the router twice.
     assert_eq!(assert_replies_symmetric(&packets, &NICS, true), 4 + 4 + 2 * 8);
@@ -136,7 +136,7 @@ fn a_u_turn_is_left_to_the_rules() {
     assert_never(&layout.node, &mut turning, &mut control, "a U-turn");
     let capture = Capture::start(&layout.router.ns);
     for talk in &mut turning {
-        forwarded.assert_seen(talk, "a U-turn");
+        forwarded.assert_passes_rules(talk, "a U-turn");
     }
     let packets = capture.stop();
     assert_eq!(assert_replies_symmetric(&packets, &[NICS[nic]], true), 8);

@@ -15,7 +15,7 @@ use crate::lab::netns::Netns;
 use crate::lab::talk::Talk;
 use crate::lab::two_nics::{NICS, POD, POD6, TwoNics, two_nics};
 
-use super::{assert_pass_by, begin, count_by, offload_all};
+use super::{assert_all_bypass_rules, begin, count_by, offload_all};
 
 const PATIENT: Duration = Duration::from_secs(8);
 const POD1: [&str; 2] = [POD[1], POD6[1]];
@@ -160,7 +160,7 @@ fn carried(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> Heard {
     if offload {
         offload_all(&layout.node, &mut talks);
         let forwarded = Forwarded::watch(&layout.node.ns);
-        assert_pass_by(&forwarded, &mut talks, "large data");
+        assert_all_bypass_rules(&forwarded, &mut talks, "large data");
     }
     heard
 }
@@ -265,13 +265,13 @@ fn options_are_left_to_the_rules() {
     }
     let (layout, mut talks) = talking(true, |_| {});
     let forwarded = Forwarded::watch(&layout.node.ns);
-    assert_pass_by(&forwarded, &mut talks, "without options");
+    assert_all_bypass_rules(&forwarded, &mut talks, "without options");
     let capture = Capture::start(&layout.router.ns);
     for talk in &mut talks {
         for socket in talk.sockets() {
             set_option(socket, talk.client().is_ipv4());
         }
-        forwarded.assert_seen(talk, "with options");
+        forwarded.assert_passes_rules(talk, "with options");
     }
     let packets = capture.stop();
     assert_eq!(count_by(&packets, &["eth0"]), 0, "by eth0");
