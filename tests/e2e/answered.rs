@@ -87,7 +87,7 @@ fn replies_by<'a>(packets: &'a [Packet], nic: &str, talk: &Talk) -> Vec<&'a Pack
 
 /// Asserts that a connection to `address`, reached through `home`, survives each of these packets
 /// on the other NIC. No reply may leave through that NIC.
-fn stays(
+fn assert_stays(
     layout: &TwoNics,
     (server, address, home): (&Netns, &str, usize),
     proto: Proto,
@@ -124,7 +124,7 @@ fn pods_connections_stay(proto: Proto, pods: [&str; 2], kinds: &[(&str, Forge)],
         for home in [0, 1] {
             let mark = if plugin { bound_to(home) } else { 0 };
             let server = (&layout.pods[home].ns, pods[home], home);
-            stays(&layout, server, proto, (kinds, mark));
+            assert_stays(&layout, server, proto, (kinds, mark));
         }
     }
 }
@@ -164,7 +164,7 @@ fn the_nodes_own() {
     node.up(&settings());
     for address in [NODE[1], NODE6[1]] {
         for proto in [Proto::Tcp, Proto::Udp] {
-            stays(&layout, (&node.ns, address, 1), proto, (&blind(proto), bound_to(1)));
+            assert_stays(&layout, (&node.ns, address, 1), proto, (&blind(proto), bound_to(1)));
         }
     }
     node.down();

@@ -116,7 +116,7 @@ fn field_report(kube_proxy: Flavour, source_check: bool) {
     let proof = Proof::begin(node, router);
     node.add(&settings(), pod);
     if Backend::of_run().is_iptables() {
-        assert_told_to_be_off(node, pod, source_check);
+        assert_status_names_limit(node, pod, source_check);
     } else {
         proof.assert_flows_work(&flows(pod), &["eth0", "eth1"], 2);
     }
@@ -128,7 +128,7 @@ fn field_report(kube_proxy: Flavour, source_check: bool) {
 /// iptables. So the SYN still leaves by eth1 with eth0's address. Without a source check in the
 /// network, the answer on eth0 is let in, since it is an answer. `status` names the limit; nothing else
 /// gets worse.
-fn assert_told_to_be_off(node: &Node, pod: &Pod, source_check: bool) {
+fn assert_status_names_limit(node: &Node, pod: &Pod, source_check: bool) {
     let broken = ["pod to load balancer address"];
     assert_only_these_fail(&flows(pod), if source_check { &broken } else { &[] });
     let status = node.symroute(&["status"]).stdout;

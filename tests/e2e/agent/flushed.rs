@@ -47,7 +47,7 @@ fn restart_networkd(layout: &TwoNics) {
     );
 }
 
-fn is_healed(damage: impl Fn(&TwoNics)) {
+fn assert_heals(damage: impl Fn(&TwoNics)) {
     let layout = two_nics();
     let settings = json!({"uplinks": NICS});
     layout.node.up(&settings);
@@ -66,7 +66,7 @@ fn is_healed(damage: impl Fn(&TwoNics)) {
 
 #[test]
 fn rules_are_put_back() {
-    is_healed(flush_rules);
+    assert_heals(flush_rules);
 }
 
 #[test]
@@ -74,12 +74,12 @@ fn the_nftables_table_is_put_back() {
     if !only_nftables("it is about the table of nftables") {
         return;
     }
-    is_healed(flush_nftables);
+    assert_heals(flush_nftables);
 }
 
 #[test]
 fn tables_of_uplinks_are_put_back() {
-    is_healed(restart_networkd);
+    assert_heals(restart_networkd);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::lab::two_nics::{NICS, NODE, two_nics};
 /// Time limit of a repair that the documents promise.
 const PROMISED: Duration = Duration::from_secs(2);
 
-fn is_healed(backend: Backend, damages: &[&str]) {
+fn assert_heals(backend: Backend, damages: &[&str]) {
     let layout = two_nics();
     let settings = json!({"uplinks": NICS, "backend": backend.name()});
     let file = plugin_object(&layout.node, &settings);
@@ -49,7 +49,7 @@ fn is_healed(backend: Backend, damages: &[&str]) {
 #[test]
 fn rules_of_iptables_nft_are_put_back() {
     let jump = "-t mangle -D PREROUTING -j symroute-prerouting";
-    is_healed(Backend::IptablesNft, &["-t mangle -F", jump, "-t mangle -F symroute-in-2"]);
+    assert_heals(Backend::IptablesNft, &["-t mangle -F", jump, "-t mangle -F symroute-in-2"]);
 }
 
 #[test]
@@ -57,5 +57,5 @@ fn rules_of_iptables_legacy_are_put_back() {
     // The kernel sends no event for changes by iptables-legacy. The agent sees that fewer rules
     // refer to a set.
     let source_2 = "-t mangle -F symroute-source-2";
-    is_healed(Backend::IptablesLegacy, &["-t mangle -F", "-t mangle -F", source_2]);
+    assert_heals(Backend::IptablesLegacy, &["-t mangle -F", "-t mangle -F", source_2]);
 }

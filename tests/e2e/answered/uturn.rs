@@ -45,7 +45,8 @@ fn layout() -> (TwoNics, Netns) {
 /// The conntrack mark of a u-turn through eth1: the uplink's id, and bit D.
 const TURNS_ROUND: u32 = 0x1200;
 
-fn stays(family: usize, proto: Proto) {
+/// Asserts that a u-turn through eth1 keeps its mark, whatever blind packets arrive on eth0.
+fn assert_u_turn_stays(family: usize, proto: Proto) {
     let (layout, far) = layout();
     let (node, wire) = (&layout.node, Wire::new(&layout.router, &layout.node));
     node.up(&settings());
@@ -66,15 +67,15 @@ fn stays(family: usize, proto: Proto) {
 #[test]
 fn a_u_turn_stays() {
     if Backend::of_run().is_iptables() {
-        never_comes_about();
+        assert_u_turn_is_dropped();
         return;
     }
-    stays(0, Proto::Tcp);
-    stays(0, Proto::Udp);
+    assert_u_turn_stays(0, Proto::Tcp);
+    assert_u_turn_stays(0, Proto::Udp);
 }
 
 /// With iptables strict `rp_filter` drops the first packet, as without symroute.
-fn never_comes_about() {
+fn assert_u_turn_is_dropped() {
     let (layout, _far) = layout();
     let wire = Wire::new(&layout.router, &layout.node);
     let at = |address: &str, port| SocketAddr::new(address.parse().expect("an address"), port);
@@ -88,6 +89,6 @@ fn never_comes_about() {
 
 #[test]
 fn a_u_turn_over_ipv6_stays() {
-    stays(1, Proto::Tcp);
-    stays(1, Proto::Udp);
+    assert_u_turn_stays(1, Proto::Tcp);
+    assert_u_turn_stays(1, Proto::Udp);
 }

@@ -49,7 +49,7 @@ const HIDDEN: [Damage; 7] = [
 ];
 
 /// Does each damage to a node with a pod behind eth1, and checks that `heal` repairs it.
-fn heals(damages: &[Damage], heal: impl Fn(&TwoNics, Backend, &Pod)) {
+fn assert_heals(damages: &[Damage], heal: impl Fn(&TwoNics, Backend, &Pod)) {
     let mut wrong = Vec::new();
     for variant in VARIANTS {
         let mut layout = two_nics();
@@ -88,7 +88,7 @@ fn heals(damages: &[Damage], heal: impl Fn(&TwoNics, Backend, &Pod)) {
 fn up_heals() {
     let all = [&SHARED[..], &HIDDEN].concat();
     // `up` leaves a record in the state files, so `down` removes that.
-    heals(&all, |layout, variant, _| {
+    assert_heals(&all, |layout, variant, _| {
         layout.node.up(&settings(variant.name()));
         layout.node.down();
     });
@@ -96,7 +96,7 @@ fn up_heals() {
 
 #[test]
 fn the_next_add_heals() {
-    heals(&SHARED, |layout, variant, _| {
+    assert_heals(&SHARED, |layout, variant, _| {
         layout.node.add(&settings(variant.name()), &layout.pods[0]);
         layout.node.del(&settings(variant.name()), &layout.pods[0]);
     });

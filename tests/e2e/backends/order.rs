@@ -86,7 +86,7 @@ fn rules_of_others_keep_their_order() {
 }
 
 /// Asserts that `status` reports a fault and names the chain.
-fn assert_told(node: &Node, chain: &str) {
+fn assert_status_names(node: &Node, chain: &str) {
     for arguments in [&["status"][..], &["status", "--json"]] {
         let status = node.symroute(arguments);
         assert_eq!(status.code, Some(4), "{}", status.stdout);
@@ -106,7 +106,7 @@ fn somebody_comes_first() {
         assert_all_work(&[layout.flow_to_host()]);
         let rule = "PREROUTING -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
         foreign(node, variant, &format!("-t mangle -I {rule}"));
-        assert_told(node, "PREROUTING");
+        assert_status_names(node, "PREROUTING");
         node.up(&settings);
         assert_ours_are_first(node, variant);
         assert_all_work(&[layout.flow_to_host()]);
@@ -132,7 +132,7 @@ fn first_again_without_a_gap() {
         ];
         for chain in ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"] {
             foreign(node, variant, &format!("-t mangle -I {chain} -m mark --mark 0xa0000"));
-            assert_told(node, chain);
+            assert_status_names(node, chain);
             node.up(&settings);
             assert_ours_are_first(node, variant);
             for load in &loads {

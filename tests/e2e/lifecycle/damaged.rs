@@ -38,7 +38,7 @@ fn assert_served(layout: &TwoNics) {
 }
 
 /// `status` fails and names the file, as a table and as JSON.
-fn assert_reported(layout: &TwoNics, name: &str) {
+fn assert_status_names(layout: &TwoNics, name: &str) {
     for arguments in [&["status"][..], &["status", "--json"]] {
         let status = layout.node.symroute(arguments);
         assert_eq!(status.code, Some(4), "{}{}", status.stdout, status.stderr);
@@ -55,7 +55,10 @@ fn an_attachment_is_damaged() {
         let file = pod_file(&layout);
         damage.put(&file);
         assert_flows(&layout);
-        assert_reported(&layout, file.file_name().and_then(|name| name.to_str()).expect("UTF-8"));
+        assert_status_names(
+            &layout,
+            file.file_name().and_then(|name| name.to_str()).expect("UTF-8"),
+        );
         // Another ADD, as after a restart of the pod, repairs the file.
         layout.node.add(&settings(), &pod);
         assert_eq!(layout.node.attachments().len(), 1);
@@ -88,7 +91,7 @@ fn own_settings_are_damaged() {
         let file = paths.find(is_own).expect("a file of own settings");
         damage.put(&file);
         let name = file.file_name().expect("a name").to_str().expect("UTF-8");
-        assert_reported(&layout, name);
+        assert_status_names(&layout, name);
         layout.node.add(&hairpin, &pod);
         assert_served(&layout);
         damage.put(&file);
@@ -108,7 +111,7 @@ fn an_attachment_is_gone() {
     layout.node.add(&settings(), &pod);
     fs::remove_file(pod_file(&layout)).expect("remove the file");
     assert_flows(&layout);
-    assert_reported(&layout, "no attachment");
+    assert_status_names(&layout, "no attachment");
     layout.node.add(&settings(), &pod);
     assert_eq!(layout.node.attachments().len(), 1);
     assert_served(&layout);
@@ -125,7 +128,7 @@ fn the_record_is_damaged() {
     for damage in Damage::all() {
         layout.node.add(&settings(), &pod);
         damage.put(&file);
-        assert_reported(&layout, "node.json");
+        assert_status_names(&layout, "node.json");
         layout.node.up(&settings());
         assert_served(&layout);
         layout.node.down();

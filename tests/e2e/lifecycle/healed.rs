@@ -43,7 +43,7 @@ const OF_UPLINK: [Damage; 2] = [
 ];
 
 /// Damages a node whose pod behind eth1 has no ip rule; `heal` has to restore the state.
-fn heals(damages: &[Damage], heal: impl Fn(&TwoNics, &Pod)) {
+fn assert_heals(damages: &[Damage], heal: impl Fn(&TwoNics, &Pod)) {
     let mut layout = two_nics();
     let pod = layout.pod_behind_eth1(1);
     let before = Snapshot::take(&layout.node);
@@ -71,20 +71,20 @@ fn heals(damages: &[Damage], heal: impl Fn(&TwoNics, &Pod)) {
 #[test]
 fn by_up() {
     let all = [&HIDDEN[..], &SHARED, &OF_UPLINK].concat();
-    heals(&all, |layout, _| layout.node.up(&settings()));
+    assert_heals(&all, |layout, _| layout.node.up(&settings()));
 }
 
 /// The ADD of another pod heals, which leaves by the damaged uplink.
 #[test]
 fn by_the_next_add() {
     let damages = [&SHARED[..], &OF_UPLINK].concat();
-    heals(&damages, |layout, _| layout.node.add(&settings(), &layout.pods[1]));
+    assert_heals(&damages, |layout, _| layout.node.add(&settings(), &layout.pods[1]));
 }
 
 /// The ADD of a pod heals that leaves by eth0 and is reached by eth1.
 #[test]
 fn by_any_add() {
-    heals(&SHARED, |layout, pod| layout.node.add(&settings(), pod));
+    assert_heals(&SHARED, |layout, pod| layout.node.add(&settings(), pod));
 }
 
 /// Each interface gets its old value back. A value that another program sets meanwhile stays.

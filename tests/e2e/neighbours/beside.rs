@@ -131,8 +131,8 @@ pub(super) fn bridged_to_client<'a>(scene: &'a Scene, answer: &'a str) -> Flow<'
 }
 
 /// Shows by packets that symroute and the neighbour both do their work.
-pub(super) fn shown(neighbour: &Neighbour) {
-    let (scene, before) = together(neighbour);
+pub(super) fn assert_both_work(neighbour: &Neighbour) {
+    let (scene, before) = add_symroute(neighbour);
     assert_all_work(&scene.ours());
     end(neighbour, &scene, &before);
     println!("neighbour {}: shown by packets", neighbour.name);
@@ -140,17 +140,17 @@ pub(super) fn shown(neighbour: &Neighbour) {
 
 /// Shows that `doctor` names the neighbour's part that breaks these flows of symroute. `words`: part of
 /// the finding.
-pub(super) fn found(neighbour: &Neighbour, broken: &[&str], words: &[&str]) {
-    let (scene, before) = together(neighbour);
+pub(super) fn assert_found_by_name(neighbour: &Neighbour, broken: &[&str], words: &[&str]) {
+    let (scene, before) = add_symroute(neighbour);
     assert_only_these_fail(&scene.ours(), broken);
     assert_doctor_says(neighbour, &scene, words);
     end(neighbour, &scene, &before);
     println!("neighbour {}: found by name", neighbour.name);
 }
 
-/// As `found_by_name`, where `explain` does not understand the neighbour's rule.
-pub(super) fn found_by_doctor(neighbour: &Neighbour, broken: &str, words: &[&str]) {
-    let (scene, before) = together(neighbour);
+/// Like [`assert_found_by_name`], where `explain` does not understand the neighbour's rule.
+pub(super) fn assert_found_by_doctor(neighbour: &Neighbour, broken: &str, words: &[&str]) {
+    let (scene, before) = add_symroute(neighbour);
     let (lost, ours): (Vec<_>, Vec<_>) =
         scene.ours().into_iter().partition(|flow| flow.name == broken);
     assert_eq!(lost.len(), 1, "there is a flow {broken:?}");
@@ -171,19 +171,19 @@ fn assert_doctor_says(neighbour: &Neighbour, scene: &Scene, words: &[&str]) {
 }
 
 /// Adds symroute to the node. Returns a snapshot from before; the neighbour's flows go on.
-fn together(neighbour: &Neighbour) -> (Scene, Snapshot) {
+fn add_symroute(neighbour: &Neighbour) -> (Scene, Snapshot) {
     let scene = begin(neighbour);
     let before = Snapshot::take(&scene.layout.node);
     let settings = (neighbour.settings)();
     for pod in scene.pods() {
         scene.layout.node.add(&settings, pod);
     }
-    its_own(neighbour, &scene);
+    assert_own_flows_work(neighbour, &scene);
     (scene, before)
 }
 
 /// Asserts that the neighbour's flows work, and that those it refuses do not.
-fn its_own(neighbour: &Neighbour, scene: &Scene) {
+fn assert_own_flows_work(neighbour: &Neighbour, scene: &Scene) {
     assert_all_work(&(neighbour.own)(scene));
     if let Some((proto, to)) = neighbour.refuses {
         let to = to.parse().expect("an address and port");
@@ -196,7 +196,7 @@ fn its_own(neighbour: &Neighbour, scene: &Scene) {
 fn begin(neighbour: &Neighbour) -> Scene {
     let mut scene = Scene::new();
     (neighbour.make)(&mut scene);
-    its_own(neighbour, &scene);
+    assert_own_flows_work(neighbour, &scene);
     let host = scene.layout.flow_to_host();
     assert_only_these_fail(&[host], &["host on eth1"]);
     // Half-open connections would go on sending.
@@ -212,5 +212,5 @@ fn end(neighbour: &Neighbour, scene: &Scene, before: &Snapshot) {
         node.del(&settings, pod);
     }
     before.assert_unchanged(&Snapshot::take(node));
-    its_own(neighbour, scene);
+    assert_own_flows_work(neighbour, scene);
 }

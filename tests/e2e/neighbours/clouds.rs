@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::beside::{Neighbour, Scene, both_nics, found, shown};
+use super::beside::{Neighbour, Scene, assert_both_work, assert_found_by_name, both_nics};
 use crate::lab::aws::{self, Snat};
 use crate::lab::backend::Backend;
 use crate::lab::flows::Flow;
@@ -39,20 +39,20 @@ const AWS: Neighbour =
 #[test]
 fn aws_vpc_cni_without_rules() {
     let make: fn(&mut Scene) = |scene| aws(scene, Snat::NoRules);
-    shown(&Neighbour { name: "AWS VPC CNI without its netfilter rules", make, ..AWS });
+    assert_both_work(&Neighbour { name: "AWS VPC CNI without its netfilter rules", make, ..AWS });
 }
 
 #[test]
 fn aws_vpc_cni_with_external_snat() {
     let make: fn(&mut Scene) = |scene| aws(scene, Snat::External);
-    shown(&Neighbour { name: "AWS VPC CNI, EXTERNALSNAT=true", make, ..AWS });
+    assert_both_work(&Neighbour { name: "AWS VPC CNI, EXTERNALSNAT=true", make, ..AWS });
 }
 
 #[test]
 fn aws_vpc_cni_in_iptables() {
     let make: fn(&mut Scene) = |scene| aws(scene, Snat::ByIptables);
     let name = "AWS VPC CNI, EXTERNALSNAT=false, iptables";
-    shown(&Neighbour { name, make, own: by_the_primary_nic, ..AWS });
+    assert_both_work(&Neighbour { name, make, own: by_the_primary_nic, ..AWS });
 }
 
 /// A rule overwrites the whole packet mark, after iptables and before nftables. So a request loses the
@@ -64,9 +64,9 @@ fn aws_vpc_cni_in_nftables() {
     let name = "AWS VPC CNI, EXTERNALSNAT=false, nftables";
     let neighbour = Neighbour { name, make, own: by_the_primary_nic, ..AWS };
     if Backend::of_run().is_iptables() {
-        found(&neighbour, &["pod 10.21.0.101:8080"], &["AWS VPC CNI overwrites"]);
+        assert_found_by_name(&neighbour, &["pod 10.21.0.101:8080"], &["AWS VPC CNI overwrites"]);
     } else {
-        shown(&neighbour);
+        assert_both_work(&neighbour);
     }
 }
 
@@ -87,7 +87,7 @@ fn terway() {
 ",
         );
     };
-    shown(&Neighbour { name: "Terway", make, ..AWS });
+    assert_both_work(&Neighbour { name: "Terway", make, ..AWS });
 }
 
 /// Rules from 10000 on, by each address of the second NIC.
@@ -99,7 +99,7 @@ fn ec2_net_utils() {
              addr add 10.21.0.11/32 dev eth1
              rule add pref 10001 from 10.21.0.11 lookup 10001");
     };
-    shown(&Neighbour { name: "ec2-net-utils", make, ..AWS });
+    assert_both_work(&Neighbour { name: "ec2-net-utils", make, ..AWS });
 }
 
 /// The guide of OVH for a block of addresses in a vRack: rules by source and destination.
@@ -127,7 +127,7 @@ fn ovh_vrack() {
         };
         vec![flow(Proto::Tcp)]
     };
-    shown(&Neighbour { name: "OVH vRack", make, own, ..AWS });
+    assert_both_work(&Neighbour { name: "OVH vRack", make, own, ..AWS });
 }
 
 /// Rules by the mark at 9 and 10, table local at 100, and in ENI mode a table for each pod's NIC at 111.
@@ -148,7 +148,7 @@ fn cilium(scene: &Scene) {
 fn cilium_with_one_uplink() {
     let make: fn(&mut Scene) = |scene| cilium(scene);
     let settings = || json!({"uplinks": ["eth1"]});
-    shown(&Neighbour { name: "Cilium, one uplink", make, settings, ..AWS });
+    assert_both_work(&Neighbour { name: "Cilium, one uplink", make, settings, ..AWS });
 }
 
 /// A pod's rule at 111 sends its replies elsewhere, if the request came in by another NIC.
@@ -162,5 +162,9 @@ fn cilium_in_eni_mode() {
     let settings = || json!({"uplinks": ["eth1"]});
     let broken = ["pod 10.21.0.101:8080"];
     let words = ["rules before those of symroute", "111: from 10.21.0.101"];
-    found(&Neighbour { name: "Cilium, ENI mode", make, settings, ..AWS }, &broken, &words);
+    assert_found_by_name(
+        &Neighbour { name: "Cilium, ENI mode", make, settings, ..AWS },
+        &broken,
+        &words,
+    );
 }

@@ -1,6 +1,6 @@
 //! firewalld: zones, and its own check of the way back over IPv6.
 
-use super::beside::{Neighbour, Scene, both_nics, found_by_doctor, shown};
+use super::beside::{Neighbour, Scene, assert_both_work, assert_found_by_doctor, both_nics};
 use crate::lab::backend::Backend;
 use crate::lab::flows::{BASELINE, Flow};
 use crate::lab::traffic::{Proto, ask};
@@ -41,7 +41,13 @@ fn over_tcp(scene: &Scene) -> Vec<Flow<'_>> {
 fn firewalld() {
     let make: fn(&mut Scene) = |scene| zones(scene);
     let refuses = Some((Proto::Udp, "10.20.0.10:10250"));
-    shown(&Neighbour { name: "firewalld", make, own: over_tcp, refuses, settings: both_nics });
+    assert_both_work(&Neighbour {
+        name: "firewalld",
+        make,
+        own: over_tcp,
+        refuses,
+        settings: both_nics,
+    });
 }
 
 /// firewalld checks a request before nftables marks it, and drops it as without symroute: `doctor`
@@ -67,10 +73,10 @@ fn firewalld_with_ipv6_rpfilter() {
     let name = "firewalld, IPv6_rpfilter";
     let neighbour = Neighbour { name, make, own: over_tcp, refuses, settings: both_nics };
     if Backend::of_run().is_iptables() {
-        shown(&neighbour);
+        assert_both_work(&neighbour);
     } else {
         let words = ["early-source-check", "IPv6 by eth1", "nftables inet firewalld"];
-        found_by_doctor(&neighbour, "host on eth1 over IPv6", &words);
+        assert_found_by_doctor(&neighbour, "host on eth1 over IPv6", &words);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Network policies, whose verdicts and identities lie in marks: a verdict stays what it was.
 
-use super::beside::{Neighbour, Scene, both_nics, shown};
+use super::beside::{Neighbour, Scene, assert_both_work, both_nics};
 use crate::lab::flows::Flow;
 use crate::lab::traffic::Proto;
 use crate::lab::two_nics::POD;
@@ -59,7 +59,7 @@ COMMIT
 ",
         );
     };
-    shown(&Neighbour { name: "Calico, iptables", make, ..POLICY });
+    assert_both_work(&Neighbour { name: "Calico, iptables", make, ..POLICY });
 }
 
 /// The program's BPF at tc marks packets with 0x1000000. Rules drop others on their way to a pod,
@@ -86,7 +86,7 @@ fn calico_with_ebpf_marks() {
 ",
         );
     };
-    shown(&Neighbour { name: "Calico, eBPF", make, ..POLICY });
+    assert_both_work(&Neighbour { name: "Calico, eBPF", make, ..POLICY });
 }
 
 /// Rule 99 leads packets to other nodes' pods that are not encrypted yet, and `all.src_valid_mark` is 1.
@@ -105,7 +105,7 @@ fn calico_with_wireguard() {
             Flow::new("of a peer", &scene.peers[0], Proto::Tcp, &to, "pod0 10.244.9.9"),
         ]
     };
-    shown(&Neighbour { name: "Calico, WireGuard", make, own, refuses: None, ..POLICY });
+    assert_both_work(&Neighbour { name: "Calico, WireGuard", make, own, refuses: None, ..POLICY });
 }
 
 /// Table 77 for pods, and verdicts by 0x10000 and 0x20000.
@@ -133,5 +133,5 @@ fn kube_router() {
 ",
         );
     };
-    shown(&Neighbour { name: "kube-router", make, ..POLICY });
+    assert_both_work(&Neighbour { name: "kube-router", make, ..POLICY });
 }

@@ -1,6 +1,6 @@
 //! kube-proxy, masquerading by exact marks, other balancers of uplinks.
 
-use super::beside::{Neighbour, Scene, both_nics, bridged_to_client, shown};
+use super::beside::{Neighbour, Scene, assert_both_work, both_nics, bridged_to_client};
 use crate::lab::flows::Flow;
 use crate::lab::kubeproxy::{self, Flavour, Frontend, Policy, Service};
 use crate::lab::traffic::Proto;
@@ -36,14 +36,14 @@ const PROXY: Neighbour =
 fn kube_proxy_in_iptables() {
     let make: fn(&mut Scene) =
         |scene| kubeproxy::install(&scene.layout.node.ns, Flavour::Iptables, &services());
-    shown(&Neighbour { name: "kube-proxy, iptables", make, ..PROXY });
+    assert_both_work(&Neighbour { name: "kube-proxy, iptables", make, ..PROXY });
 }
 
 #[test]
 fn kube_proxy_in_nftables() {
     let make: fn(&mut Scene) =
         |scene| kubeproxy::install(&scene.layout.node.ns, Flavour::Nftables, &services());
-    shown(&Neighbour { name: "kube-proxy, nftables", make, ..PROXY });
+    assert_both_work(&Neighbour { name: "kube-proxy, nftables", make, ..PROXY });
 }
 
 /// flannel skips packets that kube-proxy masquerades, if the whole mark is 0x4000.
@@ -69,7 +69,7 @@ fn flannel_in_nftables() {
         flows.push(bridged_to_client(scene, "client 10.20.0.10"));
         flows
     };
-    shown(&Neighbour { name: "flannel, nftables", make, own, ..PROXY });
+    assert_both_work(&Neighbour { name: "flannel, nftables", make, own, ..PROXY });
 }
 
 /// Open vSwitch marks packets to masquerade with exactly 0x3f0, which has some of symroute's usual bits.
@@ -94,7 +94,7 @@ fn ovn_kubernetes() {
     };
     let own: fn(&Scene) -> Vec<Flow<'_>> =
         |scene| vec![bridged_to_client(scene, "client 10.20.0.10")];
-    shown(&Neighbour { name: "OVN-Kubernetes", make, own, ..PROXY });
+    assert_both_work(&Neighbour { name: "OVN-Kubernetes", make, own, ..PROXY });
 }
 
 /// mwan3 uses symroute's usual bits, with ip rules from 1001 on.
@@ -120,5 +120,5 @@ fn mwan3() {
         let (pod, to) = (&scene.layout.pods[1].ns, "203.0.113.9:8080");
         vec![Flow::new("pod1 to client", pod, Proto::Tcp, to, "client 10.21.0.50")]
     };
-    shown(&Neighbour { name: "mwan3", make, own, ..PROXY });
+    assert_both_work(&Neighbour { name: "mwan3", make, own, ..PROXY });
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::beside::{Neighbour, Scene, both_nics, found, shown};
+use super::beside::{Neighbour, Scene, assert_both_work, assert_found_by_name, both_nics};
 use crate::lab::flows::Flow;
 use crate::lab::traffic::Proto;
 use crate::lab::two_nics::{NICS, POD};
@@ -63,7 +63,7 @@ COMMIT
         flows.push(Flow::new("peer to pod0", &scene.peers[0], Proto::Tcp, &to, "pod0 10.20.0.10"));
         flows
     };
-    shown(&Neighbour { name: "Tailscale", make, own, ..VPN });
+    assert_both_work(&Neighbour { name: "Tailscale", make, own, ..VPN });
 }
 
 /// Packets without a more specific route go through the tunnel. wg-quick writes and compares whole
@@ -98,7 +98,7 @@ fn wg_quick() {
         let answers = ["peer 10.9.0.1", "peer 10.20.0.50", "host 10.9.0.2"];
         with_peer(scene, "10.9.0.2", "10.9.0.1", answers)
     };
-    shown(&Neighbour { name: "wg-quick", make, own, ..VPN });
+    assert_both_work(&Neighbour { name: "wg-quick", make, own, ..VPN });
 }
 
 /// Rules 105 and 110, table 7120, and whole marks from 0x1bd00 on.
@@ -139,7 +139,7 @@ fn of_netbird(scene: &Scene) -> Vec<Flow<'_>> {
 #[test]
 fn netbird_with_a_network() {
     let make: fn(&mut Scene) = |scene| netbird(scene, "198.51.100.0/24");
-    shown(&Neighbour { name: "NetBird", make, own: of_netbird, ..VPN });
+    assert_both_work(&Neighbour { name: "NetBird", make, own: of_netbird, ..VPN });
 }
 
 /// An exit node's default route stands before symroute's rules.
@@ -155,7 +155,11 @@ fn netbird_with_an_exit_node() {
     ];
     let words =
         ["rules before those of symroute", "110: not fwmark 0x1bd00/0xffffffff lookup 7120"];
-    found(&Neighbour { name: "NetBird, exit node", make, own: of_netbird, ..VPN }, &broken, &words);
+    assert_found_by_name(
+        &Neighbour { name: "NetBird, exit node", make, own: of_netbird, ..VPN },
+        &broken,
+        &words,
+    );
 }
 
 /// symroute's rules come before those rules: `rulePriority` "auto" finds the place.
@@ -164,5 +168,5 @@ fn netbird_with_an_exit_node_behind_symroute() {
     let make: fn(&mut Scene) = |scene| netbird(scene, "default");
     let settings = || json!({"uplinks": NICS, "rulePriority": "auto"});
     let name = "NetBird, exit node, rulePriority auto";
-    shown(&Neighbour { name, make, own: of_netbird, settings, ..VPN });
+    assert_both_work(&Neighbour { name, make, own: of_netbird, settings, ..VPN });
 }

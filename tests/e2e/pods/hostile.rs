@@ -17,7 +17,7 @@ use crate::lab::plugin::Ran;
 use crate::lab::snapshot::Snapshot;
 
 /// Asserts that a failed call has an error with a code and a text.
-fn is_clear(ran: &Ran) {
+fn assert_error_is_clear(ran: &Ran) {
     if ran.success {
         return;
     }
@@ -60,7 +60,7 @@ fn lines(count: u32, line: impl Fn(u32) -> String) -> String {
 
 /// Asserts that ADD, CHECK and DEL of both interfaces succeed in this pod. Nothing is left, and the
 /// pod's own state is as before.
-fn lives(node: &Node, pod: &Plain, what: &str) {
+fn assert_calls_succeed(node: &Node, pod: &Plain, what: &str) {
     let before = pod.snapshot(node);
     let on_node = Snapshot::take(node);
     for verb in ["ADD", "ADD", "CHECK", "DEL"] {
@@ -226,7 +226,7 @@ fn a_table_with_an_owner() {
     drop(owner);
     until("the owner's table has gone", || !pod.has_rules());
     before.assert_unchanged(&pod.snapshot(&node));
-    lives(&node, &pod, "the owner has gone");
+    assert_calls_succeed(&node, &pod, "the owner has gone");
 }
 
 /// Between ADD and DEL the pod replaces symroute's table by one that only it may change. After its

@@ -324,7 +324,7 @@ impl Lyft {
 
     /// Asserts which flows fail. Each pattern is the start of a name, or start and end with "*"
     /// between them.
-    pub(super) fn assert_fail(&self, flows: Vec<Flow<'_>>, broken: &[&str]) {
+    pub(super) fn assert_only_these_fail(&self, flows: Vec<Flow<'_>>, broken: &[&str]) {
         let all: Vec<_> = flows.into_iter().chain(self.own()).collect();
         let is = |name: &str, pattern: &str| match pattern.split_once('*') {
             Some((start, end)) => name.starts_with(start) && name.ends_with(end),
@@ -371,7 +371,7 @@ fn settings() -> Value {
 #[track_caller]
 fn assert_both_interfaces_answer(kind: Kind, default: Default) {
     let Some(lyft) = Lyft::new(kind, default) else { return };
-    lyft.assert_fail(lyft.asked(), lyft.broken());
+    lyft.assert_only_these_fail(lyft.asked(), lyft.broken());
     assert!(rp_filter_drops(&lyft.pod) > 0, "strict rp_filter in the pod dropped nothing");
     drop(lyft);
 
@@ -392,7 +392,7 @@ fn assert_both_interfaces_answer(kind: Kind, default: Default) {
     lyft.del(&settings());
     before.assert_unchanged(&Snapshot::of(&lyft.pod, &lyft.node));
     lyft.flush();
-    lyft.assert_fail(lyft.asked(), lyft.broken());
+    lyft.assert_only_these_fail(lyft.asked(), lyft.broken());
 }
 
 #[test]
@@ -430,11 +430,11 @@ fn assert_both_scopes(kind: Kind) {
     let with = |scope: &Value| json!({"uplinks": ["auto", "eth2"], "scope": scope});
     let none = ["far NodePort", "near NodePort", "far eth2"];
     let Some(lyft) = with_second_nic(kind) else { return };
-    lyft.assert_fail(lyft.asked_by_two_nics(), &none);
+    lyft.assert_only_these_fail(lyft.asked_by_two_nics(), &none);
     for (scope, broken) in [("host", &none[..]), ("pod", &none[2..])] {
         let settings = with(&json!(scope));
         lyft.add(&settings);
-        lyft.assert_fail(lyft.asked_by_two_nics(), broken);
+        lyft.assert_only_these_fail(lyft.asked_by_two_nics(), broken);
         lyft.del(&settings);
     }
     drop(lyft);
@@ -449,7 +449,7 @@ fn assert_both_scopes(kind: Kind) {
     before.assert_unchanged(&Snapshot::of(&lyft.pod, &lyft.node));
     host.assert_unchanged(&Snapshot::take(&lyft.node));
     lyft.flush();
-    lyft.assert_fail(lyft.asked_by_two_nics(), &none);
+    lyft.assert_only_these_fail(lyft.asked_by_two_nics(), &none);
 }
 
 #[test]

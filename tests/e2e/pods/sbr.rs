@@ -293,7 +293,7 @@ fn with_symroute() {
 fn assert_sbr_does_not_help(default: Default, broken: &[&str]) {
     let Some(lyft) = Lyft::new(Kind::Macvlan, default) else { return };
     call_sbr(&lyft.node, &lyft.result(), &lyft.id, &lyft.pod.path(), "eth0");
-    lyft.assert_fail(lyft.asked(), broken);
+    lyft.assert_only_these_fail(lyft.asked(), broken);
 }
 
 #[test]

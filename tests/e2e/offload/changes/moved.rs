@@ -50,7 +50,7 @@ fn send_by(router: &Router, nic: &str, addresses: &[&str]) {
     }
 }
 
-fn mark_is(node: &Node, talks: &[Talk], mark: u32, what: &str) {
+fn assert_mark(node: &Node, talks: &[Talk], mark: u32, what: &str) {
     for talk in talks {
         assert_eq!(node.mark_of(talk.proto(), talk.client()), Some(mark), "{what}");
     }
@@ -77,9 +77,9 @@ fn an_address_that_moves_takes_offloaded_connections_along() {
             for talk in &mut talks {
                 talk.ask().expect("a question by the new uplink");
             }
-            mark_is(node, &talks, mark, &what);
+            assert_mark(node, &talks, mark, &what);
             scene.assert_back(to, &mut talks, &what);
-            mark_is(node, &talks, mark, &what);
+            assert_mark(node, &talks, mark, &what);
         }
     }
 }
@@ -101,7 +101,7 @@ fn requests_by_another_uplink_move_nothing() {
     for _ in 0..5 {
         scene.assert_goes_by(["eth0", "eth1"], &mut talks, "requests by eth0");
     }
-    mark_is(node, &talks, 0x200, "requests by eth0");
+    assert_mark(node, &talks, 0x200, "requests by eth0");
     send_by(router, "eth1", &all);
     scene.assert_back("eth1", &mut talks, "requests by eth1 again");
     let mut young = scene.talks();
@@ -145,7 +145,7 @@ fn connections_whose_uplink_has_gone_are_offloaded_by_another() {
         for talk in &mut talks {
             talk.ask().expect("a question by the other uplink");
         }
-        mark_is(node, &talks, 0x100, "the end of eth1");
+        assert_mark(node, &talks, 0x100, "the end of eth1");
         scene.assert_back("eth0", &mut talks, "the end of eth1");
     }
 }

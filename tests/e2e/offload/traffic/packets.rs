@@ -49,7 +49,7 @@ fn forget_errors(ns: &Netns) {
     );
 }
 
-fn errors_to(ns: &Netns) -> BTreeSet<String> {
+fn await_errors(ns: &Netns) -> BTreeSet<String> {
     let begin = Instant::now();
     loop {
         let found = errors(ns);
@@ -61,7 +61,7 @@ fn errors_to(ns: &Netns) -> BTreeSet<String> {
 }
 
 /// A node with the plugin, and connections through eth1 to pod1.
-fn talking(offload: bool, prepare: impl Fn(&TwoNics)) -> (TwoNics, Vec<Talk>) {
+fn begin_talks(offload: bool, prepare: impl Fn(&TwoNics)) -> (TwoNics, Vec<Talk>) {
     let layout = two_nics();
     // Source address of the router's IPv6 errors.
     layout.router.ns.ip("addr add 2001:db8::1/128 dev lo nodad");
@@ -108,16 +108,20 @@ enum When {
 }
 
 /// Connections on a path with a smaller MTU at this link.
-fn narrowed(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> (TwoNics, Vec<Talk>) {
+fn begin_narrowed_talks(
+    offload: bool,
+    link: fn(&TwoNics) -> Link<'_>,
+    when: When,
+) -> (TwoNics, Vec<Talk>) {
     let narrow = |layout: &TwoNics| {
         for (ns, device) in link(layout) {
             ns.ip(&format!("link set {device} mtu 1300"));
         }
     };
     match when {
-        When::First => talking(offload, narrow),
+        When::First => begin_talks(offload, narrow),
         When::Begun => {
-            let (layout, mut talks) = talking(false, |_| {});
+            let (layout, mut talks) = begin_talks(false, |_| {});
             narrow(&layout);
             layout.node.up(&json!({"uplinks": NICS, "offload": offload}));
             if offload {
@@ -126,7 +130,7 @@ fn narrowed(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> (TwoNi
             (layout, talks)
         }
         When::Offloaded => {
-            let (layout, talks) = talking(offload, |_| {});
+            let (layout, talks) = begin_talks(offload, |_| {});
             narrow(&layout);
             layout.node.up(&json!({"uplinks": NICS, "offload": offload}));
             (layout, talks)
@@ -135,8 +139,8 @@ fn narrowed(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> (TwoNi
 }
 
 /// Sends large data both ways and returns the ICMP errors.
-fn carried(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> Heard {
-    let (layout, mut talks) = narrowed(offload, link, when);
+fn errors_of_large_data(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> Heard {
+    let (layout, mut talks) = begin_narrowed_talks(offload, link, when);
     let ends = [&layout.client, &layout.pods[1].ns];
     let capture = Capture::start(&layout.router.ns);
     let mut heard = Vec::new();
@@ -167,33 +171,37 @@ fn carried(offload: bool, link: fn(&TwoNics) -> Link<'_>, when: When) -> Heard {
 
 /// Asserts that the same ICMP errors arrive with and without offload. `to` is the end that gets
 /// them: 0 for the client, 1 for the pod.
-fn too_large(to: usize, link: fn(&TwoNics) -> Link<'_>, when: When) {
+fn assert_same_errors(to: usize, link: fn(&TwoNics) -> Link<'_>, when: When) {
     if !kernel_has_flowtables() {
         return;
     }
-    let without = carried(false, link, when);
+    let without = errors_of_large_data(false, link, when);
     assert!(without.iter().all(|errors| !errors[to].is_empty()), "{without:?}");
-    assert_eq!(carried(true, link, when), without, "the errors with offload, and without");
+    assert_eq!(
+        errors_of_large_data(true, link, when),
+        without,
+        "the errors with offload, and without"
+    );
 }
 
 #[test]
 fn too_large_for_the_clients_link() {
-    too_large(1, clients_link, When::Begun);
+    assert_same_errors(1, clients_link, When::Begun);
 }
 
 #[test]
 fn too_large_for_the_uplink() {
-    too_large(1, uplink, When::First);
+    assert_same_errors(1, uplink, When::First);
 }
 
 #[test]
 fn too_large_for_an_uplink_that_changes() {
-    too_large(1, uplink, When::Offloaded);
+    assert_same_errors(1, uplink, When::Offloaded);
 }
 
 #[test]
 fn too_large_for_the_pods_link() {
-    too_large(0, pods_link, When::Begun);
+    assert_same_errors(0, pods_link, When::Begun);
 }
 
 fn set_ttl(socket: BorrowedFd<'_>, is_v4: bool, hops: i32) {
@@ -205,8 +213,8 @@ fn set_ttl(socket: BorrowedFd<'_>, is_v4: bool, hops: i32) {
 }
 
 /// The errors that client and pod get about packets whose TTL ends at the node.
-fn time_exceeded(offload: bool) -> Heard {
-    let (layout, mut talks) = talking(offload, |_| {});
+fn errors_of_short_ttl(offload: bool) -> Heard {
+    let (layout, mut talks) = begin_talks(offload, |_| {});
     let ends = [&layout.client, &layout.pods[1].ns];
     let capture = Capture::start(&layout.router.ns);
     let mut heard = Vec::new();
@@ -218,7 +226,7 @@ fn time_exceeded(offload: bool) -> Heard {
             // A datagram as long as a word that no end waits for.
             let sent = send(talk.sockets()[end].as_raw_fd(), &[255; 4], MsgFlags::empty());
             assert_eq!(sent, Ok(4));
-            let errors = errors_to(ends[end]);
+            let errors = await_errors(ends[end]);
             set_ttl(talk.sockets()[end], is_v4, 64);
             errors
         });
@@ -235,12 +243,12 @@ fn time_exceeded(offload: bool) -> Heard {
 #[test]
 fn the_end_of_the_time_to_live() {
     if kernel_has_flowtables() {
-        let without = time_exceeded(false);
+        let without = errors_of_short_ttl(false);
         assert!(
             without.iter().flatten().flatten().all(|one| one.contains("time-exceeded")),
             "{without:?}"
         );
-        assert_eq!(time_exceeded(true), without, "the errors with offload, and without");
+        assert_eq!(errors_of_short_ttl(true), without, "the errors with offload, and without");
     }
 }
 
@@ -263,7 +271,7 @@ fn options_are_left_to_the_rules() {
     if !kernel_has_flowtables() {
         return;
     }
-    let (layout, mut talks) = talking(true, |_| {});
+    let (layout, mut talks) = begin_talks(true, |_| {});
     let forwarded = Forwarded::watch(&layout.node.ns);
     assert_all_bypass_rules(&forwarded, &mut talks, "without options");
     let capture = Capture::start(&layout.router.ns);

@@ -25,7 +25,7 @@ fn many_rules_and_routes_that_look_like_ours() {
     pod.ns.ip(&(rules + &routes));
     for verb in ["ADD", "DEL"] {
         for leg in 0..2 {
-            is_clear(&pod.ran(&node, verb, leg));
+            assert_error_is_clear(&pod.ran(&node, verb, leg));
         }
     }
     // Removing all of them may take more than one call.
@@ -40,12 +40,12 @@ fn route_by(n: u32, link: &str) -> String {
 }
 
 /// Asserts that ADD fails with these words, CHECK ends cleanly, and DEL succeeds. Nothing is left.
-fn is_refused(node: &Node, pod: &Plain, words: &[&str]) {
+fn assert_refused(node: &Node, pod: &Plain, words: &[&str]) {
     let before = pod.ns.exec(&["ip", "rule"], "");
     for leg in 0..2 {
         let ran = pod.ran(node, "ADD", leg);
         assert_fails(&ran, 7, words);
-        is_clear(&pod.ran(node, "CHECK", leg));
+        assert_error_is_clear(&pod.ran(node, "CHECK", leg));
         pod.ran(node, "DEL", leg).assert_success("DEL");
     }
     assert_eq!(pod.ns.exec(&["ip", "rule"], ""), before, "rules");
@@ -54,7 +54,7 @@ fn is_refused(node: &Node, pod: &Plain, words: &[&str]) {
 }
 
 /// Asserts that ADD, CHECK and DEL succeed and leave nothing.
-fn is_served(node: &Node, pod: &Plain, what: &str) {
+fn assert_served(node: &Node, pod: &Plain, what: &str) {
     let before = pod.ns.exec(&["ip", "rule"], "");
     for verb in ["ADD", "CHECK", "DEL"] {
         for leg in 0..2 {
@@ -78,12 +78,12 @@ fn many_routes_and_rules_elsewhere() {
         format!("rule add from 12.{}.{}.1 lookup 9 priority {place}", n >> 8, n & 255)
     };
     pod.ns.ip(&(lines(15_000, route) + &lines(4_000, rule)));
-    is_served(&node, &pod, "routes and rules");
+    assert_served(&node, &pod, "routes and rules");
     pod.ns.ip(&lines(16_000, |n| rule(4_000 + n)));
-    is_refused(&node, &pod, &["20005 rules", "4096"]);
+    assert_refused(&node, &pod, &["20005 rules", "4096"]);
     let (node, pod) = site("pod");
     pod.ns.ip(&lines(100_000, route));
-    is_refused(&node, &pod, &["routes, and no more than 16384"]);
+    assert_refused(&node, &pod, &["routes, and no more than 16384"]);
 }
 
 /// The plugin examines each route of main. Half of them lead through one uplink, and half through
@@ -94,9 +94,9 @@ fn many_routes_in_main() {
         let (node, pod) = site("pod");
         let route = |n| route_by(n, if n & 1 == 0 { others } else { "net1" });
         pod.ns.ip(&lines(16_000, route));
-        is_served(&node, &pod, others);
+        assert_served(&node, &pod, others);
         pod.ns.ip(&lines(84_000, |n| route(16_000 + n)));
-        is_refused(&node, &pod, &["routes, and no more than 16384"]);
+        assert_refused(&node, &pod, &["routes, and no more than 16384"]);
     }
 }
 
@@ -116,7 +116,7 @@ fn many_rules_by_an_own_address() {
     let rules =
         lines(4_000, |n| format!("rule add from 10.7.0.10 lookup 9 priority {}", 10_000 - n));
     pod.ns.ip(&(bridges + &rules + "route add default via 10.7.0.1 dev net0 table 9\n"));
-    is_served(&node, &pod, "rules by an address");
+    assert_served(&node, &pod, "rules by an address");
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn many_addresses() {
     let (node, pod) = site("pod");
     let address = |n: u32| format!("addr add 10.9.{}.{}/32 dev net1", n >> 8, n & 255);
     pod.ns.ip(&lines(2_000, address));
-    is_served(&node, &pod, "addresses");
+    assert_served(&node, &pod, "addresses");
     pod.both(&node, "ADD");
     pod.ns.ip(&lines(8_000, |n| address(2_000 + n)));
     let ran = pod.ran(&node, "ADD", 0);
@@ -132,7 +132,7 @@ fn many_addresses() {
     for leg in 0..2 {
         pod.ran(&node, "DEL", leg).assert_success("DEL");
     }
-    is_refused(&node, &pod, &["addresses, and no more than 4096"]);
+    assert_refused(&node, &pod, &["addresses, and no more than 4096"]);
 }
 
 #[test]
