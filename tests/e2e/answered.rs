@@ -48,7 +48,7 @@ fn bound_to(nic: usize) -> u32 {
 type Forge = fn(SocketAddr, SocketAddr) -> Vec<Vec<u8>>;
 
 /// Packets that a sender can forge without having seen anything of the connection.
-fn blind(proto: Proto) -> Vec<(&'static str, Forge)> {
+fn blind_packets(proto: Proto) -> Vec<(&'static str, Forge)> {
     match proto {
         Proto::Tcp => [&BLIND_TCP[..], &[ERROR]].concat(),
         Proto::Udp => vec![("a datagram", |from, to| vec![forge::udp(from, to, b"blind")]), ERROR],
@@ -75,7 +75,7 @@ const ERROR: (&str, Forge) = ("an ICMP error", |from, to| {
 /// Forged packets that a test may send with `nf_conntrack_tcp_be_liberal`, which some nodes need.
 /// Without RST and FIN: conntrack believes them then, and ends the connection even without
 /// symroute.
-fn liberal() -> Vec<(&'static str, Forge)> {
+fn blind_packets_but_rst_and_fin() -> Vec<(&'static str, Forge)> {
     BLIND_TCP.into_iter().filter(|(name, _)| !["RST", "FIN|ACK"].contains(name)).collect()
 }
 
@@ -131,29 +131,29 @@ fn pods_connections_stay(proto: Proto, pods: [&str; 2], kinds: &[(&str, Forge)],
 
 #[test]
 fn tcp() {
-    pods_connections_stay(Proto::Tcp, POD, &blind(Proto::Tcp), &[]);
+    pods_connections_stay(Proto::Tcp, POD, &blind_packets(Proto::Tcp), &[]);
 }
 
 #[test]
 fn tcp_over_ipv6() {
-    pods_connections_stay(Proto::Tcp, POD6, &blind(Proto::Tcp), &[]);
+    pods_connections_stay(Proto::Tcp, POD6, &blind_packets(Proto::Tcp), &[]);
 }
 
 #[test]
 fn tcp_where_conntrack_is_liberal() {
     let sysctl = ["netfilter/nf_conntrack_tcp_be_liberal"];
-    pods_connections_stay(Proto::Tcp, POD, &liberal(), &sysctl);
-    pods_connections_stay(Proto::Tcp, POD6, &liberal(), &sysctl);
+    pods_connections_stay(Proto::Tcp, POD, &blind_packets_but_rst_and_fin(), &sysctl);
+    pods_connections_stay(Proto::Tcp, POD6, &blind_packets_but_rst_and_fin(), &sysctl);
 }
 
 #[test]
 fn udp() {
-    pods_connections_stay(Proto::Udp, POD, &blind(Proto::Udp), &[]);
+    pods_connections_stay(Proto::Udp, POD, &blind_packets(Proto::Udp), &[]);
 }
 
 #[test]
 fn udp_over_ipv6() {
-    pods_connections_stay(Proto::Udp, POD6, &blind(Proto::Udp), &[]);
+    pods_connections_stay(Proto::Udp, POD6, &blind_packets(Proto::Udp), &[]);
 }
 
 /// Connections to the node's own sockets do not work without the plugin, so there is no baseline.
@@ -164,7 +164,8 @@ fn the_nodes_own() {
     node.up(&settings());
     for address in [NODE[1], NODE6[1]] {
         for proto in [Proto::Tcp, Proto::Udp] {
-            assert_stays(&layout, (&node.ns, address, 1), proto, (&blind(proto), bound_to(1)));
+            let (server, kinds) = ((&node.ns, address, 1), blind_packets(proto));
+            assert_stays(&layout, server, proto, (&kinds, bound_to(1)));
         }
     }
     node.down();

@@ -28,7 +28,7 @@ enum Start {
 }
 
 /// The settings of the pod that is already attached.
-fn good() -> Value {
+fn valid_settings() -> Value {
     json!({"uplinks": NICS})
 }
 
@@ -38,13 +38,13 @@ fn on_a_node(start: Start, work: impl FnOnce(&TwoNics)) {
     let enrolled = (start == Start::InUse).then(|| layout.pod_behind_eth1(1));
     let before = Snapshot::take(&layout.node);
     if let Some(pod) = &enrolled {
-        layout.node.add(&good(), pod);
+        layout.node.add(&valid_settings(), pod);
     }
     work(&layout);
     if let Some(pod) = &enrolled {
         let pod_name = "pod101 203.0.113.9";
         assert_all_work(&[layout.flow_to_host(), layout.flow_to_pod(1, pod_name)]);
-        layout.node.del(&good(), pod);
+        layout.node.del(&valid_settings(), pod);
     }
     before.assert_unchanged(&Snapshot::take(&layout.node));
 }
@@ -227,7 +227,7 @@ fn a_network_that_disagrees_with_up() {
     let layout = two_nics();
     let node = &layout.node;
     let before = Snapshot::take(node);
-    let mut entry = good();
+    let mut entry = valid_settings();
     entry["type"] = json!("symroute");
     entry["log"] = json!({"level": "debug", "file": node.log()});
     Backend::of_run().into_settings(&mut entry);

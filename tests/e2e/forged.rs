@@ -40,7 +40,7 @@ fn ip(address: &str) -> IpAddr {
 }
 
 /// Runs a test without and with the plugin.
-fn both_ways(test: impl Fn(bool, &TwoNics)) {
+fn without_and_with_plugin(test: impl Fn(bool, &TwoNics)) {
     for plugin in [false, true] {
         let layout = two_nics();
         if plugin {
@@ -84,7 +84,7 @@ fn forged_replies(layout: &TwoNics, wire: &Wire<'_>, server: &Netns, address: &s
 
 #[test]
 fn replies_in_the_name_of_a_pod() {
-    both_ways(|_, layout| {
+    without_and_with_plugin(|_, layout| {
         let wire = Wire::new(&layout.router, &layout.node);
         for (pod, address) in [(0, POD[0]), (1, POD[1]), (0, POD6[0]), (1, POD6[1])] {
             forged_replies(layout, &wire, &layout.pods[pod].ns, address);
@@ -138,7 +138,7 @@ fn forged_answers(layout: &TwoNics, wire: &Wire<'_>, asker: &Netns, server: &str
 
 #[test]
 fn answers_to_what_was_masqueraded() {
-    both_ways(|_, layout| {
+    without_and_with_plugin(|_, layout| {
         let wire = Wire::new(&layout.router, &layout.node);
         masquerade(layout);
         for (nic, pod) in layout.pods.iter().enumerate() {
@@ -157,7 +157,7 @@ fn too_big(source: &str, talk: &Talk, pod: SocketAddr) -> Vec<u8> {
 }
 
 /// Whether pod1 has learnt a smaller path MTU to the client. Clears what it learnt.
-fn learnt(layout: &TwoNics, client: &str) -> bool {
+fn has_learnt_smaller_mtu(layout: &TwoNics, client: &str) -> bool {
     let pod = &layout.pods[1].ns;
     let way = pod.exec(&["ip", "route", "get", client], "");
     pod.ip("route flush cache");
@@ -222,7 +222,7 @@ fn icmp_errors_in_the_name_of_a_host_inside() {
             let passes = u64::from(end.is_ipv6());
             let what = format!("{source} by {nic} to {end}, {begun:?}");
             assert!(seen.passed <= passes, "{what}: {seen:?}");
-            assert!(!learnt(layout, client) || end.is_ipv6(), "{what} is believed");
+            assert!(!has_learnt_smaller_mtu(layout, client) || end.is_ipv6(), "{what} is believed");
         }
     });
 }
@@ -239,7 +239,11 @@ fn icmp_errors_of_a_host_outside_are_believed() {
             let passes = end.is_ipv6() || nic == "eth1" || (plugin && begun != Begun::Calls);
             let expected = if passes { PASSED } else { DROPPED };
             assert_eq!(seen, expected, "{source} by {nic} to {end}, {begun:?}");
-            assert_eq!(learnt(layout, client), passes, "believed by {end} by {nic}, {begun:?}");
+            assert_eq!(
+                has_learnt_smaller_mtu(layout, client),
+                passes,
+                "believed by {end} by {nic}, {begun:?}"
+            );
         }
     });
 }

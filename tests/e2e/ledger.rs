@@ -54,7 +54,7 @@ fn assert_found(node: &Node, wanted: &[(&str, &str)]) {
 }
 
 /// Whether a row of the report says this.
-fn has(report: &Value, owner: &str, mark: &str, does: &str, bits: &str) -> bool {
+fn has_row(report: &Value, owner: &str, mark: &str, does: &str, bits: &str) -> bool {
     report["marks"].as_array().expect("rows").iter().any(|row| {
         row["owner"] == owner && row["mark"] == mark && row["does"] == does && row["bits"] == bits
     })
@@ -122,7 +122,7 @@ fn programs_that_keep_to_their_bits_are_listed_and_no_clash() {
         ("Tailscale", "packet", "compares-masked", "0xff0000"),
         ("symroute", "packet", "compares-masked", "0xf00"),
     ] {
-        assert!(has(&report, owner, mark, does, bits), "{owner} {does} {bits}: {report:#}");
+        assert!(has_row(&report, owner, mark, does, bits), "{owner} {does} {bits}: {report:#}");
     }
     let text = node.symroute(&["marks"]).stdout;
     assert!(text.starts_with("OWNER") && text.contains("\nok: nothing clashes"), "{text}");
@@ -140,7 +140,7 @@ fn a_healthy_node_has_no_clash() {
     for row in report["marks"].as_array().expect("rows") {
         assert_eq!(row["ours"], true, "{row:#}");
     }
-    assert!(has(&report, "symroute", "packet", "sets", "0x1f00"), "{report:#}");
+    assert!(has_row(&report, "symroute", "packet", "sets", "0x1f00"), "{report:#}");
     assert_eq!((&report["inForce"], &report["markMask"]), (&json!(true), &json!("0x1f00")));
     node.down();
     // symroute's rules are gone.
@@ -271,7 +271,7 @@ fn the_rules_of_aws_vpc_cni_1_23() {
         ("packet", "restores", "0x80"),
         ("packet", "overwrites", "0xffffffff"),
     ] {
-        assert!(has(&report, "AWS VPC CNI", mark, does, bits), "{does}: {report:#}");
+        assert!(has_row(&report, "AWS VPC CNI", mark, does, bits), "{does}: {report:#}");
     }
     node.ns.nft("delete table ip aws-cni");
     node.del(&settings, &pod);
@@ -389,11 +389,11 @@ fn users_of_marks_that_are_no_rules() {
     for (owner, does) in
         [("tc on eth1", "unknown"), ("sysctl fwmark_reflect", "copies"), ("symroute", "looks-up")]
     {
-        assert!(has(&report, owner, "packet", does, "0xffffffff"), "{owner}: {report:#}");
+        assert!(has_row(&report, owner, "packet", does, "0xffffffff"), "{owner}: {report:#}");
     }
     // symroute has set it on the uplinks only.
     assert!(
-        has(&report, "sysctl src_valid_mark", "packet", "looks-up", "0xffffffff"),
+        has_row(&report, "sysctl src_valid_mark", "packet", "looks-up", "0xffffffff"),
         "{report:#}"
     );
     node.down();
@@ -416,7 +416,7 @@ fn the_mark_of_a_wireguard_device() {
     assert!(run("wg set wg0 fwmark 0x20000"));
     node.up(&json!({ "uplinks": NICS }));
     assert_found(node, &[]);
-    assert!(has(&marks(node), "WireGuard wg0", "packet", "overwrites", "0xffffffff"));
+    assert!(has_row(&marks(node), "WireGuard wg0", "packet", "overwrites", "0xffffffff"));
     assert!(run("wg set wg0 fwmark 0x200"));
     assert_found(node, &[("problem", "WireGuard wg0 gives packets a mark that has bits 0x200")]);
     node.down();

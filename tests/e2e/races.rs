@@ -69,7 +69,7 @@ impl Races<'_> {
     }
 
     /// Makes the call. One call in three is killed after some milliseconds, and returns None.
-    fn maybe_killed(&self, dice: &mut Dice, call: &Call) -> Option<Ran> {
+    fn call_or_kill(&self, dice: &mut Dice, call: &Call) -> Option<Ran> {
         self.operations.fetch_add(1, Ordering::Relaxed);
         if dice.roll(3) != 0 {
             return Some(self.node().call(call));
@@ -87,7 +87,7 @@ impl Races<'_> {
         let address = format!("10.21.0.{}", 200 + dice.roll(ADDRESSES));
         let _no_collection = self.collects.read().expect("no thread has panicked");
         let add = self.call("ADD", id, &address, dice.roll(4) == 0);
-        let done = self.maybe_killed(dice, &add).is_some_and(|ran| ran.success);
+        let done = self.call_or_kill(dice, &add).is_some_and(|ran| ran.success);
         if done {
             self.model.lock().expect("no thread has panicked").insert(id.into(), address);
         } else {
@@ -99,7 +99,7 @@ impl Races<'_> {
     fn del(&self, dice: &mut Dice, id: &str) {
         let del = self.call("DEL", id, "10.21.0.200", false);
         // And sends it again where the DEL was killed.
-        while self.maybe_killed(dice, &del).is_none_or(|ran| !ran.success) {}
+        while self.call_or_kill(dice, &del).is_none_or(|ran| !ran.success) {}
         self.model.lock().expect("no thread has panicked").remove(id);
     }
 
@@ -108,15 +108,15 @@ impl Races<'_> {
             let id = format!("pod-{worker}-{}", dice.roll(SLOTS));
             let is_there = self.model.lock().expect("no thread has panicked").contains_key(&id);
             match dice.roll(8) {
-                0 => self.collect(&mut dice),
-                1 => drop(self.maybe_killed(&mut dice, &Call::tool(&["status"]))),
+                0 => self.gc(&mut dice),
+                1 => drop(self.call_or_kill(&mut dice, &Call::tool(&["status"]))),
                 _ if is_there => self.del(&mut dice, &id),
                 _ => self.add(&mut dice, &id),
             }
         }
     }
 
-    fn collect(&self, dice: &mut Dice) {
+    fn gc(&self, dice: &mut Dice) {
         let _alone = self.collects.write().expect("no thread has panicked");
         let model = self.model.lock().expect("no thread has panicked");
         let valid: Vec<_> =
@@ -126,7 +126,7 @@ impl Races<'_> {
         let mut network: Value = serde_json::from_str(&network).expect("a configuration");
         network["cniVersion"] = json!("1.1.0");
         network["cni.dev/valid-attachments"] = json!(valid);
-        self.maybe_killed(dice, &Call::cni("GC", &network.to_string(), "", "", ""));
+        self.call_or_kill(dice, &Call::cni("GC", &network.to_string(), "", "", ""));
     }
 
     /// Does to the node what other programs and operators do, until the workers are done.
@@ -154,7 +154,7 @@ impl Races<'_> {
                 4 => write(self.node(), conf_dir, dice.coin()),
                 5 => {
                     drop(
-                        self.maybe_killed(&mut dice, &Call::tool(&["up", "--conf-dir", conf_dir])),
+                        self.call_or_kill(&mut dice, &Call::tool(&["up", "--conf-dir", conf_dir])),
                     );
                 }
                 // The agent is killed, and its manager starts it again.

@@ -171,8 +171,8 @@ fn churn(layout: &TwoNics, numbers: &[u32], length: Length, counts: &Counts, act
                     continue;
                 }
                 None if stays => continue,
-                Some(one) => goes(layout, number, &one, counts),
-                None => drop(living.insert(number, comes(layout, number, counts))),
+                Some(one) => end_pod(layout, number, &one, counts),
+                None => drop(living.insert(number, start_pod(layout, number, counts))),
             }
             // After a failure elsewhere nothing receives the report.
             let _ = acts.send(());
@@ -180,20 +180,20 @@ fn churn(layout: &TwoNics, numbers: &[u32], length: Length, counts: &Counts, act
         round += 1;
     }
     for (number, one) in living {
-        goes(layout, number, &one, counts);
+        end_pod(layout, number, &one, counts);
     }
 }
 
 /// Ends a pod as a runtime does: a DEL of symroute, then the primary plugin's, which removes the
 /// interface at once. If only the namespace went, the kernel would remove the interface some time
 /// later.
-fn goes(layout: &TwoNics, number: u32, one: &Living, counts: &Counts) {
+fn end_pod(layout: &TwoNics, number: u32, one: &Living, counts: &Counts) {
     call(layout, "DEL", &one.pod, counts);
     layout.node.ns.ip(&format!("link del enis{number}"));
 }
 
 /// Starts a pod as a runtime does: a namespace and an interface, then an ADD.
-fn comes(layout: &TwoNics, number: u32, counts: &Counts) -> Living {
+fn start_pod(layout: &TwoNics, number: u32, counts: &Counts) -> Living {
     let addresses = addresses(number);
     let name = format!("s{number}");
     let pod = layout.node.pod(&name, &addresses.each_ref().map(String::as_str));
@@ -234,7 +234,7 @@ fn assert_served(layout: &TwoNics, number: u32, counts: &Counts) {
 }
 
 /// Names of what must not grow, and the growth allowed: the agent answers the test's own questions meanwhile.
-const WHAT: [(&str, u64); 7] = [
+const MEASURED: [(&str, u64); 7] = [
     ("memory that the agent has allocated, KiB", 1024),
     ("descriptors of the agent", 3),
     ("threads of the agent", 1),
@@ -246,7 +246,7 @@ const WHAT: [(&str, u64); 7] = [
 
 /// One measurement of what must not grow.
 #[derive(Debug)]
-struct Sample([u64; WHAT.len()]);
+struct Sample([u64; MEASURED.len()]);
 
 /// The kernel's state of symroute, as three numbers. Counters such as packets are replaced by a word.
 const KERNEL: &str = "{ ip rule; ip -6 rule; } | wc -l
@@ -283,7 +283,7 @@ fn assert_flat(samples: &[Sample]) {
     assert!(third > 0, "too few looks: {samples:?}");
     let mut grown = Vec::new();
     println!("| maximum of {} looks | first third | last third |\n|---|---:|---:|", samples.len());
-    for (at, (name, allowed)) in WHAT.into_iter().enumerate() {
+    for (at, (name, allowed)) in MEASURED.into_iter().enumerate() {
         let most = |part: &[Sample]| part.iter().map(|sample| sample.0[at]).max().unwrap_or(0);
         let (first, last) = (most(&samples[..third]), most(&samples[samples.len() - third..]));
         println!("| {name} | {first} | {last} |");

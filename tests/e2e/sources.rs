@@ -107,7 +107,7 @@ struct Outcome {
 }
 
 /// Calls each destination in the name of each source, by each NIC.
-fn call(layout: &TwoNics, family: usize, sources: &[(&'static str, [&str; 2])]) -> Outcome {
+fn send_calls(layout: &TwoNics, family: usize, sources: &[(&'static str, [&str; 2])]) -> Outcome {
     let wire = Wire::new(&layout.router, &layout.node);
     // Each call has a port of its own: a half-open connection answers a second SYN in another way.
     let (mut outcome, mut ports) = (Outcome::default(), 40000_u16..);
@@ -171,11 +171,11 @@ fn nobody_inside_is_let_in(family: usize, mark: u32) {
         neighbour(&scene.layout, mark);
     }
     let [without, scene] = scenes;
-    let without = call(&without.layout, family, &INSIDE);
+    let without = send_calls(&without.layout, family, &INSIDE);
     scene.enroll(&settings());
     // With iptables symroute does not ask about a single address when the packet has another program's mark.
     let routed = if Backend::of_run().is_iptables() && mark != 0 { 3 } else { INSIDE.len() };
-    let with = call(&scene.layout, family, &INSIDE[..routed]);
+    let with = send_calls(&scene.layout, family, &INSIDE[..routed]);
     if family == 0 {
         let by_eth0 = without.passed.iter().filter(|call| call.nic == "eth0").cloned();
         assert_none(by_eth0, "strict rp_filter takes");
@@ -212,12 +212,12 @@ fn nobody_inside_where_a_neighbour_marks() {
 fn everybody_outside() {
     let strangers = [("a stranger", STRANGER)];
     for (family, mark) in [(0, 0), (1, 0), (0, 0x4000), (1, 0x80), (0, 0xff00_0000)] {
-        let without = call(&scene().layout, family, &strangers);
+        let without = send_calls(&scene().layout, family, &strangers);
         assert_eq!(without.bound.len(), 0);
         let scene = scene();
         neighbour(&scene.layout, mark);
         scene.enroll(&settings());
-        let with = call(&scene.layout, family, &strangers);
+        let with = send_calls(&scene.layout, family, &strangers);
         let all = 2 * destinations(family).len();
         assert_eq!((with.answered.len(), with.bound.len()), (all, all), "{:#?}", with.answered);
         assert!(without.answered.len() < all || family == 1, "{:#?}", without.answered);

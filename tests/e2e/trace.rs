@@ -31,7 +31,7 @@ struct Trace {
 }
 
 /// The report of a trace.
-struct Seen {
+struct Report {
     code: Option<i32>,
     packets: Vec<Value>,
     summary: Value,
@@ -39,7 +39,7 @@ struct Seen {
 
 impl Trace {
     /// Starts a trace in this namespace, and waits until it listens.
-    fn of(ns: &Netns, words: &[&str]) -> Self {
+    fn start(ns: &Netns, words: &[&str]) -> Self {
         let mut child = Command::new("ip")
             .args(["netns", "exec", ns.name(), &program(), "trace", "--for", "1h"])
             .args(words)
@@ -72,11 +72,11 @@ impl Trace {
     }
 
     /// Ends a trace with `--json`, and returns its report.
-    fn seen(self) -> Seen {
+    fn report(self) -> Report {
         assert_eq!(self.said, "ready\n", "it can see everything");
         let (code, text) = self.end();
         let objects = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-        let mut seen = Seen { code, packets: Vec::new(), summary: Value::Null };
+        let mut seen = Report { code, packets: Vec::new(), summary: Value::Null };
         for mut object in objects {
             if object["packet"].is_object() {
                 seen.packets.push(object["packet"].take());
@@ -108,7 +108,7 @@ impl Drop for Trace {
     }
 }
 
-impl Seen {
+impl Report {
     /// The first packet of this direction.
     fn first(&self, direction: &str) -> &Value {
         let found = self.packets.iter().find(|packet| packet["direction"] == direction);
@@ -118,11 +118,11 @@ impl Seen {
 
 /// The trace of the packets that `act` causes. Other tests also cause events: repeats where the kernel
 /// had no room for all of them.
-fn traced(ns: &Netns, words: &[&str], act: impl Fn()) -> Seen {
+fn traced(ns: &Netns, words: &[&str], act: impl Fn()) -> Report {
     for _ in 0..ATTEMPTS {
-        let trace = Trace::of(ns, words);
+        let trace = Trace::start(ns, words);
         act();
-        let seen = trace.seen();
+        let seen = trace.report();
         if seen.summary["notSeen"] == json!([]) {
             return seen;
         }
@@ -232,7 +232,7 @@ fn a_reply_leaves_elsewhere() {
     }
     for (client, ip) in [(CLIENT, NODE[1]), (CLIENT6, NODE6[1])] {
         let words = ["--from", client, "--to", ip];
-        let text = Trace::of(&layout.node.ns, &words);
+        let text = Trace::start(&layout.node.ns, &words);
         let with_json = [&words[..], &["--json"]].concat();
         let seen = traced(&layout.node.ns, &with_json, || host_is_asked(&layout, ip, false));
         let reply = seen.first("reply");
@@ -321,7 +321,7 @@ fn only_the_flow_is_seen() {
     let second = Server::start(&layout.node.ns, Proto::Tcp, 10251, "second");
     let by = |client: &str, port: u16| {
         let to = address(NODE[0], port).to_string();
-        Trace::of(&layout.node.ns, &["--from", client, "--to", &to, "--json"])
+        Trace::start(&layout.node.ns, &["--from", client, "--to", &to, "--json"])
     };
     let traces = [by(CLIENT, 10250), by(CLIENT, 10251), by("203.0.113.77", 10250)];
     let nothing = by(CLIENT, 4);
@@ -330,7 +330,7 @@ fn only_the_flow_is_seen() {
     }
     let ends = [(CLIENT, 10250), (CLIENT, 10251), ("203.0.113.77", 10250)];
     for (trace, (client, port)) in traces.into_iter().zip(ends) {
-        let seen = trace.seen();
+        let seen = trace.report();
         assert_eq!(seen.code, Some(0), "{:#?}", seen.packets);
         let server = address(NODE[0], port).to_string();
         assert!(seen.packets.len() > 4, "a connection: {:#?}", seen.packets);
@@ -341,7 +341,7 @@ fn only_the_flow_is_seen() {
             assert!(from.starts_with(&format!("{client}:")) && to == server, "{packet:#}");
         }
     }
-    let seen = nothing.seen();
+    let seen = nothing.report();
     assert_eq!((seen.code, seen.packets.len()), (Some(5), 0));
     drop(second);
 }
@@ -367,8 +367,8 @@ fn a_killed_trace_leaves_nothing() {
     let layout = two_nics();
     let ns = &layout.node.ns;
     let words = ["--from", CLIENT, "--to", NODE[1], "--json"];
-    let living = Trace::of(ns, &words);
-    let mut killed = Trace::of(ns, &words);
+    let living = Trace::start(ns, &words);
+    let mut killed = Trace::start(ns, &words);
     let tables = || ns.exec(&["nft", "list", "tables"], "").matches("symroute-trace-").count();
     // `ip` becomes the trace, so the process is the same.
     let of = |pid: u32| format!("symroute-{pid}-");
@@ -393,14 +393,14 @@ fn a_killed_trace_leaves_nothing() {
         fs::create_dir(&lost).expect("make an instance");
         lost.file_name().map(|name| name.to_string_lossy().into_owned())
     });
-    let next = Trace::of(ns, &words);
+    let next = Trace::start(ns, &words);
     assert!(!instances().contains(&lost.expect("a name")), "the next trace removes what was left");
     assert!(has(living_pid), "and nothing else");
     drop(killed);
     host_is_asked(&layout, NODE[1], false);
     let next_pid = next.child.id();
-    let first = living.seen();
-    assert!(first.packets.len() > next.seen().packets.len(), "the first one went on");
+    let first = living.report();
+    assert!(first.packets.len() > next.report().packets.len(), "the first one went on");
     assert_eq!((tables(), has(living_pid), has(next_pid)), (0, false, false));
 }
 
@@ -418,7 +418,7 @@ fn how_it_ends() {
     assert!(ran.stdout.contains("no packet of this flow"), "{}", ran.stdout);
     assert_eq!(ran.stderr, "ready\n");
     for signal in [Signal::SIGTERM, Signal::SIGHUP] {
-        let mut trace = Trace::of(&node.ns, &flow[1..]);
+        let mut trace = Trace::start(&node.ns, &flow[1..]);
         trace.signal(signal);
         assert_eq!(trace.child.wait().expect("wait for the trace").code(), Some(5), "{signal}");
     }

@@ -208,14 +208,14 @@ enum Then {
 }
 
 impl Task {
-    fn find(&self, scene: &Scene) {
+    fn set_up(&self, scene: &Scene) {
         (self.prepare)(scene);
         scene.want(self.uplinks);
     }
 
     /// The changes that an undisturbed run makes, with their numbers.
     fn changes(&self, scene: &Scene) -> Vec<(usize, Change)> {
-        self.find(scene);
+        self.set_up(scene);
         let changes = scene.run(None).changes.into_iter().enumerate();
         let made: Vec<_> = changes.filter(|(_, change)| change.made).collect();
         scene.clean_up();
@@ -236,7 +236,7 @@ impl Task {
     fn strike(&self, first: usize, one_of: usize) -> usize {
         let scene = Scene::new();
         let settings = json!({"uplinks": self.uplinks});
-        self.find(&scene);
+        self.set_up(&scene);
         let agent = scene.agent();
         scene.start_a_pod(&settings);
         let wanted = scene.after(agent);
@@ -247,7 +247,7 @@ impl Task {
         for (at, change) in changes.iter().skip(first).step_by(one_of) {
             println!("killed at {at}: {}", change.what);
             for then in self.then {
-                self.find(&scene);
+                self.set_up(&scene);
                 let run = scene.run(Some(*at));
                 assert!(run.was_struck, "it was not killed");
                 assert_eq!(run.changes[*at].what, change.what, "it was killed elsewhere");

@@ -14,7 +14,7 @@
 
 use std::net::SocketAddr;
 
-use super::{blind, settings};
+use super::{blind_packets, settings};
 use crate::lab::backend::Backend;
 use crate::lab::forge::{self, SYN};
 use crate::lab::kubeproxy::{self, Flavour, Frontend, Policy, Service};
@@ -51,7 +51,7 @@ fn assert_u_turn_stays(family: usize, proto: Proto) {
     let (node, wire) = (&layout.node, Wire::new(&layout.router, &layout.node));
     node.up(&settings());
     let to = SocketAddr::new([NODE[1], NODE6[1]][family].parse().expect("an address"), NODE_PORT);
-    for (kind, forge) in blind(proto) {
+    for (kind, forge) in blind_packets(proto) {
         let backend = Listening::at(&far, proto, FAR[family], 8080);
         let mut talk = Talk::through(&layout.client, backend, to);
         assert_eq!(node.mark_of(proto, talk.client()), Some(TURNS_ROUND), "before {kind}");

@@ -21,7 +21,7 @@ const LEGACY: &str = "iptables-legacy";
 const BOUND: Duration = Duration::from_secs(30);
 
 /// Holds the node's lock in this process, in place of another program of the node.
-fn hold(node: &Node) -> Flock<File> {
+fn hold_lock(node: &Node) -> Flock<File> {
     let file = OpenOptions::new().write(true).open(node.ns.xtables_lock()).expect("the lock file");
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).expect("a free lock")
 }
@@ -42,7 +42,7 @@ fn add_without_lock(rules: &str) {
     let (node, pod, settings) = (&layout.node, &layout.pods[1], settings(LEGACY));
     foreign(node, Backend::IptablesLegacy, rules);
     let before = Snapshot::take(node);
-    let held = hold(node);
+    let held = hold_lock(node);
     let begin = Instant::now();
     let ran = node.call(&node.call_of("ADD", &settings, pod));
     let took = begin.elapsed();
@@ -70,7 +70,7 @@ fn an_up_and_a_down_that_do_not_get_it() {
     node.down();
     let file = node.dir.join("network.json");
     let holder = std::process::id().to_string();
-    let held = hold(node);
+    let held = hold_lock(node);
     let begin = Instant::now();
     let ran = node.symroute(&["up", "--config", file.to_str().expect("UTF-8")]);
     assert!(begin.elapsed() < BOUND, "up gave up after {:?}", begin.elapsed());
@@ -78,7 +78,7 @@ fn an_up_and_a_down_that_do_not_get_it() {
     before.assert_unchanged(&Snapshot::take(node));
     drop(held);
     node.up(&settings);
-    let held = hold(node);
+    let held = hold_lock(node);
     let begin = Instant::now();
     let ran = node.symroute(&["down"]);
     assert!(begin.elapsed() < BOUND, "down gave up after {:?}", begin.elapsed());
@@ -97,7 +97,7 @@ fn the_last_del_does_not_get_it() {
     let (node, pod, settings) = (&layout.node, &layout.pods[1], settings(LEGACY));
     let before = Snapshot::take(node);
     node.add(&settings, pod);
-    let held = hold(node);
+    let held = hold_lock(node);
     let begin = Instant::now();
     node.del(&settings, pod);
     assert!(begin.elapsed() < BOUND, "DEL gave up after {:?}", begin.elapsed());
@@ -107,7 +107,7 @@ fn the_last_del_does_not_get_it() {
 }
 
 /// Whether another process has the node's lock file open, so as to wait for the lock.
-fn is_wanted(node: &Node) -> bool {
+fn is_lock_wanted(node: &Node) -> bool {
     let lock = fs::metadata(node.ns.xtables_lock()).expect("the lock file");
     let own = std::process::id().to_string();
     let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
@@ -127,10 +127,10 @@ fn an_add_that_gets_it_in_the_end() {
     let layout = two_nics();
     let (node, pod, settings) = (&layout.node, &layout.pods[1], settings(LEGACY));
     let before = Snapshot::take(node);
-    let held = hold(node);
+    let held = hold_lock(node);
     thread::scope(|scope| {
         let adding = scope.spawn(|| node.add(&settings, pod));
-        while !is_wanted(node) {
+        while !is_lock_wanted(node) {
             assert!(!adding.is_finished(), "ADD ended before the lock was free");
             thread::yield_now();
         }
@@ -149,7 +149,7 @@ fn the_fast_path_does_not_need_it() {
     let (node, settings) = (&layout.node, settings(LEGACY));
     let before = Snapshot::take(node);
     node.add(&settings, &layout.pods[1]);
-    let held = hold(node);
+    let held = hold_lock(node);
     node.add(&settings, &pod);
     assert_all_work(&[layout.flow_to_pod(1, "pod101 203.0.113.9")]);
     node.del(&settings, &pod);
@@ -165,7 +165,7 @@ fn nft_does_not_need_it() {
         let layout = two_nics();
         let (node, pod, settings) = (&layout.node, &layout.pods[1], settings(backend));
         let before = Snapshot::take(node);
-        let held = hold(node);
+        let held = hold_lock(node);
         node.add(&settings, pod);
         assert_all_work(&[layout.flow_to_host()]);
         node.del(&settings, pod);
@@ -186,7 +186,7 @@ fn the_lab_holds_what_iptables_waits_for() {
         let output = Command::new("ip").args(command).arg(&lock).output().expect("start ip");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    let held = hold(&layout.node);
+    let held = hold_lock(&layout.node);
     let (code, error) = probe();
     assert!(code == Some(4) && error.contains("xtables lock"), "{code:?}: {error}");
     drop(held);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Start, add, assert_refused, good, on_a_node};
+use super::{Start, add, assert_refused, on_a_node, valid_settings};
 use crate::lab::plugin::Call;
 use crate::lab::two_nics::{TwoNics, two_nics};
 
@@ -22,8 +22,8 @@ fn on_both(work: impl Fn(&TwoNics)) {
 #[test]
 fn variables_that_are_missing() {
     on_both(|layout| {
-        let add = add(layout, &good());
-        let del = layout.node.call_of("DEL", &good(), &layout.pods[0]);
+        let add = add(layout, &valid_settings());
+        let del = layout.node.call_of("DEL", &valid_settings(), &layout.pods[0]);
         for name in ALL {
             assert_refused(layout, &[(add.clone().with(name, ""), 4, &[name, "missing"])]);
             if name != "CNI_NETNS" {
@@ -48,7 +48,7 @@ fn variables_that_are_missing() {
 #[test]
 fn variables_that_are_wrong() {
     on_both(|layout| {
-        let add = add(layout, &good());
+        let add = add(layout, &valid_settings());
         for id in ["-a", ".a", "_a", "a b", "a/b", "../a", "a\n", "ä", " "] {
             let quoted = format!("{id:?}");
             let words = ["CNI_CONTAINERID", &quoted, "a letter or digit"];
@@ -67,7 +67,7 @@ fn variables_that_are_wrong() {
 #[test]
 fn network_namespaces_that_are_not_the_pods() {
     on_both(|layout| {
-        let add = add(layout, &good());
+        let add = add(layout, &valid_settings());
         let (own, none) = (layout.node.ns.path(), format!("{}-gone", layout.node.ns.path()));
         assert_refused(
             layout,

@@ -9,7 +9,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
-use super::good;
+use super::valid_settings;
 use crate::agent::conflist;
 use crate::lab::agent::Agent;
 use crate::lab::damage::Damage;
@@ -34,7 +34,7 @@ fn files_of_other_kinds_are_no_wait() {
         fs::create_dir(folder).expect("make the folder");
     }
     let [conf, cache, lasting] = folders.each_ref().map(|path| path.to_str().expect("UTF-8"));
-    fs::write(folders[0].join("10-lab.conflist"), conflist(&layout.node, Some(&good())))
+    fs::write(folders[0].join("10-lab.conflist"), conflist(&layout.node, Some(&valid_settings())))
         .expect("write the conflist");
     for damage in Damage::all() {
         damage.put(&folders[0].join("05-a.conflist"));
@@ -79,7 +79,7 @@ fn only_root_can_lock_what_the_plugin_locks() {
     // The mode that an older release left.
     allow(&run, 0o755);
     assert!(can_be_locked(&run), "the test can fail");
-    layout.node.up(&good());
+    layout.node.up(&valid_settings());
     assert!(
         !can_be_locked(&run),
         "{:o}",
@@ -88,7 +88,7 @@ fn only_root_can_lock_what_the_plugin_locks() {
     let file = run.join("agent");
     fs::write(&file, "").expect("write the file of an older release");
     allow(&file, 0o644);
-    let config = crate::agent::plugin_object(&layout.node, &good());
+    let config = crate::agent::plugin_object(&layout.node, &valid_settings());
     let agent = Agent::ready(&layout.node, &["--config", &config]);
     // The file is also safe where the folder lets other users in.
     allow(&run, 0o755);
@@ -108,16 +108,16 @@ fn the_log_is_never_written_through_a_link() {
     let (node, log, victim) = (&layout.node, layout.node.log(), layout.node.dir.join("victim"));
     fs::write(&victim, "as it was").expect("write the victim");
     symlink(&victim, &log).expect("plant the link");
-    node.add(&good(), &layout.pods[0]);
-    node.del(&good(), &layout.pods[0]);
+    node.add(&valid_settings(), &layout.pods[0]);
+    node.del(&valid_settings(), &layout.pods[0]);
     assert_eq!(fs::read_to_string(&victim).expect("read it"), "as it was");
     fs::remove_file(&log).expect("remove the link");
     mkfifo(&log, Mode::S_IRWXU).expect("plant a pipe");
-    node.add(&good(), &layout.pods[0]);
-    node.del(&good(), &layout.pods[0]);
+    node.add(&valid_settings(), &layout.pods[0]);
+    node.del(&valid_settings(), &layout.pods[0]);
     fs::remove_file(&log).expect("remove the pipe");
-    node.add(&good(), &layout.pods[0]);
-    node.del(&good(), &layout.pods[0]);
+    node.add(&valid_settings(), &layout.pods[0]);
+    node.del(&valid_settings(), &layout.pods[0]);
     let mode = log.metadata().expect("a log").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{Start, assert_refused, good, on_a_node};
+use super::{Start, assert_refused, on_a_node, valid_settings};
 use crate::lab::flows::assert_all_work;
 use crate::lab::plugin::Call;
 use crate::lab::snapshot::Snapshot;
@@ -11,7 +11,7 @@ use crate::lab::two_nics::{TwoNics, two_nics};
 
 /// An ADD with this text as prevResult.
 fn add(layout: &TwoNics, prev_result: &str) -> Call {
-    let network = layout.node.network(&good(), None);
+    let network = layout.node.network(&valid_settings(), None);
     let network = network.strip_suffix('}').expect("an object");
     let stdin = format!("{network},\"prevResult\":{prev_result}}}");
     let pod = &layout.pods[0];
@@ -42,7 +42,7 @@ fn results_that_are_none() {
     ];
     for start in [Start::Empty, Start::InUse] {
         on_a_node(start, |layout| {
-            let no_key = layout.node.network(&good(), None);
+            let no_key = layout.node.network(&valid_settings(), None);
             let pod = &layout.pods[0];
             let no_key = Call::cni("ADD", &no_key, &pod.id, &pod.ns.path(), "eth0");
             assert_refused(layout, &[(no_key, 7, &["missing \"prevResult\"", "chained"])]);

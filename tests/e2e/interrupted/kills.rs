@@ -8,7 +8,11 @@ use crate::lab::strace::{Blow, Syscall};
 
 /// Kills `call` at each of its changes, on a node that `prepare` made ready. `heal` follows; then the
 /// node has to be as before.
-fn kill(prepare: impl Fn(&Scene), call: impl Fn(&Scene) -> Call, heal: impl Fn(&Scene)) {
+fn kill_at_each_change(
+    prepare: impl Fn(&Scene),
+    call: impl Fn(&Scene) -> Call,
+    heal: impl Fn(&Scene),
+) {
     let mut scene = Scene::new();
     prepare(&scene);
     let steps = scene.steps(&call(&scene), Syscall::is_change);
@@ -42,7 +46,7 @@ fn nothing(_: &Scene) {}
 
 #[test]
 fn the_first_add_then_add() {
-    kill(
+    kill_at_each_change(
         nothing,
         |scene| scene.call("ADD"),
         |scene| {
@@ -55,13 +59,13 @@ fn the_first_add_then_add() {
 
 #[test]
 fn the_first_add_then_del() {
-    kill(nothing, |scene| scene.call("ADD"), bare_del);
+    kill_at_each_change(nothing, |scene| scene.call("ADD"), bare_del);
 }
 
 /// The runtime sends no DEL for the pod. Another pod starts and ends.
 #[test]
 fn the_first_add_then_up_and_down() {
-    kill(
+    kill_at_each_change(
         nothing,
         |scene| scene.call("ADD"),
         |scene| {
@@ -78,12 +82,12 @@ fn the_first_add_then_up_and_down() {
 
 #[test]
 fn the_last_del_then_del() {
-    kill(Scene::add, |scene| scene.call("DEL"), bare_del);
+    kill_at_each_change(Scene::add, |scene| scene.call("DEL"), bare_del);
 }
 
 #[test]
 fn the_last_del_then_add() {
-    kill(
+    kill_at_each_change(
         Scene::add,
         |scene| scene.call("DEL"),
         |scene| {
@@ -97,7 +101,7 @@ fn the_last_del_then_add() {
 /// A DEL of another pod completes the DEL that was killed.
 #[test]
 fn the_last_del_then_another_pods_del() {
-    kill(
+    kill_at_each_change(
         Scene::add,
         |scene| scene.call("DEL"),
         |scene| {
@@ -109,12 +113,12 @@ fn the_last_del_then_another_pods_del() {
 
 #[test]
 fn up_then_down() {
-    kill(nothing, up_call, |scene| scene.node().down());
+    kill_at_each_change(nothing, up_call, |scene| scene.node().down());
 }
 
 #[test]
 fn up_then_up() {
-    kill(nothing, up_call, |scene| {
+    kill_at_each_change(nothing, up_call, |scene| {
         scene.up();
         assert_all_work(&[scene.layout.flow_to_host()]);
         scene.node().down();
@@ -123,7 +127,7 @@ fn up_then_up() {
 
 #[test]
 fn up_then_a_pod() {
-    kill(nothing, up_call, |scene| {
+    kill_at_each_change(nothing, up_call, |scene| {
         scene.add();
         scene.assert_served();
         del(scene);
@@ -133,12 +137,12 @@ fn up_then_a_pod() {
 
 #[test]
 fn down_then_down() {
-    kill(Scene::up, |_| Call::tool(&["down"]), |scene| scene.node().down());
+    kill_at_each_change(Scene::up, |_| Call::tool(&["down"]), |scene| scene.node().down());
 }
 
 #[test]
 fn down_then_a_pod() {
-    kill(
+    kill_at_each_change(
         Scene::up,
         |_| Call::tool(&["down"]),
         |scene| {

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::refusals::{error_of, no_cni_error};
+use super::refusals::{cni_error_fault, error_of};
 use super::{Findings, Scene, up_call};
 use crate::lab::backend::Backend;
 use crate::lab::load::Load;
@@ -21,7 +21,7 @@ fn is_of_interest(step: &Syscall) -> bool {
 }
 
 /// Checks the output of a command of the tool. Returns what is wrong.
-fn no_message(ran: &Ran) -> String {
+fn message_fault(ran: &Ran) -> String {
     let says = ran.stderr.lines().any(|line| line.starts_with("symroutectl: "));
     if ran.success || (ran.code == Some(1) && says) {
         return String::new();
@@ -37,7 +37,7 @@ fn a_step_in_up() {
     let mut findings = Findings::default();
     for step in &steps {
         let ran = scene.strike(&up_call(&scene), step, error_of(step));
-        findings.note(step, &no_message(&ran));
+        findings.note(step, &message_fault(&ran));
         scene.up();
         scene.assert_host_is_served();
         scene.node().down();
@@ -56,7 +56,7 @@ fn a_step_in_down() {
     for step in &steps {
         scene.up();
         let ran = scene.strike(&down, step, error_of(step));
-        findings.note(step, &no_message(&ran));
+        findings.note(step, &message_fault(&ran));
         scene.node().down();
         findings.note(step, &scene.leftovers());
     }
@@ -75,7 +75,7 @@ fn a_step_in_check() {
     for step in &steps {
         let ran = scene.strike(&check, step, error_of(step));
         if !ran.success {
-            findings.note(step, &no_cni_error(&ran));
+            findings.note(step, &cni_error_fault(&ran));
         }
         findings.note(step, &before.difference(&Snapshot::take(scene.node())));
     }
@@ -111,7 +111,7 @@ fn strike_gc(blow: impl Fn(&Syscall) -> Blow, of_interest: impl Fn(&Syscall) -> 
         scene.node().add(&hairpin, stale);
         let ran = scene.strike(&gc(&scene), step, blow(step));
         if !ran.success && matches!(blow(step), Blow::Error(_)) {
-            findings.note(step, &no_cni_error(&ran));
+            findings.note(step, &cni_error_fault(&ran));
         }
         scene.node().call(&gc(&scene)).assert_success("another GC");
         findings.note(step, &served.difference(&Snapshot::take(scene.node())));

@@ -22,7 +22,7 @@ pub(super) fn error_of(step: &Syscall) -> Blow {
 }
 
 /// Checks the stdout of an ADD that failed. Returns what is wrong.
-pub(super) fn no_cni_error(ran: &Ran) -> String {
+pub(super) fn cni_error_fault(ran: &Ran) -> String {
     let error: Value = serde_json::from_str(&ran.stdout).unwrap_or_default();
     let told = error["msg"].as_str().is_some_and(|msg| !msg.is_empty()) && error["code"].is_u64();
     if told && ran.code == Some(1) {
@@ -47,7 +47,7 @@ fn refuse_in_first_add(of_interest: impl Fn(&Syscall) -> bool) {
             scene.assert_served();
             scene.node().call(&scene.call("DEL")).assert_success("DEL");
         } else {
-            wrong = no_cni_error(&ran);
+            wrong = cni_error_fault(&ran);
         }
         let left = scene.leftovers();
         if !left.is_empty() {
@@ -101,7 +101,7 @@ fn a_step_in_the_add_of_a_second_pod() {
             scene.assert_served();
             scene.node().del(&settings, second);
         } else {
-            wrong = no_cni_error(&ran);
+            wrong = cni_error_fault(&ran);
         }
         let left = before.difference(&Snapshot::take(scene.node()));
         if !left.is_empty() {
@@ -127,7 +127,7 @@ fn a_step_in_another_add_of_the_same_pod() {
     let mut findings = Findings::default();
     for step in &steps {
         let ran = scene.strike(&add, step, error_of(step));
-        let mut wrong = if ran.success { String::new() } else { no_cni_error(&ran) };
+        let mut wrong = if ran.success { String::new() } else { cni_error_fault(&ran) };
         let left = before.difference(&Snapshot::take(scene.node()));
         if !left.is_empty() {
             wrong = format!("{wrong}\nchanged:\n{left}");

@@ -45,7 +45,7 @@ fn call(node: &Node, verb: &str, network: &str, pod: &Pod) -> Ran {
     node.call(&Call::cni(verb, &text, &pod.id, &pod.ns.path(), "eth0"))
 }
 
-fn in_force(node: &Node) -> Value {
+fn network_in_force(node: &Node) -> Value {
     let text = node.symroute(&["status", "--json"]).stdout;
     let status: Value = serde_json::from_str(&text).expect("JSON");
     json!([status["network"], status["settings"]["hairpin"]])
@@ -56,7 +56,7 @@ fn assert_cbr0_takes_over(layout: &TwoNics, pod: &Pod) {
     let node = &layout.node;
     call(node, "ADD", "cbr0", pod).assert_success("ADD of the new network");
     call(node, "CHECK", "cbr0", pod).assert_success("CHECK of the new network");
-    assert_eq!(in_force(node), json!(["cbr0", true]));
+    assert_eq!(network_in_force(node), json!(["cbr0", true]));
     assert_all_work(&[layout.flow_to_host(), layout.flow_to_pod(1, "pod101 203.0.113.9")]);
     let status = node.symroute(&["status"]);
     assert_eq!(status.code, Some(0), "{}", status.stdout);
@@ -69,13 +69,13 @@ fn settings_that_up_brought() {
     let node = &layout.node;
     let before = Snapshot::take(node);
     up(node, "kindnet");
-    assert_eq!(in_force(node), json!(["kindnet", false]));
+    assert_eq!(network_in_force(node), json!(["kindnet", false]));
     conf_dir(node, "cbr0");
     assert_cbr0_takes_over(&layout, &pod);
     call(node, "DEL", "cbr0", &pod).assert_success("DEL");
     // The next boot, or an operator, does this.
     up(node, "cbr0");
-    assert_eq!(in_force(node), json!(["cbr0", true]));
+    assert_eq!(network_in_force(node), json!(["cbr0", true]));
     node.down();
     before.assert_unchanged(&Snapshot::take(node));
 }
@@ -88,13 +88,13 @@ fn settings_that_an_agent_brought() {
     let folder = conf_dir(node, "kindnet");
     let ready = || Agent::ready(node, &["--conf-dir", folder.to_str().expect("UTF-8")]);
     let agent = ready();
-    assert_eq!(in_force(node), json!(["kindnet", false]));
+    assert_eq!(network_in_force(node), json!(["kindnet", false]));
     // An upgrade replaces the primary plugin while no agent runs.
     drop(agent);
     conf_dir(node, "cbr0");
     assert_cbr0_takes_over(&layout, &pod);
     let agent = ready();
-    assert_eq!(in_force(node), json!(["cbr0", true]));
+    assert_eq!(network_in_force(node), json!(["cbr0", true]));
     call(node, "DEL", "cbr0", &pod).assert_success("DEL");
     assert_eq!(agent.get("/readyz").0, 200);
     assert_all_work(&[layout.flow_to_host()]);
@@ -108,7 +108,7 @@ fn settings_that_up_brings_anew() {
     let before = Snapshot::take(node);
     up(node, "kindnet");
     up(node, "cbr0");
-    assert_eq!(in_force(node), json!(["cbr0", true]));
+    assert_eq!(network_in_force(node), json!(["cbr0", true]));
     assert_all_work(&[layout.flow_to_host()]);
     node.down();
     before.assert_unchanged(&Snapshot::take(node));
@@ -137,7 +137,7 @@ fn a_network_with_a_pod_blocks_one_with_other_settings() {
     // Its last pod ends.
     call(node, "DEL", "kindnet", &first).assert_success("DEL");
     call(node, "ADD", "cbr0", &second).assert_success("ADD of the new network");
-    assert_eq!(in_force(node), json!(["cbr0", true]));
+    assert_eq!(network_in_force(node), json!(["cbr0", true]));
     call(node, "DEL", "cbr0", &second).assert_success("DEL");
     node.down();
     before.assert_unchanged(&Snapshot::take(node));

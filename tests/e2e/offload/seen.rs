@@ -16,7 +16,7 @@ fn report(node: &Node) -> Value {
 }
 
 /// The findings of `doctor` about offload, as severity and text.
-fn found(node: &Node) -> Vec<(String, String)> {
+fn findings(node: &Node) -> Vec<(String, String)> {
     let ran = node.symroute(&["doctor", "--for", "0s", "--json"]);
     let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
     let offloaded = |one: &&Value| one["id"] == "offloaded" || one["id"] == "flowtable";
@@ -36,7 +36,7 @@ fn status_doctor_metrics_and_trace_name_offloaded_connections() {
     let before = report(node);
     assert_eq!(before["offloads"], true);
     assert_eq!(before["uplinks"][1]["counters"]["connectionsOffloaded"], 0);
-    assert_eq!(found(node), []);
+    assert_eq!(findings(node), []);
     let _talks = offloaded(&layout);
     let mut by_eth0 = Talk::begin(&layout.client, &layout.pods[0].ns, Proto::Tcp, POD[0]);
     offload(&node.ns, &mut by_eth0);
@@ -46,7 +46,7 @@ fn status_doctor_metrics_and_trace_name_offloaded_connections() {
     let text = node.symroute(&["status"]).stdout;
     assert!(text.contains("offloaded      connections now: 1 by eth0, 4 by eth1\n"), "{text}");
     let counted = "connections in symroute's flowtable: 1 by eth0, 4 by eth1";
-    assert_eq!(found(node), [("note".to_owned(), counted.to_owned())]);
+    assert_eq!(findings(node), [("note".to_owned(), counted.to_owned())]);
     let agent = Agent::ready(node, &[]);
     assert_eq!(agent.metric("symroute_connections_offloaded{uplink=\"eth1\"}"), 4);
     drop(agent);

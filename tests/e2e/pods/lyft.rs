@@ -51,7 +51,7 @@ const FAR: [&str; 2] = ["203.0.113.9", "2001:db8:9::9"];
 const NEAR: [&str; 2] = ["10.30.0.9", "2001:db8:2a::9"];
 const PORT: u16 = 8080;
 const NODE_PORT: u16 = 30080;
-const OF_NODE: u16 = 10250;
+const HOST_PORT: u16 = 10250;
 
 /// The kind of the pod's eth0.
 #[derive(Clone, Copy)]
@@ -195,7 +195,7 @@ impl Lyft {
         ));
         for proto in [Proto::Tcp, Proto::Udp] {
             self.servers.push(Server::start(&self.pod, proto, PORT, "pod"));
-            self.servers.push(Server::start(&self.node.ns, proto, OF_NODE, "node"));
+            self.servers.push(Server::start(&self.node.ns, proto, HOST_PORT, "node"));
             self.servers.push(Server::start(&self.far, proto, PORT, "far"));
             self.servers.push(Server::start(&self.near, proto, PORT, "near"));
         }
@@ -260,7 +260,7 @@ impl Lyft {
     }
 
     /// One question over both protocols and families, named `{name} {protocol} {family}`.
-    fn ask<'a>(
+    fn flows<'a>(
         name: &str,
         from: &'a Netns,
         (to, port): ([&str; 2], u16),
@@ -281,32 +281,32 @@ impl Lyft {
     }
 
     /// Questions of both clients to the pod.
-    pub(super) fn asked(&self) -> Vec<Flow<'_>> {
+    pub(super) fn client_flows(&self) -> Vec<Flow<'_>> {
         let clients = [("far", &self.far, FAR), ("near", &self.near, NEAR)];
         let both = clients.into_iter().flat_map(|(name, from, own)| {
             let node_port =
-                Self::ask(&format!("{name} NodePort"), from, (NODE, NODE_PORT), "pod", own);
-            let direct = Self::ask(&format!("{name} pod"), from, (POD, PORT), "pod", own);
+                Self::flows(&format!("{name} NodePort"), from, (NODE, NODE_PORT), "pod", own);
+            let direct = Self::flows(&format!("{name} pod"), from, (POD, PORT), "pod", own);
             node_port.into_iter().chain(direct)
         });
         both.collect()
     }
 
     /// Questions of both clients to the pod, and to a `NodePort` through the node's second NIC.
-    fn asked_by_two_nics(&self) -> Vec<Flow<'_>> {
-        let second = Self::ask("far eth2", &self.far, (SECOND, NODE_PORT), "pod", FAR);
-        self.asked().into_iter().chain(second).collect()
+    fn client_flows_by_two_nics(&self) -> Vec<Flow<'_>> {
+        let second = Self::flows("far eth2", &self.far, (SECOND, NODE_PORT), "pod", FAR);
+        self.client_flows().into_iter().chain(second).collect()
     }
 
     /// Questions of the node to the pod, and of the pod to others. All of them work without the
     /// plugin.
-    fn own(&self) -> Vec<Flow<'_>> {
+    fn unaffected_flows(&self) -> Vec<Flow<'_>> {
         let seen = if self.default == Default::Vpc { POD } else { NODE };
         [
-            Self::ask("node to pod", &self.node.ns, (POD, PORT), "pod", NODE),
-            Self::ask("pod to node", &self.pod, (NODE, OF_NODE), "node", POD),
-            Self::ask("pod to far", &self.pod, (FAR, PORT), "far", seen),
-            Self::ask("pod to near", &self.pod, (NEAR, PORT), "near", POD),
+            Self::flows("node to pod", &self.node.ns, (POD, PORT), "pod", NODE),
+            Self::flows("pod to node", &self.pod, (NODE, HOST_PORT), "node", POD),
+            Self::flows("pod to far", &self.pod, (FAR, PORT), "far", seen),
+            Self::flows("pod to near", &self.pod, (NEAR, PORT), "near", POD),
         ]
         .into_iter()
         .flatten()
@@ -325,7 +325,7 @@ impl Lyft {
     /// Asserts which flows fail. Each pattern is the start of a name, or start and end with "*"
     /// between them.
     pub(super) fn assert_only_these_fail(&self, flows: Vec<Flow<'_>>, broken: &[&str]) {
-        let all: Vec<_> = flows.into_iter().chain(self.own()).collect();
+        let all: Vec<_> = flows.into_iter().chain(self.unaffected_flows()).collect();
         let is = |name: &str, pattern: &str| match pattern.split_once('*') {
             Some((start, end)) => name.starts_with(start) && name.ends_with(end),
             None => name.starts_with(pattern),
@@ -345,7 +345,7 @@ impl Lyft {
     /// no filter drops a packet.
     fn assert_answers(&self, asked: Vec<Flow<'_>>) {
         let before = self.drops();
-        let flows: Vec<_> = asked.into_iter().chain(self.own()).collect();
+        let flows: Vec<_> = asked.into_iter().chain(self.unaffected_flows()).collect();
         // All flows except those between node and pod pass the router.
         let passing = flows.iter().filter(|flow| !flow.name.contains("node")).count();
         let capture = Capture::start(&self.router.ns);
@@ -371,7 +371,7 @@ fn settings() -> Value {
 #[track_caller]
 fn assert_both_interfaces_answer(kind: Kind, default: Default) {
     let Some(lyft) = Lyft::new(kind, default) else { return };
-    lyft.assert_only_these_fail(lyft.asked(), lyft.broken());
+    lyft.assert_only_these_fail(lyft.client_flows(), lyft.broken());
     assert!(rp_filter_drops(&lyft.pod) > 0, "strict rp_filter in the pod dropped nothing");
     drop(lyft);
 
@@ -380,19 +380,19 @@ fn assert_both_interfaces_answer(kind: Kind, default: Default) {
     let before = Snapshot::of(&lyft.pod, &lyft.node);
     let host = Snapshot::take(&lyft.node);
     lyft.add(&settings());
-    lyft.assert_answers(lyft.asked());
+    lyft.assert_answers(lyft.client_flows());
     // Again, with neighbours that the kernel has to look up.
     lyft.flush();
     for (ns, link) in [(&lyft.pod, "eth0"), (&lyft.pod, "veth0"), (&lyft.node.ns, "vethpod")] {
         ns.ip(&format!("neigh flush dev {link}"));
     }
-    lyft.assert_answers(lyft.asked());
+    lyft.assert_answers(lyft.client_flows());
     host.assert_unchanged_but_files(&Snapshot::take(&lyft.node));
 
     lyft.del(&settings());
     before.assert_unchanged(&Snapshot::of(&lyft.pod, &lyft.node));
     lyft.flush();
-    lyft.assert_only_these_fail(lyft.asked(), lyft.broken());
+    lyft.assert_only_these_fail(lyft.client_flows(), lyft.broken());
 }
 
 #[test]
@@ -430,11 +430,11 @@ fn assert_both_scopes(kind: Kind) {
     let with = |scope: &Value| json!({"uplinks": ["auto", "eth2"], "scope": scope});
     let none = ["far NodePort", "near NodePort", "far eth2"];
     let Some(lyft) = with_second_nic(kind) else { return };
-    lyft.assert_only_these_fail(lyft.asked_by_two_nics(), &none);
+    lyft.assert_only_these_fail(lyft.client_flows_by_two_nics(), &none);
     for (scope, broken) in [("host", &none[..]), ("pod", &none[2..])] {
         let settings = with(&json!(scope));
         lyft.add(&settings);
-        lyft.assert_only_these_fail(lyft.asked_by_two_nics(), broken);
+        lyft.assert_only_these_fail(lyft.client_flows_by_two_nics(), broken);
         lyft.del(&settings);
     }
     drop(lyft);
@@ -444,12 +444,12 @@ fn assert_both_scopes(kind: Kind) {
     let host = Snapshot::take(&lyft.node);
     let both = with(&json!(["host", "pod"]));
     lyft.add(&both);
-    lyft.assert_answers(lyft.asked_by_two_nics());
+    lyft.assert_answers(lyft.client_flows_by_two_nics());
     lyft.del(&both);
     before.assert_unchanged(&Snapshot::of(&lyft.pod, &lyft.node));
     host.assert_unchanged(&Snapshot::take(&lyft.node));
     lyft.flush();
-    lyft.assert_only_these_fail(lyft.asked_by_two_nics(), &none);
+    lyft.assert_only_these_fail(lyft.client_flows_by_two_nics(), &none);
 }
 
 #[test]

@@ -102,9 +102,13 @@ fn assert_container_is_served(prepare: impl Fn(&Site)) {
     for number in 0..3 {
         site.add(&settings(), number);
     }
-    let drops = (site.drops(), site.strays());
+    let drops = (site.rp_filter_drops(), site.source_check_drops());
     assert_all_work(&flows(&site, &nested));
-    assert_eq!((site.drops(), site.strays()), drops, "drops in the pod and of the source check");
+    assert_eq!(
+        (site.rp_filter_drops(), site.source_check_drops()),
+        drops,
+        "drops in the pod and of the source check"
+    );
     site.assert_answers();
     for number in 0..3 {
         site.del(&settings(), number);

@@ -13,7 +13,7 @@ use crate::lab::plugin::Call;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::strace::{Blow, Syscall};
 
-fn empty_netns(node: &Node, pod: &Plain, leg: usize) -> Call {
+fn del_with_empty_netns(node: &Node, pod: &Plain, leg: usize) -> Call {
     let network = node.network(&Plain::settings(), None);
     Call::cni("DEL", &network, &pod.id, "", &format!("net{leg}"))
 }
@@ -28,8 +28,11 @@ fn del_when_the_path_is(what: &str, change: impl Fn(&Node, &Plain)) {
         assert!(pod.has_rules(), "the pod is served");
         change(&node, &pod);
         for leg in [1, 0] {
-            let call =
-                if named { pod.call(&node, "DEL", leg) } else { empty_netns(&node, &pod, leg) };
+            let call = if named {
+                pod.call(&node, "DEL", leg)
+            } else {
+                del_with_empty_netns(&node, &pod, leg)
+            };
             let ran = node.call(&call);
             ran.assert_success("DEL");
             assert_eq!(ran.stdout, "", "DEL prints nothing");
@@ -322,7 +325,7 @@ fn pods_that_come_and_go() {
 
 /// Kills a call at each of its changes, and at each entry into a namespace. The runtime's DEL then
 /// cleans up.
-fn killed(verb: &str, prepare: impl Fn(&Node, &Plain)) {
+fn kill_at_each_change(verb: &str, prepare: impl Fn(&Node, &Plain)) {
     let node = Node::new("node");
     let pod = Plain::new(&node, "pod");
     let before = pod.snapshot(&node);
@@ -351,12 +354,12 @@ fn killed(verb: &str, prepare: impl Fn(&Node, &Plain)) {
 
 #[test]
 fn an_add_is_killed() {
-    killed("ADD", |_, _| ());
+    kill_at_each_change("ADD", |_, _| ());
 }
 
 #[test]
 fn a_del_is_killed() {
-    killed("DEL", |node, pod| pod.ran(node, "ADD", 0).assert_success("ADD"));
+    kill_at_each_change("DEL", |node, pod| pod.ran(node, "ADD", 0).assert_success("ADD"));
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Yard {
     }
 
     /// Adds an address to net1, after the calls of the plugins.
-    fn go_on(&mut self) {
+    fn add_later_addresses(&mut self) {
         self.site.pod.ip(&format!(
             "addr add {}/24 dev net1\naddr add {}/64 dev net1 nodad",
             LATER[0], LATER[1]
@@ -249,7 +249,7 @@ fn works(cell: &str, probe: &Probe<'_>) -> bool {
 fn assert_column(column: usize, prepare: impl Fn(&Yard)) {
     let mut yard = Yard::new();
     prepare(&yard);
-    yard.go_on();
+    yard.add_later_addresses();
     let table = table();
     let probes = yard.probes();
     for row in table.keys() {
@@ -293,7 +293,7 @@ fn with_symroute() {
 fn assert_sbr_does_not_help(default: Default, broken: &[&str]) {
     let Some(lyft) = Lyft::new(Kind::Macvlan, default) else { return };
     call_sbr(&lyft.node, &lyft.result(), &lyft.id, &lyft.pod.path(), "eth0");
-    lyft.assert_only_these_fail(lyft.asked(), broken);
+    lyft.assert_only_these_fail(lyft.client_flows(), broken);
 }
 
 #[test]

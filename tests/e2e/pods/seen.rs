@@ -48,7 +48,7 @@ fn status_shows_the_pod_and_not_the_node() {
     // The pod's counters count its own traffic.
     site.assert_answers();
     let (report, _) = status(&in_pod);
-    assert_eq!(report["counters"]["rpFilterDrops"], json!(site.drops()));
+    assert_eq!(report["counters"]["rpFilterDrops"], json!(site.rp_filter_drops()));
     assert!(report["uplinks"][1]["counters"]["connectionsBound"].as_u64() >= Some(4), "{report}");
 
     for number in [2, 1] {

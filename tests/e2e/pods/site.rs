@@ -166,7 +166,7 @@ impl Site {
     }
 
     /// Packets that the source check has dropped.
-    pub(crate) fn strays(&self) -> u64 {
+    pub(crate) fn source_check_drops(&self) -> u64 {
         let listed = self.fabric.exec(&["nft", "-j", "list", "counters"], "");
         let listed: Value = serde_json::from_str(&listed).expect("nft prints JSON");
         let mut found = listed["nftables"].as_array().expect("a list").iter();
@@ -250,7 +250,7 @@ impl Site {
     /// Asserts that every interface answers, that each reply leaves through the interface of its
     /// request, and that no filter drops a packet.
     pub(crate) fn assert_answers(&self) {
-        let (strict, strays) = (self.drops(), self.strays());
+        let before = (self.rp_filter_drops(), self.source_check_drops());
         let capture = Capture::start(&self.fabric);
         assert_all_work(&self.all_flows());
         let names: Vec<String> = (0..self.interfaces).map(name).collect();
@@ -261,14 +261,14 @@ impl Site {
         let symmetric = assert_replies_symmetric(&packets, &nics, true);
         assert_eq!(symmetric, 4 * self.interfaces, "flows that the capture saw both ways");
         assert_eq!(
-            (self.drops(), self.strays()),
-            (strict, strays),
+            (self.rp_filter_drops(), self.source_check_drops()),
+            before,
             "drops in the pod and of the source check"
         );
     }
 
     /// Packets that strict `rp_filter` has dropped in the pod.
-    pub(crate) fn drops(&self) -> u64 {
+    pub(crate) fn rp_filter_drops(&self) -> u64 {
         crate::lab::node::rp_filter_drops(&self.pod)
     }
 

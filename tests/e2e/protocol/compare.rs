@@ -34,8 +34,8 @@ pub(super) fn complaints(case: &Case, ours: &Answer, peers: &[&Answer; 3]) -> Ve
     }
     // Equal answers have equal words.
     if case.verb == "ADD" && !failed && ours.outcome == theirs[0] {
-        let [a, b] = [&ours.document, &peers[0].document].map(plain);
-        if !holds(&a, &b) {
+        let [a, b] = [&ours.document, &peers[0].document].map(without_empty);
+        if !includes(&a, &b) {
             wrong.push(format!("the result differs from {}'s:\n{a}\n{b}", PLUGINS[1]));
         }
     }
@@ -43,25 +43,25 @@ pub(super) fn complaints(case: &Case, ours: &Answer, peers: &[&Answer; 3]) -> Ve
 }
 
 /// A document without keys that say nothing.
-fn plain(value: &Value) -> Value {
+fn without_empty(value: &Value) -> Value {
     match value {
         Value::Object(object) => {
-            let kept = object.iter().map(|(key, value)| (key.clone(), plain(value)));
+            let kept = object.iter().map(|(key, value)| (key.clone(), without_empty(value)));
             let mut kept: Vec<_> = kept.filter(|(_, value)| !is_empty(value)).collect();
             kept.sort_by(|a, b| a.0.cmp(&b.0));
             Value::Object(kept.into_iter().collect())
         }
-        Value::Array(list) => Value::Array(list.iter().map(plain).collect()),
+        Value::Array(list) => Value::Array(list.iter().map(without_empty).collect()),
         other => other.clone(),
     }
 }
 
 /// Whether `whole` has all of `part`. It may have keys that the peers do not know.
-fn holds(whole: &Value, part: &Value) -> bool {
+fn includes(whole: &Value, part: &Value) -> bool {
     match (whole, part) {
-        (Value::Object(whole), Value::Object(part)) => {
-            part.iter().all(|(key, value)| whole.get(key).is_some_and(|found| holds(found, value)))
-        }
+        (Value::Object(whole), Value::Object(part)) => part
+            .iter()
+            .all(|(key, value)| whole.get(key).is_some_and(|found| includes(found, value))),
         _ => whole == part,
     }
 }
@@ -91,13 +91,14 @@ pub(super) fn table(cases: &[Case], peers: &[[&Answer; 3]]) -> String {
     let mut rows: Vec<Row<'_>> = Vec::new();
     for (case, peers) in cases.iter().zip(peers) {
         let Some((ours, reason)) = &case.differs else { continue };
-        let (ours, theirs) = (kind(ours, case), peers.map(|answer| kind(&answer.outcome, case)));
+        let (ours, theirs) =
+            (short_outcome(ours, case), peers.map(|answer| short_outcome(&answer.outcome, case)));
         let answered =
             |row: &Row<'_>| row.ours == ours && row.theirs == theirs && row.reason == *reason;
         match rows.iter_mut().find(|row| row.whats == [&case.what] && answered(row)) {
             Some(row) => {
-                add(&mut row.verbs, case.verb);
-                add(&mut row.versions, case.version);
+                push_new(&mut row.verbs, case.verb);
+                push_new(&mut row.versions, case.version);
             }
             None => rows.push(Row {
                 whats: vec![&case.what],
@@ -148,11 +149,11 @@ pub(super) fn table(cases: &[Case], peers: &[[&Answer; 3]]) -> String {
 }
 
 /// An outcome without the version of a result where it is that of the request.
-fn kind<'a>(outcome: &'a str, case: &Case) -> &'a str {
+fn short_outcome<'a>(outcome: &'a str, case: &Case) -> &'a str {
     if outcome.strip_prefix("ok ") == Some(case.version) { "ok" } else { outcome }
 }
 
-fn add<'a>(words: &mut Vec<&'a str>, word: &'a str) {
+fn push_new<'a>(words: &mut Vec<&'a str>, word: &'a str) {
     if !words.contains(&word) {
         words.push(word);
     }

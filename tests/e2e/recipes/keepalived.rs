@@ -23,15 +23,15 @@ struct Keepalived {
 
 impl Keepalived {
     fn start(node: &Node, priority: u8) -> Self {
-        Self::by("eth1", node, priority)
+        Self::start_on("eth1", node, priority)
     }
 
     /// Starts keepalived with VRRP on this NIC, by multicast, which is the default.
-    fn by(nic: &str, node: &Node, priority: u8) -> Self {
-        Self::with(&format!("interface {nic}"), node, priority)
+    fn start_on(nic: &str, node: &Node, priority: u8) -> Self {
+        Self::start_with(&format!("interface {nic}"), node, priority)
     }
 
-    fn with(settings: &str, node: &Node, priority: u8) -> Self {
+    fn start_with(settings: &str, node: &Node, priority: u8) -> Self {
         let text = format!(
             "vrrp_instance clients {{
                  state BACKUP
@@ -161,7 +161,7 @@ fn both_nics_in_one_subnet() {
         let file = plugin_object(node, &json!({"uplinks": NICS}));
         Agent::ready(node, &["--config", &file])
     });
-    let start = |by: &str| [0, 1].map(|n| Keepalived::by(by, &site.nodes[n], [150, 100][n]));
+    let start = |by: &str| [0, 1].map(|n| Keepalived::start_on(by, &site.nodes[n], [150, 100][n]));
     let pair = start("eth1");
     let drops = || site.nodes.iter().all(|node| node.rp_filter_drops() > 0);
     until("both nodes have the address", || site.nodes.iter().all(has_vip) && drops());
@@ -195,7 +195,7 @@ fn unicast_with_both_nics_in_one_subnet() {
                  {peer}
              }}"
         );
-        Keepalived::with(&settings, node, priority)
+        Keepalived::start_with(&settings, node, priority)
     };
     let _first = start(first, "10.11.0.20", "10.11.0.21", 100);
     await_owner(&site.nodes, 0);

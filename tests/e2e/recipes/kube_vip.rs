@@ -30,12 +30,12 @@ fn site(vip: &str) -> Site {
 }
 
 /// Makes the node the leader.
-fn take(node: &Node) {
+fn add_vip(node: &Node) {
     node.ns.ip(&format!("addr add {VIP}/32 dev eth1"));
     arp::announce(&node.ns, "eth1", VIP);
 }
 
-fn lose(node: &Node) {
+fn remove_vip(node: &Node) {
     node.ns.ip(&format!("addr del {VIP}/32 dev eth1"));
 }
 
@@ -60,7 +60,7 @@ fn flows_by_arp(site: &Site) -> Vec<Flow<'_>> {
 #[test]
 fn arp_mode() {
     let today = site(VIP);
-    take(&today.nodes[0]);
+    add_vip(&today.nodes[0]);
     today.assert_strict_rp_filter_drops(&flows_by_arp(&today));
     today.assert_replies_leave_by_eth0(&flows_by_arp(&today), VIP);
 
@@ -68,21 +68,21 @@ fn arp_mode() {
     let [a, b] = &site.nodes;
     let watch = Watch::begin(&site);
     site.up();
-    take(a);
+    add_vip(a);
     watch.assert_flows_work(&flows_by_arp(&site), 3);
     // The set that decides when a connection moves between NICs does not hold the address yet.
     assert_eq!(a.symroute(&["status"]).code, Some(4));
     a.up(&settings());
     assert_eq!(a.symroute(&["status"]).code, Some(0));
     let open = site.connection(&format!("{VIP}:6443"));
-    lose(a);
-    take(b);
+    remove_vip(a);
+    add_vip(b);
     site.assert_moved_to("node-b", &format!("{VIP}:6443"), open);
     let open = site.connection(&format!("{VIP}:80"));
-    lose(b);
-    take(a);
+    remove_vip(b);
+    add_vip(a);
     site.assert_moved_to("pod-a", &format!("{VIP}:80"), open);
-    lose(a);
+    remove_vip(a);
     watch.assert_down_leaves_nothing();
 }
 
@@ -98,23 +98,23 @@ fn arp_mode_on_a_nic_without_another_address() {
     let broken = ["API server", "Service"];
     let is_unknown = || !site.edges[1].exec(&["ip", "neigh", "show", VIP], "").contains("lladdr");
     // A router learns from gratuitous ARP only while it has an entry for the address.
-    let take = |node: &Node| {
-        take(node);
+    let add_vip = |node: &Node| {
+        add_vip(node);
         site.edges[1].ip("neigh flush dev in");
     };
-    take(node);
+    add_vip(node);
     assert_only_these_fail(&flows(&site, VIP), &broken);
     assert!(is_unknown(), "without the plugin the node does not answer ARP");
-    lose(node);
+    remove_vip(node);
     site.up();
-    take(node);
+    add_vip(node);
     assert_only_these_fail(&flows(&site, VIP), &broken);
     assert!(is_unknown(), "the plugin came before the address");
-    lose(node);
+    remove_vip(node);
 
     let file = plugin_object(node, &settings());
     let _agent = Agent::ready(node, &["--config", &file]);
-    take(node);
+    add_vip(node);
     until("the address is served", || site.is_answered_by("node-a", &format!("{VIP}:6443")));
     let watch = Watch::begin(&site);
     watch.assert_flows_work(&flows(&site, VIP), 2);
@@ -131,23 +131,23 @@ fn arp_mode_with_both_nics_in_one_subnet() {
         Flow::new(name, &site.client, Proto::Tcp, &to, "node-a 203.0.113.9")
     };
     let flows = [flow("own", "10.11.0.20"), flow("virtual", VIP)];
-    let take = || {
-        take(node);
+    let add_vip = || {
+        add_vip(node);
         site.router.ip("neigh flush dev in");
     };
     let settings = json!({"uplinks": NICS});
-    take();
+    add_vip();
     assert_only_these_fail(&flows, &["own", "virtual"]);
-    lose(node);
+    remove_vip(node);
     node.up(&settings);
-    take();
+    add_vip();
     assert_only_these_fail(&flows, &["virtual"]);
-    lose(node);
+    remove_vip(node);
 
     let agent = Agent::ready(node, &["--config", &plugin_object(node, &settings)]);
     let repairs = || agent.metric("symroute_repairs_total{cause=\"addresses\"}");
     let before = repairs();
-    take();
+    add_vip();
     until("the agent has seen the address", || repairs() > before);
     assert_all_work(&flows);
 }
@@ -158,7 +158,7 @@ fn arp_mode_with_both_nics_in_one_subnet() {
 fn an_address_on_lo() {
     const VIP: &str = "198.51.100.100";
     let learned = "protocol kernel { learn; kernel table 198; scan time 1; ipv4 { import all; export none; }; }";
-    let take = |node: &Node| {
+    let add_vip = |node: &Node| {
         node.ns.ip(&format!(
             "addr add {VIP}/32 dev lo
              route add {VIP}/32 dev eth1 table 198 proto 248"
@@ -170,7 +170,7 @@ fn an_address_on_lo() {
         let (node, own) = (&site.nodes[usize::from(n == 20)], format!("10.11.0.{n}"));
         Bird::announcing(&node.ns, learned, &[(&own, "10.11.0.1")])
     });
-    take(&site.nodes[0]);
+    add_vip(&site.nodes[0]);
     await_route(&site.edges[1], "10.11.0.10");
     site.assert_strict_rp_filter_drops(&flows(&site, VIP));
     site.assert_replies_leave_by_eth0(&flows(&site, VIP), VIP);
@@ -183,8 +183,8 @@ fn an_address_on_lo() {
 
     let watch = Watch::begin(&site);
     site.up();
-    take(&site.nodes[0]);
-    take(&site.nodes[1]);
+    add_vip(&site.nodes[0]);
+    add_vip(&site.nodes[1]);
     await_route(&site.edges[1], "10.11.0.10");
     watch.assert_flows_work(&flows(&site, VIP), 2);
     assert_eq!(site.nodes[0].symroute(&["status"]).code, Some(0), "it is no uplink's address");

@@ -54,7 +54,7 @@ struct World {
 }
 
 /// Addresses of a family, as text.
-struct Words {
+struct Family {
     addresses: [&'static str; 5],
     nets: [&'static str; 3],
     /// Prefixes of the hosts' addresses in the three networks.
@@ -67,8 +67,8 @@ struct Words {
     ip: &'static str,
 }
 
-const FAMILIES: [Words; 2] = [
-    Words {
+const FAMILIES: [Family; 2] = [
+    Family {
         addresses: ["10.10.0.10", "10.11.0.10", "10.11.0.20", "198.51.100.1", "198.51.100.2"],
         nets: ["10.10.0.0", "10.11.0.0", "10.11.0.0"],
         hosts: ["10.10.0.", "10.11.0.", "10.11.0."],
@@ -79,7 +79,7 @@ const FAMILIES: [Words; 2] = [
         whole: 32,
         ip: "ip -4",
     },
-    Words {
+    Family {
         addresses: [
             "2001:db8:10::10",
             "2001:db8:11::10",
@@ -117,7 +117,7 @@ impl World {
         plain.sysctl("ipv4/conf/all/send_redirects", "0");
         plain.sysctl("ipv4/conf/default/send_redirects", "0");
         let routers = [plain, firewall("router2")];
-        let both = |words: fn(&Words) -> &'static str, host: &str| {
+        let both = |words: fn(&Family) -> &'static str, host: &str| {
             FAMILIES.each_ref().map(|f| format!("{}{host}/{}", words(f), f.length))
         };
         let plug = |lan: usize, ns: &Netns, ifname: &str, addresses: [String; 2]| {
@@ -128,13 +128,13 @@ impl World {
             plug(0, router, "r0", both(|f| f.hosts[0], n));
             plug(1, router, "r1", both(|f| f.hosts[1], n));
             plug(2, router, "r2", both(|f| f.outside, n));
-            for Words { branch, hosts, length, .. } in &FAMILIES {
+            for Family { branch, hosts, length, .. } in &FAMILIES {
                 router.ip(&format!("route add {branch}/{length} via {}254", hosts[1]));
             }
         }
         let client = Netns::new("client");
         plug(2, &client, "eth0", both(|f| f.outside, "9"));
-        let host = |lan, name: &str, words: fn(&Words) -> &'static str, host: &str| {
+        let host = |lan, name: &str, words: fn(&Family) -> &'static str, host: &str| {
             let ns = Netns::new(name);
             plug(lan, &ns, "eth0", both(words, host));
             for family in &FAMILIES {
@@ -258,7 +258,7 @@ impl World {
         (format!("{node}own ARP: {own_arp}\n{ways}"), uplinks)
     }
 
-    fn shuffle_family(dice: &mut Dice, family: &Words, bridged: bool, node: &mut String) {
+    fn shuffle_family(dice: &mut Dice, family: &Family, bridged: bool, node: &mut String) {
         let mut add = |line: &str| {
             let _ = writeln!(node, "{line}");
         };
@@ -418,7 +418,7 @@ struct Probe<'a> {
 }
 
 /// Which of the flows work.
-fn work(probes: &[Probe<'_>], deadline: Duration) -> Vec<bool> {
+fn which_work(probes: &[Probe<'_>], deadline: Duration) -> Vec<bool> {
     thread::scope(|scope| {
         let one = |probe: &Probe<'_>| ask(probe.from, Proto::Tcp, probe.to, deadline).is_ok();
         let running: Vec<_> = probes.iter().map(|probe| scope.spawn(move || one(probe))).collect();
@@ -445,14 +445,14 @@ fn assert_never_worse(world: &World, seed: u64, is_explained: bool, tally: &mut 
         world.node.record_requests();
     }
     world.node.ns.nft(STRICT);
-    let before = work(&probes, BASELINE);
+    let before = which_work(&probes, BASELINE);
     world.node.ns.nft("delete table ip6 strict");
     if is_explained {
         tally.explained += world.assert_verdicts(&settings, &probes, &before, &words);
     }
     world.forget();
     world.node.up(&settings);
-    let with: Vec<bool> = work(&probes, BASELINE);
+    let with: Vec<bool> = which_work(&probes, BASELINE);
     if is_explained {
         tally.explained += world.assert_verdicts(&settings, &probes, &with, &words);
         world.node.stop_recording();
@@ -462,7 +462,7 @@ fn assert_never_worse(world: &World, seed: u64, is_explained: bool, tally: &mut 
     let again: Vec<Probe<'_>> = lost
         .map(|at| Probe { name: probes[at].name, from: probes[at].from, to: probes[at].to })
         .collect();
-    let broken: Vec<String> = work(&again, PATIENT)
+    let broken: Vec<String> = which_work(&again, PATIENT)
         .into_iter()
         .zip(&again)
         .filter(|(works, _)| !works)

@@ -13,7 +13,7 @@ use crate::lab::two_nics::{POD, POD6};
 /// Addresses of a pod that starts later. Clients call them through eth1.
 const LATER: [&str; 2] = ["10.21.0.61", "2001:db8:21::61"];
 
-fn feeds(scene: &Scene, device: &str) -> bool {
+fn is_flowtable_device(scene: &Scene, device: &str) -> bool {
     devices(&scene.layout.node.ns).contains(device)
 }
 
@@ -40,7 +40,7 @@ fn assert_served(scene: &Scene, pod: &Pod, others: &[Talk], what: &str) {
 /// connections.
 fn assert_leaves(scene: &Scene, keeper: &Keeper<'_>, veth: &str, others: &mut [Talk], what: &str) {
     scene.layout.node.ns.ip(&format!("link del {veth}"));
-    assert!(!feeds(scene, veth), "{what}: {veth} is gone");
+    assert!(!is_flowtable_device(scene, veth), "{what}: {veth} is gone");
     keeper.follow();
     scene.assert_offloaded(others, what);
     // Where a route has changed, the kernel sends connections back to the rules.
@@ -61,10 +61,10 @@ fn pods_that_come_and_go_leave_others_offloaded() {
         scene.offload("eth1", &mut others, "the begin");
         let pod = node.pod("later", &LATER);
         if !with_agent {
-            assert!(!feeds(&scene, "enilater"), "nobody has looked");
+            assert!(!is_flowtable_device(&scene, "enilater"), "nobody has looked");
         }
         node.add(&settings(), &pod);
-        until("ADD: its veth is a device", || feeds(&scene, "enilater"));
+        until("ADD: its veth is a device", || is_flowtable_device(&scene, "enilater"));
         assert_served(&scene, &pod, &others, "ADD");
         node.del(&settings(), &pod);
         scene.assert_offloaded(&others, "DEL");
@@ -73,7 +73,7 @@ fn pods_that_come_and_go_leave_others_offloaded() {
         if !with_agent {
             node.up(&settings());
         }
-        until("no ADD: its veth is a device", || feeds(&scene, "eniplain"));
+        until("no ADD: its veth is a device", || is_flowtable_device(&scene, "eniplain"));
         assert_served(&scene, &pod, &others, "a pod of another network");
         assert_leaves(&scene, &keeper, "eniplain", &mut others, "the end of that pod");
     }
@@ -141,7 +141,7 @@ fn another_pod_with_the_addresses_gets_all_packets() {
         let next = [("next1", [POD[1], POD6[1]]), ("next2", BEHIND)].map(|(name, addresses)| {
             let pod = node.pod(name, &addresses);
             node.add(&settings(), &pod);
-            until("its veth is a device", || feeds(&scene, &format!("eni{name}")));
+            until("its veth is a device", || is_flowtable_device(&scene, &format!("eni{name}")));
             pod
         });
         keeper.follow();

@@ -18,7 +18,12 @@ const POD1: [&str; 2] = [POD[1], POD6[1]];
 
 /// Waits until the `conntrack -L` line with this client port fulfils the condition, and returns the
 /// line.
-fn until(node: &Netns, port: u16, what: &str, condition: impl Fn(&str) -> bool) -> String {
+fn await_conntrack_line(
+    node: &Netns,
+    port: u16,
+    what: &str,
+    condition: impl Fn(&str) -> bool,
+) -> String {
     let (begin, port) = (Instant::now(), format!(" sport={port} "));
     loop {
         let lines = ["ipv4", "ipv6"].map(|f| node.exec(&["conntrack", "-L", "-f", f], ""));
@@ -73,7 +78,7 @@ fn fin_and_rst_end_it() {
             let ended = |line: &str| {
                 !line.contains("[OFFLOAD]") && states.iter().any(|state| line.contains(state))
             };
-            let line = until(node, port, "ends", ended);
+            let line = await_conntrack_line(node, port, "ends", ended);
             assert!(seconds(&line) <= most, "{line}");
         }
     }
@@ -99,7 +104,7 @@ fn what_rests_goes_back_to_the_rules_and_comes_again() {
     offload_all(&layout.node, &mut talks);
     for talk in &talks {
         let rests = |line: &str| !line.is_empty() && !line.contains("[OFFLOAD]");
-        let line = until(node, talk.client().port(), "rests", rests);
+        let line = await_conntrack_line(node, talk.client().port(), "rests", rests);
         let sane = if line.contains("tcp") { 3600..=432_000 } else { 20..=180 };
         assert!(sane.contains(&seconds(&line)), "{line}");
         assert!(line.contains("[ASSURED]"), "{line}");

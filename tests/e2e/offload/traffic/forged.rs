@@ -61,9 +61,9 @@ fn ports(layout: &TwoNics) -> Vec<Port<'_>> {
 
 /// Outcome of requests and replies on each other interface: what was sent, the fates, how many
 /// reached the pod, and how many left the node through a NIC.
-type Became = Vec<(String, Vec<Fate>, u64, u64)>;
+type ForgedFates = Vec<(String, Vec<Fate>, u64, u64)>;
 
-fn became(offload: bool) -> Became {
+fn fates_of_forged(offload: bool) -> ForgedFates {
     let layout = two_nics();
     let (node, pod) = (&layout.node, &layout.pods[1].ns);
     count_arrivals(pod);
@@ -117,7 +117,7 @@ fn by_another_interface_they_are_treated_as_without() {
     if !kernel_has_flowtables() {
         return;
     }
-    let (without, with) = (became(false), became(true));
+    let (without, with) = (fates_of_forged(false), fates_of_forged(true));
     for (without, with) in without.iter().zip(&with) {
         assert_eq!(with, without, "with offload, and without");
     }

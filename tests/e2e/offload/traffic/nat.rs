@@ -54,7 +54,13 @@ fn far(layout: &mut TwoNics) -> [Netns; 2] {
 }
 
 /// Opens connections through this uplink to the port of the node.
-fn by(layout: &TwoNics, nic: usize, port: u16, server: &Netns, own: [&str; 2]) -> Vec<Talk> {
+fn connect_through(
+    layout: &TwoNics,
+    nic: usize,
+    port: u16,
+    server: &Netns,
+    own: [&str; 2],
+) -> Vec<Talk> {
     through(&layout.client, (server, own, port), (node(nic), port))
 }
 
@@ -78,10 +84,10 @@ fn offloaded_both_ways(flavour: Flavour) {
     layout.node.up(&settings());
 
     let pod = &layout.pods[1].ns;
-    let local = by(layout, 1, LOCAL, pod, POD1);
+    let local = connect_through(layout, 1, LOCAL, pod, POD1);
     assert_seen_as(&local, CLIENTS);
-    let masqueraded = by(layout, 1, MASQUERADED, pod, POD1);
-    let remote = [0, 1].map(|to| by(layout, 1 - to, REMOTE[to], &far[to], FAR[to]));
+    let masqueraded = connect_through(layout, 1, MASQUERADED, pod, POD1);
+    let remote = [0, 1].map(|to| connect_through(layout, 1 - to, REMOTE[to], &far[to], FAR[to]));
     assert_seen_as(&remote[0], node(0));
     assert_seen_as(&remote[1], node(1));
     let mut all = local;
@@ -131,7 +137,7 @@ fn a_u_turn_is_left_to_the_rules() {
     layout.node.up(&settings());
     // iptables cannot serve a U-turn over IPv4 through eth1.
     let nic = usize::from(!Backend::of_run().is_iptables());
-    let mut turning = by(layout, nic, REMOTE[nic], &far[nic], FAR[nic]);
+    let mut turning = connect_through(layout, nic, REMOTE[nic], &far[nic], FAR[nic]);
     let mut control = begin(&layout.client, &layout.pods[1].ns, &POD1);
     assert_never(&layout.node, &mut turning, &mut control, "a U-turn");
     let capture = Capture::start(&layout.router.ns);

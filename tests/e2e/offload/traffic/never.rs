@@ -32,7 +32,7 @@ fn control(layout: &TwoNics) -> Vec<Talk> {
 
 /// Sets `rp_filter` to loose and disables the source check, so that connections work that symroute
 /// does not bind.
-fn let_all_pass(layout: &TwoNics) {
+fn disable_source_checks(layout: &TwoNics) {
     for nic in NICS {
         layout.node.ns.sysctl(&format!("ipv4/conf/{nic}/rp_filter"), "2");
     }
@@ -107,7 +107,7 @@ fn transit() {
     }
     let mut layout = two_nics();
     let far = layout.router.host("far", &FAR);
-    let_all_pass(&layout);
+    disable_source_checks(&layout);
     layout.router.ns.ip("route add 198.51.100.7 via 10.21.0.10 dev eth1 table 77
          route add 2001:db8:51::7 via 2001:db8:21::10 dev eth1 onlink table 77
          rule add pref 100 iif client to 198.51.100.7 lookup 77");
@@ -132,7 +132,7 @@ fn excluded_destinations() {
     }
     let mut layout = two_nics();
     let another = layout.pod_behind_eth1(1);
-    let_all_pass(&layout);
+    disable_source_checks(&layout);
     let mut settings = settings();
     settings["exclude"] = json!(POD1);
     layout.node.up(&settings);
@@ -151,7 +151,7 @@ fn a_family_without_a_default_route() {
         return;
     }
     let layout = two_nics();
-    let_all_pass(&layout);
+    disable_source_checks(&layout);
     layout.node.ns.ip6("route del default via fe80::1 dev eth1 table 101");
     layout.node.up(&settings());
     let (mut over6, mut over4): (Vec<_>, Vec<_>) =
