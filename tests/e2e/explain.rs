@@ -9,6 +9,7 @@ use crate::lab::backend::Backend;
 use crate::lab::flows::{BASELINE, PATIENT, assert_all_work, assert_only_these_fail};
 use crate::lab::traffic::{Connection, Proto, ask};
 use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
+use crate::lab::verdicts::side_in_force;
 
 /// A client's request to an address of the node or of a pod, and the NIC that it arrives on.
 struct Request {
@@ -34,21 +35,15 @@ impl Request {
         let json = layout.node.symroute(&[&words[..], &["--json"]].concat());
         let report: Value = serde_json::from_str(&json.stdout).expect(&json.stderr);
         let request = report["requests"][0].clone();
-        let symmetric = now(&request)["symmetric"] == true;
+        let symmetric = side_in_force(&request)["symmetric"] == true;
         assert_eq!(json.code, Some(if symmetric { 0 } else { 4 }), "{request:#}");
         let text = layout.node.symroute(&words);
         assert_eq!(text.code, json.code, "{}", text.stdout);
-        for line in now(&request)["story"].as_array().expect("a story") {
+        for line in side_in_force(&request)["story"].as_array().expect("a story") {
             assert!(text.stdout.contains(line.as_str().expect("text")), "{}", text.stdout);
         }
         request
     }
-}
-
-/// The part of the report that describes the node as it is now.
-fn now(request: &Value) -> &Value {
-    let is_with = request["inForce"] == true && !request["with"].is_null();
-    &request[if is_with { "with" } else { "without" }]
 }
 
 fn requests() -> Vec<Request> {
@@ -73,7 +68,7 @@ fn compare(layout: &TwoNics, what: &str, config: &str) -> (usize, usize) {
     let mut counts = (0, 0);
     for request in requests() {
         let said = request.explain(layout, config);
-        let expected = now(&said)["symmetric"] == true;
+        let expected = side_in_force(&said)["symmetric"] == true;
         let answered = request.is_answered(layout, expected);
         assert_eq!(answered, expected, "{what}: {} by {}: {said:#}", request.to, request.nic);
         if answered { counts.0 += 1 } else { counts.1 += 1 }

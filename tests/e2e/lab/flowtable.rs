@@ -116,7 +116,7 @@ pub(crate) fn offload(node: &Netns, talk: &mut Talk) {
 }
 
 /// The devices whose packets the flowtable takes; empty where there is no flowtable.
-pub(crate) fn devices(node: &Netns) -> BTreeSet<String> {
+pub(crate) fn flowtable_devices(node: &Netns) -> BTreeSet<String> {
     let text = node.exec(&["nft", "-j", "list", "flowtables"], "");
     let listing: Value = serde_json::from_str(&text).expect("nft prints JSON");
     let found = listing["nftables"].as_array().expect("a list").iter();

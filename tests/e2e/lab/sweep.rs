@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::flows::Flow;
 use super::node::Node;
-use super::verdicts::{Recorded, each_once, is_same};
+use super::verdicts::{Recorded, each_once, is_same, side_in_force};
 use crate::agent::plugin_object;
 
 thread_local! {
@@ -97,7 +97,7 @@ fn judge(
     let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
     let requests = report["requests"].as_array().expect("requests");
     // One result for each backend that DNAT may choose.
-    let sides: Vec<_> = requests.iter().map(now).collect();
+    let sides: Vec<_> = requests.iter().map(side_in_force).collect();
     let is_right = if by.is_empty() {
         sides.iter().any(|side| has_no_answer(side, outcome))
     } else {
@@ -107,12 +107,6 @@ fn judge(
         let text = node.explained(config, one, &[]).stdout;
         format!("{one}: {outcome:?}, answers left by {by:?}\n{text}")
     })
-}
-
-/// The part of the report that describes the node as it is now.
-fn now(request: &Value) -> &Value {
-    let is_with = request["inForce"] == true && !request["with"].is_null();
-    &request[if is_with { "with" } else { "without" }]
 }
 
 /// Whether this part says that answers leave through `nic`, or that the request leaves the node.

@@ -107,6 +107,12 @@ pub(crate) fn each_once(asked: &[Recorded]) -> Vec<&Recorded> {
     found
 }
 
+/// The part of a request's report that describes the node as it is now, with or without symroute.
+pub(crate) fn side_in_force(request: &Value) -> &Value {
+    let is_with = request["inForce"] == true && !request["with"].is_null();
+    &request[if is_with { "with" } else { "without" }]
+}
+
 /// Number of verdicts that were compared with packets.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdicts {
@@ -180,12 +186,9 @@ impl Node {
     ) -> (bool, Value) {
         let ran = self.explained(config, request, &["--json"]);
         let report: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
-        let is_now = |request: &Value| {
-            let is_with = request["inForce"] == true && !request["with"].is_null();
-            request[if is_with { "with" } else { "without" }]["ending"] == "answered"
-        };
         let requests = report["requests"].as_array().expect("requests");
-        (requests.iter().all(is_now), report)
+        let is_answered = |request: &Value| side_in_force(request)["ending"] == "answered";
+        (requests.iter().all(is_answered), report)
     }
 
     /// Whether `explain` finds no fault in the request now; and its text.

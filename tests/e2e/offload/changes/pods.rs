@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{BEHIND, Keeper, Scene, settings};
 use crate::lab::agent::until;
-use crate::lab::flowtable::{devices, kernel_has_flowtables};
+use crate::lab::flowtable::{flowtable_devices, kernel_has_flowtables};
 use crate::lab::node::Pod;
 use crate::lab::talk::{Listening, Talk};
 use crate::lab::traffic::Proto;
@@ -14,7 +14,7 @@ use crate::lab::two_nics::{POD, POD6};
 const LATER: [&str; 2] = ["10.21.0.61", "2001:db8:21::61"];
 
 fn is_flowtable_device(scene: &Scene, device: &str) -> bool {
-    devices(&scene.layout.node.ns).contains(device)
+    flowtable_devices(&scene.layout.node.ns).contains(device)
 }
 
 /// A scene whose network has a place for a later pod.
@@ -93,12 +93,12 @@ fn hundreds_of_pods_are_devices() {
     let add = "link add aN type veth peer name bN";
     node.ns.ip(&pairs(0..150, add));
     let keeper = Keeper::begin(node, false);
-    assert!(devices(&node.ns).len() > 300, "devices at the begin");
+    assert!(flowtable_devices(&node.ns).len() > 300, "devices at the begin");
     let mut others = scene.talks();
     scene.offload("eth1", &mut others, "the begin");
     node.ns.ip(&pairs(150..300, add));
     keeper.follow();
-    assert!(devices(&node.ns).len() > 600, "devices later");
+    assert!(flowtable_devices(&node.ns).len() > 600, "devices later");
     let pod = node.pod("later", &LATER);
     node.add(&settings(), &pod);
     assert_served(&scene, &pod, &others, "one pod more");

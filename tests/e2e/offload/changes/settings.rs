@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{CALLED, Keeper, Scene, settings};
-use crate::lab::flowtable::{Forwarded, devices, forget, kernel_has_flowtables, line_of};
+use crate::lab::flowtable::{Forwarded, flowtable_devices, forget, kernel_has_flowtables, line_of};
 use crate::lab::plugin::Call;
 use crate::lab::proof::Proof;
 use crate::lab::two_nics::{POD, POD6};
@@ -33,7 +33,7 @@ fn settings_change() {
             forwarded.assert_bypasses_rules(talk, "offload: true");
         }
         node.up(&with("offload", json!(false)));
-        assert!(devices(&node.ns).is_empty(), "a flowtable without offload");
+        assert!(flowtable_devices(&node.ns).is_empty(), "a flowtable without offload");
         scene.assert_at_rules(&talks, "offload: false");
         for talk in &mut talks {
             forwarded.assert_passes_rules(talk, "offload: false");
@@ -108,7 +108,7 @@ fn nothing_stays_offloaded_after_down() {
     scene.offload("eth1", &mut talks, "the begin");
     proof.assert_nothing_dropped();
     node.down();
-    assert!(devices(&node.ns).is_empty(), "a flowtable after down");
+    assert!(flowtable_devices(&node.ns).is_empty(), "a flowtable after down");
     scene.assert_at_rules(&talks, "down");
     // Without the plugin, replies of DNATed connections leave through eth0.
     talks.truncate(4);

@@ -7,7 +7,7 @@ use std::fs;
 use serde_json::Value;
 
 use crate::lab::backend::Backend;
-use crate::lab::flowtable::{Forwarded, kernel_has_flowtables};
+use crate::lab::flowtable::{Forwarded, flowtable_devices, kernel_has_flowtables};
 use crate::lab::netns::Netns;
 use crate::lab::proof::Proof;
 use crate::lab::traffic::Proto;
@@ -140,15 +140,6 @@ fn what_is_dropped_at_an_interface_stays_dropped() {
     layout.node.down();
 }
 
-fn devices(node: &Netns) -> Vec<String> {
-    let text = node.exec(&["nft", "-j", "list", "flowtables"], "");
-    let listing: Value = serde_json::from_str(&text).expect("JSON of nft");
-    let mut entries = listing["nftables"].as_array().expect("a list").iter();
-    let flowtable = entries.find_map(|entry| entry.get("flowtable")).expect("a flowtable");
-    let names = flowtable["dev"].as_array().expect("devices").iter();
-    names.map(|name| name.as_str().expect("a name").to_owned()).collect()
-}
-
 #[test]
 fn three_hundred_pods() {
     const PODS: usize = 300;
@@ -169,7 +160,7 @@ fn three_hundred_pods() {
     node.ns.ip(&batch);
     let proof = Proof::begin(node, &layout.router);
     node.up(&settings());
-    let found = devices(&node.ns);
+    let found = flowtable_devices(&node.ns);
     let missing: Vec<_> =
         (0..PODS).map(|number| format!("v{number}")).filter(|name| !found.contains(name)).collect();
     assert!(missing.is_empty(), "missing: {missing:?}");
