@@ -149,9 +149,7 @@ fn a_pod_that_is_left_out() {
     let marks: Vec<_> = requests(&scene, &wire, 1).into_iter().map(|(_, mark)| mark).collect();
     assert!(marks.iter().all(|mark| mark.unwrap_or(0) == 0), "bound, though left out: {marks:x?}");
     scene.assert_pod101_is_left_out();
-    let network = node.network(&left_out(), Some(&scene.pod101.prev_result));
-    let pod = &scene.pod101;
-    node.cni("CHECK", &network, &pod.id, &pod.ns.path(), "eth0").assert_success("CHECK");
+    node.call(&node.call_of("CHECK", &left_out(), &scene.pod101)).assert_success("CHECK");
     node.del(&left_out(), &scene.pod101);
     assert_all_work(&scene.calls());
     node.del(&settings(), &scene.pod102);

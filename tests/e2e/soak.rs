@@ -17,7 +17,6 @@ use crate::agent::plugin_object;
 use crate::lab::agent::{Agent, until};
 use crate::lab::load::Load;
 use crate::lab::node::{Node, Pod};
-use crate::lab::plugin::Call;
 use crate::lab::proof::Proof;
 use crate::lab::traffic::{Proto, Server, ask};
 use crate::lab::two_nics::{CLIENT, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
@@ -211,8 +210,7 @@ fn start_pod(layout: &TwoNics, number: u32, counts: &Counts) -> Living {
 }
 
 fn call(layout: &TwoNics, verb: &str, pod: &Pod, counts: &Counts) {
-    let network = layout.node.network(&settings(), Some(&pod.prev_result));
-    let call = Call::cni(verb, &network, &pod.id, &pod.ns.path(), "eth0");
+    let call = layout.node.call_of(verb, &settings(), pod);
     layout.node.call(&call).assert_success(verb);
     one_more(match verb {
         "ADD" => &counts.came,

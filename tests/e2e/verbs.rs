@@ -15,8 +15,7 @@ fn settings() -> Value {
 }
 
 fn check(node: &Node, settings: &Value, pod: &Pod) -> Ran {
-    let network = node.network(settings, Some(&pod.prev_result));
-    node.cni("CHECK", &network, &pod.id, &pod.ns.path(), "eth0")
+    node.call(&node.call_of("CHECK", settings, pod))
 }
 
 /// The code and the message of a failed call.

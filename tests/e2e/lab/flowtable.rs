@@ -50,11 +50,7 @@ impl<'a> Forwarded<'a> {
     }
 
     pub(crate) fn packets(&self) -> u64 {
-        let text = self.0.exec(&["nft", "-j", "list", "counter", "inet", "watch", "seen"], "");
-        let listing: Value = serde_json::from_str(&text).expect("nft prints JSON");
-        let mut found = listing["nftables"].as_array().expect("a list").iter();
-        let counter = found.find_map(|entry| entry.get("counter")).expect("the counter");
-        counter["packets"].as_u64().expect("a count")
+        self.0.counter("watch", "seen")
     }
 
     /// Asserts that both ends hear each other and that none of their packets passes forward.
@@ -76,22 +72,12 @@ impl<'a> Forwarded<'a> {
 
 /// The connection's line of `conntrack -L`.
 pub(crate) fn line_of(node: &Netns, talk: &Talk) -> String {
-    conntrack(node, "-L", talk)
+    node.conntrack("-L", talk.proto(), talk.client())
 }
 
 /// Deletes the connection from conntrack.
 pub(crate) fn forget(node: &Netns, talk: &Talk) {
-    conntrack(node, "-D", talk);
-}
-
-/// Output of a `conntrack` command about the connection.
-fn conntrack(node: &Netns, command: &str, talk: &Talk) -> String {
-    let client = talk.client();
-    let family = if client.is_ipv4() { "ipv4" } else { "ipv6" };
-    let (address, port) = (client.ip().to_string(), client.port().to_string());
-    let list = ["conntrack", command, "-f", family, "-p", talk.proto().word()];
-    let of = ["--orig-src", &address, "--orig-port-src", &port];
-    node.exec(&[&list[..], &of].concat(), "")
+    node.conntrack("-D", talk.proto(), talk.client());
 }
 
 pub(crate) fn is_offloaded(node: &Netns, talk: &Talk) -> bool {

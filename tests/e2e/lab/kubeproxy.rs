@@ -56,13 +56,6 @@ pub(crate) fn install(ns: &Netns, flavour: Flavour, services: &[Service]) {
     }
 }
 
-fn protocol(proto: Proto) -> &'static str {
-    match proto {
-        Proto::Tcp => "tcp",
-        Proto::Udp => "udp",
-    }
-}
-
 /// Rules for the marks and the masquerade, and with `dnat` those that lead to the backends.
 fn iptables(services: &[Service], v6: bool, dnat: bool) -> String {
     let mut rules = String::from(
@@ -80,7 +73,7 @@ fn iptables(services: &[Service], v6: bool, dnat: bool) -> String {
 ",
     );
     for service in services.iter().filter(|service| service.backend.is_ipv6() == v6) {
-        let (proto, backend) = (protocol(service.proto), service.backend);
+        let (proto, backend) = (service.proto.word(), service.backend);
         let frontend = match service.frontend {
             Frontend::NodePort(port) => {
                 format!("-m addrtype --dst-type LOCAL -p {proto} --dport {port}")
@@ -145,7 +138,7 @@ chain services {
 ",
     );
     for service in services {
-        let (proto, backend) = (protocol(service.proto), service.backend);
+        let (proto, backend) = (service.proto.word(), service.backend);
         let family = if backend.is_ipv6() { "ip6" } else { "ip" };
         let nfproto = if backend.is_ipv6() { "ipv6" } else { "ipv4" };
         let frontend = match service.frontend {

@@ -134,7 +134,7 @@ impl Node {
         self.call_under(&[], call)
     }
 
-    /// The call of an ADD or DEL for the pod's `eth0`.
+    /// The call of an ADD, CHECK or DEL for the pod's `eth0`.
     pub(crate) fn call_of(&self, verb: &str, settings: &Value, pod: &Pod) -> Call {
         let network = self.network(settings, Some(&pod.prev_result));
         Call::cni(verb, &network, &pod.id, &pod.ns.path(), "eth0")
@@ -142,8 +142,7 @@ impl Node {
 
     /// ADD of the pod's `eth0`. Asserts that it succeeds and prints prevResult byte for byte.
     pub(crate) fn add(&self, settings: &Value, pod: &Pod) {
-        let network = self.network(settings, Some(&pod.prev_result));
-        let ran = self.cni("ADD", &network, &pod.id, &pod.ns.path(), "eth0");
+        let ran = self.call(&self.call_of("ADD", settings, pod));
         ran.assert_success("ADD");
         assert_eq!(
             ran.stdout.trim_end_matches('\n'),
@@ -154,8 +153,7 @@ impl Node {
 
     /// DEL of the pod's `eth0`. Asserts that it succeeds and prints nothing.
     pub(crate) fn del(&self, settings: &Value, pod: &Pod) {
-        let network = self.network(settings, Some(&pod.prev_result));
-        let ran = self.cni("DEL", &network, &pod.id, &pod.ns.path(), "eth0");
+        let ran = self.call(&self.call_of("DEL", settings, pod));
         ran.assert_success("DEL");
         assert_eq!(ran.stdout, "", "DEL prints nothing");
     }

@@ -24,7 +24,7 @@ pub(crate) enum Proto {
 }
 
 impl Proto {
-    /// The protocol's name in nftables and `explain`.
+    /// The protocol's name in iptables, nftables, conntrack and `explain`.
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",

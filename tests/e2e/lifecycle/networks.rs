@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::lab::agent::Agent;
 use crate::lab::flows::assert_all_work;
 use crate::lab::node::{Node, Pod};
-use crate::lab::plugin::{Call, Ran};
+use crate::lab::plugin::Ran;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::two_nics::{NICS, TwoNics, two_nics};
 
@@ -41,8 +41,7 @@ fn up(node: &Node, network: &str) {
 }
 
 fn call(node: &Node, verb: &str, network: &str, pod: &Pod) -> Ran {
-    let text = node.network(&settings(network), Some(&pod.prev_result));
-    node.call(&Call::cni(verb, &text, &pod.id, &pod.ns.path(), "eth0"))
+    node.call(&node.call_of(verb, &settings(network), pod))
 }
 
 fn network_in_force(node: &Node) -> Value {
