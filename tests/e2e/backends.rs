@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::lab::backend::Backend;
 use crate::lab::node::{Node, Pod};
-use crate::lab::plugin::{Call, Ran};
+use crate::lab::plugin::Call;
 use crate::lab::two_nics::NICS;
 
 /// The backends that use iptables.
@@ -34,13 +34,6 @@ fn foreign(node: &Node, variant: Backend, rules: &str) {
     for rule in rules.lines().map(str::trim) {
         node.ns.iptables(variant, rule);
     }
-}
-
-/// The error code and all words of a call that has to end in a CNI error.
-fn failure(ran: &Ran) -> (u64, String) {
-    assert_eq!(ran.code, Some(1), "it fails: {}{}", ran.stdout, ran.stderr);
-    let error: Value = serde_json::from_str(&ran.stdout).expect("a CNI error on stdout");
-    (error["code"].as_u64().expect("a code"), format!("{}; {}", error["msg"], error["details"]))
 }
 
 /// The DEL of a runtime that knows no more than the names.

@@ -28,9 +28,9 @@ use crate::lab::two_nics::{NODE, TwoNics, two_nics};
 
 /// Runtimes' workers, side by side.
 const WORKERS: u64 = 3;
-/// Pods of each.
+/// Pods of each worker.
 const SLOTS: u64 = 5;
-/// Calls of each.
+/// Calls of each worker.
 const CALLS: usize = 40;
 /// Addresses for all pods; each is used again and again.
 const ADDRESSES: u64 = 8;
@@ -119,14 +119,10 @@ impl Races<'_> {
     fn gc(&self, dice: &mut Dice) {
         let _alone = self.collects.write().expect("no thread has panicked");
         let model = self.model.lock().expect("no thread has panicked");
-        let valid: Vec<_> =
-            model.keys().map(|id| json!({"containerID": id, "ifname": "eth0"})).collect();
+        let valid: Vec<_> = model.keys().map(|id| (id.as_str(), "eth0")).collect();
+        let gc = self.node().gc_call(&settings(), &valid);
         drop(model);
-        let network = self.node().network(&settings(), None);
-        let mut network: Value = serde_json::from_str(&network).expect("a configuration");
-        network["cniVersion"] = json!("1.1.0");
-        network["cni.dev/valid-attachments"] = json!(valid);
-        self.call_or_kill(dice, &Call::cni("GC", &network.to_string(), "", "", ""));
+        self.call_or_kill(dice, &gc);
     }
 
     /// Does to the node what other programs and operators do, until the workers are done.

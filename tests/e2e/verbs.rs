@@ -18,18 +18,11 @@ fn check(node: &Node, settings: &Value, pod: &Pod) -> Ran {
     node.call(&node.call_of("CHECK", settings, pod))
 }
 
-/// The code and the message of a failed call.
-fn failure(ran: &Ran) -> (u64, String) {
-    assert_eq!(ran.code, Some(1), "it fails: {}", ran.stdout);
-    let error: Value = serde_json::from_str(&ran.stdout).expect("a CNI error");
-    (error["code"].as_u64().expect("a code"), format!("{}; {}", error["msg"], error["details"]))
-}
-
 #[test]
 fn check_holds_after_add_and_sees_what_is_missing() {
     let layout = two_nics();
     let (node, pod) = (&layout.node, &layout.pods[1]);
-    let (code, msg) = failure(&check(node, &settings(), pod));
+    let (code, msg) = check(node, &settings(), pod).cni_error();
     assert!(code == 102 && msg.contains("not attached with 10.21.0.50"), "{code}: {msg}");
     node.add(&settings(), pod);
     let ran = check(node, &settings(), pod);
@@ -54,7 +47,7 @@ fn check_holds_after_add_and_sees_what_is_missing() {
         if ran.success {
             wrong.push(format!("{what} is not seen"));
         } else {
-            let (code, msg) = failure(&ran);
+            let (code, msg) = ran.cni_error();
             let is_for_people = !msg.contains("Some(");
             if code != 102 || !msg.contains(word) || !msg.contains(" up\\\"") || !is_for_people {
                 wrong.push(format!("{what}: {msg}"));
@@ -65,10 +58,10 @@ fn check_holds_after_add_and_sees_what_is_missing() {
         node.down();
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    let (code, _) = failure(&check(node, &json!({"uplinks": NICS, "hairpin": true}), pod));
+    let (code, _) = check(node, &json!({"uplinks": NICS, "hairpin": true}), pod).cni_error();
     assert_eq!(code, 102, "other settings are not in force");
     node.del(&settings(), pod);
-    assert_eq!(failure(&check(node, &settings(), pod)).0, 102);
+    assert_eq!(check(node, &settings(), pod).cni_error().0, 102);
 }
 
 /// A tunnel that is no uplink takes the pod's route to the outside.
@@ -132,7 +125,7 @@ fn gc_takes_out_what_the_runtime_does_not_know() {
     let list = json!([{"containerID": "a", "ifname": "eth0"}, {"containerID": "b", "ifname": "e"}]);
     gc(node, "one", valid, Some(&list)).assert_success("GC with a list");
     assert_eq!(attached(node), ["one a", "two a"], "b has another interface in the list");
-    let (code, msg) = failure(&gc(node, "one", valid, Some(&json!([{"containerID": 7}]))));
+    let (code, msg) = gc(node, "one", valid, Some(&json!([{"containerID": 7}]))).cni_error();
     assert!(code == 6 && msg.contains("containerID"), "{code}: {msg}");
     gc(node, "one", "cni.dev/attachments", Some(&Value::Null)).assert_success("GC with null");
     assert_eq!(attached(node), ["two a"]);
@@ -155,11 +148,11 @@ fn status_says_whether_an_add_could_succeed() {
     assert_eq!(ran.stdout, "");
     node.up(&settings());
     status(&text(settings())).assert_success("STATUS with node state");
-    let (code, msg) = failure(&status(&text(json!({"markMask": "0x1"}))));
+    let (code, msg) = status(&text(json!({"markMask": "0x1"}))).cni_error();
     assert!(code == 50 && msg.contains("markMask"), "{code}: {msg}");
     let without = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"];
     let ran = node.call_under(&without, &Call::cni("STATUS", &text(settings()), "", "", ""));
-    let (code, msg) = failure(&ran);
+    let (code, msg) = ran.cni_error();
     assert!(code == 50 && msg.contains("CAP_NET_ADMIN"), "{code}: {msg}");
     node.down();
 }
@@ -225,7 +218,7 @@ fn stdin_has_a_limit() {
     let network = node.network(&settings(), Some(&pod.prev_result));
     let padded = |length: usize| format!("{network}{}", " ".repeat(length - network.len()));
     let call = |verb, text: &str| node.cni(verb, text, &pod.id, &pod.ns.path(), "eth0");
-    let (code, msg) = failure(&call("ADD", &padded(LIMIT + 1)));
+    let (code, msg) = call("ADD", &padded(LIMIT + 1)).cni_error();
     assert!(code == 6 && msg.contains("16 MiB"), "{code}: {msg}");
     proof.assert_as_before();
     call("ADD", &padded(LIMIT)).assert_success("ADD");

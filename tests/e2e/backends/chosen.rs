@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{VARIANTS, failure, foreign, settings};
+use super::{VARIANTS, foreign, settings};
 use crate::lab::backend::Backend;
 use crate::lab::flows::assert_all_work;
 use crate::lab::snapshot::Snapshot;
@@ -80,7 +80,7 @@ fn masquerade_by_name_is_refused() {
             settings["masquerade"] = masquerade.clone();
             let before = Snapshot::take(node);
             let ran = node.call(&node.call_of("ADD", &settings, &layout.pods[1]));
-            let (code, text) = failure(&ran);
+            let (code, text) = ran.cni_error();
             assert_eq!(code, 7, "{text}");
             for word in ["masquerade", "eth0", "iptables", "nftables", "off"] {
                 assert!(text.contains(word), "does not say {word}: {text}");
@@ -90,7 +90,7 @@ fn masquerade_by_name_is_refused() {
             node.up(&super::settings(variant.name()));
             let in_use = Snapshot::take(node);
             let ran = node.call(&node.call_of("ADD", &settings, &layout.pods[1]));
-            assert_eq!(failure(&ran).0, 7);
+            assert_eq!(ran.cni_error().0, 7);
             in_use.assert_unchanged(&Snapshot::take(node));
             node.down();
             before.assert_unchanged(&Snapshot::take(node));

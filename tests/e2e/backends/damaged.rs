@@ -1,6 +1,6 @@
 //! What other users of iptables and ipset do to symroute's rules and sets.
 
-use super::{VARIANTS, failure, foreign, settings};
+use super::{VARIANTS, foreign, settings};
 use crate::lab::backend::Backend;
 use crate::lab::flows::assert_all_work;
 use crate::lab::node::Pod;
@@ -120,7 +120,7 @@ fn a_set_of_others_in_our_place() {
         };
         refer("-A");
         let ran = node.call(&node.call_of("ADD", &settings, &layout.pods[1]));
-        let (_, text) = failure(&ran);
+        let (_, text) = ran.cni_error();
         assert!(text.contains("symroute-hosts4"), "does not name the set: {text}");
         refer("-D");
         // No rule refers to the set any more: the next ADD replaces it, and the last DEL removes

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{bare_del, failure, foreign, settings};
+use super::{bare_del, foreign, settings};
 use crate::lab::backend::Backend;
 use crate::lab::flows::assert_all_work;
 use crate::lab::node::Node;
@@ -46,7 +46,7 @@ fn add_without_lock(rules: &str) {
     let begin = Instant::now();
     let ran = node.call(&node.call_of("ADD", &settings, pod));
     let took = begin.elapsed();
-    let (code, text) = failure(&ran);
+    let (code, text) = ran.cni_error();
     let holder = std::process::id().to_string();
     assert_eq!(code, 11, "try again later: {text}");
     assert!(text.contains("lock") && text.contains(&holder), "no {holder} in {text}");

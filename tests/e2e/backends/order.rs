@@ -85,15 +85,6 @@ fn rules_of_others_keep_their_order() {
     }
 }
 
-/// Asserts that `status` reports a fault and names the chain.
-fn assert_status_names(node: &Node, chain: &str) {
-    for arguments in [&["status"][..], &["status", "--json"]] {
-        let status = node.symroute(arguments);
-        assert_eq!(status.code, Some(4), "{}", status.stdout);
-        assert!(status.stdout.contains(chain), "does not say {chain}:\n{}", status.stdout);
-    }
-}
-
 /// A firewall that starts after symroute and puts its rules first.
 #[test]
 fn somebody_comes_first() {
@@ -106,7 +97,7 @@ fn somebody_comes_first() {
         assert_all_work(&[layout.flow_to_host()]);
         let rule = "PREROUTING -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
         foreign(node, variant, &format!("-t mangle -I {rule}"));
-        assert_status_names(node, "PREROUTING");
+        node.assert_status_names("PREROUTING");
         node.up(&settings);
         assert_ours_are_first(node, variant);
         assert_all_work(&[layout.flow_to_host()]);
@@ -132,7 +123,7 @@ fn first_again_without_a_gap() {
         ];
         for chain in ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"] {
             foreign(node, variant, &format!("-t mangle -I {chain} -m mark --mark 0xa0000"));
-            assert_status_names(node, chain);
+            node.assert_status_names(chain);
             node.up(&settings);
             assert_ours_are_first(node, variant);
             for load in &loads {

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{VARIANTS, bare_del, failure, settings};
+use super::{VARIANTS, bare_del, settings};
 use crate::lab::backend::Backend;
 use crate::lab::flows::assert_all_work;
 use crate::lab::node::Node;
@@ -98,7 +98,7 @@ fn each_fails(variant: Backend) {
                 assert_all_work(&[layout.flow_to_host()]);
                 node.del(&settings, pod);
             } else {
-                let (_, text) = failure(&ran);
+                let (_, text) = ran.cni_error();
                 assert!(text.contains("told to fail"), "does not say what the tool said: {text}");
             }
             let left = before.difference(&Snapshot::take(node));
@@ -163,7 +163,7 @@ fn tools_that_are_missing() {
         let node = &layout.node;
         let before = Snapshot::take(node);
         let add = node.call_of("ADD", &settings(backend), &layout.pods[1]);
-        let (code, text) = failure(&node.call_under(&["sh", "-c", hidden, "sh"], &add));
+        let (code, text) = node.call_under(&["sh", "-c", hidden, "sh"], &add).cni_error();
         assert_eq!(code, 7, "{text}");
         for word in ["backend", "iptables", "installed"] {
             assert!(text.contains(word), "does not say {word}: {text}");

@@ -1,7 +1,7 @@
 //! Interrupted `up`, `down`, CHECK and GC. A step that fails is reported or harmless, an attached pod
 //! is served all the time, and the next call completes the work.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::refusals::{cni_error_fault, error_of};
 use super::{Findings, Scene, up_call};
@@ -86,11 +86,7 @@ fn a_step_in_check() {
 
 /// A GC whose list holds the scene's pod alone.
 fn gc(scene: &Scene) -> Call {
-    let mut network: Value = serde_json::from_str(&scene.node().network(&scene.settings(), None))
-        .expect("a configuration");
-    network["cniVersion"] = json!("1.1.0");
-    network["cni.dev/valid-attachments"] = json!([{"containerID": scene.pod.id, "ifname": "eth0"}]);
-    Call::cni("GC", &network.to_string(), "", "", "")
+    scene.node().gc_call(&scene.settings(), &[(&scene.pod.id, "eth0")])
 }
 
 /// Interrupts a GC at each step, while it has one attachment to remove.

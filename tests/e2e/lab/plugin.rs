@@ -81,6 +81,13 @@ impl Ran {
         let Self { success, stdout, stderr, .. } = self;
         assert!(success, "{what} failed\nstdout: {stdout}\nstderr: {stderr}");
     }
+
+    /// The error code and all words of a call that has to end in a CNI error.
+    pub(crate) fn cni_error(&self) -> (u64, String) {
+        assert_eq!(self.code, Some(1), "it fails: {}{}", self.stdout, self.stderr);
+        let error: Value = serde_json::from_str(&self.stdout).expect("a CNI error on stdout");
+        (error["code"].as_u64().expect("a code"), format!("{}; {}", error["msg"], error["details"]))
+    }
 }
 
 impl Node {
@@ -170,6 +177,25 @@ impl Node {
     pub(crate) fn down(&self) {
         let ran = self.symroute(&["down"]);
         ran.assert_success("down");
+    }
+
+    /// Asserts that `status` reports a fault with this word in it, as a table and as JSON.
+    pub(crate) fn assert_status_names(&self, word: &str) {
+        for arguments in [&["status"][..], &["status", "--json"]] {
+            let status = self.symroute(arguments);
+            assert_eq!(status.code, Some(4), "{}{}", status.stdout, status.stderr);
+            assert!(status.stdout.contains(word), "does not say {word}:\n{}", status.stdout);
+        }
+    }
+
+    /// A GC with this list of valid attachments: container id and interface of each.
+    pub(crate) fn gc_call(&self, settings: &Value, valid: &[(&str, &str)]) -> Call {
+        let network = self.network(settings, None);
+        let mut network: Value = serde_json::from_str(&network).expect("a configuration");
+        let valid = valid.iter().map(|(id, ifname)| json!({"containerID": id, "ifname": ifname}));
+        network["cniVersion"] = json!("1.1.0");
+        network["cni.dev/valid-attachments"] = valid.collect();
+        Call::cni("GC", &network.to_string(), "", "", "")
     }
 
     /// Runs the call's program in the node's network namespace, with the node's own `/run/symroute`

@@ -37,15 +37,6 @@ fn assert_served(layout: &TwoNics) {
     assert_eq!(status.code, Some(0), "{}", status.stdout);
 }
 
-/// `status` fails and names the file, as a table and as JSON.
-fn assert_status_names(layout: &TwoNics, name: &str) {
-    for arguments in [&["status"][..], &["status", "--json"]] {
-        let status = layout.node.symroute(arguments);
-        assert_eq!(status.code, Some(4), "{}{}", status.stdout, status.stderr);
-        assert!(status.stdout.contains(name), "does not say {name}:\n{}", status.stdout);
-    }
-}
-
 /// The kernel holds nothing of the attachment, so calls go on. The pod's own DEL removes the file.
 #[test]
 fn an_attachment_is_damaged() {
@@ -55,10 +46,8 @@ fn an_attachment_is_damaged() {
         let file = pod_file(&layout);
         damage.put(&file);
         assert_flows(&layout);
-        assert_status_names(
-            &layout,
-            file.file_name().and_then(|name| name.to_str()).expect("UTF-8"),
-        );
+        let name = file.file_name().expect("a name").to_str().expect("UTF-8");
+        layout.node.assert_status_names(name);
         // Another ADD, as after a restart of the pod, repairs the file.
         layout.node.add(&settings(), &pod);
         assert_eq!(layout.node.attachments().len(), 1);
@@ -91,7 +80,7 @@ fn own_settings_are_damaged() {
         let file = paths.find(is_own).expect("a file of own settings");
         damage.put(&file);
         let name = file.file_name().expect("a name").to_str().expect("UTF-8");
-        assert_status_names(&layout, name);
+        layout.node.assert_status_names(name);
         layout.node.add(&hairpin, &pod);
         assert_served(&layout);
         damage.put(&file);
@@ -111,7 +100,7 @@ fn an_attachment_is_gone() {
     layout.node.add(&settings(), &pod);
     fs::remove_file(pod_file(&layout)).expect("remove the file");
     assert_flows(&layout);
-    assert_status_names(&layout, "no attachment");
+    layout.node.assert_status_names("no attachment");
     layout.node.add(&settings(), &pod);
     assert_eq!(layout.node.attachments().len(), 1);
     assert_served(&layout);
@@ -128,7 +117,7 @@ fn the_record_is_damaged() {
     for damage in Damage::all() {
         layout.node.add(&settings(), &pod);
         damage.put(&file);
-        assert_status_names(&layout, "node.json");
+        layout.node.assert_status_names("node.json");
         layout.node.up(&settings());
         assert_served(&layout);
         layout.node.down();

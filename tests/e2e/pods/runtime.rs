@@ -5,7 +5,7 @@ use std::fs;
 use std::thread;
 
 use nix::fcntl::{Flock, FlockArg};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::plain::{Plain, assert_fails, assert_no_files};
 use crate::lab::node::Node;
@@ -216,13 +216,7 @@ fn check_names_what_is_missing() {
 }
 
 fn gc(node: &Node, valid: &[(&str, &str)]) -> Call {
-    let mut network: Value =
-        serde_json::from_str(&node.network(&Plain::settings(), None)).expect("a configuration");
-    network["cniVersion"] = json!("1.1.0");
-    let list: Vec<_> =
-        valid.iter().map(|(id, ifname)| json!({"containerID": id, "ifname": ifname})).collect();
-    network["cni.dev/valid-attachments"] = json!(list);
-    Call::cni("GC", &network.to_string(), "", "", "")
+    node.gc_call(&Plain::settings(), valid)
 }
 
 #[test]
