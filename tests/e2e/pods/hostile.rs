@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::plain::{Plain, assert_fails, assert_no_files};
+use super::plain::{Plain, assert_fails, assert_no_files, node_and_pod};
 use crate::lab::agent::until;
 use crate::lab::node::Node;
 use crate::lab::plugin::Ran;
@@ -77,18 +77,12 @@ fn assert_calls_succeed(node: &Node, pod: &Plain, what: &str) {
     on_node.assert_unchanged(&Snapshot::take(node));
 }
 
-fn site(role: &str) -> (Node, Plain) {
-    let node = Node::new("node");
-    let pod = Plain::new(&node, role);
-    (node, pod)
-}
-
 /// A rule of another program has one of symroute's priorities. The error names it, and with
 /// `"auto"` symroute chooses other priorities.
 #[test]
 fn rules_at_our_places() {
     for place in 400..=405 {
-        let (node, pod) = site("pod");
+        let (node, pod) = node_and_pod();
         pod.ns.ip(&format!("rule add from 192.0.2.1 lookup 7 priority {place} protocol 99"));
         pod.ns.ip6(&format!("rule add from 2001:db8::1 lookup 7 priority {place} protocol 99"));
         let before = pod.snapshot(&node);
@@ -111,7 +105,7 @@ fn rules_at_our_places() {
 /// Rules of other programs have all priorities, so the ADD fails with an error.
 #[test]
 fn rules_at_all_places() {
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     let rules: Vec<_> = (1..600)
         .map(|at| format!("rule add from 192.0.2.1 lookup 7 priority {at} protocol 99"))
         .collect();
@@ -128,7 +122,7 @@ fn rules_at_all_places() {
 /// pod.
 #[test]
 fn rules_and_routes_that_look_like_ours() {
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     let before = pod.snapshot(&node);
     pod.ns.ip("rule add fwmark 0x300/0xf00 lookup 47009 priority 402 protocol kernel
          rule add from 192.0.2.1 fwmark 0/0x1f00 lookup 47003 priority 405 protocol kernel
@@ -176,7 +170,7 @@ fn a_table_of_our_name() {
             "table arp symroute { chain x { type filter hook input priority 0; drop\n }\n }",
         ),
     ] {
-        let (node, pod) = site("pod");
+        let (node, pod) = node_and_pod();
         let before = pod.snapshot(&node);
         pod.ns.nft("table inet other { set mine { type mark; elements = { 1, 2 }\n }\n chain every { type filter hook prerouting priority raw; meta mark @mine counter\n }\n }");
         let beside = pod.ns.exec(&["nft", "list", "table", "inet", "other"], "");
@@ -193,26 +187,26 @@ fn a_table_of_our_name() {
     }
 }
 
-/// Waits for the table of a program that has to keep running.
-fn await_table(pod: &Plain, owner: &mut Program) {
+/// Starts a program in the pod that owns the table of symroute's name, and waits for the table.
+fn own_the_table(pod: &Plain) -> Program {
+    let inside = ["netns", "exec", pod.ns.name(), "nft", "-i"];
+    let child = Command::new("ip").args(inside).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+    let mut owner = Program(child.expect("start nft"));
+    let stdin = owner.0.stdin.as_mut().expect("stdin was piped");
+    stdin.write_all(b"add table inet symroute { flags owner; }\n").expect("tell nft");
     until("the owner's table is there", || {
         owner.assert_runs();
         pod.has_rules()
     });
+    owner
 }
 
 /// Only the program that created such a table may change it.
 #[test]
 fn a_table_with_an_owner() {
-    let (node, pod) = site("pod");
-    let inside = ["netns", "exec", pod.ns.name(), "nft", "-i"];
+    let (node, pod) = node_and_pod();
     let before = pod.snapshot(&node);
-    let child = Command::new("ip").args(inside).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
-    let mut owner = Program(child.expect("start nft"));
-    let stdin = owner.0.stdin.as_mut().expect("stdin was piped");
-    stdin.write_all(b"add table inet symroute { flags owner; }\n").expect("tell nft");
-    stdin.flush().expect("tell nft");
-    await_table(&pod, &mut owner);
+    let mut owner = own_the_table(&pod);
     let occupied = pod.snapshot(&node);
     for leg in 0..2 {
         let ran = pod.ran(&node, "ADD", leg);
@@ -233,18 +227,11 @@ fn a_table_with_an_owner() {
 /// namespace is gone, the DEL of another pod removes its files.
 #[test]
 fn a_table_that_keeps_a_del_up() {
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     pod.both(&node, "ADD");
     pod.ns.nft("delete table inet symroute");
-    let inside = ["netns", "exec", pod.ns.name(), "nft", "-i"];
-    let child = Command::new("ip").args(inside).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
-    let mut owner = Program(child.expect("start nft"));
-    let stdin = owner.0.stdin.as_mut().expect("stdin was piped");
-    stdin.write_all(b"add table inet symroute { flags owner; }\n").expect("tell nft");
-    await_table(&pod, &mut owner);
-    for leg in 0..2 {
-        pod.ran(&node, "DEL", leg).assert_success("DEL");
-    }
+    let owner = own_the_table(&pod);
+    pod.both(&node, "DEL");
     let rules = pod.ns.exec(&["ip", "rule"], "");
     assert_eq!(rules.lines().count(), 3, "all else has gone: {rules}");
     let other = Plain::new(&node, "other");

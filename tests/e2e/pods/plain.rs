@@ -89,6 +89,13 @@ impl Plain {
     }
 }
 
+/// A node with such a pod.
+pub(super) fn node_and_pod() -> (Node, Plain) {
+    let node = Node::new("node");
+    let pod = Plain::new(&node, "pod");
+    (node, pod)
+}
+
 /// symroute's files on this node.
 pub(super) fn files(node: &Node) -> Vec<PathBuf> {
     let entries = fs::read_dir(node.dir.join("run")).expect("list the node's /run/symroute");

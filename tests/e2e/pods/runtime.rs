@@ -7,7 +7,7 @@ use std::thread;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 
-use super::plain::{Plain, assert_fails, assert_no_files};
+use super::plain::{Plain, assert_fails, assert_no_files, node_and_pod};
 use crate::lab::node::Node;
 use crate::lab::plugin::Call;
 use crate::lab::snapshot::Snapshot;
@@ -21,8 +21,7 @@ fn del_with_empty_netns(node: &Node, pod: &Plain, leg: usize) -> Call {
 /// Attaches a pod, changes the target of its path, and detaches it.
 fn del_when_the_path_is(what: &str, change: impl Fn(&Node, &Plain)) {
     for named in [true, false] {
-        let node = Node::new("node");
-        let pod = Plain::new(&node, "pod");
+        let (node, pod) = node_and_pod();
         let before = Snapshot::take(&node);
         pod.both(&node, "ADD");
         assert!(pod.has_rules(), "the pod is served");
@@ -74,8 +73,7 @@ fn del_with_the_nodes_own_namespace_at_the_path() {
 /// A DEL without its namespace enters none and does not wait, because all locks are free.
 #[test]
 fn del_of_a_pod_that_has_gone_waits_for_nothing() {
-    let node = Node::new("node");
-    let pod = Plain::new(&node, "pod");
+    let (node, pod) = node_and_pod();
     pod.ran(&node, "ADD", 0).assert_success("ADD");
     let call = pod.call(&node, "DEL", 0);
     fs::remove_file(&pod.path).expect("remove");
@@ -94,8 +92,8 @@ fn del_of_a_pod_that_has_gone_waits_for_nothing() {
 /// The other pod also has symroute's rules, and keeps all of them.
 #[test]
 fn del_with_another_pods_namespace_at_the_path() {
-    let node = Node::new("node");
-    let (pod, other) = (Plain::new(&node, "pod"), Plain::new(&node, "other"));
+    let (node, pod) = node_and_pod();
+    let other = Plain::new(&node, "other");
     other.both(&node, "ADD");
     let before = other.snapshot(&node);
     pod.both(&node, "ADD");
@@ -113,8 +111,7 @@ fn del_with_another_pods_namespace_at_the_path() {
 #[test]
 fn add_in_a_new_namespace() {
     for is_gone in [true, false] {
-        let node = Node::new("node");
-        let mut pod = Plain::new(&node, "pod");
+        let (node, mut pod) = node_and_pod();
         pod.both(&node, "ADD");
         let fresh = Plain::new(&node, "fresh");
         let old = std::mem::replace(&mut pod.ns, fresh.ns);
@@ -141,8 +138,7 @@ fn add_in_a_new_namespace() {
 
 #[test]
 fn calls_twice_and_late() {
-    let node = Node::new("node");
-    let pod = Plain::new(&node, "pod");
+    let (node, pod) = node_and_pod();
     let before = pod.snapshot(&node);
     pod.both(&node, "ADD");
     let once = pod.snapshot(&node);
@@ -163,8 +159,7 @@ fn calls_twice_and_late() {
 /// A changed or invalid configuration must not prevent the end of a pod.
 #[test]
 fn del_with_another_configuration() {
-    let node = Node::new("node");
-    let pod = Plain::new(&node, "pod");
+    let (node, pod) = node_and_pod();
     let before = pod.snapshot(&node);
     let path = pod.path.to_str().expect("UTF-8");
     for settings in [
@@ -196,8 +191,7 @@ fn del_with_another_configuration() {
 
 #[test]
 fn check_names_what_is_missing() {
-    let node = Node::new("node");
-    let pod = Plain::new(&node, "pod");
+    let (node, pod) = node_and_pod();
     let before = pod.snapshot(&node);
     pod.both(&node, "ADD");
     pod.ns.nft("flush table inet symroute");
@@ -221,8 +215,8 @@ fn gc(node: &Node, valid: &[(&str, &str)]) -> Call {
 
 #[test]
 fn gc_takes_what_is_not_listed() {
-    let node = Node::new("node");
-    let (pod, gone) = (Plain::new(&node, "pod"), Plain::new(&node, "gone"));
+    let (node, pod) = node_and_pod();
+    let gone = Plain::new(&node, "gone");
     let before = pod.snapshot(&node);
     pod.both(&node, "ADD");
     gone.both(&node, "ADD");
@@ -241,8 +235,7 @@ fn gc_takes_what_is_not_listed() {
 /// The next GC removes what an earlier DEL could not.
 #[test]
 fn gc_ends_what_a_del_has_begun() {
-    let node = Node::new("node");
-    let pod = Plain::new(&node, "pod");
+    let (node, pod) = node_and_pod();
     let before = pod.snapshot(&node);
     pod.ran(&node, "ADD", 0).assert_success("ADD");
     let call = pod.call(&node, "DEL", 0);
@@ -257,8 +250,7 @@ fn gc_ends_what_a_del_has_begun() {
 
 #[test]
 fn an_add_that_fails_leaves_nothing() {
-    let node = Node::new("node");
-    let pod = Plain::new(&node, "pod");
+    let (node, pod) = node_and_pod();
     pod.ns.ip("rule add from 192.0.2.1 lookup 47001 priority 1000");
     let before = pod.snapshot(&node);
     let on_node = Snapshot::take(&node);
@@ -320,8 +312,7 @@ fn pods_that_come_and_go() {
 /// Kills a call at each of its changes, and at each entry into a namespace. The runtime's DEL then
 /// cleans up.
 fn kill_at_each_change(verb: &str, prepare: impl Fn(&Node, &Plain)) {
-    let node = Node::new("node");
-    let pod = Plain::new(&node, "pod");
+    let (node, pod) = node_and_pod();
     let before = pod.snapshot(&node);
     let quiet = json!({"scope": "pod", "backend": "nftables", "uplinks": ["net*"], "log": {"level": "off"}});
     let call = pod.call_with(&node, verb, 0, &quiet);
@@ -358,8 +349,7 @@ fn a_del_is_killed() {
 
 #[test]
 fn without_the_capability_the_error_is_clear() {
-    let node = Node::new("node");
-    let pod = Plain::new(&node, "pod");
+    let (node, pod) = node_and_pod();
     let before = pod.snapshot(&node);
     let bare = ["setpriv", "--bounding-set=-sys_admin"];
     let ran = node.call_under(&bare, &pod.call(&node, "ADD", 0));
@@ -376,8 +366,7 @@ fn without_the_capability_the_error_is_clear() {
 /// sysctls, its own files, and files about the kernel or its namespace.
 #[test]
 fn the_pod_is_left_again() {
-    let node = Node::new("node");
-    let pod = Plain::new(&node, "pod");
+    let (node, pod) = node_and_pod();
     let inode = |path: &str| {
         use std::os::unix::fs::MetadataExt as _;
         format!("net:[{}]", fs::metadata(path).expect("a namespace").ino())
@@ -425,8 +414,7 @@ fn the_pod_is_left_again() {
 /// A call waits for another one that holds the lock of the pod's state, but no longer than it says.
 #[test]
 fn a_call_that_waits_comes_to_an_end() {
-    let node = Node::new("node");
-    let pod = Plain::new(&node, "pod");
+    let (node, pod) = node_and_pod();
     pod.both(&node, "ADD");
     let folder = fs::read_dir(node.dir.join("run/netns")).expect("the pods").next();
     let folder = folder.expect("a pod").expect("an entry").path();

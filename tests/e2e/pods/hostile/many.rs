@@ -5,7 +5,7 @@ use super::*;
 /// Thousands of rules and routes that look like symroute's.
 #[test]
 fn many_rules_and_routes_that_look_like_ours() {
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     let before = pod.snapshot(&node);
     let rules = lines(5_000, |n| {
         format!(
@@ -71,7 +71,7 @@ fn assert_served(node: &Node, pod: &Plain, what: &str) {
 
 #[test]
 fn many_routes_and_rules_elsewhere() {
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     let route = |n| route_by(n, "far1 table 9");
     let rule = |n: u32| {
         let place = 50_000 - n;
@@ -81,7 +81,7 @@ fn many_routes_and_rules_elsewhere() {
     assert_served(&node, &pod, "routes and rules");
     pod.ns.ip(&lines(16_000, |n| rule(4_000 + n)));
     assert_refused(&node, &pod, &["20005 rules", "4096"]);
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     pod.ns.ip(&lines(100_000, route));
     assert_refused(&node, &pod, &["routes, and no more than 16384"]);
 }
@@ -91,7 +91,7 @@ fn many_routes_and_rules_elsewhere() {
 #[test]
 fn many_routes_in_main() {
     for others in ["net0", "far1"] {
-        let (node, pod) = site("pod");
+        let (node, pod) = node_and_pod();
         let route = |n| route_by(n, if n & 1 == 0 { others } else { "net1" });
         pod.ns.ip(&lines(16_000, route));
         assert_served(&node, &pod, others);
@@ -104,7 +104,7 @@ fn many_routes_in_main() {
 /// elsewhere.
 #[test]
 fn many_rules_by_an_own_address() {
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     let bridges = lines(32, |n| {
         format!(
             "link add inner{n} type bridge
@@ -121,7 +121,7 @@ fn many_rules_by_an_own_address() {
 
 #[test]
 fn many_addresses() {
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     let address = |n: u32| format!("addr add 10.9.{}.{}/32 dev net1", n >> 8, n & 255);
     pod.ns.ip(&lines(2_000, address));
     assert_served(&node, &pod, "addresses");
@@ -129,15 +129,13 @@ fn many_addresses() {
     pod.ns.ip(&lines(8_000, |n| address(2_000 + n)));
     let ran = pod.ran(&node, "ADD", 0);
     assert_fails(&ran, 7, &["addresses, and no more than 4096"]);
-    for leg in 0..2 {
-        pod.ran(&node, "DEL", leg).assert_success("DEL");
-    }
+    pod.both(&node, "DEL");
     assert_refused(&node, &pod, &["addresses, and no more than 4096"]);
 }
 
 #[test]
 fn too_many_interfaces() {
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     let links: String = lines(520, |n| format!("link add a{n} type veth peer name b{n}"));
     pod.both(&node, "ADD");
     pod.ns.ip(&links);
@@ -145,9 +143,7 @@ fn too_many_interfaces() {
     assert_fails(&ran, 7, &["1045 interfaces", "1024"]);
     pod.ran(&node, "CHECK", 0).assert_success("CHECK");
     // A DEL never fails.
-    for leg in 0..2 {
-        pod.ran(&node, "DEL", leg).assert_success("DEL");
-    }
+    pod.both(&node, "DEL");
     assert!(!pod.has_rules(), "nothing is left in the pod");
     assert_no_files(&node, "many interfaces");
     let ran = pod.ran(&node, "ADD", 0);

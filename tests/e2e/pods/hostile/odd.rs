@@ -19,7 +19,7 @@ fn odd_names() {
         "net\u{fc}",
         "net}",
     ];
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     let mut made = Vec::new();
     for (n, name) in NAMES.iter().enumerate() {
         // In this form `ip` accepts a name that begins with a dash.
@@ -82,7 +82,7 @@ print(-struct.unpack('=i', s.recv(4096)[16:20])[0], flush=True)
 
 #[test]
 fn a_name_that_would_be_a_line_of_the_log() {
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     pod.ns.exec(&["python3", "-c", RULE], "");
     let rules = pod.ns.exec(&["ip", "-json", "rule"], "");
     assert!(rules.contains("ERROR"), "the rule is there: {rules}");
@@ -114,7 +114,7 @@ fn a_name_that_would_be_a_line_of_the_log() {
 /// mistake.
 #[test]
 fn names_of_sysctls() {
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     let ip = |line: &str| {
         let argv = ["-n", pod.ns.name()].into_iter().chain(line.split(' '));
         Command::new("ip").args(argv).output().expect("run ip")
@@ -138,7 +138,7 @@ fn odd_sysctls() {
     for (all, one, other, filter) in
         [("1", "0", "0", "2"), ("0", "1", "0", "1"), ("0", "2", "0", "2"), ("2", "7", "1", "0")]
     {
-        let (node, pod) = site("pod");
+        let (node, pod) = node_and_pod();
         pod.ns.sysctl("ipv4/conf/all/src_valid_mark", all);
         pod.ns.sysctl("ipv4/conf/net0/src_valid_mark", one);
         pod.ns.sysctl("ipv4/conf/net1/src_valid_mark", other);
@@ -155,7 +155,7 @@ fn odd_sysctls() {
 #[test]
 fn rules_of_the_pods_own() {
     use std::fmt::Write as _;
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     let mut text = String::new();
     for family in ["inet", "ip", "ip6"] {
         for hook in ["prerouting", "input", "forward", "output", "postrouting"] {

@@ -40,7 +40,7 @@ while own.recvfrom(4096)[1][0] == 0:
 
 #[test]
 fn forged_messages() {
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     let before = pod.snapshot(&node);
     let forger = Program::python(&pod, FORGER);
     // A socket that trusts all senders gets such a message, so this test can fail.
@@ -49,10 +49,7 @@ fn forged_messages() {
     assert!(got.status.success(), "no forged message has arrived: {got:?}");
     for _ in 0..10 {
         for verb in ["ADD", "CHECK", "DEL"] {
-            for leg in 0..2 {
-                let ran = pod.ran(&node, verb, leg);
-                ran.assert_success(verb);
-            }
+            pod.both(&node, verb);
             let path = pod.path.to_str().expect("UTF-8");
             let ran = node.symroute(&["status", "--netns", path]);
             assert_ne!(ran.code, Some(1), "status: {}{}", ran.stdout, ran.stderr);
@@ -85,7 +82,7 @@ for line in lines:
 
 #[test]
 fn a_pod_that_changes_all_the_time() {
-    let (node, pod) = site("pod");
+    let (node, pod) = node_and_pod();
     let restless = Program::python(&pod, RESTLESS);
     let mut done = 0;
     for _ in 0..8 {
@@ -106,9 +103,7 @@ fn a_pod_that_changes_all_the_time() {
         .status();
     pod.ns.ip("link set net1 up\naddr replace 10.7.1.10/24 dev net1\naddr replace 2001:db8:7:1::10/64 dev net1 nodad");
     for verb in ["ADD", "CHECK", "DEL"] {
-        for leg in 0..2 {
-            pod.ran(&node, verb, leg).assert_success(verb);
-        }
+        pod.both(&node, verb);
     }
     let rules = pod.ns.exec(&["ip", "rule"], "");
     assert!(
