@@ -226,10 +226,7 @@ fn it_can_be_anonymous() {
         .expect("write");
     let (bytes, files) = bundle(node, "anonymous.tar", &["--anonymous"]);
     let text = String::from_utf8_lossy(&bytes).to_lowercase();
-    let macs = NICS.map(|nic| {
-        let path = format!("/sys/class/net/{nic}/address");
-        node.ns.exec(&["cat", &path], "").trim().to_owned()
-    });
+    let macs = NICS.map(|nic| node.ns.mac(nic));
     let found = words(&text);
     for secret in [
         "10.20.0.10",

@@ -103,15 +103,14 @@ fn a_vlan_is_a_nic() {
     if !add(&node, "link wire1 name eth1.7 type vlan id 7") {
         return;
     }
-    let mac = node.ns.exec(&["cat", "/sys/class/net/wire1/address"], "");
+    let mac = node.ns.mac("wire1");
     router.ns.ip(&format!(
         "addr del 10.21.0.1 dev eth1
          link add link eth1 name tag7 type vlan id 7
          link set tag7 up
          addr add 10.21.0.1 dev tag7
          route add 10.21.0.10 dev tag7
-         neigh add 10.21.0.10 dev tag7 lladdr {} nud permanent",
-        mac.trim()
+         neigh add 10.21.0.10 dev tag7 lladdr {mac} nud permanent"
     ));
     assert_is_a_nic(router, &node, "eth1.7", "tag7");
 }

@@ -80,13 +80,6 @@ fn neighbour(layout: &TwoNics, set: &str) {
     ));
 }
 
-fn counter(layout: &TwoNics, name: &str) -> u64 {
-    let text = layout.node.ns.exec(&["nft", "list", "counter", "inet", "neighbour", name], "");
-    let mut words = text.split_whitespace();
-    words.find(|word| *word == "packets").expect("a count");
-    words.next().expect("a value").parse().expect("a number")
-}
-
 fn marks_are_kept(set: &str) {
     let layout = two_nics();
     neighbour(&layout, set);
@@ -97,9 +90,10 @@ fn marks_are_kept(set: &str) {
     }
     let flows = flows(&layout);
     proof.assert_flows_work(&flows, &NICS, flows.len());
-    assert!(counter(&layout, "kept") > 60, "packets with the neighbour's marks went by");
-    assert_eq!(counter(&layout, "lost"), 0, "packets that lost a mark of the neighbour");
-    assert_eq!(counter(&layout, "left"), 0, "packets that left with a mark of ours");
+    let count = |name| layout.node.ns.counter("neighbour", name);
+    assert!(count("kept") > 60, "packets with the neighbour's marks went by");
+    assert_eq!(count("lost"), 0, "packets that lost a mark of the neighbour");
+    assert_eq!(count("left"), 0, "packets that left with a mark of ours");
     let connections = layout.node.ns.exec(&["conntrack", "-L"], "");
     for nic in [1, 2] {
         let mark = format!("mark={}", FOREIGN | nic << 8);

@@ -74,12 +74,11 @@ fn an_icmp_error_by_another_nic_moves_no_connection() {
     let list = || layout.node.ns.exec(&["conntrack", "-L", "-p", "tcp", "--dport", "10250"], "");
     assert!(list().contains("mark=512 "), "bound to eth1: {}", list());
     // The router sends what is marked 7 out of eth0, wherever its address belongs.
-    let link = layout.node.ns.exec(&["cat", "/sys/class/net/eth0/address"], "");
+    let mac = layout.node.ns.mac("eth0");
     layout.router.ns.ip(&format!(
         "route add 10.21.0.10 dev eth0 table 77
          rule add fwmark 7 lookup 77
-         neigh replace 10.21.0.10 dev eth0 lladdr {} nud permanent",
-        link.trim()
+         neigh replace 10.21.0.10 dev eth0 lladdr {mac} nud permanent"
     ));
     layout.node.ns.nft(
         "table inet seen {
@@ -99,9 +98,7 @@ fn an_icmp_error_by_another_nic_moves_no_connection() {
         let to = SockaddrIn::new(10, 21, 0, 10, 0);
         sendto(raw.as_raw_fd(), &error, &to, MsgFlags::empty()).expect("send the error");
     });
-    let counter = ["nft", "list", "counter", "inet", "seen", "errors"];
-    let seen = layout.node.ns.exec(&counter, "");
-    assert!(seen.contains("packets 1 "), "the error came in by eth0: {seen}");
+    assert_eq!(layout.node.ns.counter("seen", "errors"), 1, "the error came in by eth0");
     assert!(list().contains("mark=512 "), "still bound to eth1: {}", list());
     connection.ask().expect("the connection goes on");
     layout.node.del(&settings(), &layout.pods[1]);
@@ -182,9 +179,7 @@ fn a_whole_mark_of_another_keeps_its_bits() {
         setsockopt(&socket, sockopt::Mark, &0xca6c).expect("a mark");
         socket.send_to(b"x", "203.0.113.9:51820").expect("send");
     });
-    let counter = ["nft", "list", "counter", "inet", "wireguard", "whole"];
-    let seen = layout.node.ns.exec(&counter, "");
-    assert!(seen.contains("packets 1 "), "{seen}");
+    assert_eq!(layout.node.ns.counter("wireguard", "whole"), 1);
     layout.node.del(&settings(), &layout.pods[1]);
 }
 

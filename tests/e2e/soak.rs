@@ -197,8 +197,7 @@ fn start_pod(layout: &TwoNics, number: u32, counts: &Counts) -> Living {
     let name = format!("s{number}");
     let pod = layout.node.pod(&name, &addresses.each_ref().map(String::as_str));
     // All namespaces of a machine share 1024 neighbours, but for permanent ones, and many tests may run.
-    let mac = pod.ns.exec(&["cat", "/sys/class/net/eth0/address"], "");
-    let mac = mac.trim();
+    let mac = pod.ns.mac("eth0");
     let permanent =
         |address| format!("neigh replace {address} dev eni{name} lladdr {mac} nud permanent\n");
     layout.node.ns.ip(&addresses.each_ref().map(permanent).concat());

@@ -68,9 +68,9 @@ struct PacketSocket {
 
 impl PacketSocket {
     fn of(ns: &Netns, nic: &str, address: Ipv4Addr) -> Self {
-        let text = ns.exec(&["cat", &format!("/sys/class/net/{nic}/address")], "");
+        let text = ns.mac(nic);
         let mut mac = [0; 6];
-        for (byte, text) in mac.iter_mut().zip(text.trim().split(':')) {
+        for (byte, text) in mac.iter_mut().zip(text.split(':')) {
             *byte = u8::from_str_radix(text, 16).expect("a hardware address");
         }
         let (socket, index) = ns.run(|| {

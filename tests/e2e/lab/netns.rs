@@ -105,6 +105,12 @@ impl Netns {
         format!("/run/netns/{}", self.name)
     }
 
+    /// The hardware address of an interface.
+    pub(crate) fn mac(&self, ifname: &str) -> String {
+        let path = format!("/sys/class/net/{ifname}/address");
+        self.exec(&["cat", &path], "").trim().to_owned()
+    }
+
     /// Runs lines of `ip` commands (without the word `ip`) as one batch.
     pub(crate) fn ip(&self, batch: &str) {
         cmd::run(&["ip", "-n", &self.name, "-batch", "-"], &trimmed(batch));

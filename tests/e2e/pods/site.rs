@@ -167,11 +167,7 @@ impl Site {
 
     /// Packets that the source check has dropped.
     pub(crate) fn source_check_drops(&self) -> u64 {
-        let listed = self.fabric.exec(&["nft", "-j", "list", "counters"], "");
-        let listed: Value = serde_json::from_str(&listed).expect("nft prints JSON");
-        let mut found = listed["nftables"].as_array().expect("a list").iter();
-        let counter = found.find_map(|entry| entry.get("counter")).expect("the counter");
-        counter["packets"].as_u64().expect("a count")
+        self.fabric.counter("fabric", "strays")
     }
 
     /// Result of the plugin that made an interface.

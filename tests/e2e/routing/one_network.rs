@@ -10,10 +10,6 @@ use crate::lab::node::Node;
 use crate::lab::snapshot::Snapshot;
 use crate::lab::traffic::{Proto, Server};
 
-fn mac_of(ns: &Netns, ifname: &str) -> String {
-    ns.exec(&["cat", &format!("/sys/class/net/{ifname}/address")], "").trim().to_owned()
-}
-
 /// The second NIC has no address, only a default route by a router in the first one's subnet. So that
 /// subnet's neighbours are also neighbours of the second NIC. The router is a stateful firewall, so it
 /// would drop a reply to one of them.
@@ -31,7 +27,7 @@ fn a_nic_without_an_address_beside_one_that_has_a_subnet() {
     let branch = host(&branch_lan, "branch", "10.60.0.9/24", "10.60.0.1");
     let near = host(&lan, "near", "10.10.0.50/24", "10.10.0.1");
     // A client of one host and a branch network reach the node by its second NIC.
-    let second = mac_of(&node.ns, "eth1");
+    let second = node.ns.mac("eth1");
     near.ip(&format!("neigh replace 10.10.0.10 dev eth0 lladdr {second} nud permanent"));
     gate.ip(&format!("neigh replace 10.10.0.10 dev g0 lladdr {second} nud permanent"));
     for scope in ["all", "eth1"] {

@@ -79,11 +79,10 @@ fn a_silent_nic_that_gets_requests_is_named() {
     lan0.plug(&router, "r0", &["10.99.0.254/24"]);
     lan1.plug(&router, "r1", &["10.98.0.254/24"]);
     outside.plug(&router, "r2", &["203.0.113.1/24"]);
-    let mac = node.ns.exec(&["cat", "/sys/class/net/eth1/address"], "");
+    let mac = node.ns.mac("eth1");
     router.ip(&format!(
         "route add 198.51.100.1 via 10.98.0.1
-         neigh add 10.98.0.1 dev r1 lladdr {} nud permanent",
-        mac.trim()
+         neigh add 10.98.0.1 dev r1 lladdr {mac} nud permanent"
     ));
     let client = host(&outside, "client", "203.0.113.9/24", "203.0.113.1");
     let _server = Server::start(&node.ns, Proto::Tcp, 10250, "host");

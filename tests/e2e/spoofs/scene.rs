@@ -2,8 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use serde_json::Value;
-
 use crate::forged::masquerade;
 use crate::lab::fates::Port;
 use crate::lab::kubeproxy::{self, Flavour, Frontend, Policy, Service};
@@ -67,17 +65,10 @@ impl Scene {
         for (label, ns, interface) in
             [("pod0's veth", pod, "enipod0"), ("the bridge", &self.at_bridge, "cni0")]
         {
-            let mac = self.mac(interface);
+            let mac = self.layout.node.ns.mac(interface);
             ports.push((label.to_owned(), Port { ns, name: "eth0", mac }));
         }
         ports
-    }
-
-    /// The hardware address of an interface of the node.
-    fn mac(&self, interface: &str) -> String {
-        let text = self.layout.node.ns.exec(&["ip", "-j", "link", "show", interface], "");
-        let links: Value = serde_json::from_str(&text).expect("JSON of ip");
-        links[0]["address"].as_str().expect("an address").to_owned()
     }
 }
 

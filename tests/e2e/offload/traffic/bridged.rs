@@ -77,13 +77,11 @@ fn another_hardware_address_behind_a_veth() {
     node.up(&settings());
     let mut all = begin(&layout.client, pod, &[POD[1], POD6[1]]);
     offload_all(node, &mut all);
-    let gateway = node.ns.exec(&["cat", "/sys/class/net/enipod1/address"], "");
+    let gateway = node.ns.mac("enipod1");
     change_address(&layout, pod, "enipod1");
     // The pod's kernel forgets these neighbours with the old address.
     for address in ["169.254.1.1", "fe80::1"] {
-        let neighbour =
-            format!("neigh replace {address} dev eth0 lladdr {} nud permanent", gateway.trim());
-        pod.ip(&neighbour);
+        pod.ip(&format!("neigh replace {address} dev eth0 lladdr {gateway} nud permanent"));
     }
     assert_by_eth1(&layout, &mut all, "another hardware address");
     offload_all(node, &mut all);

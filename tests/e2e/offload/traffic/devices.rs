@@ -78,12 +78,11 @@ fn layout(make: &str, nic: &str, port: Option<&str>) -> Layout {
 
 /// Makes the router send packets for these addresses to the node's NIC.
 fn lead(router: &Netns, port: &str, node: &Node, nic: &str, addresses: &[&str]) {
-    let mac = node.ns.exec(&["cat", &format!("/sys/class/net/{nic}/address")], "");
+    let mac = node.ns.mac(nic);
     let mut batch = String::new();
     for address in addresses {
         let _ = writeln!(batch, "route add {address} dev {port}");
-        let _ =
-            writeln!(batch, "neigh add {address} dev {port} lladdr {} nud permanent", mac.trim());
+        let _ = writeln!(batch, "neigh add {address} dev {port} lladdr {mac} nud permanent");
     }
     router.ip(&batch);
 }

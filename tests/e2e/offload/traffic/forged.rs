@@ -53,8 +53,7 @@ fn ports(layout: &TwoNics) -> Vec<Port<'_>> {
         let mac = layout.router.peer_mac(name).to_owned();
         ports.push(Port { ns: &layout.router.ns, name, mac });
     }
-    let veth = "/sys/class/net/enipod0/address";
-    let mac = layout.node.ns.exec(&["cat", veth], "").trim().to_owned();
+    let mac = layout.node.ns.mac("enipod0");
     ports.push(Port { ns: &layout.pods[0].ns, name: "eth0", mac });
     ports
 }
