@@ -35,13 +35,13 @@ fn valid_settings() -> Value {
 /// Prepares a node, runs `work` with it and proves that the earlier pod is still served.
 fn on_a_node(start: Start, work: impl FnOnce(&TwoNics)) {
     let mut layout = two_nics();
-    let enrolled = (start == Start::InUse).then(|| layout.pod_behind_eth1(1));
+    let attached = (start == Start::InUse).then(|| layout.pod_behind_eth1(1));
     let before = Snapshot::take(&layout.node);
-    if let Some(pod) = &enrolled {
+    if let Some(pod) = &attached {
         layout.node.add(&valid_settings(), pod);
     }
     work(&layout);
-    if let Some(pod) = &enrolled {
+    if let Some(pod) = &attached {
         let pod_name = "pod101 203.0.113.9";
         assert_all_work(&[layout.flow_to_host(), layout.flow_to_pod(1, pod_name)]);
         layout.node.del(&valid_settings(), pod);

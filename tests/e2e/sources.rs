@@ -68,7 +68,7 @@ fn scene() -> Scene {
 }
 
 impl Scene {
-    fn enroll(&self, settings: &Value) {
+    fn attach_pods(&self, settings: &Value) {
         for pod in self.layout.pods.iter().chain([&self.attached]) {
             self.layout.node.add(settings, pod);
         }
@@ -172,7 +172,7 @@ fn nobody_inside_is_let_in(family: usize, mark: u32) {
     }
     let [without, scene] = scenes;
     let without = send_calls(&without.layout, family, &INSIDE);
-    scene.enroll(&settings());
+    scene.attach_pods(&settings());
     // With iptables symroute does not ask about a single address when the packet has another program's mark.
     let routed = if Backend::of_run().is_iptables() && mark != 0 { 3 } else { INSIDE.len() };
     let with = send_calls(&scene.layout, family, &INSIDE[..routed]);
@@ -216,7 +216,7 @@ fn everybody_outside() {
         assert_eq!(without.bound.len(), 0);
         let scene = scene();
         neighbour(&scene.layout, mark);
-        scene.enroll(&settings());
+        scene.attach_pods(&settings());
         let with = send_calls(&scene.layout, family, &strangers);
         let all = 2 * destinations(family).len();
         assert_eq!((with.answered.len(), with.bound.len()), (all, all), "{:#?}", with.answered);

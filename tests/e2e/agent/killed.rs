@@ -92,12 +92,12 @@ impl Scene {
         self.run_until(strike_at, || self.node().agents_page("/readyz").0 == 200)
     }
 
-    /// Starts an agent, and kills it at this change or, without one, when `is_far` holds.
-    fn run_until(&self, strike_at: Option<usize>, is_far: impl Fn() -> bool) -> Run {
+    /// Starts an agent, and kills it at this change or, without one, when `is_done` holds.
+    fn run_until(&self, strike_at: Option<usize>, is_done: impl Fn() -> bool) -> Run {
         let arguments = self.arguments();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let command = self.node().agents_command(&GATE, &arguments);
-        let run = kill::run(command, Path::new(&program()), strike_at, is_far);
+        let run = kill::run(command, Path::new(&program()), strike_at, is_done);
         // Tools that the agent has started outlive it.
         self.node().await_tools();
         run
@@ -118,7 +118,7 @@ impl Scene {
     }
 
     /// Ends this agent and returns the state of the node.
-    fn after(&self, agent: Agent<'_>) -> State {
+    fn end_agent(&self, agent: Agent<'_>) -> State {
         assert!(agent.end(Signal::SIGTERM).success());
         let run = self.node().dir.join("run");
         // The process id differs each time.
@@ -239,7 +239,7 @@ impl Task {
         self.set_up(&scene);
         let agent = scene.agent();
         scene.start_a_pod(&settings);
-        let wanted = scene.after(agent);
+        let wanted = scene.end_agent(agent);
         scene.clean_up();
         // The first run does not count: afterwards the tables of iptables-legacy exist, so each
         // later run reads them.
@@ -253,7 +253,7 @@ impl Task {
                 assert_eq!(run.changes[*at].what, change.what, "it was killed elsewhere");
                 if *then == Then::GoOn {
                     scene.start_a_pod(&settings);
-                    wanted.assert_same(&scene.after(scene.agent()));
+                    wanted.assert_same(&scene.end_agent(scene.agent()));
                 }
                 scene.clean_up();
             }

@@ -35,9 +35,9 @@ fn add_twice_with_other_addresses() {
     add("other", &["10.21.0.200"]);
     add("pod", &["10.21.0.201", "10.21.0.202"]);
     add("pod", &["10.21.0.202", "10.21.0.203"]);
-    for (last, enrolled) in [(200, true), (201, false), (202, true), (203, true)] {
+    for (last, is_attached) in [(200, true), (201, false), (202, true), (203, true)] {
         let address = format!("10.21.0.{last}");
-        assert_eq!(node.is_attached(&address), enrolled, "{address} is enrolled");
+        assert_eq!(node.is_attached(&address), is_attached, "{address} is enrolled");
     }
     // Another pod has got the old address meanwhile.
     add("other", &["10.21.0.200", "10.21.0.202"]);

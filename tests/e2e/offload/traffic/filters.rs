@@ -22,7 +22,7 @@ const POD1: [&str; 2] = [POD[1], POD6[1]];
 const INTERFACES: [&str; 2] = ["eth1", "enipod1"];
 
 /// Adds an early and a late chain of the family netdev to each interface.
-fn count_at_ingress(node: &Netns) {
+fn add_ingress_counters(node: &Netns) {
     let mut chains = String::new();
     for interface in INTERFACES {
         for (word, priority) in [("early", "-500"), ("late", "2147483646")] {
@@ -40,7 +40,7 @@ fn count_at_ingress(node: &Netns) {
 }
 
 /// Packets that each of the netdev chains has seen.
-fn at_ingress(node: &Netns) -> Vec<u64> {
+fn ingress_counts(node: &Netns) -> Vec<u64> {
     let text = node.exec(&["nft", "-j", "list", "counters", "table", "netdev", "others"], "");
     let listing: Value = serde_json::from_str(&text).expect("JSON of nft");
     let entries = listing["nftables"].as_array().expect("a list").iter();
@@ -49,7 +49,7 @@ fn at_ingress(node: &Netns) -> Vec<u64> {
 }
 
 /// Packets that a filter of traffic control has seen at an interface.
-fn by_traffic_control(node: &Netns, interface: &str) -> u64 {
+fn traffic_control_count(node: &Netns, interface: &str) -> u64 {
     let list = ["tc", "-s", "-j", "filter", "show", "dev", interface, "ingress"];
     let listing: Value = serde_json::from_str(&node.exec(&list, "")).expect("JSON of tc");
     let filters = listing.as_array().expect("a list").iter();
@@ -67,7 +67,7 @@ fn filters_at_an_interface_see_all_packets() {
     let node = &layout.node.ns;
     let forwarded = Forwarded::watch(node);
     layout.node.up(&settings());
-    count_at_ingress(node);
+    add_ingress_counters(node);
     for interface in INTERFACES {
         node.exec(&["tc", "qdisc", "add", "dev", interface, "clsact"], "");
         let filter =
@@ -78,8 +78,8 @@ fn filters_at_an_interface_see_all_packets() {
     let mut talks = begin(&layout.client, &layout.pods[1].ns, &POD1);
     offload_all(&layout.node, &mut talks);
     let seen = || {
-        let mut seen = at_ingress(node);
-        seen.extend(INTERFACES.map(|interface| by_traffic_control(node, interface)));
+        let mut seen = ingress_counts(node);
+        seen.extend(INTERFACES.map(|interface| traffic_control_count(node, interface)));
         seen
     };
     let before = seen();

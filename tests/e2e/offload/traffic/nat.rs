@@ -49,7 +49,7 @@ fn kube_proxy(layout: &TwoNics, flavour: Flavour) {
     kubeproxy::install(&layout.node.ns, flavour, &all);
 }
 
-fn far(layout: &mut TwoNics) -> [Netns; 2] {
+fn add_far_hosts(layout: &mut TwoNics) -> [Netns; 2] {
     [0, 1].map(|nic| layout.router.host(&format!("far{nic}"), &FAR[nic]))
 }
 
@@ -76,7 +76,7 @@ fn offloaded_both_ways(flavour: Flavour) {
         return;
     }
     let mut layout = two_nics();
-    let far = far(&mut layout);
+    let far = add_far_hosts(&mut layout);
     let layout = &layout;
     kube_proxy(layout, flavour);
     let forwarded = Forwarded::watch(&layout.node.ns);
@@ -129,7 +129,7 @@ fn a_u_turn_is_left_to_the_rules() {
         return;
     }
     let mut layout = two_nics();
-    let far = far(&mut layout);
+    let far = add_far_hosts(&mut layout);
     let layout = &layout;
     kube_proxy(layout, Flavour::Nftables);
     let forwarded = Forwarded::watch(&layout.node.ns);
