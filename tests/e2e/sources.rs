@@ -88,7 +88,7 @@ fn ip(address: &str) -> IpAddr {
     address.parse().unwrap_or_else(|error| panic!("{address}: {error}"))
 }
 
-/// The fate of one SYN.
+/// One SYN: the NIC that it arrives on, the name of its source, and its destination.
 #[derive(PartialEq, Eq, PartialOrd, Ord, Debug, Clone)]
 struct Call {
     nic: &'static str,
