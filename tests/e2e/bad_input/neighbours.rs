@@ -72,7 +72,7 @@ fn while_empty() -> Vec<Case> {
             there: "rule add pref 500 lookup local\nrule del pref 0",
             gone: "rule add pref 0 lookup local\nrule del pref 500",
             settings: defaults(),
-            words: &["\"rulePriority\"", "400", "local", "at 500", "set rulePriority above"],
+            words: &["\"rulePriority\"", "400", "local", "at 500", "move local back to 0"],
         },
         Case {
             // The rule of Cilium's proxies. It leaves mark bits for one uplink, and there are two.
