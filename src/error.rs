@@ -89,7 +89,7 @@ impl Error {
     }
 
     /// The remedy, unless the message already contains it.
-    pub(crate) fn way_out(&self) -> Option<&'static str> {
+    pub(crate) fn remedy(&self) -> Option<&'static str> {
         match self {
             Self::Kernel { source, .. } => match source.errno {
                 Errno::EPERM | Errno::EACCES => {

@@ -66,7 +66,7 @@ impl ManagedFile for Entry {
 }
 
 fn text(error: &Error) -> String {
-    format!("{error}; {}", error.way_out())
+    format!("{error}; {}", error.remedy())
 }
 
 #[cfg(test)]

@@ -290,5 +290,5 @@ fn names_of(causes: &Causes) -> String {
 }
 
 fn text(error: &Error) -> String {
-    error.way_out().map_or_else(|| error.to_string(), |way_out| format!("{error}; {way_out}"))
+    error.remedy().map_or_else(|| error.to_string(), |remedy| format!("{error}; {remedy}"))
 }

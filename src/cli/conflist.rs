@@ -151,7 +151,7 @@ impl From<Words> for Request {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Failed(format!("{error}; {}", error.way_out()))
+        Self::Failed(format!("{error}; {}", error.remedy()))
     }
 }
 
@@ -321,7 +321,7 @@ fn to_json(request: &Request, outcome: &Outcome, exists: bool) -> String {
         Edit::Write { file, text, .. } => json!({"file": file, "do": "write", "text": text}),
         Edit::Delete { file } => json!({"file": file, "do": "delete"}),
     });
-    let left = outcome.left.iter().map(|r| json!({"what": r.what, "wayOut": r.way_out}));
+    let left = outcome.left.iter().map(|r| json!({"what": r.what, "wayOut": r.remedy}));
     let mut report = json!({
         "version": VERSION,
         "directory": dir,
@@ -339,7 +339,7 @@ fn to_json(request: &Request, outcome: &Outcome, exists: bool) -> String {
         report["file"] = json!(now.file);
         report["notes"] = json!(now.notes);
         report["reason"] = json!(reason.map(|r| &r.what));
-        report["wayOut"] = json!(reason.map(|r| &r.way_out));
+        report["wayOut"] = json!(reason.map(|r| &r.remedy));
     }
     format!("{report:#}\n")
 }

@@ -164,8 +164,8 @@ enum Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Failed(match error.way_out() {
-            Some(way_out) => format!("{error}; {way_out}"),
+        Self::Failed(match error.remedy() {
+            Some(remedy) => format!("{error}; {remedy}"),
             None => error.to_string(),
         })
     }

@@ -104,7 +104,7 @@ fn look(node: &mut Node, conf_dir: &Path) -> Result<Report, Failure> {
     // A directory that is missing or unreadable is no fault of the node.
     let conflists = Directory::open(conf_dir).read().unwrap_or_default();
     let slips = conflists.unknown_keys();
-    report.note(slips.map(|Reason { what, way_out }| Note { what, way_out }));
+    report.note(slips.map(|Reason { what, remedy }| Note { what, remedy }));
     Ok(report)
 }
 

@@ -86,6 +86,6 @@ impl From<Error> for Failure {
             }
             Error::Busy { .. } | Error::XtablesLock { .. } => Code::TryAgain,
         };
-        Self::new(code, format!("symroute: {error}")).with(error.way_out().unwrap_or_default())
+        Self::new(code, format!("symroute: {error}")).with(error.remedy().unwrap_or_default())
     }
 }

@@ -17,8 +17,8 @@ use crate::node::observe;
 /// `ip_set` together with an installed iptables.
 pub(super) fn status(request: &Request<'_>) -> Result<(), Failure> {
     let unavailable = |error: Error| {
-        let way_out = error.way_out().unwrap_or_default();
-        Failure::new(Code::Unavailable, format!("symroute: {error}")).with(way_out)
+        let remedy = error.remedy().unwrap_or_default();
+        Failure::new(Code::Unavailable, format!("symroute: {error}")).with(remedy)
     };
     let config = config::parse(&request.config).map_err(|e| unavailable(e.into()))?;
     if config.scope.pod && !capabilities::has(Capabilities::NAMESPACES) {

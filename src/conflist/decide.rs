@@ -14,18 +14,18 @@ use crate::names;
 pub(crate) struct Reason {
     /// The fault, with the file's path.
     pub(crate) what: String,
-    pub(crate) way_out: String,
+    pub(crate) remedy: String,
 }
 
 impl Reason {
-    pub(super) fn new(what: impl Into<String>, way_out: impl Into<String>) -> Self {
-        Self { what: what.into(), way_out: way_out.into() }
+    pub(super) fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), remedy: remedy.into() }
     }
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.what, self.way_out)
+        write!(f, "{}; {}", self.what, self.remedy)
     }
 }
 

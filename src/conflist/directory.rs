@@ -303,7 +303,7 @@ impl Directory {
         let missing = view.state == State::Missing;
         let times = self.store.recent_additions(&path, WINDOW);
         (missing && times >= ADDITIONS).then(|| {
-            let way_out = if view.is_cilium || is_own(file) {
+            let remedy = if view.is_cilium || is_own(file) {
                 "set cni.exclusive=false in Cilium's Helm values, or set up the program that \
                                  writes it to keep other plugins"
             } else {
@@ -314,7 +314,7 @@ impl Directory {
                     "{}: our entry went missing {times} times within a minute",
                     path.display()
                 ),
-                way_out: format!("{way_out}; after a minute it is tried again"),
+                remedy: format!("{remedy}; after a minute it is tried again"),
             }
         })
     }

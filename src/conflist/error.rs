@@ -29,7 +29,7 @@ impl Error {
     }
 
     /// The remedy.
-    pub(crate) fn way_out(&self) -> &'static str {
+    pub(crate) fn remedy(&self) -> &'static str {
         match self {
             Self::Io { source, .. } => match source.raw_os_error() {
                 Some(libc::EACCES | libc::EPERM) => "run as root",

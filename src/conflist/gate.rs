@@ -34,7 +34,7 @@ impl View {
         let Some((network, entry, path)) = entry else { return Ok(None) };
         let refused = |why: String| Reason {
             what: format!("{}: is left as it is, since no pod could start: {why}", path.display()),
-            way_out: "correct the settings, then add again".into(),
+            remedy: "correct the settings, then add again".into(),
         };
         let config = config::parse(&entry).map_err(|invalid| refused(invalid.to_string()))?;
         if !config.scope.host {

@@ -38,7 +38,7 @@ pub(super) fn goes_where_the_runtime_looks(places: &Places, view: &View) -> Resu
              elsewhere",
             dir.display()
         ),
-        way_out: "name the directory that has it by --bin-dir, in Kubernetes by the hostPath of \
+        remedy: "name the directory that has it by --bin-dir, in Kubernetes by the hostPath of \
                   the volume \"plugins\"; --trust-bin-dir if the runtime looks in both"
             .into(),
     })
@@ -63,7 +63,7 @@ pub(super) fn is_in_place(places: &Places, view: &View) -> Result<(), Reason> {
              could start",
             dir.join(names::PROGRAM).display()
         ),
-        way_out: "put the program there first, or let \"install.sh install\" do both".into(),
+        remedy: "put the program there first, or let \"install.sh install\" do both".into(),
     })
 }
 

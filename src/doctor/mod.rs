@@ -117,7 +117,7 @@ pub(crate) fn of_kernel(error: &Error) -> Option<Finding> {
         severity: Severity::Problem,
         what: "the kernel lacks what symroute needs".into(),
         evidence: vec![error.to_string()],
-        remedy: error.way_out().unwrap_or_default().into(),
+        remedy: error.remedy().unwrap_or_default().into(),
     })
 }
 

@@ -34,7 +34,7 @@ pub(super) fn of_view(
         severity,
         what: note.what.clone(),
         evidence: Vec::new(),
-        remedy: note.way_out.clone(),
+        remedy: note.remedy.clone(),
     };
     let mut found: Vec<Finding> = Vec::new();
     found.extend(view.plan.unanswered.iter().map(|note| from(BEHIND, Severity::Warning, note)));

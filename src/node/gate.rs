@@ -88,9 +88,9 @@ pub(crate) fn gate(node: &mut Option<ThisNode>) -> Option<&mut dyn Gate> {
 
 fn refused(wanted: &NetworkConfig, error: &Error) -> Reason {
     let file = wanted.conflist.as_deref().unwrap_or_else(|| "the conflist".as_ref());
-    let way_out = error.way_out().unwrap_or("correct the settings, then add again");
+    let remedy = error.remedy().unwrap_or("correct the settings, then add again");
     Reason {
         what: format!("{}: is left as it is, since no pod could start: {error}", file.display()),
-        way_out: way_out.into(),
+        remedy: remedy.into(),
     }
 }

@@ -104,7 +104,7 @@ pub(super) fn without_steering(
             "{variant} cannot do masquerade steering: a pod's connection that is masqueraded may \
              leave by an uplink that has no address of its own"
         ),
-        way_out: "set \"backend\": \"nftables\" or give each uplink an address; \
+        remedy: "set \"backend\": \"nftables\" or give each uplink an address; \
                   \"masquerade\": \"off\" silences this"
             .into(),
     }))

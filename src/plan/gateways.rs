@@ -221,7 +221,7 @@ fn note_own_address(link: &Link, ip: IpAddr) -> Note {
              used",
             link.name
         ),
-        way_out: "set the address of its router".into(),
+        remedy: "set the address of its router".into(),
     }
 }
 
@@ -244,7 +244,7 @@ fn note_outside_subnets(facts: &Facts, link: &Link, ip: IpAddr) -> Option<Note> 
             link.name,
             subnets.join(", ")
         ),
-        way_out: "set a router of that subnet".into(),
+        remedy: "set a router of that subnet".into(),
     })
 }
 
@@ -254,7 +254,7 @@ pub(crate) fn unused(settings: &Settings, uplinks: &[Uplink]) -> Vec<Note> {
     absent
         .map(|name| Note {
             what: format!("gateways.{name} is set, but {name} is no uplink"),
-            way_out: format!("add \"{name}\" to \"uplinks\" or remove its gateway"),
+            remedy: format!("add \"{name}\" to \"uplinks\" or remove its gateway"),
         })
         .collect()
 }

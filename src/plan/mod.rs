@@ -173,12 +173,12 @@ impl fmt::Display for GatewaySource {
 pub(crate) struct Note {
     /// What is wrong.
     pub(crate) what: String,
-    pub(crate) way_out: String,
+    pub(crate) remedy: String,
 }
 
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.what, self.way_out)
+        write!(f, "{}; {}", self.what, self.remedy)
     }
 }
 

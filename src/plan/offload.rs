@@ -43,14 +43,14 @@ pub(super) fn decide(
     if let Some((what, remedy)) = lacks {
         plan.notes.push(Note {
             what: format!("{what}, so no connection is offloaded"),
-            way_out: format!("{remedy}, or set \"offload\": false"),
+            remedy: format!("{remedy}, or set \"offload\": false"),
         });
         return Ok(None);
     }
     if !facts.tooling.keeps_udp {
         plan.notes.push(Note {
             what: "no UDP connection is offloaded: conntrack would forget it when it leaves the flowtable".into(),
-            way_out: "set net.netfilter.nf_conntrack_udp_timeout_stream 10 s or more above \
+            remedy: "set net.netfilter.nf_conntrack_udp_timeout_stream 10 s or more above \
                       nf_flowtable_udp_timeout, or \"offload\": false"
                 .into(),
         });

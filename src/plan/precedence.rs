@@ -44,7 +44,7 @@ impl Stray {
     pub(crate) fn note(&self, settings: &Settings) -> Note {
         let what =
             format!("rules before those of symroute may send replies elsewhere: {}", self.rules);
-        let way_out = match (self.place, &self.denies) {
+        let remedy = match (self.place, &self.denies) {
             (Some(place), Some(denies)) => format!(
                 "set \"rulePriority\": {place}, which comes first and passes by the rule that denies \
                  ({denies}), or move them"
@@ -56,7 +56,7 @@ impl Stray {
             }
             (None, _) => format!("move them behind {}", settings.priority + self.span),
         };
-        Note { what, way_out }
+        Note { what, remedy }
     }
 }
 
@@ -249,7 +249,7 @@ mod tests {
         let plan = Plan { families: [Family::V4].into(), ..Plan::default() };
         let advice = |rules: &[(u32, Option<&str>, u32)]| {
             let settings = Settings::default();
-            find(&facts(rules), &settings, &plan).map(|stray| stray.note(&settings).way_out)
+            find(&facts(rules), &settings, &plan).map(|stray| stray.note(&settings).remedy)
         };
         assert_eq!(advice(&[(0, None, 255), (32766, None, 150)]), None);
         assert_eq!(advice(&[(0, None, 255), (100, Some("10.0.0.0/8"), 99)]), None, "no routes");
@@ -272,7 +272,7 @@ mod tests {
         facts.rules[1].rule.is_inverted = true;
         let note = find(&facts, &settings, &plan).unwrap().note(&settings);
         assert!(note.what.contains("110: not fwmark 0x1bd00/0xffffffff"), "{}", note.what);
-        assert!(note.way_out.contains("\"rulePriority\": 106 or"), "{}", note.way_out);
+        assert!(note.remedy.contains("\"rulePriority\": 106 or"), "{}", note.remedy);
         facts.routes[0].dst = "10.0.0.0/8".parse().unwrap();
         assert_eq!(find(&facts, &settings, &plan), None, "for some networks");
     }

@@ -59,7 +59,7 @@ pub(crate) fn with_routers(
                      to its usual one",
                     settings.field, uplink.name
                 ),
-                way_out: "set a wider markMask".into(),
+                remedy: "set a wider markMask".into(),
             });
             continue;
         };

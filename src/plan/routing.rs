@@ -195,18 +195,18 @@ pub(crate) fn notes(facts: &Facts, uplink: &Uplink) -> Vec<Note> {
     if link.is_some_and(|l| l.flags & IFF_UP == 0) {
         notes.push(Note {
             what: format!("{name} is down: replies to its requests follow the node's own tables"),
-            way_out: format!("ip link set {name} up"),
+            remedy: format!("ip link set {name} up"),
         });
     } else if link.is_some_and(|l| !l.carrier) {
         notes.push(Note {
             what: format!("{name} has no carrier"),
-            way_out: "look at its cable, port or hypervisor".into(),
+            remedy: "look at its cable, port or hypervisor".into(),
         });
     }
     if uplink.ways.is_empty() {
         notes.push(Note {
             what: format!("{name} carries neither IPv4 nor IPv6"),
-            way_out: format!(
+            remedy: format!(
                 "give it an address or a route, or leave it out: \"uplinks\": [\"!{name}\"]"
             ),
         });
@@ -227,7 +227,7 @@ fn no_gateway(name: &str, family: Family, way: &Way) -> Option<Note> {
     };
     (way.source == GatewaySource::Unknown).then(|| Note {
         what: format!("{name} has no {family} gateway: {replies}"),
-        way_out: format!(
+        remedy: format!(
             "set \"gateways\": {{\"{name}\": [\"{example}\"]}}, or \"onlink\" in place of \
              the list where there is no router"
         ),

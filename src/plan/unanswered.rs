@@ -135,9 +135,9 @@ fn note(facts: &Facts, taken: &BTreeSet<u32>, route: &Route, rule: &Rule, addres
     );
     let place = (1..rule.priority).rev().find(|p| !taken.contains(p)).unwrap_or_default();
     let family = names::IP_OPTION.of(Family::of(address));
-    let way_out = format!(
+    let remedy = format!(
         "add a rule before it: ip {family}rule add to {} lookup main pref {place}",
         route.dst
     );
-    Note { what, way_out }
+    Note { what, remedy }
 }

@@ -114,7 +114,7 @@ pub(crate) fn plugins(
                     said.by,
                     said.value.join(", ")
                 ),
-                way_out: "correct that configuration, or put the primary's program there".into(),
+                remedy: "correct that configuration, or put the primary's program there".into(),
             });
         }
     }
@@ -142,13 +142,13 @@ fn elsewhere(named: &Path, by: &str, value: &str, option: &str) -> Reason {
             "{option} {}: {by} says {value}, so the runtime looks there",
             named.display()
         ),
-        way_out: format!("leave {option} out, or change that configuration"),
+        remedy: format!("leave {option} out, or change that configuration"),
     }
 }
 
 fn two(one: &Said<String>, other: &Said<String>, option: &str) -> Reason {
     Reason {
         what: format!("{} says {}, but {} says {}", one.by, one.value, other.by, other.value),
-        way_out: format!("say which runtime is in use by {option}"),
+        remedy: format!("say which runtime is in use by {option}"),
     }
 }

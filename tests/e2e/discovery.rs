@@ -83,9 +83,9 @@ fn a_gateway_comes_from_the_settings_where_none_can_be_found() {
     assert_eq!(uplinks(node)[1], "eth1 2 47002 none, not found");
     let report = status(node);
     let off = report["off"].as_array().expect("a list");
-    let (what, way_out) = (off[0]["what"].to_string(), off[0]["wayOut"].to_string());
+    let (what, remedy) = (off[0]["what"].to_string(), off[0]["wayOut"].to_string());
     assert!(what.contains("eth1 has no IPv4 gateway"), "{what}");
-    assert!(way_out.contains("gateways") && way_out.contains("eth1"), "{way_out}");
+    assert!(remedy.contains("gateways") && remedy.contains("eth1"), "{remedy}");
     let table = node.symroute(&["status"]).stdout;
     assert!(table.contains("What is wrong:") && table.contains("eth1 has no IPv4"), "{table}");
     let gateways = json!({"eth1": ["10.21.0.1", "fe80::1"]});

@@ -115,5 +115,5 @@ impl Setting {
 }
 
 fn notes_json(notes: &[Note]) -> Vec<Value> {
-    notes.iter().map(|n| json!({"what": n.what, "wayOut": n.way_out})).collect()
+    notes.iter().map(|n| json!({"what": n.what, "wayOut": n.remedy})).collect()
 }

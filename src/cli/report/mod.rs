@@ -99,7 +99,7 @@ impl Report {
                 what: "/run/symroute/node.json is lost or damaged: which settings are in force is \
                        not known"
                     .into(),
-                way_out: "symroutectl up --config FILE".into(),
+                remedy: "symroutectl up --config FILE".into(),
             });
         }
         match node.view(&settings) {
@@ -140,14 +140,14 @@ impl Report {
             // The report has to show settings that can't be kept, so they are not an error.
             Err(Error::Config(invalid)) => notes.push(Note {
                 what: format!("the settings can't be kept: {invalid}"),
-                way_out: "mend that, then: symroutectl up".into(),
+                remedy: "mend that, then: symroutectl up".into(),
             }),
             Err(other) => return Err(other),
         }
         if record.is_some() && attachments == 0 && holders.is_empty() {
             notes.push(Note {
                 what: "the node state is in force, but no attachment and no hold needs it".into(),
-                way_out: "symroutectl down, or symroutectl up to hold it".into(),
+                remedy: "symroutectl down, or symroutectl up to hold it".into(),
             });
         }
         let settings = record.as_ref().map_or(settings, |r| r.settings.clone());
@@ -180,8 +180,8 @@ impl Report {
 
     /// Removes control characters from the texts: a pod may give its rules and interfaces any names.
     fn clean(&mut self) {
-        for Note { what, way_out } in self.notes.iter_mut().chain(&mut self.unanswered) {
-            (*what, *way_out) = (process::harmless(what), process::harmless(way_out));
+        for Note { what, remedy } in self.notes.iter_mut().chain(&mut self.unanswered) {
+            (*what, *remedy) = (process::harmless(what), process::harmless(remedy));
         }
         for LeftOut { name, kind, why } in &mut self.left_out {
             (*name, *kind, *why) =
@@ -252,6 +252,6 @@ fn receiving<'a>(
 fn damaged(path: &Path) -> Note {
     Note {
         what: format!("{} is empty or damaged: that attachment counts as absent", path.display()),
-        way_out: "restart the pod; the next reconcile removes the file".into(),
+        remedy: "restart the pod; the next reconcile removes the file".into(),
     }
 }

@@ -264,7 +264,7 @@ fn write_notes(out: &mut String, head: &str, notes: &[Note]) {
     // Writing to a string does not fail.
     let _ = writeln!(out, "\n{head}:");
     for note in notes {
-        let _ = writeln!(out, "  {}\n    -> {}", note.what, note.way_out);
+        let _ = writeln!(out, "  {}\n    -> {}", note.what, note.remedy);
     }
 }
 

@@ -46,7 +46,7 @@ fn rules_by_an_own_address_and_networks_behind_bridges() {
     }
     let unanswered = planned(&facts).unanswered;
     assert_eq!(unanswered.len(), 32);
-    let is_advised = |note: &Note| note.way_out.ends_with("pref 999");
+    let is_advised = |note: &Note| note.remedy.ends_with("pref 999");
     assert!(unanswered[0].what.starts_with("172.0.100.0/24 behind br100"), "{}", unanswered[0]);
     assert!(is_advised(&unanswered[0]), "{}", unanswered[0]);
     // If each network has an exempting rule, the plan examines all pairs.
@@ -111,7 +111,7 @@ fn rules_before_ours_by_tables_that_say_the_same() {
     facts.rules.extend((0..RULES).map(|_| by(net1(), 101, 10)));
     let note = planned(&facts).stray.unwrap().note(&Settings::default());
     assert!(note.what.ends_with("(IPv4), and 19968 more"), "{note}");
-    assert!(note.way_out.contains("\"rulePriority\": 94 or"), "{note}");
+    assert!(note.remedy.contains("\"rulePriority\": 94 or"), "{note}");
 }
 
 #[test]

@@ -131,7 +131,7 @@ fn the_place_before_another_programs_rule_has_room_for_all_of_ours() {
     let facts = with_rule_at(100);
     let asked = Settings::default().for_pod();
     let note = plan(&facts, &asked).unwrap().stray.unwrap().note(&asked);
-    assert!(note.way_out.contains("\"rulePriority\": 94 or"), "{}", note.way_out);
+    assert!(note.remedy.contains("\"rulePriority\": 94 or"), "{}", note.remedy);
     // The advice works, and "auto" chooses the same.
     assert_eq!(plan(&facts, &Settings { priority: 94, ..asked.clone() }).unwrap().stray, None);
     let automatic = Automatic { priority: true, ..asked.automatic };
@@ -151,5 +151,5 @@ fn a_rule_for_a_network_behind_the_pod_is_advised_beside_ours() {
     facts.routes.push(route(RT_TABLE_MAIN, "10.9.0.0/24".parse().unwrap(), 9, None));
     let unanswered = planned(&facts).unanswered;
     assert_eq!(unanswered.len(), 1, "{unanswered:?}");
-    assert!(unanswered[0].way_out.ends_with("pref 397"), "{}", unanswered[0].way_out);
+    assert!(unanswered[0].remedy.ends_with("pref 397"), "{}", unanswered[0].remedy);
 }
