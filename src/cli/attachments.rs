@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::result_cache::{self, Entry};
-use super::{EXIT_OFF, Failure};
+use super::{EXIT_UNHEALTHY, Failure};
 use crate::error::absent_is_none;
 use crate::names;
 use crate::plain_file::{self, Links};
@@ -27,7 +27,7 @@ const OF_MULTUS: &str = "multus/results";
 
 pub(super) fn tail() -> String {
     let examples = ["attachments", "attachments --json | jq -r '.cached[]'"];
-    super::tail("", &[(0, "there are none"), (EXIT_OFF, "there are some")], &examples)
+    super::tail("", &[(0, "there are none"), (EXIT_UNHEALTHY, "there are some")], &examples)
 }
 
 #[derive(Debug, PartialEq, Eq, Args)]
@@ -204,7 +204,7 @@ impl Found {
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let found = Found::of(&words.root, &words.cache(), words.state().as_ref())?;
     let text = if words.json { found.to_json() } else { found.to_text() };
-    let code = if found.is_empty() { 0 } else { EXIT_OFF };
+    let code = if found.is_empty() { 0 } else { EXIT_UNHEALTHY };
     Ok((text, code))
 }
 

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use nix::unistd::geteuid;
 use serde_json::{Map, Value, json};
 
-use super::{EXIT_FAILED, EXIT_NOT_IN_FORCE, EXIT_OFF, Failure, HOLD};
+use super::{EXIT_FAILED, EXIT_NOT_IN_FORCE, EXIT_UNHEALTHY, Failure, HOLD};
 use crate::config::unknown;
 use crate::conflist::{Directory, Edit, Error, Mode, Outcome, Places, State, View, Wanted, is_own};
 use crate::names;
@@ -40,7 +40,7 @@ pub(super) fn tail() -> String {
             EXIT_NOT_IN_FORCE,
             "the entry is missing (check), or the primary's file does not exist yet",
         ),
-        (EXIT_OFF, "check: the entry exists, but something is wrong"),
+        (EXIT_UNHEALTHY, "check: the entry exists, but something is wrong"),
     ];
     super::tail(ABOUT, &codes, &examples)
 }
@@ -225,7 +225,7 @@ fn code(request: &Request, outcome: &Outcome, exists: bool) -> u8 {
     match (&view.state, request.verb) {
         (State::Ready, _) => 0,
         (State::WaitingForPrimary(_), _) | (State::Missing, Verb::Check) => EXIT_NOT_IN_FORCE,
-        (_, Verb::Check) => EXIT_OFF,
+        (_, Verb::Check) => EXIT_UNHEALTHY,
         (State::Refused(_), _) => EXIT_FAILED,
         // A dry run of `add` that would correct the entry. A real run leaves none of these states.
         (_, _) => 0,

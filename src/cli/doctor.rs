@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use super::{EXIT_OFF, Failure};
+use super::{EXIT_UNHEALTHY, Failure};
 use crate::config::Settings;
 use crate::config::source::{Reader, SettingsSource};
 use crate::conflist::{Directory, Wanted};
@@ -28,7 +28,7 @@ an id, the evidence and the remedy; docs/troubleshooting.md explains the ids.
 ";
 
 pub(super) fn tail() -> String {
-    let codes = [(0, "nothing but notes"), (EXIT_OFF, "a warning or a problem")];
+    let codes = [(0, "nothing but notes"), (EXIT_UNHEALTHY, "a warning or a problem")];
     let examples =
         ["doctor", "doctor --for 30s", "doctor --fix", "doctor --json | jq -r '.findings[].id'"];
     super::tail(ABOUT, &codes, &examples)
@@ -86,7 +86,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         text.push_str(&unseen.1);
         text
     };
-    Ok((text, if is_well { 0 } else { EXIT_OFF }))
+    Ok((text, if is_well { 0 } else { EXIT_UNHEALTHY }))
 }
 
 #[derive(Default)]

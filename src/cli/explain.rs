@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::{EXIT_OFF, Failure};
+use super::{EXIT_UNHEALTHY, Failure};
 use crate::config::Settings;
 use crate::config::source::{Reader, SettingsSource};
 use crate::explain::Packet;
@@ -33,7 +33,7 @@ request. The tool ignores filters in input and forward, so a firewall may still 
 pub(super) fn tail() -> String {
     let codes = [
         (0, "each reply leaves through the NIC of its request, or the request leaves the node"),
-        (EXIT_OFF, "as the node is now, a request gets lost or its reply takes another NIC"),
+        (EXIT_UNHEALTHY, "as the node is now, a request gets lost or its reply takes another NIC"),
     ];
     let examples = [
         "explain --from 203.0.113.9 --to 10.21.0.10",
@@ -160,7 +160,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         let unread = unread.into_iter().map(|what| format!("cannot see {what}\n"));
         requests.into_iter().chain(unread).collect::<Vec<_>>().join("\n")
     };
-    Ok((text, if is_well { 0 } else { EXIT_OFF }))
+    Ok((text, if is_well { 0 } else { EXIT_UNHEALTHY }))
 }
 
 /// The settings to plan with: those of `config`, else of a conflist in [`names::CONF_DIR`], else the

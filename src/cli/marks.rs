@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::{EXIT_OFF, Failure};
+use super::{EXIT_UNHEALTHY, Failure};
 use crate::doctor::{Finding, marks};
 use crate::error::Error;
 use crate::ledger::{self, Unseen};
@@ -26,7 +26,7 @@ symroute, and the tool changes nothing.
 ";
 
 pub(super) fn tail() -> String {
-    let codes = [(0, "nothing clashes with symroute's bits"), (EXIT_OFF, "something does")];
+    let codes = [(0, "nothing clashes with symroute's bits"), (EXIT_UNHEALTHY, "something does")];
     let examples = ["marks", "marks --json | jq -r '.clashes[].what'"];
     super::tail(ABOUT, &codes, &examples)
 }
@@ -57,7 +57,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         Err(Error::Config(_)) => (in_force, marks::without_plan(&ledger, in_force)),
         Err(other) => return Err(other.into()),
     };
-    let code = if clashes.is_empty() { 0 } else { EXIT_OFF };
+    let code = if clashes.is_empty() { 0 } else { EXIT_UNHEALTHY };
     if words.json {
         let report = json!({
             "version": VERSION,

@@ -45,7 +45,7 @@ const EXIT_USAGE: u8 = 2;
 /// `status`: symroute is not in force. `conflist`: the entry or the primary's file is missing.
 const EXIT_NOT_IN_FORCE: u8 = 3;
 /// The command succeeded and found something that needs attention.
-const EXIT_OFF: u8 = 4;
+const EXIT_UNHEALTHY: u8 = 4;
 
 /// Help below a command's options: what it does, its exit codes (`codes` and those of every command)
 /// and examples.
@@ -283,7 +283,7 @@ fn finish(outcome: Result<(String, u8), Failure>) -> u8 {
 fn complain(failure: &Failure) -> u8 {
     let (text, code) = match failure {
         Failure::Failed(text) => (text, EXIT_FAILED),
-        Failure::Needed(text) => (text, EXIT_OFF),
+        Failure::Needed(text) => (text, EXIT_UNHEALTHY),
     };
     let _ = writeln!(io::stderr().lock(), "{}: {}", names::TOOL, process::harmless(text));
     code

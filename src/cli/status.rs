@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::report::{Health, Report, Style};
 use super::screen::{Screen, Waited};
-use super::{EXIT_FAILED, EXIT_NOT_IN_FORCE, EXIT_OFF, Failure};
+use super::{EXIT_FAILED, EXIT_NOT_IN_FORCE, EXIT_UNHEALTHY, Failure};
 use crate::conflist::{Directory, Reason};
 use crate::names;
 use crate::node::Node;
@@ -27,7 +27,7 @@ pub(super) fn tail() -> String {
     let codes = [
         (0, "in force and healthy, or --watch has ended"),
         (EXIT_NOT_IN_FORCE, "not in force"),
-        (EXIT_OFF, "in force, but something is wrong"),
+        (EXIT_UNHEALTHY, "in force, but something is wrong"),
     ];
     let examples = [
         "status",
@@ -88,7 +88,7 @@ fn code(report: &Report) -> u8 {
     match report.health() {
         Health::Well if report.is_blind() => EXIT_FAILED,
         Health::Well => 0,
-        Health::Off => EXIT_OFF,
+        Health::Unhealthy => EXIT_UNHEALTHY,
         Health::NotInForce => EXIT_NOT_IN_FORCE,
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::explain::{End, address, protocol};
-use super::{EXIT_OFF, Failure};
+use super::{EXIT_UNHEALTHY, Failure};
 use crate::model::Family;
 use crate::names;
 use crate::netlink::uapi::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP};
@@ -34,7 +34,7 @@ The tool needs root, nf_tables and Linux 5.12, and Linux 6.4 to show routing tab
 pub(super) fn tail() -> String {
     let codes = [
         (0, "packets were seen, and each reply left through the NIC of its request"),
-        (EXIT_OFF, "a packet was dropped, or a reply left through another NIC"),
+        (EXIT_UNHEALTHY, "a packet was dropped, or a reply left through another NIC"),
         (EXIT_NOTHING_SEEN, "no packet was seen"),
     ];
     let examples = [
@@ -113,7 +113,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let code = match (summary.packets, summary.is_well()) {
         (0, _) => EXIT_NOTHING_SEEN,
         (_, true) => 0,
-        (_, false) => EXIT_OFF,
+        (_, false) => EXIT_UNHEALTHY,
     };
     let text = if words.json {
         format!("{}\n", summary.to_json(VERSION, &cannot_see))

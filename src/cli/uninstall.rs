@@ -11,7 +11,7 @@ use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::attachments::Found;
-use super::{EXIT_OFF, Failure, take_down};
+use super::{EXIT_UNHEALTHY, Failure, take_down};
 use crate::conflist::{Directory, Places};
 use crate::error::absent_is_none;
 use crate::names;
@@ -36,7 +36,7 @@ on containerd do not need the plugin. You can run this command at any time.
 
 pub(super) fn tail() -> String {
     let examples = ["uninstall", "uninstall --conf-dir /var/lib/rancher/k3s/agent/etc/cni/net.d"];
-    super::tail(ABOUT, &[(0, "done"), (EXIT_OFF, "pods still need the plugin")], &examples)
+    super::tail(ABOUT, &[(0, "done"), (EXIT_UNHEALTHY, "pods still need the plugin")], &examples)
 }
 
 #[derive(Debug, PartialEq, Eq, Args)]

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::super::attachments::Found;
-use super::super::{EXIT_OFF, Failure};
+use super::super::{EXIT_UNHEALTHY, Failure};
 use super::{VERSION, Words};
 use crate::explain::Packet;
 use crate::explain::ask::Asker;
@@ -140,7 +140,7 @@ fn print(
     if grid.head.is_empty() {
         return Err(Failure::Failed("no interface leads outside, so no request arrives".into()));
     }
-    Ok((text, if is_well { 0 } else { EXIT_OFF }))
+    Ok((text, if is_well { 0 } else { EXIT_UNHEALTHY }))
 }
 
 /// The addresses of a pod, given as address, `namespace/name` or beginning of the container id. Error: the

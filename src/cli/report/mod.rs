@@ -44,7 +44,7 @@ pub(super) use table::Style;
 pub(super) enum Health {
     NotInForce,
     Well,
-    Off,
+    Unhealthy,
 }
 
 #[derive(Debug)]
@@ -211,7 +211,7 @@ impl Report {
         match (&self.record, self.notes.is_empty() && self.pending.is_empty()) {
             (None, _) => Health::NotInForce,
             (Some(_), true) => Health::Well,
-            (Some(_), false) => Health::Off,
+            (Some(_), false) => Health::Unhealthy,
         }
     }
 
