@@ -56,7 +56,8 @@ impl log::Log for Logger {
         let Ok(mut file) = self.file.lock() else { return };
         let time = humantime::format_rfc3339_millis(SystemTime::now());
         // A name that a pod has chosen must not start a new log line or control a terminal.
-        let text = process::harmless(&record.args().to_string()).replace('\n', "\n    ");
+        let text =
+            process::without_control_characters(&record.args().to_string()).replace('\n', "\n    ");
         let line = format!("{time} {:5} [{}] {text}\n", record.level(), std::process::id());
         let Some(path) = &self.path else {
             let _ = io::stderr().lock().write_all(line.as_bytes());

@@ -33,9 +33,9 @@ pub fn standard_streams() {
 
 /// The text without characters that control a terminal. Names of processes, chains and interfaces may have
 /// some.
-pub(crate) fn harmless(text: &str) -> String {
-    let steers = |sign: char| sign.is_control() && sign != '\n' && sign != '\t';
-    text.chars().map(|sign| if steers(sign) { '?' } else { sign }).collect()
+pub(crate) fn without_control_characters(text: &str) -> String {
+    let steers_terminal = |sign: char| sign.is_control() && sign != '\n' && sign != '\t';
+    text.chars().map(|sign| if steers_terminal(sign) { '?' } else { sign }).collect()
 }
 
 /// The kernel's host name of this machine.

@@ -212,9 +212,9 @@ impl Command {
             }
             Self::Down { force } => down(force),
             Self::Status(words) => status::run(&words),
-            Self::Doctor(words) => doctor::run(&words).map(harmless),
-            Self::Explain(words) => explain::run(&words).map(harmless),
-            Self::Marks(words) => marks::run(&words).map(harmless),
+            Self::Doctor(words) => doctor::run(&words).map(without_control_characters),
+            Self::Explain(words) => explain::run(&words).map(without_control_characters),
+            Self::Marks(words) => marks::run(&words).map(without_control_characters),
             Self::Bundle(words) => bundle::run(&words),
             Self::Trace(words) => trace::run(&words),
             Self::Attachments(words) => attachments::run(&words),
@@ -260,8 +260,8 @@ fn node_of(netns: Option<&Path>) -> Result<Node, Error> {
 }
 
 /// Removes control characters from the text: another program may have put them into a name.
-fn harmless((text, code): (String, u8)) -> (String, u8) {
-    (process::harmless(&text), code)
+fn without_control_characters((text, code): (String, u8)) -> (String, u8) {
+    (process::without_control_characters(&text), code)
 }
 
 /// Parses a duration of at most a day, such as `30s`.
@@ -285,7 +285,12 @@ fn complain(failure: &Failure) -> u8 {
         Failure::Failed(text) => (text, EXIT_FAILED),
         Failure::Needed(text) => (text, EXIT_UNHEALTHY),
     };
-    let _ = writeln!(io::stderr().lock(), "{}: {}", names::TOOL, process::harmless(text));
+    let _ = writeln!(
+        io::stderr().lock(),
+        "{}: {}",
+        names::TOOL,
+        process::without_control_characters(text)
+    );
     code
 }
 
@@ -428,7 +433,7 @@ mod tests {
 
     #[test]
     fn what_steers_a_terminal_is_not_printed() {
-        let (text, code) = harmless(("a \u{1b}[2J\u{9b}b\tc\n".into(), 4));
+        let (text, code) = without_control_characters(("a \u{1b}[2J\u{9b}b\tc\n".into(), 4));
         assert_eq!((text.as_str(), code), ("a ?[2J?b\tc\n", 4));
     }
 

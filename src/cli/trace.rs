@@ -107,7 +107,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         } else {
             packet.to_text(since, &link_name)
         };
-        process::print(process::harmless(&text).as_bytes()).is_ok()
+        process::print(process::without_control_characters(&text).as_bytes()).is_ok()
     });
     cannot_see.extend(missed.map_err(|Cannot(why)| Failure::Failed(why))?);
     let code = match (summary.packets, summary.is_well()) {

@@ -181,14 +181,20 @@ impl Report {
     /// Removes control characters from the texts: a pod may give its rules and interfaces any names.
     fn clean(&mut self) {
         for Note { what, remedy } in self.notes.iter_mut().chain(&mut self.unanswered) {
-            (*what, *remedy) = (process::harmless(what), process::harmless(remedy));
+            (*what, *remedy) = (
+                process::without_control_characters(what),
+                process::without_control_characters(remedy),
+            );
         }
         for LeftOut { name, kind, why } in &mut self.left_out {
-            (*name, *kind, *why) =
-                (process::harmless(name), process::harmless(kind), process::harmless(why));
+            (*name, *kind, *why) = (
+                process::without_control_characters(name),
+                process::without_control_characters(kind),
+                process::without_control_characters(why),
+            );
         }
         for line in self.pending.iter_mut().chain(&mut self.limits).chain(&mut self.unseen) {
-            *line = process::harmless(line);
+            *line = process::without_control_characters(line);
         }
     }
 
