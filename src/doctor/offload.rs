@@ -1,7 +1,7 @@
 //! Side effects of symroute's own flowtable.
 
 use super::{Finding, OFFLOADED, Severity};
-use crate::ledger::{Does, Entry, Mark, Place, Point};
+use crate::ledger::{Action, Entry, Mark, Place, Point};
 
 /// A note if connections are in the flowtable. `by`: name of each uplink, and its number of connections.
 pub(crate) fn of_connections(by: &[(&str, u64)]) -> Option<Finding> {
@@ -25,8 +25,8 @@ pub(crate) fn of_filters(entries: &[Entry], uplinks: &[&str]) -> Vec<Finding> {
     let finding = |entry: &Entry| {
         let Place::Tc { device, what } = &entry.place else { return None };
         let leaves = entry.hooks.iter().any(|hook| hook.point == Point::Egress);
-        let compares = matches!(entry.does.does, Does::ComparesMasked | Does::ComparesWhole);
-        let looks = leaves && compares && entry.does.mark == Mark::Packet;
+        let compares = matches!(entry.usage.action, Action::ComparesMasked | Action::ComparesWhole);
+        let looks = leaves && compares && entry.usage.mark == Mark::Packet;
         let looks = looks && uplinks.contains(&device.as_str());
         looks.then(|| Finding {
             id: OFFLOADED,
@@ -61,9 +61,9 @@ mod tests {
             ours: false,
             place: Place::Tc { device: device.into(), what: "fw".into() },
             hooks: vec![Hook { point, priority: 0, kind: ChainKind::Filter }],
-            does: Use {
+            usage: Use {
                 mark: Mark::Packet,
-                does: Does::ComparesMasked,
+                action: Action::ComparesMasked,
                 bits: 0xff,
                 value: Some(1),
             },
@@ -74,7 +74,7 @@ mod tests {
             of_eth1.clone(),
             entry("eth1", Point::Ingress),
             entry("lan0", Point::Egress),
-            Entry { does: Use { does: Does::Sets, ..of_eth1.does }, ..of_eth1.clone() },
+            Entry { usage: Use { action: Action::Sets, ..of_eth1.usage }, ..of_eth1.clone() },
         ];
         let found = of_filters(&all, &["eth1"]);
         assert_eq!(found.len(), 1);

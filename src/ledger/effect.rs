@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Does, Mark, Use, xtables};
+use super::{Action, Mark, Use, xtables};
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{attrs, be_i32_at, be32_at, find, string, u32_at};
 
@@ -90,8 +90,8 @@ impl Value {
             (bits @ 1.., _) => (Mark::Packet, bits),
             (_, bits) => (Mark::Connection, bits),
         };
-        let does = if bits == u32::MAX { Does::ComparesWhole } else { Does::ComparesMasked };
-        Some(Use { mark, does, bits, value: with })
+        let action = if bits == u32::MAX { Action::ComparesWhole } else { Action::ComparesMasked };
+        Some(Use { mark, action, bits, value: with })
     }
 }
 
@@ -336,14 +336,14 @@ mod tests {
         }
     }
 
-    fn uses(list: &[Named<'_>]) -> Vec<(Mark, Does, u32, Option<u32>)> {
+    fn uses(list: &[Named<'_>]) -> Vec<(Mark, Action, u32, Option<u32>)> {
         let uses = of_rule(&expressions(list)).uses;
-        uses.into_iter().map(|u| (u.mark, u.does, u.bits, u.value)).collect()
+        uses.into_iter().map(|u| (u.mark, u.action, u.bits, u.value)).collect()
     }
 
     #[test]
     fn writers_of_the_packet_mark() {
-        use Does::*;
+        use Action::*;
         // meta mark set 0x1bd00: register 8 is the first word of register 1.
         let whole = uses(&[("immediate", &number(0x1_bd00)), ("meta", &store)]);
         assert_eq!(whole, [(Mark::Packet, Overwrites, u32::MAX, Some(0x1_bd00))]);
@@ -366,13 +366,13 @@ mod tests {
     #[test]
     fn between_the_two_marks() {
         let saves = uses(&[("meta", &load), ("ct", &store_connection)]);
-        assert_eq!(saves, [(Mark::Connection, Does::Saves, u32::MAX, None)]);
+        assert_eq!(saves, [(Mark::Connection, Action::Saves, u32::MAX, None)]);
         let loaded = |w: &mut Writer| {
             w.be32(NFTA_CT_DREG, 1);
             w.be32(NFTA_CT_KEY, NFT_CT_MARK);
         };
         let restores = uses(&[("ct", &loaded), ("meta", &store)]);
-        assert_eq!(restores, [(Mark::Packet, Does::Restores, u32::MAX, None)]);
+        assert_eq!(restores, [(Mark::Packet, Action::Restores, u32::MAX, None)]);
         // ct mark & 0x80 | meta mark & ~0x80, as an operation on two registers.
         let masked = |w: &mut Writer| {
             w.be32(NFTA_BITWISE_SREG, 9);
@@ -394,19 +394,19 @@ mod tests {
             ("bitwise", &merge),
             ("meta", &store),
         ]);
-        assert_eq!(found, [(Mark::Packet, Does::Restores, 0x80, None)]);
+        assert_eq!(found, [(Mark::Packet, Action::Restores, 0x80, None)]);
         // AWS VPC CNI 1.23: meta mark set ct mark & 0x80.
         let found = uses(&[("ct", &loaded), ("bitwise", &bits(0x80, 0)), ("meta", &store)]);
-        let restores = (Mark::Packet, Does::Restores, 0x80, None);
-        assert_eq!(found, [restores, (Mark::Packet, Does::Overwrites, u32::MAX, None)]);
+        let restores = (Mark::Packet, Action::Restores, 0x80, None);
+        assert_eq!(found, [restores, (Mark::Packet, Action::Overwrites, u32::MAX, None)]);
     }
 
     #[test]
     fn comparers() {
         let whole = uses(&[("meta", &load), ("cmp", &equals(0x1234))]);
-        assert_eq!(whole, [(Mark::Packet, Does::ComparesWhole, u32::MAX, Some(0x1234))]);
+        assert_eq!(whole, [(Mark::Packet, Action::ComparesWhole, u32::MAX, Some(0x1234))]);
         let masked = uses(&[("meta", &load), ("bitwise", &bits(0xff, 0)), ("cmp", &equals(1))]);
-        assert_eq!(masked, [(Mark::Packet, Does::ComparesMasked, 0xff, Some(1))]);
+        assert_eq!(masked, [(Mark::Packet, Action::ComparesMasked, 0xff, Some(1))]);
         let iif = |w: &mut Writer| {
             w.be32(NFTA_META_DREG, 1);
             w.be32(NFTA_META_KEY, NFT_META_IIF);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{ChainKind, Does, Entry, Hook, Mark, Place, Point};
+use super::{Action, ChainKind, Entry, Hook, Mark, Place, Point};
 use crate::backend::Marker;
 use crate::doctor::Severity;
 use crate::model::{Field, MarkMatch};
@@ -66,8 +66,8 @@ pub(crate) fn clashes(entries: &[Entry], ours: &Ours) -> Vec<Clash> {
 /// The bits that other programs use, as far as their rules show them.
 pub(crate) fn used(entries: &[Entry]) -> u32 {
     let others = entries.iter().filter(|entry| !entry.ours);
-    others.fold(0, |used, Entry { does, .. }| {
-        used | if does.bits == u32::MAX { does.value.unwrap_or(0) } else { does.bits }
+    others.fold(0, |used, Entry { usage, .. }| {
+        used | if usage.bits == u32::MAX { usage.value.unwrap_or(0) } else { usage.bits }
     })
 }
 
@@ -89,38 +89,38 @@ impl Ours {
     }
 
     fn judge(&self, entry: &Entry) -> Option<Kind> {
-        let does = entry.does;
+        let usage = entry.usage;
         // symroute has already cleared its mark on packets that leave.
         let leaves = |hook: &Hook| hook.point == Point::Egress;
         let only_leaving = !entry.hooks.is_empty() && entry.hooks.iter().all(leaves);
-        if only_leaving || !self.field.has(does.bits) {
+        if only_leaving || !self.field.has(usage.bits) {
             return None;
         }
         let any = |at: &dyn Fn(&Hook) -> bool| entry.hooks.iter().any(at);
-        match (does.mark, does.does) {
-            (Mark::Packet, Does::Overwrites) if any(&|hook| self.is_before_routing(hook)) => {
+        match (usage.mark, usage.action) {
+            (Mark::Packet, Action::Overwrites) if any(&|hook| self.is_before_routing(hook)) => {
                 Some(Kind::Overwrites)
             }
             // symroute marks later and overwrites these bits, but only on packets of bound connections.
-            (Mark::Packet, Does::Overwrites) => {
-                does.value.filter(|&value| self.field.has(value)).map(|_| Kind::Value)
+            (Mark::Packet, Action::Overwrites) => {
+                usage.value.filter(|&value| self.field.has(value)).map(|_| Kind::Value)
             }
-            (Mark::Connection, Does::Overwrites) => {
+            (Mark::Connection, Action::Overwrites) => {
                 let is_first = |hook: &Hook| self.is_before_binding(hook);
                 let harmless = !entry.hooks.is_empty() && entry.hooks.iter().all(is_first);
                 (!harmless).then_some(Kind::OverwritesConnection)
             }
-            (_, Does::Sets | Does::Clears) => Some(Kind::Writes),
-            (_, Does::Saves) => Some(Kind::Saves),
-            (_, Does::Restores) => Some(Kind::Restores),
-            (_, Does::ComparesMasked) => Some(Kind::Compares),
-            (Mark::Connection, Does::ComparesWhole) => Some(Kind::Exact),
-            (Mark::Packet, Does::ComparesWhole) => match entry.place {
+            (_, Action::Sets | Action::Clears) => Some(Kind::Writes),
+            (_, Action::Saves) => Some(Kind::Saves),
+            (_, Action::Restores) => Some(Kind::Restores),
+            (_, Action::ComparesMasked) => Some(Kind::Compares),
+            (Mark::Connection, Action::ComparesWhole) => Some(Kind::Exact),
+            (Mark::Packet, Action::ComparesWhole) => match entry.place {
                 Place::Rule { inverted, .. } => (!inverted).then_some(Kind::Exact),
                 Place::Xfrm { .. } => Some(Kind::Exact),
                 _ => any(&|hook| self.is_marked_at(hook)).then_some(Kind::Exact),
             },
-            (_, Does::Copies | Does::LooksUp | Does::Unknown) => None,
+            (_, Action::Copies | Action::LooksUp | Action::Unknown) => None,
         }
     }
 
@@ -231,14 +231,14 @@ impl Ours {
     /// Whether a rule of symroute would match the value that the entry writes.
     fn steers(&self, entry: &Entry) -> bool {
         let takes = |value: u32| self.steered.iter().any(|mark| value & mark.mask == mark.value);
-        entry.does.value.is_some_and(takes)
+        entry.usage.value.is_some_and(takes)
     }
 
     /// The bits of symroute that an entry writes or compares.
     fn shared(&self, entry: &Entry) -> u32 {
-        let bits = match (entry.does.does, entry.does.value) {
-            (Does::Overwrites, Some(value)) => value,
-            _ => entry.does.bits,
+        let bits = match (entry.usage.action, entry.usage.value) {
+            (Action::Overwrites, Some(value)) => value,
+            _ => entry.usage.bits,
         };
         bits & self.field.mask()
     }
@@ -252,7 +252,7 @@ fn is_of_nat(entry: &Entry) -> bool {
 }
 
 fn marks(entries: &[&Entry]) -> &'static str {
-    let has = |mark| entries.iter().any(|entry| entry.does.mark == mark);
+    let has = |mark| entries.iter().any(|entry| entry.usage.mark == mark);
     match (has(Mark::Packet), has(Mark::Connection)) {
         (true, true) => "packet mark and the connection mark",
         (false, true) => "connection mark",
@@ -269,13 +269,13 @@ mod tests {
     const NFTABLES: Marker = Marker::Nftables;
     const IPTABLES: Marker = Marker::Iptables(Variant::Nft);
 
-    fn entry(mark: Mark, does: Does, bits: u32, value: u32, hook: (Point, i32)) -> Entry {
+    fn entry(mark: Mark, action: Action, bits: u32, value: u32, hook: (Point, i32)) -> Entry {
         Entry {
             owner: "table site".into(),
             ours: false,
             place: Place::Nftables { family: "ip", table: "site".into(), chain: "c".into() },
             hooks: vec![Hook { point: hook.0, priority: hook.1, kind: ChainKind::Filter }],
-            does: Use { mark, does, bits, value: Some(value) },
+            usage: Use { mark, action, bits, value: Some(value) },
             comment: None,
         }
     }
@@ -293,14 +293,14 @@ mod tests {
         let pre = (Point::Prerouting, -150);
         for bits in [0x80, 0x4000, 0x8000, 0x00ff_0000, 0xffff_0000] {
             for mark in [Mark::Packet, Mark::Connection] {
-                for does in [Does::Sets, Does::Clears, Does::Saves, Does::Restores] {
-                    assert_eq!(judged(&entry(mark, does, bits, bits, pre), NFTABLES), None);
+                for action in [Action::Sets, Action::Clears, Action::Saves, Action::Restores] {
+                    assert_eq!(judged(&entry(mark, action, bits, bits, pre), NFTABLES), None);
                 }
-                let compares = entry(mark, Does::ComparesMasked, bits, bits, pre);
+                let compares = entry(mark, Action::ComparesMasked, bits, bits, pre);
                 assert_eq!(judged(&compares, NFTABLES), None);
             }
         }
-        let own = Entry { ours: true, ..entry(Mark::Packet, Does::Sets, 0x1f00, 0x100, pre) };
+        let own = Entry { ours: true, ..entry(Mark::Packet, Action::Sets, 0x1f00, 0x100, pre) };
         assert_eq!(judged(&own, NFTABLES), None);
     }
 
@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn whole_packet_marks() {
         let at = |value, point, priority| {
-            entry(Mark::Packet, Does::Overwrites, u32::MAX, value, (point, priority))
+            entry(Mark::Packet, Action::Overwrites, u32::MAX, value, (point, priority))
         };
         for (writer, nftables, iptables) in [
             (at(0x1, Point::Prerouting, -150), None, Some(Kind::Overwrites)),
@@ -333,23 +333,23 @@ mod tests {
     #[test]
     fn the_other_kinds() {
         let pre = (Point::Prerouting, -150);
-        let whole = |mark, does| judged(&entry(mark, does, u32::MAX, 1, pre), NFTABLES);
-        assert_eq!(whole(Mark::Connection, Does::Overwrites), Some(Kind::OverwritesConnection));
-        assert_eq!(whole(Mark::Connection, Does::Saves), Some(Kind::Saves));
-        assert_eq!(whole(Mark::Packet, Does::Restores), Some(Kind::Restores));
-        assert_eq!(whole(Mark::Connection, Does::ComparesWhole), Some(Kind::Exact));
-        assert_eq!(whole(Mark::Packet, Does::ComparesWhole), None);
+        let whole = |mark, action| judged(&entry(mark, action, u32::MAX, 1, pre), NFTABLES);
+        assert_eq!(whole(Mark::Connection, Action::Overwrites), Some(Kind::OverwritesConnection));
+        assert_eq!(whole(Mark::Connection, Action::Saves), Some(Kind::Saves));
+        assert_eq!(whole(Mark::Packet, Action::Restores), Some(Kind::Restores));
+        assert_eq!(whole(Mark::Connection, Action::ComparesWhole), Some(Kind::Exact));
+        assert_eq!(whole(Mark::Packet, Action::ComparesWhole), None);
         let forward = (Point::Forward, 0);
-        let later = entry(Mark::Packet, Does::ComparesWhole, u32::MAX, 1, forward);
+        let later = entry(Mark::Packet, Action::ComparesWhole, u32::MAX, 1, forward);
         assert_eq!(judged(&later, NFTABLES), Some(Kind::Exact));
         // A NAT chain gets only first packets, and writes the mark before symroute binds the connection.
         let mut first =
-            entry(Mark::Connection, Does::Overwrites, u32::MAX, 1, (Point::Prerouting, -100));
+            entry(Mark::Connection, Action::Overwrites, u32::MAX, 1, (Point::Prerouting, -100));
         first.hooks[0].kind = ChainKind::Nat;
         assert_eq!((judged(&first, NFTABLES), judged(&first, IPTABLES)), (None, None));
-        let masked = entry(Mark::Connection, Does::Clears, 0x100, 0, forward);
+        let masked = entry(Mark::Connection, Action::Clears, 0x100, 0, forward);
         assert_eq!(judged(&masked, NFTABLES), Some(Kind::Writes));
-        let looks = entry(Mark::Packet, Does::ComparesMasked, 0xf00, 0x200, forward);
+        let looks = entry(Mark::Packet, Action::ComparesMasked, 0xf00, 0x200, forward);
         assert_eq!(judged(&looks, NFTABLES), Some(Kind::Compares));
         for (inverted, wanted) in [(false, Some(Kind::Exact)), (true, None)] {
             let place = Place::Rule { family: Family::V4, priority: 32764, inverted };
@@ -362,9 +362,9 @@ mod tests {
     fn bits_that_are_used() {
         let pre = (Point::Prerouting, -150);
         let entries = [
-            entry(Mark::Packet, Does::Sets, 0x4000, 0x4000, pre),
-            entry(Mark::Packet, Does::Overwrites, u32::MAX, 0x1_0000, pre),
-            entry(Mark::Packet, Does::Restores, u32::MAX, 0, pre),
+            entry(Mark::Packet, Action::Sets, 0x4000, 0x4000, pre),
+            entry(Mark::Packet, Action::Overwrites, u32::MAX, 0x1_0000, pre),
+            entry(Mark::Packet, Action::Restores, u32::MAX, 0, pre),
         ];
         assert_eq!(used(&entries), 0x1_4000);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ChainKind, Does, Entry, Hook, Mark, Place, Point, Use, owners, xtables};
+use super::{Action, ChainKind, Entry, Hook, Mark, Place, Point, Use, owners, xtables};
 use crate::model::Family;
 
 /// Hook and priority of a built-in chain (`NF_IP_PRI_*`, `linux/netfilter_ipv4.h`).
@@ -85,7 +85,7 @@ fn parse(words: &[String]) -> Parsed {
     // The extension that the next options belong to.
     let mut extension = "";
     let mut words = words.iter().map(String::as_str).peekable();
-    let mut copy: Option<(Does, u32, u32)> = None;
+    let mut copy: Option<(Action, u32, u32)> = None;
     while let Some(word) = words.next() {
         let mut value = || words.peek().and_then(|text| masked(text));
         let mark = if extension == "CONNMARK" || extension == "connmark" {
@@ -116,8 +116,8 @@ fn parse(words: &[String]) -> Parsed {
             "--xor-mark" => value().and_then(|(value, _)| xtables::written(mark, value, 0)),
             "--and-mark" => value().and_then(|(value, _)| xtables::written(mark, 0, !value)),
             "--save-mark" | "--restore-mark" => {
-                let does = if word == "--save-mark" { Does::Saves } else { Does::Restores };
-                copy = Some((does, u32::MAX, u32::MAX));
+                let action = if word == "--save-mark" { Action::Saves } else { Action::Restores };
+                copy = Some((action, u32::MAX, u32::MAX));
                 None
             }
             "--nfmask" | "--ctmask" | "--mask" => {
@@ -133,12 +133,12 @@ fn parse(words: &[String]) -> Parsed {
         };
         parsed.uses.extend(found);
     }
-    if let Some((does, packet, connection)) = copy {
-        let (from, to) = match does {
-            Does::Saves => (packet, connection),
+    if let Some((action, packet, connection)) = copy {
+        let (from, to) = match action {
+            Action::Saves => (packet, connection),
             _ => (connection, packet),
         };
-        parsed.uses.extend(xtables::copied(does, from, to));
+        parsed.uses.extend(xtables::copied(action, from, to));
     }
     parsed
 }
@@ -160,12 +160,12 @@ pub(crate) fn entries(text: &str, family: Family) -> Vec<Entry> {
     for ((table, chain), list) in &rules {
         let hooks = hooks(&rules, table, chain);
         for rule in list {
-            found.extend(rule.uses.iter().map(|&does| Entry {
+            found.extend(rule.uses.iter().map(|&usage| Entry {
                 owner: owners::of_chain(table, chain, rule.comment.as_deref()),
                 ours: owners::is_our_chain(table, chain),
                 place: Place::Legacy { family, table: (*table).into(), chain: chain.clone() },
                 hooks: hooks.iter().cloned().collect(),
-                does,
+                usage,
                 comment: rule.comment.clone(),
             }));
         }
@@ -220,14 +220,14 @@ COMMIT
 
     #[test]
     fn a_saved_text() {
-        use Does::*;
+        use Action::*;
         use Mark::*;
         let entries = entries(TEXT, Family::V4);
         let rows: Vec<_> = entries
             .iter()
             .map(|e| {
                 let hooks: Vec<_> = e.hooks.iter().map(|h| h.priority).collect();
-                (e.owner.as_str(), e.ours, e.does.mark, e.does.does, e.does.bits, hooks)
+                (e.owner.as_str(), e.ours, e.usage.mark, e.usage.action, e.usage.bits, hooks)
             })
             .collect();
         for row in [

@@ -30,7 +30,7 @@ pub(crate) enum Mark {
 
 /// What a program does to the bits of a mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Does {
+pub(crate) enum Action {
     /// Writes some bits and keeps the others.
     Sets,
     /// Sets some bits to zero and keeps the others.
@@ -57,7 +57,7 @@ pub(crate) enum Does {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Use {
     pub(crate) mark: Mark,
-    pub(crate) does: Does,
+    pub(crate) action: Action,
     /// The bits that are written or compared.
     pub(crate) bits: u32,
     /// The value that is written or compared with, if it is a constant.
@@ -148,7 +148,7 @@ pub(crate) struct Entry {
     /// Hooks through which packets reach it; empty for a chain that no base chain leads to, and for places
     /// without hooks.
     pub(crate) hooks: Vec<Hook>,
-    pub(crate) does: Use,
+    pub(crate) usage: Use,
     /// The comment of the rule, or other useful text.
     pub(crate) comment: Option<String>,
 }

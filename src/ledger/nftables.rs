@@ -177,15 +177,16 @@ impl Ruleset {
                 ours,
                 place: Place::Nftables { family, table: table.clone(), chain: chain.clone() },
                 hooks: hooks.cloned().collect(),
-                does: super::Use {
+                usage: super::Use {
                     mark: super::Mark::Packet,
-                    does: super::Does::Sets,
+                    action: super::Action::Sets,
                     bits: 0,
                     value: None,
                 },
                 comment: comment.cloned(),
             };
-            entries.extend(rule.effect.uses.iter().map(|&does| Entry { does, ..of_rule.clone() }));
+            entries
+                .extend(rule.effect.uses.iter().map(|&usage| Entry { usage, ..of_rule.clone() }));
         }
         entries.into_iter().collect()
     }
@@ -207,7 +208,7 @@ fn family_name(family: u8) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{Does, Mark, Use};
+    use crate::ledger::{Action, Mark, Use};
 
     fn key(name: &str) -> Key {
         (NFPROTO_IPV4, "site".into(), name.into())
@@ -221,11 +222,11 @@ mod tests {
     #[test]
     fn hooks_reach_the_chains_behind_jumps() {
         let hook = Hook { point: Point::Prerouting, priority: -150, kind: ChainKind::Filter };
-        let does =
-            Use { mark: Mark::Packet, does: Does::Overwrites, bits: u32::MAX, value: Some(1) };
+        let usage =
+            Use { mark: Mark::Packet, action: Action::Overwrites, bits: u32::MAX, value: Some(1) };
         let jump = |to: &str| Effect { chains: vec![to.into()], ..Effect::default() };
         let map = Effect { maps: vec!["by_port".into()], ..Effect::default() };
-        let writes = || Effect { uses: vec![does], ..Effect::default() };
+        let writes = || Effect { uses: vec![usage], ..Effect::default() };
         let ruleset = Ruleset {
             bases: [(key("pre"), hook.clone())].into(),
             rules: vec![

@@ -6,7 +6,7 @@ use std::fs;
 use nix::errno::Errno;
 
 use super::{
-    Does, Entry, Ledger, Mark, Place, Unseen, Use, legacy, nftables, sysctls, tc, wireguard, xfrm,
+    Action, Entry, Ledger, Mark, Place, Unseen, Use, legacy, nftables, sysctls, tc, wireguard, xfrm,
 };
 use crate::backend::iptables::programs::Programs;
 use crate::config::Settings;
@@ -96,7 +96,7 @@ fn legacy_tables(family: Family, found: &mut Ledger) {
 fn of_rule(found: &FoundRule, known: &[&Settings]) -> Option<Entry> {
     let rule = &found.rule;
     let MarkMatch { value, mask } = rule.mark?;
-    let does = if mask == u32::MAX { Does::ComparesWhole } else { Does::ComparesMasked };
+    let action = if mask == u32::MAX { Action::ComparesWhole } else { Action::ComparesMasked };
     // The flags of `struct fib_rule_hdr` are at byte 8.
     let inverted = u32_at(&found.message, 8).is_some_and(|flags| flags & FIB_RULE_INVERT != 0);
     let owner = mark_users::owner(rule).map_or_else(|| "an ip rule".into(), str::to_owned);
@@ -105,7 +105,7 @@ fn of_rule(found: &FoundRule, known: &[&Settings]) -> Option<Entry> {
         ours: known.iter().any(|settings| ours::is_rule(settings, rule)),
         place: Place::Rule { family: rule.family, priority: rule.priority, inverted },
         hooks: Vec::new(),
-        does: Use { mark: Mark::Packet, does, bits: mask, value: Some(value) },
+        usage: Use { mark: Mark::Packet, action, bits: mask, value: Some(value) },
         comment: Some(format!(
             "{}{rule}",
             if inverted && !rule.is_inverted { "not: " } else { "" }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Does, Entry, Mark, Place, Use};
+use super::{Action, Entry, Mark, Place, Use};
 use crate::model::Link;
 use crate::node::sysctl;
 
@@ -11,18 +11,18 @@ const COPIES: [&str; 3] = ["ipv4/fwmark_reflect", "ipv4/tcp_fwmark_accept", "ipv
 
 /// An entry for each sysctl that is on. `ours`: interfaces on which symroute has set `src_valid_mark`.
 pub(crate) fn read(links: &[Link], ours: &BTreeSet<u32>) -> Vec<Entry> {
-    let entry = |name: String, does, ours| Entry {
+    let entry = |name: String, action, ours| Entry {
         owner: format!("sysctl {}", name.rsplit('.').next().unwrap_or_default()),
         ours,
         place: Place::Sysctl { name },
         hooks: Vec::new(),
-        does: Use { mark: Mark::Packet, does, bits: u32::MAX, value: None },
+        usage: Use { mark: Mark::Packet, action, bits: u32::MAX, value: None },
         comment: None,
     };
     let is_on = |key: &str| sysctl::value(key).is_some_and(|value| value != 0);
     let name = |key: &str| format!("net.{}", key.replace('/', "."));
     let copies = COPIES.into_iter().filter(|key| is_on(key));
-    let mut found: Vec<Entry> = copies.map(|key| entry(name(key), Does::Copies, false)).collect();
+    let mut found: Vec<Entry> = copies.map(|key| entry(name(key), Action::Copies, false)).collect();
     let all = [("all", false), ("default", false)].into_iter();
     let each = links.iter().map(|link| (link.name.as_str(), ours.contains(&link.index)));
     for (interface, ours) in all.chain(each) {
@@ -30,7 +30,7 @@ pub(crate) fn read(links: &[Link], ours: &BTreeSet<u32>) -> Vec<Entry> {
         let key = format!("ipv4/conf/{interface}/src_valid_mark");
         if is_on(&key) {
             let name = format!("net.ipv4.conf.{}.src_valid_mark", interface.replace('.', "/"));
-            found.push(entry(name, Does::LooksUp, ours));
+            found.push(entry(name, Action::LooksUp, ours));
         }
     }
     found

@@ -2,7 +2,7 @@
 //!
 //! Layouts: `include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h` and `linux/tc_act/tc_skbedit.h`.
 
-use super::{ChainKind, Does, Entry, Hook, Mark, Place, Point, Use, xtables};
+use super::{Action, ChainKind, Entry, Hook, Mark, Place, Point, Use, xtables};
 use crate::model::Link;
 use crate::netlink::Socket;
 use crate::netlink::uapi::*;
@@ -25,12 +25,12 @@ pub(crate) fn read(socket: &mut Socket, links: &[Link]) -> Vec<Entry> {
             request.message(RTM_GETTFILTER, NLM_F_REQUEST | NLM_F_DUMP, &body);
             // The interface has no clsact qdisc, or has been deleted meanwhile.
             let filters = socket.dump(&mut request, filter).unwrap_or_default();
-            let entry = |(what, does)| Entry {
+            let entry = |(what, usage)| Entry {
                 owner: format!("tc on {}", link.name),
                 ours: false,
                 place: Place::Tc { device: link.name.clone(), what },
                 hooks: vec![Hook { point, priority: 0, kind: ChainKind::Filter }],
-                does,
+                usage,
                 comment: None,
             };
             found.extend(filters.into_iter().flatten().map(entry));
@@ -77,28 +77,29 @@ fn filter(body: &[u8]) -> Option<Vec<(String, Use)>> {
 }
 
 /// The possible effect of a BPF program: any.
-const ANYTHING: Use = Use { mark: Mark::Packet, does: Does::Unknown, bits: u32::MAX, value: None };
+const ANYTHING: Use =
+    Use { mark: Mark::Packet, action: Action::Unknown, bits: u32::MAX, value: None };
 
 fn of_action(action: &[u8]) -> Option<(String, Use)> {
     let kind = find(action, TCA_ACT_KIND).map(string)?;
     let number = |attr| u32_at(find(find(action, TCA_ACT_OPTIONS)?, attr)?, 0);
-    let does = match kind.as_str() {
+    let usage = match kind.as_str() {
         "skbedit" => {
             let mask = number(TCA_SKBEDIT_MASK).unwrap_or(u32::MAX);
             xtables::written(Mark::Packet, number(TCA_SKBEDIT_MARK)?, mask)?
         }
-        "connmark" => Use { does: Does::Restores, ..ANYTHING },
+        "connmark" => Use { action: Action::Restores, ..ANYTHING },
         "bpf" => ANYTHING,
         _ => return None,
     };
-    Some((format!("action {kind}"), does))
+    Some((format!("action {kind}"), usage))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn filter_of(kind: &str, fill: impl FnOnce(&mut Writer)) -> Vec<(String, Does, u32)> {
+    fn filter_of(kind: &str, fill: impl FnOnce(&mut Writer)) -> Vec<(String, Action, u32)> {
         let mut w = Writer::default();
         w.str(TCA_KIND, kind);
         w.nest(TCA_OPTIONS, fill);
@@ -106,7 +107,7 @@ mod tests {
         body[8] = 7;
         body.extend_from_slice(w.as_bytes());
         let found = filter(&body).unwrap();
-        found.into_iter().map(|(what, u)| (what, u.does, u.bits)).collect()
+        found.into_iter().map(|(what, u)| (what, u.action, u.bits)).collect()
     }
 
     fn action(w: &mut Writer, kind: &str, fill: impl FnOnce(&mut Writer)) {
@@ -118,11 +119,11 @@ mod tests {
 
     #[test]
     fn filters_and_actions() {
-        assert_eq!(filter_of("fw", |_| {}), [("fw".into(), Does::ComparesWhole, u32::MAX)]);
+        assert_eq!(filter_of("fw", |_| {}), [("fw".into(), Action::ComparesWhole, u32::MAX)]);
         let masked = filter_of("fw", |w| w.u32(TCA_FW_MASK, 0xff));
-        assert_eq!(masked, [("fw".into(), Does::ComparesMasked, 0xff)]);
+        assert_eq!(masked, [("fw".into(), Action::ComparesMasked, 0xff)]);
         let program = filter_of("bpf", |w| w.str(TCA_BPF_NAME, "cil_from_netdev"));
-        assert_eq!(program, [("bpf cil_from_netdev".into(), Does::Unknown, u32::MAX)]);
+        assert_eq!(program, [("bpf cil_from_netdev".into(), Action::Unknown, u32::MAX)]);
         let edits = filter_of("matchall", |w| {
             w.nest(TCA_MATCHALL_ACT, |w| {
                 action(w, "skbedit", |w| {
@@ -131,11 +132,11 @@ mod tests {
                 });
             });
         });
-        assert_eq!(edits, [("action skbedit".into(), Does::Sets, 0xf)]);
+        assert_eq!(edits, [("action skbedit".into(), Action::Sets, 0xf)]);
         let restores = filter_of("flower", |w| {
             w.nest(TCA_FLOWER_ACT, |w| action(w, "connmark", |_| {}));
         });
-        assert_eq!(restores, [("action connmark".into(), Does::Restores, u32::MAX)]);
+        assert_eq!(restores, [("action connmark".into(), Action::Restores, u32::MAX)]);
         assert_eq!(filter_of("u32", |_| {}), []);
         assert_eq!(filter(&[0; 4]), None);
     }

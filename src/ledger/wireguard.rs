@@ -5,7 +5,7 @@
 
 use nix::errno::Errno;
 
-use super::{Does, Entry, Mark, Place, Use};
+use super::{Action, Entry, Mark, Place, Use};
 use crate::model::Link;
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, find, u16_at, u32_at};
@@ -55,13 +55,13 @@ fn mark(body: &[u8]) -> Option<u32> {
 }
 
 fn entry(device: &str, mark: u32) -> Entry {
-    let does = Does::Overwrites;
+    let action = Action::Overwrites;
     Entry {
         owner: format!("WireGuard {device}"),
         ours: false,
         place: Place::WireGuard { device: device.into() },
         hooks: Vec::new(),
-        does: Use { mark: Mark::Packet, does, bits: u32::MAX, value: Some(mark) },
+        usage: Use { mark: Mark::Packet, action, bits: u32::MAX, value: Some(mark) },
         comment: Some("its outer packets".into()),
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::{Does, Entry, Hook, Ledger, Mark, Place, Point, Unseen, Use};
+use super::{Action, Entry, Hook, Ledger, Mark, Place, Point, Unseen, Use};
 
 impl Mark {
     pub(crate) fn name(self) -> &'static str {
@@ -16,7 +16,7 @@ impl Mark {
     }
 }
 
-impl Does {
+impl Action {
     /// Text for a person.
     fn words(self) -> &'static str {
         match self {
@@ -138,8 +138,8 @@ impl Entry {
                 let _ = write!(line, " ({})", hooks_text(&self.hooks));
             }
         }
-        let Use { mark, does, bits, value } = self.does;
-        let _ = write!(line, ": {}, {} mark, bits {bits:#x}", does.words(), mark.name());
+        let Use { mark, action, bits, value } = self.usage;
+        let _ = write!(line, ": {}, {} mark, bits {bits:#x}", action.words(), mark.name());
         if let Some(value) = value {
             let _ = write!(line, ", value {value:#x}");
         }
@@ -158,8 +158,8 @@ struct Row<'a> {
     comments: BTreeSet<&'a str>,
 }
 
-/// Whether the entry is symroute's, owner, place without chain, hooks, mark, use, and bits.
-type RowKey<'a> = (bool, &'a str, Place, &'a [Hook], Mark, Does, u32);
+/// Whether the entry is symroute's, owner, place without chain, hooks, mark, action, and bits.
+type RowKey<'a> = (bool, &'a str, Place, &'a [Hook], Mark, Action, u32);
 
 impl Ledger {
     /// Groups the entries into rows. symroute's own rows come last.
@@ -167,12 +167,13 @@ impl Ledger {
         let mut rows: BTreeMap<RowKey<'_>, Row<'_>> = BTreeMap::new();
         for entry in &self.entries {
             let (chain, place) = entry.place.split();
-            let does = entry.does;
+            let usage = entry.usage;
             let owner = if entry.ours { "symroute" } else { &entry.owner };
-            let key = (entry.ours, owner, place, &entry.hooks[..], does.mark, does.does, does.bits);
+            let key =
+                (entry.ours, owner, place, &entry.hooks[..], usage.mark, usage.action, usage.bits);
             let row = rows.entry(key).or_default();
             row.chains.extend(chain);
-            row.values.extend(does.value);
+            row.values.extend(usage.value);
             row.comments.extend(entry.comment.as_deref());
         }
         rows
@@ -182,7 +183,7 @@ impl Ledger {
     pub(crate) fn to_table(&self) -> String {
         let head = ["OWNER", "MARK", "BITS", "DOES", "WHERE", "HOOK"].map(String::from);
         let mut lines = vec![head];
-        for ((_, owner, place, hooks, mark, does, bits), row) in self.rows() {
+        for ((_, owner, place, hooks, mark, action, bits), row) in self.rows() {
             let chains = match row.chains.len() {
                 0 => String::new(),
                 1..=2 => format!(" {}", row.chains.iter().copied().collect::<Vec<_>>().join(", ")),
@@ -195,7 +196,7 @@ impl Ledger {
                 owner.into(),
                 mark.name().into(),
                 format!("{bits:#x}"),
-                does.words().into(),
+                action.words().into(),
                 place.name() + &chains,
                 hooks_text(hooks),
             ]);
@@ -214,7 +215,7 @@ impl Ledger {
     /// A JSON array for programs.
     pub(crate) fn to_json(&self) -> Value {
         let row = |(key, row): (RowKey<'_>, Row<'_>)| {
-            let (ours, owner, place, hooks, mark, does, bits) = key;
+            let (ours, owner, place, hooks, mark, action, bits) = key;
             let hook = |hook: &Hook| json!({"point": hook.point.name(), "priority": hook.priority});
             let hex = |number: u32| format!("{number:#x}");
             json!({
@@ -222,7 +223,7 @@ impl Ledger {
                 "ours": ours,
                 "mark": mark.name(),
                 "bits": hex(bits),
-                "does": does.key(),
+                "does": action.key(),
                 "values": row.values.into_iter().map(hex).collect::<Vec<_>>(),
                 "place": place.to_json(),
                 "chains": row.chains,
@@ -255,7 +256,12 @@ mod tests {
             ours: owner == "symroute",
             place: Place::Nftables { family: "ip", table: "mangle".into(), chain: chain.into() },
             hooks: vec![Hook { point: Point::Forward, priority: 0, kind: ChainKind::Filter }],
-            does: Use { mark: Mark::Packet, does: Does::Sets, bits: 0x10000, value: Some(0x10000) },
+            usage: Use {
+                mark: Mark::Packet,
+                action: Action::Sets,
+                bits: 0x10000,
+                value: Some(0x10000),
+            },
             comment: Some("a reason".into()),
         }
     }

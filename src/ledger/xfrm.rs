@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use super::{Does, Entry, Mark, Place, Use, xtables};
+use super::{Action, Entry, Mark, Place, Use, xtables};
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Writer, attrs, ip, u16_at, u32_at};
 use crate::netlink::{Error, Socket};
@@ -78,16 +78,16 @@ fn entries(what: &str, attributes: &[u8]) -> Vec<Entry> {
     }
     // With mask 0 the kernel changes no bit (`xfrm_smark_get`, `include/net/xfrm.h`).
     let written = set.filter(|_| mask != 0).and_then(|v| xtables::written(Mark::Packet, v, mask));
-    uses.extend(written.map(|written| match written.does {
-        Does::Clears => Use { value: Some(0), ..written },
+    uses.extend(written.map(|written| match written.action {
+        Action::Clears => Use { value: Some(0), ..written },
         _ => written,
     }));
-    let entry = |does| Entry {
+    let entry = |usage| Entry {
         owner: "IPsec".into(),
         ours: false,
         place: Place::Xfrm { what: what.into() },
         hooks: Vec::new(),
-        does,
+        usage,
         comment: None,
     };
     uses.into_iter().map(entry).collect()
@@ -106,9 +106,9 @@ mod tests {
         body
     }
 
-    fn rows(entries: Option<Vec<Entry>>) -> Vec<(String, Does, u32)> {
+    fn rows(entries: Option<Vec<Entry>>) -> Vec<(String, Action, u32)> {
         let row = |e: Entry| match e.place {
-            Place::Xfrm { what } => (what, e.does.does, e.does.bits),
+            Place::Xfrm { what } => (what, e.usage.action, e.usage.bits),
             other => panic!("{other:?}"),
         };
         entries.unwrap().into_iter().map(row).collect()
@@ -123,7 +123,7 @@ mod tests {
         body[SELECTOR_PREFIXES..SELECTOR_PREFIXES + 2].copy_from_slice(&[16, 24]);
         body[DIRECTION] = 1;
         let what = "policy out 10.0.0.0/24 -> 10.1.0.0/16".to_string();
-        let wanted = [(what.clone(), Does::ComparesMasked, 0xff), (what, Does::Sets, 0xf00)];
+        let wanted = [(what.clone(), Action::ComparesMasked, 0xff), (what, Action::Sets, 0xf00)];
         assert_eq!(rows(policy(&with_marks(body))), wanted);
         let mut body = vec![0; STATE];
         body[STATE_DESTINATION..STATE_DESTINATION + 4].copy_from_slice(&[192, 0, 2, 1]);

@@ -3,7 +3,7 @@
 //! Layouts: `xt_mark.h`, `xt_connmark.h`, `xt_TPROXY.h` and `xt_socket.h` of
 //! `include/uapi/linux/netfilter`; the arithmetic: `net/netfilter/xt_{mark,connmark,TPROXY}.c`.
 
-use super::{Does, Mark, Use};
+use super::{Action, Mark, Use};
 use crate::netlink::wire::u32_at;
 
 /// `XT_CONNMARK_SET`, `_SAVE` and `_RESTORE`.
@@ -32,47 +32,47 @@ impl Shift {
 /// `mask`. `None` if no bit changes.
 pub(crate) fn written(of: Mark, value: u32, mask: u32) -> Option<Use> {
     let bits = mask | value;
-    let does = match (bits, value) {
+    let action = match (bits, value) {
         (0, _) => return None,
-        (u32::MAX, _) => Does::Overwrites,
-        (_, 0) => Does::Clears,
-        _ => Does::Sets,
+        (u32::MAX, _) => Action::Overwrites,
+        (_, 0) => Action::Clears,
+        _ => Action::Sets,
     };
-    Some(Use { mark: of, does, bits, value: Some(value) })
+    Some(Use { mark: of, action, bits, value: Some(value) })
 }
 
 /// The uses when a rule writes the bits `bits` of a mark: it copies the bits `other` from the other mark, and
 /// sets the rest to `constant`, if known.
 pub(crate) fn merged(of: Mark, bits: u32, other: u32, constant: Option<u32>) -> Vec<Use> {
     let copy = match of {
-        Mark::Packet => Does::Restores,
-        Mark::Connection => Does::Saves,
+        Mark::Packet => Action::Restores,
+        Mark::Connection => Action::Saves,
     };
-    let copied = Use { mark: of, does: copy, bits: other, value: None };
+    let copied = Use { mark: of, action: copy, bits: other, value: None };
     // If a whole mark is partly copied, its value counts as known only if it is not 0.
     let value = constant.filter(|&constant| other == 0 || constant != 0);
     let rest = bits & !other;
-    let does = match (bits, rest, constant) {
+    let action = match (bits, rest, constant) {
         (_, 0, _) => None,
-        (u32::MAX, ..) => Some((Does::Overwrites, u32::MAX)),
-        (.., Some(0)) => Some((Does::Clears, rest)),
-        _ => Some((Does::Sets, rest)),
+        (u32::MAX, ..) => Some((Action::Overwrites, u32::MAX)),
+        (.., Some(0)) => Some((Action::Clears, rest)),
+        _ => Some((Action::Sets, rest)),
     };
-    let written = does.map(|(does, bits)| Use { mark: of, does, bits, value });
+    let written = action.map(|(action, bits)| Use { mark: of, action, bits, value });
     (other != 0).then_some(copied).into_iter().chain(written).collect()
 }
 
 /// The uses of `--save-mark` and `--restore-mark`: they copy the bits `from` of one mark to the bits `to` of
 /// the other.
-pub(crate) fn copied(does: Does, from: u32, to: u32) -> Vec<Use> {
-    let mark = if does == Does::Saves { Mark::Connection } else { Mark::Packet };
+pub(crate) fn copied(action: Action, from: u32, to: u32) -> Vec<Use> {
+    let mark = if action == Action::Saves { Mark::Connection } else { Mark::Packet };
     merged(mark, from | to, from, Some(0))
 }
 
 /// The use `(mark & mask) == value`; `None` if `mask` is 0.
 pub(crate) fn compared(of: Mark, value: u32, mask: u32) -> Option<Use> {
-    let does = if mask == u32::MAX { Does::ComparesWhole } else { Does::ComparesMasked };
-    (mask != 0).then_some(Use { mark: of, does, bits: mask, value: Some(value) })
+    let action = if mask == u32::MAX { Action::ComparesWhole } else { Action::ComparesMasked };
+    (mask != 0).then_some(Use { mark: of, action, bits: mask, value: Some(value) })
 }
 
 /// The uses of marks by a target of iptables.
@@ -94,16 +94,16 @@ fn parse_target(name: &str, revision: u32, info: &[u8]) -> Option<Vec<Use>> {
             };
             match mode {
                 SET => written(Mark::Connection, first, second).into_iter().collect(),
-                SAVE => copied(Does::Saves, shift.moved(packet), second),
-                RESTORE => copied(Does::Restores, shift.moved(second), packet),
+                SAVE => copied(Action::Saves, shift.moved(packet), second),
+                RESTORE => copied(Action::Restores, shift.moved(second), packet),
                 _ => return None,
             }
         }
         // TPROXY has the mask first.
         ("TPROXY", 0 | 1) => written(Mark::Packet, second, first).into_iter().collect(),
         ("HMARK", _) => {
-            let (mark, does) = (Mark::Packet, Does::Overwrites);
-            vec![Use { mark, does, bits: u32::MAX, value: None }]
+            let (mark, action) = (Mark::Packet, Action::Overwrites);
+            vec![Use { mark, action, bits: u32::MAX, value: None }]
         }
         _ => return None,
     };
@@ -116,8 +116,8 @@ pub(crate) fn of_match(name: &str, revision: u32, info: &[u8]) -> Option<Use> {
         ("mark", 1) => Mark::Packet,
         ("connmark", 1) => Mark::Connection,
         ("socket", 3) if info.first()? & RESTORE_SOCKET_MARK != 0 => {
-            let (mark, does) = (Mark::Packet, Does::Overwrites);
-            return Some(Use { mark, does, bits: u32::MAX, value: None });
+            let (mark, action) = (Mark::Packet, Action::Overwrites);
+            return Some(Use { mark, action, bits: u32::MAX, value: None });
         }
         _ => return None,
     };
@@ -135,47 +135,47 @@ mod tests {
 
     #[test]
     fn targets() {
-        let does = |name, revision, info: &[u8]| {
+        let first_use = |name, revision, info: &[u8]| {
             let uses = of_target(name, revision, info);
             assert!(uses.len() <= 1, "{uses:?}");
-            uses.first().map(|u| (u.mark, u.does, u.bits))
+            uses.first().map(|u| (u.mark, u.action, u.bits))
         };
-        let set = Some((Mark::Packet, Does::Sets, 0x4000));
-        assert_eq!(does("MARK", 2, &info(&[0x4000, 0x4000], &[])), set);
+        let set = Some((Mark::Packet, Action::Sets, 0x4000));
+        assert_eq!(first_use("MARK", 2, &info(&[0x4000, 0x4000], &[])), set);
         // --xor-mark
-        assert_eq!(does("MARK", 2, &info(&[0x4000, 0], &[])), set);
-        let whole = Some((Mark::Packet, Does::Overwrites, u32::MAX));
-        assert_eq!(does("MARK", 2, &info(&[7, u32::MAX], &[])), whole);
-        let cleared = Some((Mark::Packet, Does::Clears, 0x300));
-        assert_eq!(does("MARK", 2, &info(&[0, 0x300], &[])), cleared);
+        assert_eq!(first_use("MARK", 2, &info(&[0x4000, 0], &[])), set);
+        let whole = Some((Mark::Packet, Action::Overwrites, u32::MAX));
+        assert_eq!(first_use("MARK", 2, &info(&[7, u32::MAX], &[])), whole);
+        let cleared = Some((Mark::Packet, Action::Clears, 0x300));
+        assert_eq!(first_use("MARK", 2, &info(&[0, 0x300], &[])), cleared);
         let connmark = |mode| info(&[0x80, 0x80, 0x80], &[mode, 0, 0, 0]);
         for (mode, mark, kind) in [
-            (SET, Mark::Connection, Does::Sets),
-            (SAVE, Mark::Connection, Does::Saves),
-            (RESTORE, Mark::Packet, Does::Restores),
+            (SET, Mark::Connection, Action::Sets),
+            (SAVE, Mark::Connection, Action::Saves),
+            (RESTORE, Mark::Packet, Action::Restores),
         ] {
-            assert_eq!(does("CONNMARK", 1, &connmark(mode)), Some((mark, kind, 0x80)));
+            assert_eq!(first_use("CONNMARK", 1, &connmark(mode)), Some((mark, kind, 0x80)));
         }
         // --left-shift-mark 8
         let shifted = info(&[0, 0xff00, 0xff], &[0, 8, SAVE, 0]);
-        let saved = Some((Mark::Connection, Does::Saves, 0xff00));
-        assert_eq!(does("CONNMARK", 2, &shifted), saved);
+        let saved = Some((Mark::Connection, Action::Saves, 0xff00));
+        assert_eq!(first_use("CONNMARK", 2, &shifted), saved);
         let proxy = info(&[0xff, 0x1, 0, 0, 0, 0], &[]);
-        assert_eq!(does("TPROXY", 1, &proxy), Some((Mark::Packet, Does::Sets, 0xff)));
+        assert_eq!(first_use("TPROXY", 1, &proxy), Some((Mark::Packet, Action::Sets, 0xff)));
         // --restore-mark --nfmask 0xffff --ctmask 0xff
         let partly = of_target("CONNMARK", 1, &info(&[0, 0xff, 0xffff], &[RESTORE, 0, 0, 0]));
-        let partly: Vec<_> = partly.iter().map(|u| (u.does, u.bits)).collect();
-        assert_eq!(partly, [(Does::Restores, 0xff), (Does::Clears, 0xff00)]);
-        assert_eq!(does("MARK", 2, &[1, 2]), None);
-        assert_eq!(does("DNAT", 2, &info(&[7, 7, 7], &[])), None);
+        let partly: Vec<_> = partly.iter().map(|u| (u.action, u.bits)).collect();
+        assert_eq!(partly, [(Action::Restores, 0xff), (Action::Clears, 0xff00)]);
+        assert_eq!(first_use("MARK", 2, &[1, 2]), None);
+        assert_eq!(first_use("DNAT", 2, &info(&[7, 7, 7], &[])), None);
     }
 
     #[test]
     fn matches() {
         let masked = of_match("mark", 1, &info(&[0x4000, 0x4000, 0], &[])).unwrap();
-        assert_eq!((masked.does, masked.bits), (Does::ComparesMasked, 0x4000));
+        assert_eq!((masked.action, masked.bits), (Action::ComparesMasked, 0x4000));
         let whole = of_match("connmark", 1, &info(&[1, u32::MAX, 1], &[])).unwrap();
-        assert_eq!((whole.mark, whole.does), (Mark::Connection, Does::ComparesWhole));
+        assert_eq!((whole.mark, whole.action), (Mark::Connection, Action::ComparesWhole));
         assert_eq!(of_match("mark", 1, &[0; 3]), None);
         assert_eq!(of_match("tcp", 0, &[0; 12]), None);
     }
