@@ -49,9 +49,9 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// The directory of a pod's network namespace does not exist here, as in a container without it.
-    OutOfSight(String),
+    NamespaceNotVisible(String),
     /// The namespace at this path is not that of a pod.
-    NoPod(String),
+    NotAPod(String),
     /// A pod has more objects of one kind than the limit.
     TooMany {
         /// Kind of the objects, in the plural.
@@ -121,10 +121,10 @@ impl Error {
             Self::Namespace { .. } => {
                 Some("run as root, with the capabilities CAP_SYS_ADMIN and CAP_SYS_PTRACE")
             }
-            Self::OutOfSight(_) => {
+            Self::NamespaceNotVisible(_) => {
                 Some("run \"symroutectl down --force\" on the node, or end the pod")
             }
-            Self::NoPod(_) => Some(
+            Self::NotAPod(_) => Some(
                 "the path has to lead to the network namespace of a pod that runs, not to the node's",
             ),
             Self::TooMany { .. } => Some("\"scope\": \"host\" does not look into pods"),
@@ -149,11 +149,11 @@ impl fmt::Display for Error {
             Self::Namespace { path, source } => {
                 write!(f, "enter the network namespace {path}: {source}")
             }
-            Self::OutOfSight(path) => write!(
+            Self::NamespaceNotVisible(path) => write!(
                 f,
                 "the network namespace {path} can't be seen from here: that pod keeps its data plane"
             ),
-            Self::NoPod(path) => write!(f, "{path}: not the network namespace of a pod"),
+            Self::NotAPod(path) => write!(f, "{path}: not the network namespace of a pod"),
             Self::TooMany { what, count, most } => {
                 write!(f, "the pod has {count} {what}, and no more than {most} are looked at")
             }

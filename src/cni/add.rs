@@ -75,7 +75,7 @@ pub(super) fn add(request: &Request<'_>) -> Result<String, Failure> {
 
 /// Reconciles the whole node after an ADD has answered, unless the last full reconcile, by an agent or
 /// by an ADD, is less than a minute old. Skips it while another process reconciles the node.
-pub(super) fn look_if_overdue() {
+pub(super) fn reconcile_if_overdue() {
     if !Node::is_overdue(&State::new(names::STATE_DIR)) {
         return;
     }

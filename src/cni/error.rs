@@ -81,7 +81,7 @@ impl From<Error> for Failure {
             Error::Config(_) | Error::Disagreement { .. } | Error::TooMany { .. } => Code::Config,
             Error::Kernel { .. } | Error::Sysctl { .. } | Error::Iptables { .. } => Code::Kernel,
             Error::State(_) => Code::State,
-            Error::Namespace { .. } | Error::NoPod(_) | Error::OutOfSight(_) => {
+            Error::Namespace { .. } | Error::NotAPod(_) | Error::NamespaceNotVisible(_) => {
                 Code::NetworkNamespace
             }
             Error::Busy { .. } | Error::XtablesLock { .. } => Code::TryAgain,

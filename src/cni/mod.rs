@@ -45,7 +45,7 @@ pub fn run(environment: &Environment) -> u8 {
         return 1;
     }
     if environment.command == Command::Add.name() && code == 0 {
-        add::look_if_overdue();
+        add::reconcile_if_overdue();
     }
     code
 }

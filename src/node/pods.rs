@@ -139,7 +139,7 @@ pub(crate) fn end_all(node: &State) -> Result<Vec<Error>, crate::state::Error> {
 
 fn end(node: &State, pod: &State) -> Result<(), Error> {
     if let Some(known) = pod.namespace()?.filter(|known| is_out_of_sight(&known.path)) {
-        return Err(Error::OutOfSight(known.path));
+        return Err(Error::NamespaceNotVisible(known.path));
     }
     let attachments = pod.attachments()?;
     for attachment in attachments.readable {
@@ -290,13 +290,13 @@ pub(crate) fn enter(node: &State, path: &str) -> Result<Node, Error> {
 /// Opens the namespace of a running pod.
 /// Error: it has gone, or the path leads to the node's own namespace.
 fn open_living(path: &str) -> Result<Netns, Error> {
-    open(path)?.ok_or_else(|| Error::NoPod(path.into()))
+    open(path)?.ok_or_else(|| Error::NotAPod(path.into()))
 }
 
 /// Opens the namespace of a pod that ends; none if it has gone or the path leads to the node's own namespace.
 fn open_if_there(path: &str) -> Result<Option<Netns>, Error> {
     match open(path) {
-        Err(Error::NoPod(_)) => Ok(None),
+        Err(Error::NotAPod(_)) => Ok(None),
         opened => opened,
     }
 }
@@ -307,7 +307,7 @@ fn open(path: &str) -> Result<Option<Netns>, Error> {
     let failed = Error::namespace(path);
     let Some(netns) = Netns::open(path).map_err(&failed)? else { return Ok(None) };
     if netns.is_own().map_err(&failed)? {
-        return Err(Error::NoPod(path.into()));
+        return Err(Error::NotAPod(path.into()));
     }
     Ok(Some(netns))
 }
