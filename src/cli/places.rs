@@ -80,6 +80,6 @@ pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
 fn primary(root: &Path, conf_dir: &Path) -> Option<String> {
     let places = Places { conf_dir: below(root, conf_dir), ..Places::default() };
     let folder = Directory::at(places).read().ok()?;
-    let network = folder.network(folder.in_force()?).ok()?;
+    let network = folder.network(folder.taken_by_runtime()?).ok()?;
     network.plugins.first().map(|plugin| plugin.kind.clone())
 }

@@ -166,7 +166,7 @@ pub(crate) fn decide(folder: &Folder, wanted: &Wanted) -> View {
             folder.set_aside.join(", ")
         ));
     }
-    let taken = folder.in_force().filter(|taken| *taken != file && !is_own(taken));
+    let taken = folder.taken_by_runtime().filter(|taken| *taken != file && !is_own(taken));
     if let Some(taken) = taken {
         // Multus calls the primary's file itself.
         if folder.network(taken).is_ok_and(|network| !network.is_multus()) {
@@ -340,7 +340,7 @@ fn mended(
 
 /// Ready, or waiting if a Multus file that comes first has an older copy of this list without our entry.
 fn delegated(folder: &Folder, file: &str, network: &Network<'_>) -> State {
-    let stale = folder.in_force().filter(|first| *first != file).filter(|first| {
+    let stale = folder.taken_by_runtime().filter(|first| *first != file).filter(|first| {
         folder
             .network(first)
             .is_ok_and(|first| first.is_multus() && first.delegates_without_us(&network.name))

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::decide::{Edit, Reason, State, View, decide};
 use super::folder::{Content, Folder, is_own, is_read, is_set_aside};
-use super::program::{goes_where_the_runtime_looks, is_in_place};
+use super::program::{check_plugin_directory, is_in_place};
 use super::removal::{Removal, removal};
 use super::replace::{self, Done};
 use super::store::{self, Store};
@@ -143,7 +143,7 @@ impl Directory {
         gate: Option<&mut (dyn Gate + '_)>,
     ) -> Result<View, Error> {
         let mut view = self.examine(wanted)?;
-        self.check(&mut view, goes_where_the_runtime_looks);
+        self.check(&mut view, check_plugin_directory);
         pass(&mut view, self.path(), gate, |gate, network| gate.fits(network));
         Ok(view)
     }
@@ -166,11 +166,11 @@ impl Directory {
         let _lock = self.store.lock()?;
         let folder = self.read()?;
         let mut found = decide(&folder, wanted);
-        if let Some(refusal) = self.fight(&found) {
+        if let Some(refusal) = self.refusal_after_losses(&found) {
             found.refuse(refusal);
         }
         replace::clean(self.path())?;
-        self.check(&mut found, goes_where_the_runtime_looks);
+        self.check(&mut found, check_plugin_directory);
         self.check(&mut found, is_in_place);
         pass(&mut found, self.path(), gate.as_deref_mut(), |gate, network| gate.open(network));
         if found.state.reason().is_none() && wanted.or(&folder.last) != folder.last {
@@ -297,7 +297,7 @@ impl Directory {
     }
 
     /// The refusal if `add` has restored our entry too often of late.
-    fn fight(&self, view: &View) -> Option<Reason> {
+    fn refusal_after_losses(&self, view: &View) -> Option<Reason> {
         let [Edit::Write { file, .. }, ..] = view.edits.as_slice() else { return None };
         let path = self.path().join(file);
         let missing = view.state == State::Missing;
@@ -328,7 +328,7 @@ fn pass(
     ask: impl FnOnce(&mut dyn Gate, &NetworkConfig) -> Result<(), Reason>,
 ) {
     let Some(gate) = gate else { return };
-    let said = match view.promises(dir) {
+    let said = match view.added_settings(dir) {
         Ok(Some(network)) => ask(gate, &network),
         Ok(None) => Ok(()),
         Err(reason) => Err(reason),

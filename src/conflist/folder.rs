@@ -70,7 +70,7 @@ impl Folder {
 
     /// The file that the runtime takes: the first by name that has a network or, if the configuration names a
     /// network, that one. (If an unreadable file comes first, containerd takes none; CRI-O and podman go on.)
-    pub(crate) fn in_force(&self) -> Option<&str> {
+    pub(crate) fn taken_by_runtime(&self) -> Option<&str> {
         let wanted = |found: Network<'_>| self.network.as_ref().is_none_or(|n| *n == found.name);
         self.files.keys().map(String::as_str).find(|file| self.network(file).is_ok_and(wanted))
     }

@@ -24,7 +24,7 @@ pub(crate) trait Gate: Debug + Send {
 impl View {
     /// The settings of the entry that the edits add or change; `None` if they add none, or if the settings
     /// serve only pods. Error: settings that an ADD would refuse.
-    pub(super) fn promises(&self, dir: &Path) -> Result<Option<NetworkConfig>, Reason> {
+    pub(super) fn added_settings(&self, dir: &Path) -> Result<Option<NetworkConfig>, Reason> {
         let entry = self.edits.iter().find_map(|edit| {
             let Edit::Write { file, text, .. } = edit else { return None };
             let network = Network::parse(file, text.as_bytes()).ok()?;

@@ -25,7 +25,7 @@ fn primary_of(view: &View) -> Option<String> {
 
 /// Checks that the runtime looks for the primary plugin in the directory of symroute's program. Error: the
 /// runtime looks elsewhere, and the remedy.
-pub(super) fn goes_where_the_runtime_looks(places: &Places, view: &View) -> Result<(), Reason> {
+pub(super) fn check_plugin_directory(places: &Places, view: &View) -> Result<(), Reason> {
     let Some(primary) = primary_of(view) else { return Ok(()) };
     let Some(dir) = &places.plugins else { return directories(places, &primary).map(drop) };
     // Not followed: a link may lead to a path outside of the agent's container.
