@@ -13,7 +13,7 @@ use crate::names::PROGRAM;
 use crate::plain_file::{self, Links};
 
 /// Maximum size of the binary in bytes.
-const LONGEST: u64 = 64 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Metadata of a file that change when its content changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl ManagedFile for Binary {
         // one. So a rename in the same directory replaces the file.
         let temporary = self.folder.join(format!(".{PROGRAM}.new"));
         let copy = |temporary: &Path| {
-            let mut from = plain_file::open(&self.from, Links::Followed)?.take(LONGEST);
+            let mut from = plain_file::open(&self.from, Links::Followed)?.take(MAX_BYTES);
             let mut to = plain_file::create(temporary)?;
             io::copy(&mut from, &mut to)?;
             to.set_permissions(fs::Permissions::from_mode(0o755))
@@ -86,9 +86,9 @@ impl ManagedFile for Binary {
     }
 }
 
-/// Reads a file of at most [`LONGEST`] bytes.
+/// Reads a file of at most [`MAX_BYTES`] bytes.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    plain_file::read(path, LONGEST, Links::Followed)
+    plain_file::read(path, MAX_BYTES, Links::Followed)
 }
 
 fn look(path: &Path) -> io::Result<Look> {

@@ -73,13 +73,13 @@ impl Cause {
     }
 
     /// Whether the cause is not an event. The turn then also does the periodic work.
-    pub(crate) fn is_general(self) -> bool {
+    pub(crate) fn is_periodic(self) -> bool {
         matches!(self, Self::Start | Self::Resync | Self::Retry)
     }
 
     /// Whether a repair for this cause is no sign of damage by another program.
-    pub(crate) fn is_ordinary(self) -> bool {
-        self.is_general() || self == Self::Pods
+    pub(crate) fn is_no_damage(self) -> bool {
+        self.is_periodic() || self == Self::Pods
     }
 
     /// Whether the kernel may now accept a route that it refused before.

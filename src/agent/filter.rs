@@ -17,7 +17,7 @@ use crate::netlink::uapi::{IFF_UP, RT_TABLE_LOCAL};
 use crate::plan::offload::leads_to_pods;
 
 /// Kinds of interface that `auto` never takes as an uplink and of which a node has many.
-const OF_PODS: [&str; 3] = ["veth", "bridge", "dummy"];
+const POD_LINK_KINDS: [&str; 3] = ["veth", "bridge", "dummy"];
 
 /// Event of rtnetlink, reduced to the fields that the filter reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +88,7 @@ pub(crate) struct Filter {
     /// Interfaces that may become uplinks or are uplinks, by index.
     known: BTreeMap<u32, Shape>,
     /// Interfaces of pods by index, and whether a flowtable would take packets from them.
-    quiet: BTreeMap<u32, bool>,
+    pod_links: BTreeMap<u32, bool>,
     /// Whether a flowtable takes the packets of pods.
     pub(super) offloads: bool,
     /// Variant of iptables that marks; `None` where nftables marks.
@@ -123,23 +123,23 @@ impl Filter {
         let own = facts.addresses.iter().filter(|a| self.uplinks.contains(&a.link));
         self.own = own.map(|a| a.ip).collect();
         self.known.clear();
-        self.quiet.clear();
+        self.pod_links.clear();
         for link in &facts.links {
-            if self.is_quiet(link) {
-                self.quiet.insert(link.index, leads_to_pods(link));
+            if self.is_pod_link(link) {
+                self.pod_links.insert(link.index, leads_to_pods(link));
             } else {
                 self.known.insert(link.index, Shape::of(link, self.offloads));
             }
         }
     }
 
-    fn is_quiet(&self, link: &Link) -> bool {
+    fn is_pod_link(&self, link: &Link) -> bool {
         let named = || {
             let fits =
                 |p: &Pattern| matches!(p, Pattern::Name(glob) if Pattern::fits(glob, &link.name));
             self.names.iter().any(fits)
         };
-        let of_pods = link.kind.as_deref().is_some_and(|kind| OF_PODS.contains(&kind));
+        let of_pods = link.kind.as_deref().is_some_and(|kind| POD_LINK_KINDS.contains(&kind));
         let port = link.port_of.as_deref() == Some("bridge");
         (of_pods || port) && !self.uplinks.contains(&link.index) && !named()
     }
@@ -150,11 +150,13 @@ impl Filter {
             Event::Lost => Some(Cause::Lost),
             Event::Link(link) => self.link(&link),
             Event::Gone(index) => {
-                self.quiet.remove(&index);
+                self.pod_links.remove(&index);
                 let known = self.known.remove(&index).is_some();
                 (known || self.uplinks.contains(&index)).then_some(Cause::Links)
             }
-            Event::Address(link) => (!self.quiet.contains_key(&link)).then_some(Cause::Addresses),
+            Event::Address(link) => {
+                (!self.pod_links.contains_key(&link)).then_some(Cause::Addresses)
+            }
             Event::Route { table, prefix, links } => {
                 let ours = self.tables.as_ref().is_none_or(|tables| tables.contains(&table));
                 let wide = prefix <= 1 && !links.is_empty();
@@ -173,9 +175,9 @@ impl Filter {
     }
 
     fn link(&mut self, link: &Link) -> Option<Cause> {
-        if self.is_quiet(link) {
+        if self.is_pod_link(link) {
             let now = leads_to_pods(link);
-            let before = self.quiet.insert(link.index, now);
+            let before = self.pod_links.insert(link.index, now);
             let is_new = before.is_none();
             // The interface might have been an uplink until now, or kube-proxy begins to use IPVS.
             let matters = self.known.remove(&link.index).is_some()
@@ -185,7 +187,7 @@ impl Filter {
             let feeds = offloads && before.unwrap_or(false) != now;
             return matters.then_some(Cause::Links).or(feeds.then_some(Cause::Pods));
         }
-        self.quiet.remove(&link.index);
+        self.pod_links.remove(&link.index);
         let shape = Shape::of(link, self.offloads);
         // The kernel also reports changes of statistics, queues and the like.
         if self.known.get(&link.index) == Some(&shape) {

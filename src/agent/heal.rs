@@ -35,7 +35,7 @@ pub(crate) struct Healer {
     /// Steps that remained after a reconcile because the kernel refuses them.
     stuck: Vec<Operation>,
     /// Whether the agent gave the node up because the settings serve pods alone.
-    rested: bool,
+    gave_up_node: bool,
     /// Problems that are in the log already.
     noted: Vec<String>,
     pub(crate) repairs: Repairs,
@@ -54,7 +54,7 @@ impl Healer {
             wanted: None,
             minds_legacy: false,
             stuck: Vec::new(),
-            rested: false,
+            gave_up_node: false,
             noted: Vec::new(),
             repairs: Repairs::default(),
             tally: Tally::default(),
@@ -98,7 +98,7 @@ impl Healer {
         }
         self.tally.contested = contested;
         if let Some(node) = &self.node {
-            if causes.iter().any(|cause| cause.is_general()) {
+            if causes.iter().any(|cause| cause.is_periodic()) {
                 let swept = ended::sweep(&node.state, &self.cache);
                 status.say(Problem::Node, swept.map_err(|error| error.to_string()));
             }
@@ -130,7 +130,11 @@ impl Healer {
     }
 
     /// Gives the node up if the settings serve pods alone. Otherwise changes nothing.
-    fn let_go(&mut self, causes: &Causes, status: &mut Status) -> Result<(), Error> {
+    fn give_up_node_if_for_pods(
+        &mut self,
+        causes: &Causes,
+        status: &mut Status,
+    ) -> Result<(), Error> {
         let Some(wanted) = self.wanted.as_ref().filter(|wanted| !wanted.config.scope.host) else {
             return Ok(());
         };
@@ -141,14 +145,16 @@ impl Healer {
         {
             return self.compare(&record.into(), causes, status);
         }
-        (status.for_pods_alone, self.rested) = (true, true);
+        (status.for_pods_alone, self.gave_up_node) = (true, true);
         Ok(())
     }
 
     /// Brings the settings into force if they are not yet, then looks at the whole node.
     fn look(&mut self, causes: &Causes, status: &mut Status) -> Result<(), Error> {
-        let Some(target) = self.target()? else { return self.let_go(causes, status) };
-        let rested = std::mem::take(&mut self.rested);
+        let Some(target) = self.target()? else {
+            return self.give_up_node_if_for_pods(causes, status);
+        };
+        let gave_up_node = std::mem::take(&mut self.gave_up_node);
         crate::logging::start(&target.config.log);
         let node = open(&mut self.node)?;
         let record = node.state.record()?;
@@ -165,7 +171,7 @@ impl Healer {
         if !in_force {
             // A missing record was removed by another program, unless this agent has just started
             // or gave the node up itself.
-            let repair = record.is_none() && !causes.contains(&Cause::Start) && !rested;
+            let repair = record.is_none() && !causes.contains(&Cause::Start) && !gave_up_node;
             let enforced = enforce(node, &target, causes);
             self.tally.reconciled(enforced.is_ok());
             if repair && enforced.is_ok() {

@@ -20,9 +20,9 @@ use tokio::time::{sleep, timeout};
 
 /// Maximum number of open connections. One more ends the oldest, so that clients that open
 /// connections and send nothing do not keep the kubelet out.
-const CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 64;
 /// Maximum duration of a connection.
-const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_CONNECTION_TIME: Duration = Duration::from_secs(10);
 /// Pause after a failed accept, for example when the process has no file descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -57,7 +57,7 @@ pub(crate) async fn serve(listener: TcpListener, names: Vec<String>, answers: An
             continue;
         };
         open.retain(|connection| !connection.is_finished());
-        if open.len() >= CONNECTIONS {
+        if open.len() >= MAX_CONNECTIONS {
             open.pop_front().inspect(JoinHandle::abort);
         }
         open.push_back(spawn(connection(stream, Arc::clone(&names), Arc::clone(&answers))));
@@ -74,7 +74,8 @@ async fn connection(stream: TcpStream, names: Arc<Vec<String>>, answers: Answers
     let mut server = http1::Builder::new();
     server.keep_alive(false).max_buf_size(8 * 1024);
     // A client that closes the connection early is no fault of the agent.
-    let _ = timeout(PATIENCE, server.serve_connection(TokioIo::new(stream), service)).await;
+    let _ =
+        timeout(MAX_CONNECTION_TIME, server.serve_connection(TokioIo::new(stream), service)).await;
 }
 
 /// Whether the agent accepts this `Host` header. A web page could point its own domain at the

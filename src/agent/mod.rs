@@ -43,7 +43,7 @@ use notify::Manager;
 use status::{Board, Status};
 
 /// `/healthz` fails when the loop has not turned for this long.
-const DEAD: Duration = Duration::from_secs(60);
+const MAX_BEAT_AGE: Duration = Duration::from_secs(60);
 /// Maximum time that the loop waits for an event.
 const BEAT: Duration = Duration::from_secs(10);
 
@@ -153,7 +153,7 @@ fn at_once(shared: &Shared, path: &str) -> Option<Answer> {
         "/healthz" => {
             let since = lock(&shared.beat).elapsed();
             let text = format!("the loop turned {} s ago\n", since.as_secs());
-            Some(Answer { well: since < DEAD, text })
+            Some(Answer { well: since < MAX_BEAT_AGE, text })
         }
         "/readyz" => {
             let board = lock(&shared.board);
@@ -178,7 +178,7 @@ struct Loop {
     /// Causes that wait until `until`, because another program undoes the repairs again and again.
     deferred: Causes,
     until: Option<Instant>,
-    told_ready: bool,
+    reported_ready: bool,
 }
 
 impl Loop {
@@ -195,22 +195,22 @@ impl Loop {
             failures: 0,
             deferred: Causes::new(),
             until: None,
-            told_ready: false,
+            reported_ready: false,
         }
     }
 
     async fn run(mut self) -> Result<(), String> {
         loop {
-            let woken = timeout(self.patience(), self.shared.pending.added()).await.is_ok();
+            let woken = timeout(self.max_wait(), self.shared.pending.added()).await.is_ok();
             *lock(&self.shared.beat) = Instant::now();
-            self.manager.tell("WATCHDOG=1");
+            self.manager.notify("WATCHDOG=1");
             if self.shared.stop.load(std::sync::atomic::Ordering::Relaxed) {
-                self.manager.tell("STOPPING=1");
+                self.manager.notify("STOPPING=1");
                 log::info!("agent: a signal ends it; what is in force stays");
                 return Ok(());
             }
             if woken {
-                settle(&self.shared.pending).await;
+                gather_events(&self.shared.pending).await;
             }
             let causes = self.due();
             if causes.is_empty() {
@@ -223,7 +223,7 @@ impl Loop {
     }
 
     /// Maximum time to wait for a cause: until the next resync, retry, deferred turn or beat.
-    fn patience(&self) -> Duration {
+    fn max_wait(&self) -> Duration {
         let dates = [Some(self.next_resync), self.next_retry, self.until];
         let now = Instant::now();
         let until = |date: Instant| date.saturating_duration_since(now);
@@ -252,7 +252,7 @@ impl Loop {
 
     async fn turn(&mut self, mut healer: Healer, causes: Causes) -> Result<Duration, String> {
         let begin = Instant::now();
-        let all = causes.iter().any(|cause| cause.is_general());
+        let all = causes.iter().any(|cause| cause.is_periodic());
         let turned = spawn_blocking(move || {
             let status = healer.turn(&causes);
             (healer, status)
@@ -285,18 +285,18 @@ impl Loop {
         }
         let mut board = lock(&self.shared.board);
         board.update(status);
-        if !self.told_ready {
+        if !self.reported_ready {
             // Also with invalid settings: a restart would not repair those.
-            self.manager.tell("READY=1");
-            self.told_ready = true;
+            self.manager.notify("READY=1");
+            self.reported_ready = true;
         }
         let text = board.unready().first().map_or("ready".into(), |text| text.replace('\n', " "));
-        self.manager.tell(&format!("STATUS={text}"));
+        self.manager.notify(&format!("STATUS={text}"));
     }
 }
 
 /// Waits for further causes until none arrives for [`pace::QUIET`], at most [`pace::CEILING`].
-async fn settle(pending: &Pending) {
+async fn gather_events(pending: &Pending) {
     let end = Instant::now() + pace::CEILING;
     loop {
         let left = end.saturating_duration_since(Instant::now()).min(pace::QUIET);

@@ -22,7 +22,7 @@ impl Manager {
     }
 
     /// Sends lines like `READY=1`.
-    pub(crate) fn tell(&self, text: &str) {
+    pub(crate) fn notify(&self, text: &str) {
         if let Some((socket, address)) = &self.0 {
             // The agent works without a manager, so a manager that has ended is no error.
             let _ = socket.send_to_addr(text.as_bytes(), address);

@@ -40,7 +40,7 @@ pub(crate) struct Repairs(BTreeMap<Cause, VecDeque<Instant>>);
 
 impl Repairs {
     pub(crate) fn made(&mut self, causes: &Causes, now: Instant) {
-        for &cause in causes.iter().filter(|cause| !cause.is_ordinary()) {
+        for &cause in causes.iter().filter(|cause| !cause.is_no_damage()) {
             let times = self.0.entry(cause).or_default();
             times.push_back(now);
             // This many are enough to see that the cause is contested.
@@ -77,14 +77,14 @@ pub(crate) struct Rewrites(VecDeque<Instant>);
 
 impl Rewrites {
     /// Maximum number of rewrites within [`Self::WITHIN`].
-    const MOST: usize = 5;
+    const MAX_REWRITES: usize = 5;
     /// Time for which a rewrite counts.
     const WITHIN: Duration = Duration::from_secs(120);
 
     /// Whether the agent may rewrite the file now.
     pub(crate) fn allow(&mut self, now: Instant) -> bool {
         self.0.retain(|&at| now.saturating_duration_since(at) < Self::WITHIN);
-        self.0.len() < Self::MOST
+        self.0.len() < Self::MAX_REWRITES
     }
 
     /// Notes that the agent rewrote the file.

@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 use crate::agent::cause::Cause;
 
 /// Time without an event after which missing watches are tried again.
-const AGAIN: Duration = Duration::from_secs(30);
+const REARM_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A directory to watch, and the cause that a change in it gives.
 #[derive(Debug, Clone)]
@@ -113,7 +113,7 @@ impl Watches {
         loop {
             let read = self.inotify.async_io(Interest::READABLE, |fd| Ok(fd.0.read_events()?));
             // If a directory and its parent do not exist, no watch reports when they are created.
-            let Ok(read) = tokio::time::timeout(AGAIN, read).await else {
+            let Ok(read) = tokio::time::timeout(REARM_INTERVAL, read).await else {
                 self.arm().into_iter().for_each(&mut take);
                 continue;
             };
