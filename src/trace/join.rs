@@ -52,7 +52,7 @@ pub(crate) enum Step {
     /// The node itself sends the packet.
     Sent { mark: u32 },
     /// The packet mark changed.
-    Marked { from: u32, to: u32, by: By },
+    Marked { from: u32, to: u32, by: Actor },
     /// The destination changed to this address and port.
     DestinationNat(SocketAddr),
     /// The source changed to this address and port.
@@ -66,12 +66,12 @@ pub(crate) enum Step {
     /// The kernel dropped the packet and gave this reason.
     Dropped { reason: String },
     /// A rule or the policy of a chain dropped the packet.
-    Denied(By),
+    Denied(Actor),
 }
 
 /// What changed or dropped a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum By {
+pub(crate) enum Actor {
     Rule {
         table: String,
         chain: String,
@@ -116,12 +116,12 @@ impl Packet {
     }
 
     /// Whether the look-up may be for the route of this packet.
-    fn goes(&self, lookup: &Lookup) -> bool {
+    fn fits_route(&self, lookup: &Lookup) -> bool {
         lookup.to == self.now.to && (lookup.from == self.now.from || lookup.from.is_unspecified())
     }
 
     /// Whether the look-up may be for the way back to the source of this packet.
-    fn comes(&self, lookup: &Lookup) -> bool {
+    fn fits_way_back(&self, lookup: &Lookup) -> bool {
         lookup.to == self.now.from && lookup.from == self.now.to
     }
 
@@ -131,7 +131,7 @@ impl Packet {
     }
 
     /// Whether the last table tried for this reason had no route, so that the kernel tries another.
-    fn asks_on(&self, wanted: Asked) -> bool {
+    fn asks_next_table(&self, wanted: Asked) -> bool {
         let last = self.steps.iter().rev().find_map(|step| match step {
             Step::Table { asked, lookup } if *asked == wanted => Some(lookup.error != 0),
             _ => None,
@@ -146,7 +146,7 @@ impl Packet {
     /// Index of the first step of a second routing by iptables-legacy, for a packet of the node.
     /// The trace sees the new mark only at the end of the hook, after these steps. Changes their
     /// reason to [`Asked::Route`].
-    fn again(&mut self) -> Option<usize> {
+    fn take_second_routing(&mut self) -> Option<usize> {
         let is_of_rule = |step: &Step, succeeded: bool| match step {
             Step::Table { asked: Asked::Rule, lookup } => (lookup.error == 0) == succeeded,
             _ => false,
@@ -167,9 +167,13 @@ impl Packet {
     }
 
     /// Adds steps for changes of headers and mark that this message shows.
-    fn observe(&mut self, message: &Message, by: By) {
+    fn observe(&mut self, message: &Message, by: Actor) {
         if message.mark != self.mark {
-            let at = if by == By::Unseen(Point::OutputLast) { self.again() } else { None };
+            let at = if by == Actor::Unseen(Point::OutputLast) {
+                self.take_second_routing()
+            } else {
+                None
+            };
             let step = Step::Marked { from: self.mark, to: message.mark, by };
             self.steps.insert(at.unwrap_or(self.steps.len()), step);
             self.mark = message.mark;
@@ -270,9 +274,9 @@ impl Join {
         }
         let (table, chain) = (message.table.clone(), message.chain.clone());
         let by = match (point, message.kind) {
-            (Some(point), _) => By::Unseen(point),
-            (None, Kind::Rule { handle, .. }) => By::Rule { table, chain, handle },
-            (None, _) => By::Policy { table, chain },
+            (Some(point), _) => Actor::Unseen(point),
+            (None, Kind::Rule { handle, .. }) => Actor::Rule { table, chain, handle },
+            (None, _) => Actor::Policy { table, chain },
         };
         packet.observe(message, by.clone());
         // The kernel sends it only in the first message of a chain.
@@ -347,9 +351,9 @@ impl Join {
         let processor = self.processors.entry(stamp.cpu).or_default();
         let (routing, current) = (processor.routing, processor.current);
         let waiting: Vec<u32> = processor.waiting.iter().copied().collect();
-        if let Some(id) = self.asker(&waiting, routing, &lookup) {
+        if let Some(id) = self.packet_for(&waiting, routing, &lookup) {
             let Some(packet) = self.packet(id) else { return };
-            let asked = if packet.goes(&lookup) { Asked::Route } else { Asked::WayBack };
+            let asked = if packet.fits_route(&lookup) { Asked::Route } else { Asked::WayBack };
             packet.tried(asked, lookup, stamp.at);
             self.processors.entry(stamp.cpu).or_default().routing = Some(id);
             return;
@@ -360,7 +364,7 @@ impl Join {
                 // The kernel routes a packet of the node again after a chain changed its mark.
                 let marked = packet.steps.iter().any(|s| matches!(s, Step::Marked { .. }));
                 let output = matches!(packet.point, Point::OutputFirst | Point::OutputTracked);
-                let again = marked && output && packet.goes(&lookup);
+                let again = marked && output && packet.fits_route(&lookup);
                 packet.tried(if again { Asked::Route } else { Asked::Rule }, lookup, stamp.at);
                 return;
             }
@@ -373,18 +377,27 @@ impl Join {
     }
 
     /// The waiting packet that the look-up is for.
-    fn asker(&mut self, waiting: &[u32], routing: Option<u32>, lookup: &Lookup) -> Option<u32> {
+    fn packet_for(
+        &mut self,
+        waiting: &[u32],
+        routing: Option<u32>,
+        lookup: &Lookup,
+    ) -> Option<u32> {
         let routing = routing.filter(|id| waiting.contains(id));
         if let Some(packet) = routing.and_then(|id| self.packet(id)) {
-            if packet.comes(lookup) || (packet.goes(lookup) && packet.asks_on(Asked::Route)) {
+            if packet.fits_way_back(lookup)
+                || (packet.fits_route(lookup) && packet.asks_next_table(Asked::Route))
+            {
                 return routing;
             }
         }
         let fits = |packet: &&mut Packet| {
-            packet.comes(lookup) || (packet.goes(lookup) && !packet.was_asked(Asked::Route))
+            packet.fits_way_back(lookup)
+                || (packet.fits_route(lookup) && !packet.was_asked(Asked::Route))
         };
         let next = waiting.iter().find(|id| self.packet(**id).as_ref().is_some_and(fits));
-        let last = routing.filter(|id| self.packet(*id).is_some_and(|packet| packet.goes(lookup)));
+        let last =
+            routing.filter(|id| self.packet(*id).is_some_and(|packet| packet.fits_route(lookup)));
         next.copied().or(last)
     }
 
@@ -438,7 +451,7 @@ impl Processor {
         let mut found: Vec<Lookup> = Vec::new();
         while let Some((at, lookup)) = self.pending.pop_back() {
             let is_earlier = !found.is_empty() && lookup.error == 0;
-            if is_earlier || at + FRESH < now || lookup.iif > 1 || !packet.goes(&lookup) {
+            if is_earlier || at + FRESH < now || lookup.iif > 1 || !packet.fits_route(&lookup) {
                 break;
             }
             found.push(lookup);

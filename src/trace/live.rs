@@ -31,11 +31,11 @@ use crate::node::observe::is_missing;
 use crate::process;
 
 /// Receive buffer for trace messages, in bytes.
-const ROOM: usize = 32 << 20;
+const RECEIVE_BUFFER: usize = 32 << 20;
 /// Maximum time between two calls that pass on packets.
 const BEAT: Duration = Duration::from_millis(50);
 /// Maximum time for which an ending trace follows packets that have not reached their end.
-const LAST: Duration = Duration::from_secs(1);
+const MAX_FINISH: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
@@ -116,7 +116,7 @@ impl Trace {
             };
             Cannot(format!("{what}: {error}; {remedy}"))
         };
-        let mut listener = Listener::netfilter(ROOM)
+        let mut listener = Listener::netfilter(RECEIVE_BUFFER)
             .map_err(|errno| cannot("listen to netfilter", &errno.desc()))?;
         let mut unseen = Vec::new();
         let tracepoints = Tracepoints::arm(&mut listener, flow);
@@ -178,8 +178,8 @@ impl Trace {
         loop {
             self.pump()?;
             let at = now();
-            // After `LAST`, a packet without an end is lost.
-            let at = if at < end + LAST { at } else { Duration::MAX };
+            // After `MAX_FINISH`, a packet without an end is lost.
+            let at = if at < end + MAX_FINISH { at } else { Duration::MAX };
             let done = self.join.done(at);
             if !done.iter().filter(|packet| packet.at <= end).all(&mut take)
                 || !self.join.follows_one_of(end)
@@ -195,11 +195,12 @@ impl Trace {
         // Lines first: the kernel queues a message in the socket before the tracepoint reports it.
         let lines = self.tracepoints.as_mut().map(Tracepoints::lines).transpose();
         let lines = lines.map_err(|error| Cannot(format!("read the tracepoints: {error}")))?;
-        self.hear()?;
+        self.receive_messages()?;
         let lines: Vec<_> = lines.into_iter().flatten().filter_map(|line| parse(&line)).collect();
-        let tells = |line: &Line| matches!(line, Line::Event(_, Event::Told) | Line::Lost(_));
+        let concerns_messages =
+            |line: &Line| matches!(line, Line::Event(_, Event::MessageQueued) | Line::Lost(_));
         let is_drained = self.tracepoints.as_ref().is_some_and(Tracepoints::is_drained);
-        if is_drained && self.messages.is_empty() && !lines.iter().any(tells) {
+        if is_drained && self.messages.is_empty() && !lines.iter().any(concerns_messages) {
             self.is_adrift = false;
         }
         for line in lines {
@@ -220,7 +221,7 @@ impl Trace {
 
     fn event(&mut self, stamp: Stamp, event: Event) {
         match event {
-            Event::Told => {
+            Event::MessageQueued => {
                 if let Some(message) = self.messages.pop_front().flatten() {
                     self.join.message(stamp.at, Some(stamp.cpu), &message);
                 }
@@ -246,7 +247,7 @@ impl Trace {
         }
     }
 
-    fn hear(&mut self) -> Result<(), Cannot> {
+    fn receive_messages(&mut self) -> Result<(), Cannot> {
         loop {
             match self.listener.hear() {
                 Ok(Heard::Nothing) => return Ok(()),

@@ -28,7 +28,7 @@ pub(crate) enum Event {
     /// The kernel dropped a packet and gave this reason.
     Dropped { reason: String },
     /// A message reached the trace's socket.
-    Told,
+    MessageQueued,
 }
 
 /// Answer of one routing table to a look-up.
@@ -61,7 +61,7 @@ pub(crate) fn parse(line: &str) -> Option<Line> {
             let (_, reason) = fields.rsplit_once("reason: ")?;
             Event::Dropped { reason: reason.trim().to_owned() }
         }
-        "sk_data_ready" => Event::Told,
+        "sk_data_ready" => Event::MessageQueued,
         _ => return None,
     };
     Some(Line::Event(stamp, event))
@@ -146,7 +146,7 @@ CPU:1 [LOST 12 EVENTS]
         let (cpu, last) = lookup(4);
         assert_eq!((cpu, last.table, last.router), (3, 47002, Some(ip("fe80::1"))));
         let stamp = Stamp { cpu: 1, at: Duration::from_micros(40_033_176_961) };
-        assert_eq!(all[1], Line::Event(stamp, Event::Told));
+        assert_eq!(all[1], Line::Event(stamp, Event::MessageQueued));
         let reason = "IP_RPFILTER".to_owned();
         let stamp = Stamp { cpu: 1, at: Duration::from_micros(40_033_177_011) };
         assert_eq!(all[5], Line::Event(stamp, Event::Dropped { reason }));

@@ -14,7 +14,7 @@ use crate::netlink::uapi::*;
 use crate::netlink::wire::Writer;
 
 /// Event for each message that reaches a socket.
-const TOLD: &str = "sock/sk_data_ready";
+const MESSAGE_QUEUED: &str = "sock/sk_data_ready";
 /// Maximum number of attempts to find the trace's own socket.
 const TRIES: u32 = 8;
 
@@ -32,7 +32,7 @@ impl Tracepoints {
         instance::remove_leftovers(root);
         let mut this = Self { instance: Instance::new(root)? };
         let socket = this.find(listener)?;
-        this.instance.enable(TOLD, Some(&format!("skaddr == {socket}")))?;
+        this.instance.enable(MESSAGE_QUEUED, Some(&format!("skaddr == {socket}")))?;
         // Drops the lines from before the filter.
         this.fresh()?;
         // `ETH_P_IP` and `ETH_P_IPV6`.
@@ -63,7 +63,9 @@ impl Tracepoints {
         self.instance.write("options/fields", "1").map_err(|error| format!("{old}: {error}"))?;
         let netfilter =
             format!("family == {} && protocol == {}", libc::AF_NETLINK, libc::NETLINK_NETFILTER);
-        self.instance.enable(TOLD, Some(&netfilter)).map_err(|error| format!("{old}: {error}"))?;
+        self.instance
+            .enable(MESSAGE_QUEUED, Some(&netfilter))
+            .map_err(|error| format!("{old}: {error}"))?;
         let mut found: Option<BTreeSet<String>> = None;
         for attempt in 0..TRIES {
             self.fresh()?;

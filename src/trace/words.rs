@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Flow;
-use super::join::{Asked, By, Packet, RP_FILTER, Step};
+use super::join::{Actor, Asked, Packet, RP_FILTER, Step};
 use super::message::Headers;
 use super::ruleset::Point;
 use super::summary::Summary;
@@ -41,7 +41,7 @@ fn flags(headers: &Headers) -> String {
     names.filter(|(bit, _)| set & 1 << bit != 0).map(|(_, name)| name).collect()
 }
 
-fn end(headers: &Headers, sender: bool) -> String {
+fn endpoint_text(headers: &Headers, sender: bool) -> String {
     let end = if sender { headers.sender() } else { headers.receiver() };
     if headers.ports.is_some() { end.to_string() } else { end.ip().to_string() }
 }
@@ -57,7 +57,7 @@ fn answer(lookup: &Lookup) -> String {
     }
 }
 
-impl By {
+impl Actor {
     fn words(&self) -> String {
         match self {
             Self::Rule { table, chain, handle } => {
@@ -117,7 +117,7 @@ impl Step {
             Self::Sent { mark } => json!({"step": "sent", "mark": mark}),
             Self::Marked { from, to, by } => {
                 let mut step = json!({"step": "marked", "from": from, "to": to});
-                if let By::Rule { table, chain, handle } = by {
+                if let Actor::Rule { table, chain, handle } = by {
                     step["rule"] = json!({"table": table, "chain": chain, "handle": handle});
                 }
                 step
@@ -177,8 +177,8 @@ impl Packet {
             "{:.6} s: {protocol}{} {} -> {}\n",
             since.as_secs_f64(),
             flags(headers),
-            end(headers, true),
-            end(headers, false)
+            endpoint_text(headers, true),
+            endpoint_text(headers, false)
         );
         for line in self.story(name) {
             let _ = writeln!(out, "  {line}");
@@ -200,8 +200,8 @@ impl Packet {
             "seconds": since.as_secs_f64(),
             "direction": if flow.is_request(&self.headers) { "request" } else { "reply" },
             "protocol": protocol_name(self.headers.protocol),
-            "from": end(&self.headers, true),
-            "to": end(&self.headers, false),
+            "from": endpoint_text(&self.headers, true),
+            "to": endpoint_text(&self.headers, false),
             "cameBy": self.came_by(name),
             "dnatTo": dnat,
             "mark": self.mark,
