@@ -8,7 +8,8 @@ use super::{DROPS, Finding, Severity, TUNNEL};
 use crate::model::Link;
 
 /// Maximum number of sources that a finding names.
-const NAMED: usize = 5;
+const MAX_SOURCES: usize = 5;
+
 /// Addresses and interface of an IPv4 packet that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Arrival {
@@ -86,7 +87,7 @@ fn sources(seen: &[Dropped]) -> Vec<String> {
     seen.sort_by_key(|one| (Reverse(one.packets), one.from));
     let mut lines: Vec<_> = seen
         .iter()
-        .take(NAMED)
+        .take(MAX_SOURCES)
         .map(|one| {
             let packets = if one.packets == 1 { "packet" } else { "packets" };
             format!(
@@ -95,8 +96,8 @@ fn sources(seen: &[Dropped]) -> Vec<String> {
             )
         })
         .collect();
-    if seen.len() > NAMED {
-        lines.push(format!("and {} more sources", seen.len() - NAMED));
+    if seen.len() > MAX_SOURCES {
+        lines.push(format!("and {} more sources", seen.len() - MAX_SOURCES));
     }
     lines
 }
@@ -162,7 +163,7 @@ mod tests {
         let found = findings(&watched);
         assert_eq!(found.len(), 1, "eth1 is no tunnel");
         let lines = &found[0].evidence;
-        assert_eq!(lines.len(), 1 + NAMED + 1);
+        assert_eq!(lines.len(), 1 + MAX_SOURCES + 1);
         assert!(lines[1].contains("203.0.113.7 by eth1, 7 packets"), "{lines:?}");
         assert_eq!(lines[6], "and 2 more sources");
         assert!(found[0].remedy.contains("--from 203.0.113.7 --to 10.0.0.1 --in eth1"));

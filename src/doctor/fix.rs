@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::look;
-use super::tproxy::{Healing, Proxy};
+use super::tproxy::{Proxy, RemedyRule};
 use crate::config::Settings;
 use crate::error::Error;
 use crate::explain::ask::Asker;
@@ -13,7 +13,7 @@ use crate::node::Node;
 
 /// One change that was made on the node.
 #[derive(Debug)]
-pub(crate) struct Fixed(Healing);
+pub(crate) struct Fixed(RemedyRule);
 
 impl Fixed {
     /// Text for a person.
@@ -33,10 +33,10 @@ pub(crate) fn fix(node: &mut Node, settings: &Settings) -> Result<Vec<Fixed>, Er
     let lock = node.lock()?;
     let (mut fixed, mut tried) = (Vec::new(), Vec::new());
     // One rule may repair several proxies, and its priority is no longer free for the next one.
-    while let Some((proxy, healing)) =
+    while let Some((proxy, remedy_rule)) =
         broken(node, settings)?.into_iter().find(|(p, _)| !tried.contains(p))
     {
-        let rule = &healing.0;
+        let rule = &remedy_rule.0;
         let added = route::add_rule(&mut node.kernel.rtnetlink, rule);
         if added.is_err() && !fixed.is_empty() {
             // Report the rules that were added. The finding for this proxy stays.
@@ -50,14 +50,14 @@ pub(crate) fn fix(node: &mut Node, settings: &Settings) -> Result<Vec<Fixed>, Er
             let gone = route::delete_rule(&mut node.kernel.rtnetlink, &useless);
             gone.map_err(Error::kernel(format!("take the rule {rule} back")))?;
         } else {
-            fixed.push(Fixed(healing));
+            fixed.push(Fixed(remedy_rule));
         }
     }
     drop(lock);
     Ok(fixed)
 }
 
-fn broken(node: &mut Node, settings: &Settings) -> Result<Vec<(Proxy, Healing)>, Error> {
+fn broken(node: &mut Node, settings: &Settings) -> Result<Vec<(Proxy, RemedyRule)>, Error> {
     match Asker::of(node, settings) {
         Ok(mut asker) => look::remedies(&mut asker),
         // Without a plan there is nothing to check, and doctor reports the reason.

@@ -24,9 +24,9 @@ pub(crate) struct Proxy {
 
 /// An ip rule that keeps the source check away from a proxy's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Healing(pub(crate) Rule);
+pub(crate) struct RemedyRule(pub(crate) Rule);
 
-impl Healing {
+impl RemedyRule {
     /// The command that deletes the rule.
     pub(crate) fn undo(&self) -> String {
         format!("ip rule del {}", self.words())
@@ -44,7 +44,7 @@ impl Healing {
 }
 
 /// The command that adds the rule.
-impl fmt::Display for Healing {
+impl fmt::Display for RemedyRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // systemd-networkd deletes rules of any other protocol when it restarts.
         write!(f, "ip rule add {} protocol kernel", self.words())
@@ -98,11 +98,11 @@ pub(crate) fn marks(proxy: &Proxy, ours: Option<&Ours>) -> Vec<u32> {
 /// The remedy for a proxy: a rule that takes look-ups of the source check past the proxy's rule. The rule also
 /// applies to packets that the node itself sends ([`Marked::sent`]). `None` if no priority is free. `ours`:
 /// priorities and bits of symroute, if it is in force.
-pub(crate) fn healing(
+pub(crate) fn remedy_rule(
     proxy: &Proxy,
     rules: &[Rule],
     ours: Option<(RulePriorities, Field)>,
-) -> Option<Healing> {
+) -> Option<RemedyRule> {
     let of_family = || rules.iter().filter(|rule| rule.family == Family::V4);
     let taken = |p: u32| {
         ours.is_some_and(|(at, _)| (at.ask_alone..=at.end).contains(&p))
@@ -121,18 +121,18 @@ pub(crate) fn healing(
     };
     let (mark, iif) = (Some(proxy.mark), Some(LOOPBACK.into()));
     let rule = Rule::of_all(Family::V4, place, action, RTPROT_KERNEL);
-    Some(Healing(Rule { mark, iif, ..rule }))
+    Some(RemedyRule(Rule { mark, iif, ..rule }))
 }
 
-/// The finding for a proxy. `judging`: name of each uplink whose source check uses marks, and its sysctl
+/// The finding for a proxy. `checking_marks`: name of each uplink whose source check uses marks, and its sysctl
 /// values.
 pub(crate) fn finding(
     proxy: &Proxy,
-    judging: &BTreeMap<String, String>,
-    healing: Option<&Healing>,
+    checking_marks: &BTreeMap<String, String>,
+    remedy_rule: Option<&RemedyRule>,
     marked: Marked,
 ) -> Finding {
-    let names: Vec<_> = judging.keys().map(String::as_str).collect();
+    let names: Vec<_> = checking_marks.keys().map(String::as_str).collect();
     let mut evidence = vec![
         format!("rule {}", proxy.rule),
         format!("the default route of table {} is the node itself", proxy.table),
@@ -141,8 +141,8 @@ pub(crate) fn finding(
             proxy.mark.value
         ),
     ];
-    evidence.extend(judging.values().cloned());
-    let remedy = match healing {
+    evidence.extend(checking_marks.values().cloned());
+    let remedy = match remedy_rule {
         Some(rule) if marked.sent => format!(
             "the node's own packets get this mark too, and would bypass the proxy, so --fix leaves this to \
              you. If that is right: {rule}"
@@ -225,7 +225,7 @@ mod tests {
         let healed = |at, mark, others: &[Rule], ours| {
             let rules = [&[local(), rule(at, mark, 100)][..], others].concat();
             let proxy = proxies(&rules, &[100].into()).swap_remove(0);
-            healing(&proxy, &rules, ours).map(|rule| rule.to_string())
+            remedy_rule(&proxy, &rules, ours).map(|rule| rule.to_string())
         };
         let add = |rest: &str| Some(format!("ip rule add pref {rest}"));
         assert_eq!(
@@ -252,18 +252,21 @@ mod tests {
     #[test]
     fn undone_by_the_same_words() {
         let proxy = Proxy { rule: rule(99, BIT, 100), mark: BIT, table: 100 };
-        let healing = healing(&proxy, &[local()], None).unwrap();
-        assert_eq!(healing.undo(), "ip rule del pref 98 iif lo fwmark 0x1/0x1 lookup main");
-        let judging = [("eth0".to_owned(), "a value".to_owned())].into();
+        let remedy_rule = remedy_rule(&proxy, &[local()], None).unwrap();
+        assert_eq!(remedy_rule.undo(), "ip rule del pref 98 iif lo fwmark 0x1/0x1 lookup main");
+        let checking_marks = [("eth0".to_owned(), "a value".to_owned())].into();
         let marked = Marked { arriving: true, sent: false };
-        let found = finding(&proxy, &judging, Some(&healing), marked);
+        let found = finding(&proxy, &checking_marks, Some(&remedy_rule), marked);
         assert!(found.remedy.starts_with("ip rule add pref 98 "), "{found:?}");
         assert!(found.what.contains("by eth0"), "{found:?}");
-        assert!(finding(&proxy, &judging, None, marked).remedy.contains("higher priority"));
+        assert!(finding(&proxy, &checking_marks, None, marked).remedy.contains("higher priority"));
         let own = Marked { sent: true, ..marked };
-        let own = finding(&proxy, &judging, Some(&healing), own);
+        let own = finding(&proxy, &checking_marks, Some(&remedy_rule), own);
         assert!(own.remedy.contains("would bypass the proxy"), "{}", own.remedy);
         let idle = Marked { arriving: false, ..marked };
-        assert_eq!(finding(&proxy, &judging, Some(&healing), idle).severity, Severity::Note);
+        assert_eq!(
+            finding(&proxy, &checking_marks, Some(&remedy_rule), idle).severity,
+            Severity::Note
+        );
     }
 }

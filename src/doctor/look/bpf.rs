@@ -16,7 +16,7 @@ const IFINFOMSG: usize = 16;
 /// Bytes of `struct tcmsg`.
 const TCMSG: usize = 20;
 /// Maximum number of tcx programs of one interface that are named.
-const MOST: usize = 16;
+const MAX_PROGRAMS: usize = 16;
 
 /// The programs of an interface.
 pub(super) fn programs(rtnetlink: &mut Socket, link: u32) -> Result<Vec<Program>, Error> {
@@ -106,19 +106,19 @@ struct Info {
 
 /// Names of the programs at tcx ingress; none if the kernel has no tcx or refuses the query.
 fn tcx(link: u32) -> Vec<String> {
-    let mut ids = [0_u32; MOST];
+    let mut ids = [0_u32; MAX_PROGRAMS];
     let mut query = Query {
         link,
         attach_type: BPF_TCX_INGRESS,
         ids: ids.as_mut_ptr() as u64,
-        count: u32::try_from(MOST).unwrap_or(0),
+        count: u32::try_from(MAX_PROGRAMS).unwrap_or(0),
         ..Query::default()
     };
     // With ENOSPC, the kernel has filled the buffer, and there are more programs.
     if !matches!(bpf(BPF_PROG_QUERY, &mut query), Ok(_) | Err(Errno::ENOSPC)) {
         return Vec::new();
     }
-    let count = usize::try_from(query.count).unwrap_or(0).min(MOST);
+    let count = usize::try_from(query.count).unwrap_or(0).min(MAX_PROGRAMS);
     ids[..count].iter().filter_map(|id| name(*id).ok()).collect()
 }
 

@@ -24,9 +24,9 @@ use crate::plan::proof::OUTSIDE;
 /// their NIC, and network plugins exempt them from tracking.
 const OVERLAYS: [u16; 3] = [4789, 8472, 6081];
 /// A port that rules do not name (`discard`).
-const ANY: u16 = 9;
+const UNNAMED_PORT: u16 = 9;
 /// Maximum number of ports that are checked.
-const PORTS: usize = 64;
+const MAX_PORTS: usize = 64;
 
 /// Findings about uplinks, and about IPVS.
 pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
@@ -52,8 +52,9 @@ pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
 /// Requests to the uplinks' addresses that rules exempt from tracking, by "table, chain".
 fn exempted(asker: &Asker<'_>) -> BTreeMap<String, Exempted> {
     let mut found: BTreeMap<String, Exempted> = BTreeMap::new();
-    let mut ports: Vec<u16> = asker.netfilter.untracked_ports().into_iter().take(PORTS).collect();
-    ports.push(ANY);
+    let mut ports: Vec<u16> =
+        asker.netfilter.untracked_ports().into_iter().take(MAX_PORTS).collect();
+    ports.push(UNNAMED_PORT);
     for own in asker.public_addresses().filter(|own| asker.is_uplink(own.link)) {
         let client = OUTSIDE.of(Family::of(own.ip));
         for (protocol, word) in [(IPPROTO_TCP, "TCP"), (IPPROTO_UDP, "UDP")] {
@@ -78,7 +79,8 @@ fn checked(asker: &Asker<'_>) -> BTreeMap<String, BTreeSet<String>> {
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for own in asker.public_addresses().filter(|own| asker.is_uplink(own.link)) {
         let family = Family::of(own.ip);
-        let request = Packet::plain(OUTSIDE.of(family), own.ip, own.link).to_port(IPPROTO_TCP, ANY);
+        let request =
+            Packet::plain(OUTSIDE.of(family), own.ip, own.link).to_port(IPPROTO_TCP, UNNAMED_PORT);
         for place in asker.checking(&request) {
             let words = format!("{family} by {}", asker.facts().link_name(own.link));
             found.entry(place).or_default().insert(words);

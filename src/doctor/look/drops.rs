@@ -17,7 +17,7 @@ use crate::netlink::uapi::IFF_LOOPBACK;
 use crate::netstat;
 
 /// Maximum number of address pairs that are looked up in the kernel.
-const ASKED: usize = 256;
+const MAX_LOOKUPS: usize = 256;
 
 /// Findings about drops between `before` and the end of `watched`. Without an `asker` no sources are named.
 pub(super) fn findings(
@@ -57,7 +57,7 @@ fn dropped(asker: &mut Asker<'_>, arrivals: BTreeMap<Arrival, u64>) -> Result<Ve
     let mut arrivals: Vec<_> = arrivals.into_iter().filter(|(a, _)| a.is_checked()).collect();
     arrivals.sort_by_key(|(_, packets)| Reverse(*packets));
     let mut found: BTreeMap<(Ipv4Addr, u32), Dropped> = BTreeMap::new();
-    for (Arrival { from, to, link }, packets) in arrivals.into_iter().take(ASKED) {
+    for (Arrival { from, to, link }, packets) in arrivals.into_iter().take(MAX_LOOKUPS) {
         let real = |l: &&Link| l.flags & IFF_LOOPBACK == 0;
         let Some(of_link) = asker.facts().link(link).filter(real).cloned() else { continue };
         let explained = asker.explain(Packet::plain(from.into(), to.into(), link))?;

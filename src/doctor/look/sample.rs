@@ -20,9 +20,9 @@ use crate::doctor::drops::Arrival;
 /// Maximum number of bytes that are read of each packet. They hold an IPv4 header.
 const SNAP: usize = 64;
 /// Maximum number of packets that are read.
-const PACKETS: u64 = 100_000;
+const MAX_PACKETS: u64 = 100_000;
 /// Maximum number of address pairs that are counted.
-const ARRIVALS: usize = 1024;
+const MAX_ARRIVALS: usize = 1024;
 
 /// A packet socket, which gets packets from the moment it is opened.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Sampler {
         let end = Instant::now() + watched;
         let mut found = BTreeMap::new();
         let mut packets = 0;
-        while packets < PACKETS {
+        while packets < MAX_PACKETS {
             match self.receive() {
                 Ok(arrival) => {
                     packets += 1;
@@ -77,15 +77,15 @@ impl Sampler {
         let (length, from) = recvfrom::<LinkAddr>(self.0.as_raw_fd(), &mut packet)?;
         let from = from.ok_or(Errno::EBADMSG)?;
         // In promiscuous mode the socket also gets packets for other hosts.
-        let is_ours = from.pkttype() == libc::PACKET_HOST;
+        let is_for_host = from.pkttype() == libc::PACKET_HOST;
         let link = u32::try_from(from.ifindex()).unwrap_or(0);
-        Ok(parse(&packet[..length.min(SNAP)], link).filter(|_| is_ours))
+        Ok(parse(&packet[..length.min(SNAP)], link).filter(|_| is_for_host))
     }
 }
 
 /// Counts an arrival; ignores a new one if the map is full.
 fn note(found: &mut BTreeMap<Arrival, u64>, arrival: Option<Arrival>) {
-    let is_full = found.len() >= ARRIVALS;
+    let is_full = found.len() >= MAX_ARRIVALS;
     if let Some(arrival) = arrival.filter(|a| !is_full || found.contains_key(a)) {
         *found.entry(arrival).or_default() += 1;
     }
@@ -126,6 +126,6 @@ mod tests {
         }
         note(&mut found, Some(arrival(7)));
         note(&mut found, None);
-        assert_eq!((found.len(), found[&arrival(7)]), (ARRIVALS, 2));
+        assert_eq!((found.len(), found[&arrival(7)]), (MAX_ARRIVALS, 2));
     }
 }

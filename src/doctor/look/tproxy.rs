@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::doctor::Finding;
-use crate::doctor::tproxy::{Healing, Marked, Ours, Proxy, finding, healing, marks, proxies};
+use crate::doctor::tproxy::{
+    Marked, Ours, Proxy, RemedyRule, finding, marks, proxies, remedy_rule,
+};
 use crate::error::Error;
 use crate::explain::ask::Asker;
 use crate::model::{Family, Rule};
@@ -17,23 +19,23 @@ use crate::plan::proof::OUTSIDE;
 /// A finding for each proxy rule whose packets the kernel drops.
 pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
     let broken = broken(asker)?;
-    let judged = judging(asker)?;
+    let judged = uplinks_checking_marks(asker)?;
     let of_one = |proxy: &Proxy| {
-        finding(proxy, &judged, healing_of(asker, proxy).as_ref(), marked(asker, proxy))
+        finding(proxy, &judged, remedy_rule_of(asker, proxy).as_ref(), marked(asker, proxy))
     };
     Ok(broken.iter().map(of_one).collect())
 }
 
 /// The broken proxies that `--fix` may repair, and the rule for each. Leaves out a proxy that also gets the
 /// node's own packets, and one that gets no packets.
-pub(crate) fn remedies(asker: &mut Asker<'_>) -> Result<Vec<(Proxy, Healing)>, Error> {
+pub(crate) fn remedies(asker: &mut Asker<'_>) -> Result<Vec<(Proxy, RemedyRule)>, Error> {
     let broken = broken(asker)?;
     let is_ours_to_heal = |proxy: &Proxy| {
         let marked = marked(asker, proxy);
         marked.arriving && !marked.sent
     };
     let healed = broken.into_iter().filter(is_ours_to_heal);
-    Ok(healed.filter_map(|proxy| Some((proxy.clone(), healing_of(asker, &proxy)?))).collect())
+    Ok(healed.filter_map(|proxy| Some((proxy.clone(), remedy_rule_of(asker, &proxy)?))).collect())
 }
 
 fn marked(asker: &Asker<'_>, proxy: &Proxy) -> Marked {
@@ -43,30 +45,30 @@ fn marked(asker: &Asker<'_>, proxy: &Proxy) -> Marked {
     }
 }
 
-fn healing_of(asker: &Asker<'_>, proxy: &Proxy) -> Option<Healing> {
+fn remedy_rule_of(asker: &Asker<'_>, proxy: &Proxy) -> Option<RemedyRule> {
     let view = &asker.view;
     let ours = asker.in_force.then_some((view.settings.rules(), view.settings.field));
-    healing(proxy, &asker.rules, ours)
+    remedy_rule(proxy, &asker.rules, ours)
 }
 
 /// The uplinks whose reverse path filter uses packet marks, by name, with their sysctl values.
-fn judging(asker: &Asker<'_>) -> Result<BTreeMap<String, String>, Error> {
+fn uplinks_checking_marks(asker: &Asker<'_>) -> Result<BTreeMap<String, String>, Error> {
     let (facts, plan) = (asker.facts(), &asker.view.plan);
     let (of_all, _) = sysctl::src_valid_mark_of(ALL_LINKS)?;
     let own = |link| facts.src_valid_mark.get(&link).copied().unwrap_or(0);
-    let judging = plan.uplinks.iter().filter(|u| of_all != 0 || own(u.link) != 0);
+    let checking = plan.uplinks.iter().filter(|u| of_all != 0 || own(u.link) != 0);
     let words = |name: &str, link| {
         format!(
             "net.ipv4.conf.all.src_valid_mark is {of_all}, net.ipv4.conf.{name}.src_valid_mark is {}",
             own(link)
         )
     };
-    Ok(judging.map(|u| (u.name.clone(), words(&u.name, u.link))).collect())
+    Ok(checking.map(|u| (u.name.clone(), words(&u.name, u.link))).collect())
 }
 
 /// The proxies whose mark makes the look-up for a client end at a local route.
 fn broken(asker: &mut Asker<'_>) -> Result<Vec<Proxy>, Error> {
-    if judging(asker)?.is_empty() {
+    if uplinks_checking_marks(asker)?.is_empty() {
         return Ok(Vec::new());
     }
     let rtnetlink = &mut asker.kernel.rtnetlink;
