@@ -42,13 +42,13 @@ const OF_INTERFACE: [&str; 9] = [
 /// Files with counters, below /proc/thread-self/net, which belongs to this thread's network namespace.
 const COUNTERS: [&str; 5] = ["netstat", "snmp", "snmp6", "dev", "stat/nf_conntrack"];
 /// Maximum number of interfaces whose sysctls are read. A full node has one for each pod.
-const INTERFACES: usize = 64;
+const MAX_INTERFACES: usize = 64;
 /// Maximum number of attachment files.
-const PODS: usize = 64;
+const MAX_PODS: usize = 64;
 /// Bytes that are read from the end of the log.
-const LOG: u64 = 64 * 1024;
+const MAX_LOG_BYTES: u64 = 64 * 1024;
 /// Maximum number of bytes that are read of a state file or conflist.
-const LONGEST: u64 = 256 * 1024;
+const MAX_FILE_BYTES: u64 = 256 * 1024;
 
 /// Adds sysctls. `interfaces`: names, NICs first.
 pub(crate) fn sysctls(bundle: &mut Bundle, interfaces: &[String]) {
@@ -66,13 +66,13 @@ pub(crate) fn sysctls(bundle: &mut Bundle, interfaces: &[String]) {
     for key in OF_NODE {
         read(key.into(), bundle);
     }
-    let shown = interfaces.iter().take(INTERFACES).map(String::as_str);
+    let shown = interfaces.iter().take(MAX_INTERFACES).map(String::as_str);
     for interface in ["all", "default"].into_iter().chain(shown) {
         for key in OF_INTERFACE {
             read(format!("ipv4/conf/{interface}/{key}"), bundle);
         }
     }
-    if let Some(more) = interfaces.len().checked_sub(INTERFACES + 1) {
+    if let Some(more) = interfaces.len().checked_sub(MAX_INTERFACES + 1) {
         bundle.miss(FILE, format!("{} more interfaces", more + 1));
     }
     bundle.add(FILE, Ok(Content::Json(Value::Object(found))));
@@ -92,7 +92,7 @@ pub(crate) fn counters(bundle: &mut Bundle) {
 pub(crate) fn state(bundle: &mut Bundle, folder: &Path) {
     const FILE: &str = "state.json";
     let mut found = Map::new();
-    for (below, most) in [("", usize::MAX), ("hold", usize::MAX), ("pods", PODS)] {
+    for (below, most) in [("", usize::MAX), ("hold", usize::MAX), ("pods", MAX_PODS)] {
         let names = match names_in(&folder.join(below)) {
             Ok(names) => names,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -167,10 +167,10 @@ pub(crate) fn log(bundle: &mut Bundle, file: &Path) {
 /// The last lines of a file, without an incomplete first line.
 fn end_of(file: &Path) -> io::Result<String> {
     let mut file = plain_file::open(file, Links::Refused)?;
-    let begin = file.metadata()?.len().saturating_sub(LOG);
+    let begin = file.metadata()?.len().saturating_sub(MAX_LOG_BYTES);
     file.seek(SeekFrom::Start(begin))?;
     let mut bytes = Vec::new();
-    file.take(LOG).read_to_end(&mut bytes)?;
+    file.take(MAX_LOG_BYTES).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     let whole =
         if begin == 0 { &*text } else { text.split_once('\n').map_or("", |(_, rest)| rest) };
@@ -179,7 +179,7 @@ fn end_of(file: &Path) -> io::Result<String> {
 
 fn beginning(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    plain_file::open(path, Links::Followed)?.take(LONGEST).read_to_end(&mut bytes)?;
+    plain_file::open(path, Links::Followed)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -222,7 +222,7 @@ mod tests {
         fs::write(&path, &many).unwrap();
         let end = end_of(&path).unwrap();
         assert!(end.starts_with("line ") && many.ends_with(&end));
-        assert!(end.len() as u64 <= LOG && end.len() as u64 > LOG - 100);
+        assert!(end.len() as u64 <= MAX_LOG_BYTES && end.len() as u64 > MAX_LOG_BYTES - 100);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::plan::ours;
 
 /// Maximum number of items of one kind. A full node has a route for each pod, and a rule for each pod's
 /// address.
-const MOST: usize = 1000;
+const MAX_ITEMS: usize = 1000;
 
 /// Adds the kernel's state. `settings` identify symroute's own tables if nothing is in force.
 pub(crate) fn collect(bundle: &mut Bundle, node: &mut Node, settings: &Settings) {
@@ -45,7 +45,7 @@ pub(crate) fn collect(bundle: &mut Bundle, node: &mut Node, settings: &Settings)
     }
 }
 
-fn said<T: Default>(bundle: &mut Bundle, name: &str, read: Result<T, Error>) -> T {
+fn or_missing<T: Default>(bundle: &mut Bundle, name: &str, read: Result<T, Error>) -> T {
     read.unwrap_or_else(|error| {
         bundle.miss(name, error.to_string());
         T::default()
@@ -55,12 +55,12 @@ fn said<T: Default>(bundle: &mut Bundle, name: &str, read: Result<T, Error>) -> 
 /// Adds the interfaces with their addresses, and returns both.
 fn links(bundle: &mut Bundle, kernel: &mut Kernel) -> Facts {
     const FILE: &str = "links.json";
-    let links = said(bundle, FILE, route::links(&mut kernel.rtnetlink));
-    let addresses = said(bundle, FILE, route::addresses(&mut kernel.rtnetlink));
+    let links = or_missing(bundle, FILE, route::links(&mut kernel.rtnetlink));
+    let addresses = or_missing(bundle, FILE, route::addresses(&mut kernel.rtnetlink));
     let facts = Facts { links, addresses, ..Facts::default() };
-    let shown = facts.links.iter().take(MOST).map(|link| link_json(link, &facts)).collect();
+    let shown = facts.links.iter().take(MAX_ITEMS).map(|link| link_json(link, &facts)).collect();
     bundle.add(FILE, Ok(Content::Json(Value::Array(shown))));
-    rest(bundle, FILE, facts.links.len());
+    note_cut(bundle, FILE, facts.links.len());
     facts
 }
 
@@ -85,7 +85,7 @@ fn link_json(link: &Link, facts: &Facts) -> Value {
 }
 
 fn rules(bundle: &mut Bundle, kernel: &mut Kernel, family: Family) {
-    let name = format!("rules-{}.txt", word(family));
+    let name = format!("rules-{}.txt", family_name(family));
     let found = match route::rules(&mut kernel.rtnetlink, family) {
         Ok(found) => found,
         Err(error) => return bundle.miss(&name, error.to_string()),
@@ -95,9 +95,9 @@ fn rules(bundle: &mut Bundle, kernel: &mut Kernel, family: Family) {
         let more = rule.other_selectors && !is_shown;
         format!("{rule}{}\n", if more { " and other selectors" } else { "" })
     };
-    let text = found.iter().take(MOST).map(|found| line(&found.rule)).collect();
+    let text = found.iter().take(MAX_ITEMS).map(|found| line(&found.rule)).collect();
     bundle.add(&name, Ok(Content::Text(text)));
-    rest(bundle, &name, found.len());
+    note_cut(bundle, &name, found.len());
 }
 
 /// Adds the routes of main and of symroute's tables, and all default routes. Default routes come first.
@@ -108,7 +108,7 @@ fn routes(
     settings: &Settings,
     family: Family,
 ) {
-    let name = format!("routes-{}.txt", word(family));
+    let name = format!("routes-{}.txt", family_name(family));
     let matters = |r: &Route| {
         let is_main = r.table == RT_TABLE_MAIN;
         r.table != RT_TABLE_LOCAL
@@ -123,8 +123,8 @@ fn routes(
         let (kind, protocol) = (r.kind, r.protocol);
         format!("{} metric {} proto {protocol} type {kind}\n", route_text(r, facts), r.metric)
     };
-    bundle.add(&name, Ok(Content::Text(found.iter().take(MOST).map(line).collect())));
-    rest(bundle, &name, found.len());
+    bundle.add(&name, Ok(Content::Text(found.iter().take(MAX_ITEMS).map(line).collect())));
+    note_cut(bundle, &name, found.len());
 }
 
 /// Adds the routers of default routes, with their hardware addresses if known.
@@ -138,7 +138,7 @@ fn neighbours(bundle: &mut Bundle, kernel: &mut Kernel, facts: &Facts, view: Opt
     let routers: BTreeSet<(u32, IpAddr)> =
         hops.filter_map(|hop| Some((hop.link, hop.gateway?))).collect();
     let wanted = |link: u32, ip: IpAddr| routers.contains(&(link, ip));
-    let known = said(bundle, FILE, route::neighbours(&mut kernel.rtnetlink, wanted));
+    let known = or_missing(bundle, FILE, route::neighbours(&mut kernel.rtnetlink, wanted));
     let router = |(link, ip): &(u32, IpAddr)| {
         let mac = known.get(&(*link, *ip)).map(|mac| mac_text(*mac));
         json!({"router": ip, "interface": facts.link_name(*link), "hardwareAddress": mac})
@@ -170,7 +170,7 @@ fn netfilter(bundle: &mut Bundle, view: &View, unseen: &str) {
         })
         .collect();
     let ipset = |(name, set): (&String, &FoundIpset)| {
-        let members = set.members.iter().take(MOST).map(|member| {
+        let members = set.members.iter().take(MAX_ITEMS).map(|member| {
             let no = if member.nomatch { " nomatch" } else { "" };
             let comment = member.comment.as_deref().unwrap_or_default();
             format!("{}/{}{no} {comment}", member.address, member.prefix).trim_end().to_owned()
@@ -224,13 +224,13 @@ fn listed() -> Result<Content, String> {
     ))
 }
 
-fn rest(bundle: &mut Bundle, name: &str, found: usize) {
-    if found > MOST {
-        bundle.miss(name, format!("{} more than the first {MOST}", found - MOST));
+fn note_cut(bundle: &mut Bundle, name: &str, found: usize) {
+    if found > MAX_ITEMS {
+        bundle.miss(name, format!("{} more than the first {MAX_ITEMS}", found - MAX_ITEMS));
     }
 }
 
-fn word(family: Family) -> &'static str {
+fn family_name(family: Family) -> &'static str {
     match family {
         Family::V4 => "ipv4",
         Family::V6 => "ipv6",
