@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::answers::{Seen, lookup_of, plain};
 use super::ask::{Asker, Explained};
-use super::not_bound::{Target, not_bound};
+use super::not_bound::{Destination, not_bound};
 use super::{Answers, Chosen, Ending, Packet, Side, Translated, rules};
 use crate::backend::Marker;
 use crate::error::Error;
@@ -49,7 +49,8 @@ impl Asker<'_> {
         outcomes.sort_by_key(|outcome| (outcome.packet.to, outcome.packet.port));
         let count = outcomes.len();
         let each = outcomes.into_iter().enumerate();
-        each.map(|(at, outcome)| self.one(packet, outcome, (at + 1, count), &alive)).collect()
+        each.map(|(at, outcome)| self.explain_outcome(packet, outcome, (at + 1, count), &alive))
+            .collect()
     }
 
     /// Protocols and ports for which rules apply DNAT if the node's own address is the destination. The flag
@@ -78,7 +79,7 @@ impl Asker<'_> {
         (found, false)
     }
 
-    fn one(
+    fn explain_outcome(
         &mut self,
         packet: Packet,
         outcome: Outcome,
@@ -110,7 +111,7 @@ impl Asker<'_> {
         }
         let answers = self.answers(&seen)?;
         let without = self.side(&seen, &answers, false)?;
-        let mut with = self.with(&packet, &seen, &answers)?;
+        let mut with = self.side_with_symroute(&packet, &seen, &answers)?;
         if with.is_err() {
             // symroute accepts the reply to a packet whose source the node changed.
             let answered = self.side(&seen, &answers, true)?;
@@ -122,7 +123,7 @@ impl Asker<'_> {
     }
 
     /// What happens with symroute, or the reason why symroute ignores the request.
-    fn with(
+    fn side_with_symroute(
         &mut self,
         packet: &Packet,
         seen: &Seen,
@@ -148,7 +149,7 @@ impl Asker<'_> {
             let is_before = rule.priority < first && rule.mark.is_none();
             is_before && rule.from.is_some_and(|net| net.contains(called))
         };
-        let target = Target {
+        let destination = Destination {
             called: packet.to,
             is_remote: seen.is_translated && to.is_some_and(|way| self.leaves(&way)),
             way: to.as_ref(),
@@ -158,11 +159,11 @@ impl Asker<'_> {
         let plan::Plan { uplinks, .. } = &self.view.plan;
         let uplink = uplinks.iter().find(|uplink| uplink.link == packet.link).map(|u| u.id);
         let crate::node::View { facts, settings, plan, .. } = &self.view;
-        if let Some(why) = not_bound(&seen.packet, target, facts, settings, plan) {
+        if let Some(why) = not_bound(&seen.packet, destination, facts, settings, plan) {
             return Ok(Err(why));
         }
         let Some(id) = uplink else { return Ok(Err("it binds no such connection".into())) };
-        let turns = target.is_remote && to.is_some_and(|way| way.link == packet.link);
+        let turns = destination.is_remote && to.is_some_and(|way| way.link == packet.link);
         let by_iptables = self.view.plan.marker() != Marker::Nftables;
         // iptables marks a request before it knows the route, and the connection when the request leaves.
         let early = if turns && !by_iptables { field.d() } else { 0 };

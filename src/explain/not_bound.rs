@@ -10,7 +10,7 @@ use crate::plan::Plan;
 
 /// The destination of a request.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Target<'a> {
+pub(super) struct Destination<'a> {
     /// The destination before DNAT, which the setting "exclude" applies to.
     pub(super) called: std::net::IpAddr,
     /// Whether DNAT sends the request to a backend outside.
@@ -25,7 +25,7 @@ pub(super) struct Target<'a> {
 /// Why symroute does not bind the connection of a request; `None` if it does. `packet`: the request after DNAT.
 pub(super) fn not_bound(
     packet: &Packet,
-    target: Target<'_>,
+    destination: Destination<'_>,
     facts: &Facts,
     settings: &Settings,
     plan: &Plan,
@@ -39,7 +39,7 @@ pub(super) fn not_bound(
         let why = why.map_or_else(String::new, |left| format!(": {}", left.why));
         return Some(format!("{name} is no uplink{why}"));
     }
-    let called = target.called;
+    let called = destination.called;
     if settings.exclude.iter().any(|net| net.contains(called)) {
         return Some(format!("\"exclude\" has {called}"));
     }
@@ -50,15 +50,15 @@ pub(super) fn not_bound(
     // iptables decides on a request before the result of DNAT is known.
     let accepted_as = if by_iptables { called } else { packet.to };
     let is_hairpin = settings.hairpin || facts.hairpins.contains(&accepted_as);
-    if target.source_is_inside && !is_hairpin {
+    if destination.source_is_inside && !is_hairpin {
         return Some(format!("{} lies inside, and \"hairpin\" is false", packet.from));
     }
     if facts.left_out.contains(&packet.to) {
         return Some(format!("the pod {} is left out by its annotation", packet.to));
     }
-    let is_local = target.way.is_some_and(|way| way.kind == RTN_LOCAL);
-    if let Some(rule) = target.rule.filter(|_| by_iptables && !is_local) {
+    let is_local = destination.way.is_some_and(|way| way.kind == RTN_LOCAL);
+    if let Some(rule) = destination.rule.filter(|_| by_iptables && !is_local) {
         return Some(format!("with iptables, rule {rule} hides that it comes from outside"));
     }
-    ((is_local || target.is_remote) && !settings.host).then(|| "\"host\" is false".to_owned())
+    ((is_local || destination.is_remote) && !settings.host).then(|| "\"host\" is false".to_owned())
 }
