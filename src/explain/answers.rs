@@ -226,19 +226,19 @@ impl Asker<'_> {
     }
 
     /// Table and chain of each rule that may keep a request from being tracked.
-    pub(crate) fn untracking(&self, packet: &Packet) -> BTreeSet<String> {
+    pub(crate) fn untracking_rules(&self, packet: &Packet) -> BTreeSet<String> {
         let arriving = self.in_hook(packet, Some(packet.link), None, (0, 0), false);
-        self.netfilter.untracking(arriving, &self.view.facts)
+        self.netfilter.untracking_rules(arriving, &self.view.facts)
     }
 
     /// Table and chain of each rule that checks the return path of a request before symroute marks it.
-    pub(crate) fn checking(&self, packet: &Packet) -> BTreeSet<String> {
+    pub(crate) fn source_checks(&self, packet: &Packet) -> BTreeSet<String> {
         let by = match self.view.plan.marker() {
             Marker::Nftables => PREROUTING,
             Marker::Iptables(_) => MANGLE,
         };
         let arriving = self.in_hook(packet, Some(packet.link), None, (0, 0), false);
-        self.netfilter.checking(arriving, &self.view.facts, by)
+        self.netfilter.source_checks(arriving, &self.view.facts, by)
     }
 
     /// Whether a route leads out of the node.

@@ -92,7 +92,7 @@ pub(super) fn walk(ruleset: &Ruleset) {
                 );
             }
         }
-        let _ = ruleset.untracking(packet, &Node(to));
+        let _ = ruleset.untracking_rules(packet, &Node(to));
     }
 }
 

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use super::sets::bytes;
-use super::walk::{DEPTH, Local, Nat, NewAddress, OUTCOMES, Outcome};
+use super::walk::{Local, MAX_DEPTH, MAX_OUTCOMES, Nat, NewAddress, Outcome};
 use super::{
     Bound, Chain, Condition, Hook, Interface, Match, Packet, Part, Rule, SOURCE_CHECK, Table,
     Target,
@@ -52,13 +52,13 @@ impl Walk<'_> {
             for outcome in std::mem::take(&mut paths.next) {
                 self.rule(name, rule, outcome, depth, &mut paths);
             }
-            each_once(&mut paths.next);
-            each_once(&mut paths.ended);
+            dedup_and_cap(&mut paths.next);
+            dedup_and_cap(&mut paths.ended);
         }
         // Packets without a verdict come first, so that the limit on outcomes does not drop them.
         let mut ends: Vec<_> = paths.next.into_iter().map(|next| (next, End::Returned)).collect();
         ends.extend(paths.ended);
-        each_once(&mut ends);
+        dedup_and_cap(&mut ends);
         ends
     }
 
@@ -70,7 +70,7 @@ impl Walk<'_> {
         depth: usize,
         paths: &mut Paths,
     ) {
-        if !self.one_more() {
+        if !self.take_rule_budget() {
             self.note(chain, &mut outcome, "more rules in all than can be followed");
             return paths.next.push(outcome);
         }
@@ -81,7 +81,8 @@ impl Walk<'_> {
                     Fits::No => return paths.next.push(outcome),
                     Fits::Perhaps => paths.next.push(outcome.clone()),
                     Fits::Unknown(why) => {
-                        let changes = || rule.0[at..].iter().any(|part| self.changes(part, DEPTH));
+                        let changes =
+                            || rule.0[at..].iter().any(|part| self.changes(part, MAX_DEPTH));
                         if why == SOURCE_CHECK || changes() {
                             self.note(chain, &mut outcome, &why);
                         }
@@ -98,7 +99,7 @@ impl Walk<'_> {
     }
 
     /// Counts a rule. False if the limit is reached.
-    fn one_more(&self) -> bool {
+    fn take_rule_budget(&self) -> bool {
         let left = self.left.get();
         self.left.set(left.saturating_sub(1));
         left > 0
@@ -138,7 +139,7 @@ impl Walk<'_> {
                 return Some(outcome);
             }
             Target::Symroute => {
-                packet.meet_symroute(self.hook);
+                packet.apply_symroute(self.hook);
                 return Some(outcome);
             }
             Target::Untrack if !self.is_early => return Some(outcome),
@@ -217,7 +218,7 @@ impl Walk<'_> {
                 false
             }
             // A chain that can't be followed may change the packet.
-            Target::Jump(_) | Target::Goto(_) if !self.one_more() => true,
+            Target::Jump(_) | Target::Goto(_) if !self.take_rule_budget() => true,
             Target::Jump(name) | Target::Goto(name) => {
                 let called = self.table.chains.get(name).filter(|_| depth > 0);
                 let mut parts = called.iter().flat_map(|chain| &chain.rules).flat_map(|r| &r.0);
@@ -278,7 +279,7 @@ impl Walk<'_> {
 impl Packet {
     /// Applies symroute's rules to the marks: they mark a request, restore the mark of a reply from its
     /// connection, and clear the mark of a packet that leaves.
-    fn meet_symroute(&mut self, hook: Hook) {
+    fn apply_symroute(&mut self, hook: Hook) {
         let Some(Bound { field, mark, connection, is_late }) = self.bound else { return };
         let is_tracked = self.untracked_by.is_none();
         let bind = |own: &mut u32| *own = *own & !field | connection;
@@ -316,7 +317,7 @@ enum Fits {
 }
 
 /// Removes duplicates, and cuts the list to the maximum number of outcomes.
-fn each_once<T: PartialEq>(list: &mut Vec<T>) {
+fn dedup_and_cap<T: PartialEq>(list: &mut Vec<T>) {
     let mut at = 0;
     while at < list.len() {
         if list[..at].contains(&list[at]) {
@@ -325,7 +326,7 @@ fn each_once<T: PartialEq>(list: &mut Vec<T>) {
             at += 1;
         }
     }
-    list.truncate(OUTCOMES);
+    list.truncate(MAX_OUTCOMES);
 }
 
 /// Whether the interface has this name. A name that ends in `+` is a prefix (iptables(8)).

@@ -76,7 +76,7 @@ pub(super) fn verdict(verdict: &[u8]) -> Option<Target> {
 }
 
 impl Reader<'_> {
-    fn want(&mut self, is: Match, inverted: bool) {
+    fn add_match(&mut self, is: Match, inverted: bool) {
         self.rule.0.push(Part::If(Condition { is, inverted }));
     }
 
@@ -98,7 +98,7 @@ impl Reader<'_> {
         if acts {
             self.put(Target::Unknown(name));
         } else {
-            self.want(Match::Unknown(name), false);
+            self.add_match(Match::Unknown(name), false);
         }
     }
 
@@ -175,7 +175,7 @@ impl Reader<'_> {
             NFT_META_L4PROTO => (Field::Protocol, 1),
             _ => return self.load(data, NFTA_META_DREG, Value::Unknown("meta".into()), 16),
         };
-        self.load(data, NFTA_META_DREG, of(field), bytes)
+        self.load(data, NFTA_META_DREG, unmasked(field), bytes)
     }
 
     fn ct(&mut self, data: &[u8]) -> Option<()> {
@@ -185,9 +185,9 @@ impl Reader<'_> {
             return if is_mark { self.set(register, Field::Connection) } else { Some(()) };
         }
         let (value, bytes) = match key {
-            NFT_CT_MARK => (of(Field::Connection), 4),
-            NFT_CT_STATE => (of(Field::State), 4),
-            NFT_CT_DIRECTION => (of(Field::Direction), 1),
+            NFT_CT_MARK => (unmasked(Field::Connection), 4),
+            NFT_CT_STATE => (unmasked(Field::State), 4),
+            NFT_CT_DIRECTION => (unmasked(Field::Direction), 1),
             _ => (Value::Unknown("ct".into()), 16),
         };
         self.load(data, NFTA_CT_DREG, value, bytes)
@@ -233,15 +233,15 @@ impl Reader<'_> {
                 return self.load(data, NFTA_PAYLOAD_DREG, unknown, length);
             }
         };
-        self.load(data, NFTA_PAYLOAD_DREG, of(field), length)
+        self.load(data, NFTA_PAYLOAD_DREG, unmasked(field), length)
     }
 
     fn fib(&mut self, data: &[u8]) -> Option<()> {
         const CHECK: u32 = NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF;
         let is_kind = number(data, NFTA_FIB_RESULT)? == NFT_FIB_RESULT_ADDRTYPE;
         let value = match number(data, NFTA_FIB_FLAGS)? {
-            NFTA_FIB_F_DADDR if is_kind => of(Field::ToKind),
-            NFTA_FIB_F_SADDR if is_kind => of(Field::FromKind),
+            NFTA_FIB_F_DADDR if is_kind => unmasked(Field::ToKind),
+            NFTA_FIB_F_SADDR if is_kind => unmasked(Field::FromKind),
             flags if !is_kind && flags & CHECK == CHECK => Value::Unknown(SOURCE_CHECK.into()),
             _ => Value::Unknown("fib".into()),
         };
@@ -268,7 +268,7 @@ impl Reader<'_> {
             Value::Of(loaded) if is_plain => {
                 let mask = constant(data, NFTA_BITWISE_MASK)?;
                 let xor = constant(data, NFTA_BITWISE_XOR)?;
-                Value::Of(loaded.then(&mask, &xor))
+                Value::Of(loaded.mask_again(&mask, &xor))
             }
             _ => Value::Unknown("bitwise".into()),
         };
@@ -288,7 +288,7 @@ impl Reader<'_> {
             Value::Unknown(name) => Match::Unknown(name.clone()),
             Value::Constant(_) => return None,
         };
-        self.want(is, inverted);
+        self.add_match(is, inverted);
         Some(())
     }
 
@@ -314,7 +314,7 @@ impl Reader<'_> {
             }
             None => {
                 let flags = number(data, NFTA_LOOKUP_FLAGS).unwrap_or(0);
-                self.want(Match::Among(fields, set), flags & NFT_LOOKUP_F_INV != 0);
+                self.add_match(Match::Among(fields, set), flags & NFT_LOOKUP_F_INV != 0);
             }
         }
         Some(())
@@ -366,13 +366,13 @@ fn is_notrack(data: &[u8]) -> bool {
     }
 }
 
-fn of(field: Field) -> Value {
+fn unmasked(field: Field) -> Value {
     Value::Of(Loaded { field, mask: Vec::new(), xor: Vec::new() })
 }
 
 impl Loaded {
     /// The loaded field after another `& mask ^ xor`.
-    fn then(self, mask: &[u8], xor: &[u8]) -> Self {
+    fn mask_again(self, mask: &[u8], xor: &[u8]) -> Self {
         if self.mask.is_empty() {
             return Self { mask: mask.to_vec(), xor: xor.to_vec(), ..self };
         }
@@ -390,7 +390,7 @@ mod tests {
     #[test]
     fn a_mark_that_is_masked_twice() {
         let first = Loaded { field: Field::Mark, mask: vec![0xff; 4], xor: vec![0x0f; 4] };
-        let twice = first.then(&[0xf0, 0, 0, 0], &[1, 0, 0, 0]);
+        let twice = first.mask_again(&[0xf0, 0, 0, 0], &[1, 0, 0, 0]);
         assert_eq!((twice.mask[0], twice.xor[0]), (0xf0, 1));
     }
 

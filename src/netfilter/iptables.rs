@@ -111,13 +111,13 @@ fn rule(words: &[String]) -> Option<(String, Rule)> {
 }
 
 impl Parts {
-    fn want(&mut self, is: Match) {
+    fn add_match(&mut self, is: Match) {
         self.conditions.push(Condition { is, inverted: std::mem::take(&mut self.inverted) });
     }
 
     /// Adds a match, or an unknown match if `is` is `None`.
-    fn want_or_note(&mut self, is: Option<Match>, option: &str, value: &str) {
-        self.want(is.unwrap_or_else(|| Match::Unknown(format!("{option} {value}"))));
+    fn add_match_or_unknown(&mut self, is: Option<Match>, option: &str, value: &str) {
+        self.add_match(is.unwrap_or_else(|| Match::Unknown(format!("{option} {value}"))));
     }
 
     fn take<'a>(&mut self, word: &'a str, rest: &mut impl Iterator<Item = &'a str>) {
@@ -131,7 +131,7 @@ impl Parts {
             "--set" if self.module == "recent" => return,
             "--rcheck" | "--update" | "--remove" | "--syn" | "--loose" | "--invert" => {
                 let module = self.module.clone();
-                return self.want_or_note(None, &module, word);
+                return self.add_match_or_unknown(None, &module, word);
             }
             // Another value of an option that is not understood.
             value if !value.starts_with('-') => return,
@@ -144,28 +144,28 @@ impl Parts {
             "-m" => self.module = value.into(),
             "-j" => self.aim = value.into(),
             "-g" => self.target = Some(Target::Goto(value.into())),
-            "-i" => self.want(Match::In(value.into())),
-            "-o" => self.want(Match::Out(value.into())),
-            "-s" => self.want_or_note(net(value).map(Match::From), word, value),
-            "-d" => self.want_or_note(net(value).map(Match::To), word, value),
-            "-p" => self.want_or_note(protocol(value).map(Match::Protocol), word, value),
-            "--dport" => self.want_or_note(ports(value), word, value),
-            "--dports" => self.want_or_note(several(value), word, value),
+            "-i" => self.add_match(Match::In(value.into())),
+            "-o" => self.add_match(Match::Out(value.into())),
+            "-s" => self.add_match_or_unknown(net(value).map(Match::From), word, value),
+            "-d" => self.add_match_or_unknown(net(value).map(Match::To), word, value),
+            "-p" => self.add_match_or_unknown(protocol(value).map(Match::Protocol), word, value),
+            "--dport" => self.add_match_or_unknown(ports(value), word, value),
+            "--dports" => self.add_match_or_unknown(several(value), word, value),
             // These modify another option of "recent".
             "--name" | "--mask" | "--seconds" | "--hitcount" if self.module == "recent" => {}
-            "--dst-type" if value == "LOCAL" => self.want(Match::ToNode { here: false }),
-            "--src-type" if value == "LOCAL" => self.want(Match::FromNode),
+            "--dst-type" if value == "LOCAL" => self.add_match(Match::ToNode { here: false }),
+            "--src-type" if value == "LOCAL" => self.add_match(Match::FromNode),
             "--mark" if self.module == "mark" => {
-                self.want_or_note(mark(value).map(Match::Mark), word, value);
+                self.add_match_or_unknown(mark(value).map(Match::Mark), word, value);
             }
             "--mark" if self.module == "connmark" => {
-                self.want_or_note(mark(value).map(Match::Connection), word, value);
+                self.add_match_or_unknown(mark(value).map(Match::Connection), word, value);
             }
             "--ctstate" | "--state" => {
                 let has = |wanted| value.split(',').any(|state| state == wanted);
-                self.want(Match::State { new: has("NEW"), established: has("ESTABLISHED") });
+                self.add_match(Match::State { new: has("NEW"), established: has("ESTABLISHED") });
             }
-            "--mode" => self.want(Match::Chance),
+            "--mode" => self.add_match(Match::Chance),
             "--comment" | "--probability" | "--every" | "--packet" => {}
             "--to-destination" => self.target = dnat(value),
             "--to-source" => self.target = value.parse().ok().map(Target::Snat),
@@ -176,7 +176,7 @@ impl Parts {
             "--mask" => self.masks = [number(value); 2],
             "--nfmask" => self.masks[0] = number(value),
             "--ctmask" => self.masks[1] = number(value),
-            _ if self.aim.is_empty() => self.want_or_note(None, word, value),
+            _ if self.aim.is_empty() => self.add_match_or_unknown(None, word, value),
             _ => {}
         }
     }

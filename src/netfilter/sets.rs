@@ -19,17 +19,17 @@ const NAME: usize = 16;
 /// lacks one.
 pub(super) fn bytes(fields: &[Loaded], packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
     if let [only] = fields {
-        return one(only, packet, local);
+        return masked_bytes(only, packet, local);
     }
     let mut all = Vec::new();
     for field in fields {
-        all.extend(one(field, packet, local)?);
+        all.extend(masked_bytes(field, packet, local)?);
         all.resize(all.len().next_multiple_of(4), 0);
     }
     Some(all)
 }
 
-fn one(loaded: &Loaded, packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
+fn masked_bytes(loaded: &Loaded, packet: &Packet, local: &dyn Local) -> Option<Vec<u8>> {
     let mut bytes = raw(loaded.field, packet, local)?;
     if !loaded.mask.is_empty() {
         let length = loaded.mask.len().min(bytes.len());

@@ -10,13 +10,13 @@ use crate::model::Family;
 use crate::netlink::uapi::NF_IP_PRI_CONNTRACK;
 
 /// Maximum number of outcomes that are followed. A Service may have thousands of backends.
-pub(super) const OUTCOMES: usize = 64;
+pub(super) const MAX_OUTCOMES: usize = 64;
 /// Maximum depth of calls (`NFT_JUMP_STACK_SIZE`).
-pub(super) const DEPTH: usize = 16;
+pub(super) const MAX_DEPTH: usize = 16;
 /// Maximum number of rules that are followed for a packet in a base chain, all outcomes together. A node with
 /// ten thousand Services stays below it. Chains that each call the next one many times would exceed any time
 /// limit. Fuzzing uses a lower limit, because it leads sixty packets through each input.
-const RULES: u32 = if cfg!(fuzzing) { 1 << 12 } else { 1 << 20 };
+const MAX_RULES: u32 = if cfg!(fuzzing) { 1 << 12 } else { 1 << 20 };
 
 /// A change of an address by NAT.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,32 +61,37 @@ impl Ruleset {
         local: &dyn Local,
     ) -> Vec<Outcome> {
         let is_met = |base: &Base| is_first || !base.is_nat;
-        let outcomes = self.through(hook, is_met, packet, local);
+        let outcomes = self.pass_hook(hook, is_met, packet, local);
         if matches!(hook, Hook::Prerouting | Hook::Output) && is_first {
-            let balanced = outcomes.into_iter().flat_map(|one| self.balanced(one));
-            return balanced.take(OUTCOMES).collect();
+            let balanced = outcomes.into_iter().flat_map(|one| self.apply_ipvs(one));
+            return balanced.take(MAX_OUTCOMES).collect();
         }
         outcomes
     }
 
     /// Table and chain of each rule that keeps this packet from being tracked.
-    pub(crate) fn untracking(&self, packet: Packet, local: &dyn Local) -> BTreeSet<String> {
+    pub(crate) fn untracking_rules(&self, packet: Packet, local: &dyn Local) -> BTreeSet<String> {
         let is_met = |base: &Base| is_early(*base);
-        let outcomes = self.through(Hook::Prerouting, is_met, packet, local).into_iter();
+        let outcomes = self.pass_hook(Hook::Prerouting, is_met, packet, local).into_iter();
         outcomes.filter(|one| !one.is_dropped).filter_map(|one| one.packet.untracked_by).collect()
     }
 
     /// Table and chain of each rule that checks the packet's return path at a lower priority than `by`.
-    pub(crate) fn checking(&self, packet: Packet, local: &dyn Local, by: i32) -> BTreeSet<String> {
+    pub(crate) fn source_checks(
+        &self,
+        packet: Packet,
+        local: &dyn Local,
+        by: i32,
+    ) -> BTreeSet<String> {
         let is_met = |base: &Base| base.priority < by && !base.is_nat;
-        let outcomes = self.through(Hook::Prerouting, is_met, packet, local).into_iter();
+        let outcomes = self.pass_hook(Hook::Prerouting, is_met, packet, local).into_iter();
         let unsure = outcomes.flat_map(|one| one.unsure);
         let end = format!(": \"{SOURCE_CHECK}\"");
         unsure.filter_map(|text| text.strip_suffix(&end).map(str::to_owned)).collect()
     }
 
     /// Leads a packet through the base chains of a hook that `is_met` selects, in order of priority.
-    fn through(
+    fn pass_hook(
         &self,
         hook: Hook,
         is_met: impl Fn(&Base) -> bool,
@@ -113,10 +118,10 @@ impl Ruleset {
             outcomes = through;
             for outcome in going {
                 let is_early = chain.base.is_some_and(is_early);
-                let walk = Walk { table, local, hook, is_early, left: Cell::new(RULES) };
+                let walk = Walk { table, local, hook, is_early, left: Cell::new(MAX_RULES) };
                 let drops = chain.base.is_some_and(|base| base.drops);
                 let reroutes = chain.base.is_some_and(|base| base.reroutes);
-                for (mut outcome, end) in walk.chain(name, chain, outcome, DEPTH) {
+                for (mut outcome, end) in walk.chain(name, chain, outcome, MAX_DEPTH) {
                     if reroutes || is_nat && outcome.nat.is_some() {
                         outcome.packet.routed = outcome.packet.mark;
                     }
@@ -126,13 +131,13 @@ impl Ruleset {
                     }
                 }
             }
-            outcomes.truncate(OUTCOMES);
+            outcomes.truncate(MAX_OUTCOMES);
         }
         outcomes
     }
 
     /// Applies IPVS to a packet without DNAT: one outcome for each server.
-    fn balanced(&self, outcome: Outcome) -> Vec<Outcome> {
+    fn apply_ipvs(&self, outcome: Outcome) -> Vec<Outcome> {
         let packet = &outcome.packet;
         let called = (packet.protocol, packet.port, packet.to);
         let service = self.services.iter().find(|service| {
@@ -305,7 +310,7 @@ COMMIT
             let iif = Some(Interface(3, iif.into()));
             Packet { iif, protocol: Some(protocol), port, ..packet("10.21.0.10", 1) }
         };
-        let found = |packet| rules.untracking(packet, &Node).into_iter().collect::<Vec<_>>();
+        let found = |packet| rules.untracking_rules(packet, &Node).into_iter().collect::<Vec<_>>();
         assert_eq!(found(by("eth1", 6, Some(10250))), ["iptables raw, OWN"]);
         assert_eq!(found(by("eth1", 6, None)), [""; 0]);
         assert_eq!(rules.untracked_ports(), [10250].into());

@@ -62,7 +62,7 @@ fn exempted(asker: &Asker<'_>) -> BTreeMap<String, Exempted> {
                 ports.iter().filter(|port| protocol == IPPROTO_TCP || !OVERLAYS.contains(port))
             {
                 let request = Packet::plain(client, own.ip, own.link).to_port(protocol, *port);
-                for place in asker.untracking(&request) {
+                for place in asker.untracking_rules(&request) {
                     let one = found.entry(place).or_default();
                     one.nics.insert(asker.facts().link_name(own.link));
                     one.protocols.insert(word);
@@ -81,7 +81,7 @@ fn checked(asker: &Asker<'_>) -> BTreeMap<String, BTreeSet<String>> {
         let family = Family::of(own.ip);
         let request =
             Packet::plain(OUTSIDE.of(family), own.ip, own.link).to_port(IPPROTO_TCP, UNNAMED_PORT);
-        for place in asker.checking(&request) {
+        for place in asker.source_checks(&request) {
             let words = format!("{family} by {}", asker.facts().link_name(own.link));
             found.entry(place).or_default().insert(words);
         }
