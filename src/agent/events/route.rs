@@ -7,7 +7,7 @@ use rtnetlink::MulticastGroup::{
 };
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::address::AddressMessage;
-use rtnetlink::packet_route::link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{InfoPortKind, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -71,7 +71,7 @@ fn link(message: LinkMessage) -> Link {
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     match info {
-                        LinkInfo::Kind(kind) => link.kind = Some(kind_name(&kind)),
+                        LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
                         LinkInfo::PortKind(InfoPortKind::Bridge) => {
                             link.port_of = Some("bridge".into());
                         }
@@ -84,10 +84,6 @@ fn link(message: LinkMessage) -> Link {
         }
     }
     link
-}
-
-fn kind_name(kind: &InfoKind) -> String {
-    kind.to_string()
 }
 
 fn route(message: &RouteMessage) -> Option<Event> {
