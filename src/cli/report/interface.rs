@@ -1,7 +1,5 @@
 //! State of the uplinks' interfaces for `status`: link, addresses, `rp_filter`, `src_valid_mark`.
 
-use std::net::IpAddr;
-
 use ipnetwork::IpNetwork;
 
 use crate::error::Error;
@@ -66,15 +64,10 @@ fn of_link(link: &Link, facts: &Facts) -> Result<Interface, Error> {
         name: link.name.clone(),
         is_up: link.flags & IFF_UP != 0,
         carrier: link.carrier,
-        addresses: addresses.filter_map(|a| with_prefix(a.ip, a.net.prefix())).collect(),
+        addresses: addresses.filter_map(|a| IpNetwork::new(a.ip, a.net.prefix()).ok()).collect(),
         rp_filter: Setting { all: filter.all, own: filter.own },
         src_valid_mark: Setting { all, own },
     })
-}
-
-/// An address of the node with its prefix length, as `ip address` prints it.
-fn with_prefix(ip: IpAddr, prefix: u8) -> Option<IpNetwork> {
-    IpNetwork::new(ip, prefix).ok()
 }
 
 #[cfg(test)]

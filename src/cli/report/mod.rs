@@ -180,21 +180,13 @@ impl Report {
 
     /// Removes control characters from the texts: a pod may give its rules and interfaces any names.
     fn clean(&mut self) {
-        for Note { what, remedy } in self.notes.iter_mut().chain(&mut self.unanswered) {
-            (*what, *remedy) = (
-                process::without_control_characters(what),
-                process::without_control_characters(remedy),
-            );
-        }
-        for LeftOut { name, kind, why } in &mut self.left_out {
-            (*name, *kind, *why) = (
-                process::without_control_characters(name),
-                process::without_control_characters(kind),
-                process::without_control_characters(why),
-            );
-        }
-        for line in self.pending.iter_mut().chain(&mut self.limits).chain(&mut self.unseen) {
-            *line = process::without_control_characters(line);
+        let notes = self.notes.iter_mut().chain(&mut self.unanswered);
+        let left_out = self.left_out.iter_mut();
+        let texts = notes.flat_map(|note| [&mut note.what, &mut note.remedy]);
+        let texts = texts.chain(left_out.flat_map(|l| [&mut l.name, &mut l.kind, &mut l.why]));
+        let lines = self.pending.iter_mut().chain(&mut self.limits).chain(&mut self.unseen);
+        for text in texts.chain(lines) {
+            *text = process::without_control_characters(text);
         }
     }
 
