@@ -35,7 +35,7 @@ pub(super) fn tail() -> String {
 }
 
 /// Maximum number of addresses that the bundle explains.
-const MANY: usize = 64;
+const MAX_ADDRESSES: usize = 64;
 
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
@@ -115,11 +115,13 @@ fn gather(conf_dir: &Path, host: &str, release: &str, time: SystemTime) -> Bundl
     });
     bundle.add("version.json", Ok(Content::Json(version)));
     let folder = conf_dir.display().to_string();
-    let status = said(&["status", "--json", "--conf-dir", &folder]);
+    let status = report_of(&["status", "--json", "--conf-dir", &folder]);
     explain(&mut bundle, status.as_ref().ok(), &folder);
     bundle.add("status.json", status.map(Content::Json));
-    bundle
-        .add("doctor.json", said(&["doctor", "--json", "--conf-dir", &folder]).map(Content::Json));
+    bundle.add(
+        "doctor.json",
+        report_of(&["doctor", "--json", "--conf-dir", &folder]).map(Content::Json),
+    );
     match (Node::to_look(), super::explain::settings_in(None, conf_dir)) {
         (Ok(mut node), Ok(settings)) => kernel::collect(&mut bundle, &mut node, &settings),
         (Err(error), _) => bundle.miss("links.json and the like", error.to_string()),
@@ -133,21 +135,28 @@ fn gather(conf_dir: &Path, host: &str, release: &str, time: SystemTime) -> Bundl
     bundle
 }
 
-/// Adds the explanation of a request to each address of the node, on each uplink. With more than [`MANY`]
-/// addresses, such as those of Services with IPVS, it explains only the uplinks' own addresses.
+/// Adds the explanation of a request to each address of the node, on each uplink. With more than
+/// [`MAX_ADDRESSES`] addresses, such as those of Services with IPVS, it explains only the uplinks' own
+/// addresses.
 fn explain(bundle: &mut Bundle, status: Option<&Value>, conf_dir: &str) {
     let addresses = Socket::route().and_then(|mut socket| route::addresses(&mut socket));
-    let are_few = addresses.is_ok_and(|addresses| addresses.len() <= MANY);
+    let are_few = addresses.is_ok_and(|addresses| addresses.len() <= MAX_ADDRESSES);
     for (family, name) in [(Family::V4, "explain-ipv4.json"), (Family::V6, "explain-ipv6.json")] {
         let client = OUTSIDE.of(family).to_string();
         let words = ["explain", "--from", &client, "--json", "--conf-dir", conf_dir];
         if are_few {
-            bundle.add(name, said(&[&words[..], &["--all"]].concat()).map(Content::Json));
+            bundle.add(name, report_of(&[&words[..], &["--all"]].concat()).map(Content::Json));
             continue;
         }
-        bundle.miss(name, format!("more than {MANY} addresses: those of uplinks alone are here"));
+        bundle.miss(
+            name,
+            format!("more than {MAX_ADDRESSES} addresses: those of uplinks alone are here"),
+        );
         let own = own_addresses(status, family);
-        let asked = own.iter().take(MANY).map(|ip| said(&[&words[..], &["--to", ip]].concat()));
+        let asked = own
+            .iter()
+            .take(MAX_ADDRESSES)
+            .map(|ip| report_of(&[&words[..], &["--to", ip]].concat()));
         let answers: Result<Vec<Value>, String> = asked.collect();
         bundle.add(name, answers.map(|answers| Content::Json(answers.into())));
     }
@@ -163,7 +172,7 @@ fn own_addresses(status: Option<&Value>, family: Family) -> Vec<String> {
 }
 
 /// Runs another command of this tool and returns its JSON report, or the error text.
-fn said(words: &[&str]) -> Result<Value, String> {
+fn report_of(words: &[&str]) -> Result<Value, String> {
     let words = [&[names::TOOL], words].concat();
     let line = CommandLine::try_parse_from(words).map_err(|error| error.to_string())?;
     let (text, _) = line.command.run().map_err(text_of)?;

@@ -37,7 +37,7 @@ pub(super) fn tail() -> String {
 #[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct Words {
     /// Count the drops of the reverse path filter for this long
-    #[arg(long = "for", value_name = "TIME", default_value = "2s", value_parser = super::time)]
+    #[arg(long = "for", value_name = "TIME", default_value = "2s", value_parser = super::duration)]
     watched: Duration,
     /// Add the ip rule of each "tproxy" finding, and print how to undo that
     #[arg(long)]

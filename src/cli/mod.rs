@@ -265,7 +265,7 @@ fn without_control_characters((text, code): (String, u8)) -> (String, u8) {
 }
 
 /// Parses a duration of at most a day, such as `30s`.
-fn time(text: &str) -> Result<Duration, String> {
+fn duration(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if time > DAY { Err("wanted: a day at most".into()) } else { Ok(time) }
 }
@@ -439,8 +439,12 @@ mod tests {
 
     #[test]
     fn times_are_bounded() {
-        assert_eq!(time("30s"), Ok(Duration::from_secs(30)));
-        assert!(time("300000000000y").is_err() && time("25h").is_err() && time("soon").is_err());
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert!(
+            duration("300000000000y").is_err()
+                && duration("25h").is_err()
+                && duration("soon").is_err()
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ With --watch, the tool shows rates beside the counters; ^C or SIGTERM ends it wi
 ";
 
 /// Shortest time between two reports.
-const BRISK: Duration = Duration::from_millis(100);
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(super) fn tail() -> String {
     let codes = [
@@ -53,13 +53,13 @@ pub(super) struct Words {
     #[arg(long)]
     watch: bool,
     /// Time between two reports of --watch
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = pace, requires = "watch")]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval, requires = "watch")]
     every: Duration,
 }
 
-fn pace(text: &str) -> Result<Duration, String> {
-    let time = super::time(text)?;
-    if time < BRISK { Err("wanted: 100ms or more".into()) } else { Ok(time) }
+fn interval(text: &str) -> Result<Duration, String> {
+    let time = super::duration(text)?;
+    if time < MIN_INTERVAL { Err("wanted: 100ms or more".into()) } else { Ok(time) }
 }
 
 /// Runs the command. Returns the text to print and the exit code.

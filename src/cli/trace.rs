@@ -57,7 +57,7 @@ pub(super) struct Words {
     #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
     proto: Option<u8>,
     /// Trace for this long
-    #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = super::time)]
+    #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = super::duration)]
     time: Duration,
     /// Print one JSON object per packet and line, then a summary object
     #[arg(long)]

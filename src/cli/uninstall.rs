@@ -67,7 +67,7 @@ pub(super) struct Words {
 /// Runs the command. If it is killed, the node still starts pods, and another run completes the work.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     if words.stay {
-        stay()?;
+        wait_for_signal()?;
         return Ok((String::new(), 0));
     }
     let state = State::new(&words.run_dir);
@@ -209,7 +209,7 @@ fn say(line: &str) {
     let _ = process::print(format!("{line}\n").as_bytes());
 }
 
-fn stay() -> Result<(), Failure> {
+fn wait_for_signal() -> Result<(), Failure> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     // A container's first process gets no default signal actions, so it must block a signal to wait for it.
     let waited = signals.thread_block().and_then(|()| signals.wait());

@@ -77,7 +77,7 @@ impl Report {
         }
         object["counters"] = self.counters_json(uplink.id);
         object["counters"]["connectionsOffloaded"] =
-            json!(self.offloaded.as_ref().map(|offloaded| offloaded.by(uplink)));
+            json!(self.offloaded.as_ref().map(|offloaded| offloaded.count_of(uplink)));
         object
     }
 

@@ -174,12 +174,12 @@ impl Report {
             rates: None,
             unseen,
         };
-        report.clean();
+        report.remove_control_characters();
         Ok(report)
     }
 
     /// Removes control characters from the texts: a pod may give its rules and interfaces any names.
-    fn clean(&mut self) {
+    fn remove_control_characters(&mut self) {
         let notes = self.notes.iter_mut().chain(&mut self.unanswered);
         let left_out = self.left_out.iter_mut();
         let texts = notes.flat_map(|note| [&mut note.what, &mut note.remedy]);

@@ -25,7 +25,7 @@ impl Offloaded {
     }
 
     /// Number of offloaded connections of an uplink, including those of its routers.
-    pub(super) fn by(&self, uplink: &Uplink) -> u64 {
+    pub(super) fn count_of(&self, uplink: &Uplink) -> u64 {
         uplink.total(&self.by_id)
     }
 }

@@ -11,9 +11,9 @@ use crate::plan::uplinks::LeftOut;
 use crate::plan::{GatewaySource, Note};
 
 /// Number of addresses per row.
-const IN_A_ROW: usize = 2;
+const ADDRESSES_PER_ROW: usize = 2;
 /// Maximum number of addresses of an interface that the table shows.
-const SHOWN: usize = 6;
+const MAX_ADDRESSES: usize = 6;
 
 /// Whether the text has colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +132,7 @@ impl Report {
     /// Writes the number of offloaded connections by uplink.
     fn write_offloaded(&self, out: &mut String) {
         let Some(offloaded) = &self.offloaded else { return };
-        let each = self.uplinks.iter().map(|u| format!("{} by {}", offloaded.by(u), u.name));
+        let each = self.uplinks.iter().map(|u| format!("{} by {}", offloaded.count_of(u), u.name));
         let each: Vec<_> = each.collect();
         // Writing to a string does not fail.
         let _ = writeln!(out, "offloaded      connections now: {}", each.join(", "));
@@ -294,12 +294,12 @@ fn counted(number: Option<&u64>, rate: Option<f64>) -> String {
     }
 }
 
-/// Rows of [`IN_A_ROW`] addresses. A last row has the number of those beyond [`SHOWN`].
+/// Rows of [`ADDRESSES_PER_ROW`] addresses. A last row has the number of those beyond [`MAX_ADDRESSES`].
 fn address_rows(addresses: &[IpNetwork]) -> Vec<String> {
-    let shown = &addresses[..addresses.len().min(SHOWN)];
+    let shown = &addresses[..addresses.len().min(MAX_ADDRESSES)];
     let text =
         |some: &[IpNetwork]| some.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let mut rows: Vec<_> = shown.chunks(IN_A_ROW).map(text).collect();
+    let mut rows: Vec<_> = shown.chunks(ADDRESSES_PER_ROW).map(text).collect();
     let more = addresses.len() - shown.len();
     rows.extend((more > 0).then(|| format!("and {more} more, see --json")));
     rows
