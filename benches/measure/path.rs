@@ -37,7 +37,7 @@ pub(crate) fn measure(section: &str, rounds: u32) -> Vec<Measured> {
     for release in Release::all() {
         for backend in backends.clone() {
             let label = format!("{}, {backend}", release.label);
-            ways.push(enrolled(&label, &release, backend, Conntrack::Alone));
+            ways.push(with_symroute(&label, &release, backend, Conntrack::Alone));
         }
     }
     let mut calls = [PACKETS.as_slice(), TCP.as_slice()].concat();
@@ -47,7 +47,7 @@ pub(crate) fn measure(section: &str, rounds: u32) -> Vec<Measured> {
         let release = Release::now();
         for backend in backends.clone() {
             let label = format!("{}, {backend}, offload", release.label);
-            ways.push(enrolled(&label, &release, backend, Conntrack::Offload));
+            ways.push(with_symroute(&label, &release, backend, Conntrack::Offload));
         }
     }
     ways.extend(aws(legacy));
@@ -147,7 +147,7 @@ COMMIT
 ";
 
 /// A path on a node with symroute, after an ADD for the pod.
-fn enrolled(label: &str, release: &Release, backend: &str, conntrack: Conntrack) -> Way {
+fn with_symroute(label: &str, release: &Release, backend: &str, conntrack: Conntrack) -> Way {
     let offload = if conntrack == Conntrack::Offload { "\"offload\":true," } else { "" };
     let input = format!(
         "{{\"cniVersion\":\"1.0.0\",\"name\":\"bench\",\"type\":\"symroute\",\"uplinks\":[\"eth0\"],\
