@@ -159,18 +159,18 @@ impl fmt::Display for Error {
             }
             Self::Iptables { operation, message } => write!(f, "{operation}: {message}"),
             Self::Busy { holder, seconds } => {
-                let by = by(*holder);
+                let by = holder_name(*holder);
                 write!(f, "the node is being reconciled by {by}; waited {seconds} s")
             }
             Self::XtablesLock { holder, seconds } => {
-                let by = by(*holder);
+                let by = holder_name(*holder);
                 write!(f, "/run/xtables.lock is held by {by}; waited {seconds} s")
             }
         }
     }
 }
 
-fn by(process: Option<u32>) -> String {
+fn holder_name(process: Option<u32>) -> String {
     process.map_or_else(|| "another process".into(), |pid| format!("process {pid}"))
 }
 

@@ -51,10 +51,10 @@ impl fmt::Display for Unknown {
 pub(crate) fn unknown(object: &Map<String, Value>) -> impl Iterator<Item = Unknown> {
     let not_of_cni = object.keys().filter(|key| !OF_CNI.contains(&key.as_str()));
     let log = object.get("log").and_then(Value::as_object).into_iter().flat_map(Map::keys);
-    among("", not_of_cni, &KEYS).chain(among("log.", log, &OF_LOG))
+    unknown_keys("", not_of_cni, &KEYS).chain(unknown_keys("log.", log, &OF_LOG))
 }
 
-fn among<'a>(
+fn unknown_keys<'a>(
     place: &'static str,
     keys: impl Iterator<Item = &'a String>,
     known: &'static [&'static str],

@@ -159,7 +159,7 @@ impl Directory {
         let folder = self.read()?;
         let (found, last) = (decide(&folder, wanted), folder.last);
         let is_known = wanted.or(&last) == last || found.state.reason().is_some();
-        if found.edits.is_empty() && is_known && !self.has_litter() {
+        if found.edits.is_empty() && is_known && !self.has_temporary_file() {
             let now = Some(found.clone());
             return Ok(Outcome { found: Some(found), now, ..Outcome::default() });
         }
@@ -202,7 +202,7 @@ impl Directory {
     pub(crate) fn remove(&self, only: Option<&str>) -> Result<Outcome, Error> {
         let found = self.examine_removal(only)?;
         let remembers = only.is_none() && self.store.remembers();
-        if found.changes.is_empty() && !remembers && !self.has_litter() {
+        if found.changes.is_empty() && !remembers && !self.has_temporary_file() {
             return Ok(found);
         }
         let _lock = self.store.lock()?;
@@ -225,7 +225,7 @@ impl Directory {
         }
     }
 
-    fn has_litter(&self) -> bool {
+    fn has_temporary_file(&self) -> bool {
         self.path().join(names::CONFLIST_TEMPORARY).symlink_metadata().is_ok()
     }
 

@@ -74,7 +74,7 @@ fn directories(places: &Places, primary: &str) -> Result<Vec<PathBuf>, Reason> {
         return Ok(vec![dir.clone()]);
     }
     let runtimes = runtimes::read(&places.root);
-    let given = Given { plugins: noted(&places.state_dir), ..Given::default() };
+    let given = Given { plugins: noted_plugin_directory(&places.state_dir), ..Given::default() };
     let read = conflists(&places.root, &runtimes, &given);
     let conf_dir = places.conf_dir.strip_prefix(&places.root).unwrap_or(&places.conf_dir);
     let conf_dir = Path::new("/").join(conf_dir);
@@ -93,7 +93,7 @@ fn directories(places: &Places, primary: &str) -> Result<Vec<PathBuf>, Reason> {
 }
 
 /// The directory into which install.sh has put the plugin, as noted in the state directory.
-fn noted(state_dir: &Path) -> Option<PathBuf> {
+fn noted_plugin_directory(state_dir: &Path) -> Option<PathBuf> {
     let text = plain_file::read_text(
         &state_dir.join(names::PLACES_NOTE),
         plain_file::LONGEST,

@@ -102,13 +102,13 @@ impl Settings {
 
     pub(super) fn text(&self, tables: &[&[&str]], key: &str) -> Option<Said<String>> {
         let (file, value) = self.find(tables, key)?;
-        Some(Said { value: value.as_str()?.into(), by: by(key, file) })
+        Some(Said { value: value.as_str()?.into(), by: option_and_file(key, file) })
     }
 
     pub(super) fn list(&self, tables: &[&[&str]], key: &str) -> Option<Said<Vec<String>>> {
         let (file, value) = self.find(tables, key)?;
         let all = value.as_array()?.iter().filter_map(|one| Some(one.as_str()?.to_owned()));
-        Some(Said { value: all.collect(), by: by(key, file) })
+        Some(Said { value: all.collect(), by: option_and_file(key, file) })
     }
 
     pub(super) fn number(&self, tables: &[&[&str]], key: &str) -> Option<(PathBuf, i64)> {
@@ -117,6 +117,6 @@ impl Settings {
     }
 }
 
-fn by(key: &str, file: &Path) -> String {
+fn option_and_file(key: &str, file: &Path) -> String {
     format!("{key} of {}", file.display())
 }

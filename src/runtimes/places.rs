@@ -49,19 +49,22 @@ pub(crate) fn conflists(root: &Path, runtimes: &[Runtime], given: &Given) -> Res
         let right =
             [first, second].into_iter().flatten().find(|s| is_same(root, s.value.as_ref(), named));
         return match (first, right) {
-            (Some(said), None) => Err(elsewhere(named, &said.by, &said.value, "--conf-dir")),
+            (Some(said), None) => {
+                Err(contradicted_option(named, &said.by, &said.value, "--conf-dir"))
+            }
             _ => Ok(place(named, "--conf-dir")),
         };
     }
     match (first, second) {
         (Some(one), Some(other)) if !is_same(root, one.value.as_ref(), other.value.as_ref()) => {
-            Err(two(one, other, "--conf-dir"))
+            Err(contradicting_runtimes(one, other, "--conf-dir"))
         }
         (Some(said), _) => {
-            let dir = spelled(root, said.value.as_ref(), given.likely_conflists.as_deref());
+            let dir =
+                prefer_platform_path(root, said.value.as_ref(), given.likely_conflists.as_deref());
             Ok(place(dir, &said.by))
         }
-        (None, _) => Ok(likely(given.likely_conflists.as_ref(), crate::names::CONF_DIR)),
+        (None, _) => Ok(likely_place(given.likely_conflists.as_ref(), crate::names::CONF_DIR)),
     }
 }
 
@@ -80,7 +83,7 @@ pub(crate) fn plugins(
         let is_right = said.is_empty() || all().any(|dir| is_same(root, dir.as_ref(), named));
         return match said.first() {
             Some(first) if !is_right => {
-                Err(elsewhere(named, &first.by, &first.value.join(", "), "--bin-dir"))
+                Err(contradicted_option(named, &first.by, &first.value.join(", "), "--bin-dir"))
             }
             _ => Ok(place(named, "--bin-dir")),
         };
@@ -91,7 +94,7 @@ pub(crate) fn plugins(
         if !one.value.iter().any(shared) {
             let joined =
                 |s: &Said<Vec<String>>| Said { value: s.value.join(", "), by: s.by.clone() };
-            return Err(two(&joined(one), &joined(other), "--bin-dir"));
+            return Err(contradicting_runtimes(&joined(one), &joined(other), "--bin-dir"));
         }
     }
     let likely_dir = given.likely_plugins.as_deref();
@@ -100,7 +103,7 @@ pub(crate) fn plugins(
         let beside = primary.and_then(|name| Some((usual().find(|dir| holds(dir))?, name)));
         return Ok(match beside {
             Some((dir, name)) => place(dir, format!("the program {name} is there")),
-            None => likely(given.likely_plugins.as_ref(), USUAL[0]),
+            None => likely_place(given.likely_plugins.as_ref(), USUAL[0]),
         });
     };
     let dirs = || said.value.iter().map(Path::new);
@@ -120,23 +123,23 @@ pub(crate) fn plugins(
     }
     let chosen = chosen.or_else(|| dirs().find(|dir| below(root, dir).is_dir()));
     let chosen = chosen.unwrap_or_else(|| said.value[0].as_ref());
-    Ok(place(spelled(root, chosen, likely_dir), &said.by))
+    Ok(place(prefer_platform_path(root, chosen, likely_dir), &said.by))
 }
 
 /// Prefers the platform's path if both paths lead to the same directory: a path of the distribution's current
 /// release vanishes with the next release, while its link `current` stays.
-fn spelled<'a>(root: &Path, dir: &'a Path, platform: Option<&'a Path>) -> &'a Path {
+fn prefer_platform_path<'a>(root: &Path, dir: &'a Path, platform: Option<&'a Path>) -> &'a Path {
     platform.filter(|platform| is_same(root, dir, platform)).unwrap_or(dir)
 }
 
-fn likely(platform: Option<&PathBuf>, usual: &str) -> Place {
+fn likely_place(platform: Option<&PathBuf>, usual: &str) -> Place {
     match platform {
         Some(dir) => place(dir, "the platform has it there"),
         None => place(usual, "the usual place"),
     }
 }
 
-fn elsewhere(named: &Path, by: &str, value: &str, option: &str) -> Reason {
+fn contradicted_option(named: &Path, by: &str, value: &str, option: &str) -> Reason {
     Reason {
         what: format!(
             "{option} {}: {by} says {value}, so the runtime looks there",
@@ -146,7 +149,7 @@ fn elsewhere(named: &Path, by: &str, value: &str, option: &str) -> Reason {
     }
 }
 
-fn two(one: &Said<String>, other: &Said<String>, option: &str) -> Reason {
+fn contradicting_runtimes(one: &Said<String>, other: &Said<String>, option: &str) -> Reason {
     Reason {
         what: format!("{} says {}, but {} says {}", one.by, one.value, other.by, other.value),
         remedy: format!("say which runtime is in use by {option}"),
