@@ -36,7 +36,7 @@ impl Asker<'_> {
         &mut self,
         seen: &Seen,
         answers: &Answers,
-        with: bool,
+        with_symroute: bool,
     ) -> Result<Side, Error> {
         let Packet { from, link, .. } = seen.packet;
         let filter = self.filter(from, link)?;
@@ -45,7 +45,7 @@ impl Asker<'_> {
         });
         let departure = match (&ending, &answers.request) {
             (Ending::Leaves(_) | Ending::Answered(_), Some(request)) => {
-                self.departure(seen, &request.way, with)?
+                self.departure(seen, &request.way, with_symroute)?
             }
             _ => None,
         };
@@ -58,7 +58,7 @@ impl Asker<'_> {
         &mut self,
         seen: &Seen,
         request: &Way,
-        with: bool,
+        with_symroute: bool,
     ) -> Result<Option<Departure>, Error> {
         if request.kind != RTN_UNICAST {
             return Ok(None);
@@ -90,15 +90,15 @@ impl Asker<'_> {
         // The reply to a packet whose source the node changed arrives on the uplink that has that source.
         // symroute makes the source check of that uplink accept it.
         let arrives = owner.filter(|_| !is_tunnelled).unwrap_or(link);
-        let is_let_in = with && nat.is_some() && self.is_uplink(arrives);
-        let lost = if is_let_in { None } else { self.lost(packet, arrives)? };
+        let is_let_in = with_symroute && nat.is_some() && self.is_uplink(arrives);
+        let lost = if is_let_in { None } else { self.lost_reply(packet, arrives)? };
         let by = nat.map(|nat| nat.by);
         Ok(Some(Departure { link, source, by, owner, is_tunnelled, lost }))
     }
 
     /// The reply to a request, if the reverse path filter of the interface drops it. Before the filter runs,
     /// NAT has restored the source of the request as the reply's destination.
-    fn lost(&mut self, request: &Packet, link: u32) -> Result<Option<LostAnswer>, Error> {
+    fn lost_reply(&mut self, request: &Packet, link: u32) -> Result<Option<LostAnswer>, Error> {
         let filter = self.filter(request.to, link)?;
         let iif = (!request.is_of_node()).then_some(request.link);
         let lookup = Lookup { to: request.to, from: Some(request.from), iif, mark: 0 };
@@ -127,11 +127,11 @@ impl Asker<'_> {
         }
         let request = self.chosen(Lookup { to, from: Some(from), iif: Some(link), mark })?;
         // Without an answer the kernel has no route, or its reverse path filter drops the packet.
-        let goes = match &request {
+        let way = match &request {
             Some(chosen) => Some(chosen.way),
             None => self.way(Lookup { mark, ..plain(to) })?,
         };
-        let forwarded = goes.filter(|way| way.kind == RTN_UNICAST);
+        let forwarded = way.filter(|way| way.kind == RTN_UNICAST);
         // The filter looks up the mark only if src_valid_mark is on.
         let is_valid = self.facts().src_valid_mark.get(&link).is_some_and(|value| *value != 0);
         let judged = if is_valid { mark } else { 0 };
@@ -160,14 +160,14 @@ impl Asker<'_> {
     /// `None`.
     pub(super) fn reply(&mut self, seen: &Seen, iif: Option<u32>) -> Result<Option<Chosen>, Error> {
         let Packet { from, to, .. } = seen.packet;
-        let connection = self.connection_behind(seen, iif);
+        let connection = self.connection_mark_after(seen, iif);
         let mark = self.mark_of_reply(seen, iif, connection);
         self.chosen(Lookup { to: from, from: Some(to), iif, mark })
     }
 
     /// The connection mark after the request has left through `oif`, or has reached the node itself if that is
     /// `None`.
-    pub(super) fn connection_behind(&self, seen: &Seen, oif: Option<u32>) -> u32 {
+    pub(super) fn connection_mark_after(&self, seen: &Seen, oif: Option<u32>) -> u32 {
         if seen.untracked_by.is_some() {
             return seen.connection;
         }

@@ -157,7 +157,7 @@ impl<'a> Asker<'a> {
     }
 
     /// Connections in conntrack that match the request. The client's port must match if it is known.
-    pub(super) fn alive(&mut self, packet: &Packet) -> Vec<Connection> {
+    pub(super) fn connections_like(&mut self, packet: &Packet) -> Vec<Connection> {
         // Without a port, the connections may belong to different Services.
         if packet.port.is_none() {
             return Vec::new();

@@ -43,7 +43,7 @@ impl Asker<'_> {
                 outcomes.push(outcome);
             }
         }
-        let alive = self.alive(&packet);
+        let alive = self.connections_like(&packet);
         choose_by_conntrack(&mut outcomes, &alive);
         // The kernel dumps the elements of a map in no particular order.
         outcomes.sort_by_key(|outcome| (outcome.packet.to, outcome.packet.port));
@@ -138,7 +138,7 @@ impl Asker<'_> {
                 let mark = seen.mark & !field.mask() | field.of(via);
                 self.answers(&Seen { mark, ..seen.clone() })?
             } else {
-                Answers { request: self.by_table(via, seen.packet.to), ..without.clone() }
+                Answers { request: self.chosen_by_table(via, seen.packet.to), ..without.clone() }
             };
             return self.side(seen, &answers, true).map(Ok);
         }
@@ -170,7 +170,7 @@ impl Asker<'_> {
         let late = if turns { field.d() } else { 0 };
         let marks = [field.of(id) | early, field.of(id) | late];
         let bound = self.bound(packet, seen, marks, by_iptables);
-        let kept = self.kept(&bound, to);
+        let kept = self.mark_kept(&bound, to);
         let mark_is_lost = !(kept.by_request && kept.by_reply);
         let side = if self.in_force {
             let answers = self.answers(&bound)?;
@@ -180,7 +180,7 @@ impl Asker<'_> {
             self.side(seen, without, true)?
         } else {
             let table = kept.by_reply.then_some(id);
-            self.foreseen(&bound, table, turns && !by_iptables, to)?
+            self.side_by_plan(&bound, table, turns && !by_iptables, to)?
         };
         Ok(Ok(Side { mark_is_lost, ..side }))
     }
@@ -209,12 +209,12 @@ impl Asker<'_> {
 
     /// Whether request and reply carry symroute's mark at the routing decision. A rule of another program may
     /// remove it, and an untracked reply gets none.
-    fn kept(&self, bound: &Seen, to: Option<Way>) -> Kept {
+    fn mark_kept(&self, bound: &Seen, to: Option<Way>) -> Kept {
         let Some(Bound { field, mark, connection: of_reply, .. }) = bound.bound else {
             return Kept { by_request: true, by_reply: true };
         };
         let iif = to.filter(|way| way.kind == RTN_UNICAST).map(|way| way.link);
-        let connection = self.connection_behind(bound, iif);
+        let connection = self.connection_mark_after(bound, iif);
         let reply = self.mark_of_reply(bound, iif, connection);
         Kept { by_request: bound.mark & field == mark, by_reply: reply & field == of_reply }
     }
@@ -232,7 +232,7 @@ impl Asker<'_> {
     }
 
     /// What would happen if the plan's table of this uplink were in force. `id`: `None` if the reply loses its mark.
-    fn foreseen(
+    fn side_by_plan(
         &mut self,
         seen: &Seen,
         id: Option<u32>,
@@ -246,7 +246,7 @@ impl Asker<'_> {
         let ending = match to {
             Some(way) if arrives(&way) => {
                 let reply = match id {
-                    Some(id) => self.by_table(id, seen.packet.from),
+                    Some(id) => self.chosen_by_table(id, seen.packet.from),
                     None => self.reply(seen, (way.kind == RTN_UNICAST).then_some(way.link))?,
                 };
                 reply.map_or(Ending::NoReply, Ending::Answered)
@@ -256,7 +256,9 @@ impl Asker<'_> {
         };
         let request = match to {
             Some(way) => match id.filter(|_| turns) {
-                Some(id) => self.by_table(id, seen.packet.to).map_or(way, |chosen| chosen.way),
+                Some(id) => {
+                    self.chosen_by_table(id, seen.packet.to).map_or(way, |chosen| chosen.way)
+                }
                 None => way,
             },
             None => return Ok(Side { ending, departure: None, mark_is_lost: false }),
@@ -266,7 +268,7 @@ impl Asker<'_> {
     }
 
     /// The route to an address in the table that the plan makes for an uplink.
-    fn by_table(&mut self, id: u32, to: IpAddr) -> Option<Chosen> {
+    fn chosen_by_table(&mut self, id: u32, to: IpAddr) -> Option<Chosen> {
         let plan = &self.view.plan;
         let table = plan.uplinks.iter().find(|uplink| uplink.id == id)?.table;
         let of_table = |r: &&Route| r.table == table && r.dst.contains(to) && r.kind == RTN_UNICAST;
