@@ -64,13 +64,13 @@ pub(super) fn run(words: Words) -> Result<(String, u8), Failure> {
     let bin_dir = plugins(&root, &runtimes, &given, primary.as_deref()).map_err(failed)?;
     let mut out = String::new();
     if words.json {
-        let place = |place: &Place| json!({"path": place.value, "by": place.by});
+        let place = |place: &Place| json!({"path": place.value, "by": place.source});
         let (plugins, conflists) = (place(&bin_dir), place(&conf_dir));
         let report = json!({"version": VERSION, "plugins": plugins, "conflists": conflists});
         let _ = writeln!(out, "{report:#}");
     } else {
-        for (what, Place { value, by }) in [("plugins", bin_dir), ("conflists", conf_dir)] {
-            let _ = writeln!(out, "{what} {} ({by})", value.display());
+        for (what, Place { value, source }) in [("plugins", bin_dir), ("conflists", conf_dir)] {
+            let _ = writeln!(out, "{what} {} ({source})", value.display());
         }
     }
     Ok((out, 0))

@@ -11,7 +11,7 @@ use super::network::Network;
 use crate::names;
 use crate::plain_file::{self, Links};
 use crate::runtimes;
-use crate::runtimes::places::{Given, below, conflists, is_same, plugins};
+use crate::runtimes::places::{Given, below, conflists, is_same_directory, plugins};
 
 /// The type of the primary plugin, if the edits add or change an entry of ours.
 fn primary_of(view: &View) -> Option<String> {
@@ -78,7 +78,7 @@ fn directories(places: &Places, primary: &str) -> Result<Vec<PathBuf>, Reason> {
     let read = conflists(&places.root, &runtimes, &given);
     let conf_dir = places.conf_dir.strip_prefix(&places.root).unwrap_or(&places.conf_dir);
     let conf_dir = Path::new("/").join(conf_dir);
-    if !read.is_ok_and(|read| is_same(&places.root, &read.value, &conf_dir)) {
+    if !read.is_ok_and(|read| is_same_directory(&places.root, &read.value, &conf_dir)) {
         return Ok(Vec::new());
     }
     // Only the operator knows which of two runtimes is in use.

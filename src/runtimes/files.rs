@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 use wildmatch::WildMatch;
 
-use super::Said;
+use super::Sourced;
 use crate::plain_file::{self, Links};
 
 /// The configuration files in order. The last file that sets a key counts.
@@ -100,15 +100,15 @@ impl Settings {
         self.find(tables, key).map(|(file, value)| (file.into(), value))
     }
 
-    pub(super) fn text(&self, tables: &[&[&str]], key: &str) -> Option<Said<String>> {
+    pub(super) fn text(&self, tables: &[&[&str]], key: &str) -> Option<Sourced<String>> {
         let (file, value) = self.find(tables, key)?;
-        Some(Said { value: value.as_str()?.into(), by: option_and_file(key, file) })
+        Some(Sourced { value: value.as_str()?.into(), source: option_and_file(key, file) })
     }
 
-    pub(super) fn list(&self, tables: &[&[&str]], key: &str) -> Option<Said<Vec<String>>> {
+    pub(super) fn list(&self, tables: &[&[&str]], key: &str) -> Option<Sourced<Vec<String>>> {
         let (file, value) = self.find(tables, key)?;
         let all = value.as_array()?.iter().filter_map(|one| Some(one.as_str()?.to_owned()));
-        Some(Said { value: all.collect(), by: option_and_file(key, file) })
+        Some(Sourced { value: all.collect(), source: option_and_file(key, file) })
     }
 
     pub(super) fn number(&self, tables: &[&[&str]], key: &str) -> Option<(PathBuf, i64)> {

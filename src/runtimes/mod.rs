@@ -53,9 +53,9 @@ const SOCKETS: [(&str, &str); 5] = [
 
 /// A value and its source, such as `bin_dir of /etc/containerd/config.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Said<T> {
+pub(crate) struct Sourced<T> {
     pub(crate) value: T,
-    pub(crate) by: String,
+    pub(crate) source: String,
 }
 
 /// Settings of CNI in a runtime's configuration.
@@ -63,9 +63,9 @@ pub(crate) struct Said<T> {
 pub(crate) struct Runtime {
     pub(crate) name: &'static str,
     /// Directories in which the runtime looks for plugins.
-    pub(crate) plugins: Option<Said<Vec<String>>>,
+    pub(crate) plugins: Option<Sourced<Vec<String>>>,
     /// Directory from which the runtime reads conflists.
-    pub(crate) conflists: Option<Said<String>>,
+    pub(crate) conflists: Option<Sourced<String>>,
     /// Setting that makes the runtime take other networks than the first: its file and its text.
     pub(crate) not_first: Option<(PathBuf, String)>,
     /// Name of the only network that the runtime takes.
@@ -97,7 +97,7 @@ fn runtime(name: &'static str, settings: &Settings, tables: &[&[&str]]) -> Optio
     }
     let list = |key: &str| settings.list(tables, key).filter(|said| !said.value.is_empty());
     let text = |key: &str| settings.text(tables, key).filter(|said| !said.value.is_empty());
-    let one = |said: Said<String>| Said { value: vec![said.value], by: said.by };
+    let one = |said: Sourced<String>| Sourced { value: vec![said.value], source: said.source };
     let plugins = ["bin_dirs", "plugin_dirs"].into_iter().find_map(list);
     let plugins = plugins.or_else(|| ["bin_dir", "plugin_dir"].into_iter().find_map(text).map(one));
     let network = settings.text(tables, "cni_default_network");

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Runtime, Said};
+use super::{Runtime, Sourced};
 use crate::conflist::Reason;
 
 /// Directories of plugins in distributions. The first is the runtimes' default.
@@ -23,10 +23,10 @@ pub(crate) struct Given {
 }
 
 /// A directory, and the reason for its choice.
-pub(crate) type Place = Said<PathBuf>;
+pub(crate) type Place = Sourced<PathBuf>;
 
-fn place(path: impl Into<PathBuf>, by: impl Into<String>) -> Place {
-    Said { value: path.into(), by: by.into() }
+fn place(path: impl Into<PathBuf>, source: impl Into<String>) -> Place {
+    Sourced { value: path.into(), source: source.into() }
 }
 
 /// Maps a path of the node to the path below `root`, the root of the node's file system.
@@ -35,7 +35,7 @@ pub(crate) fn below(root: &Path, path: &Path) -> PathBuf {
 }
 
 /// Whether two paths of the node lead to the same directory, perhaps through links.
-pub(crate) fn is_same(root: &Path, one: &Path, other: &Path) -> bool {
+pub(crate) fn is_same_directory(root: &Path, one: &Path, other: &Path) -> bool {
     let real = |path: &Path| below(root, path).canonicalize().unwrap_or_else(|_| below(root, path));
     real(one) == real(other)
 }
@@ -46,23 +46,27 @@ pub(crate) fn conflists(root: &Path, runtimes: &[Runtime], given: &Given) -> Res
     let mut said = runtimes.iter().filter_map(|runtime| runtime.conflists.as_ref());
     let (first, second) = (said.next(), said.next());
     if let Some(named) = &given.conflists {
-        let right =
-            [first, second].into_iter().flatten().find(|s| is_same(root, s.value.as_ref(), named));
+        let right = [first, second]
+            .into_iter()
+            .flatten()
+            .find(|s| is_same_directory(root, s.value.as_ref(), named));
         return match (first, right) {
             (Some(said), None) => {
-                Err(contradicted_option(named, &said.by, &said.value, "--conf-dir"))
+                Err(contradicted_option(named, &said.source, &said.value, "--conf-dir"))
             }
             _ => Ok(place(named, "--conf-dir")),
         };
     }
     match (first, second) {
-        (Some(one), Some(other)) if !is_same(root, one.value.as_ref(), other.value.as_ref()) => {
+        (Some(one), Some(other))
+            if !is_same_directory(root, one.value.as_ref(), other.value.as_ref()) =>
+        {
             Err(contradicting_runtimes(one, other, "--conf-dir"))
         }
         (Some(said), _) => {
             let dir =
                 prefer_platform_path(root, said.value.as_ref(), given.likely_conflists.as_deref());
-            Ok(place(dir, &said.by))
+            Ok(place(dir, &said.source))
         }
         (None, _) => Ok(likely_place(given.likely_conflists.as_ref(), crate::names::CONF_DIR)),
     }
@@ -80,20 +84,24 @@ pub(crate) fn plugins(
     let said: Vec<_> = runtimes.iter().filter_map(|runtime| runtime.plugins.as_ref()).collect();
     if let Some(named) = &given.plugins {
         let all = || said.iter().flat_map(|s| &s.value);
-        let is_right = said.is_empty() || all().any(|dir| is_same(root, dir.as_ref(), named));
+        let is_right =
+            said.is_empty() || all().any(|dir| is_same_directory(root, dir.as_ref(), named));
         return match said.first() {
             Some(first) if !is_right => {
-                Err(contradicted_option(named, &first.by, &first.value.join(", "), "--bin-dir"))
+                Err(contradicted_option(named, &first.source, &first.value.join(", "), "--bin-dir"))
             }
             _ => Ok(place(named, "--bin-dir")),
         };
     }
     if let [one, other, ..] = said[..] {
-        let shared =
-            |dir: &String| other.value.iter().any(|d| is_same(root, dir.as_ref(), d.as_ref()));
+        let shared = |dir: &String| {
+            other.value.iter().any(|d| is_same_directory(root, dir.as_ref(), d.as_ref()))
+        };
         if !one.value.iter().any(shared) {
-            let joined =
-                |s: &Said<Vec<String>>| Said { value: s.value.join(", "), by: s.by.clone() };
+            let joined = |s: &Sourced<Vec<String>>| Sourced {
+                value: s.value.join(", "),
+                source: s.source.clone(),
+            };
             return Err(contradicting_runtimes(&joined(one), &joined(other), "--bin-dir"));
         }
     }
@@ -114,7 +122,7 @@ pub(crate) fn plugins(
                 what: format!(
                     "the primary's program {name} is in {}, but {} says {}",
                     stray.display(),
-                    said.by,
+                    said.source,
                     said.value.join(", ")
                 ),
                 remedy: "correct that configuration, or put the primary's program there".into(),
@@ -123,13 +131,13 @@ pub(crate) fn plugins(
     }
     let chosen = chosen.or_else(|| dirs().find(|dir| below(root, dir).is_dir()));
     let chosen = chosen.unwrap_or_else(|| said.value[0].as_ref());
-    Ok(place(prefer_platform_path(root, chosen, likely_dir), &said.by))
+    Ok(place(prefer_platform_path(root, chosen, likely_dir), &said.source))
 }
 
 /// Prefers the platform's path if both paths lead to the same directory: a path of the distribution's current
 /// release vanishes with the next release, while its link `current` stays.
 fn prefer_platform_path<'a>(root: &Path, dir: &'a Path, platform: Option<&'a Path>) -> &'a Path {
-    platform.filter(|platform| is_same(root, dir, platform)).unwrap_or(dir)
+    platform.filter(|platform| is_same_directory(root, dir, platform)).unwrap_or(dir)
 }
 
 fn likely_place(platform: Option<&PathBuf>, usual: &str) -> Place {
@@ -139,19 +147,22 @@ fn likely_place(platform: Option<&PathBuf>, usual: &str) -> Place {
     }
 }
 
-fn contradicted_option(named: &Path, by: &str, value: &str, option: &str) -> Reason {
+fn contradicted_option(named: &Path, source: &str, value: &str, option: &str) -> Reason {
     Reason {
         what: format!(
-            "{option} {}: {by} says {value}, so the runtime looks there",
+            "{option} {}: {source} says {value}, so the runtime looks there",
             named.display()
         ),
         remedy: format!("leave {option} out, or change that configuration"),
     }
 }
 
-fn contradicting_runtimes(one: &Said<String>, other: &Said<String>, option: &str) -> Reason {
+fn contradicting_runtimes(one: &Sourced<String>, other: &Sourced<String>, option: &str) -> Reason {
     Reason {
-        what: format!("{} says {}, but {} says {}", one.by, one.value, other.by, other.value),
+        what: format!(
+            "{} says {}, but {} says {}",
+            one.source, one.value, other.source, other.value
+        ),
         remedy: format!("say which runtime is in use by {option}"),
     }
 }

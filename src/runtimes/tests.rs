@@ -84,7 +84,7 @@ fn of_several_directories_the_primarys_is_taken() {
     let found = conflists(&root, &read(&root), &Given::default()).unwrap();
     assert_eq!(
         found,
-        Said { value: "/nets".into(), by: "network_dir of /etc/crio/crio.conf".into() }
+        Sourced { value: "/nets".into(), source: "network_dir of /etc/crio/crio.conf".into() }
     );
     // Without a configuration, the primary's program decides.
     let root = node(&[("usr/libexec/cni/flannel", "")]);
