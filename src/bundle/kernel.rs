@@ -28,13 +28,13 @@ const MAX_ITEMS: usize = 1000;
 pub(crate) fn collect(bundle: &mut Bundle, node: &mut Node, settings: &Settings) {
     let view = node.view(settings);
     let own = view.as_ref().map_or(settings, |view| &view.settings).clone();
-    let rtnetlink = &mut node.kernel;
-    let facts = links(bundle, rtnetlink);
+    let kernel = &mut node.kernel;
+    let facts = links(bundle, kernel);
     for family in Family::ALL {
-        rules(bundle, rtnetlink, family);
-        routes(bundle, rtnetlink, &facts, &own, family);
+        rules(bundle, kernel, family);
+        routes(bundle, kernel, &facts, &own, family);
     }
-    neighbours(bundle, rtnetlink, &facts, view.as_ref().ok());
+    neighbours(bundle, kernel, &facts, view.as_ref().ok());
     match &view {
         Ok(view) => netfilter(bundle, view, &node.unseen.text()),
         Err(error) => bundle.miss("netfilter.json", error.to_string()),
