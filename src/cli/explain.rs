@@ -163,13 +163,13 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     Ok((text, if is_well { 0 } else { EXIT_UNHEALTHY }))
 }
 
-/// The settings to plan with: those of `config`, else of a conflist in [`names::CONF_DIR`], else the
+/// The settings to plan with: those of `config`, otherwise of a conflist in [`names::CONF_DIR`], otherwise the
 /// defaults.
 pub(super) fn settings(config: Option<&Path>) -> Result<Settings, Failure> {
     settings_in(config, Path::new(names::CONF_DIR))
 }
 
-/// The settings to plan with: those of `config`, else of a conflist in `conf_dir`, else the defaults.
+/// The settings to plan with: those of `config`, otherwise of a conflist in `conf_dir`, otherwise the defaults.
 pub(super) fn settings_in(config: Option<&Path>, conf_dir: &Path) -> Result<Settings, Failure> {
     settings_by(Reader::Up, config, conf_dir)
 }

@@ -49,7 +49,7 @@ pub(super) fn all(
     let head = format!("requests from {from}, by what they ask and where they arrive");
     let tail =
         if has_more { "there are more NodePorts; ask for one by --to ADDRESS:PORT\n" } else { "" };
-    print(asker, words, &grid, &head, tail)
+    render(asker, words, &grid, &head, tail)
 }
 
 /// Runs `--pod`: compares pods by a client's requests on each uplink and by what the pods send to the
@@ -103,7 +103,7 @@ pub(super) fn pods(asker: &mut Asker<'_>, words: &Words) -> Result<(String, u8),
         let differ = if differ.is_empty() { "nothing" } else { &differ };
         let _ = writeln!(tail, "what differs: {differ}");
     }
-    print(asker, words, &grid, &format!("requests from {client}"), &tail)
+    render(asker, words, &grid, &format!("requests from {client}"), &tail)
 }
 
 fn names_of(asker: &Asker<'_>, links: &[u32]) -> Vec<String> {
@@ -114,7 +114,7 @@ fn of_family(ips: &[IpAddr], family: Family) -> Option<IpAddr> {
     ips.iter().copied().find(|ip| Family::of(*ip) == family)
 }
 
-fn print(
+fn render(
     asker: &Asker<'_>,
     words: &Words,
     grid: &Grid,
