@@ -10,7 +10,7 @@ use crate::process::cut;
 
 /// Maximum length of `msg` and of `details` in bytes: both end up in events, and the runtime or a pod
 /// controls parts of them.
-const MOST: usize = 2048;
+const MAX_TEXT_BYTES: usize = 2048;
 
 /// Error codes of the CNI specification 1.1.0, section "Error"; 8 is libcni's `ErrInvalidNetNS`, and
 /// those from 100 on are symroute's.
@@ -48,12 +48,12 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(code: Code, msg: impl Into<String>) -> Self {
-        Self { code, msg: cut(msg, MOST), details: String::new() }
+        Self { code, msg: cut(msg, MAX_TEXT_BYTES), details: String::new() }
     }
 
     /// Sets `details`, cut to the maximum length.
     pub(crate) fn with(self, details: impl Into<String>) -> Self {
-        Self { details: cut(details, MOST), ..self }
+        Self { details: cut(details, MAX_TEXT_BYTES), ..self }
     }
 
     /// The error document for stdout.

@@ -144,7 +144,7 @@ impl Directory {
     ) -> Result<View, Error> {
         let mut view = self.examine(wanted)?;
         self.check(&mut view, check_plugin_directory);
-        pass(&mut view, self.path(), gate, |gate, network| gate.fits(network));
+        ask_gate(&mut view, self.path(), gate, |gate, network| gate.fits(network));
         Ok(view)
     }
 
@@ -172,7 +172,7 @@ impl Directory {
         replace::clean(self.path())?;
         self.check(&mut found, check_plugin_directory);
         self.check(&mut found, is_in_place);
-        pass(&mut found, self.path(), gate.as_deref_mut(), |gate, network| gate.open(network));
+        ask_gate(&mut found, self.path(), gate.as_deref_mut(), |gate, network| gate.open(network));
         if found.state.reason().is_none() && wanted.or(&folder.last) != folder.last {
             self.store.remember(&wanted.or(&folder.last))?;
         }
@@ -271,7 +271,7 @@ impl Directory {
         let old = bytes_of(folder, edit.file());
         if let (Some(old), Edit::Write { file, .. }) = (old, edit) {
             if action == store::PUT_IN && !is_ours(old) {
-                self.store.keep(file, old)?;
+                self.store.keep_original(file, old)?;
             }
         }
         // Written before the change, so that the journal has every change. A failure gets a second line.
@@ -321,7 +321,7 @@ impl Directory {
 }
 
 /// Asks the gate, if one is given, and refuses what it refuses.
-fn pass(
+fn ask_gate(
     view: &mut View,
     dir: &Path,
     gate: Option<&mut (dyn Gate + '_)>,

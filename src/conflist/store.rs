@@ -73,7 +73,7 @@ impl Store {
             .ok_or_else(|| Error::Busy { path: self.dir.clone(), seconds: PATIENCE.as_secs() })
     }
 
-    pub(super) fn keep(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
+    pub(super) fn keep_original(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
         let originals = self.dir.join(ORIGINALS);
         Self::write(&originals, file, bytes)
     }
