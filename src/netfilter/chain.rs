@@ -131,11 +131,11 @@ impl Walk<'_> {
                 return Some(outcome);
             }
             Target::Mark(mix) => {
-                packet.mark = mix.of(packet.mark, packet.connection);
+                packet.mark = mix.apply(packet.mark, packet.connection);
                 return Some(outcome);
             }
             Target::Connection(mix) => {
-                packet.connection = mix.of(packet.connection, packet.mark);
+                packet.connection = mix.apply(packet.connection, packet.mark);
                 return Some(outcome);
             }
             Target::Symroute => {
@@ -252,8 +252,8 @@ impl Walk<'_> {
             Match::Ports(ranges) => packet.port.is_some_and(|port| {
                 ranges.iter().any(|(first, last)| (*first..=*last).contains(&port))
             }),
-            Match::ToNode { here } => {
-                let link = packet.iif.as_ref().filter(|_| *here);
+            Match::ToNode { is_of_iif } => {
+                let link = packet.iif.as_ref().filter(|_| *is_of_iif);
                 self.local.has(packet.to, link.map(|Interface(_, name)| name.as_str()))
             }
             Match::FromNode => self.local.has(packet.from, None),

@@ -87,7 +87,7 @@ struct Parts {
     module: String,
     aim: String,
     inverted: bool,
-    here: bool,
+    is_of_iif: bool,
     masks: [Option<u32>; 2],
 }
 
@@ -98,10 +98,10 @@ fn rule(words: &[String]) -> Option<(String, Rule)> {
     while let Some(word) = words.next() {
         parts.take(word, &mut words);
     }
-    if parts.here {
+    if parts.is_of_iif {
         for condition in &mut parts.conditions {
-            if let Match::ToNode { here } = &mut condition.is {
-                *here = true;
+            if let Match::ToNode { is_of_iif } = &mut condition.is {
+                *is_of_iif = true;
             }
         }
     }
@@ -124,7 +124,7 @@ impl Parts {
         // Options without a value.
         match word {
             "!" => return self.inverted = true,
-            "--limit-iface-in" => return self.here = true,
+            "--limit-iface-in" => return self.is_of_iif = true,
             "--random" | "--random-fully" | "--persistent" | "--validmark" | "--rsource"
             | "--rdest" | "--reap" | "--rttl" => return,
             // `--set` of "recent" records the packet and matches every packet.
@@ -153,7 +153,7 @@ impl Parts {
             "--dports" => self.add_match_or_unknown(several(value), word, value),
             // These modify another option of "recent".
             "--name" | "--mask" | "--seconds" | "--hitcount" if self.module == "recent" => {}
-            "--dst-type" if value == "LOCAL" => self.add_match(Match::ToNode { here: false }),
+            "--dst-type" if value == "LOCAL" => self.add_match(Match::ToNode { is_of_iif: false }),
             "--src-type" if value == "LOCAL" => self.add_match(Match::FromNode),
             "--mark" if self.module == "mark" => {
                 self.add_match_or_unknown(mark(value).map(Match::Mark), word, value);
@@ -313,7 +313,7 @@ mod tests {
         assert!(matches!(&services[1].0[0], Part::If(condition) if condition.inverted));
         assert_eq!(services[1].0.last(), Some(&Part::Do(Target::Jump("KUBE-NODEPORTS".into()))));
         let aws = &tables[1].chains["PREROUTING"].rules[0];
-        assert!(aws.0.contains(&is(Match::ToNode { here: true })), "{aws:?}");
+        assert!(aws.0.contains(&is(Match::ToNode { is_of_iif: true })), "{aws:?}");
         let mix = Mix { keep: !0x80, take: 0, xor: 0x80 };
         assert_eq!(aws.0.last(), Some(&Part::Do(Target::Connection(mix))));
     }

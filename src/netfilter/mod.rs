@@ -130,9 +130,9 @@ pub(crate) enum Match {
     Port(u16, u16),
     /// Several ranges of destination ports.
     Ports(Vec<(u16, u16)>),
-    /// The destination is an address of this node; with `here`, an address of the input interface.
+    /// The destination is an address of this node; with `is_of_iif`, an address of the input interface.
     ToNode {
-        here: bool,
+        is_of_iif: bool,
     },
     FromNode,
     Mark(MarkMatch),
@@ -171,7 +171,7 @@ pub(crate) struct Mix {
 }
 
 impl Mix {
-    pub(crate) fn of(self, kept: u32, other: u32) -> u32 {
+    pub(crate) fn apply(self, kept: u32, other: u32) -> u32 {
         kept & self.keep ^ other & self.take ^ self.xor
     }
 }
