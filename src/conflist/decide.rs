@@ -68,6 +68,11 @@ impl State {
         }
     }
 
+    /// Whether `add` refuses to change anything, and not just waits.
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+
     /// The reason of a state in which `add` can do nothing.
     pub(crate) fn reason(&self) -> Option<&Reason> {
         match self {

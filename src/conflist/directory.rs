@@ -158,7 +158,7 @@ impl Directory {
         // Without changes, neither a lock nor a state directory is needed.
         let folder = self.read()?;
         let (found, last) = (decide(&folder, wanted), folder.last);
-        let is_known = wanted.or(&last) == last || found.state.reason().is_some();
+        let is_known = wanted.or(&last) == last || found.state.is_refused();
         if found.edits.is_empty() && is_known && !self.has_temporary_file() {
             let now = Some(found.clone());
             return Ok(Outcome { found: Some(found), now, ..Outcome::default() });
@@ -173,7 +173,8 @@ impl Directory {
         self.check(&mut found, check_plugin_directory);
         self.check(&mut found, is_in_place);
         ask_gate(&mut found, self.path(), gate.as_deref_mut(), |gate, network| gate.open(network));
-        if found.state.reason().is_none() && wanted.or(&folder.last) != folder.last {
+        if !found.state.is_refused() && wanted.or(&folder.last) != folder.last {
+            // Also while the primary's file is missing: a later add finishes the work, without the options.
             self.store.remember(&wanted.or(&folder.last))?;
         }
         let plan = |folder: &Folder| decide(folder, wanted).edits;

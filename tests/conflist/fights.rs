@@ -164,3 +164,28 @@ fn a_file_that_was_named_is_remembered() {
     fs::rename(node.primary(), node.conf_dir().join("20-new.conflist")).expect("rename");
     node.run("check").assert_code(0, "a file that has gone is forgotten");
 }
+
+/// A node may get symroute before its primary plugin. The operator gives settings and mode at that moment
+/// only; the agent and later calls add the entry without them.
+#[test]
+fn what_was_wanted_before_the_primary_is_remembered() {
+    for (has_folder, rest) in [(true, None), (true, Some("")), (false, None)] {
+        let node = Node::new();
+        if !has_folder {
+            fs::remove_dir(node.conf_dir()).expect("remove the conf dir");
+        }
+        if let Some(text) = rest {
+            node.write(text);
+        }
+        let entry = node.root.join("entry.json");
+        fs::write(&entry, r#"{"uplinks": ["eth7"]}"#).expect("write");
+        let words = format!("add --mode own-file --config {}", entry.display());
+        node.run(&words).assert_code(3, "waiting");
+        fs::create_dir_all(node.conf_dir()).expect("make the conf dir");
+        node.write(FLANNEL);
+        node.run("add").assert_code(0, "add");
+        let own = node.files().remove("05-symroute.conflist").expect("a file of its own");
+        assert!(String::from_utf8_lossy(&own).contains("eth7"), "{own:?}");
+        assert_eq!(fs::read_to_string(node.primary()).expect("read"), FLANNEL);
+    }
+}
