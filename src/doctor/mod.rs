@@ -121,8 +121,9 @@ pub(crate) fn of_kernel(error: &Error) -> Option<Finding> {
     })
 }
 
-/// A finding if the node loses a request from outside, or sends the reply through another interface.
-pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {
+/// A finding if the node loses a request from outside, or sends the reply through another interface. It is a
+/// note if no uplink is wanted there, because then the node may not be meant to answer.
+pub(crate) fn of_request(facts: &Facts, one: &Explained, is_wanted: bool) -> Option<Finding> {
     let nic = facts.link_name(one.packet.link);
     let (to, now) = (one.packet.to, one.now());
     let (id, severity, what) = match &now.ending {
@@ -147,6 +148,7 @@ pub(crate) fn of_request(facts: &Facts, one: &Explained) -> Option<Finding> {
             return None;
         }
     };
+    let severity = if is_wanted { severity } else { Severity::Note };
     let mut evidence = vec![format!("a request from {} to {to}:", one.packet.from)];
     evidence.extend(one.story(facts, now).into_iter().map(|line| format!("  {line}")));
     let remedy = match &one.with {

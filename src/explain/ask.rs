@@ -117,6 +117,12 @@ impl<'a> Asker<'a> {
         self.view.plan.uplinks.iter().any(|uplink| uplink.link == link)
     }
 
+    /// Whether the interface is a NIC with an address that is not an uplink.
+    pub(crate) fn is_unused_nic(&self, link: u32) -> bool {
+        let name = self.facts().link_name(link);
+        self.view.plan.left_out.iter().any(|left| left.name == name && left.is_nic())
+    }
+
     /// The interfaces on which a packet with this source may arrive. The list is `[0]` for a packet that the
     /// node itself sends.
     pub(crate) fn arrivals(&mut self, from: IpAddr, to: IpAddr) -> Result<Vec<u32>, Error> {
@@ -129,7 +135,8 @@ impl<'a> Asker<'a> {
         // A packet from a pod arrives on the pod's interface.
         let source = self.way(Lookup { to: from, from: None, iif: None, mark: 0 })?;
         let inside = source.map(|way| way.link).filter(|link| self.leads_inside(*link));
-        Ok(match inside.or(owner.filter(|link| self.is_uplink(*link))) {
+        let on_owner = |link: &u32| self.is_uplink(*link) || self.is_unused_nic(*link);
+        Ok(match inside.or(owner.filter(on_owner)) {
             Some(link) => vec![link],
             // Without a plan no uplinks are known.
             None if self.refusal.is_some() => {

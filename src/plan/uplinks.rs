@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Uplink;
 use crate::config::{Invalid, Pattern, Settings};
-use crate::model::{Facts, Family, Link, PodFacts, Route, is_link_local};
+use crate::model::{Facts, Family, Link, PodFacts, Route, host_length, is_link_local};
 use crate::names;
 use crate::netlink::uapi::{IFF_LOOPBACK, IFF_POINTOPOINT, IFF_UP, RT_TABLE_MAIN};
 
@@ -87,6 +87,8 @@ struct Signs {
     by_any: BTreeSet<u32>,
     /// Interfaces with a global address.
     addressed: BTreeSet<u32>,
+    /// Interfaces with a global address in a subnet of theirs. The node's end of a pod's veth has none.
+    in_subnet: BTreeSet<u32>,
     /// Only for a pod: interfaces with a route in main that is not link-local.
     routed: BTreeSet<u32>,
 }
@@ -98,10 +100,12 @@ impl Signs {
             defaults.flat_map(|r| &r.nexthops).map(|hop| hop.link).collect()
         };
         let global = facts.addresses.iter().filter(|a| a.scope == 0);
+        let in_subnet = global.clone().filter(|a| a.net.prefix() < host_length(a.ip));
         Self {
             by_main: through(&|r| r.table == RT_TABLE_MAIN),
             by_any: through(&|_| true),
             addressed: global.map(|a| a.link).collect(),
+            in_subnet: in_subnet.map(|a| a.link).collect(),
             routed: match &facts.pod {
                 Some(_) => routed(facts),
                 None => BTreeSet::new(),
@@ -177,25 +181,38 @@ pub(crate) struct LeftOut {
     pub(crate) why: String,
 }
 
+impl LeftOut {
+    /// Whether requests to its address arrive on it, as far as its kind shows. Requests from outside to the
+    /// address of a bridge arrive on an uplink.
+    pub(crate) fn is_nic(&self) -> bool {
+        let kind = self.kind.as_str();
+        kind.is_empty() || kind == "veth" || NICS.contains(&kind) || ON_PARENT.contains(&kind)
+    }
+}
+
 /// Interfaces with a global address or a default route that are not uplinks. Not listed: those that the
-/// settings exclude by name, and a veth, dummy or VRF without default route.
+/// settings exclude by name, and without a default route dummies, VRFs and veths that have no subnet.
 pub(crate) fn left_out(facts: &Facts, settings: &Settings, uplinks: &[Uplink]) -> Vec<LeftOut> {
     let signs = Signs::of(facts);
     let speaks_for = |l: &&Link| {
         let kind = l.kind.as_deref();
-        let of_pod = kind == Some("veth") || kind.is_some_and(|k| NEVER.contains(&k));
+        let is_addressed = match kind {
+            Some("veth") => signs.in_subnet.contains(&l.index),
+            Some(kind) if NEVER.contains(&kind) => false,
+            _ => signs.addressed.contains(&l.index),
+        };
         l.flags & IFF_LOOPBACK == 0
             && !is_left_out(settings, &l.name)
             && uplinks.iter().all(|u| u.link != l.index)
-            && (signs.by_any.contains(&l.index) || !of_pod && signs.addressed.contains(&l.index))
+            && (signs.by_any.contains(&l.index) || is_addressed)
     };
     let why = |l: &Link| match l.kind.as_deref() {
         _ if l.port_of.as_deref() == Some("vrf") => "a port of a VRF",
         _ if l.port_of.as_deref() == Some("bridge") => "a port of a bridge",
         _ if signs.lead_outside(facts, l) => "\"uplinks\" does not name it",
-        Some("veth") => "a veth without main's default route",
+        Some("veth") => "\"auto\" takes a veth only with main's default route",
         Some("bridge") => "a bridge without a default route",
-        Some(kind) if ON_PARENT.contains(&kind) => "what it lies on is no uplink",
+        Some(kind) if ON_PARENT.contains(&kind) => "its parent is no uplink",
         Some(kind) if NEVER.contains(&kind) => "\"auto\" takes no interface of this kind",
         _ => "a tunnel without a default route or a public address",
     };

@@ -235,7 +235,7 @@ impl Report {
         if self.left_out.is_empty() {
             return;
         }
-        out.push_str("\nNo uplinks; to use one, name it in \"uplinks\":\n");
+        out.push_str("\nNot used as uplinks; to use one, name it in \"uplinks\":\n");
         let row = |l: &LeftOut| {
             let kind = if l.kind.is_empty() { "NIC" } else { &l.kind };
             vec![format!("  {}", l.name), kind.to_string(), l.why.clone()]

@@ -15,7 +15,8 @@ pub(super) fn findings(asker: &mut Asker<'_>) -> Result<Vec<Finding>, Error> {
     let mut found = Vec::new();
     for packet in requests(asker.facts(), asker) {
         for one in asker.explain(packet)? {
-            let finding = of_request(asker.facts(), &one);
+            let is_wanted = !asker.is_unused_nic(packet.link);
+            let finding = of_request(asker.facts(), &one, is_wanted);
             // Several addresses of an interface have the same fault.
             let is_new = |f: &Finding| !found.iter().any(|known: &Finding| known.what == f.what);
             found.extend(finding.filter(is_new));
@@ -30,7 +31,8 @@ fn requests(facts: &Facts, asker: &Asker<'_>) -> Vec<Packet> {
     };
     let own = asker
         .public_addresses()
-        .filter(|address| real(address.link) && !asker.leads_inside(address.link));
+        .filter(|address| real(address.link))
+        .filter(|address| !asker.leads_inside(address.link) || asker.is_unused_nic(address.link));
     let client = |ip: IpAddr| OUTSIDE.of(Family::of(ip));
     own.map(|a| Packet::plain(client(a.ip), a.ip, a.link)).collect()
 }
