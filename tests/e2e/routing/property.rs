@@ -434,7 +434,8 @@ struct Tally {
     explained: usize,
 }
 
-/// Sets up the node of this seed. Asserts that each flow that works without the plugin works with it.
+/// Sets up the node of this seed. Asserts that each flow that works without the plugin works with
+/// it.
 fn assert_never_worse(world: &World, seed: u64, is_explained: bool, tally: &mut Tally) {
     world.reset();
     let (words, uplinks) = world.shuffle(&mut Dice(seed));
