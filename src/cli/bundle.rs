@@ -60,7 +60,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let is_stream = path == Path::new("-");
     // Checked first: the work below takes some seconds.
     if !is_stream && path.symlink_metadata().is_ok() {
-        let text = format!("{}: there is such a file already; name another FILE", path.display());
+        let text = format!("{}: this file exists already; name another FILE", path.display());
         return Err(Failure::Failed(text));
     }
     let bundle = gather(&words.conf_dir, &host, &release, time);

@@ -300,7 +300,7 @@ fn describe(view: &View, dir: &Path) -> String {
     let fix = "; put it right with: symroutectl conflist add";
     match &view.state {
         State::Ready => format!("ready: {path} has our entry"),
-        State::Missing => format!("missing: {path} has no entry of ours{fix}"),
+        State::Missing => format!("missing: {path} has no entry of symroute{fix}"),
         State::Duplicate => format!("duplicate: {path} has more than one entry of ours{fix}"),
         State::Misplaced => format!("misplaced: {path} has our entry before the primary's{fix}"),
         State::Differs => format!("differs: {path} has our entry with other settings{fix}"),

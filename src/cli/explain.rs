@@ -131,7 +131,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         return grids::all(&mut asker, words, from);
     };
     if Family::of(to) != Family::of(from) {
-        let text = format!("--from {from} and --to {to}: one family is wanted");
+        let text = format!("--from {from} and --to {to}: one is IPv4 and the other IPv6");
         return Err(Failure::Failed(text));
     }
     let arrivals = match given {

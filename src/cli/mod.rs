@@ -346,7 +346,10 @@ fn down(force: bool) -> Result<(String, u8), Failure> {
         ));
     }
     if is_down {
-        return Ok(("symroute is not in force: everything is as it was before\n".into(), 0));
+        return Ok((
+            "symroute is not in force: rules, routes, tables and sysctls are as before\n".into(),
+            0,
+        ));
     }
     let pods = node.state.count()?;
     let holders: Vec<_> = node.state.holders()?.into_iter().map(|(name, _)| name).collect();

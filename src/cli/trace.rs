@@ -69,7 +69,7 @@ impl Words {
         let (End { ip: from, port: from_port }, End { ip: to, port: to_port }) =
             (self.from, self.to);
         if Family::of(from) != Family::of(to) {
-            let text = format!("--from {from} and --to {to}: one family is wanted");
+            let text = format!("--from {from} and --to {to}: one is IPv4 and the other IPv6");
             return Err(Failure::Failed(text));
         }
         let has_port = from_port.or(to_port).is_some();

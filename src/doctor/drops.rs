@@ -69,10 +69,10 @@ pub(crate) fn findings(watched: &Watched) -> Vec<Finding> {
     }
     let remedy = match seen.iter().max_by_key(|one| one.packets) {
         Some(one) => format!(
-            "symroutectl explain --from {} --to {} --in {} says which look-up decides",
+            "symroutectl explain --from {} --to {} --in {} says which look-up decides, and what to change",
             one.from, one.to, one.link.name
         ),
-        None => "symroutectl explain --from CLIENT --to ADDRESS says which look-up decides".into(),
+        None => "symroutectl explain --from CLIENT --to ADDRESS says which look-up decides, and what to change".into(),
     };
     let what = "rp_filter drops packets at this moment".into();
     let mut found =

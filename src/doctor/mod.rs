@@ -171,7 +171,10 @@ pub(crate) fn of_request(facts: &Facts, one: &Explained, is_wanted: bool) -> Opt
             format!("symroute leaves them alone ({why}): \"symroutectl status\" has the remedy")
         }
         Err(why) => format!("symroute leaves them alone ({why}): name {nic} in \"uplinks\""),
-        Ok(_) => format!("set the router of {nic} in \"gateways\", then symroutectl up"),
+        Ok(_) => format!(
+            "\"symroutectl status\" names the reason: {nic} has no router (\"gateways\"), rules of another \
+             program come first (\"rulePriority\"), or state is missing (symroutectl up)"
+        ),
     };
     Some(Finding { id, severity, what, evidence, remedy })
 }

@@ -104,8 +104,8 @@ pub(super) fn of_agent(in_force: bool, runs: bool) -> Option<Finding> {
         (true, false) => (
             NO_AGENT,
             Severity::Note,
-            "no agent runs here, so changes of routes are followed by the next ADD or \"up\"",
-            "install.sh install, or the DaemonSet of conf/kubernetes",
+            "no agent runs here, so only the next ADD or \"up\" notices changed routes",
+            "install.sh install, or the DaemonSet of conf/kubernetes; without systemd, run symroutectl agent",
         ),
         (false, _) => (
             NOT_IN_FORCE,

@@ -158,6 +158,7 @@ impl Explained {
     /// Text for a person.
     pub(crate) fn to_text(&self, view: &View) -> String {
         let facts = &view.facts;
+        let nic = facts.link_name(self.packet.link);
         let mut out = format!("{}\n", head(&self.packet, facts));
         let mut paragraph = |head: &str, lines: Vec<String>| {
             for (at, line) in lines.iter().enumerate() {
@@ -181,7 +182,13 @@ impl Explained {
                     paragraph("", vec!["(symroute is not in force here; this is its plan)".into()]);
                 }
             }
-            Err(why) => paragraph("with symroute", vec![format!("the same: {why}")]),
+            Err(why) => {
+                paragraph("with symroute", vec![format!("the same: {why}")]);
+                if view.plan.left_out.iter().any(|left| left.name == nic && left.is_nic()) {
+                    let remedy = format!("to use it: \"uplinks\": [\"auto\", \"{nic}\"]");
+                    paragraph("", vec![remedy]);
+                }
+            }
         }
         out
     }
@@ -218,7 +225,10 @@ impl Explained {
     fn ending(&self, facts: &Facts, side: &Side) -> Vec<String> {
         let nic = facts.link_name(self.packet.link);
         match &side.ending {
-            Ending::Dropped => vec!["lost: a rule of netfilter drops the request".into()],
+            Ending::Dropped => vec![
+                "lost: a rule of netfilter drops the request; \"symroutectl trace\" names it"
+                    .into(),
+            ],
             Ending::Filtered => {
                 let kind = self.filter.kind();
                 let mut lines = vec![format!("lost: {kind} rp_filter drops the request at {nic}")];

@@ -217,8 +217,8 @@ fn is_own(facts: &Facts, ip: IpAddr) -> bool {
 fn note_own_address(link: &Link, ip: IpAddr) -> Note {
     Note {
         what: format!(
-            "gateways.{}: {ip} is an address of the node itself, or one of all hosts, so it is not \
-             used",
+            "gateways.{}: {ip} is an address of the node itself, or its subnet's own or broadcast \
+             address, so it is not used",
             link.name
         ),
         remedy: "set the address of its router".into(),
@@ -244,7 +244,7 @@ fn note_outside_subnets(facts: &Facts, link: &Link, ip: IpAddr) -> Option<Note> 
             link.name,
             subnets.join(", ")
         ),
-        remedy: "set a router of that subnet".into(),
+        remedy: "set the address of a router in such a subnet".into(),
     })
 }
 

@@ -44,17 +44,19 @@ impl Stray {
     pub(crate) fn note(&self, settings: &Settings) -> Note {
         let what =
             format!("rules before those of symroute may send replies elsewhere: {}", self.rules);
+        let last = settings.priority + self.span;
         let remedy = match (self.place, &self.denies) {
             (Some(place), Some(denies)) => format!(
-                "set \"rulePriority\": {place}, which comes first and passes by the rule that denies \
-                 ({denies}), or move them"
+                "set \"rulePriority\": {place}, so that symroute's rules come first, also before the rule \
+                 that denies ({denies}), or move those rules behind {last}"
             ),
             (Some(place), None) => {
                 format!(
-                    "set \"rulePriority\": {place} or \"auto\", which comes first, or move them"
+                    "set \"rulePriority\" to {place} or \"auto\", so that symroute's rules come first, or \
+                     move those rules behind {last}"
                 )
             }
-            (None, _) => format!("move them behind {}", settings.priority + self.span),
+            (None, _) => format!("move those rules behind {last}"),
         };
         Note { what, remedy }
     }

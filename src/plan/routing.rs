@@ -219,7 +219,6 @@ pub(crate) fn notes(facts: &Facts, uplink: &Uplink) -> Vec<Note> {
 }
 
 fn no_gateway(name: &str, family: Family, way: &Way) -> Option<Note> {
-    let example = if family == Family::V4 { "192.0.2.1" } else { "fe80::1" };
     let replies = if way.hops.is_empty() {
         "only replies to its own subnets leave by it"
     } else {
@@ -228,8 +227,8 @@ fn no_gateway(name: &str, family: Family, way: &Way) -> Option<Note> {
     (way.source == GatewaySource::Unknown).then(|| Note {
         what: format!("{name} has no {family} gateway: {replies}"),
         remedy: format!(
-            "set \"gateways\": {{\"{name}\": [\"{example}\"]}}, or \"onlink\" in place of \
-             the list where there is no router"
+            "set \"gateways\": {{\"{name}\": [\"ROUTER\"]}} with its router's address, or \
+             \"onlink\" in place of the list where there is no router"
         ),
     })
 }

@@ -164,7 +164,7 @@ fn it_has_what_a_report_needs() {
     let file = node.dir.join("one.tar");
     let ran = called(node, &[TOOL], &["bundle", file.to_str().expect("UTF-8")]);
     assert_eq!(ran.code, Some(1), "{}", ran.stdout);
-    assert!(ran.stderr.contains("there is such a file already"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("this file exists already"), "{}", ran.stderr);
     assert_eq!(fs::read(&file).expect("read"), bytes);
 }
 

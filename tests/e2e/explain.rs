@@ -133,7 +133,7 @@ fn it_names_rule_table_and_router() {
     assert_eq!(elsewhere.code, Some(4));
     assert!(elsewhere.stdout.contains("another interface than eth1"), "{}", elsewhere.stdout);
     for (words, why) in [
-        (&["--to", NODE6[1]][..], "one family is wanted"),
+        (&["--to", NODE6[1]][..], "one is IPv4 and the other IPv6"),
         (&["--to", NODE[1], "--in", "eth7"], "no such interface"),
     ] {
         let ran = node.symroute(&[&["explain", "--from", CLIENT], words].concat());
