@@ -69,7 +69,7 @@ impl Healer {
         for keeper in &mut self.keepers {
             // In every turn, because each status has all problems. Cheap if the file is in place.
             let outcome = keeper.keep(Instant::now());
-            status.say(Problem::of_file(keeper.cause()), outcome);
+            status.add_problem(Problem::of_file(keeper.cause()), outcome);
             self.tally.puts.insert(keeper.name(), keeper.puts);
         }
         let before = self.wanted.clone();
@@ -77,12 +77,12 @@ impl Healer {
             Ok(Some(found)) => self.wanted = Some(found),
             // The file is gone, for a moment or for good: the settings in force stay.
             Ok(None) => {}
-            Err(error) => status.say(Problem::Source, Err(error)),
+            Err(error) => status.add_problem(Problem::Source, Err(error)),
         }
         let news = self.wanted != before;
         if news || causes.iter().any(|cause| cause.is_of_kernel()) {
             let looked = self.look(causes, &mut status);
-            status.say(Problem::Node, looked.map_err(|error| text(&error)));
+            status.add_problem(Problem::Node, looked.map_err(|error| text(&error)));
         } else {
             status.keeps_last_look = true;
         }
@@ -94,13 +94,13 @@ impl Healer {
                  some seconds; find the program that flushes or rewrites them",
                 names.join(", ")
             );
-            status.say(Problem::Contested, Err(text));
+            status.add_problem(Problem::Contested, Err(text));
         }
         self.tally.contested = contested;
         if let Some(node) = &self.node {
             if causes.iter().any(|cause| cause.is_periodic()) {
                 let swept = ended::sweep(&node.state, &self.cache);
-                status.say(Problem::Node, swept.map_err(|error| error.to_string()));
+                status.add_problem(Problem::Node, swept.map_err(|error| error.to_string()));
             }
             self.tally.pods = node.state.count().unwrap_or(self.tally.pods);
         }
@@ -179,7 +179,7 @@ impl Healer {
                 self.tally.repaired(causes);
             }
             if let Err(error) = enforced {
-                status.say(Problem::Settings, Err(text(&error)));
+                status.add_problem(Problem::Settings, Err(text(&error)));
             }
         }
         // In every look: a killed agent may not have written it.
@@ -238,7 +238,7 @@ impl Healer {
         if !self.stuck.is_empty() {
             let what: Vec<_> = self.stuck.iter().map(|s| describe(s, &view.facts)).collect();
             let text = format!("the kernel refuses: {}; see its log", what.join("; "));
-            status.say(Problem::Kernel, Err(text));
+            status.add_problem(Problem::Kernel, Err(text));
         }
         let settings = node
             .state

@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// Whether the status is 200; otherwise it is 503.
-    pub(crate) well: bool,
+    pub(crate) is_ok: bool,
     pub(crate) text: String,
 }
 
@@ -107,8 +107,8 @@ async fn respond(
             "not a name of this agent: ask by address, or start it with --allow-host NAME\n".into(),
         ),
         &Method::GET | &Method::HEAD => match answers(request.uri().path()).await {
-            Some(Answer { well: true, text }) => (StatusCode::OK, text),
-            Some(Answer { well: false, text }) => (StatusCode::SERVICE_UNAVAILABLE, text),
+            Some(Answer { is_ok: true, text }) => (StatusCode::OK, text),
+            Some(Answer { is_ok: false, text }) => (StatusCode::SERVICE_UNAVAILABLE, text),
             None => (StatusCode::NOT_FOUND, "try /healthz, /readyz or /metrics\n".into()),
         },
         _ => (StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n".into()),

@@ -145,7 +145,7 @@ impl Counters {
     }
 
     /// Counts of the rules. `None` if the read fails.
-    pub(crate) fn now(&mut self, by: MarkedBy) -> Option<Counts> {
+    pub(crate) fn counts(&mut self, by: MarkedBy) -> Option<Counts> {
         let fresh = |(of, at, _): &&(MarkedBy, Instant, Counts)| {
             *of == by && by.marker != Marker::Nftables && at.elapsed() < Self::FRESH
         };
@@ -182,7 +182,7 @@ mod tests {
             routers: Vec::new(),
             usual_macs: Vec::new(),
         };
-        let board = Board { uplinks: vec![uplink], looked: true, ..Board::default() };
+        let board = Board { uplinks: vec![uplink], has_looked: true, ..Board::default() };
         let counts = Counts { bound: [(1, 3), (2, 9)].into(), ..Counts::default() };
         let text = page(&board, Some(&counts), Some(&[(1, 4)].into()));
         let bound = "symroute_connections_bound_total{uplink=\"e\\\"t\\\\h\"} 3\n";
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
-        let board = Board { looked: true, ..Board::default() };
+        let board = Board { has_looked: true, ..Board::default() };
         let text = page(&board, Some(&Counts::default()), None);
         let there = named(&text);
         for asking in [

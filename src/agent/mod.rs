@@ -136,11 +136,11 @@ fn answers(shared: &Arc<Shared>) -> Answers {
                 let page = spawn_blocking(move || {
                     let _only = only;
                     let marked_by = lock(&shared.board).marked_by;
-                    let counts = marked_by.and_then(|by| lock(&counters).now(by));
+                    let counts = marked_by.and_then(|by| lock(&counters).counts(by));
                     let offloaded = marked_by.and_then(|by| lock(&counters).offloaded(by));
                     metrics::page(&lock(&shared.board), counts.as_ref(), offloaded.as_ref())
                 });
-                page.await.ok().map(|text| Answer { well: true, text })
+                page.await.ok().map(|text| Answer { is_ok: true, text })
             });
         }
         Box::pin(ready(at_once(&shared, path)))
@@ -153,13 +153,13 @@ fn at_once(shared: &Shared, path: &str) -> Option<Answer> {
         "/healthz" => {
             let since = lock(&shared.beat).elapsed();
             let text = format!("the loop turned {} s ago\n", since.as_secs());
-            Some(Answer { well: since < MAX_BEAT_AGE, text })
+            Some(Answer { is_ok: since < MAX_BEAT_AGE, text })
         }
         "/readyz" => {
             let board = lock(&shared.board);
             let reasons = board.unready();
             let text = if reasons.is_empty() { "ready".into() } else { reasons.join("\n") };
-            Some(Answer { well: reasons.is_empty(), text: text + "\n" })
+            Some(Answer { is_ok: reasons.is_empty(), text: text + "\n" })
         }
         _ => None,
     }

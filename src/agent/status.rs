@@ -92,7 +92,7 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    pub(crate) fn say(&mut self, what: Problem, outcome: Result<(), String>) {
+    pub(crate) fn add_problem(&mut self, what: Problem, outcome: Result<(), String>) {
         if let Err(text) = outcome {
             self.problems.insert(what, text);
         }
@@ -125,7 +125,7 @@ pub(crate) struct Board {
     pub(crate) marked_by: Option<MarkedBy>,
     pub(crate) tally: Tally,
     /// Whether a look has succeeded since the start.
-    pub(crate) looked: bool,
+    pub(crate) has_looked: bool,
     /// How often the kernel dropped events.
     pub(crate) lost: u64,
     /// Events that led to a look.
@@ -142,11 +142,11 @@ impl Board {
         self.problems.extend(status.problems);
         self.tally = status.tally;
         if status.for_pods_alone {
-            (self.looked, self.notes, self.marked_by) = (true, 0, None);
+            (self.has_looked, self.notes, self.marked_by) = (true, 0, None);
             self.uplinks.clear();
         }
         if let Some(Found { settings, view }) = status.found {
-            self.looked = true;
+            self.has_looked = true;
             self.notes = view.plan.notes.len();
             self.marked_by = Some(MarkedBy {
                 marker: view.plan.marker(),
@@ -160,7 +160,7 @@ impl Board {
     /// Reasons why the agent is not ready. Empty if it is ready.
     pub(crate) fn unready(&self) -> Vec<&str> {
         let mut reasons: Vec<_> = self.problems.values().map(String::as_str).collect();
-        if !self.looked {
+        if !self.has_looked {
             reasons.push("the agent has not looked at the node yet");
         }
         reasons
@@ -173,9 +173,9 @@ mod tests {
 
     #[test]
     fn a_problem_lasts_until_a_look_finds_it_gone() {
-        let mut board = Board { looked: true, ..Board::default() };
+        let mut board = Board { has_looked: true, ..Board::default() };
         let mut status = Status::default();
-        status.say(Problem::Node, Err("no".into()));
+        status.add_problem(Problem::Node, Err("no".into()));
         board.update(status);
         board.update(Status { keeps_last_look: true, ..Status::default() });
         assert_eq!(board.unready(), ["no"]);

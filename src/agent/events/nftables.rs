@@ -88,9 +88,9 @@ fn open() -> Result<OwnedFd, Errno> {
 #[derive(Debug, Default)]
 pub(crate) struct Transaction {
     /// Whether it changes symroute's table.
-    of_ours: bool,
+    changes_our_table: bool,
     /// Whether it changes symroute's chains or built-in chains in a table `mangle`.
-    of_mangle: bool,
+    changes_mangle: bool,
 }
 
 impl Transaction {
@@ -105,18 +105,18 @@ impl Transaction {
             let program = find(attributes, NFTA_GEN_PROC_NAME).map(string);
             let by_us = program.is_some_and(|name| OUR_PROGRAMS.contains(&name.as_str()));
             let ended = std::mem::take(self);
-            let foreign = (ended.of_ours && !by_us).then_some(Event::Foreign);
-            let mangle = ended.of_mangle.then_some(Event::Mangle);
+            let foreign = (ended.changes_our_table && !by_us).then_some(Event::Foreign);
+            let mangle = ended.changes_mangle.then_some(Event::Mangle);
             return foreign.into_iter().chain(mangle).collect();
         }
         // The first attribute of every message is the name of the table.
         let table = attrs(attributes).next().filter(|(kind, _)| *kind == 1).map(|(_, name)| name);
         let name = table.map(|name| name.strip_suffix(&[0]).unwrap_or(name));
         let family = message.body[0];
-        self.of_ours |=
+        self.changes_our_table |=
             [NFPROTO_INET, NFPROTO_ARP].contains(&family) && name == Some(names::TABLE.as_bytes());
         if matches!(family, NFPROTO_IPV4 | NFPROTO_IPV6) && name == Some(b"mangle") {
-            self.of_mangle |= concerns_us(kind, attributes);
+            self.changes_mangle |= concerns_us(kind, attributes);
         }
         Vec::new()
     }
@@ -156,7 +156,7 @@ mod tests {
         let both = [change.as_bytes(), end.as_bytes()].concat();
         let mut transaction = Transaction::default();
         let told = messages(&both).flat_map(|m| transaction.take(m)).collect();
-        assert!(!transaction.of_ours && !transaction.of_mangle);
+        assert!(!transaction.changes_our_table && !transaction.changes_mangle);
         told
     }
 
