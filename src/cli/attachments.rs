@@ -66,7 +66,7 @@ pub(super) struct Found {
     /// Path of the runtime's cache if it does not exist.
     missing: Option<PathBuf>,
     /// At the DEL of a Kubernetes pod, the runtime calls the plugins that the conflist names at that time.
-    by_conflist: bool,
+    dels_follow_conflist: bool,
 }
 
 impl Found {
@@ -92,14 +92,14 @@ impl Found {
             entries.extend(entries_of(&above.join(OF_MULTUS))?);
         }
         let missing = (!cache.is_dir()).then(|| cache.to_path_buf());
-        let by_conflist = runtimes::dels_follow_the_conflist(root);
-        Ok(Self { cache: entries, attached, missing, by_conflist })
+        let dels_follow_conflist = runtimes::dels_follow_the_conflist(root);
+        Ok(Self { cache: entries, attached, missing, dels_follow_conflist })
     }
 
     /// Cache files of the pods whose DEL will call symroute even if the conflist no longer names it.
-    fn cached(&self) -> impl Iterator<Item = &(PathBuf, Entry)> {
+    fn entries_that_call_us(&self) -> impl Iterator<Item = &(PathBuf, Entry)> {
         let follows = |path: &Path, entry: &Entry| {
-            self.by_conflist
+            self.dels_follow_conflist
                 && entry.pod.is_some()
                 && !path.parent().is_some_and(|dir| dir.ends_with(OF_MULTUS))
         };
@@ -133,24 +133,24 @@ impl Found {
 
     /// Keeps only the pods whose DEL will call symroute after the entry is removed from the conflist.
     pub(super) fn that_call_us(mut self) -> Self {
-        let unknown = self.unknown().is_some();
+        let unknown = self.decisive_missing_cache().is_some();
         self.attached.retain(|_| unknown);
         self
     }
 
     /// The missing cache, if pods are attached and only the cache could say whether their DEL calls symroute.
-    fn unknown(&self) -> Option<&Path> {
-        self.missing.as_deref().filter(|_| !self.by_conflist && !self.attached.is_empty())
+    fn decisive_missing_cache(&self) -> Option<&Path> {
+        self.missing.as_deref().filter(|_| !self.dels_follow_conflist && !self.attached.is_empty())
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.cached().next().is_none() && self.attached.is_empty()
+        self.entries_that_call_us().next().is_none() && self.attached.is_empty()
     }
 
     /// One line for each cache file and attachment.
     pub(super) fn to_text(&self) -> String {
         let mut text = String::new();
-        if let Some(cache) = self.unknown() {
+        if let Some(cache) = self.decisive_missing_cache() {
             let _ = writeln!(
                 text,
                 "{}: no such directory, so nothing shows which pods' DEL will call symroute; name \
@@ -158,7 +158,7 @@ impl Found {
                 cache.display()
             );
         }
-        for (path, entry) in self.cached() {
+        for (path, entry) in self.entries_that_call_us() {
             let pod =
                 entry.pod.as_deref().map_or_else(|| "a pod".into(), |pod| format!("pod {pod}"));
             let _ = writeln!(text, "{}: {pod} whose DEL will call symroute", path.display());
@@ -176,8 +176,8 @@ impl Found {
     }
 
     fn to_json(&self) -> String {
-        let cached = self.cached().map(|(path, _)| path.to_string_lossy());
-        let pods = self.cached().map(|(path, entry)| {
+        let cached = self.entries_that_call_us().map(|(path, _)| path.to_string_lossy());
+        let pods = self.entries_that_call_us().map(|(path, entry)| {
             json!({"file": path.to_string_lossy(), "container": entry.container, "pod": entry.pod})
         });
         let attached = self.attached.iter().map(|pod| {
@@ -280,7 +280,7 @@ mod tests {
             fs::write(root.join(folder).join("lab-c1-eth0"), cached(plugin, None)).unwrap();
         }
         let found = of();
-        let paths: Vec<_> = found.cached().map(|(path, _)| path.clone()).collect();
+        let paths: Vec<_> = found.entries_that_call_us().map(|(path, _)| path.clone()).collect();
         assert_eq!(paths, [root.join("multus/results/lab-c1-eth0")]);
         assert!(found.to_text().contains("multus/results/lab-c1-eth0: a pod whose DEL"));
     }
@@ -300,7 +300,7 @@ mod tests {
         let need_us = || {
             let found = Found::of(&node, &cache, None).unwrap();
             let name = |(path, _): &(PathBuf, _)| path.file_name().unwrap().to_owned();
-            let mut names: Vec<_> = found.cached().map(name).collect();
+            let mut names: Vec<_> = found.entries_that_call_us().map(name).collect();
             names.sort();
             names
         };

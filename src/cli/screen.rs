@@ -20,7 +20,7 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Waited {
     /// The time has passed.
-    Long,
+    Elapsed,
     /// A signal asks the tool to end.
     Ended,
 }
@@ -61,7 +61,7 @@ impl Screen {
         let mut asked = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
         match poll(&mut asked, timeout) {
-            Ok(0) | Err(_) => Waited::Long,
+            Ok(0) | Err(_) => Waited::Elapsed,
             Ok(_) => Waited::Ended,
         }
     }
