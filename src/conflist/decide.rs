@@ -132,10 +132,11 @@ impl View {
 
 /// Derives the state of our entry and the edits that correct it.
 pub(crate) fn decide(folder: &Folder, wanted: &Wanted) -> View {
-    let in_use = folder.own().next().map(|_| Mode::OwnFile).or(folder.last.mode);
+    let in_use = folder.own().next().map(|_| Mode::OwnFile).or(folder.last_wanted.mode);
     let mode = wanted.mode.or(in_use).unwrap_or_default();
     let file = wanted.file.clone();
-    let file = file.or_else(|| folder.last.file.clone().filter(|f| folder.files.contains_key(f)));
+    let file =
+        file.or_else(|| folder.last_wanted.file.clone().filter(|f| folder.files.contains_key(f)));
     let wanted = &Wanted { mode: Some(mode), entry: wanted.entry.clone(), file };
     let mut view = View {
         state: State::Ready,
@@ -287,7 +288,8 @@ fn in_place(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
         ));
         return;
     }
-    let (state, text) = mended(network, file, wanted.entry.as_ref(), folder.last.entry.as_ref());
+    let (state, text) =
+        corrected_list(network, file, wanted.entry.as_ref(), folder.last_wanted.entry.as_ref());
     if let Some(text) = text {
         view.edits.push(write(folder, file, text));
     }
@@ -310,12 +312,12 @@ fn in_place(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
         }
     }
     if view.state == State::Ready {
-        view.state = delegated(folder, file, network);
+        view.state = state_with_multus(folder, file, network);
     }
 }
 
 /// State of our entry in a list, and the text that corrects it.
-fn mended(
+fn corrected_list(
     network: &Network<'_>,
     file: &str,
     entry: Option<&Map<String, Value>>,
@@ -344,7 +346,7 @@ fn mended(
 }
 
 /// Ready, or waiting if a Multus file that comes first has an older copy of this list without our entry.
-fn delegated(folder: &Folder, file: &str, network: &Network<'_>) -> State {
+fn state_with_multus(folder: &Folder, file: &str, network: &Network<'_>) -> State {
     let stale = folder.taken_by_runtime().filter(|first| *first != file).filter(|first| {
         folder
             .network(first)
@@ -367,7 +369,7 @@ fn own_file(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
     let is_before = !network.is_list && file < names::OWN_CONFLIST;
     let own = if is_before { names::OWN_CONFLIST_FIRST } else { names::OWN_CONFLIST };
     view.own = own;
-    if let Some(reason) = no_own_file(folder, own, network) {
+    if let Some(reason) = own_file_refusal(folder, own, network) {
         view.state = State::Refused(reason);
         return;
     }
@@ -389,7 +391,7 @@ fn own_file(folder: &Folder, wanted: &Wanted, file: &str, network: &Network<'_>,
     };
     let entry = entry.or_else(of_old);
     let entry = entry.or_else(|| settings(file, network.text.as_bytes()));
-    let entry = entry.or_else(|| folder.last.entry.clone());
+    let entry = entry.or_else(|| folder.last_wanted.entry.clone());
     let bare = splice::without(own, &list);
     let entry = entry.unwrap_or_else(Wanted::plain);
     let Ok(text) = Network::parse(own, bare.as_bytes()).map(|n| splice::insert(&n, &entry)) else {
@@ -428,7 +430,7 @@ fn delete(file: &str) -> Edit {
 }
 
 /// Why the runtime would not use our own file with this name.
-fn no_own_file(folder: &Folder, own: &str, network: &Network<'_>) -> Option<Reason> {
+fn own_file_refusal(folder: &Folder, own: &str, network: &Network<'_>) -> Option<Reason> {
     let path = folder.path.join(own);
     let path = path.display();
     if folder.files.get(own).is_some_and(|own| !matches!(own, Content::Bytes(_, None))) {

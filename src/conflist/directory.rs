@@ -105,7 +105,7 @@ impl Directory {
         let entries = absent_is_none(fs::read_dir(path)).map_err(Error::at("read", path))?;
         let Some(entries) = entries else { return Ok(folder) };
         folder.exists = true;
-        folder.last = self.store.wanted();
+        folder.last_wanted = self.store.wanted();
         let runtimes = runtimes::read(&self.places.root);
         folder.network = runtimes.iter().find_map(|runtime| runtime.network.clone());
         folder.not_first = runtimes.into_iter().find_map(|runtime| runtime.not_first);
@@ -157,7 +157,7 @@ impl Directory {
     ) -> Result<Outcome, Error> {
         // Without changes, neither a lock nor a state directory is needed.
         let folder = self.read()?;
-        let (found, last) = (decide(&folder, wanted), folder.last);
+        let (found, last) = (decide(&folder, wanted), folder.last_wanted);
         let is_known = wanted.or(&last) == last || found.state.is_refused();
         if found.edits.is_empty() && is_known && !self.has_temporary_file() {
             let now = Some(found.clone());
@@ -173,9 +173,9 @@ impl Directory {
         self.check(&mut found, check_plugin_directory);
         self.check(&mut found, is_in_place);
         ask_gate(&mut found, self.path(), gate.as_deref_mut(), |gate, network| gate.open(network));
-        if !found.state.is_refused() && wanted.or(&folder.last) != folder.last {
+        if !found.state.is_refused() && wanted.or(&folder.last_wanted) != folder.last_wanted {
             // Also while the primary's file is missing: a later add finishes the work, without the options.
-            self.store.remember(&wanted.or(&folder.last))?;
+            self.store.remember(&wanted.or(&folder.last_wanted))?;
         }
         let plan = |folder: &Folder| decide(folder, wanted).edits;
         let (edits, why) = (found.edits.clone(), found.state.name());

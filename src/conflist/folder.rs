@@ -37,7 +37,7 @@ pub(crate) struct Folder {
     /// Name of the network that the runtime takes, if its configuration names one.
     pub(crate) network: Option<String>,
     /// The last wish that `add` has remembered.
-    pub(crate) last: Wanted,
+    pub(crate) last_wanted: Wanted,
 }
 
 /// Whether runtimes read files with this name, judged by its extension (Go's `filepath.Ext`).
