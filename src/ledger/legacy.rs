@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Action, ChainKind, Entry, Hook, Mark, Place, Point, Use, owners, xtables};
 use crate::model::Family;
+use crate::netfilter::iptables::words;
 
 /// Hook and priority of a built-in chain (`NF_IP_PRI_*`, `linux/netfilter_ipv4.h`).
 fn hook(table: &str, chain: &str) -> Option<Hook> {
@@ -30,31 +31,6 @@ fn hook(table: &str, chain: &str) -> Option<Hook> {
         _ => ChainKind::Filter,
     };
     Some(Hook { point, priority, kind })
-}
-
-/// The words of a rule. Quoted text is one word.
-fn words(line: &str) -> Vec<String> {
-    let (mut words, mut word, mut quoted, mut escaped) = (Vec::new(), String::new(), false, false);
-    for c in line.chars() {
-        match c {
-            _ if escaped => {
-                word.push(c);
-                escaped = false;
-            }
-            '\\' => escaped = true,
-            '"' => quoted = !quoted,
-            ' ' if !quoted => {
-                if !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
-                }
-            }
-            _ => word.push(c),
-        }
-    }
-    if !word.is_empty() {
-        words.push(word);
-    }
-    words
 }
 
 fn number(text: &str) -> Option<u32> {
@@ -251,6 +227,16 @@ COMMIT
         assert_eq!(masked("16"), Some((16, u32::MAX)));
         assert_eq!((masked("x"), masked("1/")), (None, None));
         assert_eq!(words(r#"-A a --comment "b \" c" -j D"#)[3], "b \" c");
+    }
+
+    #[test]
+    fn an_empty_comment_is_a_word() {
+        let parsed = parse(&words(r#"-m comment --comment "" -j CONNMARK --set-xmark 0x80/0x80"#));
+        assert_eq!(
+            (parsed.comment.as_deref(), parsed.chain.as_deref()),
+            (Some(""), Some("CONNMARK"))
+        );
+        assert_eq!(parsed.uses[0].mark, Mark::Connection);
     }
 
     proptest::proptest! {

@@ -56,7 +56,7 @@ fn base(table: &str, chain: &str) -> Option<Base> {
 }
 
 /// The words of a line. Quotes hold a word together, and a backslash quotes the next character.
-fn words(line: &str) -> Vec<String> {
+pub(crate) fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quoted, mut any) = (Vec::new(), String::new(), false, false);
     let mut signs = line.chars();
     while let Some(sign) = signs.next() {
