@@ -233,8 +233,21 @@ impl Automatic {
 /// Hashes the requested settings, without the numbers that the plugin chooses.
 impl Hash for Settings {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { uplinks, gateways, exclude, host, hairpin, masquerade, backend, .. } = self;
-        let Self { field, priority, table_base, offload, automatic, .. } = self;
+        // Without "..", so that the compiler reports a new field that is missing here.
+        let Self {
+            uplinks,
+            gateways,
+            exclude,
+            host,
+            hairpin,
+            masquerade,
+            backend,
+            field,
+            priority,
+            table_base,
+            offload,
+            automatic,
+        } = self;
         let priority = (!automatic.priority).then_some(priority);
         let field = (!automatic.mark).then_some(field);
         (uplinks, gateways, exclude, host, hairpin, masquerade, backend).hash(state);

@@ -52,7 +52,7 @@ impl Stray {
             ),
             (Some(place), None) => {
                 format!(
-                    "set \"rulePriority\" to {place} or \"auto\", so that symroute's rules come first, or \
+                    "set \"rulePriority\": {place} or \"auto\", so that symroute's rules come first, or \
                      move those rules behind {last}"
                 )
             }

@@ -123,7 +123,7 @@ def keys():
     text = open("README.md").read().split("\n## Configuration\n")[1].split("\n## ")[0]
     table = set(re.findall(r"^\| `(\w+)` \|", text, re.M))
     settings = set(schema["properties"]["settings"]["properties"]) - {"type", "capabilities"}
-    assert len(table) > 5 and settings == table, f"settings: {settings ^ table}"
+    assert len(table) > 5 and settings == table, f"only in one of README.md and values.schema.json: {settings ^ table}"
 
 
 def directories(path, plain, plugins, conflists):

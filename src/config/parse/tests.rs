@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::config::KEYS;
 
 fn parsed(value: Value) -> Result<Config, Invalid> {
     let Value::Object(object) = value else { panic!("not an object") };
@@ -37,6 +38,29 @@ fn a_number_that_the_plugin_chooses_is_no_part_of_what_is_asked_for() {
         assert!(in_force.fulfilled(true).contains(&asked.fingerprint(true)));
     }
     assert!(!chosen.fulfilled(true).contains(&fixed(400).fingerprint(true)));
+}
+
+/// Otherwise an ADD with other settings takes the fast path, and nothing changes on the node.
+#[test]
+fn every_key_of_a_node_changes_the_fingerprint() {
+    let changes = json!({
+        "uplinks": ["eth7"],
+        "gateways": {"eth1": "onlink"},
+        "exclude": ["10.7.0.0/16"],
+        "host": false,
+        "hairpin": true,
+        "masquerade": "off",
+        "backend": "nftables",
+        "markMask": "0xf0000",
+        "rulePriority": 500,
+        "tableBase": 255,
+        "offload": true,
+    });
+    let fingerprint = |config: Value| parsed(config).unwrap().settings.fingerprint(false);
+    for key in KEYS.into_iter().filter(|key| !["scope", "log"].contains(key)) {
+        let changed = fingerprint(json!({key: changes[key]}));
+        assert_ne!(changed, fingerprint(json!({})), "{key}: a value for it belongs into this test");
+    }
 }
 
 #[test]

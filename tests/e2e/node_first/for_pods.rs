@@ -97,7 +97,7 @@ fn up_gives_up_a_node_whose_list_serves_pods_alone() {
     scene.rewrite(json!({"scope": "pod"}));
     let ran = boot();
     ran.assert_success("up");
-    assert!(ran.stdout.contains("pods alone"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("serves only pods"), "{}", ran.stdout);
     before.assert_unchanged(&Snapshot::take(scene.node()));
     scene.assert_broken();
 

@@ -76,7 +76,7 @@ fn the_plugin_chooses_a_place_before_them() {
         places()
     );
     let status = node.symroute(&["status"]);
-    assert!(status.stdout.contains("passes by the rule that denies"), "{}", status.stdout);
+    assert!(status.stdout.contains("also before the rule that denies"), "{}", status.stdout);
     node.ns.ip("rule del pref 20
          rule del pref 30");
     node.down();
