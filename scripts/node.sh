@@ -177,10 +177,29 @@ install_node() {
     if has_systemd; then
         put_units
         enable_units
-    elif [ -n "$BEFORE_PRIMARY" ]; then
-        echo "note: no systemd, so no agent waits for the primary's conflist; run install again when it is there"
+    else
+        note_without_systemd
     fi
     [ -n "$DRY_RUN" ] || printf 'Installed. To look at it: %s status\n' "$TOOL"
+}
+
+# Says that nothing starts symroute at boot, and what the operator has to start instead.
+note_without_systemd() {
+    why="no systemd here:" program=$TOOL_DIR/symroutectl
+    [ -z "$NO_SYSTEMD" ] || why="with --no-systemd,"
+    [ -n "$TOOL_SOURCE" ] || program=$BIN_DIR/symroute
+    set -- --conf-dir "$CONF_DIR"
+    if [ -n "$NO_AGENT" ]; then
+        set -- up "$@"
+        when="at each boot"
+        [ -z "$BEFORE_PRIMARY" ] || when="$when, and run install again when the primary has written its conflist"
+    else
+        [ "$CACHE_DIR" = /var/lib/cni/results ] || set -- "$@" --cache-dir "$CACHE_DIR"
+        [ "$STATE_DIR" = /var/lib/symroute ] || set -- "$@" --state-dir "$STATE_DIR"
+        set -- agent "$@" --manage-conflist
+        when="under your own supervisor"
+    fi
+    printf 'note: %s nothing starts symroute at boot; run "%s" %s\n' "$why" "$program $*" "$when"
 }
 
 node_up() {
