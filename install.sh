@@ -158,7 +158,7 @@ option() {
 }
 
 COMMAND='' OPTIONS='' BINARY='' TOOL_FILE='' BIN_DIR='' TOOL_DIR='' CONF_DIR='' ROOT='' MODE='' CONFIG='' FILE=''
-CACHE_DIR='' STATE_DIR=/var/lib/symroute UNIT_DIR=''
+CACHE_DIR='' STATE_DIR=/var/lib/symroute UNIT_DIR='' TOOL=''
 DRY_RUN='' BEFORE_PRIMARY='' NO_SYSTEMD='' NO_AGENT='' NO_UP='' FORCE='' ROLLBACK='' JSON=''
 
 [ $# -ge 1 ] || wrong_usage "nothing to do"

@@ -19,13 +19,24 @@ TEXT
 }
 
 # Sets BIN_DIR and CONF_DIR to the directories in the runtime's configuration, as the tool finds them. Older
-# releases lack this command.
+# releases lack this command. If the configuration is contradictory, only install refuses: the other commands have to
+# work on such a node.
 ask_runtime() {
-    [ "$COMMAND" = install ] && "$TOOL" places --help >/dev/null 2>&1 || return 0
+    if [ -z "$TOOL" ]; then
+        CTL=$ROOT${TOOL_DIR:-/usr/local/bin}/symroutectl BIN=$ROOT$BIN_DIR/symroute
+        find_tool
+    fi
+    [ -n "$TOOL" ] && "$TOOL" places --help >/dev/null 2>&1 || return 0
     set -- --root "${ROOT:-/}" --likely-bin-dir "$BIN_DIR" --likely-conf-dir "$CONF_DIR"
     [ -z "$GIVEN_BIN" ] || set -- "$@" --bin-dir "$GIVEN_BIN"
     [ -z "$GIVEN_CONF" ] || set -- "$@" --conf-dir "$GIVEN_CONF"
-    said=$("$TOOL" places "$@" 2>&1) || die "$said" "Nothing was changed."
+    code=0
+    said=$("$TOOL" places "$@" 2>&1) || code=$?
+    if [ "$code" -ne 0 ]; then
+        [ "$COMMAND" != install ] || die "$said" "Nothing was changed."
+        printf 'note: %s\n' "$said" >&2
+        return
+    fi
     BIN_DIR=$(printf '%s\n' "$said" | sed -n 's/^plugins \(.*\) (.*)$/\1/p')
     CONF_DIR=$(printf '%s\n' "$said" | sed -n 's/^conflists \(.*\) (.*)$/\1/p')
 }
@@ -59,7 +70,8 @@ TEXT
     esac
     GIVEN_BIN=$BIN_DIR GIVEN_CONF=$CONF_DIR
     BIN_DIR=${BIN_DIR:-$found_bin} CONF_DIR=${CONF_DIR:-$found_conf}
-    ask_runtime
+    # Only install asks if both are known: from the command line, or because install has recorded them.
+    if [ "$COMMAND" = install ] || [ -z "$GIVEN_BIN" ] || [ -z "$GIVEN_CONF" ]; then ask_runtime; fi
     # GKE's /usr is read-only.
     [ -n "$TOOL_DIR" ] || case $PLATFORM in GKE) TOOL_DIR=$BIN_DIR ;; *) TOOL_DIR=/usr/local/bin ;; esac
 }
