@@ -51,12 +51,13 @@ Options:
   --mode, --config, --file WORD
                     install: options for "symroutectl conflist add", see docs/conflist.md
   --before-primary  install: continue if the primary plugin has written no conflist yet
-  --no-systemd      do not use systemd
+  --no-systemd      do not use systemd; uninstall then deletes unit files and stops nothing
   --no-agent        install units that act at boot and when a conflist changes, but no agent
   --no-up           install: bring no node state into force before the first pod or the next boot
   --force           uninstall: continue although pods need the plugin
   --json            status: print one JSON object, see docs/operations.md
-  Later commands use the directories, --no-agent and --no-systemd of "install" as defaults.
+  Later commands use the directories, --no-agent and --no-systemd of "install" as defaults. Without
+  --no-systemd, uninstall stops all units that are there.
 
   Environment:
   CARGO_TARGET_DIR  directory to build in instead of target/

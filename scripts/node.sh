@@ -32,7 +32,8 @@ recall_places() {
             cache) CACHE_DIR=${CACHE_DIR:-$value} ;;
             units) UNIT_DIR=${UNIT_DIR:-$value} ;;
             no-agent) NO_AGENT=${NO_AGENT:-$value} ;;
-            no-systemd) NO_SYSTEMD=${NO_SYSTEMD:-$value} ;;
+            # An earlier install may have left units that run: uninstall stops them without the option.
+            no-systemd) [ "$COMMAND" = uninstall ] || NO_SYSTEMD=${NO_SYSTEMD:-$value} ;;
         esac
     done <"$ROOT$STATE_DIR/places"
 }
@@ -153,7 +154,10 @@ check_install() {
         writable "$CONFS" "the runtime reads conflists there" --conf-dir
     fi
     writable "$(existing "$STATE")" "what was done is noted below it" --state-dir
-    ! has_systemd || writable "$UNITS" "systemd reads units there" "--unit-dir, or leave them out by --no-systemd"
+    if has_systemd; then
+        writable "$UNITS" "systemd reads units there" "--unit-dir, or leave them out by --no-systemd"
+        check_systemd "Run this where systemctl works; with --no-systemd, $COMMAND leaves the units alone."
+    fi
     code=0
     said=$(node_status 2>&1) || code=$?
     [ "$code" -ne 1 ] || die "$said" "Nothing was changed."
@@ -289,6 +293,8 @@ uninstall_node() {
     [ ! -e "$BIN" ] || writable "$ROOT$BIN_DIR" "the plugin is there" --bin-dir
     [ ! -e "$CTL" ] || writable "$ROOT$TOOL_DIR" "the tool is there" --tool-dir
     [ ! -e "$CONFS" ] || writable "$CONFS" "the runtime reads conflists there" --conf-dir
+    [ -n "$NO_SYSTEMD" ] || ! has_units || check_systemd \
+        "Run this where systemctl works; with --no-systemd, uninstall only deletes the unit files: stop the agent first."
     check_removal
     refuse_while_needed "Nothing was changed."
     disable_units

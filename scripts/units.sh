@@ -84,7 +84,25 @@ enable_units() {
     done
 }
 
+# Dies if systemctl can't reach systemd, for example in a chroot, or in a container without systemd's socket.
+check_systemd() {
+    [ -z "$ROOT" ] || return 0
+    code=0
+    said=$(LC_ALL=C systemctl show --property=Version 2>&1) || code=$?
+    [ "$code" -eq 0 ] || die "systemctl can't reach systemd: $(printf '%s\n' "$said" | tail -n 1)" "$@" "Nothing was changed."
+}
+
+# Succeeds if unit files of symroute are there.
+has_units() {
+    for name in $ALL_UNITS; do
+        [ ! -e "$UNITS/$name" ] || return 0
+    done
+    return 1
+}
+
+# With --no-systemd, the operator stops the agent.
 disable_units() {
+    [ -z "$NO_SYSTEMD" ] || return 0
     for name in $ALL_UNITS; do
         [ -e "$UNITS/$name" ] || continue
         if [ -n "$ROOT" ]; then
@@ -96,15 +114,16 @@ disable_units() {
 }
 
 remove_units() {
-    gone=''
+    has_units || return 0
     for name in $ALL_UNITS; do
         [ -e "$UNITS/$name" ] || continue
-        gone=yes
         # systemd would remember a unit that has failed or was stopped while it ran.
-        [ -n "$DRY_RUN$ROOT" ] || systemd reset-failed "$name" 2>/dev/null || true
+        [ -n "$DRY_RUN$ROOT$NO_SYSTEMD" ] || systemd reset-failed "$name" 2>/dev/null || true
+        # The links are what "systemctl disable" deletes.
+        [ -z "$NO_SYSTEMD" ] || delete "$UNITS"/*.wants/"$name"
         delete "$UNITS/$name"
     done
-    [ -z "$gone" ] || [ -n "$ROOT" ] || act "have systemd forget them" systemd daemon-reload
+    [ -n "$ROOT$NO_SYSTEMD" ] || act "have systemd forget them" systemd daemon-reload
 }
 
 unit_enabled() {
