@@ -301,16 +301,27 @@ uninstall_node() {
     if [ -n "$DRY_RUN" ]; then conflist remove --dry-run || [ $? -eq 3 ]; else remove_entry; fi
     node_down
     remove_units
-    # Deleted before the note that says where it is.
-    [ ! -e "$CTL" ] || delete "$BIN"
-    # Files that symroute has written. A directory with other files stays.
-    delete "$STATE/conflist" "$STATE/places" "$PREVIOUS" "$PREVIOUS_TOOL" "$UPGRADING" "$STATE/.symroute.new"
-    [ ! -d "$STATE" ] || [ -n "$(ls -A "$STATE")" ] || act "delete $STATE" rmdir "$STATE"
+    # Without a tool, the plugin is tool too, and stays to the end. Otherwise it is deleted before the note that says
+    # where it is.
+    last=$BIN
+    [ ! -e "$CTL" ] || { delete "$BIN"; last=''; }
+    delete_state
     delete "$ROOT/var/log/symroute.log" "$ROOT$BIN_DIR/.symroute.new" "$ROOT$TOOL_DIR/.symroute.new" \
         "$UNITS/.symroute.new"
     # The tool is last, because a repeated uninstall needs it.
-    delete "$BIN" "$CTL"
+    delete "$last" "$CTL"
     [ -n "$DRY_RUN" ] || echo "Uninstalled."
+}
+
+# Deletes what symroute has written in $STATE. A directory with other files stays.
+delete_state() {
+    [ -d "$STATE" ] || return 0
+    others=$(ls -A "$STATE")
+    for name in conflist places "${PREVIOUS##*/}" "${PREVIOUS_TOOL##*/}" "${UPGRADING##*/}" .symroute.new; do
+        delete "$STATE/$name"
+        others=$(printf '%s\n' "$others" | grep -vxF -e "$name") || true
+    done
+    [ -n "$others" ] || act "delete $STATE" rmdir "$STATE"
 }
 
 # Dies if our entry can't be removed, before the first change.
@@ -357,10 +368,9 @@ node_down() {
     [ -z "$ROOT" ] || return 0
     act "take the node state away" quietly "$TOOL" down --force ||
         die "the node state could not be taken away" "See above; then run this again."
-    [ -z "$DRY_RUN" ] || return 0
     code=0
     said=$(node_status 2>&1) || code=$?
-    [ "$code" -eq 3 ] || die "node state is in force still" "$said" \
+    [ -n "$DRY_RUN" ] || [ "$code" -eq 3 ] || die "node state is in force still" "$said" \
         "An agent that runs elsewhere? Stop it and run this again."
     delete /run/symroute
 }
