@@ -90,6 +90,9 @@ look_at_conflist() {
     [ -n "$TOOL" ] || return 0
     said conflist check
     CONFLIST=$SAID
+    # Before an install, an entry alone would name a missing plugin.
+    [ -n "$JSON$BIN_HASH" ] ||
+        CONFLIST=$(printf '%s\n' "$SAID" | sed 's|: symroutectl conflist add$|: sudo ./install.sh install|')
     # With an entry but without the plugin, no pod starts.
     case $code:$result in
         0:3) result=4 OFF="$OFF binary" ;;

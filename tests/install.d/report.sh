@@ -23,6 +23,8 @@ report() {
         '.state == "not-installed" and .binary == null and .tool == null and .conflist == null and .pods == null'
     works "a node without symroute" reported 3 '.state == "not-installed" and .binary == null
         and .conflist.state == "missing" and .units == [] and '"$names" --root "$ODD" --binary "$SYMROUTE_BIN"
+    works "its remedy is to install" not_installed --root "$ODD" --binary "$SYMROUTE_BIN"
+    works "not to add the entry alone" grep -q "put it right with: sudo ./install.sh install$" "$WORK/said"
     run install --root "$ODD" --binary "$SYMROUTE_BIN" || { verdict install "$(cat "$WORK/said")"; return; }
     works "paths come through as they are" paths_are_whole
     works "a node with symroute" reported 0 '.state == "well" and .off == [] and .node == null
