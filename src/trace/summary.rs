@@ -1,10 +1,10 @@
 //! Sums up all packets of a trace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::Flow;
-use super::join::{Asked, Packet, RP_FILTER, Step};
+use super::join::{Actor, Asked, Packet, RP_FILTER, Step};
 
 type Counts<T> = BTreeMap<T, u64>;
 
@@ -24,6 +24,8 @@ pub(crate) struct Summary {
     pub(crate) dropped: u64,
     /// Packets of which the trace saw no end: no delivery to the node, no departure and no drop.
     pub(crate) lost: u64,
+    /// Table and chain of each nftables rule that marked or dropped a packet.
+    pub(crate) chains: BTreeSet<(String, String)>,
     /// Index of the interface on which the last request of each client address arrived.
     arrivals: BTreeMap<SocketAddr, u32>,
 }
@@ -48,6 +50,13 @@ impl Summary {
             *self.left.entry((name(link), packet.table())).or_default() += 1;
             let arrived = self.arrivals.get(&packet.now().receiver());
             self.elsewhere += u64::from(arrived.is_some_and(|arrived| *arrived != link));
+        }
+        for step in &packet.steps {
+            if let Step::Marked { by: Actor::Rule { table, chain, .. }, .. }
+            | Step::Denied(Actor::Rule { table, chain, .. }) = step
+            {
+                self.chains.insert((table.clone(), chain.clone()));
+            }
         }
         match packet.steps.last() {
             Some(Step::Dropped { reason }) if reason == RP_FILTER => {

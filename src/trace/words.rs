@@ -61,7 +61,9 @@ impl Actor {
     fn words(&self) -> String {
         match self {
             Self::Rule { table, chain, handle } => {
-                format!("by rule {handle} of chain {chain} in nftables table {table}")
+                format!(
+                    "by the rule with handle {handle} of chain {chain} in nftables table {table}"
+                )
             }
             Self::Policy { table, chain } => {
                 format!("before the end of chain {chain} in nftables table {table}")
@@ -244,6 +246,9 @@ impl Summary {
         }
         if self.lost > 0 {
             line(format!("{} not seen again: dropped, or taken past netfilter", self.lost));
+        }
+        for (table, chain) in &self.chains {
+            line(format!("\"nft -a list chain {table} {chain}\" shows the rule"));
         }
         for what in missed {
             line(format!("not seen: {what}"));

@@ -248,6 +248,43 @@ fn a_reply_leaves_elsewhere() {
     }
 }
 
+/// The client asks the host by eth0 without an answer, while the node has these rules. Returns the
+/// output of a trace.
+fn refused(layout: &TwoNics, ruleset: &str) -> String {
+    layout.node.ns.nft(ruleset);
+    let trace = Trace::start(&layout.node.ns, &["--from", CLIENT, "--to", NODE[0]]);
+    host_is_asked(layout, NODE[0], false);
+    let (code, text) = trace.end();
+    assert_eq!(code, Some(4), "{text}");
+    text
+}
+
+#[test]
+fn a_rule_drops_a_request() {
+    if !kernel_can_trace() {
+        return;
+    }
+    let layout = two_nics();
+    let rules = "table inet fw {
+           chain c { counter; counter; meta mark set 0x40; drop; }
+           chain input { type filter hook input priority 0; tcp dport 10250 jump c; }
+         }";
+    let text = refused(&layout, rules);
+    let show = "nft -a list chain inet fw c";
+    assert_eq!(text.matches(&format!("  \"{show}\" shows the rule\n")).count(), 1, "{text}");
+    let shown = layout.node.ns.exec(&show.split(' ').collect::<Vec<_>>(), "");
+    for (step, rule) in [("mark 0x0 -> 0x40", "meta mark set 0x00000040"), ("dropped", "drop")] {
+        let handle = shown
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(rule)?.strip_prefix(" # handle "));
+        let handle = handle.unwrap_or_else(|| panic!("{rule}: {shown}"));
+        let by = format!(
+            "  {step} by the rule with handle {handle} of chain c in nftables table inet fw\n"
+        );
+        assert!(text.contains(&by), "{by}: {text}");
+    }
+}
+
 /// A pod's answers pass through the node, and meet none of its sockets.
 #[test]
 fn a_pod_answers_over_udp() {

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::{Flow, Summary};
 use super::*;
 
 const CLIENT: &str = "203.0.113.9:40000";
@@ -84,6 +85,19 @@ impl Events {
     fn dropped(&mut self, reason: &str) {
         let stamp = self.stamp();
         self.join.dropped(stamp, reason);
+    }
+
+    /// The text of each packet, and the summary's.
+    fn text(mut self) -> (String, String) {
+        let [from, to] = [CLIENT, NODE].map(|end| end.parse::<SocketAddr>().unwrap().ip());
+        let flow = Flow { from, from_port: None, to, to_port: None, protocol: None };
+        let name = |link: u32| format!("eth{link}");
+        let (mut packets, mut summary) = (String::new(), Summary::default());
+        for packet in self.join.done(Duration::MAX) {
+            summary.take(&flow, &packet, &name);
+            packets += &packet.to_text(Duration::ZERO, &name);
+        }
+        (packets, summary.to_text(&[]))
     }
 
     /// The steps of each packet as short words.
@@ -184,6 +198,29 @@ fn what_rules_do() {
     events.send(7, "prerouting-first", Kind::End { drops: false }, 0, Some([CLIENT, NODE]));
     let dnat = "dnat 10.20.0.50:8080";
     assert_eq!(events.story(), [format!("came, rule, mark 512, {dnat}, 254, denied")]);
+}
+
+/// The number of a rule is its handle, not its place in the chain.
+#[test]
+fn a_rule_is_named_by_its_handle() {
+    let mut events = Events::new();
+    events.pass(1, "prerouting", [CLIENT, NODE]);
+    let rule = |drops| Kind::Rule { handle: 9, drops };
+    events.send(1, "mangle", rule(false), 512, Some([CLIENT, NODE]));
+    events.send(1, "filter", rule(true), 512, None);
+    events.send(2, "output-first", rule(false), 0, Some([NODE, CLIENT]));
+    events.send(2, "filter", rule(true), 0, Some([NODE, CLIENT]));
+    let (packets, summary) = events.text();
+    for line in [
+        "mark 0x0 -> 0x200 by the rule with handle 9 of chain mangle in nftables table ip other\n",
+        "dropped by the rule with handle 9 of chain filter in nftables table ip other\n",
+    ] {
+        assert!(packets.contains(line), "{packets}");
+    }
+    for chain in ["mangle", "filter"] {
+        let line = format!("  \"nft -a list chain ip other {chain}\" shows the rule\n");
+        assert_eq!(summary.matches(&line).count(), 1, "{summary}");
+    }
 }
 
 #[test]
