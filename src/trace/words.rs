@@ -58,6 +58,17 @@ fn answer(lookup: &Lookup) -> String {
 }
 
 impl Actor {
+    /// Who dropped a packet.
+    fn dropper(&self) -> String {
+        match self {
+            Self::Policy { table, chain } => {
+                format!("by the policy of chain {chain} in nftables table {table}")
+            }
+            _ => self.words(),
+        }
+    }
+
+    /// What changed a packet. A policy changes none: this change came before the chain's end.
     fn words(&self) -> String {
         match self {
             Self::Rule { table, chain, handle } => {
@@ -107,7 +118,7 @@ impl Step {
                 format!("dropped by rp_filter at {}", packet.came_by(name).unwrap_or_default())
             }
             Self::Dropped { reason } => format!("dropped: the kernel says {reason}"),
-            Self::Denied(by) => format!("dropped {}", by.words()),
+            Self::Denied(by) => format!("dropped {}", by.dropper()),
         }
     }
 

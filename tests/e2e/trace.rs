@@ -285,6 +285,20 @@ fn a_rule_drops_a_request() {
     }
 }
 
+#[test]
+fn a_policy_drops_a_request() {
+    if !kernel_can_trace() {
+        return;
+    }
+    let rules = "table inet fw {
+           chain input { type filter hook input priority 0; policy drop; }
+         }";
+    let text = refused(&two_nics(), rules);
+    let dropped = "  dropped by the policy of chain input in nftables table inet fw\n";
+    assert!(text.contains(dropped), "{text}");
+    assert!(!text.contains("shows the rule"), "{text}");
+}
+
 /// A pod's answers pass through the node, and meet none of its sockets.
 #[test]
 fn a_pod_answers_over_udp() {

@@ -223,6 +223,22 @@ fn a_rule_is_named_by_its_handle() {
     }
 }
 
+/// The end of a chain shows a drop by the policy, and a mark that something before it set.
+#[test]
+fn a_policy_drops_but_does_not_mark() {
+    let mut events = Events::new();
+    events.pass(1, "prerouting", [CLIENT, NODE]);
+    events.send(1, "filter", Kind::End { drops: true }, 512, Some([CLIENT, NODE]));
+    let (packets, _) = events.text();
+    assert!(
+        packets.ends_with(
+            "  mark 0x0 -> 0x200 before the end of chain filter in nftables table ip other\n  \
+             dropped by the policy of chain filter in nftables table ip other\n"
+        ),
+        "{packets}"
+    );
+}
+
 #[test]
 fn a_packet_of_the_node_is_routed_again() {
     let mut events = Events::new();
