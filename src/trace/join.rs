@@ -70,7 +70,7 @@ pub(crate) enum Step {
 }
 
 /// What changed or dropped a packet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Actor {
     Rule {
         table: String,

@@ -23,7 +23,7 @@ const NFGENMSG: usize = 4;
 const INET: [u8; NFGENMSG] = [NFPROTO_INET, 0, 0, 0];
 
 /// Point of the node that a packet passes: one chain of the trace's table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Point {
     /// Before all other chains; its rules match packets with the flow's addresses.
     PreroutingFirst,

@@ -20,8 +20,12 @@ pub(crate) struct Summary {
     pub(crate) elsewhere: u64,
     /// Packets that the reverse path filter dropped, by incoming interface.
     pub(crate) rp_filter: Counts<String>,
-    /// Packets that the kernel dropped for another reason.
+    /// Packets that were dropped for another reason: the sum of the next two.
     pub(crate) dropped: u64,
+    /// Packets that a rule or the policy of a chain dropped.
+    pub(crate) denied: Counts<Actor>,
+    /// Packets that the kernel dropped, by the kernel's reason.
+    pub(crate) reasons: Counts<String>,
     /// Packets of which the trace saw no end: no delivery to the node, no departure and no drop.
     pub(crate) lost: u64,
     /// Table and chain of each nftables rule that marked or dropped a packet.
@@ -62,7 +66,14 @@ impl Summary {
             Some(Step::Dropped { reason }) if reason == RP_FILTER => {
                 *self.rp_filter.entry(came.map(name).unwrap_or_default()).or_default() += 1;
             }
-            Some(Step::Dropped { .. } | Step::Denied(_)) => self.dropped += 1,
+            Some(Step::Dropped { reason }) => {
+                self.dropped += 1;
+                *self.reasons.entry(reason.clone()).or_default() += 1;
+            }
+            Some(Step::Denied(by)) => {
+                self.dropped += 1;
+                *self.denied.entry(by.clone()).or_default() += 1;
+            }
             _ => self.lost += u64::from(packet.is_lost()),
         }
     }

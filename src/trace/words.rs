@@ -34,6 +34,11 @@ fn protocol_name(protocol: u8) -> String {
     }
 }
 
+/// A number of packets in words.
+fn packets(count: u64) -> String {
+    if count == 1 { "1 packet".into() } else { format!("{count} packets") }
+}
+
 /// Names of the TCP flags that are set, from the lowest bit on.
 fn flags(headers: &Headers) -> String {
     let set = headers.flags.unwrap_or(0);
@@ -92,6 +97,19 @@ impl Actor {
             }
         }
     }
+
+    /// Adds the rule or the chain with the policy to a JSON object, if there is one.
+    fn add_to(&self, object: &mut Value) {
+        match self {
+            Self::Rule { table, chain, handle } => {
+                object["rule"] = json!({"table": table, "chain": chain, "handle": handle});
+            }
+            Self::Policy { table, chain } => {
+                object["policy"] = json!({"table": table, "chain": chain});
+            }
+            Self::Unseen(_) => {}
+        }
+    }
 }
 
 impl Step {
@@ -130,8 +148,8 @@ impl Step {
             Self::Sent { mark } => json!({"step": "sent", "mark": mark}),
             Self::Marked { from, to, by } => {
                 let mut step = json!({"step": "marked", "from": from, "to": to});
-                if let Actor::Rule { table, chain, handle } = by {
-                    step["rule"] = json!({"table": table, "chain": chain, "handle": handle});
+                if let Actor::Rule { .. } = by {
+                    by.add_to(&mut step);
                 }
                 step
             }
@@ -150,7 +168,11 @@ impl Step {
             Self::Delivered => json!({"step": "delivered"}),
             Self::Left { link } => json!({"step": "left", "interface": name(*link)}),
             Self::Dropped { reason } => json!({"step": "dropped", "reason": reason}),
-            Self::Denied(_) => json!({"step": "denied"}),
+            Self::Denied(by) => {
+                let mut step = json!({"step": "denied"});
+                by.add_to(&mut step);
+                step
+            }
         }
     }
 }
@@ -231,32 +253,36 @@ impl Packet {
 impl Summary {
     /// The summary as text. `missed` lists what the trace did not see, and why.
     pub(crate) fn to_text(&self, missed: &[String]) -> String {
-        let mut out = format!("{} packets seen\n", self.packets);
+        let mut out = format!("{} seen\n", packets(self.packets));
         let mut line = |text: String| {
             let _ = writeln!(out, "  {text}");
         };
         for (nic, count) in &self.came {
-            line(format!("{count} packets of the client came in by {nic}"));
+            line(format!("{} of the client came in by {nic}", packets(*count)));
         }
         for ((nic, table), count) in &self.left {
             let by = table.map_or_else(
                 || "by the route that the connection had".to_owned(),
                 |table| format!("by {}", table_name(table)),
             );
-            line(format!("{count} packets to the client left by {nic}, {by}"));
+            line(format!("{} to the client left by {nic}, {by}", packets(*count)));
         }
         if self.elsewhere > 0 {
             let count = self.elsewhere;
             line(format!("{count} of them by another interface than the request came in by"));
         }
         for (nic, count) in &self.rp_filter {
-            line(format!("rp_filter dropped {count} at {nic}"));
+            line(format!("rp_filter dropped {} at {nic}", packets(*count)));
         }
-        if self.dropped > 0 {
-            line(format!("{} dropped for another reason", self.dropped));
+        for (by, count) in &self.denied {
+            line(format!("{} dropped {}", packets(*count), by.dropper()));
+        }
+        for (reason, count) in &self.reasons {
+            line(format!("{} dropped: the kernel says {reason}", packets(*count)));
         }
         if self.lost > 0 {
-            line(format!("{} not seen again: dropped, or taken past netfilter", self.lost));
+            let lost = packets(self.lost);
+            line(format!("{lost} not seen again: dropped, or taken past netfilter"));
         }
         for (table, chain) in &self.chains {
             line(format!("\"nft -a list chain {table} {chain}\" shows the rule"));
@@ -274,6 +300,13 @@ impl Summary {
         let left = self.left.iter().map(
             |((nic, table), count)| json!({"interface": nic, "table": table, "packets": count}),
         );
+        let denied = self.denied.iter().map(|(by, count)| {
+            let mut drop = json!({"packets": count});
+            by.add_to(&mut drop);
+            drop
+        });
+        let reasons = self.reasons.iter();
+        let reasons = reasons.map(|(reason, count)| json!({"reason": reason, "packets": count}));
         json!({"summary": {
             "version": version,
             "packets": self.packets,
@@ -282,6 +315,7 @@ impl Summary {
             "elsewhere": self.elsewhere,
             "rpFilter": self.rp_filter,
             "dropped": self.dropped,
+            "droppedBy": denied.chain(reasons).collect::<Vec<_>>(),
             "lost": self.lost,
             "notSeen": missed,
         }})

@@ -259,6 +259,12 @@ fn refused(layout: &TwoNics, ruleset: &str) -> String {
     text
 }
 
+/// Whether a line of the summary counts packets and ends with these words.
+fn has_count(text: &str, words: &str) -> bool {
+    let counts = |line: &str| line.trim_start().starts_with(|c: char| c.is_ascii_digit());
+    text.lines().any(|line| counts(line) && line.ends_with(words))
+}
+
 #[test]
 fn a_rule_drops_a_request() {
     if !kernel_can_trace() {
@@ -282,6 +288,7 @@ fn a_rule_drops_a_request() {
             "  {step} by the rule with handle {handle} of chain c in nftables table inet fw\n"
         );
         assert!(text.contains(&by), "{by}: {text}");
+        assert!(step != "dropped" || has_count(&text, by.trim()), "{by}: {text}");
     }
 }
 
@@ -296,6 +303,7 @@ fn a_policy_drops_a_request() {
     let text = refused(&two_nics(), rules);
     let dropped = "  dropped by the policy of chain input in nftables table inet fw\n";
     assert!(text.contains(dropped), "{text}");
+    assert!(has_count(&text, dropped.trim()), "{text}");
     assert!(!text.contains("shows the rule"), "{text}");
 }
 

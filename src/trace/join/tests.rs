@@ -1,6 +1,7 @@
 //! Tests with events in the order that the kernel sends them.
 
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::super::{Flow, Summary};
 use super::*;
@@ -88,7 +89,17 @@ impl Events {
     }
 
     /// The text of each packet, and the summary's.
-    fn text(mut self) -> (String, String) {
+    fn text(self) -> (String, String) {
+        let (packets, summary) = self.sum();
+        (packets, summary.to_text(&[]))
+    }
+
+    fn summary(self) -> Summary {
+        self.sum().1
+    }
+
+    /// The text of each packet, and the summary.
+    fn sum(mut self) -> (String, Summary) {
         let [from, to] = [CLIENT, NODE].map(|end| end.parse::<SocketAddr>().unwrap().ip());
         let flow = Flow { from, from_port: None, to, to_port: None, protocol: None };
         let name = |link: u32| format!("eth{link}");
@@ -97,7 +108,7 @@ impl Events {
             summary.take(&flow, &packet, &name);
             packets += &packet.to_text(Duration::ZERO, &name);
         }
-        (packets, summary.to_text(&[]))
+        (packets, summary)
     }
 
     /// The steps of each packet as short words.
@@ -221,6 +232,29 @@ fn a_rule_is_named_by_its_handle() {
         let line = format!("  \"nft -a list chain ip other {chain}\" shows the rule\n");
         assert_eq!(summary.matches(&line).count(), 1, "{summary}");
     }
+    let dropped = "by the rule with handle 9 of chain filter in nftables table ip other\n";
+    assert!(summary.contains(&format!("  2 packets dropped {dropped}")), "{summary}");
+}
+
+#[test]
+fn the_summary_has_each_reason() {
+    let mut events = Events::new();
+    for reason in ["NO_SOCKET", RP_FILTER, "NO_SOCKET"] {
+        events.pass(1, "prerouting", [CLIENT, NODE]);
+        events.checked("eth0");
+        events.dropped(reason);
+    }
+    let summary = events.summary();
+    assert_eq!(
+        summary.to_text(&[]),
+        "3 packets seen\n  \
+         3 packets of the client came in by eth3\n  \
+         rp_filter dropped 1 packet at eth3\n  \
+         2 packets dropped: the kernel says NO_SOCKET\n"
+    );
+    let json = &summary.to_json(1, &[])["summary"];
+    assert_eq!(json["dropped"], 2);
+    assert_eq!(json["droppedBy"], json!([{"reason": "NO_SOCKET", "packets": 2}]));
 }
 
 /// The end of a chain shows a drop by the policy, and a mark that something before it set.
@@ -229,7 +263,14 @@ fn a_policy_drops_but_does_not_mark() {
     let mut events = Events::new();
     events.pass(1, "prerouting", [CLIENT, NODE]);
     events.send(1, "filter", Kind::End { drops: true }, 512, Some([CLIENT, NODE]));
-    let (packets, _) = events.text();
+    let (packets, summary) = events.text();
+    let dropped = "by the policy of chain filter in nftables table ip other\n";
+    assert_eq!(
+        summary,
+        format!(
+            "1 packet seen\n  1 packet of the client came in by eth3\n  1 packet dropped {dropped}"
+        )
+    );
     assert!(
         packets.ends_with(
             "  mark 0x0 -> 0x200 before the end of chain filter in nftables table ip other\n  \
