@@ -34,7 +34,10 @@ The tool needs root, nf_tables and Linux 5.12, and Linux 6.4 to show routing tab
 pub(super) fn tail() -> String {
     let codes = [
         (0, "packets were seen, and each reply left through the NIC of its request"),
-        (EXIT_UNHEALTHY, "a packet was dropped, or a reply left through another NIC"),
+        (
+            EXIT_UNHEALTHY,
+            "a packet was dropped or undeliverable, or a reply left through another NIC",
+        ),
         (EXIT_NOTHING_SEEN, "no packet was seen"),
     ];
     let examples = [

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::message::{Headers, Kind, Message};
+use super::message::{Headers, IcmpError, Kind, Message};
 use super::ruleset::Point;
 use super::text::{Lookup, Stamp};
 
@@ -113,6 +113,12 @@ impl Packet {
     /// Sender and receiver after the last event.
     pub(crate) fn now(&self) -> &Headers {
         &self.now
+    }
+
+    /// The ICMP error, if this is one, and whether the node sends it.
+    pub(crate) fn icmp_error(&self) -> Option<(IcmpError, bool)> {
+        let is_sent = matches!(self.steps.first(), Some(Step::Sent { .. }));
+        self.headers.icmp_error().map(|error| (error, is_sent))
     }
 
     /// Whether the look-up may be for the route of this packet.

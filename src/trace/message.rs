@@ -52,6 +52,17 @@ pub(crate) struct Headers {
     pub(crate) ports: Option<(u16, u16)>,
     /// Flags of TCP.
     pub(crate) flags: Option<u8>,
+    /// Type and code of ICMP or ICMPv6.
+    pub(crate) icmp: Option<(u8, u8)>,
+}
+
+/// What an ICMP message says about a packet of its receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IcmpError {
+    /// The packet could not be delivered.
+    Undelivered,
+    /// The packet is too big for a link, or another router is nearer. The receiver adapts.
+    Advice,
 }
 
 impl Headers {
@@ -63,6 +74,19 @@ impl Headers {
     /// Destination address and port; port 0 if there is none.
     pub(crate) fn receiver(&self) -> SocketAddr {
         SocketAddr::new(self.to, self.ports.map_or(0, |(_, to)| to))
+    }
+
+    /// The error if this is an ICMP error (RFC 792, RFC 4443) or a redirect of IPv4. Conntrack counts
+    /// these messages to the connection of the packet that they are about.
+    pub(crate) fn icmp_error(&self) -> Option<IcmpError> {
+        match (self.protocol, self.icmp?) {
+            // Fragmentation needed, redirect; packet too big.
+            (IPPROTO_ICMP, (3, 4) | (5, _)) | (IPPROTO_ICMPV6, (2, _)) => Some(IcmpError::Advice),
+            (IPPROTO_ICMP, (3 | 4 | 11 | 12, _)) | (IPPROTO_ICMPV6, (1..=4, _)) => {
+                Some(IcmpError::Undelivered)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -111,7 +135,8 @@ fn family(number: u8) -> &'static str {
     }
 }
 
-/// Reads `struct iphdr` or `struct ipv6hdr`, and `struct tcphdr` or `struct udphdr`.
+/// Reads `struct iphdr` or `struct ipv6hdr`, and `struct tcphdr`, `struct udphdr` or
+/// `struct icmphdr`.
 fn headers(network: &[u8], transport: Option<&[u8]>) -> Option<Headers> {
     let (from, to, protocol): (IpAddr, IpAddr, u8) = match network.first()? >> 4 {
         4 => (
@@ -126,13 +151,15 @@ fn headers(network: &[u8], transport: Option<&[u8]>) -> Option<Headers> {
         ),
         _ => return None,
     };
+    let icmp = transport.filter(|_| [IPPROTO_ICMP, IPPROTO_ICMPV6].contains(&protocol));
+    let icmp = icmp.and_then(|bytes| Some((*bytes.first()?, *bytes.get(1)?)));
     let transport = transport.filter(|_| [IPPROTO_TCP, IPPROTO_UDP].contains(&protocol));
     let port = |at: usize| {
         let bytes = transport?.get(at..at + 2)?;
         Some(u16::from_be_bytes(bytes.try_into().ok()?))
     };
     let flags = transport.filter(|_| protocol == IPPROTO_TCP).and_then(|t| t.get(13).copied());
-    Some(Headers { from, to, protocol, ports: port(0).zip(port(2)), flags })
+    Some(Headers { from, to, protocol, ports: port(0).zip(port(2)), flags, icmp })
 }
 
 #[cfg(test)]
@@ -195,6 +222,25 @@ pub(super) mod tests {
         assert_eq!(v6.kind, Kind::Rule { handle: 8, drops: true });
         assert_eq!(v6.headers.unwrap().receiver(), "[2001:db8:21::10]:99".parse().unwrap());
         assert_eq!(sent(&[(4, "00000003")]), None, "without an id");
+    }
+
+    #[test]
+    fn icmp_errors() {
+        let error = |protocol: &str, transport: &str| {
+            let network = format!("450000540000400040{protocol}f4a70a15000acb007109");
+            let sent = sent(&[(4, "00000001"), (6, "334f7715"), (8, &network), (9, transport)]);
+            sent.unwrap().headers.unwrap().icmp_error()
+        };
+        let undelivered = Some(IcmpError::Undelivered);
+        assert_eq!(error("01", "0301fcfe00000000"), undelivered, "host unreachable");
+        assert_eq!(error("01", "0b00fcfe00000000"), undelivered, "too many hops");
+        assert_eq!(error("01", "0304fcfe000005dc"), Some(IcmpError::Advice), "too big");
+        assert_eq!(error("01", "0800fcfe00000000"), None, "an echo request");
+        assert_eq!(error("06", "030100509afd640950140000dc510000"), None, "TCP");
+        assert_eq!(error("3a", "0103fcfe00000000"), undelivered, "address unreachable");
+        assert_eq!(error("3a", "0200fcfe00000000"), Some(IcmpError::Advice), "too big");
+        assert_eq!(error("3a", "8000fcfe00000000"), None, "an echo request");
+        assert_eq!(error("01", "03"), None, "no code");
     }
 
     proptest::proptest! {

@@ -1,10 +1,11 @@
 //! Sums up all packets of a trace.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::Flow;
 use super::join::{Actor, Asked, Packet, RP_FILTER, Step};
+use super::message::IcmpError;
 
 type Counts<T> = BTreeMap<T, u64>;
 
@@ -26,6 +27,9 @@ pub(crate) struct Summary {
     pub(crate) denied: Counts<Actor>,
     /// Packets that the kernel dropped, by the kernel's reason.
     pub(crate) reasons: Counts<String>,
+    /// ICMP errors that the node sends to others than the client, because it could not deliver a
+    /// packet of theirs; by receiver.
+    pub(crate) undelivered: Counts<IpAddr>,
     /// Packets of which the trace saw no end: no delivery to the node, no departure and no drop.
     pub(crate) lost: u64,
     /// Table and chain of each nftables rule that marked or dropped a packet.
@@ -45,15 +49,20 @@ impl Summary {
             Step::Left { link } => Some(*link),
             _ => None,
         });
-        let is_request = flow.is_request(&packet.headers);
-        if let Some(link) = came.filter(|_| is_request) {
+        let direction = packet.direction(flow);
+        if let Some(link) = came.filter(|_| direction == Direction::Request) {
             *self.came.entry(name(link)).or_default() += 1;
             self.arrivals.insert(packet.headers.sender(), link);
         }
-        if let Some(link) = left.filter(|_| !is_request) {
+        if let Some(link) = left.filter(|_| direction == Direction::Reply) {
             *self.left.entry((name(link), packet.table())).or_default() += 1;
             let arrived = self.arrivals.get(&packet.now().receiver());
             self.elsewhere += u64::from(arrived.is_some_and(|arrived| *arrived != link));
+        }
+        if direction == Direction::Error
+            && packet.icmp_error() == Some((IcmpError::Undelivered, true))
+        {
+            *self.undelivered.entry(packet.now().to).or_default() += 1;
         }
         for step in &packet.steps {
             if let Step::Marked { by: Actor::Rule { table, chain, .. }, .. }
@@ -78,13 +87,39 @@ impl Summary {
         }
     }
 
-    /// Whether no packet was dropped or lost, and each reply left where its request arrived.
+    /// Whether no packet was dropped, lost or undeliverable, and each reply left where its request
+    /// arrived.
     pub(crate) fn is_well(&self) -> bool {
-        self.elsewhere == 0 && self.rp_filter.is_empty() && self.dropped == 0 && self.lost == 0
+        self.elsewhere == 0
+            && self.rp_filter.is_empty()
+            && self.dropped == 0
+            && self.undelivered.is_empty()
+            && self.lost == 0
     }
 }
 
+/// What a packet of a flow is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From the client.
+    Request,
+    /// To the client.
+    Reply,
+    /// An ICMP error about a packet of the server.
+    Error,
+}
+
 impl Packet {
+    pub(crate) fn direction(&self, flow: &Flow) -> Direction {
+        if flow.is_request(&self.headers) {
+            Direction::Request
+        } else if self.icmp_error().is_some() && self.now().to != flow.from {
+            Direction::Error
+        } else {
+            Direction::Reply
+        }
+    }
+
     /// Routing table of the packet's last route.
     pub(crate) fn table(&self) -> Option<u32> {
         self.steps.iter().rev().find_map(|step| match step {

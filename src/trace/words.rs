@@ -1,15 +1,16 @@
 //! Writes packets and their summary as text and as JSON.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::Flow;
 use super::join::{Actor, Asked, Packet, RP_FILTER, Step};
-use super::message::Headers;
+use super::message::{Headers, IcmpError};
 use super::ruleset::Point;
-use super::summary::Summary;
+use super::summary::{Direction, Summary};
 use super::text::Lookup;
 use crate::netlink::uapi::*;
 
@@ -37,6 +38,12 @@ fn protocol_name(protocol: u8) -> String {
 /// A number of packets in words.
 fn packets(count: u64) -> String {
     if count == 1 { "1 packet".into() } else { format!("{count} packets") }
+}
+
+/// ICMP errors from the node to this address in words.
+fn undelivered(count: u64, to: IpAddr) -> String {
+    let (errors, packets) = if count == 1 { ("error", "packet") } else { ("errors", "packets") };
+    format!("ICMP {errors} from the node to {to}: its {packets} could not be delivered")
 }
 
 /// Names of the TCP flags that are set, from the lowest bit on.
@@ -197,6 +204,9 @@ impl Packet {
         let by_rule = |s: &&Step| matches!(s, Step::Table { asked: Asked::Rule, .. });
         let steps = self.steps.iter().filter(|step| !by_rule(step));
         let mut lines: Vec<String> = steps.map(|step| step.words(self, name)).collect();
+        if self.icmp_error() == Some((IcmpError::Undelivered, true)) {
+            lines.insert(0, undelivered(1, self.headers.to));
+        }
         if self.is_lost() {
             lines.push(
                 "not seen again: dropped, or taken by something that bypasses netfilter".into(),
@@ -233,7 +243,11 @@ impl Packet {
         });
         json!({"packet": {
             "seconds": since.as_secs_f64(),
-            "direction": if flow.is_request(&self.headers) { "request" } else { "reply" },
+            "direction": match self.direction(flow) {
+                Direction::Request => "request",
+                Direction::Reply => "reply",
+                Direction::Error => "error",
+            },
             "protocol": protocol_name(self.headers.protocol),
             "from": endpoint_text(&self.headers, true),
             "to": endpoint_text(&self.headers, false),
@@ -280,6 +294,9 @@ impl Summary {
         for (reason, count) in &self.reasons {
             line(format!("{} dropped: the kernel says {reason}", packets(*count)));
         }
+        for (to, count) in &self.undelivered {
+            line(format!("{count} {}", undelivered(*count, *to)));
+        }
         if self.lost > 0 {
             let lost = packets(self.lost);
             line(format!("{lost} not seen again: dropped, or taken past netfilter"));
@@ -316,6 +333,7 @@ impl Summary {
             "rpFilter": self.rp_filter,
             "dropped": self.dropped,
             "droppedBy": denied.chain(reasons).collect::<Vec<_>>(),
+            "undelivered": self.undelivered,
             "lost": self.lost,
             "notSeen": missed,
         }})

@@ -19,7 +19,7 @@ use crate::lab::flows::{BASELINE, PATIENT};
 use crate::lab::netns::Netns;
 use crate::lab::not_run::kernel_lacks;
 use crate::lab::traffic::{Proto, Server, ask};
-use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, TwoNics, two_nics};
+use crate::lab::two_nics::{CLIENT, CLIENT6, NICS, NODE, NODE6, POD, POD6, TwoNics, two_nics};
 
 const ATTEMPTS: u32 = 5;
 
@@ -305,6 +305,50 @@ fn a_policy_drops_a_request() {
     assert!(text.contains(dropped), "{text}");
     assert!(has_count(&text, dropped.trim()), "{text}");
     assert!(!text.contains("shows the rule"), "{text}");
+}
+
+/// The pod's gateway does not exist, so the node sends ICMP errors to the pod, and no reply arrives.
+#[test]
+fn a_gateway_does_not_answer() {
+    if !kernel_can_trace() {
+        return;
+    }
+    let layout = two_nics();
+    let node = &layout.node.ns;
+    for family in ["ipv4", "ipv6"] {
+        node.sysctl(&format!("{family}/neigh/eth1/mcast_solicit"), "1");
+        node.sysctl(&format!("{family}/neigh/eth1/retrans_time_ms"), "100");
+    }
+    node.ip("route replace default via 10.21.0.99 dev eth1 table 101
+         route replace default via fe80::99 dev eth1 table 101");
+    // The trace sees errors about packets of connections that the node tracks.
+    node.nft(
+        "table inet tracked {
+           chain c { type nat hook postrouting priority 0; }
+         }",
+    );
+    for (client, pod) in [(CLIENT, POD[1]), (CLIENT6, POD6[1])] {
+        let words = ["--from", client, "--to", pod];
+        let text = Trace::start(node, &words);
+        let with_json = [&words[..], &["--json"]].concat();
+        let seen = traced(node, &with_json, || {
+            let got = ask(&layout.client, Proto::Tcp, address(pod, 8080), BASELINE);
+            assert!(got.is_err(), "{got:?}");
+        });
+        let error = seen.first("error");
+        let said =
+            format!("ICMP error from the node to {pod}: its packet could not be delivered\n");
+        assert!(story(error).starts_with(&said), "{error:#}");
+        assert_eq!(error["leftBy"], "enipod1", "{error:#}");
+        assert_eq!(seen.code, Some(4), "{:#}", seen.summary);
+        assert!(seen.summary["undelivered"][pod].as_u64() > Some(0), "{:#}", seen.summary);
+        let left = seen.summary["leftBy"].as_array().expect("a list");
+        assert!(left.iter().all(|left| left["interface"] == "eth1"), "{:#}", seen.summary);
+        let (code, text) = text.end();
+        assert_eq!(code, Some(4), "{text}");
+        assert!(text.contains(&format!("  {said}")), "{text}");
+        assert!(!text.contains("to the client left by enipod1"), "{text}");
+    }
 }
 
 /// A pod's answers pass through the node, and meet none of its sockets.

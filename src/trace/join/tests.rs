@@ -16,7 +16,7 @@ fn at(micros: u64) -> Duration {
 fn headers(from: &str, to: &str) -> Headers {
     let [from, to] = [from, to].map(|end| end.parse::<SocketAddr>().unwrap());
     let ports = Some((from.port(), to.port()));
-    Headers { from: from.ip(), to: to.ip(), protocol: 6, ports, flags: Some(2) }
+    Headers { from: from.ip(), to: to.ip(), protocol: 6, ports, flags: Some(2), icmp: None }
 }
 
 fn lookup(table: u32, error: i32, iif: u32, from: &str, to: &str, nic: &str) -> Lookup {
@@ -29,11 +29,13 @@ fn lookup(table: u32, error: i32, iif: u32, from: &str, to: &str, nic: &str) -> 
 struct Events {
     join: Join,
     micros: u64,
+    /// Type and code if the packets are ICMP.
+    icmp: Option<(u8, u8)>,
 }
 
 impl Events {
     fn new() -> Self {
-        Self { join: Join::new("trace"), micros: 0 }
+        Self { join: Join::new("trace"), micros: 0, icmp: None }
     }
 
     fn stamp(&mut self) -> Stamp {
@@ -51,7 +53,12 @@ impl Events {
             mark,
             iif: is_in.then_some(3),
             oif: (!is_in).then_some(2),
-            headers: ends.map(|[from, to]| headers(from, to)),
+            headers: ends.map(|[from, to]| match self.icmp {
+                None => headers(from, to),
+                icmp => {
+                    Headers { protocol: 1, ports: None, flags: None, icmp, ..headers(from, to) }
+                }
+            }),
         };
         let stamp = self.stamp();
         self.join.message(stamp.at, Some(stamp.cpu), &message);
@@ -255,6 +262,40 @@ fn the_summary_has_each_reason() {
     let json = &summary.to_json(1, &[])["summary"];
     assert_eq!(json["dropped"], 2);
     assert_eq!(json["droppedBy"], json!([{"reason": "NO_SOCKET", "packets": 2}]));
+}
+
+/// The node could not deliver a reply of the pod to the gateway.
+#[test]
+fn an_icmp_error_to_the_pod_is_no_reply() {
+    const POD: &str = "10.20.0.50:0";
+    let sum = |icmp: (u8, u8), ends: [&str; 2], hooks: [&str; 2]| {
+        let mut events = Events { icmp: Some(icmp), ..Events::new() };
+        events.pass(1, hooks[0], ends);
+        events.end(1, hooks[1], ends);
+        events.sum()
+    };
+    let by_node = ["output", "postrouting-last"];
+    let said = "ICMP error from the node to 10.20.0.50: its packet could not be delivered\n";
+    let (packets, summary) = sum((3, 1), [NODE, POD], by_node);
+    assert!(packets.contains(&format!("\n  {said}  the node sends it")), "{packets}");
+    assert!(!summary.is_well());
+    assert_eq!(summary.to_text(&[]), format!("1 packet seen\n  1 {said}"));
+    let json = &summary.to_json(1, &[])["summary"];
+    assert_eq!((&json["undelivered"], &json["leftBy"]), (&json!({"10.20.0.50": 1}), &json!([])));
+    // A packet that is too big, an error of a router, the copy of an error on `lo`.
+    for (icmp, ends, hooks) in [
+        ((3, 4), [NODE, POD], by_node),
+        ((3, 1), ["192.0.2.1:0", POD], ["prerouting", "postrouting-last"]),
+        ((3, 1), [NODE, NODE], ["prerouting", "input-last"]),
+    ] {
+        let (packets, summary) = sum(icmp, ends, hooks);
+        assert!(!packets.contains("delivered\n"), "{packets}");
+        assert_eq!((summary.is_well(), summary.to_text(&[])), (true, "1 packet seen\n".into()));
+    }
+    // The client gets this one, by some NIC.
+    let (packets, summary) = sum((3, 1), [NODE, CLIENT], by_node);
+    assert!(packets.contains("the node to 203.0.113.9: its packet could not"), "{packets}");
+    assert!(summary.is_well() && summary.left.len() == 1, "{summary:?}");
 }
 
 /// The end of a chain shows a drop by the policy, and a mark that something before it set.
