@@ -1,7 +1,7 @@
 //! `symroutectl trace`: follows the packets of a client's connections through this node.
 
 use std::io::{self, Write as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -88,11 +88,16 @@ impl Words {
     }
 }
 
+/// How long a trace ran, in whole seconds. `wanted`: its time if no signal ended it.
+fn ran_for(elapsed: Duration, wanted: Duration) -> Duration {
+    if elapsed >= wanted { wanted } else { Duration::from_secs(elapsed.as_secs()) }
+}
+
 /// Runs the command and prints each packet. Returns the summary text and the exit code.
 pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let flow = words.flow()?;
     let (mut summary, mut begin) = (Summary::default(), None);
-    let mut cannot_see = Vec::new();
+    let (mut cannot_see, mut started) = (Vec::new(), Instant::now());
     let ready = |unseen: &[String]| {
         let mut stderr = io::stderr().lock();
         for what in unseen {
@@ -100,6 +105,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
         }
         cannot_see = unseen.to_vec();
         let _ = writeln!(stderr, "ready");
+        started = Instant::now();
     };
     let options = Options { flow, time: words.time };
     let missed = trace::run(options, ready, |packet| {
@@ -121,7 +127,7 @@ pub(super) fn run(words: &Words) -> Result<(String, u8), Failure> {
     let text = if words.json {
         format!("{}\n", summary.to_json(VERSION, &cannot_see))
     } else {
-        summary.to_text(&cannot_see)
+        summary.to_text(ran_for(started.elapsed(), words.time), &cannot_see)
     };
     Ok((text, code))
 }
@@ -136,6 +142,14 @@ mod tests {
             Command::Trace(words) => Ok(words),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn the_time_of_a_trace() {
+        let ran = |millis, wanted| ran_for(Duration::from_millis(millis), wanted);
+        let wanted = Duration::from_millis(2500);
+        assert_eq!(ran(2600, wanted), wanted);
+        assert_eq!(ran(1400, wanted).as_millis(), 1000, "a signal ended it");
     }
 
     #[test]

@@ -265,9 +265,18 @@ impl Packet {
 }
 
 impl Summary {
-    /// The summary as text. `missed` lists what the trace did not see, and why.
-    pub(crate) fn to_text(&self, missed: &[String]) -> String {
-        let mut out = format!("{} seen\n", packets(self.packets));
+    /// The summary as text. `time`: how long the trace ran. `missed` lists what the trace did not
+    /// see, and why.
+    pub(crate) fn to_text(&self, time: Duration, missed: &[String]) -> String {
+        let mut out = if self.packets == 0 {
+            format!(
+                "no packet seen in {}: did the client send? If so, netfilter did not get it, and \
+                 \"symroutectl doctor\" may know why\n",
+                humantime::format_duration(time)
+            )
+        } else {
+            format!("{} seen\n", packets(self.packets))
+        };
         let mut line = |text: String| {
             let _ = writeln!(out, "  {text}");
         };
@@ -306,9 +315,6 @@ impl Summary {
         }
         for what in missed {
             line(format!("not seen: {what}"));
-        }
-        if self.packets == 0 {
-            line("no packet of this flow has met netfilter on this node in that time".into());
         }
         out
     }

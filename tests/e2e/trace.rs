@@ -518,7 +518,11 @@ fn how_it_ends() {
     let flow = ["trace", "--from", CLIENT, "--to", NODE[1]];
     let ran = node.symroute(&[&flow[..], &["--for", "100ms"]].concat());
     assert_eq!(ran.code, Some(5), "{}", ran.stderr);
-    assert!(ran.stdout.contains("no packet of this flow"), "{}", ran.stdout);
+    assert!(
+        ran.stdout.starts_with("no packet seen in 100ms: did the client send?"),
+        "{}",
+        ran.stdout
+    );
     assert_eq!(ran.stderr, "ready\n");
     for signal in [Signal::SIGTERM, Signal::SIGHUP] {
         let mut trace = Trace::start(&node.ns, &flow[1..]);

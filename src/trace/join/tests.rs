@@ -7,6 +7,7 @@ use super::super::{Flow, Summary};
 use super::*;
 
 const CLIENT: &str = "203.0.113.9:40000";
+const TIME: Duration = Duration::from_secs(10);
 const NODE: &str = "10.21.0.10:10250";
 
 fn at(micros: u64) -> Duration {
@@ -98,7 +99,7 @@ impl Events {
     /// The text of each packet, and the summary's.
     fn text(self) -> (String, String) {
         let (packets, summary) = self.sum();
-        (packets, summary.to_text(&[]))
+        (packets, summary.to_text(TIME, &[]))
     }
 
     fn summary(self) -> Summary {
@@ -244,6 +245,17 @@ fn a_rule_is_named_by_its_handle() {
 }
 
 #[test]
+fn nothing_was_seen() {
+    let missed = ["some packets".to_owned()];
+    assert_eq!(
+        Events::new().summary().to_text(TIME, &missed),
+        "no packet seen in 10s: did the client send? If so, netfilter did not get it, and \
+         \"symroutectl doctor\" may know why\n  \
+         not seen: some packets\n"
+    );
+}
+
+#[test]
 fn the_summary_has_each_reason() {
     let mut events = Events::new();
     for reason in ["NO_SOCKET", RP_FILTER, "NO_SOCKET"] {
@@ -253,7 +265,7 @@ fn the_summary_has_each_reason() {
     }
     let summary = events.summary();
     assert_eq!(
-        summary.to_text(&[]),
+        summary.to_text(TIME, &[]),
         "3 packets seen\n  \
          3 packets of the client came in by eth3\n  \
          rp_filter dropped 1 packet at eth3\n  \
@@ -279,7 +291,7 @@ fn an_icmp_error_to_the_pod_is_no_reply() {
     let (packets, summary) = sum((3, 1), [NODE, POD], by_node);
     assert!(packets.contains(&format!("\n  {said}  the node sends it")), "{packets}");
     assert!(!summary.is_well());
-    assert_eq!(summary.to_text(&[]), format!("1 packet seen\n  1 {said}"));
+    assert_eq!(summary.to_text(TIME, &[]), format!("1 packet seen\n  1 {said}"));
     let json = &summary.to_json(1, &[])["summary"];
     assert_eq!((&json["undelivered"], &json["leftBy"]), (&json!({"10.20.0.50": 1}), &json!([])));
     // A packet that is too big, an error of a router, the copy of an error on `lo`.
@@ -290,7 +302,10 @@ fn an_icmp_error_to_the_pod_is_no_reply() {
     ] {
         let (packets, summary) = sum(icmp, ends, hooks);
         assert!(!packets.contains("delivered\n"), "{packets}");
-        assert_eq!((summary.is_well(), summary.to_text(&[])), (true, "1 packet seen\n".into()));
+        assert_eq!(
+            (summary.is_well(), summary.to_text(TIME, &[])),
+            (true, "1 packet seen\n".into())
+        );
     }
     // The client gets this one, by some NIC.
     let (packets, summary) = sum((3, 1), [NODE, CLIENT], by_node);
