@@ -19,8 +19,8 @@ type Names<'a> = &'a dyn Fn(u32) -> String;
 
 fn table_name(table: u32) -> String {
     match table {
-        RT_TABLE_MAIN => "table 254 (main)".into(),
-        RT_TABLE_LOCAL => "table 255 (local)".into(),
+        RT_TABLE_MAIN => "table main".into(),
+        RT_TABLE_LOCAL => "table local".into(),
         other => format!("table {other}"),
     }
 }

@@ -164,9 +164,9 @@ fn rp_filter_drops_a_request() {
     assert_eq!(
         story(request),
         "came in by eth1, mark 0x0\n\
-         table 255 (local) says: eth1\n\
-         the way back to 203.0.113.9: table 255 (local) says: no route\n\
-         the way back to 203.0.113.9: table 254 (main) says: eth0 via 10.20.0.1\n\
+         table local says: eth1\n\
+         the way back to 203.0.113.9: table local says: no route\n\
+         the way back to 203.0.113.9: table main says: eth0 via 10.20.0.1\n\
          dropped by rp_filter at eth1\n"
     );
     assert_eq!((&request["cameBy"], &request["dropped"]), (&json!("eth1"), &json!("IP_RPFILTER")));

@@ -276,6 +276,23 @@ fn the_summary_has_each_reason() {
     assert_eq!(json["droppedBy"], json!([{"reason": "NO_SOCKET", "packets": 2}]));
 }
 
+#[test]
+fn tables_have_the_names_that_explain_uses() {
+    let mut events = Events::new();
+    events.pass(1, "prerouting", [CLIENT, NODE]);
+    events.checked("eth0");
+    events.end(1, "input-last", [CLIENT, NODE]);
+    events.tried(lookup(254, 0, 1, NODE, CLIENT, "eth0"));
+    events.pass(2, "output", [NODE, CLIENT]);
+    events.end(2, "postrouting-last", [NODE, CLIENT]);
+    let (packets, summary) = events.text();
+    let ways = "  table local says: eth1\n  \
+                the way back to 203.0.113.9: table local says: no route\n  \
+                the way back to 203.0.113.9: table main says: eth0\n";
+    assert!(packets.contains(ways), "{packets}");
+    assert!(summary.contains("1 packet to the client left by eth2, by table main\n"), "{summary}");
+}
+
 /// The node could not deliver a reply of the pod to the gateway.
 #[test]
 fn an_icmp_error_to_the_pod_is_no_reply() {
