@@ -23,6 +23,7 @@ TEXT
 # work on such a node.
 ask_runtime() {
     if [ -z "$TOOL" ]; then
+        # shellcheck disable=SC2034 # for node.sh
         CTL=$ROOT${TOOL_DIR:-/usr/local/bin}/symroutectl BIN=$ROOT$BIN_DIR/symroute
         find_tool
     fi

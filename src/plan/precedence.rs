@@ -258,10 +258,10 @@ mod tests {
         let maas = advice(&[(0, None, 255), (100, Some("10.0.0.0/8"), 150)]).unwrap();
         assert!(maas.contains("\"rulePriority\": 96 or"), "{maas}");
         let cilium = advice(&[(100, None, 255), (104, Some("10.0.0.1/32"), 150)]).unwrap();
-        assert!(cilium.starts_with("move them"), "{cilium}");
+        assert!(cilium.starts_with("move those rules"), "{cilium}");
         // symroute's rules cannot come before a rule that precedes table local.
         let first = advice(&[(100, None, 255), (99, Some("10.0.0.1/32"), 150)]).unwrap();
-        assert!(first.starts_with("move them"), "{first}");
+        assert!(first.starts_with("move those rules"), "{first}");
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn a_number_that_the_plugin_chooses_is_no_part_of_what_is_asked_for() {
 /// Otherwise an ADD with other settings takes the fast path, and nothing changes on the node.
 #[test]
 fn every_key_of_a_node_changes_the_fingerprint() {
-    let changes = json!({
+    let other = json!({
         "uplinks": ["eth7"],
         "gateways": {"eth1": "onlink"},
         "exclude": ["10.7.0.0/16"],
@@ -58,7 +58,7 @@ fn every_key_of_a_node_changes_the_fingerprint() {
     });
     let fingerprint = |config: Value| parsed(config).unwrap().settings.fingerprint(false);
     for key in KEYS.into_iter().filter(|key| !["scope", "log"].contains(key)) {
-        let changed = fingerprint(json!({key: changes[key]}));
+        let changed = fingerprint(json!({key: other[key]}));
         assert_ne!(changed, fingerprint(json!({})), "{key}: a value for it belongs into this test");
     }
 }
