@@ -174,9 +174,10 @@ impl Trace {
 
     /// Follows the packets that began before now to their end. Otherwise they would count as lost.
     fn finish(&mut self, mut take: impl FnMut(&Packet) -> bool) -> Result<(), Cannot> {
+        // Messages that wait get their time when they are read, where no tracepoint reports them.
+        self.pump()?;
         let end = now();
         loop {
-            self.pump()?;
             let at = now();
             // After `MAX_FINISH`, a packet without an end is lost.
             let at = if at < end + MAX_FINISH { at } else { Duration::MAX };
@@ -187,6 +188,7 @@ impl Trace {
                 return Ok(());
             }
             self.wait(None, BEAT)?;
+            self.pump()?;
         }
     }
 
