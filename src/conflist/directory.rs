@@ -101,11 +101,11 @@ impl Directory {
 
     pub(crate) fn read(&self) -> Result<Folder, Error> {
         let path = &self.places.conf_dir;
-        let mut folder = Folder { path: path.clone(), ..Folder::default() };
+        let last_wanted = self.store.wanted();
+        let mut folder = Folder { path: path.clone(), last_wanted, ..Folder::default() };
         let entries = absent_is_none(fs::read_dir(path)).map_err(Error::at("read", path))?;
         let Some(entries) = entries else { return Ok(folder) };
         folder.exists = true;
-        folder.last_wanted = self.store.wanted();
         let runtimes = runtimes::read(&self.places.root);
         folder.network = runtimes.iter().find_map(|runtime| runtime.network.clone());
         folder.not_first = runtimes.into_iter().find_map(|runtime| runtime.not_first);

@@ -179,8 +179,8 @@ fn what_was_wanted_before_the_primary_is_remembered() {
         }
         let entry = node.root.join("entry.json");
         fs::write(&entry, r#"{"uplinks": ["eth7"]}"#).expect("write");
-        let words = format!("add --mode own-file --config {}", entry.display());
-        node.run(&words).assert_code(3, "waiting");
+        node.run(&format!("add --config {}", entry.display())).assert_code(3, "waiting");
+        node.run("add --mode own-file").assert_code(3, "waiting still");
         fs::create_dir_all(node.conf_dir()).expect("make the conf dir");
         node.write(FLANNEL);
         node.run("add").assert_code(0, "add");
