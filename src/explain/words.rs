@@ -185,8 +185,7 @@ impl Explained {
             Err(why) => {
                 paragraph("with symroute", vec![format!("the same: {why}")]);
                 if view.plan.left_out.iter().any(|left| left.name == nic && left.is_nic()) {
-                    let remedy = format!("to use it: \"uplinks\": [\"auto\", \"{nic}\"]");
-                    paragraph("", vec![remedy]);
+                    paragraph("", vec![format!("to use it, name \"{nic}\" in \"uplinks\"")]);
                 }
             }
         }
