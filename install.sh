@@ -56,14 +56,14 @@ Options:
   --no-up           install: bring no node state into force before the first pod or the next boot
   --force           uninstall: continue although pods need the plugin
   --json            status: print one JSON object, see docs/operations.md
-  Later commands use the directories, --no-agent and --no-systemd of "install" as defaults. Without
-  --no-systemd, uninstall stops all units that are there.
+Later commands use the directories, --no-agent and --no-systemd of "install" as defaults. Without
+--no-systemd, uninstall stops all units that are there.
 
-  Environment:
+Environment:
   CARGO_TARGET_DIR  directory to build in instead of target/
 
-  Exit codes: 0 done (--demo: everything was as expected), 1 failed, 2 wrong usage,
-  3 status: not installed, 4 status: installed, but something is wrong.
+Exit codes: 0 done (--demo: everything was as expected), 1 failed, 2 wrong usage,
+3 status: not installed, 4 status: installed, but something is wrong.
 
 Examples:
   ./install.sh build && sudo ./install.sh install --binary target/release/symroute

@@ -358,7 +358,7 @@ remove_entry() {
     sleep 1
     case $(conflist remove --dry-run 2>&1) in
         *"would be "*) die "$CONFS: another program restores our entry" \
-                    "Perhaps an agent of a DaemonSet: stop it and run this again." ;;
+            "Perhaps an agent of a DaemonSet: stop it and run this again." ;;
     esac
     refuse_while_needed "A pod has started meanwhile. The conflist names us no longer; the plugin stays until then."
 }

@@ -23,8 +23,10 @@ TEXT
 # work on such a node.
 ask_runtime() {
     if [ -z "$TOOL" ]; then
+        # GKE's tool is beside the plugin.
+        case $PLATFORM in GKE) dir=$BIN_DIR ;; *) dir=/usr/local/bin ;; esac
         # shellcheck disable=SC2034 # for node.sh
-        CTL=$ROOT${TOOL_DIR:-/usr/local/bin}/symroutectl BIN=$ROOT$BIN_DIR/symroute
+        CTL=$ROOT${TOOL_DIR:-$dir}/symroutectl BIN=$ROOT$BIN_DIR/symroute
         find_tool
     fi
     [ -n "$TOOL" ] && "$TOOL" places --help >/dev/null 2>&1 || return 0

@@ -84,7 +84,7 @@ enable_units() {
     done
 }
 
-# Dies if systemctl can't reach systemd, for example in a chroot, or in a container without systemd's socket.
+# Dies if systemctl can't reach systemd, for example in a container without a bus.
 check_systemd() {
     [ -z "$ROOT" ] || return 0
     code=0
@@ -121,6 +121,9 @@ remove_units() {
         [ -n "$DRY_RUN$ROOT$NO_SYSTEMD" ] || systemd reset-failed "$name" 2>/dev/null || true
         # The links are what "systemctl disable" deletes.
         [ -z "$NO_SYSTEMD" ] || delete "$UNITS"/*.wants/"$name"
+        # They are here if the units are in another directory.
+        [ -z "$NO_SYSTEMD" ] || [ "$UNITS" = "$ROOT/etc/systemd/system" ] ||
+            delete "$ROOT"/etc/systemd/system/*.wants/"$name"
         delete "$UNITS/$name"
     done
     [ -n "$ROOT$NO_SYSTEMD" ] || act "have systemd forget them" systemd daemon-reload
