@@ -61,7 +61,7 @@ fn kind(path: &str, text: &str) -> Kind {
     match ending {
         Some("md") => Kind::Markdown,
         Some("rs") => Kind::Rust,
-        Some("sh" | "toml" | "yaml" | "yml" | "service" | "timer" | "conf" | "config") => {
+        Some("sh" | "toml" | "yaml" | "yml" | "service" | "timer" | "path" | "conf" | "config") => {
             Kind::Hash
         }
         _ if text.starts_with("#!") => Kind::Hash,
