@@ -353,7 +353,8 @@ impl Lyft {
         let mut packets = capture.stop();
         packets.retain(|packet| [6, 17].contains(&packet.protocol));
         let symmetric = assert_replies_symmetric(&packets, &["eth0", "eth1", "eth2"], true);
-        assert_eq!(symmetric, passing, "flows that the router saw both ways");
+        // Half-open connections from before may send again meanwhile.
+        assert!(symmetric >= passing, "the router saw {symmetric} flows both ways, of {passing}");
         assert_eq!(self.drops(), before, "drops in the pod, on the node and of the source check");
         let passed = self.node.ns.counter("egress", "passed");
         assert_eq!(passed, 0, "packets by eth1 through the node's netfilter");
