@@ -255,7 +255,7 @@ fn usable<'a>(folder: &'a Folder, file: &str) -> Result<Network<'a>, State> {
         State::WaitingForPrimary(Reason::new(
             format!("{path}: {why}"),
             "another program may be writing it; if it stays so, repair or remove it, or name the \
-                         primary's file with --file",
+             primary's file with --file",
         ))
     })?;
     if network.is_multus() {

@@ -173,9 +173,10 @@ impl Directory {
         self.check(&mut found, check_plugin_directory);
         self.check(&mut found, is_in_place);
         ask_gate(&mut found, self.path(), gate.as_deref_mut(), |gate, network| gate.open(network));
-        if !found.state.is_refused() && wanted.or(&folder.last_wanted) != folder.last_wanted {
+        let to_remember = wanted.or(&folder.last_wanted);
+        if !found.state.is_refused() && to_remember != folder.last_wanted {
             // Also while the primary's file is missing: a later add finishes the work, without the options.
-            self.store.remember(&wanted.or(&folder.last_wanted))?;
+            self.store.remember(&to_remember)?;
         }
         let plan = |folder: &Folder| decide(folder, wanted).edits;
         let (edits, why) = (found.edits.clone(), found.state.name());
@@ -306,7 +307,7 @@ impl Directory {
         (missing && times >= ADDITIONS).then(|| {
             let remedy = if view.is_cilium || is_own(file) {
                 "set cni.exclusive=false in Cilium's Helm values, or set up the program that \
-                                 writes it to keep other plugins"
+                 writes it to keep other plugins"
             } else {
                 "set up the program that writes it to keep other plugins"
             };

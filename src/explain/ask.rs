@@ -120,7 +120,7 @@ impl<'a> Asker<'a> {
     /// Whether the interface is a NIC with an address that is not an uplink.
     pub(crate) fn is_unused_nic(&self, link: u32) -> bool {
         let name = self.facts().link_name(link);
-        self.view.plan.left_out.iter().any(|left| left.name == name && left.is_nic())
+        self.view.plan.leaves_out_nic(&name)
     }
 
     /// The interfaces on which a packet with this source may arrive. The list is `[0]` for a packet that the

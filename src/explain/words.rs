@@ -184,7 +184,7 @@ impl Explained {
             }
             Err(why) => {
                 paragraph("with symroute", vec![format!("the same: {why}")]);
-                if view.plan.left_out.iter().any(|left| left.name == nic && left.is_nic()) {
+                if view.plan.leaves_out_nic(&nic) {
                     paragraph("", vec![format!("to use it, name \"{nic}\" in \"uplinks\"")]);
                 }
             }

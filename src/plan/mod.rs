@@ -78,6 +78,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Whether the interface of this name is a NIC with an address that is not an uplink.
+    pub(crate) fn leaves_out_nic(&self, name: &str) -> bool {
+        self.left_out.iter().any(|left| left.name == name && left.is_nic())
+    }
+
     /// Whether the plan has a flowtable.
     pub(crate) fn offloads(&self) -> bool {
         self.ruleset.as_ref().is_some_and(|ruleset| ruleset.flowtable.is_some())

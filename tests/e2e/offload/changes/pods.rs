@@ -61,7 +61,7 @@ fn pods_that_come_and_go_leave_others_offloaded() {
         scene.offload("eth1", &mut others, "the begin");
         let pod = node.pod("later", &LATER);
         if !with_agent {
-            assert!(!is_flowtable_device(&scene, "enilater"), "nobody has looked");
+            assert!(!is_flowtable_device(&scene, "enilater"), "no program has looked");
         }
         node.add(&settings(), &pod);
         until("ADD: its veth is a device", || is_flowtable_device(&scene, "enilater"));
